@@ -1,0 +1,102 @@
+"""Every error that shardload raises on purpose.
+
+    ShardloadError
+    ├── UsageError            an argument is wrong or missing                       exit code 2
+    ├── NotFoundError         a folder, file, repo, revision or tensor is not there exit code 2
+    │   └── AccessError       it is there, but not for this token                   exit code 2
+    ├── UnsupportedError      known, named, and not done by this version            exit code 2
+    ├── MismatchError         checkpoint (or adapter) and model disagree            exit code 1
+    ├── RemoteCodeError       a repo's own code failed, or asks for what is lacking exit code 1
+    ├── CorruptError          bytes are not what they claim to be                   exit code 4
+    └── UnsafeError           it would run or reach something that was not allowed  exit code 4
+        └── UntrustedCodeError  code of a repo that nobody has trusted              exit code 4
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ShardloadError(Exception):
+    """What went wrong, where, and what to do about it.
+
+    `what` is one sentence; `where` names the file, key or argument; `cure` says what to do. `str()` shows
+    all three, a line each.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.cure = cure
+
+    def __str__(self) -> str:
+        """Return the message: what, then `where:` and `cure:` lines for the parts that are known."""
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.cure:
+            lines.append(f"  cure:  {self.cure}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with the keyword parts: errors cross process pools."""
+        return (_rebuild, (type(self), self.what, self.where, self.cure))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as JSON-ready data: kind, what, where, cure."""
+        return {"kind": type(self).__name__, "what": self.what, "where": self.where, "cure": self.cure}
+
+
+def _rebuild(kind: type[ShardloadError], what: str, where: str | None, cure: str | None) -> ShardloadError:
+    return kind(what, where=where, cure=cure)
+
+
+class UsageError(ShardloadError, ValueError):
+    """An argument is wrong or missing."""
+
+
+class NotFoundError(ShardloadError):
+    """A folder, file, repo, revision or tensor is not there."""
+
+
+class AccessError(NotFoundError):
+    """The repo exists, but this token (or no token) may not read it."""
+
+
+class UnsupportedError(ShardloadError):
+    """The thing is known by name, and this version does not do it."""
+
+
+class MismatchError(ShardloadError):
+    """Checkpoint and model disagree; nothing was loaded.
+
+    `report` is the `Report` (or `AdapterReport`) with every fault in it, or None.
+    """
+
+    exit_code = 1
+    report: Any = None
+
+
+class RemoteCodeError(ShardloadError):
+    """A repo's own code failed while it was imported or constructed, or asks for what is lacking."""
+
+    exit_code = 1
+
+
+class CorruptError(ShardloadError):
+    """Bytes are not what they claim to be: truncated, overlapping, contradicting their index or header."""
+
+    exit_code = 4
+
+
+class UnsafeError(ShardloadError):
+    """Going on would run or reach something that the caller did not allow."""
+
+    exit_code = 4
+
+
+class UntrustedCodeError(UnsafeError):
+    """Code of a repo would have to run, and nobody has trusted these bytes."""

@@ -1,0 +1,70 @@
+"""A stored tensor that has not been read: its name, dtype, shape and place in a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+Region = tuple[slice, ...]
+"""One slice a dimension; what `Checkpoint.read(name, region)` takes."""
+
+DTYPE_BITS: dict[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "C128": 128,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+"""Bits per element of each dtype code. The codes are those of the safetensors format (0.8), plus C128."""
+
+TORCH_NAMES: dict[str, str] = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32",
+    "I32": "int32", "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16",
+    "F32": "float32", "F64": "float64", "C64": "complex64", "C128": "complex128",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}  # fmt: skip
+"""The name that torch gives each dtype code; codes without one (F4, F6) can be listed but not read."""
+
+
+class Span(NamedTuple):
+    """A half-open range of bytes in a file."""
+
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where one stored tensor lies, known from a header alone.
+
+    `dtype` is a code of `DTYPE_BITS`. `shard` is the file's name relative to the checkpoint's root. `span` is
+    absolute in that file. `strides` (elements) is None for a C-contiguous tensor; a pickle may store others.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: str
+    span: Span
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's elements, packed; `span.nbytes` differs from it for a strided tensor."""
+        return (self.numel * DTYPE_BITS[self.dtype] + 7) // 8
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether the elements are floating point of 16 bits or more: the only ones that `dtype=` casts."""
+        return self.dtype in {"F16", "BF16", "F32", "F64"}
