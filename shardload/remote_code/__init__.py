@@ -1,0 +1,17 @@
+"""A repo's own code: its config and model classes, run on the caller's word and kept apart from everything else."""
+
+from __future__ import annotations
+
+from shardload.remote_code.classes import ResolvedClass, resolve_class
+from shardload.remote_code.config import LoadedConfig, attach_generation_config, load_config
+from shardload.remote_code.listing import ListedFile, code_files
+
+__all__ = [
+    "ListedFile",
+    "LoadedConfig",
+    "ResolvedClass",
+    "attach_generation_config",
+    "code_files",
+    "load_config",
+    "resolve_class",
+]

@@ -1,0 +1,103 @@
+"""Reading `auto_map`: which of a repo's own classes is asked for, and in which file it is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import CorruptError, UnsafeError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFERRED = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel")
+"""The entries that are tried first, in this order; then any other AutoModelFor… in the file's order."""
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRef:
+    """A class of a repo's own code: `module` ("modeling_x", "sub.modeling_x"), `name`, and its other repo if any."""
+
+    module: str
+    name: str
+    repo: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.repo}--{self.module}.{self.name}" if self.repo else f"{self.module}.{self.name}"
+
+
+def parse_reference(text: str) -> ClassRef:
+    """Return the class that "module.Class", "sub.module.Class" or "org/name--module.Class" names.
+
+    Raises UnsafeError for anything else: these names become file names and module names. A module's name may
+    contain dashes, as file names do.
+    """
+    repo, separator, dotted = text.rpartition("--")
+    parts = dotted.split(".")
+    good_repo = not separator or (_REPO.fullmatch(repo) is not None and ".." not in repo)
+    good_names = all(part.replace("-", "_").isidentifier() for part in parts[:1]) and all(
+        re.fullmatch(r"[\w-]+", part) for part in parts[1:-1]
+    )
+    if not (good_repo and good_names and len(parts) > 1 and parts[-1].isidentifier()):
+        raise UnsafeError(
+            f"auto_map names {text!r}, which is not of the form module.Class or org/name--module.Class",
+            where="config.json, auto_map",
+            cure="correct the entry in config.json, or pass model_class=…",
+        )
+    return ClassRef(".".join(parts[:-1]), parts[-1], repo or None)
+
+
+def entries(config_json: Mapping[str, Any] | None) -> dict[str, ClassRef]:
+    """Return every entry of `auto_map` that names a class, by its auto class, in the file's order.
+
+    A list entry (tokenizers have a slow and a fast class) counts as its first item that is not null.
+    """
+    auto_map = (config_json or {}).get("auto_map") or {}
+    if not isinstance(auto_map, dict):
+        raise CorruptError("auto_map is not an object of names", where="config.json, auto_map")
+    found = {}
+    for auto_class, value in auto_map.items():
+        text = next((item for item in value if item is not None), None) if isinstance(value, list) else value
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise CorruptError(
+                f"auto_map's {auto_class} is not a name: {text!r}", where="config.json, auto_map"
+            )
+        found[auto_class] = parse_reference(text)
+    return found
+
+
+def config_entry(config_json: Mapping[str, Any] | None) -> ClassRef | None:
+    """Return the repo's own configuration class, or None."""
+    return entries(config_json).get("AutoConfig")
+
+
+def model_entries(config_json: Mapping[str, Any] | None) -> dict[str, ClassRef]:
+    """Return the entries that name model classes, in the order in which they are chosen."""
+    found = {name: ref for name, ref in entries(config_json).items() if name.startswith("AutoModel")}
+    return {name: found[name] for name in (*(n for n in PREFERRED if n in found), *found)}
+
+
+def choose_model(
+    config_json: Mapping[str, Any] | None, auto_class: str | None = None
+) -> tuple[str, ClassRef] | None:
+    """Return (auto class, its entry) for the model to build; None where `auto_map` names no model class.
+
+    Raises UsageError when `auto_class` is given and `auto_map`, though it names model classes, lacks that one.
+    """
+    found = model_entries(config_json)
+    if not found:
+        return None
+    if auto_class is None:
+        return next(iter(found.items()))
+    if auto_class not in found:
+        raise UsageError(
+            f"the repo's auto_map has no entry {auto_class}",
+            where="auto_class=",
+            cure=f"choose one of: {', '.join(found)}",
+        )
+    return auto_class, found[auto_class]

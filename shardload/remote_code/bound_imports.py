@@ -1,0 +1,160 @@
+"""What `import` means inside a repo's modules: its own files, and shardload's stand-in for transformers.
+
+Each of its modules has builtins of its own, whose `__import__` and `importlib` do this. Functions keep the
+builtins of the module that defines them, so an import inside a function, run years later, is served as well.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from shardload.remote_code.imports import home_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from importlib.machinery import ModuleSpec
+
+    from shardload.remote_code.namespaces import Namespace
+
+SHIM = "shardload.remote_code.shim"
+
+
+def builtins_for(namespace: Namespace) -> dict[str, Any]:
+    """Return the builtins of a module in this namespace: Python's, with its own `__import__`."""
+    return {**vars(builtins), "__import__": _Importer(namespace)}
+
+
+class _Importer:
+    """`__import__` for one namespace."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = namespace
+        self._names = frozenset(file.name for file in namespace.code.files)
+        self._importlib = _importlib_for(self)
+
+    def __call__(
+        self,
+        name: str,
+        globals: Mapping[str, Any] | None = None,  # noqa: A002 - the builtin's own signature
+        locals: Mapping[str, Any] | None = None,  # noqa: A002
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """Do what an import statement of the repo's code asks for."""
+        importer = globals or {}
+        if level > 0:
+            self._refuse_escape(name, importer, level)
+        elif name.split(".", maxsplit=1)[0] == "importlib":
+            return self._import_importlib(name, fromlist)
+        elif (target := self.target_of(name, importer)) is not None:
+            module = _import_from_shim(target, name, fromlist) if target.startswith(SHIM) else None
+            if module is None:
+                module = builtins.__import__(target, globals, locals, fromlist or (), 0)
+            # `import a.b` binds `a`.
+            top = self.target_of(name.split(".", maxsplit=1)[0], importer)
+            return module if fromlist else sys.modules[top or target]
+        return builtins.__import__(name, globals, locals, fromlist or (), level)
+
+    def target_of(self, name: str, importer: Mapping[str, Any]) -> str | None:
+        """Return the real name of what the code calls `name`, or None where they are the same."""
+        top = name.split(".", maxsplit=1)[0]
+        if top == "transformers":
+            return SHIM + name.removeprefix("transformers") if self.namespace.base == "shim" else None
+        home = home_of(top, self._file_of(importer), self._names)
+        if home is None:
+            return None
+        return ".".join(part for part in (self.namespace.package, home.replace("/", "."), name) if part)
+
+    def _file_of(self, importer: Mapping[str, Any]) -> str:
+        module = str(importer.get("__name__", "")).removeprefix(f"{self.namespace.package}.")
+        file = self.namespace.code.modules.get(module)
+        return file.name if file else ""
+
+    def _import_importlib(self, name: str, fromlist: Sequence[str] | None) -> ModuleType:
+        importlib.import_module(name)
+        inner = name.partition(".")[2]
+        found: Any = getattr(self._importlib, inner) if inner and fromlist else self._importlib
+        return found  # type: ignore[no-any-return]
+
+    def _refuse_escape(self, name: str, importer: Mapping[str, Any], level: int) -> None:
+        package = str(importer.get("__package__") or "")
+        if level > package.count(".") - self.namespace.package.count(".") + 1:
+            raise ImportError(f"relative import of {'.' * level}{name} goes above the repo's root")
+
+
+def _import_from_shim(target: str, name: str, fromlist: Sequence[str] | None) -> ModuleType:
+    """Import a module of the stand-in and see that it has every name asked for."""
+    module = _shim_module(target, name)
+    for item in fromlist or ():
+        if item != "*" and not hasattr(module, item):
+            _shim_module(f"{target}.{item}", f"{name}.{item}")
+    return module
+
+
+def _shim_module(target: str, name: str) -> ModuleType:
+    from shardload.remote_code.shim._missing import MissingFromShimError, lacking
+
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith(SHIM):
+            raise
+    raise lacking(MissingFromShimError, name)
+
+
+class _StandIn(ModuleType):
+    """A module that offers everything of a real one, but for what is set on it."""
+
+    def __init__(self, real: ModuleType) -> None:
+        super().__init__(real.__name__, real.__doc__)
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def _importlib_for(importer: _Importer) -> ModuleType:
+    """Return an `importlib` whose functions answer as this namespace's imports do."""
+    stand_in, util, metadata = _StandIn(importlib), _StandIn(importlib.util), _StandIn(importlib.metadata)
+    offered: dict[str, Callable[..., Any] | ModuleType] = {
+        "import_module": _import_module_for(importer),
+        "__import__": importer,
+        "util": util,
+        "metadata": metadata,
+    }
+    vars(stand_in).update(offered)
+
+    def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
+        target = importer.target_of(name, sys._getframe(1).f_globals)
+        return importlib.util.find_spec(target or name, package)
+
+    def version(distribution_name: str) -> str:
+        if distribution_name == "transformers" and importer.namespace.base == "shim":
+            return str(importlib.import_module(SHIM).__version__)
+        return importlib.metadata.version(distribution_name)
+
+    vars(util)["find_spec"] = find_spec
+    vars(metadata)["version"] = version
+    return stand_in
+
+
+def _import_module_for(importer: _Importer) -> Callable[..., ModuleType]:
+    def import_module(name: str, package: str | None = None) -> ModuleType:
+        if name.startswith("."):
+            inside = (package or "").startswith(importer.namespace.package)
+            name = importlib.util.resolve_name(name, package)
+            if inside and not name.startswith(f"{importer.namespace.package}."):
+                raise ImportError(f"relative import of {name} goes above the repo's root")
+            return importlib.import_module(name)
+        target = importer.target_of(name, sys._getframe(1).f_globals)
+        if target is None:
+            return importlib.import_module(name)
+        return _shim_module(target, name) if target.startswith(SHIM) else importlib.import_module(target)
+
+    return import_module

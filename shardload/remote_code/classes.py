@@ -1,0 +1,117 @@
+"""resolve_class: the class of the model: the caller's, the repo's own, or an installed transformers'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from shardload.errors import UsageError
+from shardload.remote_code.auto_map import choose_model
+from shardload.remote_code.config import code_origin, convert_config
+from shardload.remote_code.failures import explain
+from shardload.remote_code.importer import RepoCode, Word, open_code
+from shardload.remote_code.library import is_installed, model_class_for, version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from shardload.remote_code.auto_map import ClassRef
+    from shardload.sources.source import Source
+
+_SAY = "pass model_class=… (a class or a function that takes the config)"
+
+
+@dataclass
+class ResolvedClass:
+    """How to make the model: `make(config)`, the class's name, and where it came from, as people read it.
+
+    `remote_base` says who serves the repo's imports of transformers; None where none of its code runs. It is final
+    once `make` has returned: a constructor may ask for something that only the real transformers has.
+    """
+
+    make: Callable[[Any], nn.Module]
+    name: str
+    origin: str
+    remote_base: Literal["shim", "transformers"] | None = None
+
+
+def resolve_class(
+    source: Source,
+    config_json: Mapping[str, Any] | None,
+    config: Any = None,  # noqa: ARG001 - what `make` will be given; classes are chosen by config.json
+    *,
+    auto_class: str | None = None,
+    model_class: Callable[[Any], nn.Module] | None = None,
+    trust_remote_code: bool = False,
+    revision_given: str | None = None,
+    code_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: Any = None,
+    local_files_only: bool = False,
+) -> ResolvedClass:
+    """Return how to make the model.
+
+    In this order: `model_class`; the entry of the repo's `auto_map` (`auto_class` picks one; its code runs: the
+    caller's word is needed); the class of an installed transformers that `architectures` names.
+
+    Raises UsageError, saying what to pass, when there is none of these; UntrustedCodeError; RemoteCodeError.
+    """
+    if model_class is not None:
+        name = getattr(model_class, "__qualname__", type(model_class).__qualname__)
+        return ResolvedClass(
+            model_class, name, f"{getattr(model_class, '__module__', '?')}.{name} (model_class=)"
+        )
+    chosen = choose_model(config_json, auto_class)
+    if chosen is not None:
+        word = Word(trust_remote_code, revision_given, code_revision, token, cache_dir, local_files_only)
+        return _from_code(open_code(source, config_json, chosen[1], word), chosen[1])
+    found = model_class_for(config_json or {}, auto_class)
+    if found is None:
+        raise _nothing_to_build(source, config_json, auto_class)
+    return ResolvedClass(found, found.__qualname__, f"{found.__module__}.{found.__qualname__} ({version()})")
+
+
+def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
+    repo.load(ref)
+
+    def make(config: Any) -> nn.Module:
+        cls, namespace = repo.load(ref), repo.namespace
+        resolved.origin, resolved.remote_base = code_origin(repo, ref), repo.base
+        try:
+            model: nn.Module = cls(convert_config(repo, config))
+        except Exception as error:
+            if repo.fall_back(error, namespace):
+                return make(config)
+            raise explain(error, namespace, f"constructing {ref}") from error
+        return model
+
+    resolved = ResolvedClass(make, ref.name, code_origin(repo, ref), repo.base)
+    return resolved
+
+
+def _nothing_to_build(
+    source: Source, config_json: Mapping[str, Any] | None, auto_class: str | None
+) -> UsageError:
+    if config_json is None:
+        return UsageError(
+            "there is no config.json, so nothing says which class to build", where=source.label, cure=_SAY
+        )
+    names = [name for name in config_json.get("architectures") or () if isinstance(name, str)]
+    where = f"config.json of {source.label}"
+    if not names and auto_class is None:
+        what = "config.json names no class: it has neither auto_map nor architectures"
+        return UsageError(what, where=where, cure=_SAY)
+    wanted = auto_class or ", ".join(names)
+    if not is_installed():
+        return UsageError(
+            f"config.json asks for {wanted}, a class of transformers, which is not installed",
+            where=where,
+            cure=f"pip install transformers; or {_SAY}",
+        )
+    return UsageError(
+        f"config.json asks for {wanted}, which the installed {version()} lacks",
+        where=where,
+        cure=f"{_SAY}, or download the repo's own code where it has some",
+    )

@@ -1,0 +1,198 @@
+"""load_config: config.json as an object, made by the repo's own configuration class where it has one."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import CorruptError, ShardloadError, UsageError
+from shardload.remote_code.auto_map import choose_model, config_entry
+from shardload.remote_code.failures import explain
+from shardload.remote_code.importer import RepoCode, Word, open_code
+from shardload.remote_code.library import config_class_for, library, version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from shardload.remote_code.auto_map import ClassRef
+    from shardload.sources.source import Source
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A config object, and where its class came from, as people read it."""
+
+    config: Any
+    origin: str
+
+
+def load_config(
+    source: Source,
+    config_json: Mapping[str, Any] | None,
+    *,
+    trust_remote_code: bool = False,
+    revision_given: str | None = None,
+    code_revision: str | None = None,
+    dtype: Any = None,
+    model_class: Callable[[Any], nn.Module] | None = None,
+    token: str | bool | None = None,
+    cache_dir: Any = None,
+    local_files_only: bool = False,
+) -> LoadedConfig:
+    """Return the config of a repo.
+
+    In this order: `model_class.config_class` where the caller's class has one; the repo's own class that
+    `auto_map` names (its code runs: the caller's word is needed); the class of an installed transformers for the
+    model that `architectures` names; a plain object with config.json's entries as attributes. A caller who
+    passes `model_class` and does not trust the repo gets the plain object. `dtype` (a torch dtype or its name)
+    stands as `torch_dtype` before any class sees the settings.
+
+    Raises UntrustedCodeError, RemoteCodeError, CorruptError for settings that their class refuses.
+    """
+    settings = _settings(source, config_json, dtype)
+    word = Word(trust_remote_code, revision_given, code_revision, token, cache_dir, local_files_only)
+    callers_class = getattr(model_class, "config_class", None)
+    if callers_class is not None:
+        return LoadedConfig(
+            _construct(callers_class, settings), f"{_full_name(callers_class)} (of model_class=)"
+        )
+    ref = config_entry(config_json)
+    if ref is not None and (model_class is None or trust_remote_code is True):
+        return _from_code(open_code(source, config_json, ref, word), ref, settings)
+    if model_class is None and choose_model(config_json) is None:
+        found = config_class_for(settings)
+        if found is not None:
+            return LoadedConfig(_construct(found, settings), f"{_full_name(found)} ({version()})")
+    return _plain(settings, config_json, ref)
+
+
+def _settings(source: Source, config_json: Mapping[str, Any] | None, dtype: Any) -> dict[str, Any]:
+    settings = dict(config_json or {})
+    settings["_name_or_path"] = source.label if source.is_local else source.label.split("@")[0]
+    if source.revision:
+        settings["_commit_hash"] = source.revision
+    if dtype is not None and dtype != "auto":
+        settings["torch_dtype"] = _dtype(dtype, "dtype=")
+        settings.pop("dtype", None)
+    elif isinstance(settings.get("dtype"), str):
+        settings.setdefault("torch_dtype", settings["dtype"])  # what transformers 5 writes
+    if isinstance(settings.get("torch_dtype"), str) and settings["torch_dtype"] != "auto":
+        _dtype(settings["torch_dtype"], "config.json, torch_dtype")
+    return settings
+
+
+def _dtype(dtype: Any, where: str) -> Any:
+    from shardload.remote_code.shim.configuration_utils import as_dtype
+
+    try:
+        return as_dtype(dtype)
+    except ValueError as error:
+        kind = UsageError if where == "dtype=" else CorruptError
+        raise kind(
+            f"{dtype!r} is no dtype of torch", where=where, cure="for example float16, bfloat16 or float32"
+        ) from error
+
+
+def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> LoadedConfig:
+    cls = repo.load(ref)
+    namespace = repo.namespace
+    try:
+        config = _make(cls, settings)
+    except Exception as error:
+        if repo.fall_back(error, namespace):
+            return _from_code(repo, ref, settings)
+        raise explain(error, namespace, f"making the config {ref}") from error
+    return LoadedConfig(config, code_origin(repo, ref))
+
+
+def code_origin(repo: RepoCode, ref: ClassRef) -> str:
+    """Return where a class came from: its name, the content of its code, and who served its imports."""
+    served = f", its transformers is {version()}" if repo.base == "transformers" else ""
+    whose = "code of the repo" if ref.repo is None else f"code of {repo.source.label}"
+    return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(repo.base)[:12]}…{served})"
+
+
+def _plain(
+    settings: dict[str, Any], config_json: Mapping[str, Any] | None, ref: ClassRef | None
+) -> LoadedConfig:
+    from shardload.remote_code.shim.configuration_utils import PretrainedConfig
+
+    origin = "config.json" if config_json is not None else "no config.json: defaults only"
+    if ref is not None:
+        origin += f" (the repo's own {ref} was not trusted and not run)"
+    return LoadedConfig(_construct(PretrainedConfig, settings), origin)
+
+
+def _make(cls: Any, settings: dict[str, Any]) -> Any:
+    return cls.from_dict(settings) if hasattr(cls, "from_dict") else cls(**settings)
+
+
+def _construct(cls: Any, settings: dict[str, Any]) -> Any:
+    try:
+        return _make(cls, settings)
+    except ShardloadError:
+        raise
+    except Exception as error:
+        raise CorruptError(
+            f"{_full_name(cls)} refuses the settings: {type(error).__name__}: {error}",
+            where=f"config.json of {settings['_name_or_path']}",
+            cure="correct config.json, or pass config=…",
+        ) from error
+
+
+def convert_config(repo: RepoCode, config: Any) -> Any:
+    """Return the config as a class that now serves the repo: itself, or remade after a change of the base.
+
+    A repo whose config was made before its model code proved to need the real transformers is served by that
+    as a whole, its config too.
+    """
+    from shardload.remote_code.shim.configuration_utils import PretrainedConfig
+
+    if repo.base == "shim" or not isinstance(config, PretrainedConfig):
+        return config
+    if not repo.owns(config):
+        return library().PretrainedConfig.from_dict(config.to_dict())
+    module = type(config).__module__.split(".h", 1)[1].partition(".")[2]
+    try:
+        cls = getattr(importlib.import_module(f"{repo.namespace.package}.{module}"), type(config).__name__)
+        return _make(cls, config.to_dict())
+    except Exception as error:
+        raise explain(error, repo.namespace, "remaking the config for transformers") from error
+
+
+def attach_generation_config(model: nn.Module, source: Source) -> str | None:
+    """Put generation_config.json on `model.generation_config`, where model and file have it.
+
+    Returns a line for the report, or None when there is nothing to say. Raises CorruptError for a file that is
+    no JSON object.
+    """
+    name = "generation_config.json"
+    if name not in source.names():
+        return None
+    if not hasattr(model, "generation_config"):
+        return f"{name} is not used: the model has no generation_config"
+    file = source.open(name)
+    try:
+        settings = json.loads(file.read_at(0, file.size))
+    except ValueError as error:
+        raise CorruptError(f"{name} is no JSON: {error}", where=f"{source.label}/{name}") from error
+    if not isinstance(settings, dict):
+        raise CorruptError(f"{name} holds no object of settings", where=f"{source.label}/{name}")
+    model.generation_config = _generation_class(model).from_dict(settings)
+    return f"{name} is on model.generation_config"
+
+
+def _generation_class(model: nn.Module) -> Any:
+    if any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
+        return library().GenerationConfig
+    from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig
+
+    return GenerationConfig
+
+
+def _full_name(cls: Any) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,97 @@
+"""Turning what a repo's code raises into one error that says what it asked for, where, and the cure."""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING
+
+from shardload.errors import RemoteCodeError, ShardloadError
+from shardload.remote_code.bound_imports import SHIM
+
+if TYPE_CHECKING:
+    from shardload.remote_code.namespaces import Namespace
+
+# What pip calls the packages that published repos import under another name.
+_PIP_NAMES = {
+    "PIL": "Pillow",
+    "cv2": "opencv-python",
+    "flash_attn": "flash-attn",
+    "google": "protobuf",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+
+
+def explain(error: BaseException, namespace: Namespace, doing: str) -> ShardloadError:
+    """Return the error to raise for one that escaped from a repo's code while `doing` ("importing …").
+
+    A ShardloadError is returned as it is.
+    """
+    if isinstance(error, ShardloadError):
+        return error
+    where = _line_of(error, namespace)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _not_found(error.name, namespace, where)
+    if isinstance(error, ImportError) and error.name and not error.path and "." not in error.name:
+        return _not_found(error.name, namespace, where)
+    if isinstance(error, ImportError) and str(error.name).split(".")[0] == "transformers":
+        return RemoteCodeError(
+            f"the repo's code does not fit the installed transformers: {error}",
+            where=where,
+            cure="install the transformers version that the repo names, or pass model_class=…",
+        )
+    return RemoteCodeError(
+        f"the repo's own code failed while {doing}: {type(error).__name__}: {error}",
+        where=where,
+        cure="the traceback above this message shows the code's own frames",
+    )
+
+
+def lacks_a_name(error: BaseException) -> bool:
+    """Return whether the error says that the stand-in for transformers lacks a name."""
+    from shardload.remote_code.shim._missing import MissingAttributeError, MissingFromShimError
+
+    if isinstance(error, (MissingAttributeError, MissingFromShimError)):
+        return True
+    # `transformers.modeling_utils.Something` on a module of the stand-in that answers plainly.
+    owner = getattr(error, "obj", None) if isinstance(error, AttributeError) else None
+    return str(getattr(owner, "__spec__", None) and getattr(owner, "__name__", "")).startswith(SHIM)
+
+
+def as_lacking(error: BaseException, namespace: Namespace) -> ShardloadError:
+    """Return the error for a name that the stand-in lacks: what is missing, the line, the choices."""
+    from shardload.remote_code.shim._missing import CHOICES, MissingAttributeError
+
+    if isinstance(error, ShardloadError):
+        return error
+    assert isinstance(error, AttributeError)
+    owner = str(getattr(error.obj, "__name__", SHIM)).replace(SHIM, "transformers", 1)
+    return MissingAttributeError(
+        f"the code asks for {owner}.{error.name}, which shardload's own stand-in for transformers lacks",
+        where=_line_of(error, namespace),
+        cure=CHOICES,
+    )
+
+
+def _not_found(module: str, namespace: Namespace, where: str | None) -> RemoteCodeError:
+    if module.startswith(f"{namespace.package}."):
+        file = module.removeprefix(f"{namespace.package}.").replace(".", "/")
+        return RemoteCodeError(
+            f"the repo's code imports its own file {file}.py, which {namespace.code.label} does not have",
+            where=where,
+            cure="download the repo's .py files as well",
+        )
+    package = module.split(".", maxsplit=1)[0]
+    return RemoteCodeError(
+        f"the repo's code needs the package {package}, which is not installed",
+        where=where,
+        cure=f"pip install {_PIP_NAMES.get(package, package)}",
+    )
+
+
+def _line_of(error: BaseException, namespace: Namespace) -> str | None:
+    """Return "file:line" of the innermost frame that is the repo's own, or None."""
+    files = {str(file.path) for file in namespace.code.files}
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None

@@ -1,0 +1,162 @@
+"""Importing the classes of a repo's code: from the stand-in for transformers, or as a whole from the real one."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import RemoteCodeError
+from shardload.remote_code.auto_map import ClassRef, config_entry, model_entries
+from shardload.remote_code.code import collect, file_of
+from shardload.remote_code.failures import as_lacking, explain, lacks_a_name
+from shardload.remote_code.library import is_installed
+from shardload.remote_code.namespaces import namespace_of, trust
+from shardload.remote_code.trust import require_trust, untrusted_other_repo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardload.remote_code.code import Base, Code
+    from shardload.remote_code.namespaces import Namespace
+    from shardload.sources.source import Source
+
+_lock = threading.Lock()
+_needs_transformers: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Word:
+    """What the caller said about running code, and how to reach the Hub. Nothing else widens trust."""
+
+    trust_remote_code: bool = False
+    revision_given: str | None = None
+    code_revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: Any = None
+    local_files_only: bool = False
+
+
+@dataclass(frozen=True)
+class RepoCode:
+    """The code of one repo, past the gate: the configuration class and the model classes, of one namespace."""
+
+    source: Source
+    code: Code
+
+    @property
+    def base(self) -> Base:
+        """Who serves its imports of transformers: the stand-in until it proved to lack a name."""
+        return "transformers" if self.code.sha256("shim") in _needs_transformers else "shim"
+
+    @property
+    def namespace(self) -> Namespace:
+        """Where its modules live now."""
+        return trust(self.code, self.base)
+
+    def load(self, ref: ClassRef) -> Any:
+        """Import the class. When the stand-in lacks a name, the installed transformers serves the whole repo.
+
+        Raises RemoteCodeError, naming file and line, when the code fails or asks for what is not there.
+        """
+        namespace = self.namespace
+        try:
+            return self._import(namespace, ref)
+        except (Exception, SystemExit) as error:
+            if self.fall_back(error, namespace):
+                return self.load(ref)
+            raise explain(error, namespace, f"importing {ref}") from error
+
+    def fall_back(self, error: BaseException, namespace: Namespace) -> bool:
+        """Hand the repo to the installed transformers, where the error says that the stand-in lacks a name.
+
+        Returns False for other errors. Raises the error that names what is missing when there is no transformers.
+        """
+        if namespace.base != "shim" or not lacks_a_name(error):
+            return False
+        if not is_installed():
+            missing = as_lacking(error, namespace)
+            raise missing from (None if missing is error else error)
+        with _lock:
+            _needs_transformers.add(self.code.sha256("shim"))
+        return True
+
+    def owns(self, obj: Any) -> bool:
+        """Return whether an object's class is of this code, whoever serves it."""
+        namespace = namespace_of(type(obj).__module__)
+        return namespace is not None and namespace.code.sha256("shim") == self.code.sha256("shim")
+
+    def _import(self, namespace: Namespace, ref: ClassRef) -> Any:
+        file = file_of(ref.module, frozenset(f.name for f in self.code.files), self.code.label)
+        module = importlib.import_module(f"{namespace.package}.{self.code.module_of(file)}")
+        if not hasattr(module, ref.name):
+            raise RemoteCodeError(
+                f"auto_map names the class {ref}, and the file does not define it", where=str(module.__file__)
+            )
+        return getattr(module, ref.name)
+
+
+def open_code(source: Source, config_json: Mapping[str, Any] | None, ref: ClassRef, word: Word) -> RepoCode:
+    """Return the code that a class of `auto_map` needs, once the caller's word covers it.
+
+    The configuration class and the model classes of one repo make one namespace, so that they see the same
+    classes. Raises UntrustedCodeError before anything runs.
+    """
+    home, argument, given = source, "revision", word.revision_given
+    if not _is_own(ref, source):
+        home, argument, given = _other_source(ref, word), "code_revision", word.code_revision
+    code = collect(home, _modules_beside(ref, source, home, config_json))
+    require_trust(
+        home, code, trust_remote_code=word.trust_remote_code, revision_given=given, argument=argument
+    )
+    return RepoCode(home, code)
+
+
+def own_code(source: Source, config_json: Mapping[str, Any] | None) -> Code | None:
+    """Return the code in the repo itself that loading its model would run; None when it names none."""
+    own = [ref for ref in _refs(config_json) if _is_own(ref, source)]
+    return collect(source, _modules_beside(own[0], source, source, config_json)) if own else None
+
+
+def other_repos(source: Source, config_json: Mapping[str, Any] | None) -> list[ClassRef]:
+    """Return the classes that `auto_map` takes from other repos."""
+    return [ref for ref in _refs(config_json) if not _is_own(ref, source)]
+
+
+def _refs(config_json: Mapping[str, Any] | None) -> list[ClassRef]:
+    config = config_entry(config_json)
+    return [*([config] if config else []), *model_entries(config_json).values()]
+
+
+def _is_own(ref: ClassRef, source: Source) -> bool:
+    """Whether the class is in the source itself: repos name themselves when they were saved from a load."""
+    return ref.repo is None or source.label.split("@")[0] == ref.repo
+
+
+def _modules_beside(
+    ref: ClassRef, source: Source, home: Source, config_json: Mapping[str, Any] | None
+) -> list[str]:
+    """Return the modules of every entry of the same repo; of the others, only those that are there."""
+    same = [
+        r for r in _refs(config_json) if r.repo == ref.repo or (_is_own(r, source) and _is_own(ref, source))
+    ]
+    names = frozenset(home.names())
+    there = {r.module for r in same if f"{r.module.replace('.', '/')}.py" in names}
+    return sorted({ref.module, *there})
+
+
+def _other_source(ref: ClassRef, word: Word) -> Source:
+    from shardload.sources import find_source
+
+    if word.trust_remote_code is not True:
+        raise untrusted_other_repo(str(ref))
+    found, _file = find_source(
+        str(ref.repo),
+        revision=word.code_revision,
+        token=word.token,
+        cache_dir=word.cache_dir,
+        local_files_only=word.local_files_only,
+        subfolder=None,
+    )
+    return found

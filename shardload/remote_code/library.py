@@ -1,0 +1,55 @@
+"""The installed transformers: its classes, never its loader. Nothing of it is imported before it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def is_installed() -> bool:
+    """Return whether the real transformers can be imported; does not import it."""
+    return importlib.util.find_spec("transformers") is not None
+
+
+def library() -> Any:
+    """Return the real transformers, imported."""
+    return importlib.import_module("transformers")
+
+
+def version() -> str:
+    """Return "transformers x.y.z"."""
+    return f"transformers {library().__version__}"
+
+
+def model_class_for(settings: Mapping[str, Any], auto_class: str | None = None) -> Any:
+    """Return the class of an installed transformers that config.json asks for, or None.
+
+    It is the one that `architectures` names, or that `auto_class` maps the model type to.
+    """
+    if not is_installed():
+        return None
+    if auto_class is None:
+        found = (getattr(library(), name, None) for name in settings.get("architectures") or ())
+        return next((cls for cls in found if isinstance(cls, type)), None)
+    mapping = getattr(getattr(library(), auto_class, None), "_model_mapping", None)
+    config_class = config_class_for(settings)
+    if mapping is None or config_class not in mapping:
+        return None
+    cls = mapping[config_class]
+    return cls[0] if isinstance(cls, (list, tuple)) else cls
+
+
+def config_class_for(settings: Mapping[str, Any]) -> Any:
+    """Return the configuration class that an installed transformers has for the model, or None."""
+    if not is_installed():
+        return None
+    cls = model_class_for(settings)
+    if cls is not None:
+        return getattr(cls, "config_class", None)
+    known = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    model_type = str(settings.get("model_type"))
+    return known[model_type] if model_type in known else None  # noqa: SIM401 - `get` would skip its lazy import

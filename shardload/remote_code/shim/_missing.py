@@ -1,0 +1,84 @@
+"""What the stand-in says when code asks it for something that it lacks or that arrives later."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from shardload.errors import RemoteCodeError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+CHOICES = (
+    "install transformers (`pip install transformers`) so that it serves this repo's code as a whole, "
+    "or pass model_class=… with a class of your own"
+)
+
+
+class MissingFromShimError(RemoteCodeError, ImportError):
+    """An import of a transformers name that the stand-in lacks: an ImportError, so guards catch it."""
+
+
+class MissingAttributeError(RemoteCodeError, AttributeError):
+    """An attribute of a transformers module that the stand-in lacks: an AttributeError, so `hasattr` works."""
+
+
+def lacking(kind: type[RemoteCodeError], name: str) -> RemoteCodeError:
+    """Return the error for `name` ("transformers.x.Y"), placed at the line of the repo's code that asks."""
+    return kind(
+        f"the code asks for {name}, which shardload's own stand-in for transformers lacks",
+        where=_asking_line(),
+        cure=CHOICES,
+    )
+
+
+def _asking_line() -> str | None:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith("shardload.remote_code.repos."):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None
+
+
+def later(name: str, cure: str | None = None) -> NoReturn:
+    """Raise the UnsupportedError that names a thing of transformers that the stand-in does not do yet."""
+    raise UnsupportedError(
+        f"{name} arrives later: shardload's stand-in for transformers has the name only, "
+        "so that code which imports it can be loaded",
+        cure=cure,
+    )
+
+
+def later_class(name: str, home: str) -> type[Any]:
+    """Return a class that can be imported, subclassed and tested with isinstance, but not constructed."""
+
+    def refuse(self: Any, *_args: Any, **_kwargs: Any) -> None:
+        later(f"transformers' {name} (used by {type(self).__qualname__})")
+
+    def refuse_loading(cls: type[Any], *_args: Any, **_kwargs: Any) -> None:
+        later(f"transformers' {name}.from_pretrained (used by {cls.__qualname__})")
+
+    def register_for_auto_class(cls: type[Any], auto_class: str = "") -> None:
+        cls._auto_class = auto_class
+
+    body: dict[str, Any] = {
+        "__init__": refuse,
+        "from_pretrained": classmethod(refuse_loading),
+        "register_for_auto_class": classmethod(register_for_auto_class),
+        "__doc__": f"The name of transformers' {name}: constructing one raises UnsupportedError.",
+        "__module__": home,
+    }
+    return type(name, (), body)
+
+
+def later_function(name: str) -> Callable[..., NoReturn]:
+    """Return a function that can be imported and raises UnsupportedError, with its name, when called."""
+
+    def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
+        later(f"transformers' {name}()")
+
+    refuse.__name__ = refuse.__qualname__ = name
+    return refuse

@@ -1,0 +1,1 @@
+"""`transformers.models`: the stand-in has no model families, only the auto classes' names."""

@@ -1,0 +1,68 @@
+"""`transformers.utils.logging`: the standard library's loggers with the few methods that old code expects."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from logging import CRITICAL, DEBUG, ERROR, FATAL, INFO, NOTSET, WARNING
+from typing import Any
+
+__all__ = [
+    "CRITICAL",
+    "DEBUG",
+    "ERROR",
+    "FATAL",
+    "INFO",
+    "NOTSET",
+    "WARNING",
+    "get_logger",
+    "get_verbosity",
+    "set_verbosity",
+    "set_verbosity_debug",
+    "set_verbosity_error",
+    "set_verbosity_info",
+    "set_verbosity_warning",
+]
+
+_ROOT = "shardload.remote_code"
+
+
+def get_logger(name: str | None = None) -> Any:
+    """Return the standard library's logger of that name, with `warning_once`, `info_once`, `warning_advice`."""
+    logger = logging.getLogger(name or _ROOT)
+    if not hasattr(logger, "warning_once"):
+        # On the one logger: a change of logging.Logger would reach every other library in the process.
+        logger.warning_once = functools.lru_cache(None)(logger.warning)  # type: ignore[attr-defined]
+        logger.info_once = functools.lru_cache(None)(logger.info)  # type: ignore[attr-defined]
+        logger.warning_advice = logger.warning  # type: ignore[attr-defined]
+    return logger
+
+
+def get_verbosity() -> int:
+    """Return the level of the loggers of remote code."""
+    return logging.getLogger(_ROOT).getEffectiveLevel()
+
+
+def set_verbosity(verbosity: int) -> None:
+    """Set the level of the loggers of remote code; no other library's loggers are touched."""
+    logging.getLogger(_ROOT).setLevel(verbosity)
+
+
+def set_verbosity_debug() -> None:
+    """Show everything that remote code logs."""
+    set_verbosity(DEBUG)
+
+
+def set_verbosity_info() -> None:
+    """Show what remote code logs as information, and above."""
+    set_verbosity(INFO)
+
+
+def set_verbosity_warning() -> None:
+    """Show warnings of remote code, and above."""
+    set_verbosity(WARNING)
+
+
+def set_verbosity_error() -> None:
+    """Show errors of remote code only."""
+    set_verbosity(ERROR)
