@@ -42,6 +42,10 @@ class Source(Protocol):
     def is_local(self) -> bool:
         """Whether this is the user's own folder: its code needs trust, but no commit."""
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Sentences about how the source was found, such as a fall-back to the cache; usually empty."""
+
     def names(self) -> Sequence[str]:
         """Return the names of all files, sorted, relative to the root (and to `subfolder`)."""
 

@@ -1,0 +1,170 @@
+"""What the Hub's client raises, told as one of shardload's errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import AccessError, CorruptError, NotFoundError, ShardloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of the Hub: a repo at a revision, perhaps one file of it, with or without a token."""
+
+    repo: str
+    revision: str
+    file: str | None = None
+    has_token: bool = False
+
+    @property
+    def place(self) -> str:
+        """`org/name@revision`, and the file."""
+        return f"{self.repo}@{self.revision}" + (f"/{self.file}" if self.file else "")
+
+    @property
+    def thing(self) -> str:
+        """The subject of a sentence about it."""
+        return f"The file {self.file!r} of {self.repo!r}" if self.file else f"The repo {self.repo!r}"
+
+    @property
+    def page(self) -> str:
+        """The repo's page for people."""
+        from huggingface_hub import constants
+
+        return f"{constants.ENDPOINT}/{self.repo}"
+
+
+def client_errors() -> tuple[type[BaseException], ...]:
+    """Return what the client may raise for a request, whichever HTTP library its generation is built on.
+
+    `HfHubHTTPError` derives from that library's own base error. ValueError, KeyError and TypeError come of an
+    answer that isn't the Hub's, such as the page of a captive portal.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    return (*HfHubHTTPError.__bases__, OSError, EntryNotFoundError, ValueError, KeyError, TypeError)
+
+
+def status_of(error: BaseException) -> tuple[int | None, str]:
+    """Return the HTTP status behind `error` and the Hub's own error code; None where no server answered."""
+    for link in _chain(error):
+        response: Any = getattr(link, "response", None)
+        if response is not None:
+            return int(response.status_code), str(response.headers.get("X-Error-Code") or "")
+    return None, ""
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Whether the Hub did not answer, or answered that it can't now: the cache may stand in for it."""
+    status, _ = status_of(error)
+    return status is None or is_transient(status)
+
+
+def is_transient(status: int) -> bool:
+    """Whether a request that got this status may succeed when it is sent again."""
+    return status in {408, 429} or status >= 500
+
+
+def from_client(error: BaseException, asked: Asked) -> ShardloadError:
+    """Return the typed error for what the client raised."""
+    status, code = status_of(error)
+    if status is not None:
+        return from_status(status, code, asked)
+    if any("consistency check" in str(link).lower() for link in _chain(error)):
+        return CorruptError(
+            f"The download of {asked.file!r} ended with another size than the server had announced.",
+            where=asked.place,
+            cure="It was thrown away: try again. If it stays so, the file on the server is damaged.",
+        )
+    return NotFoundError(
+        f"The Hub could not be reached: {_one_line(error)}.",
+        where=asked.place,
+        cure="Check the network and HF_ENDPOINT. What was downloaded before loads with local_files_only=True.",
+    )
+
+
+def from_status(status: int, code: str, asked: Asked) -> ShardloadError:
+    """Return the typed error for an HTTP `status` and the Hub's `X-Error-Code` ("" for none)."""
+    if is_transient(status):
+        busy = "is limiting this caller's rate" if status == 429 else "can't serve at the moment"
+        return NotFoundError(
+            f"{asked.thing} could not be fetched: the server {busy} (HTTP {status}).",
+            where=asked.place,
+            cure="Wait, then try again.",
+        )
+    if status == 416:
+        return CorruptError(f"{asked.thing} is shorter than the Hub's listing says.", where=asked.place)
+    refused_token = status == 401 and asked.has_token and code != "RepoNotFound"
+    if code == "GatedRepo" or status == 403 or refused_token:
+        return _refused(code, asked, refused_token=refused_token)
+    if status in {401, 404} or code:
+        return _missing(status, code, asked)
+    return NotFoundError(f"{asked.thing} could not be fetched: HTTP {status}.", where=asked.place)
+
+
+def _refused(code: str, asked: Asked, *, refused_token: bool) -> AccessError:
+    if code == "GatedRepo":
+        return AccessError(
+            f"{asked.repo!r} is gated: its files are served only to those who accepted its licence.",
+            where=asked.place,
+            cure=f"Accept the licence at {asked.page}, then pass its token= or run `hf auth login`.",
+        )
+    if refused_token:
+        return AccessError(
+            f"The Hub refused the token for {asked.repo!r}.",
+            where=asked.place,
+            cure="Pass a valid token= with read access, or token=False for a public repo.",
+        )
+    return AccessError(
+        f"{asked.thing} may not be read {'with this token' if asked.has_token else 'without a token'}.",
+        where=asked.place,
+        cure=f"Ask for access at {asked.page}, and pass a token= whose account has it.",
+    )
+
+
+def _missing(status: int, code: str, asked: Asked) -> NotFoundError:
+    if code == "RevisionNotFound":
+        return NotFoundError(
+            f"The repo {asked.repo!r} has no revision {asked.revision!r}.",
+            where=asked.place,
+            cure=f"Its branches, tags and commits are listed at {asked.page}/commits/main.",
+        )
+    if code == "EntryNotFound" or (status == 404 and asked.file and code != "RepoNotFound"):
+        return NotFoundError(
+            f"{asked.thing} is not there.",
+            where=asked.place,
+            cure=f"Its files are listed at {asked.page}/tree/{asked.revision}.",
+        )
+    return NotFoundError(
+        f"There is no repo {asked.repo!r} on the Hub that this caller may see, and no such folder here.",
+        where=asked.place,
+        cure="Check the spelling. A private repo needs token=; a local folder must exist.",
+    )
+
+
+def not_cached(repo: str, revision: str, cache: Path, reason: str) -> NotFoundError:
+    """Return the error for a revision of which nothing is in the cache while the Hub is not asked."""
+    return NotFoundError(
+        f"{repo!r} at {revision!r} is not in the cache, and {reason}.",
+        where=str(cache),
+        cure="Load it once with the network on, or pass the cache_dir= or revision= that is there.",
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _one_line(error: BaseException) -> str:
+    last = list(_chain(error))[-1]
+    return (str(last).splitlines() or [""])[0].rstrip(".") or type(last).__name__
