@@ -1,0 +1,133 @@
+"""The command line: `shardload demo`, `shardload load`, `shardload inspect`.
+
+Data goes to stdout, messages and progress to stderr. Exit codes: 0 ok, 1 checkpoint and model disagree or a repo's
+code failed, 2 usage or I/O, 4 unsafe or corrupt, 70 a defect of shardload, 130 interrupted, 141 the reader of
+stdout has gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardload.cli import output
+from shardload.errors import ShardloadError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = ("demo", "inspect", "load")
+INTERRUPTED = 130
+READER_GONE = 141
+DEFECT = 70
+
+
+class _Commands(click.Group):
+    """Looks each command up in its own file, when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"shardload.cli.{cmd_name}").command
+        return command
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        output.say(f"shardload {version('shardload')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: shardload demo",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
+def commands() -> None:
+    """Load sharded PyTorch checkpoints: planned from their headers, mapped instead of copied, strict."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line with `arguments` (by default the process's own) and exit the process."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code; errors are shown, not raised."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # streams that a test or a notebook put in place
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    as_json = "--json" in arguments
+    try:
+        # Not `commands.main()`: that one answers an interrupt and a closed pipe with exit code 1.
+        with commands.make_context("shardload", list(arguments)) as context:
+            return int(commands.invoke(context) or 0)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return READER_GONE
+    except (ShardloadError, click.ClickException, OSError) as error:
+        return _fail(error, as_json=as_json)
+    except Exception as error:  # noqa: BLE001 - a defect: Python's own exit code 1 means a mismatch here
+        traceback.print_exc()
+        if as_json:
+            output.say_json(
+                {"error": {"kind": type(error).__name__, "what": str(error), "exit_code": DEFECT}}
+            )
+        return DEFECT
+
+
+def _fail(cause: ShardloadError | click.ClickException | OSError, *, as_json: bool) -> int:
+    """Show an error, on stdout when it is asked for as JSON, and return its exit code."""
+    if isinstance(cause, click.exceptions.NoArgsIsHelpError) and not as_json:
+        click.echo(cause.format_message(), err=True)
+        return cause.exit_code
+    error = _as_own(cause)
+    if as_json:
+        document: dict[str, Any] = {"error": {**error.to_dict(), "exit_code": error.exit_code}}
+        report = getattr(error, "report", None)
+        if report is not None:
+            document["report"] = report.to_dict()
+        output.say_json(document)
+    else:
+        output.complain(str(error))
+    return error.exit_code
+
+
+def _as_own(error: ShardloadError | click.ClickException | OSError) -> ShardloadError:
+    if isinstance(error, ShardloadError):
+        return error
+    if isinstance(error, OSError):
+        return UsageError(error.strerror or str(error), where=str(error.filename) if error.filename else None)
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "shardload"
+    return UsageError(error.format_message(), cure=f"see {path} --help")
+
+
+def _silence_stdout() -> None:
+    """Point stdout at nothing: Python flushes it at exit, and would complain about the closed pipe then."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

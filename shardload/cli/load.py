@@ -1,0 +1,83 @@
+"""`shardload load`: load a checkpoint and show how it went."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardload.cli import output
+from shardload.cli.options import json_option, source_keywords, source_options
+from shardload.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXAMPLES = """\b
+Examples:
+  shardload load ./chatglm2-6b --trust-remote-code
+  shardload load ./chatglm2-6b --trust-remote-code --adapter ./my-lora
+  shardload load org/name --revision COMMIT --trust-remote-code --dtype bfloat16
+  shardload load ./weights.pth --model-class mypackage.model:MyModel --allow-missing 'head.*'
+"""
+
+
+@click.command("load", epilog=EXAMPLES)
+@click.argument("where")
+@click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach on top.")
+@click.option(
+    "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
+)
+@click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
+@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the repo carries.")
+@click.option("--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it.")
+@click.option("--auto-class", metavar="NAME", help="Entry of the config's auto_map, such as AutoModel.")
+@click.option("--model-class", metavar="MODULE:CLASS", help="Your own class, which takes the config.")
+@click.option("--allow-missing", multiple=True, metavar="PATTERN", help="Keys that the checkpoint may lack.")
+@click.option("--allow-unexpected", multiple=True, metavar="PATTERN", help="Keys that the model may lack.")
+@click.option("--copy", is_flag=True, help="Read the weights into memory instead of mapping the files.")
+@source_options
+@json_option
+def command(where: str, model_class: str | None, as_json: bool, **options: Any) -> None:
+    """Load a checkpoint into its model, and show what was loaded from where and what it cost.
+
+    WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub.
+    """
+    from shardload.load import from_pretrained, report_of
+
+    model = from_pretrained(
+        where,
+        model_class=None if model_class is None else find_class(model_class),
+        progress=False if as_json else None,
+        **source_keywords(options),
+        **options,
+    )
+    report = report_of(model)
+    if as_json:
+        output.say_json(report.to_dict())
+        return
+    from shardload.cli.view import report_lines
+
+    output.say("\n".join(report_lines(report)))
+
+
+def find_class(reference: str) -> Callable[[Any], Any]:
+    """Return what `module:Class` names; modules of the working folder are found too. Raises UsageError."""
+    module_name, colon, path = reference.partition(":")
+    if not colon or not module_name or not path:
+        raise UsageError(
+            f"{reference!r} names no class", where="--model-class", cure="write it as package.module:Class"
+        )
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - a script's own folder is there; a console script's is not
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(str(error), where=f"--model-class {reference}") from error
+    if not callable(found):
+        raise UsageError(f"{reference} can't be called with a config", where="--model-class")
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,102 @@
+"""Writing to the terminal or a pipe: the only place that prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import TextIO
+
+
+# Under PYTHONUNBUFFERED one large write to a pipe whose reader leaves is cut short without an error.
+_PIECE = 1 << 15
+
+
+def escape(text: str) -> str:
+    r"""Return `text` with what is not printable (control, bidi and invisible characters) as `\x..` or `\u....`.
+
+    Names in files are anybody's: shown as they are, they could move the cursor or reverse a line.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
+def escape_lines(text: str) -> str:
+    """Return `text` escaped, its line breaks kept."""
+    return "\n".join(escape(line) for line in text.split("\n"))
+
+
+def takes_colour(stream: TextIO) -> bool:
+    """Whether a stream takes styles: it is a terminal, not a dumb one, and NO_COLOR is not set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, **style: Any) -> str:
+    """Return `text` in a style of `click.style`, or as it is where stdout takes none."""
+    return click.style(text, **style) if takes_colour(sys.stdout) else text
+
+
+def say(text: str) -> None:
+    """Write data to stdout, as it is: names must have been escaped."""
+    text += "\n"
+    for start in range(0, len(text), _PIECE):
+        sys.stdout.write(text[start : start + _PIECE])
+    sys.stdout.flush()
+
+
+def say_json(document: Any) -> None:
+    """Write one JSON document to stdout; ASCII only, so no name in it can do harm."""
+    say(json.dumps(document, indent=2, default=str))
+
+
+def complain(text: str) -> None:
+    """Write an error to stderr."""
+    label = click.style("error:", fg="red", bold=True) if takes_colour(sys.stderr) else "error:"
+    sys.stderr.write(f"{label} {escape_lines(text)}\n")
+
+
+def tell(text: str) -> None:
+    """Write a message to stderr."""
+    sys.stderr.write(escape_lines(text) + "\n")
+    sys.stderr.flush()
+
+
+def columns(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), indent: str = "") -> list[str]:
+    """Return lines of aligned columns, two spaces apart; `right` names the columns aligned to the right."""
+    table = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        (
+            indent
+            + "  ".join(
+                cell.rjust(width) if place in right else cell.ljust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        ).rstrip()
+        for row in table
+    ]
+
+
+def size_of(nbytes: float) -> str:
+    """Return bytes as people read them, in powers of ten: "312 B", "4.2 kB", "12.5 MB", "12.49 GB"."""
+    if abs(nbytes) >= 10**9:
+        return f"{nbytes / 1e9:.2f} GB"
+    if abs(nbytes) >= 10**6:
+        return f"{nbytes / 1e6:.1f} MB"
+    if abs(nbytes) >= 10**3:
+        return f"{nbytes / 1e3:.1f} kB"
+    return f"{nbytes:.0f} B"
+
+
+def grown(nbytes: float) -> str:
+    """Return a change of memory with its sign; what rounds to nothing is "0"."""
+    return "0" if abs(nbytes) < 50_000 else f"{nbytes / 1e6:+,.1f} MB"

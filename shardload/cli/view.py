@@ -1,0 +1,107 @@
+"""A load's Report as text for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardload.cli import output
+
+if TYPE_CHECKING:
+    from shardload.memory import Memory
+    from shardload.report import Report
+
+_BASES = {
+    "shim": "shardload's own stand-in for transformers",
+    "transformers": "the installed transformers",
+}
+
+
+def pairs(*rows: tuple[str, Any]) -> list[str]:
+    """Return `label  value` lines, without those that have no value."""
+    shown = [(label, output.escape(str(value))) for label, value in rows if value]
+    width = max((len(label) for label, _ in shown), default=0)
+    return [f"  {output.paint(label.ljust(width), dim=True)}  {value}" for label, value in shown]
+
+
+def heading(text: str) -> str:
+    """Return a section's first line."""
+    return output.paint(output.escape(text), bold=True)
+
+
+def table(rows: list[tuple[str, ...]], *, totals: bool = False) -> list[str]:
+    """Return a table whose first row is its header and whose first column is text; with `totals` the last is bold."""
+    lines = output.columns(rows, right=range(1, len(rows[0])), indent="  ")
+    lines[0] = output.paint(lines[0], dim=True)
+    if totals:
+        lines[-1] = output.paint(lines[-1], bold=True)
+    return lines
+
+
+def report_lines(report: Report) -> list[str]:
+    """Return where everything came from, a row a shard, the adapters and the notes."""
+    lines = [heading(f"{report.where}: {report.class_name}"), *origin_lines(report)]
+    if report.shards:
+        lines += ["", *shard_lines(report)]
+    if report.memory:
+        stages = {name: getattr(report.memory, name) for name in ("before", "after", "peak")}
+        lines += ["", *memory_lines(stages)]
+    if report.seconds:
+        spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
+        lines += ["", *pairs(("time", spent))]
+    lines += _remarks(report)
+    for adapter in report.adapters:
+        lines += ["", *output.escape_lines(str(adapter)).split("\n")]
+    return lines
+
+
+def origin_lines(report: Report) -> list[str]:
+    """Return where config and class came from, what served as transformers, and the files' format."""
+    return pairs(
+        ("revision", report.revision),
+        ("config", report.config_from),
+        ("class", report.class_from),
+        ("base", _BASES.get(report.remote_base or "", report.remote_base)),
+        ("format", report.format),
+    )
+
+
+def shard_lines(report: Report) -> list[str]:
+    """Return a row a shard: tensors, size, seconds, rate, and how much memory the process has gained after it."""
+    before = report.memory.before if report.memory else None
+    rows: list[tuple[str, ...]] = [
+        ("shard", "tensors", "size", "seconds", "GB/s", "anonymous", "file-backed")
+    ]
+    for row in report.shards:
+        gained = ("", "")
+        if before:
+            gained = (output.grown(row.anon_bytes - before.anon), output.grown(row.file_bytes - before.file))
+        rate = _rate(row.nbytes, row.seconds)
+        size = output.size_of(row.nbytes)
+        rows.append((output.escape(row.name), f"{row.tensors:,}", size, f"{row.seconds:.3f}", rate, *gained))
+    seconds = sum(row.seconds for row in report.shards)
+    dtypes = ", ".join(f"{count:,} {name}" for name, count in report.dtypes.items())
+    total = output.size_of(report.nbytes)
+    rate = _rate(report.nbytes, seconds)
+    rows.append((f"all: {dtypes}", f"{report.loaded:,}", total, f"{seconds:.3f}", rate, "", ""))
+    return table(rows, totals=True)
+
+
+def memory_lines(stages: dict[str, Memory]) -> list[str]:
+    """Return a row a stage, the two kinds of memory apart."""
+    rows: list[tuple[str, ...]] = [("memory of the process", "anonymous", "file-backed")]
+    rows += [(name, output.size_of(held.anon), output.size_of(held.file)) for name, held in stages.items()]
+    return table(rows)
+
+
+def _rate(nbytes: int, seconds: float) -> str:
+    return f"{nbytes / seconds / 1e9:,.1f}" if seconds > 0 else ""
+
+
+def _remarks(report: Report) -> list[str]:
+    from shardload.template import collapse
+
+    lines = [f"  note: {output.escape(note)}" for note in report.notes]
+    for reason, faults in report.allowed.items():
+        label = f"  allowed by {output.escape(reason)}: {faults[0].kind}"
+        lines += [f"{label} {output.escape(pattern)}" for pattern in collapse(fault.key for fault in faults)]
+    return ["", *lines] if lines else []

@@ -1,0 +1,58 @@
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from shardload.demo import write_demo_repo
+
+COMMAND = [sys.executable, "-m", "shardload.cli"]
+
+
+@pytest.fixture(scope="session")
+def small_repo(tmp_path_factory):
+    return write_demo_repo(tmp_path_factory.mktemp("demo") / "repo")
+
+
+@pytest.fixture
+def run_cli(tmp_path):
+    """Run `shardload` in a process of its own, with stdout and stderr apart."""
+
+    def run(*arguments, **environment):
+        clean = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "FORCE_COLOR"}}
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env={**clean, "SHARDLOAD_CACHE": str(tmp_path / "cache"), **environment},
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def write_headers(tmp_path):
+    """Write a safetensors file of float16 tensors whose bytes are a hole in the file."""
+
+    def write(shapes, name="model.safetensors"):
+        header, offset = {}, 0
+        for key, shape in shapes.items():
+            size = 2
+            for length in shape:
+                size *= length
+            header[key] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        path = tmp_path / name
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + offset)
+        return path
+
+    return write
