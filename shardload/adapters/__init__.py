@@ -1,0 +1,153 @@
+"""Adapters: LoRA weights attached to a model in place, every tensor of the file consumed or an error."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from shardload.adapters.adapter import AdapterFile, AdapterFormat, listing
+from shardload.adapters.adapter_report import AdapterFault, AdapterReport, fault_lines, shown
+from shardload.adapters.attach import activate, active_adapters, attach, check_name, check_owner, detach
+from shardload.adapters.foreign import foreign_style
+from shardload.adapters.match import match_adapter
+from shardload.adapters.peft import Peft
+from shardload.adapters.source import open_adapter
+from shardload.adapters.values import read_values
+from shardload.errors import CorruptError, MismatchError, ShardloadError, UnsupportedError
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import nn
+
+__all__ = [
+    "FORMATS",
+    "AdapterFault",
+    "AdapterFile",
+    "AdapterFormat",
+    "AdapterReport",
+    "activate",
+    "active_adapters",
+    "detach",
+    "format_of",
+    "load_adapter",
+    "open_adapter",
+]
+
+FORMATS: tuple[AdapterFormat, ...] = (Peft(),)
+"""All adapter file formats, in the order in which they are tried."""
+
+_CORRUPT = ("empty", "not finite")
+
+
+def format_of(file: AdapterFile) -> AdapterFormat:
+    """Return the format of an adapter file, told by its keys. Raises UnsupportedError for any other."""
+    for known in FORMATS:
+        if known.matches(file):
+            return known
+    keys = file.checkpoint.tensors
+    style = foreign_style(keys)
+    if style is not None:
+        tool, key = style
+        raise UnsupportedError(
+            f"the adapter is in the format of {tool}, which this version does not read",
+            where=f"{file.label}: {shown(key)}",
+            cure="convert it to PEFT's format (adapter_model.safetensors with adapter_config.json)",
+        )
+    raise UnsupportedError(
+        "the file is no adapter of a known format: no key ends in lora_A.weight",
+        where=f"{file.label}: {listing(list(keys), 3)}",
+        cure="pass a LoRA adapter in PEFT's format; for a whole checkpoint use from_pretrained or fill",
+    )
+
+
+def load_adapter(
+    model: nn.Module,
+    where: str | os.PathLike[str],
+    *,
+    name: str = "default",
+    strict: bool = True,
+    trainable: bool = True,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> AdapterReport:
+    """Attach a LoRA adapter to a model, in place, and load its weights; every tensor is consumed or an error.
+
+    `where` is a folder, a weight file with adapter_config.json beside it, or `org/name[@revision]` on the Hub.
+    Module paths and the base's names in `state_dict()` stay as they are; the adapter's parameters are added as
+    `<layer>.lora_A.<name>.weight` and `<layer>.lora_B.<name>.weight`, in the stored dtype (wider where the base
+    layer's is), on the layer's device. The base is frozen; with `trainable` gradients flow to the adapter alone.
+    The first adapter becomes the active one; a further one, under another name, is attached and not active.
+    With `strict=False` tensors without a place, and missing ones, are warnings in the report.
+
+    Raises MismatchError (with `.report`) when file and model disagree, UnsupportedError for variants and formats
+    that are known and not done, CorruptError for NaN, Inf, empty tensors or a broken config: all faults at once,
+    and the model is as it was.
+    """
+    start = time.perf_counter()
+    check_name(model, name)
+    file = open_adapter(
+        where,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+    )
+    content = format_of(file).read(file, strict=strict)
+    match = match_adapter(model, content, strict=strict)
+    report = AdapterReport(
+        name=name,
+        where=file.label,
+        format=f"{content.format}, {file.checkpoint.format}",
+        base=content.base,
+        modules=len(match.layers),
+        ranks=dict(Counter(found.entry.rank for found in match.layers)),
+        scales=dict(Counter(found.entry.scale for found in match.layers)),
+        warnings=(*file.checkpoint.warnings, *match.warnings),
+        faults=tuple(match.faults),
+    )
+    _refuse(report)
+    check_owner(model, match)
+    values = read_values(file.checkpoint, match, name)
+    report.rows, report.faults = tuple(values.rows), tuple(values.faults)
+    _refuse(report)
+    attached = attach(model, name, values, trainable=trainable)
+    attached.report = report
+    report.active = name in active_adapters(model)
+    report.trainable = trainable
+    report.nbytes = sum(ref.nbytes for ref in file.checkpoint.tensors.values())
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _refuse(report: AdapterReport) -> None:
+    """Raise one error for all faults, of the kind of the gravest; return when there are none."""
+    kinds = {fault.kind for fault in report.faults}
+    if not kinds and report.modules == 0 and not report.rows:
+        report.faults = (AdapterFault("missing", report.where, "the file holds nothing that fits the model"),)
+        kinds = {"missing"}
+    if not kinds:
+        return
+    error: ShardloadError
+    count = "one place" if len(report.faults) == 1 else f"{len(report.faults)} places"
+    lines = "".join(f"\n    {line}" for line in fault_lines(report.faults))
+    where = f"{shown(report.where)}{lines}"
+    if kinds & set(_CORRUPT):
+        cure = "save the adapter again, with the model gathered, or fetch the file again"
+        error = CorruptError(f"the adapter's tensors can't be weights, in {count}", where=where, cure=cure)
+    elif "unsupported" in kinds:
+        cure = "merge it into its base with PEFT and load the result"
+        error = UnsupportedError(
+            f"the adapter asks for what this version does not do, in {count}", where=where, cure=cure
+        )
+    else:
+        base = f" ({shown(report.base)})" if report.base else ""
+        cure = f"load it onto the base that it was trained on{base}, or fetch the file again"
+        error = MismatchError(f"adapter and model disagree in {count}", where=where, cure=cure)
+        error.report = report
+    raise error

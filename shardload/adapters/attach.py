@@ -1,0 +1,221 @@
+"""Attaches read adapters to a model in place, makes them active, and takes them off again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from shardload.adapters.lora import Factor, LoraLinear, LoraTerm, Switch, adapt, drop_term, put_term
+from shardload.adapters.match import tensor_of
+from shardload.adapters.values import as_parameter
+from shardload.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from shardload.adapters.adapter_report import AdapterReport
+    from shardload.adapters.match import AdapterMatch
+    from shardload.adapters.values import AdapterValues
+
+_RECORD = "_shardload_adapters"
+
+
+@dataclass
+class Replaced:
+    """A parameter or buffer of the base and the adapter's own in its place; `own` is put in while active."""
+
+    module: nn.Module
+    attribute: str
+    original: torch.Tensor
+    own: torch.Tensor
+
+
+@dataclass
+class Attached:
+    """One adapter on a model: its layers, what it replaces, and how it was loaded."""
+
+    name: str
+    trainable: bool
+    report: AdapterReport | None = None
+    layers: list[LoraLinear] = field(default_factory=list)
+    replaced: list[Replaced] = field(default_factory=list)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the adapter's own parameters: A, B, the bias of B, and those that replace the base's."""
+        for layer in self.layers:
+            for factors in (layer.lora_A, layer.lora_B):
+                yield from factors[self.name].parameters()
+        for swap in self.replaced:
+            if isinstance(swap.own, nn.Parameter):
+                yield swap.own
+
+
+@dataclass
+class Adapters:
+    """Everything that is attached to one model, kept on the model itself so that it is copied and pickled with it.
+
+    `frozen` are the base's parameters that required gradients before the first adapter came.
+    """
+
+    switch: Switch = field(default_factory=Switch)
+    attached: dict[str, Attached] = field(default_factory=dict)
+    frozen: list[nn.Parameter] = field(default_factory=list)
+
+
+def adapters_of(model: nn.Module) -> Adapters | None:
+    """Return what is attached to this model, or None."""
+    found = vars(model).get(_RECORD)
+    return found if isinstance(found, Adapters) else None
+
+
+def active_adapters(model: nn.Module) -> dict[str, float]:
+    """Return the active adapters of a model and their weights; {} when none is active or attached."""
+    adapters = adapters_of(model)
+    return {} if adapters is None else dict(adapters.switch.active)
+
+
+def check_name(model: nn.Module, name: str) -> None:
+    """Raise UsageError for a name that no adapter can have, or that one on this model already has."""
+    if (
+        not isinstance(name, str)
+        or not name
+        or "." in name
+        or hasattr(nn.ModuleDict, name)
+        or name == "training"
+    ):
+        raise UsageError(
+            f"{name!r} can't be the name of an adapter: it becomes part of parameter names",
+            where="name",
+            cure='pass a plain word such as "default"',
+        )
+    adapters = adapters_of(model)
+    if adapters is not None and name in adapters.attached:
+        raise UsageError(
+            f"an adapter called {name!r} is attached to this model already",
+            where="name",
+            cure="pass another name",
+        )
+
+
+def check_owner(model: nn.Module, match: AdapterMatch) -> None:
+    """Raise UsageError when a layer was adapted through another root: one switch rules one model."""
+    adapters = adapters_of(model)
+    own = None if adapters is None else adapters.switch
+    for found in match.layers:
+        if isinstance(found.layer, LoraLinear) and found.layer.lora_switch is not own:
+            raise UsageError(
+                "adapters were attached to a larger or smaller part of this model before",
+                where=found.path,
+                cure="pass the same module to every load_adapter call",
+            )
+
+
+def attach(model: nn.Module, name: str, values: AdapterValues, *, trainable: bool) -> Attached:
+    """Attach read tensors to their layers and freeze the base; the first adapter becomes the active one.
+
+    Nothing here can fail for what a file holds: that was judged before. If it is interrupted all the same, the
+    model is put back as it was.
+    """
+    adapters = adapters_of(model)
+    if adapters is None:
+        adapters = Adapters()
+        _freeze(model, adapters)
+        vars(model)[_RECORD] = adapters
+    attached = adapters.attached[name] = Attached(name, trainable)
+    try:
+        for value in values.layers:
+            entry = value.match.entry
+            layer = adapt(value.match.layer, adapters.switch)
+            attached.layers.append(layer)
+            bias = None if value.bias is None else as_parameter(value.bias)
+            term = LoraTerm(rank=entry.rank, scale=entry.scale, dropout=entry.dropout)
+            put_term(layer, name, Factor(as_parameter(value.a)), Factor(as_parameter(value.b), bias), term)
+        for match, tensor in values.replaced:
+            original = tensor_of(match.module, match.entry.attribute)
+            if original is not None:
+                own = as_parameter(tensor) if isinstance(original, nn.Parameter) else tensor
+                attached.replaced.append(Replaced(match.module, match.entry.attribute, original, own))
+        if len(adapters.attached) == 1:
+            activate(model, {name: 1.0})
+    except BaseException:
+        detach(model, name)
+        raise
+    return attached
+
+
+def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
+    """Make exactly these adapters active, each with its weight; {} leaves the plain base.
+
+    Raises UsageError for a name that is not attached, or for two adapters that replace the same tensor.
+    """
+    adapters = adapters_of(model)
+    known = {} if adapters is None else adapters.attached
+    unknown = [name for name in weights if name not in known]
+    if adapters is None or unknown:
+        raise UsageError(
+            f"no adapter called {unknown[0]!r} is attached" if unknown else "no adapter is attached",
+            where=f"attached: {', '.join(known) or 'none'}",
+        )
+    swaps = [swap for name in weights for swap in known[name].replaced]
+    if len({(id(swap.module), swap.attribute) for swap in swaps}) < len(swaps):
+        raise UsageError(
+            "two of these adapters replace the same tensor of the base (a bias, or a part of modules_to_save)",
+            where=", ".join(weights),
+            cure="make one of them active at a time",
+        )
+    for name in adapters.switch.active:
+        for swap in known[name].replaced:
+            swap.own = _put(swap, swap.original)
+    adapters.switch.active = dict(weights)
+    for name, attached in known.items():
+        for parameter in attached.parameters():
+            parameter.requires_grad_(attached.trainable and name in weights)
+    for swap in swaps:
+        swap.original = _put(swap, swap.own)
+
+
+def detach(model: nn.Module, name: str) -> None:
+    """Take one adapter off, in place. After the last one the model is as it was: classes, parameters, gradients.
+
+    Raises UsageError when no adapter of this name is attached.
+    """
+    adapters = adapters_of(model)
+    if adapters is None or name not in adapters.attached:
+        raise UsageError(f"no adapter called {name!r} is attached", where="name")
+    if name in adapters.switch.active:
+        activate(model, {other: weight for other, weight in adapters.switch.active.items() if other != name})
+    for layer in adapters.attached.pop(name).layers:
+        drop_term(layer, name)
+    if not adapters.attached:
+        for parameter in adapters.frozen:
+            parameter.requires_grad_(True)
+        del vars(model)[_RECORD]
+
+
+def _freeze(model: nn.Module, adapters: Adapters) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.requires_grad_(False)
+            adapters.frozen.append(parameter)
+
+
+def _put(swap: Replaced, tensor: torch.Tensor) -> torch.Tensor:
+    """Put a tensor in its place in the module and return the one that was there.
+
+    The model may have moved to another device or dtype since: the tensor follows.
+    """
+    module, name = swap.module, swap.attribute
+    current = tensor_of(module, name)
+    place = module._parameters if name in module._parameters else module._buffers
+    if current is None:
+        raise UsageError(f"the model has lost its tensor {name!r} since the adapter was attached")
+    if tensor.device != current.device or tensor.dtype != current.dtype:
+        moved = tensor.detach().to(device=current.device, dtype=current.dtype)
+        tensor = (
+            nn.Parameter(moved, requires_grad=tensor.requires_grad) if name in module._parameters else moved
+        )
+    place[name] = tensor  # type: ignore[assignment]
+    return current

@@ -1,0 +1,145 @@
+"""From the module paths in an adapter file to those of the model at hand."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardload.adapters.adapter import canonical, listing
+from shardload.adapters.lora import LoraLinear
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import nn
+
+_PROBES = 8
+_MOST_PREFIXES = 64
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Where each path of the file lies in the model; paths that lie nowhere are absent from `found`.
+
+    `note` says how the paths were changed when they were; `ambiguous` names the choices when there are several.
+    """
+
+    found: dict[str, str]
+    note: str | None = None
+    ambiguous: str | None = None
+
+
+class ModuleIndex:
+    """A model's modules by path, shared modules under each of their paths; parts of LoRA layers left out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        self.parents: dict[str, nn.Module] = {}
+        self._add("", model)
+        self._clean: dict[str, str] = {}
+        for path in self.modules:
+            # A path that is clean already wins over one that becomes equal to it.
+            if canonical(path) == path or canonical(path) not in self._clean:
+                self._clean[canonical(path)] = path
+        self._bare: dict[str, str] = {}
+        for path in self.modules:
+            self._bare.setdefault(_without_module(canonical(path)), path)
+
+    def _add(self, path: str, module: nn.Module) -> None:
+        self.modules[path] = module
+        for name, child in module._modules.items():
+            if child is None or (isinstance(module, LoraLinear) and name in ("lora_A", "lora_B")):
+                continue
+            inner = f"{path}.{name}" if path else name
+            self.parents[inner] = module
+            self._add(inner, child)
+
+    def resolve(self, paths: Iterable[str], beside: Iterable[str] = ()) -> Resolution:
+        """Find all paths of one file in the model, by one rule for all of them.
+
+        Tried in turn: the path as it is; without `module` segments; with one prefix added to, or taken from,
+        every path. Two prefixes that both fit are ambiguous. When no rule fits every path, the rule that fits
+        most is used, and the paths that it does not find are left out. `beside` are further paths to look up
+        that may well lie nowhere.
+        """
+        wanted = list(dict.fromkeys((*paths, *beside)))
+        plain = Resolution(_find(wanted, self._clean.get))
+        found = _find(wanted, lambda path: self._bare.get(_without_module(path)))
+        bare = Resolution(found, "without `module` segments")
+        best = plain if len(plain.found) >= len(bare.found) else bare
+        if len(best.found) == len(wanted):
+            return best
+        shifted = self._shifted(wanted, len(best.found))
+        return shifted or best
+
+    def _shifted(self, wanted: list[str], beat: int) -> Resolution | None:
+        """Return the one prefix that finds more than `beat` paths, or the ambiguity of several, or None."""
+        results: list[tuple[str, dict[str, str]]] = []
+        for note, move in self._moves(wanted):
+            found = _find(wanted, move)
+            if len(found) > beat:
+                results.append((note, found))
+        if not results:
+            return None
+        most = max(len(found) for _, found in results)
+        winners = [(note, found) for note, found in results if len(found) == most]
+        note, found = winners[0]
+        if any(other != found for _, other in winners[1:]):
+            return Resolution({}, ambiguous=listing([note for note, _ in winners]))
+        return Resolution(found, note)
+
+    def _moves(self, wanted: Sequence[str]) -> list[tuple[str, Callable[[str], str | None]]]:
+        """Return the prefixes that could make sense of the first few paths."""
+        added: dict[str, None] = {}
+        removed: dict[str, None] = {}
+        for path in wanted[:_PROBES]:
+            if not path:
+                continue
+            tail = "." + path
+            added.update((known[: -len(tail)], None) for known in self._clean if known.endswith(tail))
+            segments = path.split(".")
+            for cut in range(1, len(segments)):
+                if ".".join(segments[cut:]) in self._clean:
+                    removed[".".join(segments[:cut])] = None
+        moves: list[tuple[str, Callable[[str], str | None]]] = [
+            (f"with `{prefix}.` before every path", self._adder(prefix))
+            for prefix in list(added)[:_MOST_PREFIXES]
+        ]
+        moves += [(f"without `{prefix}.` before every path", self._remover(prefix)) for prefix in removed]
+        return moves
+
+    def _adder(self, prefix: str) -> Callable[[str], str | None]:
+        return lambda path: self._clean.get(f"{prefix}.{path}" if path else prefix)
+
+    def _remover(self, prefix: str) -> Callable[[str], str | None]:
+        return lambda path: (
+            self._clean.get(path[len(prefix) + 1 :]) if path.startswith(prefix + ".") else None
+        )
+
+    def nearest(self, path: str) -> str | None:
+        """Return the module path that looks most like `path`: first among modules of the same last name."""
+        path = canonical(path)
+        last = path.rpartition(".")[2]
+        same = [known for known in self.modules if known.rpartition(".")[2] == last]
+        for pool in (same, list(self.modules)):
+            close = difflib.get_close_matches(path, pool, n=1, cutoff=0.5)
+            if close:
+                return close[0]
+        return None
+
+    def aliases(self) -> dict[int, list[str]]:
+        """Return the paths of each module that has several, by the module's id."""
+        paths: dict[int, list[str]] = {}
+        for path, module in self.modules.items():
+            paths.setdefault(id(module), []).append(path)
+        return {key: several for key, several in paths.items() if len(several) > 1}
+
+
+def _find(wanted: Iterable[str], look: Callable[[str], str | None]) -> dict[str, str]:
+    found = ((path, look(path)) for path in wanted)
+    return {path: place for path, place in found if place is not None}
+
+
+def _without_module(path: str) -> str:
+    return ".".join(segment for segment in path.split(".") if segment != "module")

@@ -1,0 +1,76 @@
+"""Opens an adapter: finds its weight file and its config, and reads their headers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardload.adapters.adapter import AdapterFile, listing
+from shardload.checkpoint import read_checkpoint
+from shardload.errors import CorruptError, NotFoundError
+from shardload.index import WeightFiles, read_json
+from shardload.sources import find_source
+
+if TYPE_CHECKING:
+    import os
+
+    from shardload.sources.source import Source
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def open_adapter(
+    where: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> AdapterFile:
+    """Open an adapter by its headers: a folder, a weight file with its config beside it, or a Hub repo.
+
+    Raises NotFoundError when there is no adapter, CorruptError when its config or its weight file is broken.
+    """
+    source, only = find_source(
+        where,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+    )
+    if only is not None and only.rpartition("/")[2] == _CONFIG:
+        only = _weights_in(source, only[: -len(_CONFIG)])
+    weights = only or _weights_in(source, "")
+    config_name = weights[: len(weights) - len(weights.rpartition("/")[2])] + _CONFIG
+    config = _read_config(source, config_name) if config_name in source.names() else None
+    return AdapterFile(read_checkpoint(source, WeightFiles((weights,))), weights, config, config_name)
+
+
+def _weights_in(source: Source, folder: str) -> str:
+    """Return the adapter's weight file in a folder of the source ("" or "name/")."""
+    names = [name for name in source.names() if name.startswith(folder)]
+    for weights in _WEIGHTS:
+        if folder + weights in names:
+            return folder + weights
+    single = [name for name in names if name.endswith(_SUFFIXES) and "/" not in name[len(folder) :]]
+    if len(single) == 1:
+        return single[0]
+    inner = sorted(name.removesuffix(f"/{_CONFIG}") for name in names if name.endswith(f"/{_CONFIG}"))
+    cure = "pass the folder, the repo or the file that holds adapter_model.safetensors"
+    if inner:
+        cure = f"it holds adapters in folders of their own: pass subfolder= one of {listing(inner)}"
+    raise NotFoundError(
+        f"{source.label} holds no adapter",
+        where=f"no {' or '.join(_WEIGHTS[:2])} among its {len(names)} files",
+        cure=cure,
+    )
+
+
+def _read_config(source: Source, name: str) -> dict[str, Any]:
+    config = read_json(source, name)
+    if not isinstance(config, dict):
+        raise CorruptError(f"{name} holds no JSON object", where=source.label, cure="fetch the file again")
+    return config

@@ -1,0 +1,137 @@
+"""Reads an adapter's tensors for the layers that they were matched with, and checks every value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from shardload.adapters.adapter_report import AdapterFault, AdapterRow
+from shardload.adapters.match import tensor_of
+
+if TYPE_CHECKING:
+    from shardload.adapters.match import AdapterMatch, LayerMatch, ReplacedMatch
+    from shardload.checkpoint import Checkpoint
+    from shardload.tensor_ref import TensorRef
+
+
+@dataclass(frozen=True)
+class LayerValues:
+    """The tensors of one adapted layer, on its device and in the dtype that they compute in."""
+
+    match: LayerMatch
+    a: torch.Tensor
+    b: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+@dataclass
+class AdapterValues:
+    """All tensors of an adapter, a row for each stored one, and the faults found in their values."""
+
+    layers: list[LayerValues] = field(default_factory=list)
+    replaced: list[tuple[ReplacedMatch, torch.Tensor]] = field(default_factory=list)
+    rows: list[AdapterRow] = field(default_factory=list)
+    faults: list[AdapterFault] = field(default_factory=list)
+
+
+def read_values(checkpoint: Checkpoint, match: AdapterMatch, name: str) -> AdapterValues:
+    """Read every matched tensor once: a view of the file where dtype and device already fit.
+
+    A and B keep the stored dtype unless the base layer's floating dtype is wider (so that no input is narrowed);
+    a tensor that replaces one of the base takes that one's dtype. NaN and Inf are faults.
+    """
+    values = AdapterValues()
+    reader = _Reader(checkpoint, values)
+    for layer in match.layers:
+        values.layers.append(_read_layer(reader, layer, name))
+    for replaced in match.replaced:
+        values.replaced.append((replaced, _read_replaced(reader, replaced)))
+    return values
+
+
+def _read_layer(reader: _Reader, match: LayerMatch, name: str) -> LayerValues:
+    entry, path = match.entry, f"{match.path}." if match.path else ""
+    weight = getattr(match.layer, "weight", None)
+    # The shell of a model has no real weights yet: then the adapter stays where it was read.
+    device = weight.device if isinstance(weight, torch.Tensor) and weight.device.type != "meta" else None
+    dtype = weight.dtype if isinstance(weight, torch.Tensor) and weight.dtype in _FLOATING else None
+    targets = (
+        (entry.a, f"{path}lora_A.{name}.weight"),
+        (entry.b, f"{path}lora_B.{name}.weight"),
+        (entry.bias, f"{path}lora_B.{name}.bias"),
+    )
+    read: list[torch.Tensor | None] = []
+    for ref, target in targets:
+        if ref is None:
+            read.append(None)
+            continue
+        stored = reader.read(ref, match.path)
+        wide = stored.dtype if dtype is None else torch.promote_types(stored.dtype, dtype)
+        tensor = stored.to(device=device, dtype=wide).contiguous()
+        note = f"computes in {str(wide).removeprefix('torch.')}" if wide != stored.dtype else ""
+        reader.note(ref, target, entry.scale, note)
+        read.append(tensor)
+    a, b, bias = read
+    if a is None or b is None:
+        raise AssertionError(path)
+    return LayerValues(match, a, b, bias)
+
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _read_replaced(reader: _Reader, match: ReplacedMatch) -> torch.Tensor:
+    entry = match.entry
+    stored = reader.read(entry.ref, match.path)
+    current = tensor_of(match.module, entry.attribute)
+    for copy in entry.copies:
+        if not torch.equal(reader.read(copy, match.path), stored):
+            text = f"it should be the same tensor as {entry.ref.name}, and differs from it"
+            reader.values.faults.append(AdapterFault("duplicate", copy.name, text, match.path))
+        reader.note(copy, match.name, None, f"a copy of {entry.ref.name}, compared")
+    for spare in entry.spares:
+        reader.read(spare, match.path)
+        reader.note(spare, match.name, None, "the base's own value, not used")
+    if current is None or current.device.type == "meta":
+        tensor = stored if current is None else stored.to(current.dtype)
+    else:
+        tensor = stored.to(device=current.device, dtype=current.dtype)
+    note = "replaces the base's"
+    if tensor.dtype != stored.dtype:
+        note += f", cast to {str(tensor.dtype).removeprefix('torch.')}"
+    reader.note(entry.ref, match.name, None, note)
+    return tensor
+
+
+class _Reader:
+    """Reads stored tensors and notes those with values that no weight can have."""
+
+    def __init__(self, checkpoint: Checkpoint, values: AdapterValues) -> None:
+        self.checkpoint = checkpoint
+        self.values = values
+
+    def read(self, ref: TensorRef, path: str) -> torch.Tensor:
+        tensor = self.checkpoint.read(ref.name)
+        if not _is_finite(tensor):
+            text = "the tensor holds NaN or Inf"
+            self.values.faults.append(AdapterFault("not finite", ref.name, text, path, ref.shape))
+        return tensor
+
+    def note(self, ref: TensorRef, target: str, scale: float | None, note: str) -> None:
+        self.values.rows.append(AdapterRow(ref.name, target, ref.shape, ref.dtype, scale, note))
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite; looks at the extremes, so that no mask as large as the tensor is made."""
+    if tensor.dtype not in _FLOATING or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def as_parameter(tensor: torch.Tensor) -> nn.Parameter:
+    """Return the tensor as a frozen parameter over the same memory."""
+    return nn.Parameter(tensor, requires_grad=False)

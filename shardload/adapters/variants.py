@@ -1,0 +1,81 @@
+"""The settings of adapter_config.json that make an adapter more than plain LoRA: declined by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardload.adapters.adapter import listing
+from shardload.adapters.adapter_report import shown
+from shardload.adapters.patterns import is_risky
+from shardload.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_DECLINED: dict[str, str] = {
+    "use_dora": "DoRA scales every row of base plus delta by a trained magnitude",
+    "use_qalora": "QALoRA pools the input of A in groups",
+    "use_bdlora": "BD-LoRA's factors are block-diagonal",
+    "kasa_config": "KaSA truncates the base weights and puts a trained diagonal between A and B",
+    "arrow_config": "Arrow routes between several adapters",
+    "alora_invocation_tokens": "aLoRA is on only after its invocation tokens",
+    "velora_config": "VeLoRA compresses activations in training",
+    "monteclora_config": "MonteCLoRA samples its factors",
+    "layer_replication": "the adapter is for a base whose layers were repeated",
+    "target_parameters": "the adapter targets parameters (fused experts), not layers",
+    "trainable_token_indices": "the adapter replaces rows of the embedding",
+    "megatron_config": "the adapter is for Megatron's parallel layers",
+    "enable_lora": "PEFT 0.2 MergedLinear adapts parts of a fused projection",
+    "ensure_weight_tying": "the adapter is shared between tied embeddings",
+}
+"""Settings that make the same keys mean something else: never to be loaded as plain LoRA."""
+
+_HARMLESS = frozenset({
+    "auto_mapping", "base_model_class", "base_model_name_or_path", "corda_config", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform",
+    "loftq_config", "lora_ga_config", "megatron_core", "merge_weights", "parent_library", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type", "unsloth_fixed",
+})  # fmt: skip
+"""Settings of training, of a fresh attach, or of a variant that another setting switches on."""
+
+_READ = frozenset({
+    "alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "lora_bias", "lora_dropout",
+    "modules_to_save", "peft_type", "r", "rank_pattern", "use_rslora",
+})  # fmt: skip
+_HARMLESS_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
+
+
+def decline_variants(config: Mapping[str, Any], label: str, *, strict: bool) -> tuple[str, ...]:
+    """Raise UnsupportedError naming every setting that this version does not do; return warnings."""
+    reasons = [f"{key}: {why}" for key, why in _DECLINED.items() if _is_on(config.get(key))]
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
+        reasons.append(
+            f"init_lora_weights = {shown(init)!r}: such an initialisation changes the base weights too"
+        )
+    # Only a regular expression that can run for ages is refused; PEFT's own are names and short alternatives.
+    reasons += [
+        f"{field}: the pattern {shown(key[:80])!r} repeats too much to be matched safely"
+        for field in ("rank_pattern", "alpha_pattern")
+        for key in config.get(field) or ()
+        if is_risky(key)
+    ]
+    unknown = [key for key in config if key not in _DECLINED and key not in _HARMLESS and key not in _READ]
+    unknown = [key for key in unknown if config[key]]
+    if unknown and strict:
+        reasons.append(
+            f"unknown settings, perhaps of a newer PEFT: {listing(unknown)} (strict=False ignores them)"
+        )
+    if reasons:
+        raise UnsupportedError(
+            "the adapter is no plain LoRA, and loading it as one would be wrong in silence",
+            where=f"{label}: " + "; ".join(reasons),
+            cure="merge it into its base with PEFT, or convert it to plain LoRA "
+            "(PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)), and load the result",
+        )
+    return (f"unknown settings were ignored: {listing(unknown)}",) if unknown else ()
+
+
+def _is_on(value: Any) -> bool:
+    # A variant's own settings may be an empty object: that is the variant with its defaults.
+    return value is not None and value is not False and value != []
