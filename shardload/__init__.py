@@ -1,0 +1,107 @@
+"""shardload: a sharded checkpoint loader and from_pretrained for PyTorch.
+
+Names are imported when they are first used, so that `import shardload` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardload.adapters import AdapterReport, load_adapter
+    from shardload.checkpoint import Checkpoint, open_checkpoint
+    from shardload.errors import (
+        AccessError,
+        CorruptError,
+        MismatchError,
+        NotFoundError,
+        RemoteCodeError,
+        ShardloadError,
+        UnsafeError,
+        UnsupportedError,
+        UntrustedCodeError,
+        UsageError,
+    )
+    from shardload.filling import check, fill
+    from shardload.keymap import KeyMap
+    from shardload.load import from_pretrained, load_config, report_of, resolve_class
+    from shardload.progress import Progress
+    from shardload.report import Report
+    from shardload.saving import save
+    from shardload.shell import Shell, Slot, build_shell
+    from shardload.targets.device import OnDevice
+    from shardload.tensor_ref import TensorRef
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "adapters": ("AdapterReport", "load_adapter"),
+    "checkpoint": ("Checkpoint", "open_checkpoint"),
+    "errors": (
+        "AccessError",
+        "CorruptError",
+        "MismatchError",
+        "NotFoundError",
+        "RemoteCodeError",
+        "ShardloadError",
+        "UnsafeError",
+        "UnsupportedError",
+        "UntrustedCodeError",
+        "UsageError",
+    ),
+    "filling": ("check", "fill"),
+    "keymap": ("KeyMap",),
+    "load": ("from_pretrained", "load_config", "report_of", "resolve_class"),
+    "progress": ("Progress",),
+    "report": ("Report",),
+    "saving": ("save",),
+    "shell": ("Shell", "Slot", "build_shell"),
+    "targets.device": ("OnDevice",),
+    "tensor_ref": ("TensorRef",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AccessError",
+    "AdapterReport",
+    "Checkpoint",
+    "CorruptError",
+    "KeyMap",
+    "MismatchError",
+    "NotFoundError",
+    "OnDevice",
+    "Progress",
+    "RemoteCodeError",
+    "Report",
+    "ShardloadError",
+    "Shell",
+    "Slot",
+    "TensorRef",
+    "UnsafeError",
+    "UnsupportedError",
+    "UntrustedCodeError",
+    "UsageError",
+    "build_shell",
+    "check",
+    "fill",
+    "from_pretrained",
+    "load_adapter",
+    "load_config",
+    "open_checkpoint",
+    "report_of",
+    "resolve_class",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'shardload' has no attribute {name!r}")
+    value = getattr(import_module(f"shardload.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,15 +1,15 @@
 """Every error that shardload raises on purpose.
 
-    ShardloadError
-    ├── UsageError            an argument is wrong or missing                       exit code 2
-    ├── NotFoundError         a folder, file, repo, revision or tensor is not there exit code 2
-    │   └── AccessError       it is there, but not for this token                   exit code 2
-    ├── UnsupportedError      known, named, and not done by this version            exit code 2
-    ├── MismatchError         checkpoint (or adapter) and model disagree            exit code 1
-    ├── RemoteCodeError       a repo's own code failed, or asks for what is lacking exit code 1
-    ├── CorruptError          bytes are not what they claim to be                   exit code 4
-    └── UnsafeError           it would run or reach something that was not allowed  exit code 4
-        └── UntrustedCodeError  code of a repo that nobody has trusted              exit code 4
+ShardloadError
+├── UsageError            an argument is wrong or missing                       exit code 2
+├── NotFoundError         a folder, file, repo, revision or tensor is not there exit code 2
+│   └── AccessError       it is there, but not for this token                   exit code 2
+├── UnsupportedError      known, named, and not done by this version            exit code 2
+├── MismatchError         checkpoint (or adapter) and model disagree            exit code 1
+├── RemoteCodeError       a repo's own code failed, or asks for what is lacking exit code 1
+├── CorruptError          bytes are not what they claim to be                   exit code 4
+└── UnsafeError           it would run or reach something that was not allowed  exit code 4
+    └── UntrustedCodeError  code of a repo that nobody has trusted              exit code 4
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Targets: what becomes of stored tensors on their way into a model."""

@@ -1,0 +1,146 @@
+"""Comparison: a model and a checkpoint side by side, judged from names, shapes and headers alone."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from shardload.diagnosis import diagnose
+from shardload.diagnosis.finding import Case
+from shardload.errors import MismatchError, UnsupportedError
+from shardload.plan import Fault, Plan, Verdict, judge, match, settle_ties
+from shardload.rehearsal import rehearse
+from shardload.report import Report, fault_text, headline
+from shardload.template import collapse
+from shardload.walker import zones_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardload.checkpoint import Checkpoint
+    from shardload.diagnosis.finding import Finding
+    from shardload.keymap import KeyMap
+    from shardload.shell import Shell
+
+
+class Comparison:
+    """A model and a checkpoint side by side: the plan, and the report with every fault in it."""
+
+    def __init__(self, shell: Shell, checkpoint: Checkpoint, key_map: KeyMap) -> None:
+        started = time.perf_counter()
+        self.shell = shell
+        self.checkpoint = checkpoint
+        _refuse_own_load_state_dict(shell.model)
+        self.zones = zones_of(shell.model)
+        self.versions = checkpoint.versions
+        self.plan: Plan = match(shell, self.zones, checkpoint, key_map)
+        self.unproven = rehearse(self.plan, shell, self.zones.roots, self.versions)
+        settle_ties(self.plan, shell)
+        self.report = self._report(time.perf_counter() - started)
+
+    def _report(self, seconds: float) -> Report:
+        plan = self.plan
+        report = Report(
+            where=self.checkpoint.label,
+            revision=self.checkpoint.source.revision,
+            format=self.checkpoint.format,
+            class_name=type(self.shell.model).__name__,
+            faults=tuple(plan.faults),
+            findings=self._findings(),
+            seconds={"plan": seconds},
+        )
+        report.notes += [*self.checkpoint.warnings, *self.unproven, *_notes(plan, self.shell)]
+        return report
+
+    def _findings(self) -> tuple[Finding, ...]:
+        if not self.plan.faults:
+            return ()
+        stored = dict(self.plan.tensors)
+        keys: dict[str, list[str]] = {}
+        for fault in self.plan.faults:
+            keys.setdefault(fault.kind, []).append(fault.key)
+            ref = self.checkpoint.tensors.get(fault.stored_key or "")
+            if ref is not None:
+                stored[fault.key] = ref
+        case = Case(
+            slots={name: slot.shape for name, slot in self.shell.slots.items() if slot.kind != "computed"},
+            stored=stored,
+            missing=keys.get("missing", ()),
+            unexpected=keys.get("unexpected", ()),
+            misshapen=keys.get("misshapen", ()),
+            config=self.checkpoint.config or {},
+        )
+        return diagnose(case)
+
+    def judge(self, **leniency: Any) -> Verdict:
+        """Set aside what is allowed; the report's faults are what is left."""
+        verdict = judge(self.plan, self.shell, self.checkpoint.tensors, **leniency)
+        self.report.faults = tuple(verdict.faults)
+        self.report.allowed = verdict.allowed
+        if not verdict.faults:
+            self.report.findings = ()
+        return verdict
+
+    def refuse_if_faulty(self, verdict: Verdict) -> None:
+        """Raise for what is left of the faults: nothing has been touched."""
+        if not self.plan.direct and not any(self.plan.handed.values()):
+            self._raise([*verdict.faults, *(f for group in verdict.allowed.values() for f in group)])
+        if verdict.faults:
+            self._raise(verdict.faults)
+
+    def _raise(self, faults: Sequence[Fault]) -> None:
+        for finding in self.report.findings:
+            if finding.declines:
+                raise UnsupportedError(finding.cause, where=self.checkpoint.label, cure=finding.cure)
+        raise mismatch(self.report, faults)
+
+
+def _refuse_own_load_state_dict(model: nn.Module) -> None:
+    kind = type(model)
+    if kind.load_state_dict is not nn.Module.load_state_dict:
+        raise UnsupportedError(
+            f"{kind.__name__} overrides load_state_dict, which can't be fed shard by shard",
+            where=f"{kind.__module__}.{kind.__qualname__}",
+            cure="move what it does to _load_from_state_dict or a load_state_dict pre-hook, or to key_map=",
+        )
+
+
+def _notes(plan: Plan, shell: Shell) -> list[str]:
+    notes = [
+        f"{pattern}: a stored copy of what the class computes; the computed one stays"
+        for pattern in collapse(plan.computed)
+    ]
+    notes += [f"{pattern}: dropped by the key map" for pattern in collapse(plan.dropped)]
+    stored = {key for key, _ in plan.tensors}
+    for group in shell.ties:
+        copies = [name for name in group if name in stored]
+        if len(copies) > 1:
+            notes.append(f"{' and '.join(copies)} are tied and both stored: two copies, compared at load")
+    return notes
+
+
+def mismatch(report: Report, faults: Sequence[Fault]) -> MismatchError:
+    """Return the error for faults: headline, findings with their cures, and the faults grouped by template."""
+    report.faults = tuple(faults)
+    error = MismatchError(
+        f"the checkpoint does not fit {report.class_name}: {headline(faults)}; nothing was loaded\n\n"
+        + fault_text(faults, report.findings),
+        where=report.where,
+        cure=_cure(report, faults),
+    )
+    error.report = report
+    return error
+
+
+def _cure(report: Report, faults: Sequence[Fault]) -> str:
+    if report.findings:
+        return report.findings[0].cure
+    kinds = {fault.kind for fault in faults}
+    hints = [
+        f"allow_{kind}=[…] for keys that may differ" for kind in ("missing", "unexpected") if kind in kinds
+    ]
+    return "; ".join(
+        [*hints, "key_map= to rename keys", "or the class and config that belong to this checkpoint"]
+    )

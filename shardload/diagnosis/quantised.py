@@ -1,0 +1,44 @@
+"""Checkpoints whose weights are packed by a quantiser, which a class without its modules can't take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardload.diagnosis.finding import Case, Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Leaf names that a format writes beside each packed weight, and what people call it.
+_SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"qweight", "qzeros", "scales", "g_idx"}), "GPTQ"),
+    (frozenset({"qweight", "qzeros", "scales"}), "AWQ or GPTQ"),
+    (frozenset({"weight_scale_inv"}), "fp8 blocks"),
+    (frozenset({"absmax", "quant_map"}), "bitsandbytes 4-bit"),
+    (frozenset({"SCB"}), "bitsandbytes 8-bit"),
+    (frozenset({"weight_packed"}), "compressed-tensors"),
+    (frozenset({"weight_scale"}), "int4/int8 weights with a scale a row"),
+)
+
+
+class QuantisedRule:
+    """Names the quantiser by the keys it leaves beside each weight, or by config.json's quantization_config."""
+
+    def examine(self, case: Case) -> Sequence[Finding]:
+        """Return one finding that declines the checkpoint, when unexpected keys bear a signature."""
+        leaves = {key.rpartition(".")[2] for key in case.unexpected}
+        for signature, name in _SIGNATURES:
+            if signature <= leaves:
+                count = sum(key.rpartition(".")[2] in signature for key in case.unexpected)
+                named = (case.config.get("quantization_config") or {}).get("quant_method")
+                told = f"{name} (config.json says {named!r})" if named else name
+                return (
+                    Finding(
+                        "E-QUANT",
+                        f"the checkpoint is quantised: {told}; the class has no modules for it",
+                        count,
+                        "use the checkpoint's unquantised weights, or a class that defines the quantised modules",
+                        declines=True,
+                    ),
+                )
+        return ()

@@ -1,0 +1,102 @@
+"""fill: the one loop that moves bytes from shards into a model, and check: the same judgement without them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from shardload.comparison import Comparison
+from shardload.errors import UsageError
+from shardload.finish import finish
+from shardload.keymap import KeyMap
+from shardload.memory import PeakSampler
+from shardload.report import MemoryUse, Report
+from shardload.shell import Shell
+from shardload.stream import stream
+from shardload.targets.device import OnDevice
+from shardload.ties import compare_stored_copies
+from shardload.walker import Snapshot, Zones
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from shardload.checkpoint import Checkpoint
+    from shardload.progress import ProgressOption
+    from shardload.targets.target import Target
+
+
+def check(
+    shell: Shell | nn.Module, checkpoint: Checkpoint, key_map: KeyMap | Mapping[str, str | None] | None = None
+) -> Report:
+    """Compare a model with a checkpoint without reading a weight; the report's `faults` say what does not fit.
+
+    Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model stays as it was.
+    """
+    return Comparison(_as_shell(shell), checkpoint, KeyMap.of(key_map)).report
+
+
+def fill(
+    shell_or_module: Shell | nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    key_map: KeyMap | Mapping[str, str | None] | None = None,
+    target: Target | None = None,
+    strict: bool = True,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    progress: ProgressOption = None,
+    copy: bool = False,
+) -> Report:
+    """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
+
+    Strictness is judged from headers before the model is touched; whatever fails later, every parameter is put
+    back as it was. On the CPU in its stored dtype a weight is a view of its mapped file (`copy=True` reads it
+    into memory instead). `allow_missing` and `allow_unexpected` are fnmatch patterns on whole keys; parameters
+    that are allowed to be missing get the value that the class gives them. Parameters of an existing module are
+    replaced: make optimizers afterwards. Raises MismatchError, UnsupportedError, CorruptError, UsageError.
+    """
+    shell = _as_shell(shell_or_module)
+    target = target or OnDevice()
+    comparison = Comparison(shell, checkpoint, KeyMap.of(key_map))
+    verdict = comparison.judge(strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+    comparison.refuse_if_faulty(verdict)
+    report = comparison.report
+    with PeakSampler() as sampler, _all_or_nothing(comparison.zones):
+        before = sampler.sample()
+        target.prepare(shell.model)
+        compare_stored_copies(shell, comparison.plan, checkpoint)
+        filled = stream(comparison, target, copy=copy, progress=progress)
+        report.notes += finish(shell, filled, verdict.missing, target)
+    report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
+    return report
+
+
+def _as_shell(shell_or_module: Shell | nn.Module) -> Shell:
+    if isinstance(shell_or_module, Shell):
+        return shell_or_module
+    if isinstance(shell_or_module, nn.Module):
+        return Shell.of(shell_or_module)
+    raise UsageError(f"a shell or an nn.Module is wanted, not {type(shell_or_module).__name__}")
+
+
+@contextmanager
+def _all_or_nothing(zones: Zones) -> Iterator[None]:
+    """Put every parameter, buffer and attribute back, by identity, when anything goes wrong.
+
+    References are kept, not copies; a real module's old weights therefore live until the load is done.
+    """
+    kept = [(module, dict(module._parameters), dict(module._buffers)) for module in zones.plain.values()]
+    snapshots = [Snapshot(root.module) for root in zones.roots]
+    try:
+        yield
+    except BaseException:
+        for module, parameters, buffers in kept:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for snapshot in snapshots:
+            snapshot.restore()
+        raise

@@ -1,0 +1,222 @@
+"""from_pretrained: a checkpoint becomes a model. Every step below is a public function of its own."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from shardload import remote_code
+from shardload.checkpoint import open_checkpoint, read_config
+from shardload.errors import UsageError
+from shardload.filling import fill
+from shardload.shell import build_shell
+from shardload.sources import find_source
+from shardload.targets.device import OnDevice, parse_dtype
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+    from torch import nn
+
+    from shardload.keymap import KeyMap
+    from shardload.progress import ProgressOption
+    from shardload.report import Report
+    from shardload.sources.source import Source
+
+# Weak, so that a report never keeps a model alive; beside the model, so that it is not pickled with it.
+_reports: weakref.WeakKeyDictionary[nn.Module, Report] = weakref.WeakKeyDictionary()
+
+
+def from_pretrained(
+    where: str | os.PathLike[str],
+    *,
+    model_class: Callable[[Any], nn.Module] | None = None,
+    auto_class: str | None = None,
+    config: Any = None,
+    trust_remote_code: bool = False,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    adapter: str | os.PathLike[str] | None = None,
+    strict: bool = True,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    key_map: KeyMap | Mapping[str, str | None] | None = None,
+    copy: bool = False,
+    progress: ProgressOption = None,
+    revision: str | None = None,
+    code_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    variant: str | None = None,
+) -> nn.Module:
+    """Load a checkpoint into the model that it belongs to, and return the model in eval mode.
+
+    `where`: a folder, a checkpoint file, or `org/name[@revision]` on the Hub. `model_class`: a class or function
+    that takes the config; without it the repo's `auto_map` decides (`auto_class` picks an entry), or else the
+    class that `architectures` names in an installed transformers. Code of the repo runs only with
+    `trust_remote_code=True`; code from the Hub needs `revision=` (a full commit) besides. `dtype="auto"` keeps
+    every tensor's stored dtype; another casts floating parameters and persistent buffers, and is what the
+    constructor sees as `config.torch_dtype`. `adapter`: a LoRA adapter to attach on top. The rest is as in `fill`
+    and `open_checkpoint`. `report_of(model)` tells what was done. Raises subclasses of ShardloadError; the
+    checkpoint is judged before a weight is read.
+    """
+    target = OnDevice(device, parse_dtype(dtype))
+    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    trust = {
+        "trust_remote_code": trust_remote_code,
+        "revision_given": revision,
+        "code_revision": code_revision,
+    }
+    clock = _Clock()
+
+    checkpoint = open_checkpoint(where, revision=revision, subfolder=subfolder, variant=variant, **hub)
+    clock.stage("open")
+    repo = _Repo(checkpoint.source, checkpoint.config, {**trust, **hub})
+    settled = (
+        repo.config(target.dtype)
+        if config is None
+        else remote_code.LoadedConfig(config, "given by the caller")
+    )
+    resolved = repo.resolve(settled.config, auto_class) if model_class is None else _given(model_class)
+    shell = build_shell(lambda: resolved.make(settled.config))
+    clock.stage("shell")
+    report = fill(
+        shell,
+        checkpoint,
+        key_map=key_map,
+        target=target,
+        strict=strict,
+        allow_missing=allow_missing,
+        allow_unexpected=allow_unexpected,
+        progress=progress,
+        copy=copy,
+    )
+    model = shell.model.eval()
+    remote_code.attach_generation_config(model, checkpoint.source)
+
+    report.config_from, report.class_from = settled.origin, resolved.origin
+    report.remote_base = resolved.remote_base
+    report.seconds = {**clock.seconds, **report.seconds}
+    _reports[model] = report
+    if adapter is not None:
+        from shardload.adapters import load_adapter
+
+        report.adapters.append(load_adapter(model, adapter, **hub))
+    return model
+
+
+def load_config(
+    where: str | os.PathLike[str],
+    *,
+    trust_remote_code: bool = False,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    code_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> Any:
+    """Return the config of a repo: its own configuration class's where `auto_map` names one.
+
+    No weight file is looked at. Keywords are as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError,
+    RemoteCodeError, UsageError.
+    """
+    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    trust = {
+        "trust_remote_code": trust_remote_code,
+        "revision_given": revision,
+        "code_revision": code_revision,
+    }
+    repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
+    return repo.config(parse_dtype(dtype)).config
+
+
+def resolve_class(
+    where: str | os.PathLike[str],
+    *,
+    auto_class: str | None = None,
+    config: Any = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    code_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> Callable[[Any], nn.Module]:
+    """Return what makes a repo's model from a config, for `build_shell(lambda: make(config))`.
+
+    The `auto_map` entry wins over `architectures`; `auto_class` picks another one. Keywords are as in
+    `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError, UsageError.
+    """
+    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    trust = {
+        "trust_remote_code": trust_remote_code,
+        "revision_given": revision,
+        "code_revision": code_revision,
+    }
+    repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
+    settled = config if config is not None else repo.config(None).config
+    return repo.resolve(settled, auto_class).make
+
+
+def report_of(model: nn.Module) -> Report:
+    """Return the Report of a model that from_pretrained made. Raises UsageError for any other."""
+    try:
+        return _reports[model]
+    except KeyError:
+        raise UsageError(
+            f"this {type(model).__name__} was not made by from_pretrained",
+            cure="fill() and check() return their Report; a copy of a model has none",
+        ) from None
+
+
+class _Repo:
+    """A repo's config.json and code, with the caller's word about trust."""
+
+    def __init__(self, source: Source, config_json: dict[str, Any] | None, trust: dict[str, Any]) -> None:
+        self.source = source
+        self.config_json = config_json
+        self.trust = trust
+
+    @classmethod
+    def find(
+        cls, where: str | os.PathLike[str], revision: str | None, subfolder: str | None, trust: dict[str, Any]
+    ) -> _Repo:
+        """Open a repo without its weights."""
+        hub = {name: trust[name] for name in ("token", "cache_dir", "local_files_only")}
+        source, _ = find_source(where, revision=revision, subfolder=subfolder, **hub)
+        return cls(source, read_config(source), trust)
+
+    def config(self, dtype: torch.dtype | None) -> remote_code.LoadedConfig:
+        return remote_code.load_config(self.source, self.config_json, dtype=dtype, **self.trust)
+
+    def resolve(self, config: Any, auto_class: str | None) -> remote_code.ResolvedClass:
+        return remote_code.resolve_class(
+            self.source, self.config_json, config, auto_class=auto_class, **self.trust
+        )
+
+
+def _given(model_class: Callable[[Any], nn.Module]) -> remote_code.ResolvedClass:
+    name = getattr(model_class, "__qualname__", type(model_class).__name__)
+    module = getattr(model_class, "__module__", "?")
+    return remote_code.ResolvedClass(model_class, name, f"{module}.{name} (given by the caller)", None)
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now

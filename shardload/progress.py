@@ -1,0 +1,72 @@
+"""Progress of a load: bytes, rate and the shard, as a bar on stderr or as calls of the caller's function."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a load is: the shard at hand, bytes done and in all, tensors done, seconds since its start."""
+
+    shard: str
+    done_bytes: int
+    total_bytes: int
+    tensors: int
+    seconds: float
+
+
+ProgressOption = bool | Callable[[Progress], object] | None
+"""None: a bar where stderr is a terminal. True: always a bar. False: nothing. A function: called with Progress."""
+
+
+class ProgressMeter:
+    """Tells `option` about every tensor; a `with` block closes the bar."""
+
+    def __init__(self, option: ProgressOption, total_bytes: int) -> None:
+        self._call = option if callable(option) else None
+        self._total = total_bytes
+        self._done = 0
+        self._tensors = 0
+        self._start = time.perf_counter()
+        self._bar: Any = None
+        if self._call is None and option is not False:
+            self._bar = tqdm(
+                total=total_bytes,
+                unit="B",
+                unit_scale=True,
+                disable=None if option is None else False,
+                leave=False,
+                desc="loading",
+            )
+
+    def shard(self, name: str) -> None:
+        """Say which shard is read now."""
+        self._shard = name
+        if self._bar is not None:
+            self._bar.set_postfix_str(name, refresh=False)
+
+    def tensor(self, nbytes: int) -> None:
+        """Count one tensor."""
+        self._done += nbytes
+        self._tensors += 1
+        if self._bar is not None:
+            self._bar.update(nbytes)
+        if self._call is not None:
+            elapsed = time.perf_counter() - self._start
+            self._call(Progress(self._shard, self._done, self._total, self._tensors, elapsed))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

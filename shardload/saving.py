@@ -1,0 +1,200 @@
+"""save: a model as safetensors shards with an index, written atomically and without a copy of the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors
+
+from shardload.errors import UnsupportedError, UsageError
+from shardload.keymap import KeyMap
+from shardload.shard import CODES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    max_shard_size: str | int = "5GB",
+    key_map: KeyMap | Mapping[str, str | None] | None = None,
+) -> list[Path]:
+    """Write a model's state dict as safetensors shards, with index and config.json; return the files written.
+
+    The key map is the one that the model was loaded through: names are written through its inverse. Tied
+    parameters are written once. Files appear in `folder` only when all are complete. `max_shard_size` is bytes or
+    a text such as "5GB" (powers of ten) or "5GiB". Raises UsageError, UnsupportedError.
+    """
+    target = Path(folder)
+    tensors = _named_tensors(model, KeyMap.of(key_map))
+    shards = _split(tensors, _parse_size(max_shard_size))
+    config = _config_json(model)
+    target.mkdir(parents=True, exist_ok=True)
+    _check_disk(target, sum(_nbytes(tensor) for tensor in tensors.values()))
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
+        names = _write_all(Path(staging), shards, config)
+        for name in names:
+            Path(staging, name).replace(target / name)
+        _sync_folder(target)
+    return [target / name for name in names]
+
+
+def _named_tensors(model: nn.Module, key_map: KeyMap) -> dict[str, torch.Tensor]:
+    inverse = key_map.invert()
+    state = model.state_dict(keep_vars=True)
+    seen: set[tuple[int, int, tuple[int, ...]]] = set()
+    found: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        if not hasattr(value, "untyped_storage"):
+            raise UnsupportedError(
+                f"{key} is no tensor but {type(value).__name__}", cure="safetensors holds tensors only"
+            )
+        if value.is_meta:
+            raise UsageError(f"{key} is on meta: there is nothing to save", cure="load the model first")
+        if value.dtype not in CODES:
+            raise UnsupportedError(f"safetensors has no dtype for {key}: {value.dtype}")
+        identity = (value.data_ptr(), value.numel(), tuple(value.stride()))
+        if identity in seen and value.numel():
+            continue  # a tie: the loader gives the one copy to every name
+        seen.add(identity)
+        stored = inverse.apply(key)
+        if stored is None or stored in found or key_map.apply(stored) != key:
+            raise UsageError(
+                f"the key map does not lead back to {key!r}", where=f"its inverse gives {stored!r}"
+            )
+        found[stored] = value.detach()
+    return found
+
+
+def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    room = limit
+    for name, tensor in tensors.items():
+        size = _nbytes(tensor)
+        if size > room and shards[-1]:
+            shards.append({})
+            room = limit
+        shards[-1][name] = tensor
+        room -= size
+    return shards
+
+
+def _write_all(staging: Path, shards: list[dict[str, torch.Tensor]], config: str | None) -> list[str]:
+    """Write everything into the staging folder; return the names in the order in which they may appear."""
+    count = len(shards)
+    names = (
+        [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+        if count > 1
+        else ["model.safetensors"]
+    )
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(staging / name, shard)
+    if count > 1:
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(_nbytes(tensor) for shard in shards for tensor in shard.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        names.append("model.safetensors.index.json")
+        _write_text(staging / names[-1], json.dumps(index, indent=2))
+    if config is not None:
+        names.append("config.json")
+        _write_text(staging / "config.json", config)
+    return names
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write one safetensors file and flush it to the disk.
+
+    Tensors that are contiguous on the CPU are written straight from their memory; others are copied first. The
+    library's own helper for torch needs NumPy; its core, which is used here, does not.
+    """
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    specs = {
+        name: safetensors.TensorSpec(
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=list(tensor.shape),
+            data_ptr=tensor.data_ptr(),
+            data_len=_nbytes(tensor),
+        )
+        for name, tensor in packed.items()
+    }
+    safetensors.serialize_file(specs, path, {"format": "pt", **(metadata or {})})
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _parse_size(size: str | int) -> int:
+    if isinstance(size, int):
+        limit = size
+    else:
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?i?B?)\s*", size, re.IGNORECASE)
+        unit = match[2].upper() if match else None
+        if match is None or unit not in _UNITS:
+            raise UsageError(
+                f"max_shard_size={size!r} is no size", cure='pass bytes, or a text such as "5GB"'
+            )
+        limit = int(float(match[1]) * _UNITS[unit])
+    if limit <= 0:
+        raise UsageError(f"max_shard_size={size!r} holds no tensor")
+    return limit
+
+
+def _config_json(model: nn.Module) -> str | None:
+    config = getattr(model, "config", None)
+    to_dict = getattr(config, "to_dict", None)
+    content = to_dict() if callable(to_dict) else config
+    if not isinstance(content, Mapping):
+        return None
+    return json.dumps(dict(content), indent=2, sort_keys=True, default=str)
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UsageError(
+            f"{needed:,} bytes are to be written and {free:,} are free",
+            where=str(folder),
+            cure="free some disk",
+        )
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,193 @@
+"""One local weight file, opened for its bytes: mapped (zero copy) or read (a copy)."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+
+from shardload.errors import CorruptError, NotFoundError, UnsupportedError
+from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES, Region, TensorRef
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from shardload.sources.source import SourceFile
+
+DTYPES: dict[str, torch.dtype] = {
+    code: getattr(torch, name) for code, name in TORCH_NAMES.items() if hasattr(torch, name)
+}
+"""torch's dtype for each dtype code that it can hold."""
+
+CODES: dict[torch.dtype, str] = {dtype: code for code, dtype in DTYPES.items()}
+
+# Older Pythons do not name MAP_NORESERVE; the value is Linux's.
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+class Shard:
+    """A weight file of this disk; `tensor(ref)` gives its tensors.
+
+    With `copy=False` tensors are views of a private mapping: no anonymous memory until they are written to,
+    and the file never changes. With `copy=True` each is read into memory of its own. The mapping lives as long
+    as a tensor of it does. Raises CorruptError when the file's size changed while it was open.
+    """
+
+    def __init__(self, path: Path, *, copy: bool = False) -> None:
+        self.path = path
+        self.copy = copy
+        self._map: mmap.mmap | None = None
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise NotFoundError(
+                f"{self.path.name} can't be opened: {error.strerror}", where=str(self.path)
+            ) from error
+        try:
+            self._opened = _identity(self._descriptor)
+            if not self.copy and self._opened[1] > 0:
+                self._map = _map_private(self._descriptor, self.path)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        closed = _identity(self._descriptor)
+        os.close(self._descriptor)
+        self._map = None
+        if error is None and closed != self._opened:
+            raise CorruptError(
+                f"{self.path.name} was changed while it was being loaded",
+                where=str(self.path),
+                cure="load again when nothing writes to it",
+            )
+
+    def tensor(self, ref: TensorRef) -> torch.Tensor:
+        """Return the stored tensor, in its stored dtype, with a storage of its own extent."""
+        dtype = torch_dtype(ref)
+        if ref.span.nbytes == 0:
+            return torch.empty(ref.shape, dtype=dtype)
+        if ref.span.stop > self._opened[1]:
+            raise CorruptError(
+                f"{self.path.name} ends before {ref.name!r}",
+                where=f"{self.path}: {self._opened[1]:,} bytes, the tensor ends at {ref.span.stop:,}",
+                cure="fetch the file again",
+            )
+        if self._map is None or ref.span.start % dtype.itemsize:
+            # An unaligned tensor is copied: torch's kernels may count on alignment.
+            flat = _read(self._descriptor, ref.span.start, ref.span.nbytes, dtype)
+        else:
+            count = ref.span.nbytes // dtype.itemsize
+            flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=ref.span.start)
+        return flat.view(ref.shape) if ref.strides is None else flat.as_strided(ref.shape, ref.strides)
+
+    def release(self, ref: TensorRef) -> None:
+        """Let go of the pages that hold `ref` alone; they are read from the file again if they are wanted."""
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = -(-ref.span.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = ref.span.stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > start:
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def torch_dtype(ref: TensorRef) -> torch.dtype:
+    """Return torch's dtype of a stored tensor. Raises UnsupportedError where this torch has none."""
+    try:
+        return DTYPES[ref.dtype]
+    except KeyError:
+        raise UnsupportedError(
+            f"this torch has no dtype for {ref.dtype}",
+            where=f"{ref.shard}: {ref.name}",
+            cure="use a newer torch",
+        ) from None
+
+
+def read_tensor(file: SourceFile, ref: TensorRef, region: Region | None) -> torch.Tensor:
+    """Return one tensor of a file, or a region of it: see `Checkpoint.read`."""
+    if region is None:
+        with Shard(file.local_path()) as shard:
+            return shard.tensor(ref)
+    if len(region) > len(ref.shape):
+        raise NotFoundError(f"a region of {len(region)} slices in a tensor of {len(ref.shape)} dimensions")
+    dtype = torch_dtype(ref)
+    if ref.strides is not None or not ref.shape or not region:
+        return read_tensor(file, ref, None)[region].clone()
+    first, *rest = region
+    rows = range(*first.indices(ref.shape[0]))
+    if not rows:
+        return torch.empty(ref.shape, dtype=dtype)[region]
+    low, high = min(rows), max(rows) + 1
+    row_bytes = ref.span.nbytes // ref.shape[0]
+    wanted = file.read_at(ref.span.start + low * row_bytes, (high - low) * row_bytes)
+    if len(wanted) != (high - low) * row_bytes:
+        raise CorruptError(
+            f"{file.name} ends inside {ref.name!r}", where=file.name, cure="fetch the file again"
+        )
+    shape = (high - low, *ref.shape[1:])
+    block = (
+        torch.frombuffer(bytearray(wanted), dtype=dtype).view(shape)
+        if wanted
+        else torch.empty(shape, dtype=dtype)
+    )
+    inside = (
+        slice(rows[0] - low, rows[-1] - low + 1, rows.step),
+        *rest,
+    )  # torch refuses a negative step itself
+    taken = block[inside]
+    return taken if taken.shape == block.shape else taken.clone()
+
+
+def _map_private(descriptor: int, path: Path) -> mmap.mmap:
+    """Map a file copy-on-write.
+
+    MAP_NORESERVE keeps a file larger than RAM mappable: without it the kernel counts a writable private mapping
+    as memory that may be needed in full.
+    """
+    try:
+        if hasattr(mmap, "MAP_PRIVATE"):
+            protection = mmap.PROT_READ | mmap.PROT_WRITE
+            return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | _NORESERVE, prot=protection)
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        raise UnsupportedError(
+            f"{path.name} can't be mapped: {error}", where=str(path), cure="pass copy=True to read it instead"
+        ) from error
+
+
+def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
+    flat = torch.empty(nbytes // dtype.itemsize, dtype=dtype)
+    memory = memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B")
+    done = 0
+    while done < nbytes:
+        got = os.preadv(descriptor, [memory[done:]], start + done)
+        if got == 0:
+            raise CorruptError(
+                f"the file ends at byte {start + done:,}, inside a tensor", cure="fetch the file again"
+            )
+        done += got
+    return flat
+
+
+def _identity(descriptor: int) -> tuple[int, int, int]:
+    """Inode, size and time of change: what must stay the same while a file is mapped."""
+    status = os.fstat(descriptor)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def packed_bytes(dtype: torch.dtype, numel: int) -> int:
+    """Return the bytes that `numel` elements of a dtype take."""
+    return numel * DTYPE_BITS[CODES[dtype]] // 8 if dtype in CODES else numel * dtype.itemsize

@@ -1,0 +1,194 @@
+"""The stream: carries a plan out, one shard open at a time."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from shardload.comparison import mismatch
+from shardload.memory import measure
+from shardload.progress import ProgressMeter
+from shardload.rehearsal import faults_of
+from shardload.report import ShardRow
+from shardload.shard import Shard
+from shardload.tensor_ref import TORCH_NAMES, TensorRef
+from shardload.walker import Root, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from shardload.comparison import Comparison
+    from shardload.plan import Fault
+    from shardload.progress import ProgressOption
+    from shardload.targets.target import Target
+
+Pairs = list[tuple[str, TensorRef]]
+
+
+def stream(comparison: Comparison, target: Target, *, copy: bool, progress: ProgressOption) -> set[str]:
+    """Move every planned tensor into the model and return the names that were filled; rows go to the report."""
+    carrier = _Stream(comparison, target, copy)
+    by_shard = _by_shard(comparison)
+    total = sum(ref.nbytes for pairs in by_shard.values() for _, ref in pairs)
+    report = comparison.report
+    with ProgressMeter(progress, total) as meter:
+        for name, pairs in by_shard.items():
+            started = time.perf_counter()
+            meter.shard(name)
+            carrier.shard(name, pairs, meter)
+            now = measure()
+            nbytes = sum(ref.nbytes for _, ref in pairs)
+            seconds = time.perf_counter() - started
+            report.shards.append(ShardRow(name, len(pairs), nbytes, seconds, now.anon, now.file))
+        carrier.roots_without_tensors()
+    report.loaded = sum(len(pairs) for pairs in by_shard.values())
+    report.nbytes = total
+    dtypes = Counter(TORCH_NAMES[ref.dtype] for pairs in by_shard.values() for _, ref in pairs)
+    report.dtypes = dict(dtypes.most_common())
+    report.seconds["fill"] = sum(row.seconds for row in report.shards)
+    return carrier.filled
+
+
+def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
+    """Group what is read by shard, in the order of the bytes."""
+    by_shard: dict[str, Pairs] = {shard.name: [] for shard in comparison.checkpoint.shards}
+    for key, ref in comparison.plan.tensors:
+        by_shard[ref.shard].append((key, ref))
+    for pairs in by_shard.values():
+        pairs.sort(key=lambda pair: pair[1].span.start)
+    return {name: pairs for name, pairs in by_shard.items() if pairs}
+
+
+class _Stream:
+    """Carries a plan out, shard by shard."""
+
+    def __init__(self, comparison: Comparison, target: Target, copy: bool) -> None:
+        self.comparison = comparison
+        self.target = target
+        self.copy = copy
+        self.filled: set[str] = set()
+        # What a subtree with its own loader still waits for, and what has come for it so far.
+        self.waiting = {
+            root.prefix: _tensor_count(comparison.plan.handed[root.prefix]) for root in comparison.zones.roots
+        }
+        self.arrived: dict[str, dict[str, torch.Tensor]] = {
+            root.prefix: {} for root in comparison.zones.roots
+        }
+        self.roots = {root.prefix: root for root in comparison.zones.roots}
+
+    def shard(self, name: str, pairs: Pairs, meter: ProgressMeter) -> None:
+        """Load one shard: plain modules tensor by tensor, subtrees with their own loaders once they are complete."""
+        path = self.comparison.checkpoint.source.open(name).local_path()
+        with Shard(path, copy=self.copy) as shard:
+            for key, ref in pairs:
+                stored = shard.tensor(ref)
+                root = self.comparison.zones.root_of(key)
+                if root is None:
+                    placed = self.target.place(key, stored)
+                    self._assign(key, placed)
+                    if placed is not stored:
+                        shard.release(ref)
+                else:
+                    self.arrived[root][key] = stored
+                    self.waiting[root] -= 1
+                    if self.waiting[root] == 0:
+                        self._walk(self.roots[root])
+                meter.tensor(ref.nbytes)
+
+    def roots_without_tensors(self) -> None:
+        """Run loaders that were handed no tensor: an extra state, or keys that they may do without."""
+        for prefix, root in self.roots.items():
+            if _tensor_count(self.comparison.plan.handed[prefix]) == 0:
+                self._walk(root)
+
+    def _assign(self, key: str, tensor: torch.Tensor) -> None:
+        prefix, _, name = key.rpartition(".")
+        module = self.comparison.zones.plain[f"{prefix}." if prefix else ""]
+        shape = self.comparison.shell.slots[key].shape
+        if tensor.shape != shape:
+            tensor = tensor.view(shape)
+        old = module._parameters.get(name)
+        value = tensor if old is None else nn.Parameter(tensor, requires_grad=old.requires_grad)
+        if type(module).__setattr__ is nn.Module.__setattr__:
+            slots: dict[str, Any] = module._buffers if old is None else module._parameters
+            slots[name] = value
+        else:
+            setattr(module, name, value)  # RNNs keep a list of their weights beside the parameters
+        self.filled.add(key)
+
+    def _walk(self, root: Root) -> None:
+        """Let a subtree load itself from everything that came for it, in the checkpoint's order."""
+        entries = self.comparison.plan.handed[root.prefix]
+        arrived = self.arrived.pop(root.prefix)
+        state = {
+            key: arrived[key] if isinstance(value, TensorRef) else value for key, value in entries.items()
+        }
+        with torch.no_grad():
+            result = walk(root.module, root.prefix, state, self.comparison.versions, self._visit)
+        faults = self._new_faults(faults_of(result, entries, self.comparison.shell, []))
+        if faults:
+            raise mismatch(self.comparison.report, faults)
+        self.filled.update(key for key in entries if key in self.comparison.shell.slots)
+
+    def _new_faults(self, faults: list[Fault]) -> list[Fault]:
+        """Leave out what the judgement allowed; what is left only showed with values."""
+        allowed = {f.key for group in self.comparison.report.allowed.values() for f in group}
+        tied = {name for group in self.comparison.shell.ties for name in group}
+        return [f for f in faults if f.key not in allowed and not (f.kind == "missing" and f.key in tied)]
+
+    def _visit(self, module: nn.Module, prefix: str) -> Callable[[], None]:
+        before = {**module._parameters, **module._buffers}
+        stand_ins = _stand_ins(module)
+
+        def leave() -> None:
+            _take_back(module, stand_ins)
+            for slots in (module._parameters, module._buffers):
+                for name, value in slots.items():
+                    if value is not None and not value.is_meta and value is not before.get(name):
+                        self._settle(module, slots, prefix, name, value)
+
+        return leave
+
+    def _settle(
+        self, module: nn.Module, slots: dict[str, Any], prefix: str, name: str, value: torch.Tensor
+    ) -> None:
+        """Give the target its say over what a module has just assigned."""
+        placed = self.target.place(prefix + name, value.detach())
+        if placed.dtype != value.dtype or placed.device != value.device:
+            if isinstance(value, nn.Parameter):
+                placed = nn.Parameter(placed, requires_grad=value.requires_grad)
+            if type(module).__setattr__ is nn.Module.__setattr__:
+                slots[name] = placed
+            else:
+                setattr(module, name, placed)
+        self.filled.add(prefix + name)
+
+
+def _tensor_count(entries: Mapping[str, Any]) -> int:
+    return sum(isinstance(value, TensorRef) for value in entries.values())
+
+
+def _stand_ins(module: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Give a module whose override may copy in place real parameters to copy into.
+
+    They start as NaN, which tells afterwards whether the override wrote to them.
+    """
+    if type(module)._load_from_state_dict is nn.Module._load_from_state_dict:
+        return {}
+    found = {}
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.is_meta and parameter.is_floating_point():
+            real = torch.full(parameter.shape, float("nan"), dtype=parameter.dtype)
+            found[name] = (parameter, nn.Parameter(real, requires_grad=parameter.requires_grad))
+            module._parameters[name] = found[name][1]
+    return found
+
+
+def _take_back(module: nn.Module, stand_ins: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> None:
+    for name, (on_meta, real) in stand_ins.items():
+        if module._parameters.get(name) is real and bool(torch.isnan(real).all()):
+            module._parameters[name] = on_meta

@@ -1,0 +1,85 @@
+"""OnDevice: a dtype for the floating weights and a device for everything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from shardload.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_CASTABLE = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+_SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+
+
+class OnDevice:
+    """Puts weights on one device, and casts the floating ones where `dtype` is given.
+
+    Integers, bool, fp8 and complex keep their dtype; so do computed buffers. With the stored dtype on the CPU a
+    weight stays a view of its file.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> None:
+        self.device = _device(device)
+        self.dtype = dtype
+
+    def prepare(self, model: nn.Module) -> None:
+        """Change nothing."""
+
+    def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Return `stored` cast and moved; the same object where neither is needed."""
+        dtype = self.dtype if stored.dtype in _CASTABLE else None
+        return stored.to(device=self.device, dtype=dtype)
+
+    def finish(self, model: nn.Module) -> None:
+        """Move the buffers that the class computed."""
+        if self.device.type == "cpu":
+            return
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.device)
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return the torch dtype of a name ("float16", "bf16"); None for "auto" and None. Raises UsageError."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = dtype
+    if isinstance(dtype, str):
+        name = dtype.removeprefix("torch.")
+        found = getattr(torch, _SHORT.get(name, name), dtype)
+    if not isinstance(found, torch.dtype) or found not in _CASTABLE:
+        raise UsageError(
+            f"dtype={dtype!r} is not a dtype to load weights in",
+            cure='pass "auto" (as stored), "float16", "bfloat16", "float32" or "float64"',
+        )
+    return found
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if isinstance(device, dict) or device == "auto":
+        raise UsageError(
+            "a device map is not built yet",
+            where=f"device={device!r}",
+            cure='pass one device: "cpu" or "cuda"',
+        )
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device={device!r} is not a device", cure='pass "cpu" or "cuda"') from error
+    if found.type == "meta":
+        raise UsageError(
+            "a load to the meta device loads nothing", cure="use build_shell for a model without weights"
+        )
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "this machine has no CUDA device that torch can use",
+            where=f"device={device!r}",
+            cure='pass "cpu"',
+        )
+    return found

@@ -1,0 +1,110 @@
+"""Keys as templates: `layers.0.mlp.weight` … `layers.27.mlp.weight` is one line, with the exact indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+Indices = tuple[int, ...]
+
+
+def split_key(key: str) -> tuple[str, Indices]:
+    """Return the key with every all-digit segment replaced by `{}`, and those numbers in order.
+
+    `split_key("h.3.experts.0.w")` is `("h.{}.experts.{}.w", (3, 0))`.
+    """
+    indices: list[int] = []
+    segments = key.split(".")
+    for place, segment in enumerate(segments):
+        # "007" stays as it is: a number that does not print back is part of the name.
+        if segment.isascii() and segment.isdigit() and (segment[0] != "0" or segment == "0"):
+            indices.append(int(segment))
+            segments[place] = "{}"
+    return (".".join(segments), tuple(indices)) if indices else (key, ())
+
+
+@dataclass(frozen=True)
+class KeyGroup:
+    """Keys of one template that share a label; `pattern` names exactly these keys and no others."""
+
+    pattern: str
+    label: Hashable
+    keys: tuple[str, ...]
+
+
+def group_keys(labels: Mapping[str, Hashable]) -> list[KeyGroup]:
+    """Collapse keys into patterns with exact index ranges, in order of first appearance.
+
+    `labels` maps each key to what must be equal within a group (a shape, a dtype, a shard; None when nothing).
+    A pattern such as `layers.{0-2,5}.experts.{0-7}.w` always means the full product of its ranges: where the
+    indices are no product, several patterns are returned.
+    """
+    families: dict[tuple[str, Hashable], dict[Indices, str]] = {}
+    for key, label in labels.items():
+        template, indices = split_key(key)
+        families.setdefault((template, label), {})[indices] = key
+    groups: list[KeyGroup] = []
+    for (template, label), members in families.items():
+        for product in _products(sorted(members)):
+            keys = tuple(members[indices] for indices in _expand(product))
+            groups.append(KeyGroup(_fill(template, product), label, keys))
+    return groups
+
+
+def collapse(keys: Iterable[str]) -> list[str]:
+    """Return the patterns of `group_keys` for keys without labels."""
+    return [group.pattern for group in group_keys(dict.fromkeys(keys))]
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return numbers as exact ranges: `{0-27}`, `{0-11,40}`, or the bare number when there is only one."""
+    ordered = sorted(set(numbers))
+    if len(ordered) == 1:
+        return str(ordered[0])
+    runs: list[list[int]] = []
+    for number in ordered:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "}"
+
+
+Product = tuple[tuple[int, ...], ...]
+"""A set of index tuples that is the product of one tuple of numbers a position."""
+
+
+def _products(members: Sequence[Indices]) -> list[Product]:
+    """Cover `members` (sorted, distinct) with disjoint products."""
+    if not members or not members[0]:
+        return [()] if members else []
+    tails: dict[int, list[Indices]] = {}
+    for first, *rest in members:
+        tails.setdefault(first, []).append(tuple(rest))
+    # First indices with the same set of tails belong to one product.
+    sharing: dict[tuple[Indices, ...], list[int]] = {}
+    for first, rest_of in tails.items():
+        sharing.setdefault(tuple(rest_of), []).append(first)
+    return [
+        (tuple(firsts), *product) for rest_of, firsts in sharing.items() for product in _products(rest_of)
+    ]
+
+
+def _expand(product: Product) -> Iterable[Indices]:
+    if not product:
+        yield ()
+        return
+    for first in product[0]:
+        for rest in _expand(product[1:]):
+            yield (first, *rest)
+
+
+def _fill(template: str, product: Product) -> str:
+    parts = template.split("{}") if product else [template]
+    text = parts[0]
+    for numbers, part in zip(product, parts[1:], strict=True):
+        text += ranges(numbers) + part
+    return text

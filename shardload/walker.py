@@ -1,0 +1,178 @@
+"""The recursive `_load_from_state_dict` walk: modules load themselves, in time linear in the number of keys.
+
+torch's own `load_state_dict` filters every key at every module, and can't be fed shard by shard without doing so
+again for each: 79, 255, 653 µs a tensor at 2,000, 8,000, 20,000 tensors. Here keys are put in their buckets once.
+A plain module (nothing overridden, no hooks) needs no walk at all: its keys are its slots. A module with a loader
+of its own is a root: it and everything below it is loaded in one walk, from one mutable dict of its subtree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+State = MutableMapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Root:
+    """A module that loads its subtree itself; `why` names the override or hook."""
+
+    prefix: str
+    module: nn.Module
+    why: str
+
+
+@dataclass(frozen=True)
+class Zones:
+    """The model cut in two: `plain` modules by prefix, and the roots of subtrees with a loader of their own."""
+
+    plain: dict[str, nn.Module]
+    roots: tuple[Root, ...]
+    _prefixes: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def root_of(self, key: str) -> str | None:
+        """Return the prefix of the root whose subtree `key` lies in, or None for a plain module's key."""
+        if not self.roots:
+            return None
+        path = key.rpartition(".")[0]
+        found = self._prefixes.get(path)
+        if found is None:
+            found = self._prefixes[path] = self._search(path)
+        return None if found == "-" else found
+
+    def _search(self, path: str) -> str:
+        prefixes = {root.prefix for root in self.roots}
+        if "" in prefixes:
+            return ""
+        segments = path.split(".") if path else []
+        for end in range(1, len(segments) + 1):
+            prefix = ".".join(segments[:end]) + "."
+            if prefix in prefixes:
+                return prefix
+        return "-"  # no prefix looks like this: each is empty or ends with a dot
+
+
+def zones_of(model: nn.Module) -> Zones:
+    """Cut a model into plain modules and subtrees that load themselves."""
+    plain: dict[str, nn.Module] = {}
+    roots: list[Root] = []
+    pending: list[tuple[str, nn.Module]] = [("", model)]
+    while pending:
+        prefix, module = pending.pop()
+        why = own_loader(module)
+        if why is not None:
+            roots.append(Root(prefix, module, why))
+            continue
+        plain[prefix] = module
+        children = [
+            (f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None
+        ]
+        pending.extend(reversed(children))
+    return Zones(plain, tuple(roots))
+
+
+def own_loader(module: nn.Module) -> str | None:
+    """Return what makes a module load itself in its own way, or None for a plain one."""
+    kind = type(module)
+    if kind._load_from_state_dict is not nn.Module._load_from_state_dict:
+        return f"{kind.__name__}._load_from_state_dict"
+    if "_load_from_state_dict" in module.__dict__:
+        return f"a _load_from_state_dict set on this {kind.__name__}"
+    if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+        return f"a load_state_dict hook on {kind.__name__}"
+    if kind.set_extra_state is not nn.Module.set_extra_state:
+        return f"{kind.__name__}.set_extra_state"
+    return None
+
+
+@dataclass
+class WalkResult:
+    """What the modules of one walk reported: keys by name, and messages."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+Visit = Callable[[nn.Module, str], Callable[[], None] | None]
+"""Called with a module and its prefix before the module loads itself; what it returns is called right after."""
+
+
+def walk(
+    module: nn.Module, prefix: str, state: State, versions: Mapping[str, dict[str, Any]], visit: Visit
+) -> WalkResult:
+    """Load one subtree through its modules' own `_load_from_state_dict`, assigning, as torch's load_state_dict does.
+
+    `state` holds the subtree's entries under their whole keys and may be changed by hooks; descendants see what
+    their parents left of it. `versions` is the checkpoint's `_metadata`.
+    """
+    result = WalkResult()
+    _walk(module, prefix, state, versions, visit, result)
+    return result
+
+
+def _walk(
+    module: nn.Module,
+    prefix: str,
+    state: State,
+    versions: Mapping[str, dict[str, Any]],
+    visit: Visit,
+    result: WalkResult,
+) -> None:
+    metadata = {**versions.get(prefix[:-1], {}), "assign_to_params_buffers": True}
+    leave = visit(module, prefix)
+    module._load_from_state_dict(
+        state,
+        prefix,
+        metadata,
+        True,
+        result.missing,
+        result.unexpected,
+        result.errors,
+    )
+    if leave is not None:
+        leave()
+    buckets: dict[str, State] = {}
+    for key, value in state.items():
+        head, dot, _ = key[len(prefix) :].partition(".")
+        if dot and key.startswith(prefix):
+            buckets.setdefault(head, {})[key] = value
+    for name, child in module._modules.items():
+        if child is not None:
+            _walk(child, f"{prefix}{name}.", buckets.get(name, {}), versions, visit, result)
+    incompatible = _IncompatibleKeys(result.missing, result.unexpected)
+    for hook in module._load_state_dict_post_hooks.values():
+        if hook(module, incompatible) is not None:
+            raise RuntimeError(
+                "a load_state_dict post hook returned something; torch wants them to edit in place"
+            )
+
+
+class Snapshot:
+    """Everything a walk may replace in a subtree, by identity; `restore` puts it back."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._modules = [(module, dict(module.__dict__), _containers(module)) for module in root.modules()]
+
+    def restore(self) -> None:
+        """Put back every parameter, buffer, child and plain attribute as it was."""
+        for module, attributes, containers in self._modules:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for container, content in containers:
+                container.clear()
+                container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
+    """Copy the lists, dicts and sets among a module's attributes: hooks edit them in place."""
+    return [
+        (value, value.copy())
+        for value in module.__dict__.values()
+        if isinstance(value, list | dict | set) and type(value).__module__ in ("builtins", "collections")
+    ]

@@ -1,0 +1,138 @@
+"""build_shell: parameters at no memory whatever the constructor does, computed tensors real."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from shardload.shell import build_shell, constructing, survey
+from tests.tiny import Net
+
+
+class Hostile(nn.Module):
+    """Everything that published constructors do to parameters and buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skipped = nn.utils.skip_init(nn.Linear, 6, 6, dtype=torch.float16)
+        self.halved = nn.Linear(6, 6).half()
+        self.moved = nn.Linear(6, 6).to("cpu")
+        self.cast = nn.LayerNorm(6).to(torch.bfloat16)
+        self.from_values = nn.Parameter(torch.ones(3, 3))
+        self.listed = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(2)])
+        self.tied = self.skipped.weight
+        self.emptied = nn.Linear(6, 6, device="meta").to_empty(device="cpu")
+        nn.init.normal_(self.from_values)
+        self.moved.weight.data.normal_(0.0, 0.02)
+        inv_freq = 1.0 / (10000 ** (torch.arange(0, 8, 2).float() / 8))
+        self.register_buffer("inv_freq", inv_freq)
+        self.register_buffer("mask", torch.tril(torch.ones(4, 4)), persistent=False)
+        self.cos_cached = torch.cos(inv_freq)
+
+
+def test_every_parameter_is_on_meta():
+    model = build_shell(Hostile).model
+    assert [name for name, p in model.named_parameters() if not p.is_meta] == []
+    assert len(list(model.parameters())) == 13
+
+
+def test_computed_tensors_are_what_the_class_computes():
+    model, real = build_shell(Hostile).model, Hostile()
+    for name in ("inv_freq", "mask", "cos_cached"):
+        assert torch.equal(getattr(model, name), getattr(real, name))
+        assert getattr(model, name).dtype == getattr(real, name).dtype
+
+
+def test_shapes_dtypes_and_order_are_those_of_the_real_class():
+    model, real = build_shell(Hostile).model, Hostile()
+    ours = {name: (p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters()}
+    theirs = {name: (p.shape, p.dtype, p.requires_grad) for name, p in real.named_parameters()}
+    assert ours == theirs
+    assert list(ours) == list(theirs)
+
+
+def test_slots_tell_what_a_checkpoint_has_to_fill():
+    slots = build_shell(Hostile).slots
+    kinds = {name: slot.kind for name, slot in slots.items()}
+    assert kinds["inv_freq"] == "buffer"
+    assert kinds["mask"] == "computed"
+    assert kinds["cos_cached"] == "computed"
+    stored = [name for name, kind in kinds.items() if kind != "computed"]
+    assert sorted(stored) == sorted(Hostile().state_dict())
+
+
+def test_ties_survive():
+    shell = build_shell(Hostile)
+    assert shell.ties == (("tied", "skipped.weight"),)
+    assert shell.model.tied is shell.model.skipped.weight
+
+
+def test_a_parameter_made_in_its_own_way_is_swept_to_meta():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            raw = torch.Tensor._make_subclass(nn.Parameter, torch.ones(5), True)
+            self.a = raw
+            self.b = raw
+
+    model = build_shell(Own).model
+    assert model.a.is_meta
+    assert model.a is model.b
+
+
+def test_default_dtype_is_put_back():
+    def make() -> nn.Module:
+        torch.set_default_dtype(torch.float16)
+        return nn.Linear(2, 2)
+
+    assert build_shell(make).model.weight.dtype == torch.float16
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_torch_is_as_it_was_after_a_constructor_that_fails():
+    new, apply, normal = nn.Parameter.__dict__["__new__"], nn.Module._apply, nn.init.normal_
+
+    def make() -> nn.Module:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        build_shell(make)
+    assert nn.Parameter.__dict__["__new__"] is new
+    assert nn.Module._apply is apply
+    assert nn.init.normal_ is normal
+    assert gc.isenabled()
+    assert not constructing()
+
+
+def test_other_threads_build_real_models_meanwhile():
+    inside, done = threading.Event(), threading.Event()
+    real: list[nn.Module] = []
+
+    def other() -> None:
+        inside.wait(10)
+        real.append(Net())
+        done.set()
+
+    def make() -> nn.Module:
+        inside.set()
+        assert done.wait(10)
+        return Net()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    shell = build_shell(make)
+    thread.join()
+    assert all(p.is_meta for p in shell.model.parameters())
+    assert not any(p.is_meta for p in real[0].parameters())
+    assert float(real[0].embed.weight.detach().abs().sum()) > 0
+
+
+def test_a_module_under_two_paths_has_its_slots_under_both():
+    shared = nn.Linear(2, 2)
+    slots, ties = survey(nn.ModuleDict({"a": shared, "b": shared}))
+    assert set(slots) == {"a.weight", "a.bias", "b.weight", "b.bias"}
+    assert set(ties) == {("a.weight", "b.weight"), ("a.bias", "b.bias")}
