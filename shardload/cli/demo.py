@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,11 @@ from shardload.demo.sizes import SIZES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import torch
     from torch import nn
 
     from shardload.memory import Memory
+    from shardload.report import Report
 
 EXAMPLES = """\b
 Examples:
@@ -49,126 +51,141 @@ def command(size: str, kind: str, folder: Path | None, as_json: bool) -> int:
     with _writing_progress() as progress:
         formats = None if size == "small" else [kind]
         folder = write_demo_repo(folder, size, formats=formats, announce=output.tell, progress=progress)
-    shown = show_json if as_json else show
-    return shown(run(folder, kind, quiet=as_json), size)
+    demo = run(folder, kind, show=not as_json)
+    if as_json:
+        output.say_json({"folder": str(folder), "size": size, **demo.to_dict()})
+    else:
+        output.say("\n".join(_next_steps(folder, size)))
+    if not demo.ok:
+        output.complain("the forward passes gave numbers that are not sound")
+    return 0 if demo.ok else 1
 
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward pass on fixed token ids gave, without and with the adapter."""
+    """What a forward pass on fixed token ids gave; `seconds` includes reading weights that were not read yet."""
 
-    shape: tuple[int, ...]
-    finite: bool
-    top_token: int
-    top_token_without_adapter: int
-    largest_change: float
+    logits: torch.Tensor
     seconds: float
 
     @property
-    def ok(self) -> bool:
-        """Whether the numbers are sound and the adapter did something."""
-        return self.finite and self.largest_change > 0
+    def finite(self) -> bool:
+        """Whether no logit is infinite or NaN."""
+        return bool(self.logits.isfinite().all())
+
+    @property
+    def top_token(self) -> int:
+        """The likeliest token after the last."""
+        return int(self.logits[0, -1].argmax())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready data."""
+        return {
+            "shape": list(self.logits.shape),
+            "finite": self.finite,
+            "top_token": self.top_token,
+            "seconds": self.seconds,
+        }
 
 
 @dataclass(frozen=True)
 class Demo:
-    """All that the demo shows."""
+    """All that the demo did: the load's report, the passes without and with the adapter, memory at each stage."""
 
-    folder: Path
-    where: Path
-    model: nn.Module
+    report: Report
+    plain: Forward
+    adapted: Forward
     memory: dict[str, Memory]
-    forward: Forward
+
+    @property
+    def largest_change(self) -> float:
+        """By how much the adapter moved the logit that it moved most."""
+        return float((self.adapted.logits - self.plain.logits).abs().max())
+
+    @property
+    def ok(self) -> bool:
+        """Whether the numbers are sound and the adapter did something."""
+        return self.plain.finite and self.adapted.finite and self.largest_change > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the demo as JSON-ready data."""
+        return {
+            "report": self.report.to_dict(),
+            "forward": self.plain.to_dict(),
+            "forward_with_adapter": {**self.adapted.to_dict(), "largest_change": self.largest_change},
+            "memory": {stage: held.to_dict() for stage, held in self.memory.items()},
+        }
 
 
-def run(folder: Path, kind: str, *, quiet: bool) -> Demo:
-    """Load, run, attach the adapter, run again."""
+def run(folder: Path, kind: str, *, show: bool) -> Demo:
+    """Load the repo, run it, attach the adapter and run it again, showing each step when it is done."""
     from shardload import from_pretrained, load_adapter, report_of
-    from shardload.memory import measure
+    from shardload.cli import view
+    from shardload.memory import Memory, measure
+
+    def say(*lines: str) -> None:
+        if show:
+            output.say("\n".join((*lines, "")))
 
     where = folder / "pytorch_model.bin.index.json" if kind == "bin" else folder
-    memory = {"before the load": measure()}
-    model = from_pretrained(where, trust_remote_code=True, progress=False if quiet else None)
-    memory["after the load"] = measure()
-    plain, _ = _last_logits(model)
-    memory["after a forward pass"] = measure()
-    report_of(model).adapters.append(load_adapter(model, folder / "adapter"))
-    adapted, seconds = _last_logits(model)
-    memory["with the adapter, after another"] = measure()
-    forward = Forward(
-        shape=tuple(adapted.shape),
-        finite=bool(plain.isfinite().all() and adapted.isfinite().all()),
-        top_token=int(adapted[0, -1].argmax()),
-        top_token_without_adapter=int(plain[0, -1].argmax()),
-        largest_change=float((adapted - plain).abs().max()),
-        seconds=seconds,
-    )
-    return Demo(folder, where, model, memory, forward)
+    model = from_pretrained(where, trust_remote_code=True, progress=None if show else False)
+    report = report_of(model)
+    # Measured around the weights alone: torch and the model's code were in memory before.
+    memory = dict.fromkeys(("before the weights", "after the weights"), Memory(0, 0))
+    if report.memory:
+        memory = dict(zip(memory, (report.memory.before, report.memory.after), strict=True))
+    say(*_load_lines(report, where))
+    plain = _forward(model)
+    memory["after the first pass"] = measure()
+    say(view.heading("2. model(input_ids)"), *view.pairs(*_forward_rows(plain)))
+    report.adapters.append(load_adapter(model, folder / "adapter"))
+    attached = output.escape_lines(str(report.adapters[-1])).split("\n")
+    say(view.heading('3. shardload.load_adapter(model, "…/adapter")'), *("  " + line for line in attached))
+    demo = Demo(report, plain, _forward(model), memory)
+    memory["after the adapter and a second pass"] = measure()
+    change = ("adapter", f"changed the logits by up to {demo.largest_change:.3f}")
+    say(view.heading("4. model(input_ids)"), *view.pairs(*_forward_rows(demo.adapted), change))
+    say(*view.growth_lines(memory))
+    return demo
 
 
-def _last_logits(model: nn.Module) -> tuple[Any, float]:
+def _forward(model: nn.Module) -> Forward:
     import torch
 
     started = time.perf_counter()
     with torch.inference_mode():
         logits = model(torch.tensor([PROMPT])).logits.float()
-    return logits, time.perf_counter() - started
+    return Forward(logits, time.perf_counter() - started)
 
 
-def show_json(demo: Demo, size: str) -> int:
-    """Write the demo's JSON document; return the exit code."""
-    from shardload import report_of
-
-    output.say_json(
-        {
-            "folder": str(demo.folder),
-            "size": size,
-            "report": report_of(demo.model).to_dict(),
-            "memory": {stage: held.to_dict() for stage, held in demo.memory.items()},
-            "forward": asdict(demo.forward),
-        }
-    )
-    return 0 if demo.forward.ok else 1
+def _forward_rows(forward: Forward) -> list[tuple[str, str]]:
+    return [
+        ("logits", f"{list(forward.logits.shape)}, {'all finite' if forward.finite else 'NOT FINITE'}"),
+        ("top token", str(forward.top_token)),
+        ("time", f"{forward.seconds:.2f} s for {len(PROMPT)} tokens"),
+    ]
 
 
-def show(demo: Demo, size: str) -> int:
-    """Write the demo for people; return the exit code."""
-    from shardload import report_of
+def _load_lines(report: Report, where: Path) -> list[str]:
     from shardload.cli import view
 
-    report, forward = report_of(demo.model), demo.forward
-    lines = [
-        view.heading(f"1. Load {demo.where}"),
+    return [
+        view.heading(f"ChatGLM2 architecture, random weights, {output.size_of(report.nbytes)}"),
+        *view.pairs(("where", where)),
+        "",
+        view.heading("1. model = shardload.from_pretrained(where, trust_remote_code=True)"),
         *view.origin_lines(report),
         "",
         *view.shard_lines(report),
-        "  The weights are the mapped files: their bytes are read when they are first used.",
-        "",
-        view.heading("2. Attach an adapter"),
-        *("  " + line for line in output.escape_lines(str(report.adapters[-1])).split("\n")),
-        "",
-        view.heading("3. Run it"),
-        *view.pairs(
-            ("input", f"{len(PROMPT)} token ids"),
-            ("logits", f"{list(forward.shape)}, {'all finite' if forward.finite else 'NOT FINITE'}"),
-            ("top token", f"{forward.top_token} (without the adapter {forward.top_token_without_adapter})"),
-            ("adapter", f"changed the logits by up to {forward.largest_change:.3f}"),
-            ("time", f"{forward.seconds:.2f} s"),
-        ),
-        "",
-        *view.memory_lines(demo.memory),
-        "",
-        view.heading("Your own checkpoint"),
-        *_next_steps(demo, size),
+        "  The weights are the mapped files: their bytes are read in the first pass, and need no memory of their own.",
     ]
-    output.say("\n".join(lines))
-    if not forward.ok:
-        output.complain("the forward pass gave numbers that are not sound")
-    return 0 if forward.ok else 1
 
 
-def _next_steps(demo: Demo, size: str) -> list[str]:
+def _next_steps(folder: Path, size: str) -> list[str]:
+    from shardload.cli import view
+
     lines = [
+        view.heading("Your own checkpoint"),
         "  shardload inspect ./chatglm2-6b",
         "  shardload load ./chatglm2-6b --trust-remote-code --adapter ./my-lora",
         "",
@@ -177,7 +194,7 @@ def _next_steps(demo: Demo, size: str) -> list[str]:
         '  shardload.load_adapter(model, "./my-lora")',
         "  print(shardload.report_of(model))",
         "",
-        f"  The demo's repo stays in {output.escape(str(demo.folder))}; delete it as you like.",
+        f"  The demo's repo stays in {output.escape(str(folder))}; delete it as you like.",
     ]
     if size == "small":
         need = output.size_of(SIZES["6b"].nbytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ from shardload.cli.tree import TensorGroup, build_tree, group_tensors, walk
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shardload.checkpoint import Checkpoint
 
 _FIELDS = {
@@ -45,17 +49,30 @@ def command(where: str, list_all: bool, as_json: bool, **options: Any) -> None:
     """
     from shardload.checkpoint import open_checkpoint
 
-    checkpoint = open_checkpoint(where, **source_keywords(options))
-    if as_json:
-        output.say_json(_document(checkpoint, list_all=list_all))
-        return
-    lines = _summary(checkpoint)
-    lines += ["", *(_tensor_lines(checkpoint) if list_all else _tree_lines(checkpoint))]
-    if len(checkpoint.shards) > 1:
-        lines += ["", *_shard_lines(checkpoint)]
+    with _no_collections():
+        checkpoint = open_checkpoint(where, **source_keywords(options))
+        if as_json:
+            output.say_json(_document(checkpoint, list_all=list_all))
+            return
+        lines = _summary(checkpoint)
+        lines += ["", *(_tensor_lines(checkpoint) if list_all else _tree_lines(checkpoint))]
+        if len(checkpoint.shards) > 1:
+            lines += ["", *_shard_lines(checkpoint)]
     output.say("\n".join(lines))
     for warning in checkpoint.warnings:
         output.tell(f"warning: {warning}")
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Pause the cyclic garbage collector: with 90,000 tensors it takes a third of the time and finds nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def config_summary(config: dict[str, Any] | None) -> dict[str, Any]:

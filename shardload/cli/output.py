@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
 
 # Under PYTHONUNBUFFERED one large write to a pipe whose reader leaves is cut short without an error.
 _PIECE = 1 << 15
+_FLAGS = {
+    "trust_remote_code=True": "--trust-remote-code",
+    "local_files_only=True": "--offline",
+    "copy=True": "--copy",
+}
+_KEYWORD = re.compile(
+    r"\b(revision|code_revision|subfolder|variant|dtype|device|adapter|model_class|auto_class|allow_missing"
+    r"|allow_unexpected|cache_dir)=(?![=\d])"
+)
 
 
 def escape(text: str) -> str:
@@ -61,7 +71,14 @@ def say_json(document: Any) -> None:
 def complain(text: str) -> None:
     """Write an error to stderr."""
     label = click.style("error:", fg="red", bold=True) if takes_colour(sys.stderr) else "error:"
-    sys.stderr.write(f"{label} {escape_lines(text)}\n")
+    sys.stderr.write(f"{label} {escape_lines(_in_options(text))}\n")
+
+
+def _in_options(text: str) -> str:
+    """Return a message of the Python interface with its keywords as the command line's options."""
+    for keyword, option in _FLAGS.items():
+        text = text.replace(keyword, option)
+    return _KEYWORD.sub(lambda match: f"--{match[1].replace('_', '-')} ", text)
 
 
 def tell(text: str) -> None:

@@ -16,6 +16,9 @@ _BASES = {
 }
 
 
+_MAPPED = 100
+
+
 def pairs(*rows: tuple[str, Any]) -> list[str]:
     """Return `label  value` lines, without those that have no value."""
     shown = [(label, output.escape(str(value))) for label, value in rows if value]
@@ -43,8 +46,8 @@ def report_lines(report: Report) -> list[str]:
     if report.shards:
         lines += ["", *shard_lines(report)]
     if report.memory:
-        stages = {name: getattr(report.memory, name) for name in ("before", "after", "peak")}
-        lines += ["", *memory_lines(stages)]
+        stages = {f"{name} the weights": getattr(report.memory, name) for name in ("before", "after")}
+        lines += ["", *growth_lines({**stages, "peak in between": report.memory.peak})]
     if report.seconds:
         spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
         lines += ["", *pairs(("time", spent))]
@@ -77,24 +80,31 @@ def shard_lines(report: Report) -> list[str]:
             gained = (output.grown(row.anon_bytes - before.anon), output.grown(row.file_bytes - before.file))
         rate = _rate(row.nbytes, row.seconds)
         size = output.size_of(row.nbytes)
-        rows.append((output.escape(row.name), f"{row.tensors:,}", size, f"{row.seconds:.3f}", rate, *gained))
+        rows.append((output.escape(row.name), f"{row.tensors:,}", size, f"{row.seconds:.4f}", rate, *gained))
     seconds = sum(row.seconds for row in report.shards)
     dtypes = ", ".join(f"{count:,} {name}" for name, count in report.dtypes.items())
     total = output.size_of(report.nbytes)
     rate = _rate(report.nbytes, seconds)
-    rows.append((f"all: {dtypes}", f"{report.loaded:,}", total, f"{seconds:.3f}", rate, "", ""))
+    rows.append((f"all: {dtypes}", f"{report.loaded:,}", total, f"{seconds:.4f}", rate, "", ""))
     return table(rows, totals=True)
 
 
-def memory_lines(stages: dict[str, Memory]) -> list[str]:
-    """Return a row a stage, the two kinds of memory apart."""
+def growth_lines(stages: dict[str, Memory]) -> list[str]:
+    """Return a row a stage, the two kinds of memory apart; after the first, what was gained since then."""
     rows: list[tuple[str, ...]] = [("memory of the process", "anonymous", "file-backed")]
-    rows += [(name, output.size_of(held.anon), output.size_of(held.file)) for name, held in stages.items()]
+    first = next(iter(stages.values()), None)
+    for name, held in stages.items():
+        if held is first:
+            rows.append((name, output.size_of(held.anon), output.size_of(held.file)))
+        elif first:
+            rows.append((name, output.grown(held.anon - first.anon), output.grown(held.file - first.file)))
     return table(rows)
 
 
 def _rate(nbytes: int, seconds: float) -> str:
-    return f"{nbytes / seconds / 1e9:,.1f}" if seconds > 0 else ""
+    """Return GB/s. Past what memory can do nothing was moved: the files were mapped."""
+    rate = nbytes / seconds / 1e9 if seconds > 0 else 0
+    return f">{_MAPPED}" if rate > _MAPPED else f"{rate:.1f}"
 
 
 def _remarks(report: Report) -> list[str]:
