@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardload.errors import CorruptError, UnsupportedError
 from shardload.formats.text import REFETCH, RESAVE
-from shardload.formats.torch_globals import PickledDict, check_key
+from shardload.formats.torch_globals import PickledDict, Unreadable, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ class PickleMachine:
         except (struct_error, IndexError) as error:
             if self.position >= len(self._data) or isinstance(error, struct_error):
                 raise EndOfDataError from None
-            raise self._corrupt("it takes more from the stack than is there") from None
+            raise self._corrupt("it takes from the stack or the memo what is not there") from None
         except UnicodeDecodeError:
             raise self._corrupt("a text is not UTF-8") from None
         except (
@@ -248,7 +248,10 @@ class PickleMachine:
     def _put4(self) -> None:
         index = _UINT(self._data, self.position)[0]
         self.position += 4
-        self._put(index)
+        if index == len(self._memo):
+            self._memo.append(self._stack[-1])
+        else:
+            self._put(index)
 
     def _put(self, index: int) -> None:
         memo = self._memo
@@ -262,25 +265,18 @@ class PickleMachine:
             raise ValueError(f"memo index {index:,} after {len(memo):,}")
 
     def _get1(self) -> None:
-        index = self._data[self.position]
+        self._stack.append(self._memo[self._data[self.position]])
         self.position += 1
-        self._get(index)
 
     def _get4(self) -> None:
-        index = _UINT(self._data, self.position)[0]
+        self._stack.append(self._memo[_UINT(self._data, self.position)[0]])
         self.position += 4
-        self._get(index)
-
-    def _get(self, index: int) -> None:
-        if index >= len(self._memo) or self._memo[index] is _UNSET:
-            raise ValueError(f"memo index {index:,} was never written")
-        self._stack.append(self._memo[index])
 
     def _unknown(self) -> None:
         raise ValueError(f"{self._data[self.position - 1]:#x} is not an opcode of protocol 2")
 
 
-_UNSET = object()
+_UNSET = Unreadable("an object that the pickle never made")
 _STOP = ord(".")
 
 # Opcode, action, cost.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, UnsupportedError
 from shardload.formats.format import Header
+from shardload.formats.gc_pause import gc_paused
 from shardload.formats.text import REFETCH, quote
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
@@ -19,7 +20,6 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
 MAX_PARSED_BYTES = 180_000_000
 _FIRST_READ = 1 << 16  # many headers are shorter: one request over a network
 _MAX_DIM = 2**63 - 1
-_FIELDS = {"dtype", "shape", "data_offsets"}
 # torch's complex128 has a code for the sake of pickles; the format has no such dtype.
 _DTYPE_BITS = {code: bits for code, bits in DTYPE_BITS.items() if code != "C128"}
 
@@ -38,6 +38,7 @@ class SafetensorsFormat:
         """Whether `head` is a length below 2^40 followed by an opening brace."""
         return head[5:9] == b"\0\0\0{"
 
+    @gc_paused()
     def read_header(self, file: SourceFile) -> Header:
         """Read and judge the header. Raises CorruptError, or UnsupportedError for one too large to parse."""
         raw = _read_json(file)
@@ -153,10 +154,14 @@ def _metadata(entry: Any, where: str) -> dict[str, str]:
 
 
 def _tensor(name: str, entry: Any, shard: str, start: int) -> TensorRef:
-    if type(entry) is not dict or entry.keys() != _FIELDS:
+    try:
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (KeyError, TypeError):
+        entry = {}
+    if len(entry) != 3:
         raise _corrupt("a tensor has exactly dtype, shape and data_offsets", f"{shard}: {quote(name)}")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if type(dtype) is not str or dtype not in _DTYPE_BITS:
+    bits = _DTYPE_BITS.get(dtype) if type(dtype) is str else None
+    if bits is None:
         raise _corrupt(f"unknown dtype {quote(dtype)}", f"{shard}: {quote(name)}")
     if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
         raise _corrupt("shape must be a list, data_offsets a list of two", f"{shard}: {quote(name)}")
@@ -173,9 +178,9 @@ def _tensor(name: str, entry: Any, shard: str, start: int) -> TensorRef:
     begin, end = offsets
     if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
         raise _corrupt(f"data_offsets {quote(offsets)} are not a span", f"{shard}: {quote(name)}")
-    if numel * _DTYPE_BITS[dtype] != 8 * (end - begin):
+    if numel * bits != 8 * (end - begin):
         raise _corrupt(
-            f"{dtype} of shape {shape} takes {numel * _DTYPE_BITS[dtype] / 8:,} bytes, "
+            f"{dtype} of shape {shape} takes {numel * bits / 8:,} bytes, "
             f"data_offsets give it {end - begin:,}",
             f"{shard}: {quote(name)}",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, UnsupportedError
+from shardload.formats.gc_pause import gc_paused
 from shardload.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfDataError
 from shardload.formats.state_dict import Block, header_of
 from shardload.formats.text import REFETCH, RESAVE, quote
@@ -37,6 +38,7 @@ class TorchLegacyFormat:
         """Whether `head` begins with the pickled magic number of these files."""
         return head.startswith(_MAGIC)
 
+    @gc_paused()
     def read_header(self, file: SourceFile) -> Header:
         """Read the pickles and the storages' lengths. Raises CorruptError, UnsupportedError or UnsafeError."""
         length = _FIRST_READ

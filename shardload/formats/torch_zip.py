@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.errors import CorruptError, UnsupportedError
+from shardload.formats.gc_pause import gc_paused
 from shardload.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfDataError
 from shardload.formats.state_dict import Block, header_of
 from shardload.formats.text import REFETCH, RESAVE, quote
@@ -44,6 +45,7 @@ class TorchZipFormat:
         """Whether `head` begins a zip archive; what is in it, read_header judges."""
         return head.startswith(b"PK\3\4")
 
+    @gc_paused()
     def read_header(self, file: SourceFile) -> Header:
         """Read the directory and the pickle. Raises CorruptError, UnsupportedError or UnsafeError."""
         archive = ZipDirectory(file)

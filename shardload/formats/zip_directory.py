@@ -23,15 +23,14 @@ _END64 = Struct("<4sQ2H2L4Q").unpack
 _ENTRY = Struct("<4s6H3L5H2L")
 _LOCAL = Struct("<4s5H3L2H")
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
-# What torch's writer puts after an entry's bytes: nothing, or crc and sizes with their signature.
-_DESCRIPTORS = (0, 16, 24)
 _ALIGNMENT = 64
 
 
 class Entry(NamedTuple):
-    """One entry: its name and size in bytes, where its local header and the next one lie, whether it is stored.
+    """One entry: its name and size in bytes, where its local header and the next one lie.
 
-    An entry that is not stored is compressed or encrypted, and can't be read.
+    `stored` is False when it is compressed or encrypted and can't be read. `described` says that crc and sizes
+    follow the data, as torch's writer has it.
     """
 
     name: str
@@ -39,6 +38,7 @@ class Entry(NamedTuple):
     header: int
     limit: int
     stored: bool
+    described: bool
 
 
 class ZipDirectory:
@@ -75,9 +75,8 @@ class ZipDirectory:
         """Return the first byte of each entry's data, from its local header.
 
         Of a file that lies on this disk every local header is read (a `pread` each). Of a remote file that would
-        be a request each: there the place follows from the directory alone, since torch's writer leaves no room
-        between entries and aligns their data to 64 bytes, so that only one place fits. Where none fits, the
-        header is read.
+        be a request each: there the place follows from the directory, since torch's writer leaves no room between
+        entries. That it is aligned to 64 bytes, as torch has it, is the check; where it is not, the header is read.
         """
         remote = bool(getattr(self._file, "is_remote", False))
         found = {}
@@ -167,7 +166,7 @@ class ZipDirectory:
 
     def _read_entries(self, start: int, size: int, count: int) -> dict[str, Entry]:
         directory = self._get(start, size)
-        found: list[tuple[str, int, int, bool]] = []
+        found: list[tuple[str, int, int, bool, bool]] = []
         at = 0
         for _ in range(count):
             if at + _ENTRY.size > len(directory):
@@ -176,11 +175,11 @@ class ZipDirectory:
             found.append(entry)
         if at != len(directory):
             raise self._corrupt("its directory is longer than its entries")
-        headers = sorted(header for _, _, header, _ in found)
+        headers = sorted(header for _, _, header, _, _ in found)
         limits = dict(zip(headers, [*headers[1:], start], strict=True))
         entries: dict[str, Entry] = {}
         folded: set[str] = set()
-        for name, packed, header, stored in found:
+        for name, packed, header, stored, described in found:
             limit = limits[header]
             # torch's reader looks names up without regard to case.
             if name.lower() in folded:
@@ -188,10 +187,10 @@ class ZipDirectory:
             folded.add(name.lower())
             if header + _LOCAL.size + len(name) + packed > limit:
                 raise self._corrupt(f"the entry {quote(name)} overlaps what comes after it")
-            entries[name] = Entry(name, packed, header, limit, stored)
+            entries[name] = Entry(name, packed, header, limit, stored, described)
         return entries
 
-    def _entry(self, directory: bytes, at: int) -> tuple[tuple[str, int, int, bool], int]:
+    def _entry(self, directory: bytes, at: int) -> tuple[tuple[str, int, int, bool, bool], int]:
         fields = _ENTRY.unpack_from(directory, at)
         signature, _, _, flags, method, _, _, _, packed, size = fields[:10]
         name_length, extra_length, comment_length, disk = fields[10:14]
@@ -208,7 +207,7 @@ class ZipDirectory:
         if _FULL32 in (packed, size, header):
             extra = directory[extra_at : extra_at + extra_length]
             size, packed, header = self._sizes64(extra, (size, packed, header), name)
-        return (name, packed, header, not (method or flags & 1 or packed != size)), end
+        return (name, packed, header, not (method or flags & 1 or packed != size), bool(flags & 8)), end
 
     def _sizes64(self, extra: bytes, sizes: tuple[int, int, int], name: str) -> tuple[int, int, int]:
         at = 0
@@ -230,9 +229,11 @@ class ZipDirectory:
 
 
 def _aligned_start(entry: Entry) -> int | None:
-    """Return the one place for an entry's data that is aligned and leaves no room, or None."""
-    for descriptor in _DESCRIPTORS:
-        start = entry.limit - descriptor - entry.size
-        if start % _ALIGNMENT == 0 and start - (entry.header + _LOCAL.size + len(entry.name.encode())) >= 0:
-            return start
-    return None
+    """Return where an entry's data begins if it ends right before the next entry and is aligned, else None."""
+    # Signature, crc and two sizes, of four or (zip64) eight bytes each; torch's writer has none for no data.
+    descriptor = 0
+    if entry.described and entry.size:
+        descriptor = 24 if max(entry.header, entry.size) >= _FULL32 else 16
+    start = entry.limit - descriptor - entry.size
+    room = start - (entry.header + _LOCAL.size + len(entry.name.encode()))
+    return start if start % _ALIGNMENT == 0 and room >= 0 else None

@@ -1,0 +1,36 @@
+"""Pauses Python's cyclic garbage collector while a header of many tensors is read."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_lock = threading.Lock()
+_inside = 0
+_was_enabled = False
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Keep the collector from running: it is half the time of a header with 90,000 tensors, and finds nothing.
+
+    Several threads may be inside at once; the last to leave turns the collector on again, if it was on.
+    """
+    global _inside, _was_enabled  # noqa: PLW0603  the collector is the process's own
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _was_enabled = gc.isenabled()
+            gc.disable()
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0 and _was_enabled:
+                gc.enable()
