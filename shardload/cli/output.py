@@ -78,7 +78,8 @@ def _in_options(text: str) -> str:
     """Return a message of the Python interface with its keywords as the command line's options."""
     for keyword, option in _FLAGS.items():
         text = text.replace(keyword, option)
-    return _KEYWORD.sub(lambda match: f"--{match[1].replace('_', '-')} ", text)
+    text = _KEYWORD.sub(lambda match: f"--{match[1].replace('_', '-')} ", text)
+    return text.replace(" \n", "\n").rstrip()
 
 
 def tell(text: str) -> None:

@@ -1,0 +1,86 @@
+import json
+import sys
+
+import pytest
+
+from shardload.cli.load import find_class
+from shardload.errors import UsageError
+
+
+def test_the_report_is_printed(small_repo, run_cli):
+    done = run_cli("load", small_repo, "--trust-remote-code", "--adapter", small_repo / "adapter")
+    assert (done.returncode, done.stderr) == (0, "")
+    for expected in (
+        "ChatGLMForConditionalGeneration",
+        "model-00007-of-00007.safetensors",
+        "46 float16",
+        "rank 8",
+    ):
+        assert expected in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_json_is_the_report(small_repo, run_cli):
+    done = run_cli("load", small_repo, "--trust-remote-code", "--dtype", "bfloat16", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert (report["loaded"], report["nbytes"], report["ok"]) == (46, 43_538_464, True)
+    assert [row["tensors"] for row in report["shards"]] == [1, 13, 8, 11, 9, 3, 1]
+
+
+def test_code_runs_only_when_it_is_trusted(small_repo, run_cli):
+    done = run_cli("load", small_repo)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "--trust-remote-code" in done.stderr
+    assert "trust_remote_code=True" not in done.stderr
+
+
+@pytest.fixture
+def tiny_module(tmp_path, monkeypatch):
+    (tmp_path / "tiny_own_model.py").write_text(
+        "from torch import nn\n"
+        "class Tiny(nn.Module):\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__()\n"
+        "        self.layers = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("tiny_module")
+def test_ones_own_class_and_a_mismatch(write_headers, run_cli):
+    shapes = {"layers.0.weight": (2, 2), "layers.1.weight": (2, 2), "layers.2.weight": (2, 3), "extra": (1,)}
+    path = write_headers(shapes)
+    own = ["--model-class", "tiny_own_model:Tiny"]
+    done = run_cli("load", path, *own)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "1 misshapen" in done.stderr
+    assert "layers.2.weight" in done.stderr
+    assert "--allow-unexpected" in done.stderr
+    document = json.loads(run_cli("load", path, *own, "--json").stdout)
+    assert (document["error"]["kind"], document["error"]["exit_code"]) == ("MismatchError", 1)
+    assert {fault["key"] for fault in document["report"]["faults"]} == {"layers.2.weight", "extra"}
+
+
+@pytest.mark.usefixtures("tiny_module")
+def test_named_keys_may_differ(write_headers, run_cli):
+    path = write_headers({"layers.0.weight": (2, 2), "layers.1.weight": (2, 2), "extra": (1,)})
+    allowed = ["--allow-missing", "layers.2.*", "--allow-unexpected", "extra"]
+    done = run_cli("load", path, "--model-class", "tiny_own_model:Tiny", *allowed)
+    assert done.returncode == 0, done.stderr
+    assert "allowed" in done.stdout
+    assert "layers.2.weight" in done.stdout
+
+
+def test_find_class_says_what_is_wrong():
+    assert find_class("collections:OrderedDict.fromkeys") is not None
+    for reference, message in (
+        ("collections", "package.module:Class"),
+        ("collections:Nope", "Nope"),
+        ("no_such_module_here:X", "no_such_module_here"),
+        ("sys:maxsize", "can't be called"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            find_class(reference)
+        assert message in str(caught.value)
+    assert sys.path.count("") <= 1
