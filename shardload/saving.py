@@ -32,6 +32,8 @@ _UNITS = {
     "MIB": 2**20,
     "GIB": 2**30,
 }
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index*.json")
 
 
 def save(
@@ -52,6 +54,7 @@ def save(
     shards = _split(tensors, _parse_size(max_shard_size))
     config = _config_json(model)
     target.mkdir(parents=True, exist_ok=True)
+    _refuse_other_weights(target, len(shards))
     _check_disk(target, sum(_nbytes(tensor) for tensor in tensors.values()))
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
         names = _write_all(Path(staging), shards, config)
@@ -103,24 +106,25 @@ def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, to
 
 def _write_all(staging: Path, shards: list[dict[str, torch.Tensor]], config: str | None) -> list[str]:
     """Write everything into the staging folder; return the names in the order in which they may appear."""
-    count = len(shards)
-    names = (
-        [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
-        if count > 1
-        else ["model.safetensors"]
-    )
+    names = _shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
         write_safetensors(staging / name, shard)
-    if count > 1:
+    if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(_nbytes(tensor) for shard in shards for tensor in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        names.append("model.safetensors.index.json")
+        names.append(_INDEX)
         _write_text(staging / names[-1], json.dumps(index, indent=2))
     if config is not None:
         names.append("config.json")
         _write_text(staging / "config.json", config)
     return names
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
 
 
 def write_safetensors(
@@ -173,6 +177,20 @@ def _config_json(model: nn.Module) -> str | None:
     if not isinstance(content, Mapping):
         return None
     return json.dumps(dict(content), indent=2, sort_keys=True, default=str)
+
+
+def _refuse_other_weights(folder: Path, shards: int) -> None:
+    """An old index or old shards beside the new ones would be read instead of them, or with them."""
+    new = {*_shard_names(shards), *([_INDEX] if shards > 1 else [])}
+    others = sorted(
+        path.name for pattern in _WEIGHTS for path in folder.glob(pattern) if path.name not in new
+    )
+    if others:
+        raise UsageError(
+            "the folder holds weights that this save would not replace",
+            where=f"{folder}: {', '.join(others[:8])}",
+            cure="save into an empty folder, or remove them first",
+        )
 
 
 def _check_disk(folder: Path, needed: int) -> None:

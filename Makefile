@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything goes into .venv folders here.
+PYTHON ?= python3
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+WHAT_INSTALLS := pyproject.toml constraints.txt
+
+.PHONY: demo test test-plain test-oracles lint bench bench-full clean
+
+demo: .venv/installed
+	.venv/bin/shardload demo
+
+test: test-plain test-oracles
+
+# Runtime dependencies and pytest only: no transformers, no NumPy.
+test-plain: .venv/installed
+	.venv/bin/python -m pytest
+
+# The same suite beside the libraries that it is compared with.
+test-oracles: .venv-oracles/installed
+	.venv-oracles/bin/python -m pytest
+
+lint: .venv/installed .venv-lint/installed
+	.venv-lint/bin/ruff format --check .
+	.venv-lint/bin/ruff check .
+	.venv-lint/bin/mypy --python-executable .venv/bin/python
+
+# About ten minutes; needs some 10 GB of free disk. Results go to benchmarks/results/.
+bench: .venv-oracles/installed
+	.venv-oracles/bin/python -m benchmarks
+
+.venv/installed: $(WHAT_INSTALLS)
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv-oracles/installed: $(WHAT_INSTALLS)
+	$(PYTHON) -m venv .venv-oracles
+	.venv-oracles/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[test,oracles]'
+	@touch $@
+
+.venv-lint/installed: $(WHAT_INSTALLS)
+	$(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/pip install $(PIP_FLAGS) 'ruff==0.17.6' 'mypy==2.4.1'
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-oracles .venv-lint build *.egg-info

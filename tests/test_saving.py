@@ -1,0 +1,110 @@
+"""save: what it writes, the safetensors library and torch read back bit for bit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors
+import torch
+from torch import nn
+
+from shardload import UsageError, build_shell, fill, open_checkpoint, save
+from tests.tiny import Net, assert_same_state, random_state, torch_filled, write_checkpoint
+
+
+def test_a_model_comes_back(tmp_path):
+    oracle = torch_filled(Net, random_state(Net()))
+    files = save(oracle, tmp_path)
+    assert [path.name for path in files] == ["model.safetensors"]
+    shell = build_shell(Net)
+    fill(shell, open_checkpoint(tmp_path))
+    assert_same_state(shell.model, oracle)
+
+
+def test_the_safetensors_library_reads_what_was_written(tmp_path):
+    oracle = torch_filled(Net, random_state(Net()))
+    save(oracle, tmp_path)
+    with safetensors.safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(oracle.state_dict())
+        for key, value in oracle.state_dict().items():
+            assert torch.equal(file.get_tensor(key), value)
+
+
+def test_shards_and_index(tmp_path):
+    oracle = torch_filled(Net, random_state(Net()))
+    files = save(oracle, tmp_path, max_shard_size=600)
+    names = [path.name for path in files]
+    assert names[-1] == "model.safetensors.index.json"
+    assert names[0] == f"model-00001-of-{len(names) - 1:05d}.safetensors"
+    index = json.loads((tmp_path / names[-1]).read_text())
+    assert set(index["weight_map"]) == set(oracle.state_dict())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in oracle.state_dict().values())
+    shell = build_shell(Net)
+    fill(shell, open_checkpoint(tmp_path))
+    assert_same_state(shell.model, oracle)
+
+
+def test_a_tie_is_written_once_and_comes_back_tied(tmp_path):
+    def make() -> Net:
+        model = Net()
+        model.head.weight = model.embed.weight
+        return model
+
+    save(make(), tmp_path)
+    assert "head.weight" not in open_checkpoint(tmp_path).tensors
+    shell = build_shell(make)
+    fill(shell, open_checkpoint(tmp_path))
+    assert shell.model.head.weight is shell.model.embed.weight
+
+
+def test_a_tensor_that_is_not_contiguous_is_written_right(tmp_path):
+    model = nn.Linear(3, 5)
+    model.weight = nn.Parameter(torch.randn(3, 5).t())
+    save(model, tmp_path)
+    assert torch.equal(open_checkpoint(tmp_path).read("weight"), model.weight)
+
+
+def test_a_model_loaded_through_a_key_map_is_saved_under_the_old_names(tmp_path):
+    state = random_state(Net())
+    old = {key.replace("layers.", "h."): value for key, value in state.items()}
+    key_map = {"h.{}.{...}": "layers.{}.{...}"}
+    shell = build_shell(Net)
+    fill(shell, open_checkpoint(write_checkpoint(tmp_path / "a", old)), key_map=key_map)
+    save(shell.model, tmp_path / "b", key_map=key_map)
+    saved = open_checkpoint(tmp_path / "b")
+    assert set(saved.tensors) == set(old)
+    assert all(torch.equal(saved.read(key), value) for key, value in old.items())
+
+
+def test_a_map_that_does_not_lead_back_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="does not lead back"):
+        save(Net(), tmp_path, key_map={"head.{...}": "top.{...}"})
+
+
+def test_a_model_on_meta_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="on meta"):
+        save(build_shell(Net).model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["5 potatoes", "0", "-1GB", ""])
+def test_sizes_that_are_none(tmp_path, size):
+    with pytest.raises(UsageError, match="max_shard_size"):
+        save(Net(), tmp_path, max_shard_size=size)
+
+
+def test_a_folder_that_holds_other_weights_is_refused(tmp_path):
+    save(Net(), tmp_path, max_shard_size=600)
+    with pytest.raises(UsageError, match="holds weights"):
+        save(Net(), tmp_path)
+
+
+def test_nothing_is_left_behind_when_writing_fails(tmp_path, monkeypatch):
+    def fail(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.serialize_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        save(Net(), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
