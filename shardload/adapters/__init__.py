@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from shardload.adapters.adapter import AdapterFile, AdapterFormat, listing
 from shardload.adapters.adapter_report import AdapterFault, AdapterReport, fault_lines, shown
-from shardload.adapters.attach import activate, active_adapters, attach, check_name, check_owner, detach
+from shardload.adapters.attach import (
+    activate,
+    active_adapters,
+    attach_values,
+    check_name,
+    check_owner,
+    detach,
+)
 from shardload.adapters.foreign import foreign_style
 from shardload.adapters.match import match_adapter
 from shardload.adapters.peft import Peft
@@ -100,6 +107,8 @@ def load_adapter(
     )
     content = format_of(file).read(file, strict=strict)
     match = match_adapter(model, content, strict=strict)
+    if not (match.layers or match.replaced or match.faults):
+        match.faults.append(AdapterFault("missing", file.weights, "the file holds no LoRA weights"))
     report = AdapterReport(
         name=name,
         where=file.label,
@@ -116,7 +125,7 @@ def load_adapter(
     values = read_values(file.checkpoint, match, name)
     report.rows, report.faults = tuple(values.rows), tuple(values.faults)
     _refuse(report)
-    attached = attach(model, name, values, trainable=trainable)
+    attached = attach_values(model, name, values, trainable=trainable)
     attached.report = report
     report.active = name in active_adapters(model)
     report.trainable = trainable
@@ -128,9 +137,6 @@ def load_adapter(
 def _refuse(report: AdapterReport) -> None:
     """Raise one error for all faults, of the kind of the gravest; return when there are none."""
     kinds = {fault.kind for fault in report.faults}
-    if not kinds and report.modules == 0 and not report.rows:
-        report.faults = (AdapterFault("missing", report.where, "the file holds nothing that fits the model"),)
-        kinds = {"missing"}
     if not kinds:
         return
     error: ShardloadError

@@ -113,7 +113,7 @@ def check_owner(model: nn.Module, match: AdapterMatch) -> None:
             )
 
 
-def attach(model: nn.Module, name: str, values: AdapterValues, *, trainable: bool) -> Attached:
+def attach_values(model: nn.Module, name: str, values: AdapterValues, *, trainable: bool) -> Attached:
     """Attach read tensors to their layers and freeze the base; the first adapter becomes the active one.
 
     Nothing here can fail for what a file holds: that was judged before. If it is interrupted all the same, the

@@ -18,6 +18,8 @@ _LONGEST = 1000
 
 def is_risky(key: str) -> bool:
     """Whether a pattern repeats so much that matching it could take for ever; it comes from somebody else's file."""
+    if _PLAIN.fullmatch(key):
+        return False
     if len(key) > _LONGEST or _REPEATED_GROUP.search(key):
         return True
     return len(_QUANTIFIER.findall(key)) > _MOST_QUANTIFIERS
@@ -32,8 +34,8 @@ def expression(key: str) -> str:
 class Patterns:
     """Values by module name pattern; of the patterns that match a path, the first in the config's order counts.
 
-    A pattern matches the whole path or its end after a dot; a risky one never does. Plain names are looked up by their ends, so that a
-    config with one entry for each of thousands of layers costs no more than the layers.
+    A pattern matches the whole path or its end after a dot; a risky one never does. Plain names are looked up by
+    their ends, so that a config with an entry for each of thousands of layers costs no more than the layers.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)

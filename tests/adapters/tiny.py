@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import TensorSpec, serialize_file
 from torch import nn
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PREFIX = "base_model.model."
 WIDTH, HIDDEN, CLASSES, VOCABULARY = 8, 12, 3, 11
@@ -16,7 +19,7 @@ WIDTH, HIDDEN, CLASSES, VOCABULARY = 8, 12, 3, 11
 class Scaled(nn.Linear):
     """A Linear subclass with a forward of its own, as quantised layers have."""
 
-    def forward(self, input):
+    def forward(self, input):  # noqa: A002
         return 2 * super().forward(input)
 
 
