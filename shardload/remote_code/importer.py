@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import RemoteCodeError
+from shardload.errors import RemoteCodeError, UnsafeError
 from shardload.remote_code.auto_map import ClassRef, config_entry, model_entries
 from shardload.remote_code.code import collect, file_of
 from shardload.remote_code.failures import as_lacking, explain, lacks_a_name
@@ -159,4 +159,10 @@ def _other_source(ref: ClassRef, word: Word) -> Source:
         local_files_only=word.local_files_only,
         subfolder=None,
     )
+    if found.is_local:
+        raise UnsafeError(
+            f"auto_map takes code from the Hub repo {ref.repo}, and a folder of that name on this disk hides it",
+            where=found.label,
+            cure="run from another working directory",
+        )
     return found

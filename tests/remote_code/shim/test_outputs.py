@@ -1,0 +1,76 @@
+"""ModelOutput: a dataclass, a dictionary and a tuple at once."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from shardload.remote_code.shim.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from shardload.remote_code.shim.utils import ModelOutput
+
+
+@dataclass
+class Own(ModelOutput):
+    first: Any = None
+    second: Any = None
+
+
+def test_fields_that_are_none_are_left_out():
+    logits, past = torch.ones(2), ((1, 2),)
+    output = CausalLMOutputWithPast(logits=logits, past_key_values=past)
+    assert output[0] is logits
+    assert output[1] is output["past_key_values"] is output.past_key_values is past
+    assert output[:1] == (logits,)
+    assert output[1:] == (past,)
+    assert output.to_tuple() == (logits, past)
+    assert list(output) == ["logits", "past_key_values"]
+    assert len(output) == 2
+    assert output.loss is None
+    assert "loss" not in output
+    assert output.get("loss") is None
+
+
+def test_assigning_a_field_changes_the_dictionary_too():
+    output = Own(first=1)
+    output.first = 2
+    assert output["first"] == 2
+    output["first"] = 3
+    assert output.first == 3
+    output["second"] = 4
+    assert output.to_tuple() == (3, 4)
+
+
+def test_a_first_field_of_pairs_or_a_mapping_fills_the_output():
+    assert Own({"first": 1, "second": 2}).second == 2
+    assert Own([("first", 1), ("second", 2)]).to_tuple() == (1, 2)
+    assert Own((1, 2)).first == (1, 2)
+
+
+def test_the_fields_are_fixed():
+    output = Own(first=1)
+    for action in (
+        lambda: output.pop("first"),
+        lambda: output.update(first=2),
+        lambda: output.setdefault("first", 2),
+        lambda: output.__delitem__("first"),
+    ):
+        with pytest.raises(TypeError, match="fixed"):
+            action()
+
+
+def test_it_is_a_node_of_the_pytree():
+    output = BaseModelOutputWithPast(last_hidden_state=torch.ones(2), past_key_values=((torch.ones(1),),))
+    doubled = pytree.tree_map(lambda tensor: tensor * 2, output)
+    assert type(doubled) is BaseModelOutputWithPast
+    assert torch.equal(doubled.past_key_values[0][0], torch.full((1,), 2.0))
+
+
+def test_it_can_be_pickled():
+    again = pickle.loads(pickle.dumps(Own(first=1, second=[2])))
+    assert type(again) is Own
+    assert again.to_tuple() == (1, [2])

@@ -1,0 +1,139 @@
+"""Activations, generation settings, caches, docstring decorators, probes, logging."""
+
+from __future__ import annotations
+
+import inspect
+import logging as python_logging
+
+import pytest
+import torch
+from torch.nn import functional
+
+from shardload.remote_code import shim
+from shardload.remote_code.shim.activations import ACT2FN, get_activation
+from shardload.remote_code.shim.cache_utils import DynamicCache
+from shardload.remote_code.shim.configuration_utils import PretrainedConfig
+from shardload.remote_code.shim.generation import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
+from shardload.remote_code.shim.pytorch_utils import Conv1D, apply_chunking_to_forward
+from shardload.remote_code.shim.utils import (
+    PaddingStrategy,
+    add_code_sample_docstrings,
+    add_start_docstrings,
+    is_flash_attn_2_available,
+    is_torch_available,
+    is_torch_npu_available,
+    logging,
+)
+from shardload.remote_code.shim.utils.versions import require_version
+
+
+def test_every_name_of_the_top_level_resolves():
+    for name in dir(shim):
+        if not name.startswith("_"):
+            assert getattr(shim, name) is not None
+
+
+def test_activations_are_new_modules_by_name():
+    x = torch.linspace(-2, 2, 9)
+    assert ACT2FN["silu"] is not ACT2FN["silu"]
+    assert torch.equal(ACT2FN["silu"](x), functional.silu(x))
+    assert torch.equal(get_activation("gelu")(x), functional.gelu(x))
+    for name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
+        torch.testing.assert_close(ACT2FN[name](x), functional.gelu(x, approximate="tanh"))
+    with pytest.raises(KeyError, match="no_such"):
+        get_activation("no_such")
+
+
+def test_generation_settings_from_a_model_config_and_update():
+    config = GenerationConfig.from_model_config(PretrainedConfig(top_k=3, eos_token_id=[1, 2]))
+    assert (config.top_k, config.eos_token_id, config.max_new_tokens) == (3, [1, 2], None)
+    assert config.update(top_k=4, attention_mask="m") == {"attention_mask": "m"}
+    assert config.top_k == 4
+    assert config.to_diff_dict()["top_k"] == 4
+
+
+def test_processors_are_applied_in_order():
+    class Add(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            return scores + 1
+
+    class Scale(LogitsProcessor):
+        def __call__(self, input_ids, scores, factor):
+            return scores * factor
+
+    assert LogitsProcessorList([Add(), Scale()])(None, torch.tensor(1.0), factor=3).item() == 6
+    with pytest.raises(NotImplementedError):
+        LogitsProcessor()(None, None)
+
+
+def test_any_criterion_stops():
+    assert StoppingCriteriaList([lambda *_: False, lambda *_: True])(None, None)
+    assert not StoppingCriteriaList()(None, None)
+
+
+def test_a_cache_is_also_the_old_tuple():
+    cache = DynamicCache()
+    for step in range(2):
+        for layer in range(3):
+            key, value = cache.update(torch.full((1, 2, 1, 4), step), torch.zeros(1, 2, 1, 4), layer)
+    assert key.shape == value.shape == (1, 2, 2, 4)
+    assert (len(cache), cache.get_seq_length(), cache.seen_tokens) == (3, 2, 2)
+    assert torch.equal(cache[0][0], cache.to_legacy_cache()[0][0])
+    again = DynamicCache.from_legacy_cache(cache.to_legacy_cache())
+    assert torch.equal(again[2][0], cache[2][0])
+    cache.reorder_cache(torch.tensor([0, 0]))
+    assert cache[1][1].shape[0] == 2
+
+
+def test_docstring_decorators_change_docstrings_only():
+    @add_start_docstrings("Before. ")
+    @add_code_sample_docstrings(checkpoint="x", output_type=dict)
+    def forward(a, b=1):
+        """Own."""
+        return a + b
+
+    assert (forward(1), forward.__doc__) == (2, "Before. Own.")
+    assert list(inspect.signature(forward).parameters) == ["a", "b"]
+
+
+def test_probes_look_and_do_not_import():
+    assert is_torch_available() is True
+    assert is_torch_npu_available() is False
+    assert is_flash_attn_2_available() in (True, False)
+    require_version("torch>=1.8")
+    with pytest.raises(ImportError, match="no_such_thing"):
+        require_version("no_such_thing>=1")
+
+
+def test_loggers_warn_once_and_leave_pythons_class_alone(caplog):
+    logger = logging.get_logger("shardload.remote_code.repos.test")
+    with caplog.at_level("WARNING"):
+        logger.warning_once("only once")
+        logger.warning_once("only once")
+    assert [record.message for record in caplog.records] == ["only once"]
+    assert not hasattr(python_logging.getLogger("another"), "warning_once") or hasattr(
+        python_logging.Logger, "warning_once"
+    )
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    assert logging.get_verbosity() == python_logging.ERROR
+    logging.set_verbosity(before)
+
+
+def test_enumerations_say_what_they_know():
+    assert PaddingStrategy("longest") is PaddingStrategy.LONGEST
+    with pytest.raises(ValueError, match="max_length"):
+        PaddingStrategy("no_such")
+
+
+def test_transposed_linear_and_chunking():
+    layer = Conv1D(3, 5)
+    x = torch.randn(2, 4, 5)
+    torch.testing.assert_close(layer(x), x @ layer.weight + layer.bias)
+    chunked = apply_chunking_to_forward(lambda t: t * 2, 2, 1, x)
+    assert torch.equal(chunked, x * 2)

@@ -1,0 +1,73 @@
+"""resolve_class: which class is built, and what is said when there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from torch import nn
+
+from shardload.errors import UsageError
+from shardload.remote_code import resolve_class
+
+from .repos import MODEL, build, tiny, write
+
+TWO = MODEL + "\nclass TinyHead(TinyModel):\n    pass\n"
+
+
+def test_auto_map_wins_over_architectures(tmp_path):
+    source, config = tiny(tmp_path, model=TWO)
+    model = build(source, {**config, "architectures": ["LlamaForCausalLM"]})
+    assert type(model).__name__ == "TinyModel"
+
+
+def test_causal_lm_is_preferred_and_auto_class_decides_otherwise(tmp_path):
+    source, config = tiny(tmp_path, model=TWO)
+    config["auto_map"] = {**config["auto_map"], "AutoModelForCausalLM": "modeling_tiny.TinyHead"}
+    assert type(build(source, config)).__name__ == "TinyHead"
+    assert type(build(source, config, auto_class="AutoModel")).__name__ == "TinyModel"
+
+
+def test_an_entry_whose_file_is_absent_does_not_hinder_the_others(tmp_path):
+    source, config = tiny(tmp_path)
+    config["auto_map"] = {**config["auto_map"], "AutoModelForImageClassification": "modeling_vision.V"}
+    assert type(build(source, config)).__name__ == "TinyModel"
+
+
+def test_any_callable_of_the_config_is_a_model_class(tmp_path):
+    source, config = write(tmp_path, {}, {"width": 3})
+    resolved = resolve_class(source, config, None, model_class=lambda c: nn.Linear(c["width"], 1))
+    assert resolved.make({"width": 3}).in_features == 3
+    assert resolved.remote_base is None
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (None, "no config.json"),
+        ({}, "neither auto_map nor architectures"),
+        ({"architectures": []}, "neither"),
+    ],
+)
+def test_without_any_class_the_error_says_what_to_pass(tmp_path, config, what):
+    source, _ = write(tmp_path, {})
+    with pytest.raises(UsageError, match=what) as caught:
+        resolve_class(source, config, None)
+    assert "model_class=" in caught.value.cure
+
+
+def test_a_class_that_transformers_lacks_or_that_lacks_transformers(tmp_path):
+    source, _ = write(tmp_path, {})
+    with pytest.raises(UsageError, match="NoSuchModelForAnything") as caught:
+        resolve_class(source, {"architectures": ["NoSuchModelForAnything"]}, None)
+    assert "model_class=" in caught.value.cure
+    if importlib.util.find_spec("transformers") is None:
+        assert "pip install transformers" in caught.value.cure
+    else:
+        assert "lacks" in caught.value.what
+
+
+def test_only_auto_class_for_a_repo_without_code(tmp_path):
+    source, _ = write(tmp_path, {})
+    with pytest.raises(UsageError, match="AutoModelForNothing"):
+        resolve_class(source, {"model_type": "llama"}, None, auto_class="AutoModelForNothing")

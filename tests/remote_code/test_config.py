@@ -1,0 +1,191 @@
+"""load_config and attach_generation_config."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from shardload.errors import CorruptError, RemoteCodeError, UsageError
+from shardload.remote_code import attach_generation_config, load_config, resolve_class
+
+from .repos import COMMIT, CONFIG, MODEL, HubLike, build, local, tiny, write
+
+
+def test_the_repos_own_class_gets_the_settings_and_its_defaults(tmp_path):
+    source, config = tiny(tmp_path)
+    loaded = load_config(source, {**config, "extra": [1]}, trust_remote_code=True)
+    assert type(loaded.config).__name__ == "TinyConfig"
+    assert (loaded.config.hidden_size, loaded.config.extra) == (4, [1])
+
+
+def test_without_auto_map_the_settings_are_attributes_of_a_plain_config(tmp_path):
+    source, _ = write(tmp_path, {})
+    loaded = load_config(source, {"width": 7, "nested": {"a": 1}})
+    assert (loaded.config.width, loaded.config.nested, loaded.config.use_return_dict) == (7, {"a": 1}, True)
+    assert loaded.origin == "config.json"
+
+
+def test_a_repo_without_config_json_gives_defaults(tmp_path):
+    source, _ = write(tmp_path, {})
+    assert load_config(source, None).config.max_length == 20
+
+
+SEES_DTYPE = CONFIG.replace(
+    "super().__init__(**kwargs)", "self.seen = kwargs.get('torch_dtype')\n        super().__init__(**kwargs)"
+)
+
+
+def test_the_dtype_stands_in_the_settings_before_the_class_sees_them(tmp_path):
+    source, config = tiny(tmp_path, config=SEES_DTYPE)
+    for dtype in (torch.bfloat16, "bfloat16", "torch.bfloat16"):
+        loaded = load_config(
+            source, {**config, "torch_dtype": "float16"}, trust_remote_code=True, dtype=dtype
+        )
+        assert loaded.config.torch_dtype is torch.bfloat16
+        assert loaded.config.seen is torch.bfloat16
+
+
+def test_the_model_constructor_sees_the_dtype(tmp_path):
+    model = MODEL.replace(
+        "nn.Linear(", "nn.Linear(dtype=config.torch_dtype, in_features=4, out_features=4) or nn.Linear("
+    )
+    source, config = tiny(tmp_path, model=model)
+    assert build(source, config, dtype=torch.float64).linear.weight.dtype is torch.float64
+
+
+def test_without_a_dtype_the_stored_name_becomes_a_dtype(tmp_path):
+    source, config = tiny(tmp_path)
+    for settings in ({"torch_dtype": "float16"}, {"dtype": "float16"}):
+        loaded = load_config(source, {**config, **settings}, trust_remote_code=True, dtype="auto")
+        assert loaded.config.torch_dtype is torch.float16
+
+
+def test_an_unknown_dtype_is_one_typed_error(tmp_path):
+    source, _ = write(tmp_path, {})
+    with pytest.raises(UsageError, match="float17"):
+        load_config(source, {}, dtype="float17")
+    with pytest.raises(CorruptError, match="float17") as caught:
+        load_config(source, {"torch_dtype": "float17"})
+    assert caught.value.where == "config.json, torch_dtype"
+
+
+def test_name_and_commit_are_on_the_config(tmp_path):
+    _, config = tiny(tmp_path)
+    loaded = load_config(HubLike(tmp_path), config, trust_remote_code=True, revision_given=COMMIT)
+    assert loaded.config.name_or_path == "org/name"
+    assert loaded.config._commit_hash == COMMIT
+    assert load_config(local(tmp_path), config, trust_remote_code=True).config.name_or_path == str(tmp_path)
+
+
+def test_a_config_class_that_fails_is_an_error_with_its_line(tmp_path):
+    source, config = tiny(
+        tmp_path, config=CONFIG.replace("self.hidden_size = hidden_size", "hidden_size / 0")
+    )
+    with pytest.raises(RemoteCodeError, match="ZeroDivisionError") as caught:
+        load_config(source, config, trust_remote_code=True)
+    assert caught.value.where.startswith(f"{tmp_path / 'configuration_tiny.py'}:")
+
+
+def test_a_callers_class_with_a_config_class_gets_that(tmp_path):
+    from shardload.remote_code.shim.configuration_utils import PretrainedConfig
+
+    class MyConfig(PretrainedConfig):
+        pass
+
+    class Mine(nn.Module):
+        config_class = MyConfig
+
+    source, config = tiny(tmp_path)
+    assert type(load_config(source, config, model_class=Mine).config) is MyConfig
+
+
+def test_a_config_class_that_is_no_pretrained_config_is_called_with_the_settings(tmp_path):
+    plain = "class TinyConfig:\n    def __init__(self, **settings):\n        self.__dict__.update(settings)\n"
+    source, config = tiny(tmp_path, config=plain)
+    assert load_config(source, {**config, "a": 5}, trust_remote_code=True).config.a == 5
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 32,
+}
+
+
+def test_architectures_name_a_class_of_an_installed_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source, _ = write(tmp_path, {}, LLAMA)
+    loaded = load_config(source, LLAMA, dtype=torch.float16)
+    assert type(loaded.config) is transformers.LlamaConfig
+    assert loaded.config.dtype is torch.float16
+    resolved = resolve_class(source, LLAMA, loaded.config)
+    assert resolved.make is transformers.LlamaForCausalLM
+    assert resolved.remote_base is None
+    assert f"transformers {transformers.__version__}" in resolved.origin
+    assert resolved.make(loaded.config).config.hidden_size == 16
+
+
+def test_auto_class_picks_another_class_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source, _ = write(tmp_path, {}, LLAMA)
+    resolved = resolve_class(source, LLAMA, None, auto_class="AutoModelForSequenceClassification")
+    assert resolved.make is transformers.LlamaForSequenceClassification
+
+
+def test_settings_that_their_class_refuses_are_a_corrupt_config(tmp_path):
+    pytest.importorskip("transformers")
+    source, _ = write(tmp_path, {}, LLAMA)
+    with pytest.raises(CorruptError, match="refuses the settings"):
+        load_config(source, {**LLAMA, "num_attention_heads": "many"})
+
+
+def generation(folder, text):
+    source, config = tiny(
+        folder, model=MODEL + "\n    def prepare_inputs_for_generation(self, x): return {}\n"
+    )
+    model = build(source, config)
+    (folder / "generation_config.json").write_text(text)
+    return model, local(folder)
+
+
+def test_generation_config_reaches_the_model(tmp_path):
+    model, source = generation(tmp_path, json.dumps({"top_p": 0.5, "max_length": 99, "own": 1}))
+    assert model.generation_config.top_p == 1.0
+    assert "generation_config.json" in attach_generation_config(model, source)
+    settings = model.generation_config
+    assert (settings.top_p, settings.max_length, settings.own, settings.num_beams) == (0.5, 99, 1, 1)
+
+
+def test_a_model_without_a_place_for_it_is_left_alone(tmp_path):
+    _, source = generation(tmp_path, "{}")
+    model = nn.Linear(1, 1)
+    assert "not used" in attach_generation_config(model, source)
+    assert not hasattr(model, "generation_config")
+
+
+def test_without_the_file_there_is_nothing_to_say(tmp_path):
+    source, config = tiny(tmp_path)
+    assert attach_generation_config(build(source, config), source) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
+def test_a_broken_generation_config_is_named(tmp_path, text):
+    model, source = generation(tmp_path, text)
+    with pytest.raises(CorruptError, match=r"generation_config\.json"):
+        attach_generation_config(model, source)
+
+
+def test_generation_config_of_a_real_transformers_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "generation_config.json").write_text('{"top_p": 0.5}')
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
+    attach_generation_config(model, local(tmp_path))
+    assert isinstance(model.generation_config, transformers.GenerationConfig)
+    assert model.generation_config.top_p == 0.5

@@ -1,0 +1,312 @@
+"""What happens when a repo's code runs: namespaces, imports, flags."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import linecache
+import sys
+import threading
+import traceback
+
+import pytest
+import torch
+
+from shardload.errors import RemoteCodeError
+from shardload.remote_code import load_config, resolve_class
+
+from .repos import MODEL, build, local, module_of, tiny, write
+
+
+def run(folder, main, **files):
+    """Run `main.py` of a repo (it must define a class M) and return its module."""
+    files = {
+        name if "." in name else name.replace("__", "/").replace("_py", ".py"): files[name] for name in files
+    }
+    source, config = write(
+        folder,
+        {"main.py": main + "\nclass M:\n    def __init__(self, config): pass\n", **files},
+        {"auto_map": {"AutoModel": "main.M"}},
+    )
+    return module_of(build(source, config))
+
+
+def test_every_form_of_relative_import_runs(tmp_path):
+    module = run(
+        tmp_path / "re-po.v1",
+        "from .a import one\nfrom . import b\nfrom .sub.c import three\nfrom .sub import d as four\n"
+        "from .pkg import five\nimport e\nfrom f import six\nimport plain.g\nimport plain.g as g",
+        a_py="one = 1",
+        b_py="from .a import one",
+        sub__c_py="from ..a import one\nfrom . import d\nthree = d.x",
+        sub__d_py="x = 3",
+        **{"pkg/__init__.py": "from .impl import five", "pkg/impl.py": "five = 5"},
+        e_py="from a import one",
+        f_py="six = 6",
+        plain__g_py="x = 7",
+    )
+    assert (module.one, module.b.one, module.three, module.four.x, module.five) == (1, 1, 3, 3, 5)
+    assert (module.e.one, module.six, module.plain.g.x, module.g.x) == (1, 6, 7, 7)
+
+
+def test_nothing_is_added_to_sys_path_and_no_top_level_module_appears(tmp_path):
+    before_path, before = list(sys.path), set(sys.modules)
+    module = run(
+        tmp_path,
+        "import helper_of_this_repo\nfrom transformers import PretrainedConfig",
+        helper_of_this_repo_py="",
+    )
+    assert sys.path == before_path
+    new = {name for name in set(sys.modules) - before if not name.startswith("shardload.")}
+    assert "helper_of_this_repo" not in new
+    assert "main" not in new
+    assert "transformers" not in new
+    assert module.helper_of_this_repo.__name__.startswith("shardload.remote_code.repos.h")
+
+
+def test_transformers_is_the_shim_and_never_in_sys_modules_under_that_name(tmp_path):
+    there_before = sys.modules.get("transformers")
+    module = run(
+        tmp_path,
+        "import transformers\nfrom transformers import PretrainedConfig\nimport transformers.utils as u",
+    )
+    assert module.transformers.__name__ == "shardload.remote_code.shim"
+    assert module.u.__name__ == "shardload.remote_code.shim.utils"
+    assert sys.modules.get("transformers") is there_before
+
+
+def test_a_real_transformers_beside_it_is_untouched(tmp_path):
+    real = pytest.importorskip("transformers")
+    module = run(tmp_path, "from transformers import PretrainedConfig")
+    assert module.PretrainedConfig is not real.PretrainedConfig
+    assert sys.modules["transformers"] is real
+    from transformers import PretrainedConfig
+
+    assert PretrainedConfig is real.PretrainedConfig
+
+
+def test_imports_inside_functions_get_the_shim_and_the_repos_files(tmp_path):
+    module = run(
+        tmp_path,
+        "def late():\n    from transformers.utils import logging\n    import transformers.activations\n"
+        "    from .helper import x\n    return logging, transformers, x",
+        helper_py="x = 8",
+    )
+    logging, top, x = module.late()
+    assert (logging.__name__, top.__name__, x) == (
+        "shardload.remote_code.shim.utils.logging",
+        "shardload.remote_code.shim",
+        8,
+    )
+
+
+def test_import_module_and_find_spec_see_the_shim(tmp_path):
+    module = run(
+        tmp_path,
+        "import importlib, importlib.util, importlib.metadata\nfrom importlib import import_module\n"
+        "from importlib.util import find_spec\nfrom importlib.metadata import version\n"
+        "a = importlib.import_module('transformers.utils')\nb = import_module('transformers')\n"
+        "c = importlib.util.find_spec('transformers')\nd = find_spec('transformers.no_such')\n"
+        "e = version('transformers')\nf = import_module('.helper', __package__)\ng = import_module('json')\n"
+        "h = find_spec('no_such_package')\ni = importlib.metadata.version('torch')\nj = __import__('transformers')",
+        helper_py="x = 8",
+    )
+    assert module.a.__name__ == "shardload.remote_code.shim.utils"
+    assert module.b is module.j
+    assert module.c.name == module.b.__name__ == "shardload.remote_code.shim"
+    assert module.d is None
+    assert module.e == module.b.__version__ == "4.40.2"
+    assert module.f.x == 8
+    assert module.g is sys.modules["json"]
+    assert module.h is None
+    assert module.i.startswith("2.")
+    assert importlib.util.find_spec.__module__ == "importlib.util"
+
+
+def test_a_repos_logging_py_does_not_replace_pythons(tmp_path):
+    module = run(tmp_path, "import logging", logging_py="raise RuntimeError")
+    assert module.logging is sys.modules["logging"]
+
+
+def test_a_relative_import_above_the_root_is_refused(tmp_path):
+    with pytest.raises(RemoteCodeError, match="above the repo's root"):
+        run(tmp_path, "from ..importer import open_code")
+
+
+def test_guarded_imports_of_absent_files_and_packages_fall_through(tmp_path):
+    module = run(
+        tmp_path,
+        "try:\n    from .absent import x\nexcept ImportError:\n    x = 1\n"
+        "try:\n    import no_such_package_at_all\nexcept ImportError:\n    y = 2\n"
+        "def never():\n    from .absent_too import z",
+    )
+    assert (module.x, module.y) == (1, 2)
+
+
+def test_an_unguarded_absent_file_is_named(tmp_path):
+    with pytest.raises(RemoteCodeError, match=r"its own file absent\.py") as caught:
+        run(tmp_path, "import os\nfrom .absent import x")
+    assert caught.value.where == f"{tmp_path / 'main.py'}:2"
+
+
+def test_an_unguarded_absent_package_is_named_with_line_and_pip_name(tmp_path):
+    with pytest.raises(RemoteCodeError, match="needs the package flash_attn") as caught:
+        run(
+            tmp_path, "\nfrom .helper import x", helper_py="\n\nfrom flash_attn.bert_padding import pad_input"
+        )
+    assert caught.value.where == f"{tmp_path / 'helper.py'}:3"
+    assert caught.value.cure == "pip install flash-attn"
+
+
+def test_code_that_fails_is_an_error_with_its_line(tmp_path):
+    with pytest.raises(RemoteCodeError, match="ZeroDivisionError") as caught:
+        run(tmp_path, "x = 1\ny = x / 0")
+    assert caught.value.where == f"{tmp_path / 'main.py'}:2"
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_code_that_exits_does_not_take_the_process_along(tmp_path):
+    with pytest.raises(RemoteCodeError, match="SystemExit"):
+        run(tmp_path, "import sys\nsys.exit(3)")
+
+
+def test_a_class_that_the_file_lacks_is_named(tmp_path):
+    source, config = write(tmp_path, {"main.py": ""}, {"auto_map": {"AutoModel": "main.Absent"}})
+    with pytest.raises(RemoteCodeError, match=r"main\.Absent"):
+        build(source, config)
+
+
+def test_a_constructor_that_fails_is_an_error_with_its_line(tmp_path):
+    source, config = tiny(tmp_path, model=MODEL.replace("self.linear = ", "self.linear = config.absent or "))
+    with pytest.raises(RemoteCodeError, match="absent") as caught:
+        build(source, config)
+    assert caught.value.where.startswith(f"{tmp_path / 'modeling_tiny.py'}:")
+
+
+def test_two_revisions_live_side_by_side(tmp_path):
+    first, config = tiny(tmp_path / "a", model=MODEL + "\nREVISION = 1\n")
+    second, _ = tiny(tmp_path / "b", model=MODEL + "\nREVISION = 2\n")
+    old, new = build(first, config), build(second, config)
+    assert (module_of(old).REVISION, module_of(new).REVISION) == (1, 2)
+    assert type(old) is not type(new)
+    assert type(build(first, config)) is type(old)
+
+
+def test_the_same_code_in_two_places_is_one_namespace(tmp_path):
+    first, config = tiny(tmp_path / "a")
+    second, _ = tiny(tmp_path / "b")
+    assert type(build(first, config)) is type(build(second, config))
+
+
+def test_changed_code_is_run_anew(tmp_path):
+    source, config = tiny(tmp_path, model=MODEL + "\nREVISION = 1\n")
+    old = build(source, config)
+    (tmp_path / "modeling_tiny.py").write_text(MODEL + "\nREVISION = 2\n")
+    new = build(local(tmp_path), config)
+    assert (module_of(old).REVISION, module_of(new).REVISION) == (1, 2)
+
+
+def test_config_and_model_share_their_classes(tmp_path):
+    model = build(*tiny(tmp_path))
+    assert type(model).config_class is type(model.config)
+
+
+def test_a_module_knows_its_real_file_and_lines(tmp_path):
+    model = build(*tiny(tmp_path, model=MODEL + "\nWHICH = 'the one of this test'\n"))
+    assert module_of(model).__file__ == str(tmp_path / "modeling_tiny.py")
+    assert inspect.getsource(type(model)).startswith("class TinyModel(PreTrainedModel):")
+    with pytest.raises(TypeError) as caught:
+        model(x="text")
+    assert "CausalLMOutputWithPast(logits=self.linear(x))" in "".join(
+        traceback.format_exception(caught.value)
+    )
+
+
+def test_the_lines_are_those_that_were_trusted_whatever_the_file_holds_later(tmp_path):
+    model = build(*tiny(tmp_path, model=MODEL + "\nWHICH = 'the one that is overwritten'\n"))
+    (tmp_path / "modeling_tiny.py").write_text("class TinyModel: 'something else'\n")
+    linecache.checkcache()
+    assert "PreTrainedModel" in inspect.getsource(type(model))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_jit_script_compiles_functions_of_remote_code(tmp_path):
+    module = run(
+        tmp_path,
+        "import torch\n@torch.jit.script\ndef double(x: torch.Tensor) -> torch.Tensor:\n    return x * 2\n",
+    )
+    assert torch.equal(module.double(torch.ones(2)), torch.full((2,), 2.0))
+
+
+FLAGS = """
+import torch
+torch._C._jit_set_profiling_mode(False)
+torch._C._jit_set_profiling_executor(False)
+torch._C._jit_override_can_fuse_on_cpu(True)
+torch._C._jit_override_can_fuse_on_gpu(True)
+torch.set_default_dtype(torch.float64)
+"""
+
+
+def flags():
+    c = torch._C
+    mode, executor = c._jit_set_profiling_mode(True), c._jit_set_profiling_executor(True)
+    c._jit_set_profiling_mode(mode)
+    c._jit_set_profiling_executor(executor)
+    return mode, executor, c._jit_can_fuse_on_cpu(), c._jit_can_fuse_on_gpu(), torch.get_default_dtype()
+
+
+def test_process_wide_flags_are_restored_after_an_import(tmp_path):
+    before = flags()
+    run(tmp_path, FLAGS)
+    assert flags() == before
+
+
+def test_process_wide_flags_are_restored_after_an_import_that_fails(tmp_path):
+    before = flags()
+    with pytest.raises(RemoteCodeError):
+        run(tmp_path, FLAGS + "\n1 / 0")
+    assert flags() == before
+
+
+def test_threads_that_load_at_once_end_right(tmp_path):
+    before = flags()
+    repos = [tiny(tmp_path / str(n), model=f"{FLAGS}{MODEL}\nREVISION = {n % 3}\n") for n in range(12)]
+    results, barrier = {}, threading.Barrier(len(repos))
+
+    def load(n):
+        barrier.wait()
+        results[n] = build(*repos[n])
+
+    threads = [threading.Thread(target=load, args=(n,)) for n in range(len(repos))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(results) == len(repos)
+    assert {n: module_of(model).REVISION for n, model in results.items()} == {n: n % 3 for n in results}
+    assert len({type(model) for model in results.values()}) == 3
+    assert flags() == before
+
+
+def test_registering_with_the_auto_classes_is_harmless(tmp_path):
+    model = build(
+        *tiny(
+            tmp_path,
+            model="from transformers import AutoConfig, AutoModel\n"
+            + MODEL
+            + "\nAutoConfig.register('tiny', TinyConfig)\nAutoModel.register(TinyConfig, TinyModel)\n"
+            "TinyConfig.register_for_auto_class()\nTinyModel.register_for_auto_class('AutoModel')\n",
+        )
+    )
+    assert type(model)._auto_class == "AutoModel"
+
+
+def test_the_origin_says_class_and_content(tmp_path):
+    source, config = tiny(tmp_path)
+    loaded = load_config(source, config, trust_remote_code=True)
+    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    assert loaded.origin.startswith("configuration_tiny.TinyConfig (code of the repo, sha256 ")
+    assert resolved.origin.startswith("modeling_tiny.TinyModel (code of the repo, sha256 ")
+    assert (resolved.name, resolved.remote_base) == ("TinyModel", "shim")

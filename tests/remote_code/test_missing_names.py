@@ -1,0 +1,144 @@
+"""A name that the stand-in for transformers lacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from shardload.errors import RemoteCodeError, UnsupportedError
+from shardload.remote_code import load_config, resolve_class
+
+from .repos import CONFIG, MODEL, build, module_of, tiny, write
+
+without = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is not None,
+    reason="transformers is installed: it serves the repo",
+)
+LACKING = "from transformers.models.llama.modeling_llama import LlamaRMSNorm\n"
+
+
+@pytest.mark.parametrize(
+    "guarded",
+    [
+        "try:\n    from transformers.models.llama import LlamaModel\nexcept ImportError:\n    LlamaModel = None\n",
+        "try:\n    from transformers import NoSuchThing\nexcept (ImportError, RuntimeError):\n    LlamaModel = None\n",
+        "import transformers\nLlamaModel = getattr(transformers, 'LlamaModel', None)\n",
+        "import transformers\nassert not hasattr(transformers, 'LlamaModel')\nLlamaModel = None\n",
+        "try:\n    from transformers.utils import is_new_probe\nexcept:\n    LlamaModel = None\n",
+    ],
+)
+def test_a_guarded_name_that_is_lacking_falls_through(tmp_path, guarded):
+    source, config = tiny(tmp_path, model=guarded + MODEL)
+    resolved = resolve_class(source, config, None, trust_remote_code=True)
+    assert resolved.remote_base == "shim"
+    model = build(source, config)
+    assert module_of(model).LlamaModel is None
+
+
+@without
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (
+            "from transformers.models.llama.modeling_llama import X",
+            "transformers.models.llama.modeling_llama",
+        ),
+        ("from transformers import LlamaModel", "transformers.LlamaModel"),
+        ("from transformers.utils import no_such_probe", "transformers.utils.no_such_probe"),
+        ("import transformers.no_such", "transformers.no_such"),
+        ("import transformers; transformers.LlamaModel", "transformers.LlamaModel"),
+        ("import transformers; transformers.modeling_utils.Lacking", "transformers.modeling_utils.Lacking"),
+        ("import importlib; importlib.import_module('transformers.no_such')", "transformers.no_such"),
+    ],
+)
+def test_an_unguarded_name_is_named_with_its_line_and_the_choices(tmp_path, line, name):
+    source, config = tiny(tmp_path, model=f"import os\n{line}\n{MODEL}")
+    with pytest.raises(RemoteCodeError) as caught:
+        build(source, config)
+    assert f"asks for {name}, which" in caught.value.what
+    assert caught.value.where == f"{tmp_path / 'modeling_tiny.py'}:2"
+    assert "pip install transformers" in caught.value.cure
+    assert "model_class=" in caught.value.cure
+
+
+@without
+def test_a_name_that_a_constructor_asks_for_is_named(tmp_path):
+    model = MODEL.replace("super().__init__(config)", f"super().__init__(config)\n        {LACKING}")
+    source, config = tiny(tmp_path, model=model)
+    with pytest.raises(RemoteCodeError, match="modeling_llama") as caught:
+        build(source, config)
+    assert caught.value.where.startswith(str(tmp_path / "modeling_tiny.py"))
+
+
+def test_the_installed_transformers_serves_the_whole_repo_config_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source, config = tiny(tmp_path, model=LACKING + MODEL)
+    loaded = load_config(source, {**config, "hidden_size": 6}, trust_remote_code=True)
+    assert not isinstance(loaded.config, transformers.PretrainedConfig)  # the model code has not been run yet
+    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    assert resolved.remote_base == "transformers"
+    assert "transformers 5" in resolved.origin
+    model = resolved.make(loaded.config)
+    assert isinstance(model, transformers.PreTrainedModel)
+    assert isinstance(model.config, transformers.PretrainedConfig)
+    assert type(model.config) is type(model).config_class
+    assert model.config.hidden_size == model.linear.in_features == 6
+    # From then on the config comes from it at once.
+    again = load_config(source, config, trust_remote_code=True)
+    assert isinstance(again.config, transformers.PretrainedConfig)
+
+
+def test_a_lacking_name_in_the_config_file_hands_over_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source, config = tiny(tmp_path, config="from transformers import LlamaConfig\n" + CONFIG)
+    loaded = load_config(source, config, trust_remote_code=True)
+    assert isinstance(loaded.config, transformers.PretrainedConfig)
+    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    assert resolved.remote_base == "transformers"
+    assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
+
+
+def test_a_name_that_a_constructor_asks_for_hands_over(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = MODEL.replace("super().__init__(config)", f"super().__init__(config)\n        {LACKING}")
+    source, config = tiny(tmp_path, model=model)
+    loaded = load_config(source, config, trust_remote_code=True)
+    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    assert resolved.remote_base == "shim"
+    assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
+    assert resolved.remote_base == "transformers"
+
+
+def test_a_name_that_neither_has_is_an_error(tmp_path):
+    pytest.importorskip("transformers")
+    source, config = tiny(tmp_path, model="from transformers import NoSuchThingAtAll\n" + MODEL)
+    with pytest.raises(RemoteCodeError, match="NoSuchThingAtAll") as caught:
+        build(source, config)
+    assert caught.value.where == f"{tmp_path / 'modeling_tiny.py'}:1"
+
+
+def test_the_shim_serves_with_transformers_installed_and_does_not_import_it(tmp_path):
+    pytest.importorskip("transformers")
+    tiny(tmp_path)
+    code = (
+        "import sys, json\nfrom pathlib import Path\nfrom tests.remote_code.repos import build, local\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "build(local(folder), json.loads((folder / 'config.json').read_text()))\n"
+        "assert 'transformers' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["PreTrainedTokenizer", "TextIteratorStreamer", "AutoTokenizer"])
+def test_names_that_arrive_later_can_be_inherited_and_say_so_when_used(tmp_path, name):
+    text = f"from transformers import {name}\nclass Mine({name}): pass\nclass M:\n    def __init__(self, c): pass\n"
+    module = module_of(build(*write(tmp_path, {"main.py": text}, {"auto_map": {"AutoModel": "main.M"}})))
+    assert issubclass(module.Mine, getattr(module, name))
+    with pytest.raises(UnsupportedError, match=f"{name}.*arrives later"):
+        module.Mine()
