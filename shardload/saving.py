@@ -180,7 +180,7 @@ def _config_json(model: nn.Module) -> str | None:
 
 
 def _refuse_other_weights(folder: Path, shards: int) -> None:
-    """An old index or old shards beside the new ones would be read instead of them, or with them."""
+    """Raise UsageError for weights beside which the new ones would not be read, or would be read together."""
     new = {*_shard_names(shards), *([_INDEX] if shards > 1 else [])}
     others = sorted(
         path.name for pattern in _WEIGHTS for path in folder.glob(pattern) if path.name not in new

@@ -44,7 +44,8 @@ def sample():
 before = anon()
 thread = threading.Thread(target=sample)
 thread.start()
-model = from_pretrained(folder, model_class=lambda c: Net(layers, width), config={}, dtype=dtype, progress=False, copy=copy)
+make = lambda c: Net(layers, width)
+model = from_pretrained(folder, model_class=make, config={}, dtype=dtype, progress=False, copy=copy)
 x = torch.ones(1, width, dtype=model.layers[0].weight.dtype)
 total = 0.0
 with torch.no_grad():

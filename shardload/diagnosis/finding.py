@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TYPE_CHECKING
-
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from shardload.tensor_ref import TensorRef
-    from shardload.keymap import KeyMap
     from collections.abc import Mapping, Sequence
+
+    from shardload.keymap import KeyMap
+    from shardload.tensor_ref import TensorRef
 
 Shape = tuple[int, ...]
 
