@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -65,7 +66,7 @@ class Fault:
     `status` and `code` answer instead of the file. `cut` ends the connection after that many bytes of a
     response, `stall` sends nothing more after that many. `longer` is added to the Content-Length, `size` is
     announced in place of the real one at HEAD. `ignore_range` sends the whole file, `shift` sends the range
-    that many bytes later.
+    that many bytes later. `page` is the answer to a question of the API.
     """
 
     status: int | None = None
@@ -77,6 +78,7 @@ class Fault:
     size: int | None = None
     ignore_range: bool = False
     shift: int = 0
+    page: bytes | None = None
     times: int | None = None
 
 
@@ -223,6 +225,10 @@ class HubServer:
         }
         for name, value in values.items():
             monkeypatch.setattr(constants, name, value, raising=False)
+            # Some modules, more of them in older versions, hold a copy of their own.
+            for module in [m for n, m in sys.modules.items() if n.startswith("huggingface_hub.")]:
+                if name in vars(module):
+                    monkeypatch.setattr(module, name, value)
         if not patient:
             hurried = SimpleNamespace(**{**vars(time), "sleep": lambda _seconds: None})
             for module in (huggingface_hub.file_download, huggingface_hub.utils._http):
@@ -342,6 +348,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.wait()
         if fault.status:
             self.refuse(fault.status, fault.code, fault.message)
+            return
+        if fault.page is not None:
+            self.reply(200, {"Content-Type": "text/html"}, fault.page)
             return
         found = self.find(name, revision, files=False)
         if found is None:

@@ -52,9 +52,9 @@ def find_source(
     repo, at, named_revision = text.partition("@")
     if isinstance(where, os.PathLike) or not _is_repo(repo):
         raise NotFoundError(
-            f"There is no file or folder {text!r}, and that can't be a repo on the Hub either.",
+            f"there is no file or folder {text!r}, and that can't be a repo on the Hub either",
             where=str(path.absolute()),
-            cure="Check the path. A Hub repo is passed as text: 'org/name' or 'org/name@revision'.",
+            cure="check the path; a Hub repo is passed as text: 'org/name' or 'org/name@revision'",
         )
     from shardload.sources.hub import open_hub  # imports huggingface_hub, which no local checkpoint needs
 
@@ -77,8 +77,8 @@ def _text_of(where: object) -> str:
         text = ""
     if not text or "\0" in text:
         raise UsageError(
-            f"{where!r} names no checkpoint.",
-            cure="Pass a folder, a checkpoint file, org/name or org/name@revision.",
+            f"{where!r} names no checkpoint",
+            cure="pass a folder, a checkpoint file, org/name or org/name@revision",
         )
     return text
 
@@ -90,11 +90,11 @@ def _is_repo(text: str) -> bool:
 def _one_revision(where: str, named: str | None, given: str | None) -> str | None:
     if named == "" or given == "":
         raise UsageError(
-            f"The revision of {where!r} is empty.", cure="Name a branch, a tag or a commit, or nothing."
+            f"the revision of {where!r} is empty", cure="name a branch, a tag or a commit, or nothing"
         )
     if named and given and named != given:
         raise UsageError(
-            f"{where!r} and revision={given!r} name two revisions.", cure="Name the revision once."
+            f"{where!r} and revision={given!r} name two revisions", cure="name the revision once"
         )
     return named or given
 
@@ -103,9 +103,9 @@ def _refuse_for_local(where: str, **keywords: str | None) -> None:
     for keyword, value in keywords.items():
         if value is not None:
             raise UsageError(
-                f"{keyword}={value!r} has no meaning for {where!r}, which is on this disk.",
+                f"{keyword}={value!r} has no meaning for {where!r}, which is on this disk",
                 where=where,
-                cure=f"Leave {keyword}= out; if a Hub repo of that name is meant, run from another folder.",
+                cure=f"leave {keyword}= out; if a Hub repo of that name is meant, run from another folder",
             )
 
 

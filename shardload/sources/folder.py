@@ -52,9 +52,9 @@ class LocalFile:
                 piece = os.pread(self._fd, wanted, offset)
             except OSError as error:
                 raise CorruptError(
-                    f"Reading {self.name!r} failed: {error.strerror or error}.",
+                    f"reading {self.name!r} failed: {error.strerror or error}",
                     where=str(self._path),
-                    cure="Check the disk, or copy the file anew.",
+                    cure="check the disk, or copy the file anew",
                 ) from error
             if not piece:
                 break
@@ -104,9 +104,9 @@ def expand(path: str | os.PathLike[str]) -> Path:
 
 def _forbidden(path: Path) -> AccessError:
     return AccessError(
-        f"{path.name!r} may not be read by this user.",
+        f"{path.name!r} may not be read by this user",
         where=str(path),
-        cure="Give this user permission to read it and to enter the folders above it.",
+        cure="give this user permission to read it and to enter the folders above it",
     )
 
 
@@ -120,18 +120,18 @@ def _open_regular(path: Path, *, shown: Path) -> int:
         raise _forbidden(shown) from error
     except OSError as error:
         raise NotFoundError(
-            f"The file {shown.name!r} can't be opened: {error.strerror or error}.", where=str(shown)
+            f"the file {shown.name!r} can't be opened: {error.strerror or error}", where=str(shown)
         ) from error
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
         return fd
     os.close(fd)
     if stat.S_ISDIR(mode):
-        raise NotFoundError(f"{shown.name!r} is a folder, not a file.", where=str(shown))
+        raise NotFoundError(f"{shown.name!r} is a folder, not a file", where=str(shown))
     raise UnsafeError(
-        f"{shown.name!r} is not a regular file, so it is not read.",
+        f"{shown.name!r} is not a regular file, so it is not read",
         where=str(shown),
-        cure="A checkpoint is made of regular files; remove the pipe, socket or device.",
+        cure="a checkpoint is made of regular files; remove the pipe, socket or device",
     )
 
 
@@ -149,7 +149,6 @@ class FolderSource:
     def __init__(self, root: str | os.PathLike[str], subfolder: str | None = None) -> None:
         self.warnings: list[str] = []
         folder = Path(root)
-        self._roots = _allowed_roots(folder)
         if subfolder:
             check_name(subfolder, str(root))
             folder = folder / subfolder
@@ -159,10 +158,11 @@ class FolderSource:
         if not stat.S_ISDIR(mode_of(folder)):
             what = "subfolder" if subfolder else "folder"
             raise NotFoundError(
-                f"The {what} {subfolder or self.label!r} is not there.",
+                f"the {what} {subfolder or self.label!r} is not there",
                 where=self.label,
-                cure="Check the path; a Hub repo is written org/name.",
+                cure="check the path; a Hub repo is written org/name",
             )
+        self._roots = _allowed_roots(Path(root))
         if not self._contains(self._shown.resolve()):
             raise self._escape(subfolder or "")
 
@@ -180,7 +180,7 @@ class FolderSource:
             raise _forbidden(path) from error
         except (OSError, RuntimeError) as error:  # Python before 3.13 raises RuntimeError for a loop of links
             raise NotFoundError(
-                f"The file {name!r} is not there.", where=self.label, cure=suggest(name, self.names())
+                f"the file {name!r} is not there", where=self.label, cure=suggest(name, self.names())
             ) from error
         if not self._contains(real):
             raise self._escape(name)
@@ -201,9 +201,9 @@ class FolderSource:
 
     def _escape(self, name: str) -> UnsafeError:
         return UnsafeError(
-            f"{name!r} is a link that leads out of the folder, so it is not followed.",
+            f"{name!r} is a link that leads out of the folder, so it is not followed",
             where=self.label,
-            cure="Copy the file into the folder, or name the folder or file that it really lies in.",
+            cure="copy the file into the folder, or name the folder or file that it really lies in",
         )
 
 

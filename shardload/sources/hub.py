@@ -99,7 +99,7 @@ class HubSource:
         if subfolder and not self.names():
             folders = {name.rpartition("/")[0] for name in self._all() if "/" in name}
             raise NotFoundError(
-                f"The repo has no folder {subfolder!r} with files in it.",
+                f"the repo has no folder {subfolder!r} with files in it",
                 where=self.label,
                 cure=suggest(subfolder, sorted(folders)),
             )
@@ -118,7 +118,7 @@ class HubSource:
         path = self._prefix + name
         if self._sizes is not None and path not in self._sizes:
             raise NotFoundError(
-                f"The file {name!r} is not in the repo.", where=self.label, cure=suggest(name, self.names())
+                f"the file {name!r} is not in the repo", where=self.label, cure=suggest(name, self.names())
             )
         size = None if self._sizes is None else self._sizes[path]
         cached = self._repo.cached(path)
@@ -126,9 +126,9 @@ class HubSource:
             return _of_size(cached, size, self._repo, name)
         if self._sizes is None:
             raise NotFoundError(
-                f"The file {name!r} is not in the cache, and the Hub is not asked.",
+                f"the file {name!r} is not in the cache, and the Hub is not asked",
                 where=str(self._repo.snapshot),
-                cure=f"Load {self.label} once with the network on. " + suggest(name, self.names()),
+                cure=f"load {self.label} once with the network on; " + suggest(name, self.names()),
             )
         return HubFile(name, path, self._repo.ask_size(path) if size is None else size, self._repo)
 
@@ -159,10 +159,10 @@ def open_hub(
 
     asked = revision or constants.DEFAULT_REVISION
     if fault_of(asked):
-        raise UsageError(f"{asked!r} is no revision: it {fault_of(asked)}.", where=repo)
+        raise UsageError(f"{asked!r} is no revision: it {fault_of(asked)}", where=repo)
     if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
         # The HTTP library would quote it in its error.
-        raise UsageError("token= is empty, or holds a space or another character that no token has.")
+        raise UsageError("token= is empty, or holds a space or another character that no token has")
     if subfolder:
         check_name(subfolder, repo)
     cache = expand(cache_dir or constants.HF_HUB_CACHE).absolute()
@@ -179,11 +179,11 @@ def open_hub(
         found = pinned_in_cache(repo, asked, cache, token) if hub_errors.is_unreachable(error) else None
         if found is None:
             raise fault from error
-        warning = f"{fault.what} The files that the cache holds of commit {found.commit} are used."
+        warning = f"{fault.what}; the files that the cache holds of commit {found.commit} are used"
         return HubSource(found, None, subfolder=subfolder, warnings=[warning])
     unsafe = [name for name in sizes if fault_of(name)]
     warnings = [
-        f"The repo lists the file name {name!r}, which {fault_of(name)}; it is left out." for name in unsafe
+        f"the repo lists the file name {name!r}, which {fault_of(name)}; it is left out" for name in unsafe
     ]
     safe = {name: size for name, size in sizes.items() if name not in unsafe}
     return HubSource(
@@ -195,9 +195,9 @@ def _of_size(file: LocalFile, size: int | None, repo: PinnedRepo, name: str | No
     if size is not None and file.size != size:
         file.close()
         raise CorruptError(
-            f"The cached copy of {file.name!r} has {file.size} bytes; the Hub's listing says {size}.",
+            f"the cached copy of {file.name!r} has {file.size} bytes; the Hub's listing says {size}",
             where=str(file.local_path()),
-            cure=f"Delete that file and the blob that it links to, then load {repo.label} again.",
+            cure=f"delete that file and the blob that it links to, then load {repo.label} again",
         )
     file.name = name or file.name
     return file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ from shardload.errors import AccessError, CorruptError, NotFoundError, Shardload
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+_NOT_THE_HUB = (ValueError, KeyError, TypeError)
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Asked:
     @property
     def thing(self) -> str:
         """The subject of a sentence about it."""
-        return f"The file {self.file!r} of {self.repo!r}" if self.file else f"The repo {self.repo!r}"
+        return f"the file {self.file!r} of {self.repo!r}" if self.file else f"the repo {self.repo!r}"
 
     @property
     def page(self) -> str:
@@ -43,11 +47,11 @@ def client_errors() -> tuple[type[BaseException], ...]:
     """Return what the client may raise for a request, whichever HTTP library its generation is built on.
 
     `HfHubHTTPError` derives from that library's own base error. ValueError, KeyError and TypeError come of an
-    answer that isn't the Hub's, such as the page of a captive portal.
+    answer that isn't the Hub's, such as the page of a captive portal; RuntimeError of its Xet library.
     """
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    return (*HfHubHTTPError.__bases__, OSError, EntryNotFoundError, ValueError, KeyError, TypeError)
+    return (*HfHubHTTPError.__bases__, OSError, EntryNotFoundError, *_NOT_THE_HUB, RuntimeError)
 
 
 def status_of(error: BaseException) -> tuple[int | None, str]:
@@ -77,14 +81,26 @@ def from_client(error: BaseException, asked: Asked) -> ShardloadError:
         return from_status(status, code, asked)
     if any("consistency check" in str(link).lower() for link in _chain(error)):
         return CorruptError(
-            f"The download of {asked.file!r} ended with another size than the server had announced.",
+            f"the download of {asked.file!r} ended with another size than the server had announced",
             where=asked.place,
-            cure="It was thrown away: try again. If it stays so, the file on the server is damaged.",
+            cure="it was thrown away: try again; if it stays so, the file on the server is damaged",
+        )
+    if any(_is_local(link) for link in _chain(error)):
+        return ShardloadError(
+            f"{asked.thing} could not be written into the cache: {_one_line(error)}",
+            where=asked.place,
+            cure="make room or give permission there, or pass another cache_dir=",
+        )
+    if isinstance(error, _NOT_THE_HUB) and not isinstance(error, OSError):
+        return NotFoundError(
+            f"what answered for the Hub is not the Hub: {_one_line(error)}",
+            where=asked.place,
+            cure="check HF_ENDPOINT, and whether a proxy or a log-in page is in between",
         )
     return NotFoundError(
-        f"The Hub could not be reached: {_one_line(error)}.",
+        f"the Hub could not be reached: {_one_line(error)}",
         where=asked.place,
-        cure="Check the network and HF_ENDPOINT. What was downloaded before loads with local_files_only=True.",
+        cure="check the network and HF_ENDPOINT; what was downloaded before loads with local_files_only=True",
     )
 
 
@@ -93,66 +109,66 @@ def from_status(status: int, code: str, asked: Asked) -> ShardloadError:
     if is_transient(status):
         busy = "is limiting this caller's rate" if status == 429 else "can't serve at the moment"
         return NotFoundError(
-            f"{asked.thing} could not be fetched: the server {busy} (HTTP {status}).",
+            f"{asked.thing} could not be fetched: the server {busy} (HTTP {status})",
             where=asked.place,
-            cure="Wait, then try again.",
+            cure="wait, then try again",
         )
     if status == 416:
-        return CorruptError(f"{asked.thing} is shorter than the Hub's listing says.", where=asked.place)
+        return CorruptError(f"{asked.thing} is shorter than the Hub's listing says", where=asked.place)
     refused_token = status == 401 and asked.has_token and code != "RepoNotFound"
     if code == "GatedRepo" or status == 403 or refused_token:
         return _refused(code, asked, refused_token=refused_token)
     if status in {401, 404} or code:
         return _missing(status, code, asked)
-    return NotFoundError(f"{asked.thing} could not be fetched: HTTP {status}.", where=asked.place)
+    return NotFoundError(f"{asked.thing} could not be fetched: HTTP {status}", where=asked.place)
 
 
 def _refused(code: str, asked: Asked, *, refused_token: bool) -> AccessError:
     if code == "GatedRepo":
         return AccessError(
-            f"{asked.repo!r} is gated: its files are served only to those who accepted its licence.",
+            f"{asked.repo!r} is gated: its files are served only to those who accepted its licence",
             where=asked.place,
-            cure=f"Accept the licence at {asked.page}, then pass its token= or run `hf auth login`.",
+            cure=f"accept the licence at {asked.page}, then pass its token= or run `hf auth login`",
         )
     if refused_token:
         return AccessError(
-            f"The Hub refused the token for {asked.repo!r}.",
+            f"the Hub refused the token for {asked.repo!r}",
             where=asked.place,
-            cure="Pass a valid token= with read access, or token=False for a public repo.",
+            cure="pass a valid token= with read access, or token=False for a public repo",
         )
     return AccessError(
-        f"{asked.thing} may not be read {'with this token' if asked.has_token else 'without a token'}.",
+        f"{asked.thing} may not be read {'with this token' if asked.has_token else 'without a token'}",
         where=asked.place,
-        cure=f"Ask for access at {asked.page}, and pass a token= whose account has it.",
+        cure=f"ask for access at {asked.page}, and pass a token= whose account has it",
     )
 
 
 def _missing(status: int, code: str, asked: Asked) -> NotFoundError:
     if code == "RevisionNotFound":
         return NotFoundError(
-            f"The repo {asked.repo!r} has no revision {asked.revision!r}.",
+            f"the repo {asked.repo!r} has no revision {asked.revision!r}",
             where=asked.place,
-            cure=f"Its branches, tags and commits are listed at {asked.page}/commits/main.",
+            cure=f"its branches, tags and commits are listed at {asked.page}/commits/main",
         )
     if code == "EntryNotFound" or (status == 404 and asked.file and code != "RepoNotFound"):
         return NotFoundError(
-            f"{asked.thing} is not there.",
+            f"{asked.thing} is not there",
             where=asked.place,
-            cure=f"Its files are listed at {asked.page}/tree/{asked.revision}.",
+            cure=f"its files are listed at {asked.page}/tree/{asked.revision}",
         )
     return NotFoundError(
-        f"There is no repo {asked.repo!r} on the Hub that this caller may see, and no such folder here.",
+        f"there is no repo {asked.repo!r} on the Hub that this caller may see, and no such folder here",
         where=asked.place,
-        cure="Check the spelling. A private repo needs token=; a local folder must exist.",
+        cure="check the spelling; a private repo needs token=; a local folder must exist",
     )
 
 
 def not_cached(repo: str, revision: str, cache: Path, reason: str) -> NotFoundError:
     """Return the error for a revision of which nothing is in the cache while the Hub is not asked."""
     return NotFoundError(
-        f"{repo!r} at {revision!r} is not in the cache, and {reason}.",
+        f"{repo!r} at {revision!r} is not in the cache, and {reason}",
         where=str(cache),
-        cure="Load it once with the network on, or pass the cache_dir= or revision= that is there.",
+        cure="load it once with the network on, or pass the cache_dir= or revision= that is there",
     )
 
 
@@ -163,6 +179,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__ or link.__context__
+
+
+def _is_local(error: BaseException) -> bool:
+    """Whether it is a matter of this disk: such errors name a file, those of a network don't."""
+    return isinstance(error, OSError) and (error.errno in _NO_ROOM or error.filename is not None)
 
 
 def _one_line(error: BaseException) -> str:

@@ -81,7 +81,7 @@ class PinnedRepo:
                 raise from_client(error, self.asking(file)) from error
         found = self.cached(file)
         if found is None:
-            raise NotFoundError(f"The download of {file!r} is not in the cache.", where=str(self.snapshot))
+            raise NotFoundError(f"the download of {file!r} is not in the cache", where=str(self.snapshot))
         return found
 
     def ask_size(self, file: str) -> int:
@@ -94,7 +94,7 @@ class PinnedRepo:
         except client_errors() as error:
             raise from_client(error, self.asking(file)) from error
         if size is None:
-            raise CorruptError(f"The Hub does not say how long {file!r} is.", where=self.label)
+            raise CorruptError(f"the Hub does not say how long {file!r} is", where=self.label)
         return size
 
     def _remember(self) -> None:
@@ -125,7 +125,7 @@ def ask_listing(repo: str, revision: str, token: str | bool | None) -> tuple[str
     )
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
         raise CorruptError(
-            f"The Hub names no commit for {repo!r} at {revision!r}, but {info.sha!r}.", where=repo
+            f"the Hub names no commit for {repo!r} at {revision!r}, but {info.sha!r}", where=repo
         )
     return info.sha, {file.rfilename: file.size for file in info.siblings or ()}
 

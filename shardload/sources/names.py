@@ -41,9 +41,9 @@ def check_name(name: str, label: str) -> None:
     fault = fault_of(name)
     if fault:
         raise UnsafeError(
-            f"The file name {name!r} {fault}, so it is not opened.",
+            f"the file name {name!r} {fault}, so it is not opened",
             where=label,
-            cure="A checkpoint names files relative to its own folder: mend the name, or get it anew.",
+            cure="a checkpoint names files relative to its own folder: mend the name, or get it anew",
         )
 
 
@@ -55,12 +55,12 @@ def is_hidden(name: str) -> bool:
 def suggest(name: str, names: Sequence[str]) -> str:
     """Return the cure for a missing `name`: the names nearest to it, else the first few that there are."""
     if not names:
-        return "There are no files in it: check the folder or the repo, and subfolder=."
+        return "there are no files in it: check the folder or the repo, and subfolder="
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     if not near:
         base = name.rsplit("/", 1)[-1].lower()
         near = [other for other in names if other.rsplit("/", 1)[-1].lower() == base][:3]
     if near:
-        return "The nearest names in it: " + ", ".join(map(repr, near)) + "."
+        return "the nearest names in it: " + ", ".join(map(repr, near))
     rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return "The files in it: " + ", ".join(map(repr, names[:5])) + rest + "."
+    return "the files in it: " + ", ".join(map(repr, names[:5])) + rest

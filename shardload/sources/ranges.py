@@ -165,9 +165,9 @@ class RangeReader:
 
     def _corrupt(self, what: str) -> CorruptError:
         return CorruptError(
-            f"The server of {self._asked.file!r} {what}.",
+            f"the server of {self._asked.file!r} {what}",
             where=self._asked.place,
-            cure="Download the repo first (`hf download`) and read it from the disk.",
+            cure="download the repo first (`hf download`) and read it from the disk",
         )
 
 

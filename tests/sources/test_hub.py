@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from shardload.errors import AccessError, CorruptError, NotFoundError, UnsafeError
+from shardload.errors import AccessError, CorruptError, NotFoundError, ShardloadError, UnsafeError
 from shardload.sources import find_source
 from shardload.sources.hub import SMALL
 from shardload.sources.ranges import BLOCK
@@ -93,8 +93,9 @@ def test_a_subfolder(hub, commit):
 def test_the_token_reaches_the_hub_and_not_the_cdn(hub):
     hub.commit("org/private", FILES, token="hf_right")
     source, _ = find_source("org/private", token="hf_right")
-    assert source.open("model.safetensors").read_at(0, 8) == BIG[:8]
-    assert source.open("model.safetensors").read_at(2_000_000, 8) == BIG[2_000_000:2_000_008]
+    file = source.open("model.safetensors")
+    assert file.read_at(0, 8) == BIG[:8]
+    assert file.read_at(2_000_000, 8) == BIG[2_000_000:2_000_008]
     assert source.open("model.safetensors").local_path().read_bytes() == BIG
     assert {request.token for request in hub.requests if request.host == "hub"} == {"hf_right"}
     assert {request.token for request in hub.requests if request.host == "cdn"} == {""}
@@ -246,11 +247,12 @@ def test_a_server_that_ignores_ranges(hub):
     hub.fault("org/huge", "model.bin", ignore_range=True)
     file = find_source("org/huge")[0].open("model.bin")
     assert file.read_at(0, 8) == HUGE[:8]  # the whole file begins with what was asked for, and is not read on
+    assert file.read_at(0, 5_000_000) == HUGE[:5_000_000]
     with pytest.raises(CorruptError, match="ignores range requests") as caught:
         file.read_at(10_000_000, 8)
     assert "org/huge@" in caught.value.where
     assert "model.bin" in caught.value.where
-    assert hub.sent("model.bin") < len(HUGE)
+    assert hub.sent("model.bin") < 2 * len(HUGE)  # three times, and each time broken off
     assert file.local_path().read_bytes() == HUGE  # the cure
 
 
@@ -324,7 +326,7 @@ def test_a_download_that_is_always_cut_is_said_and_leaves_the_cache_clean(hub, c
 def test_a_download_of_another_length_is_said_and_leaves_the_cache_clean(hub, commit, cache, file):
     hub.fault("org/model", file, size=len(FILES[file]) + 9)
     source, _ = find_source("org/model")
-    with pytest.raises((CorruptError, NotFoundError)) as caught:
+    with pytest.raises(CorruptError, match="another size") as caught:
         source.open(file).local_path()
     assert file in str(caught.value)
     assert cached_files(cache) == set()
@@ -439,6 +441,21 @@ def test_what_is_no_hub_at_all(hub, commit, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", hub.url + "/portal")
     with pytest.raises(NotFoundError):
         find_source("org/model")
+
+
+def test_an_answer_that_is_not_the_hubs(hub, commit):
+    for page in (b"<html>please log in</html>", b"[]", b"{}", b'{"id": "org/model"}'):
+        hub.fault("org/model", page=page)
+        with pytest.raises((NotFoundError, CorruptError)) as caught:
+            find_source("org/model")
+        assert "reached" not in caught.value.what
+
+
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(hub, commit, cache):
+    cache.write_bytes(b"a file in the place of the folder")
+    with pytest.raises(ShardloadError, match="written into the cache") as caught:
+        find_source("org/model")[0].open("config.json").local_path()
+    assert "cache_dir=" in caught.value.cure
 
 
 # ---- without a network
