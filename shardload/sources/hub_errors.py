@@ -91,7 +91,7 @@ def from_client(error: BaseException, asked: Asked) -> ShardloadError:
             where=asked.place,
             cure="make room or give permission there, or pass another cache_dir=",
         )
-    if isinstance(error, _NOT_THE_HUB) and not isinstance(error, OSError):
+    if isinstance(error, _NOT_THE_HUB):
         return NotFoundError(
             f"what answered for the Hub is not the Hub: {_one_line(error)}",
             where=asked.place,
@@ -128,7 +128,8 @@ def _refused(code: str, asked: Asked, *, refused_token: bool) -> AccessError:
         return AccessError(
             f"{asked.repo!r} is gated: its files are served only to those who accepted its licence",
             where=asked.place,
-            cure=f"accept the licence at {asked.page}, then pass its token= or run `hf auth login`",
+            cure=f"accept the licence at {asked.page}, then pass that account's token= "
+            "or run `hf auth login`",
         )
     if refused_token:
         return AccessError(
