@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from shardload.adapters import AdapterReport
     from shardload.memory import Memory
     from shardload.report import Report
 
@@ -32,7 +33,7 @@ Examples:
 PROMPT = tuple(range(100, 116))
 
 
-@click.command("demo", epilog=EXAMPLES)
+@click.command("demo", epilog=EXAMPLES, short_help="Write a small checkpoint, load it, show every step.")
 @click.option("--size", type=click.Choice(list(SIZES)), default="small", help="6b needs 12.5 GB of disk.")
 @click.option(
     "--format", "kind", type=click.Choice(["bin", "safetensors"]), default="bin", help="Shards to load."
@@ -51,6 +52,8 @@ def command(size: str, kind: str, folder: Path | None, as_json: bool) -> int:
     with _writing_progress() as progress:
         formats = None if size == "small" else [kind]
         folder = write_demo_repo(folder, size, formats=formats, announce=output.tell, progress=progress)
+    if size == "6b":
+        output.tell("two passes of 16 tokens follow; each takes a while on a CPU")
     demo = run(folder, kind, show=not as_json)
     if as_json:
         output.say_json({"folder": str(folder), "size": size, **demo.to_dict()})
@@ -139,8 +142,7 @@ def run(folder: Path, kind: str, *, show: bool) -> Demo:
     memory["after the first pass"] = measure()
     say(view.heading("2. model(input_ids)"), *view.pairs(*_forward_rows(plain)))
     report.adapters.append(load_adapter(model, folder / "adapter"))
-    attached = output.escape_lines(str(report.adapters[-1])).split("\n")
-    say(view.heading('3. shardload.load_adapter(model, "…/adapter")'), *("  " + line for line in attached))
+    say(view.heading('3. shardload.load_adapter(model, "…/adapter")'), *_adapter_lines(report.adapters[-1]))
     demo = Demo(report, plain, _forward(model), memory)
     memory["after the adapter and a second pass"] = measure()
     change = ("adapter", f"changed the logits by up to {demo.largest_change:.3f}")
@@ -177,8 +179,23 @@ def _load_lines(report: Report, where: Path) -> list[str]:
         *view.origin_lines(report),
         "",
         *view.shard_lines(report),
-        "  The weights are the mapped files: their bytes are read in the first pass, and need no memory of their own.",
+        "  Mapped, not copied: a weight's bytes are read from its file when it is first used.",
     ]
+
+
+def _adapter_lines(report: AdapterReport) -> list[str]:
+    from shardload.cli import view
+    from shardload.template import collapse
+
+    modules = dict.fromkeys(row.target.partition(".lora_")[0] for row in report.rows)
+    ranks = ", ".join(map(str, report.ranks))
+    scales = ", ".join(f"{scale:g}" for scale in report.scales)
+    return view.pairs(
+        ("format", report.format),
+        ("on", ", ".join(collapse(modules))),
+        ("rank", f"{ranks}, scale {scales}, {report.modules} layers"),
+        ("size", f"{output.size_of(report.nbytes)} in {report.seconds:.3f} s"),
+    )
 
 
 def _next_steps(folder: Path, size: str) -> list[str]:
@@ -208,9 +225,9 @@ def _next_steps(folder: Path, size: str) -> list[str]:
 def _writing_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function that shows how far the writing is, as a bar on stderr where that is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task: Any = None

@@ -37,7 +37,7 @@ Examples:
 """
 
 
-@click.command("inspect", epilog=EXAMPLES)
+@click.command("inspect", epilog=EXAMPLES, short_help="Show what a checkpoint holds, from its headers.")
 @click.argument("where")
 @click.option("--tensors", "list_all", is_flag=True, help="List every tensor instead of the module tree.")
 @source_options

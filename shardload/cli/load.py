@@ -25,7 +25,7 @@ Examples:
 """
 
 
-@click.command("load", epilog=EXAMPLES)
+@click.command("load", epilog=EXAMPLES, short_help="Load a checkpoint and show how it went.")
 @click.argument("where")
 @click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach on top.")
 @click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,11 @@ def escape_lines(text: str) -> str:
 def takes_colour(stream: TextIO) -> bool:
     """Whether a stream takes styles: it is a terminal, not a dumb one, and NO_COLOR is not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width() -> int:
+    """Return the columns of the terminal; of a pipe, as many as one likes."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
 def paint(text: str, **style: Any) -> str:

@@ -31,9 +31,11 @@ def heading(text: str) -> str:
     return output.paint(output.escape(text), bold=True)
 
 
-def table(rows: list[tuple[str, ...]], *, totals: bool = False) -> list[str]:
-    """Return a table whose first row is its header and whose first column is text; with `totals` the last is bold."""
+def table(rows: list[tuple[str, ...]], *, totals: bool = False, plain: bool = False) -> list[str]:
+    """Return a table: the first row is its header, the first column text, with `totals` the last row bold."""
     lines = output.columns(rows, right=range(1, len(rows[0])), indent="  ")
+    if plain:
+        return lines
     lines[0] = output.paint(lines[0], dim=True)
     if totals:
         lines[-1] = output.paint(lines[-1], bold=True)
@@ -86,7 +88,22 @@ def shard_lines(report: Report) -> list[str]:
     total = output.size_of(report.nbytes)
     rate = _rate(report.nbytes, seconds)
     rows.append((f"all: {dtypes}", f"{report.loaded:,}", total, f"{seconds:.4f}", rate, "", ""))
-    return table(rows, totals=True)
+    return table(_fit(rows), totals=True)
+
+
+def _fit(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return a table's rows so that they fit the terminal, by leaving out of the names what all of them share."""
+    header, *body, total = rows
+    names = [row[0] for row in body]
+    excess = max(map(len, table(rows, plain=True))) - output.width()
+    differs = (place for place, letters in enumerate(zip(*names, strict=False)) if len({*letters}) > 1)
+    if not 0 < excess < next(differs, 0):
+        return rows
+    return [
+        header,
+        *(("…" + name[excess + 1 :], *row[1:]) for name, row in zip(names, body, strict=True)),
+        total,
+    ]
 
 
 def growth_lines(stages: dict[str, Memory]) -> list[str]:

@@ -139,11 +139,11 @@ def _refuse_foreign(folder: Path) -> None:
 def _require_room(
     target: Path, size: DemoSize, formats: tuple[str, ...], announce: Callable[[str], None] | None
 ) -> None:
-    need = size.nbytes * len(formats) + _SPARE_BYTES
+    need = size.nbytes * len(formats)
     free = shutil.disk_usage(target.parent).free
     if announce:
         announce(f"writing {need / 1e9:.2f} GB into {target} ({free / 1e9:.1f} GB free)")
-    if free < need:
+    if free < need + _SPARE_BYTES:
         raise UsageError(
             f"the demo repo needs {need / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free",
             where=str(target),

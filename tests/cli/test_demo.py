@@ -27,7 +27,7 @@ def test_every_step_is_shown(small_repo, run_cli, kind):
 def test_the_repo_is_written_into_the_cache_and_said_on_stderr(tmp_path, run_cli):
     done = run_cli("demo")
     assert done.returncode == 0
-    assert done.stderr.startswith("writing 0.15 GB into ")
+    assert done.stderr.startswith("writing 0.09 GB into ")
     assert (tmp_path / "cache" / "demo-chatglm2-small" / "config.json").exists()
 
 

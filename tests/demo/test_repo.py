@@ -101,7 +101,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_lack_of_room_is_said_in_numbers_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    with pytest.raises(UsageError, match=r"needs 12\.55 GB of disk and 1\.00 GB are free"):
+    with pytest.raises(UsageError, match=r"needs 12\.49 GB of disk and 1\.00 GB are free"):
         write_demo_repo(tmp_path / "repo", size="6b")
     assert not list(tmp_path.iterdir())
 
