@@ -22,6 +22,7 @@ from shardload.adapters.peft import Peft
 from shardload.adapters.source import open_adapter
 from shardload.adapters.values import read_values
 from shardload.errors import CorruptError, MismatchError, ShardloadError, UnsupportedError
+from shardload.formats.gc_pause import gc_paused
 
 if TYPE_CHECKING:
     import os
@@ -105,6 +106,16 @@ def load_adapter(
         local_files_only=local_files_only,
         subfolder=subfolder,
     )
+    with gc_paused():
+        report = _attach(model, file, name, strict=strict, trainable=trainable)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _attach(
+    model: nn.Module, file: AdapterFile, name: str, *, strict: bool, trainable: bool
+) -> AdapterReport:
+    """Judge by the headers, then by the values, then attach."""
     content = format_of(file).read(file, strict=strict)
     match = match_adapter(model, content, strict=strict)
     if not (match.layers or match.replaced or match.faults):
@@ -114,23 +125,22 @@ def load_adapter(
         where=file.label,
         format=f"{content.format}, {file.checkpoint.format}",
         base=content.base,
+        trainable=trainable,
         modules=len(match.layers),
         ranks=dict(Counter(found.entry.rank for found in match.layers)),
         scales=dict(Counter(found.entry.scale for found in match.layers)),
         warnings=(*file.checkpoint.warnings, *match.warnings),
         faults=tuple(match.faults),
+        nbytes=file.checkpoint.nbytes,
     )
     _refuse(report)
     check_owner(model, match)
-    values = read_values(file.checkpoint, match, name)
+    values = read_values(file, match, name)
     report.rows, report.faults = tuple(values.rows), tuple(values.faults)
     _refuse(report)
-    attached = attach_values(model, name, values, trainable=trainable)
-    attached.report = report
+    report.warnings += tuple(values.warnings)
+    attach_values(model, name, values, trainable=trainable).report = report
     report.active = name in active_adapters(model)
-    report.trainable = trainable
-    report.nbytes = sum(ref.nbytes for ref in file.checkpoint.tensors.values())
-    report.seconds = time.perf_counter() - start
     return report
 
 

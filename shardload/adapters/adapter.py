@@ -74,7 +74,8 @@ class ReplacedEntry:
 
     `path` is the module that owns the tensor, `attribute` the tensor's name in it. `copies` are further stored
     copies of the same values, `spares` are stored values of the base that are not used. `declared` is False when
-    the config does not account for the tensor.
+    the config does not account for the tensor. `tied`: tensors that are tied to this one in the base follow it
+    (those of modules_to_save are trained apart from what they were tied to).
     """
 
     path: str
@@ -83,6 +84,7 @@ class ReplacedEntry:
     copies: tuple[TensorRef, ...] = ()
     spares: tuple[TensorRef, ...] = ()
     declared: bool = True
+    tied: bool = False
 
     @property
     def name(self) -> str:

@@ -137,7 +137,8 @@ def attach_values(model: nn.Module, name: str, values: AdapterValues, *, trainab
             original = tensor_of(match.module, match.entry.attribute)
             if original is not None:
                 own = as_parameter(tensor) if isinstance(original, nn.Parameter) else tensor
-                attached.replaced.append(Replaced(match.module, match.entry.attribute, original, own))
+                places = [(match.module, match.entry.attribute), *match.ties]
+                attached.replaced += [Replaced(module, place, original, own) for module, place in places]
         if len(adapters.attached) == 1:
             activate(model, {name: 1.0})
     except BaseException:
@@ -214,8 +215,10 @@ def _put(swap: Replaced, tensor: torch.Tensor) -> torch.Tensor:
         raise UsageError(f"the model has lost its tensor {name!r} since the adapter was attached")
     if tensor.device != current.device or tensor.dtype != current.dtype:
         moved = tensor.detach().to(device=current.device, dtype=current.dtype)
-        tensor = (
-            nn.Parameter(moved, requires_grad=tensor.requires_grad) if name in module._parameters else moved
-        )
+        if isinstance(tensor, nn.Parameter):
+            # As nn.Module.to does it: the object stays, and so does every tie.
+            tensor.data = moved
+        else:
+            tensor = moved
     place[name] = tensor  # type: ignore[assignment]
     return current

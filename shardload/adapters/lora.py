@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from shardload.errors import UnsupportedError
+
 
 @dataclass
 class Switch:
@@ -56,7 +58,7 @@ class LoraLinear(nn.Linear):
     its own dtype and the result has the dtype of the base output.
     """
 
-    base_class: ClassVar[type[nn.Linear]] = nn.Linear
+    lora_base: ClassVar[type[nn.Linear]] = nn.Linear
     lora_A: nn.ModuleDict  # noqa: N815 - PEFT's name: it is part of the keys in state_dict()
     lora_B: nn.ModuleDict  # noqa: N815
     lora_terms: dict[str, LoraTerm]
@@ -84,11 +86,11 @@ class LoraLinear(nn.Linear):
         """Pickle and copy by the layer's own class: the class made here can't be imported by name."""
         reduced = super().__reduce_ex__(max(int(protocol), 2))
         if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return (_new, (self.base_class, *reduced[1][1:]), *reduced[2:])
+            return (_new, (self.lora_base, *reduced[1][1:]), *reduced[2:])
         return reduced
 
 
-LAYER_ATTRIBUTES = ("lora_A", "lora_B", "lora_terms", "lora_switch", "base_class")
+LAYER_ATTRIBUTES = ("lora_A", "lora_B", "lora_terms", "lora_switch", "lora_base")
 """Names that an adapted layer has and its own class must not have."""
 
 
@@ -96,7 +98,7 @@ def lora_class(base: type[nn.Linear]) -> type[LoraLinear]:
     """Return the LoRA class for layers of class `base`; the same class every time."""
     made = _CLASSES.get(base)
     if made is None:
-        names = {"__module__": __name__, "__doc__": LoraLinear.__doc__, "base_class": base}
+        names = {"__module__": __name__, "__doc__": LoraLinear.__doc__, "lora_base": base}
         made = types.new_class(
             f"Lora{base.__name__}", (LoraLinear, base), {}, lambda space: space.update(names)
         )
@@ -117,18 +119,22 @@ def adapt(layer: nn.Linear, switch: Switch) -> LoraLinear:
     """Give a layer its LoRA class, in place, and return the same object. A LoRA layer is returned as it is."""
     if isinstance(layer, LoraLinear):
         return layer
-    cls = lora_class(type(layer))
+    layer.__dict__.update(lora_terms={}, lora_switch=switch)
+    try:
+        layer.__class__ = lora_class(type(layer))
+    except TypeError as error:
+        del layer.lora_terms, layer.lora_switch
+        raise UnsupportedError(
+            f"layers of class {type(layer).__name__} can't be adapted in place: {error}"
+        ) from error
     layer.lora_A = nn.ModuleDict()
     layer.lora_B = nn.ModuleDict()
-    layer.__dict__.update(lora_terms={}, lora_switch=switch)
-    # Last: until here the layer computes what it did before.
-    layer.__class__ = cls
     return layer  # type: ignore[return-value]
 
 
 def restore(layer: LoraLinear) -> None:
     """Give a layer its own class back, and take away everything that `adapt` added."""
-    layer.__class__ = layer.base_class  # type: ignore[assignment]
+    layer.__class__ = layer.lora_base  # type: ignore[assignment]
     for name in ("lora_A", "lora_B"):
         layer._modules.pop(name, None)
     for name in ("lora_terms", "lora_switch"):

@@ -32,11 +32,15 @@ class LayerMatch:
 
 @dataclass(frozen=True)
 class ReplacedMatch:
-    """A stored tensor and the parameter or buffer that it replaces; `path` is its module's in the model."""
+    """A stored tensor and the parameter or buffer that it replaces; `path` is its module's in the model.
+
+    `ties` are further places of the same parameter, as module and name, which the stored tensor takes too.
+    """
 
     entry: ReplacedEntry
     path: str
     module: nn.Module
+    ties: list[tuple[nn.Module, str]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -97,6 +101,7 @@ class _Matching:
             self._match_layer(entry)
         for replaced in content.replaced:
             self._match_replaced(replaced)
+        self._find_ties()
         self._check_missing()
         self._note_aliases()
         return result
@@ -233,6 +238,19 @@ class _Matching:
                 self.result.warnings.append(f"{shown(entry.ref.name)}: a saved embedding replaces the base's")
             self.taken.add((id(module), entry.attribute))
             self.result.replaced.append(ReplacedMatch(entry, place, module))
+
+    def _find_ties(self) -> None:
+        """Note the other places of every parameter whose replacement its ties follow."""
+        tied = {id(tensor_of(m.module, m.entry.attribute)): m for m in self.result.replaced if m.entry.tied}
+        if not tied:
+            return
+        seen = set(self.taken)
+        for module in self.index.modules.values():
+            for name, parameter in module._parameters.items():
+                match = tied.get(id(parameter)) if parameter is not None else None
+                if match is not None and (id(module), name) not in seen:
+                    seen.add((id(module), name))
+                    match.ties.append((module, name))
 
     def _check_missing(self) -> None:
         """Note biases and parts of modules_to_save that the model has, the config promises and the file lacks."""

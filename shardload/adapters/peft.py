@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, canonical, listing
@@ -186,12 +186,7 @@ class _Sorting:
         """Take a key outside the LoRA layers: a bias, a tensor of modules_to_save, or one to judge by the model."""
         owner, _, attribute = ref.name.rpartition(".")
         path = canonical(owner)
-        inner = path.endswith(".base_layer") or path == "base_layer"
-        path = path.removesuffix(".base_layer")
-        if inner and attribute != "bias":
-            text = "the base layer's own weight is stored with the adapter (a saved embedding), which is not done yet"
-            self.faults.append(AdapterFault("unsupported", ref.name, text, nearest=path))
-            return
+        path = "" if path == "base_layer" else path.removesuffix(".base_layer")
         declared = self.settings.saves(path)
         if attribute == "bias" and not declared:
             if self.settings.bias == "none":
@@ -199,8 +194,9 @@ class _Sorting:
             elif self.settings.bias == "lora_only" and path not in self.parts:
                 text = "the config says bias = lora_only, and this module has no LoRA"
                 self.faults.append(AdapterFault("unexpected", ref.name, text, nearest=path))
-            declared = True
-        self._add_entry(ReplacedEntry(path, attribute, ref, declared=declared))
+            self._add_entry(ReplacedEntry(path, attribute, ref, tied=True))
+        else:
+            self._add_entry(ReplacedEntry(path, attribute, ref, declared=declared, tied=not declared))
 
     def _add_entry(self, entry: ReplacedEntry) -> None:
         known = self.others.get((entry.path, entry.attribute))
@@ -225,7 +221,7 @@ class _Sorting:
                 copies += (ref,)
             else:
                 spares += (ref,)
-            self.others[path, attribute] = ReplacedEntry(path, attribute, known.ref, copies, spares)
+            self.others[path, attribute] = replace(known, copies=copies, spares=spares)
             return
         inner = rest.partition(".")[2] or rest
         path, attribute = _join(base, inner)

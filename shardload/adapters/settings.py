@@ -104,8 +104,10 @@ def read_settings(config: Mapping[str, Any], label: str, *, strict: bool) -> Pef
             where=f"{label}: " + "; ".join(check.faults),
             cure="fetch the file again, or correct it",
         )
-    unknown = decline_variants(config, label, strict=strict)
-    return replace(settings, warnings=unknown)
+    warnings = decline_variants(config, label, strict=strict)
+    if not settings.alpha:
+        warnings += ("lora_alpha is 0: the layers without an alpha_pattern of their own change nothing",)
+    return replace(settings, warnings=warnings)
 
 
 def _plain_targets(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,11 @@ from torch import nn
 
 from shardload.adapters.adapter_report import AdapterFault, AdapterRow
 from shardload.adapters.match import tensor_of
+from shardload.shard import Shard
 
 if TYPE_CHECKING:
+    from shardload.adapters.adapter import AdapterFile
     from shardload.adapters.match import AdapterMatch, LayerMatch, ReplacedMatch
-    from shardload.checkpoint import Checkpoint
     from shardload.tensor_ref import TensorRef
 
 
@@ -35,20 +37,27 @@ class AdapterValues:
     replaced: list[tuple[ReplacedMatch, torch.Tensor]] = field(default_factory=list)
     rows: list[AdapterRow] = field(default_factory=list)
     faults: list[AdapterFault] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
-def read_values(checkpoint: Checkpoint, match: AdapterMatch, name: str) -> AdapterValues:
+def read_values(file: AdapterFile, match: AdapterMatch, name: str) -> AdapterValues:
     """Read every matched tensor once: a view of the file where dtype and device already fit.
 
     A and B keep the stored dtype unless the base layer's floating dtype is wider (so that no input is narrowed);
     a tensor that replaces one of the base takes that one's dtype. NaN and Inf are faults.
     """
     values = AdapterValues()
-    reader = _Reader(checkpoint, values)
-    for layer in match.layers:
-        values.layers.append(_read_layer(reader, layer, name))
-    for replaced in match.replaced:
-        values.replaced.append((replaced, _read_replaced(reader, replaced)))
+    # One mapping for all tensors; it lives as long as one of them does.
+    with Shard(file.checkpoint.source.open(file.weights).local_path()) as shard:
+        reader = _Reader(shard, values)
+        for layer in match.layers:
+            values.layers.append(_read_layer(reader, layer, name))
+        for replaced in match.replaced:
+            values.replaced.append((replaced, _read_replaced(reader, replaced)))
+    if values.layers and not any(bool(layer.b.any()) for layer in values.layers):
+        values.warnings.append(
+            "every B is zero: the adapter changes nothing (was it saved before the training?)"
+        )
     return values
 
 
@@ -109,12 +118,12 @@ def _read_replaced(reader: _Reader, match: ReplacedMatch) -> torch.Tensor:
 class _Reader:
     """Reads stored tensors and notes those with values that no weight can have."""
 
-    def __init__(self, checkpoint: Checkpoint, values: AdapterValues) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, shard: Shard, values: AdapterValues) -> None:
+        self.shard = shard
         self.values = values
 
     def read(self, ref: TensorRef, path: str) -> torch.Tensor:
-        tensor = self.checkpoint.read(ref.name)
+        tensor = self.shard.tensor(ref)
         if not _is_finite(tensor):
             text = "the tensor holds NaN or Inf"
             self.values.faults.append(AdapterFault("not finite", ref.name, text, path, ref.shape))
@@ -128,8 +137,8 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     """Whether all values are finite; looks at the extremes, so that no mask as large as the tensor is made."""
     if tensor.dtype not in _FLOATING or not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor.detach())
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    low, high = torch.aminmax(tensor)
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def as_parameter(tensor: torch.Tensor) -> nn.Parameter:

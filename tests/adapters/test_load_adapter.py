@@ -239,6 +239,40 @@ def test_a_saved_embedding_of_the_same_size_is_loaded_and_said(tmp_path):
         load_adapter(Tiny(), write(tmp_path / "resized", tensors))
 
 
+def tied():
+    model = Tiny()
+    model.head = nn.Linear(8, 11, bias=False)
+    model.head.weight = model.embed.weight
+    return model
+
+
+def test_what_is_tied_to_a_saved_embedding_follows_it(tmp_path):
+    model = tied()
+    base = model.embed.weight
+    value = torch.randn(11, 8)
+    load_adapter(model, write(tmp_path, lora_tensors(Tiny()) | {f"{PREFIX}embed.weight": value}))
+    assert torch.equal(model.head.weight, value)
+    assert model.head.weight is model.embed.weight
+    model.double()
+    detach(model, "default")
+    assert model.head.weight is model.embed.weight is base
+
+
+def test_what_is_tied_to_a_module_to_save_stays(tmp_path):
+    model = tied()
+    tensors = lora_tensors(Tiny()) | {f"{PREFIX}embed.weight": torch.randn(11, 8)}
+    load_adapter(model, write(tmp_path, tensors, config(modules_to_save=["embed"])))
+    assert torch.equal(model.head.weight, Tiny().embed.weight)
+
+
+def test_an_adapter_that_changes_nothing_says_so(tmp_path):
+    tensors = {key: value * ("lora_A" in key) for key, value in lora_tensors(Tiny()).items()}
+    report = load_adapter(Tiny(), write(tmp_path, tensors))
+    assert any("every B is zero" in warning for warning in report.warnings)
+    report = load_adapter(Tiny(), write(tmp_path / "alpha", lora_tensors(Tiny()), config(lora_alpha=0)))
+    assert any("lora_alpha is 0" in warning for warning in report.warnings)
+
+
 @pytest.mark.parametrize(
     ("base", "stored", "computes"),
     [

@@ -29,6 +29,20 @@ def test_one_class_for_each_base_class():
     assert lora_class(Scaled).__mro__[1:4] == (LoraLinear, Scaled, nn.Linear)
 
 
+class Slotted(nn.Linear):
+    __slots__ = ("extra",)
+
+
+def test_a_class_with_slots(tmp_path):
+    model = Tiny()
+    model.layers[0].q = Slotted(8, 8, bias=False).eval()
+    model.layers[0].q.extra = 3
+    load_adapter(model, write(tmp_path, lora_tensors(model)))
+    assert model.layers[0].q.extra == 3
+    detach(model, "default")
+    assert type(model.layers[0].q) is Slotted
+
+
 def dumped(model):
     return pickle.loads(pickle.dumps(model))
 

@@ -263,6 +263,38 @@ def test_a_llama_of_transformers(tmp_path):
     assert base.lm_head.weight is base.model.embed_tokens.weight
 
 
+@pytest.mark.parametrize("way", ["modules_to_save", "save_embedding_layers"])
+def test_tied_embeddings_of_transformers(tmp_path, way):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    base = transformers.LlamaForCausalLM(config).eval()
+    tokens = torch.arange(12).view(2, 6)
+    settings = {"target_modules": ["q_proj"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if way == "modules_to_save":
+            wrapped = trained(copy.deepcopy(base), {**settings, "modules_to_save": ["embed_tokens"]})
+            wrapped.save_pretrained(tmp_path)
+        else:
+            wrapped = trained(copy.deepcopy(base), settings)
+            with torch.no_grad():
+                wrapped.get_input_embeddings().weight.mul_(1.5)
+            wrapped.save_pretrained(tmp_path, save_embedding_layers=True)
+    plain = base(tokens).logits
+    load_adapter(base, tmp_path)
+    wanted = wrapped(tokens).logits
+    assert error(plain, wanted) > 0.05
+    assert error(base(tokens).logits, wanted) <= 1e-5
+
+
 def test_a_classifier_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
