@@ -143,7 +143,7 @@ class Family:
         with torch.no_grad():
             uncached = self.oracle(results[0]["ids"][:, :-1], return_dict=True).logits[:, -1]
         difference = (uncached.float() - results[0]["logits 2"].float()).abs().max().item()
-        return f"{verdict}; {difference:.0e} from no cache"
+        return f"{verdict}; {difference:.1g} from no cache"
 
     def training(self) -> str:
         """Compare loss and gradients with gradient checkpointing, in float32."""
