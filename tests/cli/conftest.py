@@ -3,9 +3,11 @@ import os
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from shardload.cli import run
 from shardload.demo import write_demo_repo
 
 COMMAND = [sys.executable, "-m", "shardload.cli"]
@@ -20,7 +22,7 @@ def small_repo(tmp_path_factory):
 def run_cli(tmp_path):
     """Run `shardload` in a process of its own, with stdout and stderr apart."""
 
-    def run(*arguments, **environment):
+    def run_it(*arguments, **environment):
         clean = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "FORCE_COLOR"}}
         return subprocess.run(
             [*COMMAND, *map(str, arguments)],
@@ -32,7 +34,19 @@ def run_cli(tmp_path):
             check=False,
         )
 
-    return run
+    return run_it
+
+
+@pytest.fixture
+def call_cli(capsys):
+    """Run `shardload` in this process, which has imported torch already."""
+
+    def call(*arguments):
+        code = run([*map(str, arguments)])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+
+    return call
 
 
 @pytest.fixture

@@ -6,9 +6,12 @@ import pytest
 from shardload.cli.load import find_class
 from shardload.errors import UsageError
 
+# The demo's code is scripted as the published code is; a repo's warnings are its own affair.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
-def test_the_report_is_printed(small_repo, run_cli):
-    done = run_cli("load", small_repo, "--trust-remote-code", "--adapter", small_repo / "adapter")
+
+def test_the_report_is_printed(small_repo, call_cli):
+    done = call_cli("load", small_repo, "--trust-remote-code", "--adapter", small_repo / "adapter")
     assert (done.returncode, done.stderr) == (0, "")
     for expected in (
         "ChatGLMForConditionalGeneration",
@@ -20,16 +23,16 @@ def test_the_report_is_printed(small_repo, run_cli):
     assert "\x1b" not in done.stdout
 
 
-def test_json_is_the_report(small_repo, run_cli):
-    done = run_cli("load", small_repo, "--trust-remote-code", "--dtype", "bfloat16", "--json")
+def test_json_is_the_report(small_repo, call_cli):
+    done = call_cli("load", small_repo, "--trust-remote-code", "--dtype", "bfloat16", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     assert (report["loaded"], report["nbytes"], report["ok"]) == (46, 43_538_464, True)
     assert [row["tensors"] for row in report["shards"]] == [1, 13, 8, 11, 9, 3, 1]
 
 
-def test_code_runs_only_when_it_is_trusted(small_repo, run_cli):
-    done = run_cli("load", small_repo)
+def test_code_runs_only_when_it_is_trusted(small_repo, call_cli):
+    done = call_cli("load", small_repo)
     assert (done.returncode, done.stdout) == (4, "")
     assert "--trust-remote-code" in done.stderr
     assert "trust_remote_code=True" not in done.stderr
@@ -48,25 +51,25 @@ def tiny_module(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny_module")
-def test_ones_own_class_and_a_mismatch(write_headers, run_cli):
+def test_ones_own_class_and_a_mismatch(write_headers, call_cli):
     shapes = {"layers.0.weight": (2, 2), "layers.1.weight": (2, 2), "layers.2.weight": (2, 3), "extra": (1,)}
     path = write_headers(shapes)
     own = ["--model-class", "tiny_own_model:Tiny"]
-    done = run_cli("load", path, *own)
+    done = call_cli("load", path, *own)
     assert (done.returncode, done.stdout) == (1, "")
     assert "1 misshapen" in done.stderr
     assert "layers.2.weight" in done.stderr
     assert "--allow-unexpected" in done.stderr
-    document = json.loads(run_cli("load", path, *own, "--json").stdout)
+    document = json.loads(call_cli("load", path, *own, "--json").stdout)
     assert (document["error"]["kind"], document["error"]["exit_code"]) == ("MismatchError", 1)
     assert {fault["key"] for fault in document["report"]["faults"]} == {"layers.2.weight", "extra"}
 
 
 @pytest.mark.usefixtures("tiny_module")
-def test_named_keys_may_differ(write_headers, run_cli):
+def test_named_keys_may_differ(write_headers, call_cli):
     path = write_headers({"layers.0.weight": (2, 2), "layers.1.weight": (2, 2), "extra": (1,)})
     allowed = ["--allow-missing", "layers.2.*", "--allow-unexpected", "extra"]
-    done = run_cli("load", path, "--model-class", "tiny_own_model:Tiny", *allowed)
+    done = call_cli("load", path, "--model-class", "tiny_own_model:Tiny", *allowed)
     assert done.returncode == 0, done.stderr
     assert "allowed" in done.stdout
     assert "layers.2.weight" in done.stdout
