@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from shardload.adapters.lora import Factor, LoraLinear, LoraTerm, Switch, adapt, drop_term, put_term
-from shardload.adapters.match import tensor_of
+from shardload.adapters.resolve import tensor_of
 from shardload.adapters.values import as_parameter
 from shardload.errors import UsageError
 

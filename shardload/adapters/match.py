@@ -10,8 +10,9 @@ from torch import nn
 
 from shardload.adapters.adapter import listing
 from shardload.adapters.adapter_report import AdapterFault, shown
+from shardload.adapters.complete import check_complete
 from shardload.adapters.lora import LAYER_ATTRIBUTES, LoraLinear
-from shardload.adapters.resolve import ModuleIndex
+from shardload.adapters.resolve import ModuleIndex, tensor_of
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry
@@ -102,7 +103,7 @@ class _Matching:
         for replaced in content.replaced:
             self._match_replaced(replaced)
         self._find_ties()
-        self._check_missing()
+        check_complete(self.index, content, result, self.places)
         self._note_aliases()
         return result
 
@@ -252,60 +253,6 @@ class _Matching:
                     seen.add((id(module), name))
                     match.ties.append((module, name))
 
-    def _check_missing(self) -> None:
-        """Note biases and parts of modules_to_save that the model has, the config promises and the file lacks."""
-        content, result = self.content, self.result
-        stored = {(self.places.get(entry.path), entry.attribute) for entry in content.replaced}
-        adapted = [match.path for match in result.layers]
-        wanted: list[tuple[str, str, str]] = []
-        biased = [path for path in adapted if _has_bias(self.index.modules[path])]
-        if content.bias == "all":
-            biased = [path for path, module in self.index.modules.items() if _has_bias(module)]
-        elif content.bias == "none" or not any((path, "bias") in stored for path in biased):
-            if content.bias == "lora_only" and biased:
-                result.warnings.append(
-                    f"the config says bias = lora_only, and the file holds none of the {len(biased)} biases: PEFT 0.7 "
-                    "to 0.20 did not save them, so trained biases may be lost"
-                )
-            biased = []
-        wanted += [(path, "bias", f"the config says bias = {content.bias}") for path in biased]
-        for path, module in self.index.modules.items():
-            if any(path.endswith(name) for name in content.whole_modules):
-                wanted += self._whole(path, module)
-        for path, attribute, why in dict.fromkeys(wanted):
-            if (path, attribute) not in stored:
-                key = f"{path}.{attribute}" if path else attribute
-                text = f"the tensor is missing: {why}"
-                result.faults.append(AdapterFault("missing", key, text, path))
-        placed = set(self.places.values())
-        absent = [path for path in self._targeted() if path not in placed]
-        if absent:
-            result.warnings.append(
-                f"target_modules names {len(absent)} layers that the file lacks: {listing(absent)}"
-            )
-
-    def _whole(self, path: str, module: nn.Module) -> list[tuple[str, str, str]]:
-        """Return every tensor below a module that modules_to_save names."""
-        found = []
-        for inner, child in ModuleIndex(module).modules.items():
-            owner = f"{path}.{inner}" if inner and path else inner or path
-            names = [name for name, tensor in child._parameters.items() if tensor is not None]
-            names += [
-                name
-                for name, tensor in child._buffers.items()
-                if tensor is not None and name not in child._non_persistent_buffers_set
-            ]
-            found += [(owner, name, "it belongs to modules_to_save") for name in names]
-        return found
-
-    def _targeted(self) -> list[str]:
-        ends = tuple(f".{target}" for target in self.content.targets)
-        return [
-            path
-            for path, module in self.index.modules.items()
-            if isinstance(module, nn.Linear) and (path in self.content.targets or path.endswith(ends))
-        ]
-
     def _note_aliases(self) -> None:
         aliases = self.index.aliases()
         for match in self.result.layers:
@@ -314,16 +261,6 @@ class _Matching:
                 self.result.warnings.append(
                     f"{shown(match.path)} is the same layer as {listing(others)}: all of them are adapted"
                 )
-
-
-def tensor_of(module: nn.Module, name: str) -> torch.Tensor | None:
-    """Return a module's own parameter or buffer, or None."""
-    parameter = module._parameters.get(name)
-    return parameter if parameter is not None else module._buffers.get(name)
-
-
-def _has_bias(module: nn.Module) -> bool:
-    return module._parameters.get("bias") is not None
 
 
 def _output_embedding(model: nn.Module) -> object:

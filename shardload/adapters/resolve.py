@@ -12,6 +12,7 @@ from shardload.adapters.lora import LoraLinear
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import torch
     from torch import nn
 
 _PROBES = 8
@@ -143,3 +144,9 @@ def _find(wanted: Iterable[str], look: Callable[[str], str | None]) -> dict[str,
 
 def _without_module(path: str) -> str:
     return ".".join(segment for segment in path.split(".") if segment != "module")
+
+
+def tensor_of(module: nn.Module, name: str) -> torch.Tensor | None:
+    """Return a module's own parameter or buffer, or None."""
+    parameter = module._parameters.get(name)
+    return parameter if parameter is not None else module._buffers.get(name)

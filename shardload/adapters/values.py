@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shardload.adapters.adapter_report import AdapterFault, AdapterRow
-from shardload.adapters.match import tensor_of
+from shardload.adapters.resolve import tensor_of
 from shardload.shard import Shard
 
 if TYPE_CHECKING:
