@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 MAX_PICKLE_BYTES = 64_000_000
 MAX_OBJECT_BYTES = 170_000_000  # with the pickle itself; an estimate from above
-_LONG_STRING = 4096
+_LONG_TEXT = 4096
+_LEAST_COST = 20  # so that the limit bounds the time too: 8 million opcodes
 
 _INT = Struct("<i").unpack_from
 _UINT = Struct("<I").unpack_from
@@ -101,15 +102,23 @@ class PickleMachine:
             cure=f"split it into shards, or {RESAVE}",
         )
 
-    def _take(self, length: int) -> bytes:
-        start = self.position
-        stop = start + length
-        if stop > len(self._data):
-            if length > MAX_PICKLE_BYTES:
-                raise self._corrupt(f"a text of {length:,} bytes")
+    def _charge(self, nbytes: int) -> None:
+        """Judge at once what one opcode alone may make large."""
+        self._room -= nbytes
+        if self._room < 0:
+            self._too_large()
+
+    def _check(self, length: int) -> None:
+        if length > MAX_PICKLE_BYTES:
+            raise self._corrupt(f"a text of {length:,} bytes")
+        if self.position + length > len(self._data):
             raise EndOfDataError
-        self.position = stop
-        return self._data[start:stop]
+
+    def _take(self, length: int) -> bytes:
+        self._check(length)
+        start = self.position
+        self.position += length
+        return self._data[start : self.position]
 
     def _pop_mark(self) -> list[Any]:
         items = self._stack
@@ -159,15 +168,22 @@ class PickleMachine:
     def _text(self) -> None:
         length = _UINT(self._data, self.position)[0]
         self.position += 4
-        if length > _LONG_STRING:
-            self._room -= 4 * length
-            if self._room < 0:
-                self._too_large()
-        self._stack.append(str(self._take(length), "utf-8"))
+        if length > _LONG_TEXT:
+            self._check(length)
+            self._charge(5 * length)  # its bytes, and four a character in the worst case
+            self._stack.append(str(self._take(length), "utf-8"))
+            return
+        self._push_text(self._take(length))
+
+    def _push_text(self, raw: bytes) -> None:
+        text = str(raw, "utf-8")
+        # Four bytes a character as soon as one of them is an emoji.
+        self._room -= len(raw) if text.isascii() else 4 * len(raw) + 40
+        self._stack.append(text)
 
     def _short_text(self) -> None:
         # What Python 2 wrote; torch decodes it as UTF-8 too.
-        self._stack.append(str(self._take(self._take(1)[0]), "utf-8"))
+        self._push_text(self._take(self._take(1)[0]))
 
     # Containers -----------------------------------------------------------------------------------------------
 
@@ -232,7 +248,7 @@ class PickleMachine:
         for key in keys:
             if type(key) is not str:
                 check_key(key)
-        self._room -= 100 * len(keys)
+        self._charge(100 * len(keys))
         expected = len(target) + len(keys)
         target.update(zip(keys, values, strict=True))
         if len(target) != expected:
@@ -285,17 +301,17 @@ _TABLE: tuple[tuple[bytes, Callable[[Any], None], int], ...] = (
     (b"N", PickleMachine._none, 8),
     (b"\x88", PickleMachine._true, 8),
     (b"\x89", PickleMachine._false, 8),
-    (b"J", PickleMachine._int4, 40),
+    (b"J", PickleMachine._int4, 44),
     (b"K", PickleMachine._int1, 8),
-    (b"M", PickleMachine._int2, 40),
+    (b"M", PickleMachine._int2, 44),
     (b"\x8a", PickleMachine._long, 40),
-    (b"G", PickleMachine._float, 32),
-    (b"X", PickleMachine._text, 60),
-    (b"U", PickleMachine._short_text, 60),
-    (b"(", PickleMachine._mark, 64),
+    (b"G", PickleMachine._float, 40),
+    (b"X", PickleMachine._text, 64),
+    (b"U", PickleMachine._short_text, 64),
+    (b"(", PickleMachine._mark, 90),
     (b")", PickleMachine._empty_tuple, 8),
-    (b"]", PickleMachine._empty_list, 80),
-    (b"}", PickleMachine._empty_dict, 80),
+    (b"]", PickleMachine._empty_list, 88),
+    (b"}", PickleMachine._empty_dict, 96),
     (b"t", PickleMachine._tuple, 64),
     (b"\x85", PickleMachine._tuple1, 64),
     (b"\x86", PickleMachine._tuple2, 72),
@@ -318,7 +334,7 @@ def add_opcodes(
     kind.actions, kind.costs = [*kind.actions], [*kind.costs]
     for opcode, action, cost in table:
         kind.actions[opcode[0]] = action
-        kind.costs[opcode[0]] = cost
+        kind.costs[opcode[0]] = max(cost, _LEAST_COST)
 
 
 PickleMachine.actions = [PickleMachine._unknown] * 256

@@ -63,9 +63,8 @@ def _read_json(file: SourceFile) -> bytes:
         raise _corrupt(f"it claims {length:,} bytes, the limit is {MAX_HEADER_BYTES:,}", file.name)
     if length < 2:
         raise _corrupt(f"it claims {length} bytes, even an empty one takes 2", file.name)
-    raw = first[8 : 8 + length]
-    if len(raw) < length:
-        raw += file.read_at(len(first), 8 + length - len(first))
+    # A long header is read anew, not joined to its beginning: two of 100 MB would be in memory at once.
+    raw = first[8 : 8 + length] if 8 + length <= len(first) else file.read_at(8, length)
     if len(raw) < length:
         missing = length - len(raw)
         raise _corrupt(f"it claims {length:,} bytes, the file ends {missing:,} bytes too early", file.name)

@@ -80,17 +80,15 @@ def _open_envelope(top: Any, shard: str) -> tuple[dict[Any, Any], tuple[str, ...
     path: list[str] = []
     discarded: list[str] = []
     state = top
-    while len(path) <= _DEEPEST_ENVELOPE:
-        _refuse_others(state, shard)
-        inner = _inner(state, shard, _DEEPEST_ENVELOPE - len(path))
-        if inner is None:
-            if not _tensors(state):
-                _refuse_empty(state, shard)
-            return state, tuple(path), tuple(discarded)
+    _refuse_others(state, shard)
+    while (inner := _inner(state, shard, _DEEPEST_ENVELOPE - len(path))) is not None:
         discarded += [".".join([*path, str(key)])[:200] for key in state if key != inner]
         path.append(inner)
         state = state[inner]
-    raise _unsupported(f"a state dict more than {_DEEPEST_ENVELOPE} keys deep", shard)
+        _refuse_others(state, shard)
+    if not _tensors(state):
+        _refuse_empty(state, shard)
+    return state, tuple(path), tuple(discarded)
 
 
 def _is_dict(value: Any) -> bool:

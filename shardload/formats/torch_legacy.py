@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 _PROTOCOL = 1001
 _FIRST_READ = 1 << 16
+_GROWTH = 16
 # The sizes of quantised elements: their tensors can't be loaded, but others lie behind them.
 _QUANTISED = {"torch.QInt8Storage": 1, "torch.QUInt8Storage": 1, "torch.QInt32Storage": 4,
               "torch.QUInt4x2Storage": 1, "torch.QUInt2x4Storage": 1}  # fmt: skip
@@ -29,7 +30,7 @@ class TorchLegacyFormat:
     """Reads the header of a `.bin` or `.pth` file of torch before 1.6.
 
     The storages follow the pickles without alignment, so tensors may begin at any byte. The pickles' length is
-    not written anywhere: a prefix of the file is read, four times longer each time that it does not suffice.
+    not written anywhere: a prefix of the file is read, sixteen times longer each time that it does not suffice.
     """
 
     name = "torch legacy"
@@ -41,28 +42,30 @@ class TorchLegacyFormat:
     @gc_paused()
     def read_header(self, file: SourceFile) -> Header:
         """Read the pickles and the storages' lengths. Raises CorruptError, UnsupportedError or UnsafeError."""
-        length = _FIRST_READ
-        while True:
-            data = file.read_at(0, length)
-            try:
-                top, storages, keys, end = _read_pickles(data, file.name)
-                break
-            except EndOfDataError:
-                if len(data) < length:
-                    raise CorruptError(
-                        "the file is truncated: it ends inside its pickle",
-                        where=f"{file.name}: {file.size:,} bytes",
-                        cure=REFETCH,
-                    ) from None
-                if length >= MAX_PICKLE_BYTES:
-                    raise UnsupportedError(
-                        f"the checkpoint's pickle is longer than {MAX_PICKLE_BYTES:,} bytes",
-                        where=file.name,
-                        cure=f"split it into shards, or {RESAVE}",
-                    ) from None
-            length = min(4 * length, MAX_PICKLE_BYTES)
+        top, storages, keys, end = _read_growing(file)
         blocks = _blocks(file, storages, keys, end)
         return header_of(top, file.name, lambda storage: _locate(blocks, storage))
+
+
+def _read_growing(file: SourceFile) -> tuple[Any, dict[str, Storage], list[str], int]:
+    length = _FIRST_READ
+    while True:
+        try:
+            return _read_pickles(file.read_at(0, length), file.name)
+        except EndOfDataError:
+            if file.size <= length:
+                raise CorruptError(
+                    "the file is truncated: it ends inside its pickle",
+                    where=f"{file.name}: {file.size:,} bytes",
+                    cure=REFETCH,
+                ) from None
+            if length >= MAX_PICKLE_BYTES:
+                raise UnsupportedError(
+                    f"the checkpoint's pickle is longer than {MAX_PICKLE_BYTES:,} bytes",
+                    where=file.name,
+                    cure=f"split it into shards, or {RESAVE}",
+                ) from None
+        length = min(_GROWTH * length, MAX_PICKLE_BYTES)
 
 
 def _read_pickles(data: bytes, where: str) -> tuple[Any, dict[str, Storage], list[str], int]:

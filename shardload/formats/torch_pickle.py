@@ -66,7 +66,7 @@ class TorchPickle(PickleMachine):
             raise TypeError("REDUCE without a tuple of arguments")
         if args and type(args[0]) in _SIZED:
             # One list in the memo could be copied at each REDUCE.
-            self._room -= 100 * len(args[0])
+            self._charge(100 * len(args[0]))
         self._stack[-1] = func.make(*args)
 
     def _newobj(self) -> None:

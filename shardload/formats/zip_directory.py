@@ -92,12 +92,13 @@ class ZipDirectory:
         return found
 
     def _start(self, entry: Entry) -> int:
-        raw = self._get(entry.header, _LOCAL.size)
-        signature, _, flags, method, _, _, _, _, _, name_length, extra_length = _LOCAL.unpack(raw)
+        name = entry.name.encode()
+        raw = self._get(entry.header, _LOCAL.size + len(name))
+        signature, _, flags, method, _, _, _, _, _, name_length, extra_length = _LOCAL.unpack_from(raw)
         start: int = entry.header + _LOCAL.size + name_length + extra_length
         if signature != b"PK\3\4" or method or flags & 1 or start + entry.size > entry.limit:
             raise self._corrupt(f"the local header of {quote(entry.name)} contradicts the directory")
-        if name_length != len(entry.name.encode()):
+        if name_length != len(name) or raw[_LOCAL.size :] != name:
             raise self._corrupt(f"the local header of {quote(entry.name)} has another name")
         return start
 
@@ -177,6 +178,8 @@ class ZipDirectory:
             raise self._corrupt("its directory is longer than its entries")
         headers = sorted(header for _, _, header, _, _ in found)
         limits = dict(zip(headers, [*headers[1:], start], strict=True))
+        if len(limits) != count:
+            raise self._corrupt("two of its entries lie at the same place")
         entries: dict[str, Entry] = {}
         folded: set[str] = set()
         for name, packed, header, stored, described in found:

@@ -1,0 +1,260 @@
+"""Archives that contradict themselves, and tensors that leave their storage."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+
+import pytest
+import torch
+
+from shardload.errors import CorruptError, UnsupportedError
+
+from .files import load_span, read, read_bytes, torch_zip
+from .test_gadgets import EMPTY, REBUILD, text
+
+
+def int8(value):
+    return (
+        b"\x8a\x08" + struct.pack("<q", value)
+        if -(2**63) <= value < 2**63
+        else b"\x8a\x0c" + value.to_bytes(12, "little")
+    )
+
+
+def pickled(shape=(2, 3), strides=(3, 1), offset=0, numel=6, kind="Float", key="0"):
+    storage = (
+        b"("
+        + text("storage")
+        + f"ctorch\n{kind}Storage\n".encode()
+        + text(key)
+        + text("cpu")
+        + int8(numel)
+        + b"tQ"
+    )
+    dims = [b"(" + b"".join(int8(value) for value in values) + b"t" for values in (shape, strides)]
+    return (
+        b"\x80\x02}"
+        + text("w")
+        + REBUILD
+        + b"("
+        + storage
+        + int8(offset)
+        + dims[0]
+        + dims[1]
+        + b"\x89"
+        + EMPTY
+        + b"tRs."
+    )
+
+
+def test_the_plain_case(tmp_path):
+    block = struct.pack("<6f", *range(6))
+    header = read_bytes(tmp_path, torch_zip(pickled(), {"0": block}))
+    assert torch.equal(load_span(tmp_path / "model.bin", header.tensors[0]), torch.arange(6.0).view(2, 3))
+
+
+OUTSIDE = {
+    "too many rows": {"shape": (3, 3)},
+    "wide stride": {"strides": (4, 1)},
+    "offset": {"offset": 1},
+    "offset far away": {"offset": 2**62},
+    "offset -1": {"offset": -1},
+    "dimension -1": {"shape": (-1, 3)},
+    "stride -1": {"strides": (3, -1), "offset": 2},
+    "product overflows": {"shape": (2**40, 2**40), "strides": (0, 0)},
+    "dimension beyond 2^63": {"shape": (2**64, 1), "strides": (0, 0)},
+    "stride beyond 2^63": {"shape": (1, 1), "strides": (2**64, 1)},
+    "wraps around": {"shape": (2, 3), "strides": (2**62, 2**62)},
+    "empty at a negative offset": {"shape": (0,), "strides": (1,), "offset": -3},
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_tensors_outside_their_storage(tmp_path, name):
+    with pytest.raises(CorruptError, match="does not lie inside its storage") as caught:
+        read_bytes(tmp_path, torch_zip(pickled(**OUTSIDE[name]), {"0": bytes(24)}))
+    assert "'w'" in str(caught.value)
+    assert "24 bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pickle", "blocks", "message"),
+    [
+        (pickled(numel=7), {"0": bytes(24)}, "should have 7 elements of F32"),
+        (pickled(numel=5), {"0": bytes(24)}, "should have 5 elements"),
+        (pickled(numel=2**60), {"0": bytes(24)}, "should have"),
+        (pickled(kind="Double"), {"0": bytes(24)}, "should have 6 elements of F64"),
+        (pickled(), {"1": bytes(24)}, "the storage '0' is not in the archive"),
+        (pickled(key="../0"), {"0": bytes(24)}, "is not in the archive"),
+        (pickled() + b"more", {"0": bytes(24)}, "bytes follow the checkpoint's pickle"),
+        (pickled()[:-1], {"0": bytes(24)}, "ends in the middle"),
+    ],
+)
+def test_pickle_and_archive_disagree(tmp_path, pickle, blocks, message):
+    with pytest.raises(CorruptError, match=message):
+        read_bytes(tmp_path, torch_zip(pickle, blocks))
+
+
+def test_one_storage_with_two_types(tmp_path):
+    first, second = pickled(), pickled(kind="Int")
+    both = (
+        b"\x80\x02}("
+        + first[first.index(text("w")) : -2]
+        + text("v")
+        + second[second.index(REBUILD) : -2]
+        + b"u."
+    )
+    with pytest.raises(CorruptError, match="storage '0' is 6 x torch.FloatStorage and 6 x torch.IntStorage"):
+        read_bytes(tmp_path, torch_zip(both, {"0": bytes(24)}))
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"byteorder": b"big"}, UnsupportedError, "big-endian"),
+        ({"byteorder": b"middle"}, CorruptError, "byte order b'middle' is unknown"),
+        ({"version": b"11\n"}, CorruptError, "format version"),
+        ({"version": b"three"}, CorruptError, "format version"),
+        ({"constants.pkl": b"\x80\x02)."}, UnsupportedError, "TorchScript"),
+        ({"code/a.py": b""}, UnsupportedError, "TorchScript"),
+    ],
+)
+def test_the_entries_around_the_pickle(tmp_path, more, error, message):
+    with pytest.raises(error, match=message):
+        read_bytes(tmp_path, torch_zip(pickled(), {"0": bytes(24)}, **more))
+
+
+def test_no_version_is_corrupt(tmp_path):
+    path = tmp_path / "model.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02}.")
+    with pytest.raises(CorruptError, match="format version"):
+        read(path)
+
+
+def test_compressed_entries_are_refused(tmp_path):
+    path = tmp_path / "model.bin"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data.pkl", pickled())
+        archive.writestr("model/data/0", bytes(1_000_000))
+        archive.writestr("model/version", b"3")
+    with pytest.raises(UnsupportedError, match="compressed or encrypted"):
+        read(path)
+
+
+def test_zip64_sizes(tmp_path):
+    path = tmp_path / "model.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (("data.pkl", pickled()), ("data/0", bytes(24)), ("version", b"3")):
+            with archive.open(f"model/{name}", "w", force_zip64=True) as entry:
+                entry.write(content)
+    assert read(path).tensors[0].span.nbytes == 24
+
+
+def patched(tmp_path, pattern, replacement, occurrence=0):
+    data = torch_zip(pickled(), {"0": bytes(24)})
+    at = -1
+    for _ in range(occurrence + 1):
+        at = data.index(pattern, at + 1)
+    return read_bytes(tmp_path, data[:at] + replacement + data[at + len(pattern) :])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "occurrence", "message"),
+    [
+        (b"PK\3\4", b"PK\3\5", 2, "the local header of 'model/data/0' contradicts"),
+        (b"PK\1\2", b"PK\1\3", 0, "an entry of its directory is not one"),
+        (b"PK\5\6", b"PK\5\5", 0, "truncated: its directory"),
+        (b"model/data/0", b"model/data.p", 1, "is not in the archive"),
+        (b"model/data/0", b"model/DATA.P", 1, "is not in the archive"),
+        (b"model/data/0", b"\xff\xfe\xfd\xfcl/data/0", 1, "not UTF-8"),
+        (b"model/version", b"MODEL/DATA.PK", 1, "format version"),
+    ],
+)
+def test_damaged_archives(tmp_path, pattern, replacement, occurrence, message):
+    with pytest.raises(CorruptError, match=message):
+        patched(tmp_path, pattern, replacement, occurrence)
+
+
+def directory_of(data):
+    """Return where the central directory is and where each of its entries begins."""
+    end = data.rindex(b"PK\5\6")
+    start = struct.unpack_from("<L", data, end + 16)[0]
+    entries, at = [], start
+    while data[at : at + 4] == b"PK\1\2":
+        entries.append(at)
+        name, extra, comment = struct.unpack_from("<3H", data, at + 28)
+        at += 46 + name + extra + comment
+    return end, start, entries
+
+
+@pytest.mark.parametrize(
+    ("field", "form", "value", "message"),
+    [
+        (42, "<L", 0, "same place"),
+        (42, "<L", 0xFFFFFFF0, "overlaps"),
+        (42, "<L", 0xFFFFFFFF, "zip64 sizes"),
+        (20, "<2L", (2000, 2000), "overlaps"),
+        (20, "<2L", (23, 23), "should have 6 elements"),
+        (28, "<H", 60000, "is not one"),
+        (30, "<H", 60000, "is not one"),
+        (34, "<H", 1, "is not one"),
+    ],
+)
+def test_a_lying_directory_entry(tmp_path, field, form, value, message):
+    data = bytearray(torch_zip(pickled(), {"0": bytes(24)}))
+    _, _, entries = directory_of(data)
+    struct.pack_into(form, data, entries[2] + field, *(value if isinstance(value, tuple) else (value,)))
+    with pytest.raises((CorruptError, UnsupportedError), match=message):
+        read_bytes(tmp_path, bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("field", "form", "value"),
+    [(4, "<H", 1), (10, "<H", 3), (10, "<H", 60000), (12, "<L", 5), (16, "<L", 5), (20, "<H", 9)],
+)
+def test_a_lying_end(tmp_path, field, form, value):
+    data = bytearray(torch_zip(pickled(), {"0": bytes(24)}))
+    end, _, _ = directory_of(data)
+    struct.pack_into(form, data, end + field, value)
+    with pytest.raises(CorruptError):
+        read_bytes(tmp_path, bytes(data))
+
+
+def test_the_same_entry_twice(tmp_path):
+    path = tmp_path / "model.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("model/data.pkl", "model/version", "MODEL/DATA.PKL"):
+            archive.writestr(name, b"3")
+    with pytest.raises(CorruptError, match="'MODEL/DATA.PKL' twice"):
+        read(path)
+
+
+def test_two_entries_at_one_place(tmp_path):
+    data = bytearray(torch_zip(pickled(), {"0": bytes(24), "1": bytes(24)}))
+    _, _, entries = directory_of(data)
+    first = struct.unpack_from("<L", data, entries[2] + 42)[0]
+    struct.pack_into("<L", data, entries[3] + 42, first)
+    with pytest.raises(CorruptError, match="same place"):
+        read_bytes(tmp_path, bytes(data))
+
+
+def test_entries_with_their_places_exchanged(tmp_path):
+    data = bytearray(torch_zip(pickled(), {"0": bytes(24), "1": bytes(24)}))
+    _, _, entries = directory_of(data)
+    places = [struct.unpack_from("<L", data, entries[i] + 42)[0] for i in (2, 3)]
+    for i, place in ((2, places[1]), (3, places[0])):
+        struct.pack_into("<L", data, entries[i] + 42, place)
+    with pytest.raises(CorruptError, match="has another name"):
+        read_bytes(tmp_path, bytes(data))
+
+
+def test_a_directory_of_too_many_entries(tmp_path):
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 10**6, 10**6, 46 * 10**6, 30)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, 30 + 46 * 10**6, 1)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"PK\3\4" + bytes(26 + 46 * 10**6) + end64 + locator + end)
+    with pytest.raises(UnsupportedError, match="1,000,000 entries"):
+        read(path)
