@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +113,11 @@ class Demo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the demo as JSON-ready data."""
+        change = self.largest_change if math.isfinite(self.largest_change) else None  # JSON has no NaN
         return {
             "report": self.report.to_dict(),
             "forward": self.plain.to_dict(),
-            "forward_with_adapter": {**self.adapted.to_dict(), "largest_change": self.largest_change},
+            "forward_with_adapter": {**self.adapted.to_dict(), "largest_change": change},
             "memory": {stage: held.to_dict() for stage, held in self.memory.items()},
         }
 
