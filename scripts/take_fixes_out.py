@@ -1,0 +1,393 @@
+"""Take each fix out of a copy of the package and show that the test of its trap then fails.
+
+    python scripts/take_fixes_out.py [--write docs/traps.md] [NAME …]
+
+A fix is taken out by replacing its text; a text that is not found is an error, so this list can't go stale
+unnoticed. Each row runs one test in a copy of `shardload/` and `tests/`, first whole (it has to pass), then
+without the fix (it has to fail).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Fix:
+    """What guards against one trap: the text in `file` that `without` replaces, and the test that must notice."""
+
+    trap: str
+    test: str
+    file: str
+    text: str
+    without: str
+
+
+FIXES = [
+    Fix(
+        "torch.device('meta') alone leaves computed tables on meta",
+        "test_skip_init_leaves_no_parameter_in_memory_and_a_refused_table_is_as_computed",
+        "shell.py",
+        "        model = make()\n",
+        '        with torch.device("meta"):\n            model = make()\n',
+    ),
+    Fix(
+        "skip_init makes real parameters",
+        "test_a_parameter_is_on_meta_as_soon_as_it_is_made",
+        "shell.py",
+        "        if not data.is_meta:\n",
+        "        if False:\n",
+    ),
+    Fix(
+        "parameters made past nn.Parameter stay real",
+        "test_a_parameter_made_in_its_own_way_is_swept_to_meta",
+        "shell.py",
+        "        _sweep(model)\n",
+        "",
+    ),
+    Fix("the collector runs while a shell is built", "test_the_shell_pauses_the_collector", "shell.py", "    gc.disable()\n", ""),
+    Fix(
+        "initialisers run in a shell",
+        "test_initialisers_cost_nothing_in_a_shell",
+        "shell.py",
+        "        for name in _initialisers():\n",
+        "        for name in []:\n",
+    ),
+    Fix(
+        "a filter of all keys at every module (hooked subtree)",
+        "test_work_is_linear_in_the_number_of_tensors[True]",
+        "walker.py",
+        "buckets.get(name, {})",
+        "{k: v for k, v in state.items() if k.startswith(prefix + name)}",
+    ),
+    Fix(
+        "a search of all modules for every key (plain modules)",
+        "test_work_is_linear_in_the_number_of_tensors[False]",
+        "stream.py",
+        'module = self.comparison.zones.plain[f"{prefix}." if prefix else ""]',
+        'module = next(m for p, m in list(self.comparison.zones.plain.items()) if p.strip() == (f"{prefix}." if prefix else ""))',
+    ),
+    Fix(
+        "a root hook that renames is passed over",
+        "test_a_root_hook_that_renames_loses_nothing",
+        "walker.py",
+        "    if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:\n",
+        "    if module._load_state_dict_post_hooks:\n",
+    ),
+    Fix(
+        "a module with a loader of its own is loaded before its second shard is there",
+        "test_a_hook_that_fuses_gets_all_its_tensors_from_two_shards",
+        "stream.py",
+        "if self.waiting[root] == 0:",
+        "if self.arrived.get(root):",
+    ),
+    Fix(
+        "hook-fused keys are judged by their names",
+        "test_a_hook_that_fuses_gets_all_its_tensors_from_two_shards",
+        "rehearsal.py",
+        "            result = _walk_on_meta(root, entries, versions)\n",
+        "            result = _walk_on_meta(root, entries, versions)\n"
+        "            result.missing = [name for name in shell.slots if name not in entries]\n",
+    ),
+    Fix(
+        "the rehearsal leaves meta tensors and broken ties behind",
+        "test_the_rehearsal_judges_hooks_and_leaves_parameters_buffers_and_ties_alone",
+        "rehearsal.py",
+        "            snapshot.restore()\n",
+        "            pass\n",
+    ),
+    Fix(
+        "no rehearsal: what hooks make is not judged before the load",
+        "test_the_rehearsal_judges_hooks_and_leaves_parameters_buffers_and_ties_alone",
+        "comparison.py",
+        "rehearse(self.plan, shell, self.zones.roots, self.versions)",
+        "rehearse(self.plan, shell, (), self.versions)",
+    ),
+    Fix(
+        "lists that hooks edit in place keep what the rehearsal did",
+        "test_hooks_run_twice_first_on_meta",
+        "walker.py",
+        "            for container, content in containers:\n",
+        "            for container, content in ():\n",
+    ),
+    Fix(
+        "a hook that looks at values stops the plan",
+        "test_a_hook_that_looks_at_values_is_judged_at_the_load",
+        "rehearsal.py",
+        "        except Exception as error:",
+        "        except ZeroDivisionError as error:",
+    ),
+    Fix(
+        "a hook that looks at values is not judged at all",
+        "test_a_hook_that_looks_at_values_is_judged_at_the_load",
+        "stream.py",
+        "        if faults:\n",
+        "        if False:\n",
+    ),
+    Fix(
+        "stored versions do not reach the modules",
+        "test_metadata_versions_reach_the_modules",
+        "walker.py",
+        "**versions.get(prefix[:-1], {}), ",
+        "",
+    ),
+    Fix(
+        "num_batches_tracked of an old checkpoint is called missing",
+        "test_num_batches_tracked_of_an_old_checkpoint_is_not_missing",
+        "walker.py",
+        "{**versions.get(prefix[:-1], {}), ",
+        '{"version": 2, ',
+    ),
+    Fix(
+        "an override that copies in place copies into meta",
+        "test_an_override_that_copies_in_place_fills_a_shell",
+        "stream.py",
+        "stand_ins = _stand_ins(module)",
+        "stand_ins: dict = {}",
+    ),
+    Fix(
+        "an override that ignores its weight leaves it uninitialised",
+        "test_an_override_that_ignores_its_weight_never_leaves_it_uninitialised",
+        "stream.py",
+        "            module._parameters[name] = on_meta\n",
+        "            pass\n",
+    ),
+    Fix(
+        "set_extra_state is passed over",
+        "test_extra_state_is_loaded",
+        "walker.py",
+        "    if kind.set_extra_state is not nn.Module.set_extra_state:\n",
+        "    if False:\n",
+    ),
+    Fix(
+        "an entry that is no tensor is dropped",
+        "test_an_entry_that_is_no_tensor_is_never_dropped",
+        "plan.py",
+        "                plan.faults.append(_not_a_tensor(key, stored, checkpoint))\n",
+        "                pass\n",
+    ),
+    Fix(
+        "an overridden load_state_dict is passed over",
+        "test_an_overridden_load_state_dict_is_declined_by_name",
+        "comparison.py",
+        "    if kind.load_state_dict is not nn.Module.load_state_dict:\n",
+        "    if False:\n",
+    ),
+    Fix(
+        "an RNN's own list of weights stays on meta",
+        "test_an_rnn_keeps_using_the_weights_that_were_loaded",
+        "stream.py",
+        "        if type(module).__setattr__ is nn.Module.__setattr__:\n            slots: ",
+        "        if True:\n            slots: ",
+    ),
+    Fix(
+        "parameters kept in lists stay on meta",
+        "test_parameters_that_a_module_also_keeps_in_a_list_are_the_loaded_ones",
+        "finish.py",
+        "    _renew_references(shell)\n",
+        "",
+    ),
+    Fix(
+        "a stored copy of a computed buffer is a fault",
+        "test_a_stored_copy_of_a_computed_buffer_is_a_note",
+        "plan.py",
+        '    elif slot.kind == "computed":\n        plan.computed.append(key)\n',
+        '    elif slot.kind == "computed":\n        plan.faults.append(unexpected_fault(key, ref))\n',
+    ),
+    Fix(
+        "a stored copy of a computed buffer below a hook is a fault",
+        "test_a_stored_copy_of_a_computed_buffer_is_a_note_below_a_hook_too",
+        "rehearsal.py",
+        '        if slot is not None and slot.kind == "computed":\n',
+        "        if False:\n",
+    ),
+    Fix(
+        "what the class itself declares is a fault",
+        "test_keys_that_the_class_declares_are_lines_and_not_faults",
+        "plan.py",
+        "    declared = getattr(shell.model, attribute, None) or ()\n",
+        "    declared = ()\n",
+    ),
+    Fix(
+        "a tie is broken by assigning",
+        "test_one_stored_copy_fills_both_names_of_a_tie",
+        "finish.py",
+        "    retie(shell, filled)\n",
+        "",
+    ),
+    Fix(
+        "two stored copies of a tie: the last one wins in silence",
+        "test_two_stored_copies_of_a_tie_that_differ_are_never_overwritten_in_silence",
+        "filling.py",
+        "        compare_stored_copies(shell, comparison.plan, checkpoint)\n",
+        "",
+    ),
+    Fix(
+        "every name of a tie has to be stored",
+        "test_one_stored_copy_fills_both_names_of_a_tie",
+        "comparison.py",
+        "        settle_ties(self.plan, shell)\n",
+        "",
+    ),
+    Fix(
+        "a slice keeps the whole tensor alive",
+        "test_a_region_does_not_keep_the_tensor_alive",
+        "shard.py",
+        "    if region is None:\n        with Shard(file.local_path()) as shard:\n            return shard.tensor(ref)\n",
+        "    with Shard(file.local_path()) as shard:\n        return shard.tensor(ref)[region or ()]\n",
+    ),
+    Fix(
+        "every view has the storage of the whole file",
+        "test_each_parameter_has_a_storage_of_its_own_extent",
+        "shard.py",
+        "            flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=ref.span.start)\n",
+        "            whole = torch.frombuffer(self._map, dtype=torch.uint8)\n"
+        "            flat = whole[ref.span.start : ref.span.start + count * dtype.itemsize].view(dtype)\n",
+    ),
+    Fix(
+        "an unaligned tensor is handed to kernels",
+        "test_an_unaligned_tensor_is_copied",
+        "shard.py",
+        "if self._map is None or ref.span.start % dtype.itemsize:",
+        "if self._map is None:",
+    ),
+    Fix(
+        "a file that was cut is read past its end",
+        "test_a_file_that_was_cut_after_it_was_opened_is_a_clean_error",
+        "shard.py",
+        "        if ref.span.stop > self._opened[1]:\n",
+        "        if False:\n",
+    ),
+    Fix(
+        "a file that changes under a mapping is not noticed",
+        "test_a_file_that_changes_while_it_is_loaded_is_noticed",
+        "shard.py",
+        "        if error is None and closed != self._opened:\n",
+        "        if False:\n",
+    ),
+    Fix(
+        "copy=True maps all the same",
+        "test_copy_true_survives_a_file_that_is_cut_later",
+        "stream.py",
+        "with Shard(path, copy=self.copy) as shard:",
+        "with Shard(path) as shard:",
+    ),
+    Fix(
+        "a fault in the middle leaves half a model",
+        "test_a_fault_in_the_middle_puts_everything_back",
+        "filling.py",
+        "            module._parameters.update(parameters)\n",
+        "            pass\n",
+    ),
+    Fix(
+        "headers import torch",
+        "test_opening_a_folder_does_not_import_torch",
+        "checkpoint.py",
+        "from types import MappingProxyType\n",
+        "from types import MappingProxyType\n\nimport torch  # noqa: F401\n",
+    ),
+    Fix(
+        "the package imports its parts at once",
+        "test_importing_shardload_brings_in_nothing_heavy",
+        "__init__.py",
+        '__version__ = "0.1.0"\n',
+        '__version__ = "0.1.0"\nimport shardload.filling  # noqa: E402, F401\n',
+    ),
+    Fix(
+        "local checkpoints import huggingface_hub",
+        "test_a_local_load_imports_neither_huggingface_hub_nor_transformers",
+        "checkpoint.py",
+        "from types import MappingProxyType\n",
+        "from types import MappingProxyType\n\nimport huggingface_hub  # noqa: F401\nhuggingface_hub.HfApi\n",
+    ),
+]  # fmt: skip
+
+
+def run_test(folder: Path, test: str) -> bool:
+    """Return whether a test (of test_traps, test_shell or test_filling) passes in `folder`."""
+    name = test.partition("[")[0]
+    file = next(
+        path for path in sorted((folder / "tests").glob("test_*.py")) if f"def {name}(" in path.read_text()
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            f"tests/{file.name}",
+            "-k",
+            name,
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode not in (0, 1):
+        if "SIGBUS" in done.stdout or done.returncode < 0:
+            return False
+        raise SystemExit(f"{test} could not be run:\n{done.stdout}\n{done.stderr}")
+    return done.returncode == 0
+
+
+def try_fix(fix: Fix) -> tuple[bool, bool]:
+    """Return whether the test passes with the fix, and whether it fails without."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for part in ("shardload", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        passes = run_test(folder, fix.test)
+        path = folder / "shardload" / fix.file
+        source = path.read_text()
+        if source.count(fix.text) != 1:
+            raise SystemExit(
+                f"{fix.file} has this text {source.count(fix.text)} times, not once:\n{fix.text}"
+            )
+        path.write_text(source.replace(fix.text, fix.without))
+        return passes, not run_test(folder, fix.test)
+
+
+def main() -> int:
+    """Run the rows that are named (all by default), print the table, and return 1 when a row is not as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="parts of traps or tests; all rows by default")
+    parser.add_argument("--write", type=Path, help="write the table to this Markdown file")
+    options = parser.parse_args()
+    chosen = [
+        fix
+        for fix in FIXES
+        if not options.names or any(name in f"{fix.trap} {fix.test}" for name in options.names)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        verdicts = list(pool.map(try_fix, chosen))
+    lines = ["| trap | test | with the fix | without it |", "|---|---|---|---|"]
+    for fix, (passes, fails) in zip(chosen, verdicts, strict=True):
+        lines.append(
+            f"| {fix.trap} | `{fix.test}` | {'passes' if passes else 'FAILS'} | {'fails' if fails else 'PASSES'} |"
+        )
+    table = "\n".join(lines)
+    print(table)
+    if options.write:
+        options.write.write_text(
+            "# Traps, and the tests that know them\n\nMade by `python scripts/take_fixes_out.py --write docs/traps.md`: "
+            f"{len(chosen)} fixes, each taken out of a copy of the package.\n\n{table}\n"
+        )
+    return 0 if all(passes and fails for passes, fails in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
