@@ -172,8 +172,8 @@ class PickleMachine:
             self._check(length)
             self._charge(5 * length)  # its bytes, and four a character in the worst case
             self._stack.append(str(self._take(length), "utf-8"))
-            return
-        self._push_text(self._take(length))
+        else:
+            self._push_text(self._take(length))
 
     def _push_text(self, raw: bytes) -> None:
         text = str(raw, "utf-8")

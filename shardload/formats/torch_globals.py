@@ -159,8 +159,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> PickledTenso
 
 
 def _tensor_v2(  # the argument list is torch's
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, metadata: Any = None
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, metadata: Any = None
 ) -> PickledTensor | Unreadable:
+    if type(grad) is not bool or not (hooks is None or type(hooks) is PickledDict or type(hooks) is dict):
+        raise TypeError("a tensor takes whether it has a gradient, and its hooks")
     bits = _set_bits(metadata)
     return (
         Unreadable(f"a tensor with its {bits} bit set") if bits else _tensor(storage, offset, shape, strides)
@@ -172,14 +174,14 @@ def _tensor_v3(  # the argument list is torch's
     offset: Any,
     shape: Any,
     strides: Any,
-    _grad: Any,
-    _hooks: Any,
+    grad: Any,
+    hooks: Any,
     dtype: Any,
     metadata: Any = None,
 ) -> PickledTensor | Unreadable:
     if type(dtype) is not Global or not dtype.name.startswith("torch.") or dtype.make or dtype.is_storage:
         raise TypeError("the dtype is not one")
-    made = _tensor_v2(storage, offset, shape, strides, _grad, _hooks, metadata)
+    made = _tensor_v2(storage, offset, shape, strides, grad, hooks, metadata)
     if type(made) is PickledTensor:
         if dtype.code is None:
             return Unreadable(f"a tensor of {dtype.name}")
@@ -195,9 +197,9 @@ def _set_bits(metadata: Any) -> str:
     return " and ".join(sorted(key for key, value in metadata.items() if value))
 
 
-def _parameter(data: Any, _grad: Any = True, _hooks: Any = None, _state: Any = None) -> Any:
-    if type(data) is not PickledTensor and type(data) is not Unreadable:
-        raise TypeError("a parameter holds a tensor")
+def _parameter(data: Any, grad: Any = True, _hooks: Any = None, _state: Any = None) -> Any:
+    if type(grad) is not bool or (type(data) is not PickledTensor and type(data) is not Unreadable):
+        raise TypeError("a parameter holds a tensor, and whether it has a gradient")
     return data
 
 

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from shardload.formats.zip_directory import Entry
     from shardload.sources.source import SourceFile
 
+_NOTES = (
+    "byteorder",
+    "version",
+    ".data/version",
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+)
+_LONGEST_NOTE = 256
 _OLDEST, _NEWEST = 1, 10  # the file format versions that torch's own reader takes
 
 # Other zips, by the end of an entry's name.
@@ -57,15 +66,13 @@ class TorchZipFormat:
                 where=file.name,
                 cure=f"split it into shards, or {RESAVE}",
             )
-        small = [archive.entries[name] for name in _small_names(root) if name in archive.entries]
-        archive.prefetch([pickle, *(entry for entry in small if entry.size <= 64)])
-        _check_byteorder(archive, root, file)
-        _check_version(archive, root, file)
+        notes = [archive.entries[name] for note in _NOTES if (name := f"{root}/{note}") in archive.entries]
+        for entry in notes:
+            if entry.size > _LONGEST_NOTE:
+                raise _corrupt(f"{quote(entry.name)} of {entry.size:,} bytes", file)
+        archive.prefetch([pickle, *notes])
+        _check_notes({entry.name.partition("/")[2]: archive.read(entry) for entry in notes}, file)
         return _header(archive, root, file, archive.read(pickle))
-
-
-def _small_names(root: str) -> tuple[str, ...]:
-    return (f"{root}/byteorder", f"{root}/version", f"{root}/.data/version")
 
 
 def _root(archive: ZipDirectory, file: SourceFile) -> str:
@@ -78,6 +85,9 @@ def _root(archive: ZipDirectory, file: SourceFile) -> str:
             cure="save model.state_dict() of the original model",
         )
     if f"{root}/data.pkl" in archive.entries:
+        for name in archive.entries:
+            if not name.startswith(f"{root}/"):
+                raise _corrupt(f"{quote(name)} lies beside {quote(root)}", file)
         return root
     what = next(
         (what for ending, what in _OTHERS if any(name.endswith(ending) for name in archive.entries)),
@@ -91,28 +101,27 @@ def _root(archive: ZipDirectory, file: SourceFile) -> str:
     )
 
 
-def _check_byteorder(archive: ZipDirectory, root: str, file: SourceFile) -> None:
-    entry = archive.entries.get(f"{root}/byteorder")
-    if entry is None:
-        return
-    order = archive.read(entry) if entry.size <= 64 else b""
+def _corrupt(what: str, file: SourceFile) -> CorruptError:
+    return CorruptError(f"the torch archive is damaged: {what}", where=file.name, cure=REFETCH)
+
+
+def _check_notes(notes: dict[str, bytes], file: SourceFile) -> None:
+    """Judge the small entries in which torch writes down how the archive was made; it reads all of them too."""
+    order = notes.get("byteorder", b"little")
     if order == b"big":
         raise UnsupportedError(
             "the checkpoint was written on a big-endian machine", where=file.name, cure=f"there, {RESAVE}"
         )
     if order != b"little":
-        raise CorruptError(f"the byte order {order!r} is unknown", where=file.name, cure=REFETCH)
-
-
-def _check_version(archive: ZipDirectory, root: str, file: SourceFile) -> None:
-    entry = archive.entries.get(f"{root}/.data/version") or archive.entries.get(f"{root}/version")
-    text = archive.read(entry).strip() if entry is not None and 0 < entry.size <= 64 else b""
-    if not text.isdigit() or not _OLDEST <= int(text) <= _NEWEST:
-        raise CorruptError(
-            f"the archive's format version {text!r} is unknown",
-            where=file.name,
-            cure=f"{REFETCH}; a newer torch may have written it",
-        )
+        raise _corrupt(f"the byte order {order!r} is unknown", file)
+    version = notes.get(".data/version", notes.get("version", b"")).strip()
+    if not version.isdigit() or not _OLDEST <= int(version) <= _NEWEST:
+        raise _corrupt(f"the format version {version!r} is unknown", file)
+    alignment = notes.get(".storage_alignment", b"64")
+    if not alignment.isdigit():
+        raise _corrupt(f"the storage alignment {alignment!r} is no number", file)
+    if not notes.get(".data/serialization_id", b"0").isdigit():
+        raise _corrupt("the serialization id is no number", file)
 
 
 def _header(archive: ZipDirectory, root: str, file: SourceFile, pickle: bytes) -> Header:

@@ -24,13 +24,15 @@ _ENTRY = Struct("<4s6H3L5H2L")
 _LOCAL = Struct("<4s5H3L2H")
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 _ALIGNMENT = 64
+_FOLDER = 0x10
+_CIPHERED = 0x2061  # encrypted in one of three ways, or a patch of another file
 
 
 class Entry(NamedTuple):
     """One entry: its name and size in bytes, where its local header and the next one lie.
 
-    `stored` is False when it is compressed or encrypted and can't be read. `described` says that crc and sizes
-    follow the data, as torch's writer has it.
+    `stored` is False when it is compressed, encrypted or a folder and can't be read. `described` says that crc
+    and sizes follow the data, as torch's writer has it.
     """
 
     name: str
@@ -83,7 +85,7 @@ class ZipDirectory:
         for entry in entries:
             if not entry.stored:
                 raise UnsupportedError(
-                    f"the entry {quote(entry.name)} of the archive is compressed or encrypted",
+                    f"the entry {quote(entry.name)} of the archive is compressed, encrypted or a folder",
                     where=self._file.name,
                     cure=f"torch.save stores entries as they are; if it is a checkpoint, {RESAVE}",
                 )
@@ -96,7 +98,7 @@ class ZipDirectory:
         raw = self._get(entry.header, _LOCAL.size + len(name))
         signature, _, flags, method, _, _, _, _, _, name_length, extra_length = _LOCAL.unpack_from(raw)
         start: int = entry.header + _LOCAL.size + name_length + extra_length
-        if signature != b"PK\3\4" or method or flags & 1 or start + entry.size > entry.limit:
+        if signature != b"PK\3\4" or method or flags & _CIPHERED or start + entry.size > entry.limit:
             raise self._corrupt(f"the local header of {quote(entry.name)} contradicts the directory")
         if name_length != len(name) or raw[_LOCAL.size :] != name:
             raise self._corrupt(f"the local header of {quote(entry.name)} has another name")
@@ -197,7 +199,7 @@ class ZipDirectory:
         fields = _ENTRY.unpack_from(directory, at)
         signature, _, _, flags, method, _, _, _, packed, size = fields[:10]
         name_length, extra_length, comment_length, disk = fields[10:14]
-        header = fields[16]
+        attributes, header = fields[15:17]
         name_at = at + _ENTRY.size
         extra_at = name_at + name_length
         end = extra_at + extra_length + comment_length
@@ -210,7 +212,9 @@ class ZipDirectory:
         if _FULL32 in (packed, size, header):
             extra = directory[extra_at : extra_at + extra_length]
             size, packed, header = self._sizes64(extra, (size, packed, header), name)
-        return (name, packed, header, not (method or flags & 1 or packed != size), bool(flags & 8)), end
+        # torch's reader gives uninitialised memory for a folder.
+        stored = not (method or flags & _CIPHERED or packed != size or attributes & _FOLDER)
+        return (name, packed, header, stored, bool(flags & 8)), end
 
     def _sizes64(self, extra: bytes, sizes: tuple[int, int, int], name: str) -> tuple[int, int, int]:
         at = 0

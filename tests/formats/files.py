@@ -72,7 +72,8 @@ def same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 def as_bytes(tensor: torch.Tensor) -> bytes:
-    flat = tensor.detach().contiguous().reshape(-1)
+    flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    flat.view(tensor.shape).copy_(tensor.detach())
     return bytes(flat.view(torch.uint8).tolist()) if flat.numel() else b""
 
 

@@ -139,7 +139,7 @@ def test_compressed_entries_are_refused(tmp_path):
         archive.writestr("model/data.pkl", pickled())
         archive.writestr("model/data/0", bytes(1_000_000))
         archive.writestr("model/version", b"3")
-    with pytest.raises(UnsupportedError, match="compressed or encrypted"):
+    with pytest.raises(UnsupportedError, match="compressed, encrypted or a folder"):
         read(path)
 
 
@@ -169,7 +169,7 @@ def patched(tmp_path, pattern, replacement, occurrence=0):
         (b"model/data/0", b"model/data.p", 1, "is not in the archive"),
         (b"model/data/0", b"model/DATA.P", 1, "is not in the archive"),
         (b"model/data/0", b"\xff\xfe\xfd\xfcl/data/0", 1, "not UTF-8"),
-        (b"model/version", b"MODEL/DATA.PK", 1, "format version"),
+        (b"model/version", b"MODEL/DATA.PK", 1, "lies beside"),
     ],
 )
 def test_damaged_archives(tmp_path, pattern, replacement, occurrence, message):
@@ -197,6 +197,10 @@ def directory_of(data):
         (42, "<L", 0xFFFFFFFF, "zip64 sizes"),
         (20, "<2L", (2000, 2000), "overlaps"),
         (20, "<2L", (23, 23), "should have 6 elements"),
+        (20, "<2L", (24, 25), "compressed, encrypted or a folder"),
+        (8, "<H", 1, "compressed, encrypted or a folder"),
+        (10, "<H", 8, "compressed, encrypted or a folder"),
+        (38, "<L", 0x10, "compressed, encrypted or a folder"),
         (28, "<H", 60000, "is not one"),
         (30, "<H", 60000, "is not one"),
         (34, "<H", 1, "is not one"),
