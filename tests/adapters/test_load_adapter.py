@@ -382,6 +382,11 @@ def test_names_that_can_not_be(tmp_path, name):
         load_adapter(Tiny(), write(tmp_path, lora_tensors(Tiny())), name=name)
 
 
+def test_what_is_no_model(tmp_path):
+    with pytest.raises(UsageError, match="not to a dict"):
+        load_adapter({}, tmp_path)
+
+
 def test_another_root_is_refused(tmp_path):
     model = Tiny()
     folder = write(tmp_path, lora_tensors(model))
