@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from shardload.diagnosis import diagnose
@@ -33,6 +34,7 @@ class Comparison:
         self.shell = shell
         self.checkpoint = checkpoint
         _refuse_own_load_state_dict(shell.model)
+        _refuse_scripted(shell.model)
         self.zones = zones_of(shell.model)
         self.versions = checkpoint.versions
         self.plan: Plan = match(shell, self.zones, checkpoint, key_map)
@@ -104,6 +106,16 @@ def _refuse_own_load_state_dict(model: nn.Module) -> None:
             f"{kind.__name__} overrides load_state_dict, which can't be fed shard by shard",
             where=f"{kind.__module__}.{kind.__qualname__}",
             cure="move what it does to _load_from_state_dict or a load_state_dict pre-hook, or to key_map=",
+        )
+
+
+def _refuse_scripted(model: nn.Module) -> None:
+    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise UnsupportedError(
+            "a scripted module keeps its parameters out of Python's reach: they can't be assigned",
+            where=", ".join(path or "the model itself" for path in scripted[:4]),
+            cure="fill the model first, and call torch.jit.script on the filled module",
         )
 
 

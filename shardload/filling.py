@@ -12,6 +12,7 @@ from shardload.errors import UsageError
 from shardload.finish import finish
 from shardload.keymap import KeyMap
 from shardload.memory import PeakSampler
+from shardload.references import References
 from shardload.report import MemoryUse, Report
 from shardload.shell import Shell
 from shardload.stream import stream
@@ -20,7 +21,7 @@ from shardload.ties import compare_stored_copies
 from shardload.walker import Snapshot, Zones
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from shardload.checkpoint import Checkpoint
     from shardload.progress import ProgressOption
@@ -63,12 +64,13 @@ def fill(
     verdict = comparison.judge(strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     comparison.refuse_if_faulty(verdict)
     report = comparison.report
-    with PeakSampler() as sampler, _all_or_nothing(comparison.zones):
+    with PeakSampler() as sampler, _all_or_nothing(comparison.zones) as undo:
         before = sampler.sample()
         target.prepare(shell.model)
+        references = References(shell.model)
         compare_stored_copies(shell, comparison.plan, checkpoint)
         filled = stream(comparison, target, copy=copy, progress=progress)
-        report.notes += finish(shell, filled, verdict.missing, target)
+        report.notes += finish(shell, filled, verdict.missing, target, lambda: references.renew(undo))
     report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
     return report
 
@@ -82,16 +84,23 @@ def _as_shell(shell_or_module: Shell | nn.Module) -> Shell:
 
 
 @contextmanager
-def _all_or_nothing(zones: Zones) -> Iterator[None]:
+def _all_or_nothing(zones: Zones) -> Iterator[list[Callable[[], None]]]:
     """Put every parameter, buffer and attribute back, by identity, when anything goes wrong.
 
-    References are kept, not copies; a real module's old weights therefore live until the load is done.
+    References are kept, not copies; a real module's old weights therefore live until the load is done. Gives a
+    list for functions that take back what else was changed.
     """
-    kept = [(module, dict(module._parameters), dict(module._buffers)) for module in zones.plain.values()]
-    snapshots = [Snapshot(root.module) for root in zones.roots]
+    modules = zones.plain.values()
+    kept = [(module, dict(module._parameters), dict(module._buffers)) for module in modules]
+    # A module with a __setattr__ of its own may keep more than its tables: an RNN has a list of its weights.
+    own = [module for module in modules if type(module).__setattr__ is not nn.Module.__setattr__]
+    snapshots = [Snapshot(own), *(Snapshot(root.module.modules()) for root in zones.roots)]
+    undo: list[Callable[[], None]] = []
     try:
-        yield
+        yield undo
     except BaseException:
+        for step in reversed(undo):
+            step()
         for module, parameters, buffers in kept:
             module._parameters.clear()
             module._parameters.update(parameters)

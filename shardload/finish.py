@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,21 +13,25 @@ from shardload.template import collapse
 from shardload.ties import retie
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from shardload.shell import Shell
     from shardload.targets.target import Target
 
 
-def finish(shell: Shell, filled: set[str], missing: Sequence[str], target: Target) -> list[str]:
+def finish(
+    shell: Shell, filled: set[str], missing: Sequence[str], target: Target, renew: Callable[[], None]
+) -> list[str]:
     """Bring the model to its end state and return lines for the report.
+
+    `renew` leads whatever else points at old parameters to the new ones, once all of them are there.
 
     Raises MismatchError when a parameter, buffer or plain tensor attribute would be left on meta or with the
     bytes that happened to be in memory.
     """
     retie(shell, filled)
     notes = _initialise(shell, [name for name in missing if name not in filled], target)
-    _renew_references(shell)
+    renew()
     target.finish(shell.model)
     left = sorted(name for name, tensor in _tensors(shell.model) if tensor.is_meta)
     if left:
@@ -86,34 +90,3 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             for name, value in slots.items():
                 if isinstance(value, torch.Tensor) and not nn.parameter.is_lazy(value):
                     yield path + name, value
-
-
-def _renew_references(shell: Shell) -> None:
-    """Replace parameters of the shell that a module also keeps as a plain attribute or in a list of its own.
-
-    A weight that torch's older weight_norm computes before each forward is computed once here.
-    """
-    now = {id(parameter): name for name, parameter in shell.originals.items()}
-    modules = dict(modules_of(shell.model)) if now else {}
-    for module in modules.values():
-        for name, value in list(module.__dict__.items()):
-            if name in ("_parameters", "_buffers", "_modules"):
-                continue
-            renewed = _renewed(value, now, modules)
-            if renewed is not value:
-                module.__dict__[name] = renewed
-        for hook in module._forward_pre_hooks.values():
-            if hasattr(hook, "compute_weight") and hasattr(hook, "name"):
-                setattr(module, hook.name, hook.compute_weight(module))
-
-
-def _renewed(value: Any, now: dict[int, str], modules: dict[str, nn.Module]) -> Any:
-    if isinstance(value, nn.Parameter) and value.is_meta and id(value) in now:
-        return _get(modules, now[id(value)])
-    if isinstance(value, list):
-        value[:] = [_renewed(item, now, modules) for item in value]
-    elif type(value) is tuple and any(isinstance(item, nn.Parameter) for item in value):
-        return tuple(_renewed(item, now, modules) for item in value)
-    elif type(value) is dict and any(isinstance(item, nn.Parameter) for item in value.values()):
-        value.update({key: _renewed(item, now, modules) for key, item in value.items()})
-    return value

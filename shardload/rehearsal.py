@@ -38,7 +38,7 @@ def rehearse(
     unproven: list[str] = []
     for root in roots:
         entries = plan.handed[root.prefix]
-        snapshot = Snapshot(root.module)
+        snapshot = Snapshot(root.module.modules())
         try:
             result = _walk_on_meta(root, entries, versions)
         except Exception as error:  # noqa: BLE001 - a hook may raise anything when it looks at values

@@ -79,7 +79,7 @@ class Shard:
         """Return the stored tensor, in its stored dtype, with a storage of its own extent."""
         dtype = torch_dtype(ref)
         if ref.span.nbytes == 0:
-            return torch.empty(ref.shape, dtype=dtype)
+            return torch.empty(ref.shape, dtype=dtype, device="cpu")
         if ref.span.stop > self._opened[1]:
             raise CorruptError(
                 f"{self.path.name} ends before {ref.name!r}",
@@ -129,7 +129,7 @@ def read_tensor(file: SourceFile, ref: TensorRef, region: Region | None) -> torc
     first, *rest = region
     rows = range(*first.indices(ref.shape[0]))
     if not rows:
-        return torch.empty(ref.shape, dtype=dtype)[region]
+        return torch.empty(ref.shape, dtype=dtype, device="cpu")[region]
     low, high = min(rows), max(rows) + 1
     row_bytes = ref.span.nbytes // ref.shape[0]
     wanted = file.read_at(ref.span.start + low * row_bytes, (high - low) * row_bytes)
@@ -141,7 +141,7 @@ def read_tensor(file: SourceFile, ref: TensorRef, region: Region | None) -> torc
     block = (
         torch.frombuffer(bytearray(wanted), dtype=dtype).view(shape)
         if wanted
-        else torch.empty(shape, dtype=dtype)
+        else torch.empty(shape, dtype=dtype, device="cpu")
     )
     inside = (
         slice(rows[0] - low, rows[-1] - low + 1, rows.step),
@@ -169,7 +169,7 @@ def _map_private(descriptor: int, path: Path) -> mmap.mmap:
 
 
 def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
-    flat = torch.empty(nbytes // dtype.itemsize, dtype=dtype)
+    flat = torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")  # whatever device is the default
     memory = memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B")
     done = 0
     while done < nbytes:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from shardload.errors import UnsupportedError, UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -38,7 +40,7 @@ class Shell:
     """A model whose parameters are on meta. `slots` lists every tensor by name; `ties` the names that share one.
 
     `make` is kept: parameters that a checkpoint is allowed to lack are computed by running it again. `created`
-    are the parameters in the order in which the constructor made them; `originals` those that are in the model.
+    are the parameters in the order in which the constructor made them.
     """
 
     model: nn.Module
@@ -46,7 +48,6 @@ class Shell:
     slots: dict[str, Slot] = field(default_factory=dict)
     ties: tuple[tuple[str, ...], ...] = ()
     created: list[nn.Parameter] = field(default_factory=list, repr=False)
-    originals: dict[str, nn.Parameter] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module, make: Callable[[], nn.Module] | None = None) -> Shell:
@@ -60,15 +61,33 @@ def build_shell(make: Callable[[], nn.Module]) -> Shell:
 
     Whatever the constructor does (`skip_init`, `to_empty`, `.half()`, `nn.init`, parameters made from real
     tensors), parameters take no memory; buffers and plain tensor attributes hold what the class computed, in
-    the dtype that it chose. Other threads are not affected, and torch's default dtype is put back.
+    the dtype that it chose. Other threads are not affected, and torch's default dtype is put back. Raises
+    UsageError when `make` gives no module, UnsupportedError when it looks at the values of its parameters.
     """
     with _construction() as state:
-        model = make()
+        model = _made(make)
         _sweep(model)
         shell = Shell.of(model, make)
         shell.created = state.created
-        shell.originals = dict(model.named_parameters(remove_duplicate=False))
     return shell
+
+
+def _made(make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        model = make()
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensor" not in str(error):
+            raise
+        raise UnsupportedError(
+            f"the constructor looks at the values of its parameters, and a shell has none: {error}",
+            cure="build the module for real and pass that: fill(module, open_checkpoint(where))",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"what should make the model made a {type(model).__name__}",
+            cure="pass a class or a function that returns an nn.Module",
+        )
+    return model
 
 
 def rebuild_with(make: Callable[[], nn.Module], real: set[int]) -> nn.Module:
@@ -88,7 +107,7 @@ def constructing() -> bool:
 
 
 def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ...]]:
-    """Return every slot of a model by its state-dict name, and the groups of names that share one parameter."""
+    """Return every slot of a model by its state-dict name, and the groups of names that share one tensor."""
     slots: dict[str, Slot] = {}
     owners: dict[int, list[str]] = {}
     for path, module in modules_of(model):
@@ -101,6 +120,8 @@ def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ..
                 persistent = name not in module._non_persistent_buffers_set
                 kind: SlotKind = "buffer" if persistent else "computed"
                 slots[path + name] = Slot(path + name, buffer.dtype, _shape(buffer), kind)
+                if persistent:
+                    owners.setdefault(id(buffer), []).append(path + name)
         for name, value in module.__dict__.items():
             if isinstance(value, torch.Tensor):
                 slots.setdefault(path + name, Slot(path + name, value.dtype, _shape(value), "computed"))
@@ -149,6 +170,7 @@ class _State:
 _local = threading.local()
 _lock = threading.RLock()
 _installed = 0
+_default_dtype = torch.float32
 _originals: list[tuple[Any, str, Any]] = []
 
 
@@ -164,9 +186,10 @@ def _construction(real: frozenset[int] = frozenset()) -> Iterator[_State]:
     modules: 6.9 s, 2.1 s without it).
     """
     previous = _current()
-    default_dtype = torch.get_default_dtype()
     collecting = gc.isenabled()
-    _install()
+    default_dtype = _install()
+    if previous is not None:
+        default_dtype = torch.get_default_dtype()  # an inner construction gives back what the outer one chose
     gc.disable()
     _local.state = state = _State(real)
     try:
@@ -175,21 +198,27 @@ def _construction(real: frozenset[int] = frozenset()) -> Iterator[_State]:
         _local.state = previous
         if collecting:
             gc.enable()
-        _uninstall()
         torch.set_default_dtype(default_dtype)
+        _uninstall()
 
 
-def _install() -> None:
-    """Patch torch while at least one thread constructs. Threads that don't see the original behaviour."""
-    global _installed  # noqa: PLW0603
+def _install() -> torch.dtype:
+    """Patch torch while at least one thread constructs. Threads that don't see the original behaviour.
+
+    Returns the default dtype from before: it is one for all threads, and while one of them constructs a model
+    in half precision another must not take that for what has to be put back.
+    """
+    global _installed, _default_dtype  # noqa: PLW0603
     with _lock:
         _installed += 1
         if _installed > 1:
-            return
+            return _default_dtype
+        _default_dtype = torch.get_default_dtype()
         _replace(nn.Parameter, "__new__", staticmethod(_new_parameter(nn.Parameter.__new__)))
         _replace(nn.Module, "_apply", _apply_on_meta(nn.Module._apply))
         for name in _initialisers():
             _replace(nn.init, name, _free_on_meta(getattr(nn.init, name)))
+        return _default_dtype
 
 
 def _uninstall() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,21 @@ if TYPE_CHECKING:
 
 Indices = tuple[int, ...]
 
+_INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
+
 
 def split_key(key: str) -> tuple[str, Indices]:
     """Return the key with every all-digit segment replaced by `{}`, and those numbers in order.
 
-    `split_key("h.3.experts.0.w")` is `("h.{}.experts.{}.w", (3, 0))`.
+    A key with `{}` in it comes back as it is. `split_key("h.3.experts.0.w")` is `("h.{}.experts.{}.w", (3, 0))`.
     """
+    if "{}" in key:
+        return key, ()  # braces of its own would be mistaken for the template's
     indices: list[int] = []
     segments = key.split(".")
     for place, segment in enumerate(segments):
-        # "007" stays as it is: a number that does not print back is part of the name.
-        if segment.isascii() and segment.isdigit() and (segment[0] != "0" or segment == "0"):
+        # "007" stays as it is, a number that does not print back is part of the name; so is one that counts nothing.
+        if _INDEX.fullmatch(segment):
             indices.append(int(segment))
             segments[place] = "{}"
     return (".".join(segments), tuple(indices)) if indices else (key, ())

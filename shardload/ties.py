@@ -6,13 +6,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from shardload.errors import MismatchError
 from shardload.shell import modules_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from shardload.checkpoint import Checkpoint
     from shardload.plan import Plan
     from shardload.shell import Shell
@@ -48,7 +47,7 @@ def _equal(first: TensorRef, second: TensorRef, checkpoint: Checkpoint) -> bool:
 
 
 def retie(shell: Shell, filled: set[str]) -> None:
-    """Let every name of a tied group hold the one parameter that was loaded."""
+    """Let every name of a tied group hold the one tensor that was loaded."""
     if not shell.ties:
         return
     modules = dict(modules_of(shell.model))
@@ -56,12 +55,26 @@ def retie(shell: Shell, filled: set[str]) -> None:
         loaded = next((name for name in group if name in filled), None)
         if loaded is None:
             continue
-        parameter = _owner(modules, loaded)._parameters[loaded.rpartition(".")[2]]
-        for name in group:
-            if name != loaded:
-                setattr(_owner(modules, name), name.rpartition(".")[2], parameter)
+        places = [_place(modules, name) for name in group]
+        tensor = _get(*places[group.index(loaded)])
+        old = next((p for module, leaf in places if (p := module._parameters.get(leaf)) is not None), None)
+        if old is not None and not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)  # a buffer that is a parameter too
+        for module, leaf in places:
+            if leaf in module._buffers:
+                module._buffers[leaf] = tensor
+            elif module._parameters.get(leaf) is not tensor:
+                setattr(module, leaf, tensor)
 
 
-def _owner(modules: dict[str, nn.Module], name: str) -> nn.Module:
-    prefix = name.rpartition(".")[0]
-    return modules[f"{prefix}." if prefix else ""]
+def _place(modules: dict[str, nn.Module], name: str) -> tuple[nn.Module, str]:
+    prefix, _, leaf = name.rpartition(".")
+    return modules[f"{prefix}." if prefix else ""], leaf
+
+
+def _get(module: nn.Module, leaf: str) -> torch.Tensor:
+    found: torch.Tensor | None = module._parameters.get(leaf)
+    if found is None:
+        found = module._buffers[leaf]
+    assert found is not None
+    return found

@@ -8,7 +8,7 @@ of its own is a root: it and everything below it is loaded in one walk, from one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,10 +154,10 @@ def _walk(
 
 
 class Snapshot:
-    """Everything a walk may replace in a subtree, by identity; `restore` puts it back."""
+    """Everything that a walk may replace in modules, by identity; `restore` puts it back."""
 
-    def __init__(self, root: nn.Module) -> None:
-        self._modules = [(module, dict(module.__dict__), _containers(module)) for module in root.modules()]
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = [(module, dict(module.__dict__), _containers(module)) for module in modules]
 
     def restore(self) -> None:
         """Put back every parameter, buffer, child and plain attribute as it was."""

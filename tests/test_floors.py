@@ -14,7 +14,7 @@ PACKAGE = Path(shardload.__file__).parent
 FLOORS = [
     {"errors", "tensor_ref", "template"},
     {"keymap", "memory", "progress", "sources", "shell"},
-    {"formats", "index", "shard", "walker"},
+    {"formats", "index", "references", "shard", "walker"},
     {"checkpoint"},
     {"plan", "targets", "diagnosis"},
     {"rehearsal", "ties", "report"},

@@ -1,0 +1,112 @@
+"""References: the attributes, lists and dicts in which a module keeps its parameters a second time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TENSORS = frozenset({nn.Parameter, torch.Tensor})
+_CONTAINERS = frozenset({list, tuple, dict})
+_HOLDERS = _TENSORS | _CONTAINERS
+_TABLES = frozenset({"_parameters", "_buffers", "_modules"})
+
+
+class References:
+    """Loading assigns new tensors; whatever else pointed at the old ones is led to the new ones by `renew`.
+
+    Made before a load. `undo` takes a function for each thing that was changed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        # The old tensors are held, so that their ids stay theirs. A buffer that is a parameter counts as that.
+        self._places: dict[int, tuple[torch.Tensor, nn.Module, str]] = {}
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._places[id(parameter)] = (parameter, module, name)
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and name not in module._non_persistent_buffers_set:
+                    self._places.setdefault(id(buffer), (buffer, module, name))
+
+    def renew(self, undo: list[Callable[[], None]]) -> None:
+        """Replace old tensors in plain attributes, non-persistent buffers and containers among the attributes."""
+        renewed = _Renewed(self._replaced(), undo)
+        if not renewed.by_id:
+            return
+        for module in self._model.modules():
+            for name, buffer in module._buffers.items():
+                if id(buffer) in renewed.by_id:
+                    renewed.put(module._buffers, name, renewed.by_id[id(buffer)])
+            for name, value in list(module.__dict__.items()):
+                if type(value) not in _HOLDERS or name in _TABLES:
+                    continue  # nearly all attributes are numbers and empty hook tables
+                new = renewed.of(value)
+                if new is not value:
+                    renewed.put(module.__dict__, name, new)
+            if module._forward_pre_hooks:
+                _recompute(module, undo)
+
+    def _replaced(self) -> dict[int, torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        for old, module, name in self._places.values():
+            now: torch.Tensor | None = module._parameters.get(name)
+            if now is None:
+                now = module._buffers.get(name)
+            if now is not None and now is not old:
+                found[id(old)] = now
+        return found
+
+
+class _Renewed:
+    """New tensors by the ids of the old ones, and the changes that they made."""
+
+    def __init__(self, by_id: dict[int, torch.Tensor], undo: list[Callable[[], None]]) -> None:
+        self.by_id = by_id
+        self._undo = undo
+        self._seen: set[int] = set()
+
+    def put(self, table: Any, place: Any, value: Any) -> None:
+        """Set an entry of a dict or a list."""
+        old = table[place]
+        self._undo.append(lambda: table.__setitem__(place, old))
+        table[place] = value
+
+    def of(self, value: Any) -> Any:
+        """Return the new value for an old one; lists and dicts are changed in place, and only where needed."""
+        kind = type(value)
+        if kind in _TENSORS:
+            return self.by_id.get(id(value), value)
+        if kind not in _CONTAINERS or id(value) in self._seen:
+            return value
+        if kind is tuple:
+            items = tuple(self.of(item) for item in value)
+            return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        self._seen.add(id(value))  # a list may hold itself
+        for place, item in list(value.items() if kind is dict else enumerate(value)):
+            new = self.of(item)
+            if new is not item:
+                self.put(value, place, new)
+        return value
+
+
+def _recompute(module: nn.Module, undo: list[Callable[[], None]]) -> None:
+    """Compute once what torch's weight_norm, spectral_norm and pruning compute before each forward."""
+    before = {name: value for name, value in module.__dict__.items() if type(value) in _TENSORS}
+    undo.append(lambda: module.__dict__.update(before))
+    training = module.training
+    # spectral_norm takes a step of its power iteration in training mode, which is not a load's business.
+    module.training = False
+    try:
+        with torch.no_grad():
+            for hook in module._forward_pre_hooks.values():
+                if type(hook).__module__.startswith("torch.nn.utils."):
+                    hook(module, ())
+    finally:
+        module.training = training
