@@ -29,7 +29,7 @@ class SafetensorsFormat:
 
     What is accepted here is accepted by the safetensors library with the same names, shapes, dtypes and
     offsets. Refused besides: duplicate keys, leading spaces, unknown fields, dimensions above 2^63-1.
-    90,000 tensors take 0.4 s (one 2.x GHz core), half of it the JSON.
+    90,000 tensors take 0.4 s on one core, half of it the JSON.
     """
 
     name = "safetensors"

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 ENVELOPE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 _DEEPEST_ENVELOPE = 3
+_MAX_TENSORS = 200_000
+_MAX_DIMS = 64  # torch's own limit for most operations
 _MAX_INT64 = 2**63 - 1
 _SHOWN = 5
+_LISTED = 50
 # A pickle may hold one list in itself a thousand times over; its tree is what is counted.
 _MAX_NODES = 300_000
 _MAX_DEPTH = 50
@@ -39,9 +42,16 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Heade
     that no TensorRef describes (all of them named at once), CorruptError for a tensor outside its storage.
     """
     state, envelope, discarded = _open_envelope(top, shard)
+    if len(state) > _MAX_TENSORS:
+        raise UnsupportedError(
+            f"a state dict of {len(state):,} entries in one file, the limit is {_MAX_TENSORS:,}",
+            where=shard,
+            cure=f"split it into shards, or {RESAVE}",
+        )
     tensors: list[TensorRef] = []
     objects: dict[str, Any] = {}
     unreadable: list[str] = []
+    faults = 0
     budget = [_MAX_NODES]
     for key, value in state.items():
         if type(key) is not str:
@@ -52,13 +62,14 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Heade
         try:
             objects[key] = _plain(value, budget)
         except _NotPlainError as error:
-            unreadable.append(
-                f"{quote(key)} is {error}" if type(value) is Unreadable else f"{quote(key)} holds {error}"
-            )
-    if unreadable:
-        more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
+            faults += 1
+            if faults <= _SHOWN:
+                verb = "is" if type(value) is Unreadable else "holds"
+                unreadable.append(f"{quote(key)} {verb} {error}")
+    if faults:
+        more = f"; and {faults - _SHOWN:,} more" if faults > _SHOWN else ""
         raise UnsupportedError(
-            f"entries of the state dict can't be loaded: {'; '.join(unreadable[:_SHOWN])}{more}",
+            f"entries of the state dict can't be loaded: {'; '.join(unreadable)}{more}",
             where=shard,
             cure="save them as plain dense tensors",
         )
@@ -82,13 +93,20 @@ def _open_envelope(top: Any, shard: str) -> tuple[dict[Any, Any], tuple[str, ...
     state = top
     _refuse_others(state, shard)
     while (inner := _inner(state, shard, _DEEPEST_ENVELOPE - len(path))) is not None:
-        discarded += [".".join([*path, str(key)])[:200] for key in state if key != inner]
+        beside = [key for key in state if key != inner]
+        discarded += [".".join([*path, _shown(key)]) for key in beside[:_LISTED]]
+        if len(beside) > _LISTED:
+            discarded.append(f"and {len(beside) - _LISTED:,} more")
         path.append(inner)
         state = state[inner]
         _refuse_others(state, shard)
     if not _tensors(state):
         _refuse_empty(state, shard)
     return state, tuple(path), tuple(discarded)
+
+
+def _shown(key: Any) -> str:
+    return key if type(key) is str and key.isprintable() and len(key) <= 120 else quote(key)
 
 
 def _is_dict(value: Any) -> bool:
@@ -145,6 +163,8 @@ def _tensor(name: str, tensor: PickledTensor, shard: str, locate: Callable[[Stor
     item = DTYPE_BITS[tensor.code] // 8
     shape, strides = tensor.shape, tensor.strides
     numel, last, packed, contiguous = 1, tensor.offset, 1, True
+    if len(shape) > _MAX_DIMS:
+        raise _outside(name, tensor, block, shard)
     for dim, stride in zip(reversed(shape), reversed(strides), strict=True):
         if type(dim) is not int or type(stride) is not int or dim < 0 or stride < 0:
             raise _outside(name, tensor, block, shard)

@@ -266,6 +266,10 @@ BOMBS = {
     "short texts": lambda: b"U\x02\xc3\xa9" * 8_000_000,
     "lists of lists of lists": lambda: b"}" + text("w") + b"]" + put(0)
     + b"".join(b"j" + struct.pack("<I", i) + b"\x86" + put(i + 1) for i in range(40)) + b"s",
+    "one tensor of many names": lambda: b"}"
+    + text("t") + REBUILD + b"(" + b"(" + text("storage") + FLOAT + text("0") + text("cpu") + b"K\x00NtQ"
+    + b"K\x00K\x00\x85K\x01\x85\x89" + EMPTY + b"tR" + put(0) + b"s("
+    + b"".join(b"U\x06%06d" % i + b"h\x00" for i in range(400_000)) + b"u",
     "ints that hash alike": lambda: b"}(" + b"".join(
         b"\x8a\x0c" + ((2**61 - 1) * (i + 1)).to_bytes(12, "little") + b"N" for i in range(300_000)
     ) + b"u",

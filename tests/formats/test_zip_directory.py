@@ -65,6 +65,7 @@ OUTSIDE = {
     "product overflows": {"shape": (2**40, 2**40), "strides": (0, 0)},
     "dimension beyond 2^63": {"shape": (2**64, 1), "strides": (0, 0)},
     "stride beyond 2^63": {"shape": (1, 1), "strides": (2**64, 1)},
+    "a hundred dimensions": {"shape": (1,) * 100, "strides": (1,) * 100},
     "wraps around": {"shape": (2, 3), "strides": (2**62, 2**62)},
     "empty at a negative offset": {"shape": (0,), "strides": (1,), "offset": -3},
 }
