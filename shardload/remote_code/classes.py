@@ -84,11 +84,24 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
         except Exception as error:
             if repo.fall_back(error, namespace):
                 return make(config)
+            if _met_a_shell(error):
+                raise
             raise explain(error, namespace, f"constructing {ref}") from error
         return model
 
     resolved = ResolvedClass(make, ref.name, code_origin(repo, ref), repo.base)
     return resolved
+
+
+def _met_a_shell(error: Exception) -> bool:
+    """Whether a constructor looked at values that a shell does not have: build_shell says it better."""
+    from shardload.shell import constructing
+
+    return (
+        isinstance(error, (RuntimeError, NotImplementedError))
+        and "meta tensor" in str(error)
+        and constructing()
+    )
 
 
 def _nothing_to_build(

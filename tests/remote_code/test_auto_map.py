@@ -33,6 +33,7 @@ def test_reference_to_another_repo():
         "a..Model",
         "modeling x.Model",
         "org/../x--m.Model",
+        "org/a..b--m.Model",
         "--m.Model",
         "just-a-name--m.Model",
         "m.Model()",

@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 from torch import nn
 
-from shardload.errors import UsageError
-from shardload.remote_code import resolve_class
+from shardload.errors import UnsupportedError, UsageError
+from shardload.remote_code import load_config, resolve_class
+from shardload.shell import build_shell
 
 from .repos import MODEL, build, tiny, write
 
@@ -65,6 +66,17 @@ def test_a_class_that_transformers_lacks_or_that_lacks_transformers(tmp_path):
         assert "pip install transformers" in caught.value.cure
     else:
         assert "lacks" in caught.value.what
+
+
+def test_a_constructor_that_looks_at_weights_is_explained_by_the_shell(tmp_path):
+    looking = MODEL.replace(
+        "config.hidden_size)\n", "config.hidden_size)\n        self.linear.weight[0, 0].item()\n", 1
+    )
+    source, config = tiny(tmp_path, model=looking)
+    resolved = resolve_class(source, config, trust_remote_code=True)
+    loaded = load_config(source, config, trust_remote_code=True)
+    with pytest.raises(UnsupportedError, match="looks at the values"):
+        build_shell(lambda: resolved.make(loaded.config))
 
 
 def test_only_auto_class_for_a_repo_without_code(tmp_path):

@@ -15,6 +15,7 @@ import torch
 
 from shardload.errors import RemoteCodeError
 from shardload.remote_code import load_config, resolve_class
+from shardload.remote_code.process_flags import restored_flags
 
 from .repos import MODEL, build, local, module_of, tiny, write
 
@@ -267,6 +268,18 @@ def test_process_wide_flags_are_restored_after_an_import_that_fails(tmp_path):
     before = flags()
     with pytest.raises(RemoteCodeError):
         run(tmp_path, FLAGS + "\n1 / 0")
+    assert flags() == before
+
+
+def test_overlapping_imports_restore_what_was_before_the_first():
+    before = flags()
+    first, second = restored_flags(), restored_flags()
+    first.__enter__()
+    torch.set_default_dtype(torch.float64)
+    torch._C._jit_override_can_fuse_on_cpu(True)
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
     assert flags() == before
 
 

@@ -101,6 +101,14 @@ def test_a_lacking_name_in_the_config_file_hands_over_too(tmp_path):
     assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
 
 
+def test_a_lacking_name_in_the_configs_constructor_hands_over_too(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    asking = "self.hidden_size = hidden_size"
+    source, config = tiny(tmp_path, config=CONFIG.replace(asking, f"{LACKING.strip()}; {asking}"))
+    loaded = load_config(source, config, trust_remote_code=True)
+    assert isinstance(loaded.config, transformers.PretrainedConfig)
+
+
 def test_a_name_that_a_constructor_asks_for_hands_over(tmp_path):
     transformers = pytest.importorskip("transformers")
     model = MODEL.replace("super().__init__(config)", f"super().__init__(config)\n        {LACKING}")

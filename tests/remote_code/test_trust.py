@@ -8,6 +8,7 @@ import pytest
 
 from shardload.errors import UnsafeError, UntrustedCodeError
 from shardload.remote_code import code_files, load_config, resolve_class
+from shardload.remote_code.trust import is_commit
 
 from .repos import AUTO_MAP, COMMIT, CONFIG, MODEL, HubLike, build, tiny, write
 
@@ -55,6 +56,12 @@ def test_hub_code_needs_the_commit_and_the_error_prints_it(tmp_path):
         assert f"revision='{COMMIT}'" in caught.value.cure
         assert "trust_remote_code" not in caught.value.cure
     assert load_config(source, config, trust_remote_code=True, revision_given=COMMIT).config.hidden_size == 4
+
+
+@pytest.mark.parametrize("text", [f"{COMMIT}0", f"0{COMMIT}", f"{COMMIT}\n", COMMIT[:39], "g" * 40, "", None])
+def test_a_commit_is_forty_hex_digits(text):
+    assert is_commit(COMMIT)
+    assert not is_commit(text)
 
 
 def test_hub_code_without_any_word_says_both_at_once(tmp_path):

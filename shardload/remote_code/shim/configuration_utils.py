@@ -12,8 +12,7 @@ from shardload.remote_code.shim._missing import later
 if TYPE_CHECKING:
     import os
 
-# Attributes that every old config had, and that code reads without asking. Attributes a config names are
-# set over them; containers are copied for each config.
+# Attributes that every old config had, and that code reads without asking. What a config.json names overrides them.
 _DEFAULTS: dict[str, Any] = {
     "return_dict": True,
     "output_hidden_states": False,
@@ -91,7 +90,7 @@ class PretrainedConfig:
 
     def __init__(self, **kwargs: Any) -> None:
         for name, default in {**_DEFAULTS, **GENERATION_DEFAULTS}.items():
-            setattr(self, name, copy.copy(kwargs.pop(name, default)))
+            setattr(self, name, kwargs.pop(name, default))
         self.torch_dtype = as_dtype(self.torch_dtype)
         self.pruned_heads = {int(layer): heads for layer, heads in self.pruned_heads.items()}
         self._set_labels(
