@@ -1,0 +1,1 @@
+"""Side-by-side measurements of shardload and other loaders: `python -m benchmarks`."""

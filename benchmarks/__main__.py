@@ -1,0 +1,71 @@
+"""`python -m benchmarks`: measure, and write the JSON and the table made from it to benchmarks/results/."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.loaders import LOADERS
+from benchmarks.machine import machine, versions
+from benchmarks.measure import ROOT
+from benchmarks.report import data_of, markdown_of
+from benchmarks.run import Run
+from benchmarks.tables import FULL, QUICK, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return 0, or 1 when a contestant failed."""
+    options = _parser().parse_args(arguments)
+    started, clock = datetime.now(timezone.utc), time.monotonic()
+    tables = [table for table in TABLES if not options.only or table.name in options.only]
+    cache = Path(options.cache or tempfile.mkdtemp(prefix="shardload-benchmarks-")).absolute()
+    try:
+        run = Run(tables, options.loaders, QUICK if options.quick else FULL, cache)
+        run.write_checkpoints()
+        run.rounds(options.pairs, clock + 60 * options.minutes)
+    finally:
+        if not options.cache:
+            shutil.rmtree(cache, ignore_errors=True)
+    data = {
+        "command": " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)]),
+        "quick": options.quick,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": time.monotonic() - clock,
+        "machine": machine(),
+        "versions": versions(),
+        **data_of(run),
+    }
+    text = markdown_of(data)
+    if options.results or not options.quick:
+        results = Path(options.results or ROOT / "benchmarks" / "results")
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "bench.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (results / "bench.md").write_text(text, encoding="utf-8")
+    print(text)
+    return int(any(row.error for rows in run.rows.values() for row in rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=5, help="rounds at most (default 5)")
+    parser.add_argument("--minutes", type=float, default=9, help="begin no round that would end later")
+    parser.add_argument("--quick", action="store_true", help="tiny checkpoints: does the suite work?")
+    parser.add_argument("--only", nargs="+", choices=[table.name for table in TABLES], metavar="TABLE")
+    parser.add_argument("--loaders", nargs="+", choices=LOADERS, default=LOADERS, metavar="LOADER")
+    parser.add_argument("--cache", help="keep the checkpoints (9 GB) in this folder for the next run")
+    parser.add_argument("--results", help="where JSON and Markdown go (default: benchmarks/results)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

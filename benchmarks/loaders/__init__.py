@@ -1,0 +1,37 @@
+"""One file a contestant.
+
+Each has `LABEL` and `prepare(job) -> load`. `prepare` imports what the loader needs, for that is measured apart;
+`load()` returns the model with every weight in place. No module imports torch at its top: the parent process
+reads the labels.
+
+A job is a dict: `folder`, `kind` and `config` of its checkpoint (see `checkpoints.Spec`), `suffix` of its
+files, and `dtype`, which is "auto" (as stored) or "float32".
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+LOADERS = ("floor", "ours", "transformers_loader", "accelerate_loader", "assign", "tutorial")
+
+
+class Loader(Protocol):
+    """What each module here offers."""
+
+    LABEL: str
+
+    def prepare(self, job: dict[str, Any]) -> Callable[[], nn.Module | None]:
+        """Import everything and return the function to be measured; it returns None where there is no model."""
+
+
+def find(name: str) -> Loader:
+    """Return the loader of that name, one of LOADERS."""
+    if name not in LOADERS:
+        raise ValueError(f"no loader {name!r}; there are {', '.join(LOADERS)}")
+    return import_module(f"benchmarks.loaders.{name}")  # type: ignore[return-value]

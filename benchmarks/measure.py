@@ -1,0 +1,123 @@
+"""Starting the measured processes, and watching their memory from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+SAMPLE_SECONDS = 0.005
+TIMEOUT_SECONDS = 300
+
+# No contestant may ask the network, and all find the packages in the same way.
+_ENVIRONMENT = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class MeasureError(Exception):
+    """A measured process failed; the message is the end of what it said."""
+
+
+def load(job: dict[str, Any]) -> dict[str, float]:
+    """Run one job in a fresh process and return its figures: seconds and bytes.
+
+    `ready_s` counts from just before the process is started. `anon_peak` is the highest anonymous memory from
+    the end of the imports until every page was touched, over that at the end of the imports.
+    """
+    warm(job["folder"])
+    started = time.monotonic()
+    process = _start([sys.executable, "-m", "benchmarks.child", json.dumps(job)])
+    watch = _Watch(process.pid)
+    out = _finish(process, watch)
+    said = json.loads(out.splitlines()[-1])
+    seen = [anon for when, anon in watch.samples if said["imported"] <= when <= said["checked"]]
+    figures = {
+        "ready_s": said["ready"] - started,
+        "import_s": said["imported"] - started,
+        "load_s": said["ready"] - said["imported"],
+        "cpu_s": said["cpu_s"],
+        "anon_peak": max([said["before"], said["after"], *seen]) - said["before"],
+        "anon_kept": said["after"] - said["before"],
+        "samples": len(seen),
+    }
+    return figures | ({"touch_s": said["touch_s"]} if "touch_s" in said else {})
+
+
+def command(arguments: list[str]) -> dict[str, float]:
+    """Run `python ARGUMENTS` and return its wall and CPU seconds."""
+    started = time.monotonic()
+    before = _children_cpu()
+    _finish(_start([sys.executable, *arguments]), None)
+    return {"wall_s": time.monotonic() - started, "cpu_s": _children_cpu() - before}
+
+
+def warm(folder: str) -> None:
+    """Read all files of a checkpoint, so that they are in the page cache."""
+    buffer = bytearray(1 << 23)
+    for path in Path(folder).iterdir():
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+
+class _Watch:
+    """Samples another process's anonymous memory until it ends."""
+
+    def __init__(self, pid: int) -> None:
+        self.samples: list[tuple[float, int]] = []
+        self._path = f"/proc/{pid}/status"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (anon := self._read()) is not None:
+            self.samples.append((time.monotonic(), anon))
+            time.sleep(SAMPLE_SECONDS)
+
+    def _read(self) -> int | None:
+        try:
+            status = Path(self._path).read_bytes()
+        except OSError:
+            return None
+        at = status.find(b"RssAnon:")  # a process that has ended has none
+        return None if at < 0 else int(status[at + 8 :].split(None, 1)[0]) * 1024
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+def _start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _finish(process: subprocess.Popen[str], watch: _Watch | None) -> str:
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise MeasureError(f"not done after {TIMEOUT_SECONDS} s") from None
+    if watch:
+        watch.join()
+    if process.returncode:
+        raise MeasureError(err.strip()[-500:] or f"exit status {process.returncode}")
+    return out
+
+
+def _children_cpu() -> float:
+    times = os.times()
+    return times.children_user + times.children_system

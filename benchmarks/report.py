@@ -1,0 +1,140 @@
+"""A run as JSON data, and that as Markdown: the second is made from nothing but the first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.tables import Command, Table, checkpoints_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from benchmarks.run import Row, Run
+
+SCHEMA = 1
+_PEER = "transformers_loader"
+_MB = 10**6
+_LOADS_HEAD = (
+    "| loader | start → ready | x transformers | load alone | x transformers | CPU to ready "
+    "| every page touched | peak anonymous | runs |"
+)
+
+
+def data_of(run: Run) -> dict[str, Any]:
+    """Return the tables with every run and the medians; bytes and seconds."""
+    used = set().union(*map(checkpoints_of, run.tables.values()))
+    specs = {name: run.specs[name.rpartition(".")[0]].describe() for name in sorted(used)}
+    return {
+        "schema": SCHEMA,
+        "checkpoints": specs,
+        "tables": [_table(table, run.rows[name]) for name, table in run.tables.items()],
+    }
+
+
+def _table(table: Table, rows: list[Row]) -> dict[str, Any]:
+    found = {"name": table.name, "title": table.title, "what": table.what, "dtype": table.dtype, "rows": []}
+    peer = next((row for row in rows if getattr(row.what, "loader", "") == _PEER), None)
+    by_label = {row.label: row for row in rows}
+    for row in rows:
+        entry: dict[str, Any] = {**asdict(row.what), "label": row.label, "error": row.error, "runs": row.runs}
+        entry.pop("most", None)
+        names = row.runs[0] if row.runs else ()
+        entry["median"] = {name: median(run[name] for run in row.runs) for name in names if name != "round"}
+        if isinstance(row.what, Command):
+            if row.what.over in by_label:
+                entry["over_s"] = _paired(row, by_label[row.what.over], "wall_s", lambda a, b: a - b)
+        elif peer:
+            entry["times_peer"] = {
+                name: _paired(row, peer, name, lambda a, b: a / b) for name in ("ready_s", "load_s")
+            }
+        found["rows"].append(entry)
+    return found
+
+
+def _paired(row: Row, other: Row, name: str, combine: Any) -> float | None:
+    """Return the median over the rounds that both took part in."""
+    theirs = {run["round"]: run[name] for run in other.runs}
+    pairs = [combine(run[name], theirs[run["round"]]) for run in row.runs if run["round"] in theirs]
+    return median(pairs) if pairs else None
+
+
+def markdown_of(data: Mapping[str, Any]) -> str:
+    """Return the tables for people."""
+    machine, versions = data["machine"], data["versions"]
+    loads = [run["load_average"] for t in data["tables"] for row in t["rows"] for run in row["runs"]]
+    changed = " with changes" if versions["shardload_changed"] else ""
+    lines = [
+        "# Benchmarks" + (" (quick sizes: the figures mean nothing)" if data["quick"] else ""),
+        "",
+        f"`{data['command']}`, {data['started']}, {data['seconds'] / 60:.0f} minutes. "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_bytes'] / 2**30:.0f} GiB, "
+        f"{machine['system']} {machine['kernel']}, Python {machine['python']}. "
+        + ", ".join(f"{name} {versions[name]}" for name in versions if not name.startswith("shardload"))
+        + f", shardload {versions['shardload']} ({(versions['shardload_commit'] or 'no commit')[:12]}{changed}).",
+        "",
+    ]
+    if loads:
+        noise = (
+            f"Load average while it ran: {min(loads):.1f} to {max(loads):.1f} on {machine['cores']} cores. "
+            "Read the ratios. Medians; in brackets the least and the greatest."
+        )
+        lines += [noise, ""]
+    for table in data["tables"]:
+        lines += [f"## {table['title']}", "", table["what"], ""]
+        is_commands = all("arguments" in row for row in table["rows"])
+        lines += _commands(table) if is_commands else _loads(table)
+    return "\n".join(lines)
+
+
+def _loads(table: Mapping[str, Any]) -> list[str]:
+    lines = [
+        _LOADS_HEAD,
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in table["rows"]:
+        if not row["runs"]:
+            lines.append(f"| {row['label']} | failed: {_one_line(row['error'])} | | | | | | | 0 |")
+            continue
+        middle, times = row["median"], row.get("times_peer", {})
+        touch = f"{middle['touch_s']:.2f} s" if "touch_s" in middle else ""
+        cells = [
+            row["label"],
+            _spread(row, "ready_s"),
+            _times(times.get("ready_s")),
+            f"{middle['load_s']:.2f} s",
+            _times(times.get("load_s")),
+            f"{middle['cpu_s']:.2f} s",
+            touch,
+            f"{middle['anon_peak'] / _MB:,.0f} MB",
+            str(len(row["runs"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _commands(table: Mapping[str, Any]) -> list[str]:
+    lines = ["| command | wall | over | CPU | runs |", "|---|---|---|---|---|"]
+    for row in table["rows"]:
+        if not row["runs"]:
+            lines.append(f"| {row['label']} | failed: {_one_line(row['error'])} | | | 0 |")
+            continue
+        over = row.get("over_s")
+        extra = "" if over is None else f"{over:+.3f} s over {row['over']}"
+        cpu = f"{row['median']['cpu_s']:.2f} s"
+        lines.append(f"| {row['label']} | {_spread(row, 'wall_s')} | {extra} | {cpu} | {len(row['runs'])} |")
+    return [*lines, ""]
+
+
+def _spread(row: Mapping[str, Any], name: str) -> str:
+    values = [run[name] for run in row["runs"]]
+    return f"{median(values):.2f} s ({min(values):.2f}-{max(values):.2f})"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+def _one_line(text: str | None) -> str:
+    return (text or "not run").splitlines()[-1].replace("|", "\\|")[:120]

@@ -1,0 +1,118 @@
+"""One run: every table's contestants in turn, round after round, so that all meet the same noise."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import checkpoints, measure
+from benchmarks.loaders import find
+from benchmarks.machine import load_average
+from benchmarks.tables import Command, Load, Table, checkpoints_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from benchmarks.checkpoints import Spec
+
+
+@dataclass
+class Row:
+    """One contestant's figures, a dict a round; `error` is what it said if it failed, and then it is left out."""
+
+    what: Load | Command
+    label: str
+    runs: list[dict[str, float]] = field(default_factory=list)
+    error: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def wanted(self) -> bool:
+        return self.error is None and (isinstance(self.what, Command) or len(self.runs) < self.what.most)
+
+
+class Run:
+    """The tables that were asked for, on checkpoints in `cache`."""
+
+    def __init__(
+        self, tables: Sequence[Table], loaders: Sequence[str], specs: Mapping[str, Spec], cache: Path
+    ) -> None:
+        self.specs = specs
+        self.cache = cache
+        self.tables = {table.name: table for table in tables}
+        self.rows = {
+            table.name: [
+                Row(row, _label(row))
+                for row in table.rows
+                if isinstance(row, Command) or row.loader in loaders
+            ]
+            for table in tables
+        }
+
+    def write_checkpoints(self) -> None:
+        for name in sorted(set().union(*map(checkpoints_of, self.tables.values()))):
+            _say(f"writing {name}")
+            spec, suffix = self._spec(name), name.rpartition(".")[2]
+            checkpoints.write(spec, suffix, self.cache / name)
+        # Compile and read every package once: a first import after an installation is another thing.
+        measure.command(["-c", "import torch, safetensors, shardload.load, shardload.cli"])
+
+    def rounds(self, pairs: int, deadline: float) -> None:
+        """Run at most `pairs` rounds; no round but the first is begun that would not end before `deadline`."""
+        for number in range(1, pairs + 1):
+            left = [(table, row) for table, rows in self.rows.items() for row in rows if row.wanted]
+            expected = sum(row.seconds for _, row in left)
+            if not left or (number > 1 and time.monotonic() + expected > deadline):
+                return
+            for table, row in left:
+                self._measure(self.tables[table], row, number)
+
+    def _measure(self, table: Table, row: Row, number: int) -> None:
+        started = time.monotonic()
+        load = load_average()
+        try:
+            if isinstance(row.what, Load):
+                figures = measure.load(self._job(row.what, table))
+            else:
+                figures = measure.command([self._folder(word) for word in row.what.arguments])
+        except measure.MeasureError as error:
+            row.error = str(error)
+            _say(f"{table.name}: {row.label}: {row.error}")
+            return
+        row.seconds = time.monotonic() - started
+        row.runs.append({**figures, "round": number, "load_average": load})
+        first = next(iter(figures.items()))
+        _say(f"{number} {table.name}: {row.label}: {first[0]} {first[1]:.2f}")
+
+    def _job(self, load: Load, table: Table) -> dict[str, Any]:
+        spec = self._spec(load.checkpoint)
+        return {
+            "loader": load.loader,
+            "folder": str(self.cache / load.checkpoint),
+            "suffix": load.checkpoint.rpartition(".")[2],
+            "kind": spec.kind,
+            "config": spec.config,
+            "dtype": table.dtype,
+            "dtype_loaded": spec.dtype if table.dtype == "auto" else table.dtype,
+        }
+
+    def _spec(self, checkpoint: str) -> Spec:
+        return self.specs[checkpoint.rpartition(".")[0]]
+
+    def _folder(self, word: str) -> str:
+        return str(self.cache / word[1:-1]) if word.startswith("{") else word
+
+
+def _label(row: Load | Command) -> str:
+    if isinstance(row, Command):
+        return row.label
+    label = find(row.loader).LABEL
+    return f"{label}, {row.note}" if row.note else label
+
+
+def _say(text: str) -> None:
+    print(f"[load {os.getloadavg()[0]:.1f}] {text}", file=sys.stderr, flush=True)
