@@ -20,6 +20,12 @@ class Own(ModelOutput):
     second: Any = None
 
 
+@dataclass
+class Needing(ModelOutput):
+    first: Any
+    second: Any = None
+
+
 def test_fields_that_are_none_are_left_out():
     logits, past = torch.ones(2), ((1, 2),)
     output = CausalLMOutputWithPast(logits=logits, past_key_values=past)
@@ -74,3 +80,8 @@ def test_it_can_be_pickled():
     again = pickle.loads(pickle.dumps(Own(first=1, second=[2])))
     assert type(again) is Own
     assert again.to_tuple() == (1, [2])
+
+
+def test_it_can_be_pickled_with_a_field_that_has_no_default():
+    again = pickle.loads(pickle.dumps(Needing(1)))
+    assert (again.first, again.to_tuple()) == (1, (1,))
