@@ -164,9 +164,9 @@ def _tensor_v2(  # the argument list is torch's
     if type(grad) is not bool or not (hooks is None or type(hooks) is PickledDict or type(hooks) is dict):
         raise TypeError("a tensor takes whether it has a gradient, and its hooks")
     bits = _set_bits(metadata)
-    return (
-        Unreadable(f"a tensor with its {bits} bit set") if bits else _tensor(storage, offset, shape, strides)
-    )
+    if bits:
+        return Unreadable(f"a tensor with its {bits} bit set")
+    return _with_gradient(_tensor(storage, offset, shape, strides), grad)
 
 
 def _tensor_v3(  # the argument list is torch's
@@ -181,11 +181,20 @@ def _tensor_v3(  # the argument list is torch's
 ) -> PickledTensor | Unreadable:
     if type(dtype) is not Global or not dtype.name.startswith("torch.") or dtype.make or dtype.is_storage:
         raise TypeError("the dtype is not one")
-    made = _tensor_v2(storage, offset, shape, strides, grad, hooks, metadata)
+    if type(grad) is not bool:
+        raise TypeError("a tensor takes whether it has a gradient, and its hooks")
+    made = _tensor_v2(storage, offset, shape, strides, False, hooks, metadata)
     if type(made) is PickledTensor:
         if dtype.code is None:
             return Unreadable(f"a tensor of {dtype.name}")
         made.code = dtype.code
+    return _with_gradient(made, grad)
+
+
+def _with_gradient(made: PickledTensor | Unreadable, grad: bool) -> PickledTensor | Unreadable:
+    # The codes of integers are U8, I16 and so on.
+    if grad and type(made) is PickledTensor and (made.code[0] in "UI" or made.code == "BOOL"):
+        raise ValueError(f"a tensor of {made.code} can't have a gradient")
     return made
 
 
@@ -200,7 +209,7 @@ def _set_bits(metadata: Any) -> str:
 def _parameter(data: Any, grad: Any = True, _hooks: Any = None, _state: Any = None) -> Any:
     if type(grad) is not bool or (type(data) is not PickledTensor and type(data) is not Unreadable):
         raise TypeError("a parameter holds a tensor, and whether it has a gradient")
-    return data
+    return _with_gradient(data, grad)
 
 
 def _from_type(func: Any, kind: Any, args: Any, _state: Any) -> Any:

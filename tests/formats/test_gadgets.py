@@ -154,6 +154,15 @@ BROKEN = {
     + text("cpu")
     + b"J\xff\xff\xff\xfftQ.",
     "tensor without a storage": REBUILD + b"(NK\x00K\x01\x85K\x01\x85\x89" + EMPTY + b"tR.",
+    "an integer with a gradient": REBUILD
+    + b"(("
+    + text("storage")
+    + b"ctorch\nIntStorage\n"
+    + text("0")
+    + text("cpu")
+    + b"K\x00NtQK\x00))\x88"
+    + EMPTY
+    + b"tR.",
     "metadata that is no dict": EMPTY + b"}" + text("_metadata") + b"}" + text("") + b"K\x01sssb.",
 }
 
