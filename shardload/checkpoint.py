@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, NotFoundError
 from shardload.formats import format_of
+from shardload.identity import file_identity
 from shardload.index import WeightFiles, find_weight_files, read_json
 from shardload.sources import find_source
 from shardload.template import collapse
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from shardload.formats.format import Format, Header
+    from shardload.identity import FileIdentity
     from shardload.sources.source import Source, SourceFile
     from shardload.tensor_ref import Region, TensorRef
 
@@ -41,6 +43,7 @@ class Checkpoint:
     `tensors` maps each key to its TensorRef, in file order. `objects` are entries of pickled state dicts that
     are no tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
     `metadata` is the safetensors files' own. `warnings` are lines worth showing.
+    `identities` tell whether a local file is still the one whose header was read.
     """
 
     source: Source
@@ -53,6 +56,7 @@ class Checkpoint:
     metadata: dict[str, str] = field(default_factory=dict)
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    identities: Mapping[str, FileIdentity] = field(default_factory=dict, repr=False)
 
     @property
     def label(self) -> str:
@@ -77,7 +81,7 @@ class Checkpoint:
             ref = self.tensors[name]
         except KeyError:
             raise NotFoundError(f"the checkpoint has no tensor {name!r}", where=self.label) from None
-        return read_tensor(self.source.open(ref.shard), ref, region)
+        return read_tensor(self.source.open(ref.shard), ref, region, self.identities.get(ref.shard))
 
 
 def open_checkpoint(
@@ -109,6 +113,8 @@ def open_checkpoint(
 def read_checkpoint(source: Source, files: WeightFiles) -> Checkpoint:
     """Read the headers of the given weight files and check them against their index, both ways."""
     shards = _open_shards(source, files)
+    # A file on the Hub is named by its commit and can't change.
+    identities = {file.name: file_identity(file.local_path()) for file in shards if source.is_local}
     formats, headers = _read_headers(shards, remote=source.revision is not None)
     tensors = _merge(source, files, headers)
     warnings = list(getattr(source, "warnings", ()))
@@ -132,6 +138,7 @@ def read_checkpoint(source: Source, files: WeightFiles) -> Checkpoint:
         metadata={key: value for header in headers for key, value in header.metadata.items()},
         versions={path: entry for header in headers for path, entry in header.versions.items()},
         warnings=tuple(warnings + _envelopes(files.shards, headers)),
+        identities=identities,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy as copy_module
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def from_pretrained(
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     trust = {
         "trust_remote_code": trust_remote_code,
-        "revision_given": revision,
+        "revision_given": revision or _revision_in(where),
         "code_revision": code_revision,
     }
     clock = _Clock()
@@ -78,9 +79,9 @@ def from_pretrained(
     clock.stage("open")
     repo = _Repo(checkpoint.source, checkpoint.config, {**trust, **hub})
     settled = (
-        repo.config(target.dtype)
+        repo.config(target.dtype, model_class)
         if config is None
-        else remote_code.LoadedConfig(config, "given by the caller")
+        else remote_code.LoadedConfig(_with_dtype(config, target.dtype), "given by the caller")
     )
     resolved = repo.resolve(settled.config, auto_class) if model_class is None else _given(model_class)
     shell = build_shell(lambda: resolved.make(settled.config))
@@ -97,8 +98,9 @@ def from_pretrained(
         copy=copy,
     )
     model = shell.model.eval()
-    remote_code.attach_generation_config(model, checkpoint.source)
+    generation = remote_code.attach_generation_config(model, checkpoint.source)
 
+    report.notes += [generation] if generation else []
     report.config_from, report.class_from = settled.origin, resolved.origin
     report.remote_base = resolved.remote_base
     report.seconds = {**clock.seconds, **report.seconds}
@@ -130,7 +132,7 @@ def load_config(
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     trust = {
         "trust_remote_code": trust_remote_code,
-        "revision_given": revision,
+        "revision_given": revision or _revision_in(where),
         "code_revision": code_revision,
     }
     repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
@@ -158,7 +160,7 @@ def resolve_class(
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     trust = {
         "trust_remote_code": trust_remote_code,
-        "revision_given": revision,
+        "revision_given": revision or _revision_in(where),
         "code_revision": code_revision,
     }
     repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
@@ -194,13 +196,31 @@ class _Repo:
         source, _ = find_source(where, revision=revision, subfolder=subfolder, **hub)
         return cls(source, read_config(source), trust)
 
-    def config(self, dtype: torch.dtype | None) -> remote_code.LoadedConfig:
-        return remote_code.load_config(self.source, self.config_json, dtype=dtype, **self.trust)
+    def config(
+        self, dtype: torch.dtype | None, model_class: Callable[[Any], nn.Module] | None = None
+    ) -> remote_code.LoadedConfig:
+        return remote_code.load_config(
+            self.source, self.config_json, dtype=dtype, model_class=model_class, **self.trust
+        )
 
     def resolve(self, config: Any, auto_class: str | None) -> remote_code.ResolvedClass:
         return remote_code.resolve_class(
             self.source, self.config_json, config, auto_class=auto_class, **self.trust
         )
+
+
+def _revision_in(where: str | os.PathLike[str]) -> str | None:
+    """Return the revision of `org/name@revision`: naming the commit there is as good as naming it apart."""
+    return where.rpartition("@")[2] if isinstance(where, str) and "@" in where else None
+
+
+def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:
+    """Return the caller's config, or a copy that says `torch_dtype` where it has one and a dtype is asked for."""
+    if dtype is None or not hasattr(config, "torch_dtype"):
+        return config
+    changed = copy_module.copy(config)
+    changed.torch_dtype = dtype
+    return changed
 
 
 def _given(model_class: Callable[[Any], nn.Module]) -> remote_code.ResolvedClass:

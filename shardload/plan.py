@@ -116,12 +116,20 @@ def _match_one(plan: Plan, key: str, ref: TensorRef, slot: Slot | None) -> None:
     elif slot.shape != ref.shape and not (slot.shape == () and ref.shape == (1,)):
         # torch before 0.4 stored scalars with one dimension; its own loader takes them too.
         plan.faults.append(misshapen_fault(slot, ref))
-    elif dtype_name(slot).startswith(("float", "bfloat")) and not ref.dtype.startswith(("F", "BF")):
-        stored_as = TORCH_NAMES.get(ref.dtype, ref.dtype)
-        note = f"stored as {stored_as}: packed or quantised weights need modules that hold them"
+    elif (slot.dtype.is_floating_point or slot.dtype.is_complex) and (note := _other_kind(slot, ref)):
         plan.faults.append(refused_fault(slot, ref, note))
     else:
         plan.direct[key] = ref
+
+
+def _other_kind(slot: Slot, ref: TensorRef) -> str | None:
+    """Return why a slot for real or complex numbers can't take a stored tensor, or None where it can."""
+    stored_as = TORCH_NAMES.get(ref.dtype, ref.dtype)
+    if ref.dtype.startswith("C") and not slot.dtype.is_complex:
+        return f"stored as {stored_as}, and the model holds real numbers"
+    if not ref.dtype.startswith(("F", "BF", "C")):
+        return f"stored as {stored_as}: packed or quantised weights need modules that hold them"
+    return None
 
 
 def missing_fault(slot: Slot) -> Fault:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from shardload.errors import CorruptError, NotFoundError, UnsupportedError
+from shardload.identity import file_identity
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES, Region, TensorRef
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from shardload.identity import FileIdentity
     from shardload.sources.source import SourceFile
 
 DTYPES: dict[str, torch.dtype] = {
@@ -37,12 +39,14 @@ class Shard:
 
     With `copy=False` tensors are views of a private mapping: no anonymous memory until they are written to,
     and the file never changes. With `copy=True` each is read into memory of its own. The mapping lives as long
-    as a tensor of it does. Raises CorruptError when the file's size changed while it was open.
+    as a tensor of it does. Raises CorruptError when the file changed while it was open, or is not the one that
+    `expected` tells.
     """
 
-    def __init__(self, path: Path, *, copy: bool = False) -> None:
+    def __init__(self, path: Path, *, copy: bool = False, expected: FileIdentity | None = None) -> None:
         self.path = path
         self.copy = copy
+        self._expected = expected
         self._map: mmap.mmap | None = None
         self._descriptor = -1
 
@@ -54,7 +58,8 @@ class Shard:
                 f"{self.path.name} can't be opened: {error.strerror}", where=str(self.path)
             ) from error
         try:
-            self._opened = _identity(self._descriptor)
+            self._opened = file_identity(self._descriptor)
+            self._check_expected()
             if not self.copy and self._opened[1] > 0:
                 self._map = _map_private(self._descriptor, self.path)
         except BaseException:
@@ -65,15 +70,23 @@ class Shard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        closed = _identity(self._descriptor)
+        closed = file_identity(self._descriptor)
         os.close(self._descriptor)
         self._map = None
         if error is None and closed != self._opened:
-            raise CorruptError(
-                f"{self.path.name} was changed while it was being loaded",
-                where=str(self.path),
-                cure="load again when nothing writes to it",
-            )
+            raise self._changed("while it was being loaded")
+
+    def _check_expected(self) -> None:
+        # A file that is shorter now says so itself, by the first tensor that it lacks.
+        if self._expected not in (None, self._opened) and self._opened[1] >= self._expected[1]:
+            raise self._changed("since its header was read")
+
+    def _changed(self, when: str) -> CorruptError:
+        return CorruptError(
+            f"{self.path.name} was changed {when}",
+            where=str(self.path),
+            cure="open it again when nothing writes to it",
+        )
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """Return the stored tensor, in its stored dtype, with a storage of its own extent."""
@@ -116,16 +129,18 @@ def torch_dtype(ref: TensorRef) -> torch.dtype:
         ) from None
 
 
-def read_tensor(file: SourceFile, ref: TensorRef, region: Region | None) -> torch.Tensor:
+def read_tensor(
+    file: SourceFile, ref: TensorRef, region: Region | None, expected: FileIdentity | None = None
+) -> torch.Tensor:
     """Return one tensor of a file, or a region of it: see `Checkpoint.read`."""
     if region is None:
-        with Shard(file.local_path()) as shard:
+        with Shard(file.local_path(), expected=expected) as shard:
             return shard.tensor(ref)
     if len(region) > len(ref.shape):
         raise NotFoundError(f"a region of {len(region)} slices in a tensor of {len(ref.shape)} dimensions")
     dtype = torch_dtype(ref)
     if ref.strides is not None or not ref.shape or not region:
-        return read_tensor(file, ref, None)[region].clone()
+        return read_tensor(file, ref, None, expected)[region].clone()
     first, *rest = region
     rows = range(*first.indices(ref.shape[0]))
     if not rows:
@@ -180,12 +195,6 @@ def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch
             )
         done += got
     return flat
-
-
-def _identity(descriptor: int) -> tuple[int, int, int]:
-    """Inode, size and time of change: what must stay the same while a file is mapped."""
-    status = os.fstat(descriptor)
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def packed_bytes(dtype: torch.dtype, numel: int) -> int:

@@ -82,8 +82,9 @@ class _Stream:
 
     def shard(self, name: str, pairs: Pairs, meter: ProgressMeter) -> None:
         """Load one shard: plain modules tensor by tensor, subtrees with their own loaders once they are complete."""
-        path = self.comparison.checkpoint.source.open(name).local_path()
-        with Shard(path, copy=self.copy) as shard:
+        checkpoint = self.comparison.checkpoint
+        path = checkpoint.source.open(name).local_path()
+        with Shard(path, copy=self.copy, expected=checkpoint.identities.get(name)) as shard:
             for key, ref in pairs:
                 stored = shard.tensor(ref)
                 root = self.comparison.zones.root_of(key)

@@ -12,7 +12,7 @@ import shardload
 PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
-    {"errors", "tensor_ref", "template"},
+    {"errors", "identity", "tensor_ref", "template"},
     {"keymap", "memory", "progress", "sources", "shell"},
     {"formats", "index", "references", "shard", "walker"},
     {"checkpoint"},

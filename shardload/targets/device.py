@@ -82,4 +82,10 @@ def _device(device: str | torch.device) -> torch.device:
             where=f"device={device!r}",
             cure='pass "cpu"',
         )
+    try:
+        torch.empty(0, device=found)
+    except Exception as error:
+        raise UsageError(
+            f"torch can't use the device {found}: {error}", where=f"device={device!r}", cure='pass "cpu"'
+        ) from error
     return found
