@@ -21,7 +21,7 @@ class ShardloadError(Exception):
     """What went wrong, where, and what to do about it.
 
     `what` is one sentence; `where` names the file, key or argument; `cure` says what to do. `str()` shows
-    all three, a line each.
+    all three, a line each, with control and bidi characters escaped: names in files are anybody's.
     """
 
     exit_code = 2
@@ -39,7 +39,7 @@ class ShardloadError(Exception):
             lines.append(f"  where: {self.where}")
         if self.cure:
             lines.append(f"  cure:  {self.cure}")
-        return "\n".join(lines)
+        return "\n".join(printable(line) for text in lines for line in text.split("\n"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle with the keyword parts: errors cross process pools."""
@@ -48,6 +48,13 @@ class ShardloadError(Exception):
     def to_dict(self) -> dict[str, Any]:
         """Return the error as JSON-ready data: kind, what, where, cure."""
         return {"kind": type(self).__name__, "what": self.what, "where": self.where, "cure": self.cure}
+
+
+def printable(text: str) -> str:
+    r"""Return a text on one line: what is not printable (control, bidi, invisible) as `\n`, `\x1b`, `\u202e`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _rebuild(kind: type[ShardloadError], what: str, where: str | None, cure: str | None) -> ShardloadError:

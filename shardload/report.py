@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardload.errors import printable
 from shardload.template import group_keys
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ class Report:
             lines.append(
                 "  time    " + ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
             )
-        lines += [f"  note    {note}" for note in self.notes]
-        lines += [f"  allowed {line}" for line in self._allowed_lines()]
+        lines += [f"  note    {printable(note)}" for note in self.notes]
+        lines += [f"  allowed {printable(line)}" for line in self._allowed_lines()]
         lines += [str(adapter) for adapter in self.adapters]
         if self.faults:
             lines += ["", fault_text(self.faults, self.findings)]
@@ -186,7 +187,7 @@ def fault_text(faults: Sequence[Fault], findings: Sequence[Finding] = ()) -> str
             shards = dict.fromkeys(shard for key in group.keys if (shard := of_kind[key].shard))
             where = f"  in {_shard_list(list(shards))}" if shards else ""
             count = f"  ({len(group.keys)} tensors)" if len(group.keys) > 1 else ""
-            lines.append(f"  {group.pattern}  {group.label}{count}{where}")
+            lines.append(f"  {printable(group.pattern)}  {group.label}{count}{where}")
         if len(groups) > _MOST_LINES:
             rest = sum(len(group.keys) for group in groups[_MOST_LINES:])
             lines.append(f"  … and {len(groups) - _MOST_LINES} more patterns ({rest} tensors)")

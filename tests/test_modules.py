@@ -192,7 +192,7 @@ def test_lazy_modules_take_the_shapes_of_the_checkpoint(tmp_path, kind, built_fo
     assert torch.equal(model.eval()(x), oracle.eval()(x))
 
 
-# --- what also points at a parameter -----------------------------------------------------------------------------
+# --- what also points at a parameter ---------------------------------------------------------------------------
 
 
 class Pointing(nn.Module):
@@ -293,7 +293,7 @@ def test_a_load_that_fails_at_the_very_end_leaves_every_pointer_as_it_was(tmp_pa
         assert model.pointers()
 
 
-# --- what is declined ----------------------------------------------------------------------------------------------
+# --- what is declined ------------------------------------------------------------------------------------------
 
 
 def test_a_constructor_that_looks_at_its_parameters_values_is_told_what_to_do(tmp_path):
@@ -334,7 +334,7 @@ def test_what_is_no_module_is_refused(made):
         build_shell(lambda: made)
 
 
-# --- saved and loaded again ----------------------------------------------------------------------------------------
+# --- saved and loaded again ------------------------------------------------------------------------------------
 
 
 def test_a_module_under_two_paths_is_saved_once_and_comes_back(tmp_path):

@@ -50,13 +50,18 @@ class WrapperRule:
 
 
 def _prefixes(keys: Sequence[str]) -> list[str]:
-    """Return the leading runs of segments that at least half of the keys share, the shortest first."""
+    """Return the leading runs of segments that at least half of the keys share, the shortest first.
+
+    Braces in a key would be placeholders in a template, so such runs are left out.
+    """
     counts: Counter[str] = Counter()
     for key in keys:
         segments = key.split(".")
         for length in range(1, min(_LONGEST, len(segments) - 1) + 1):
             counts[".".join(segments[:length]) + "."] += 1
-    return [prefix for prefix, count in counts.items() if 2 * count >= len(keys)]
+    return [
+        prefix for prefix, count in counts.items() if 2 * count >= len(keys) and not {"{", "}"} & set(prefix)
+    ]
 
 
 def _fitting(slots: Mapping[str, Shape], stored: Mapping[str, Shape] | Mapping[str, TensorRef]) -> int:
