@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -167,6 +166,8 @@ def _read_headers(shards: list[SourceFile], *, remote: bool) -> tuple[list[Forma
         return fmt, fmt.read_header(file)
 
     if remote:
+        from concurrent.futures import ThreadPoolExecutor
+
         # Over the network the time is latency: a few headers at once.
         with ThreadPoolExecutor(8) as pool:
             pairs = list(pool.map(read, shards))

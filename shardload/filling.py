@@ -10,6 +10,7 @@ from torch import nn
 from shardload.comparison import Comparison
 from shardload.errors import UsageError
 from shardload.finish import finish
+from shardload.gc_pause import gc_paused
 from shardload.keymap import KeyMap
 from shardload.memory import PeakSampler
 from shardload.references import References
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from shardload.targets.target import Target
 
 
+@gc_paused()
 def check(
     shell: Shell | nn.Module, checkpoint: Checkpoint, key_map: KeyMap | Mapping[str, str | None] | None = None
 ) -> Report:
@@ -38,6 +40,7 @@ def check(
     return Comparison(_as_shell(shell), checkpoint, KeyMap.of(key_map)).report
 
 
+@gc_paused()
 def fill(
     shell_or_module: Shell | nn.Module,
     checkpoint: Checkpoint,

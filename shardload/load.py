@@ -11,6 +11,7 @@ from shardload import remote_code
 from shardload.checkpoint import open_checkpoint, read_config
 from shardload.errors import UsageError
 from shardload.filling import fill
+from shardload.gc_pause import gc_paused
 from shardload.shell import build_shell
 from shardload.sources import find_source
 from shardload.targets.device import OnDevice, parse_dtype
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _reports: weakref.WeakKeyDictionary[nn.Module, Report] = weakref.WeakKeyDictionary()
 
 
+@gc_paused()
 def from_pretrained(
     where: str | os.PathLike[str],
     *,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,12 +37,13 @@ class ProgressMeter:
         self._tensors = 0
         self._start = time.perf_counter()
         self._bar: Any = None
-        if self._call is None and option is not False:
+        if self._call is None and (option or (option is None and sys.stderr.isatty())):
+            from tqdm import tqdm  # 0.05 s that a load without a bar does not pay
+
             self._bar = tqdm(
                 total=total_bytes,
                 unit="B",
                 unit_scale=True,
-                disable=None if option is None else False,
                 leave=False,
                 desc="loading",
             )

@@ -321,6 +321,7 @@ def test_a_fault_in_the_middle_puts_everything_back(tmp_path):
 
     with pytest.raises(CorruptError, match="ends before"):
         fill(model, checkpoint)
+    assert [name for name, _ in model.named_parameters()] == list(before)
     for name, parameter in model.named_parameters():
         assert id(parameter) == before[name][0]
         assert torch.equal(parameter, before[name][1])

@@ -12,9 +12,9 @@ import shardload
 PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
-    {"errors", "identity", "tensor_ref", "template"},
-    {"keymap", "memory", "progress", "sources", "shell"},
-    {"formats", "index", "references", "shard", "walker"},
+    {"errors", "gc_pause", "identity", "tensor_ref", "template"},
+    {"keymap", "memory", "progress", "sources", "construction"},
+    {"formats", "index", "references", "shard", "shell", "walker"},
     {"checkpoint"},
     {"plan", "targets", "diagnosis"},
     {"rehearsal", "ties", "report"},

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from shardload.shell import build_shell, constructing, survey
+from shardload.construction import constructing
+from shardload.shell import build_shell, survey
 from tests.tiny import Net
 
 

@@ -22,7 +22,7 @@ from shardload.adapters.peft import Peft
 from shardload.adapters.source import open_adapter
 from shardload.adapters.values import read_values
 from shardload.errors import CorruptError, MismatchError, ShardloadError, UnsupportedError
-from shardload.formats.gc_pause import gc_paused
+from shardload.gc_pause import gc_paused
 
 if TYPE_CHECKING:
     import os

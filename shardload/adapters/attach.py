@@ -80,7 +80,9 @@ def active_adapters(model: nn.Module) -> dict[str, float]:
 def check_name(model: nn.Module, name: str) -> None:
     """Raise UsageError for a name that no adapter can have, or that one on this model already has."""
     if not isinstance(model, nn.Module):
-        raise UsageError(f"an adapter is attached to an nn.Module, not to a {type(model).__name__}", where="model")
+        raise UsageError(
+            f"an adapter is attached to an nn.Module, not to a {type(model).__name__}", where="model"
+        )
     if (
         not isinstance(name, str)
         or not name

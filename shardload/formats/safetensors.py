@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, UnsupportedError
 from shardload.formats.format import Header
-from shardload.formats.gc_pause import gc_paused
 from shardload.formats.text import REFETCH, quote
+from shardload.gc_pause import gc_paused
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
 if TYPE_CHECKING:

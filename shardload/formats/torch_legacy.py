@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, UnsupportedError
-from shardload.formats.gc_pause import gc_paused
 from shardload.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfDataError
 from shardload.formats.state_dict import Block, header_of
 from shardload.formats.text import REFETCH, RESAVE, quote
 from shardload.formats.torch_pickle import TorchPickle
+from shardload.gc_pause import gc_paused
 from shardload.tensor_ref import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _blocks(
             where=f"{file.name}: has {file.size:,} bytes, its storages end at {position:,}",
             cure=REFETCH,
         )
-    for key in () if getattr(file, "is_remote", False) else keys:
+    for key in () if file.is_remote else keys:
         written = int.from_bytes(file.read_at(blocks[key].start - 8, 8), "little", signed=True)
         if written != storages[key].numel:
             raise CorruptError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.errors import CorruptError, UnsupportedError
-from shardload.formats.gc_pause import gc_paused
 from shardload.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfDataError
 from shardload.formats.state_dict import Block, header_of
 from shardload.formats.text import REFETCH, RESAVE, quote
 from shardload.formats.torch_pickle import TorchPickle
 from shardload.formats.zip_directory import ZipDirectory
+from shardload.gc_pause import gc_paused
 from shardload.tensor_ref import DTYPE_BITS
 
 if TYPE_CHECKING:

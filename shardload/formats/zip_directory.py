@@ -80,7 +80,7 @@ class ZipDirectory:
         be a request each: there the place follows from the directory, since torch's writer leaves no room between
         entries. That it is aligned to 64 bytes, as torch has it, is the check; where it is not, the header is read.
         """
-        remote = bool(getattr(self._file, "is_remote", False))
+        remote = self._file.is_remote
         found = {}
         for entry in entries:
             if not entry.stored:

@@ -95,7 +95,7 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
 
 def _met_a_shell(error: Exception) -> bool:
     """Whether a constructor looked at values that a shell does not have: build_shell says it better."""
-    from shardload.shell import constructing
+    from shardload.construction import constructing
 
     return (
         isinstance(error, (RuntimeError, NotImplementedError))

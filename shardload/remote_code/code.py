@@ -97,7 +97,7 @@ def file_of(module: str, names: frozenset[str], label: str) -> str:
     )
 
 
-def _parse(file: CodeFile, names: frozenset[str]) -> set[str]:
+def _parse(file: CodeFile, names: frozenset[str]) -> frozenset[str]:
     try:
         return imported_files(file.content, file.name, names)
     except (SyntaxError, ValueError) as error:

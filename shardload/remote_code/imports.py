@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import lru_cache
 from posixpath import dirname
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 _NEVER_THE_REPOS = frozenset({*sys.stdlib_module_names, "torch", "transformers", "shardload"})
 
 
-def imported_files(content: bytes, name: str, names: frozenset[str]) -> set[str]:
+@lru_cache(maxsize=64)  # a load asks four times: for the gate, config and class
+def imported_files(content: bytes, name: str, names: frozenset[str]) -> frozenset[str]:
     """Return the files among `names` that the file `name` imports: relative, un-dotted and by `import_module`.
 
     Raises SyntaxError, or ValueError for bytes that are no source text.
@@ -28,7 +30,7 @@ def imported_files(content: bytes, name: str, names: frozenset[str]) -> set[str]
                 found |= _absolute(alias.name, (), name, names)
         elif isinstance(node, ast.Call):
             found |= _import_module(node, name, names)
-    return found
+    return frozenset(found)
 
 
 def home_of(top: str, importer: str, names: frozenset[str]) -> str | None:

@@ -40,6 +40,11 @@ class LocalFile:
         """Size in bytes when the file was opened."""
         return self._size
 
+    @property
+    def is_remote(self) -> bool:
+        """Never: it is on this disk."""
+        return False
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer only at its end. Raises CorruptError."""
         if offset < 0 or length < 0:

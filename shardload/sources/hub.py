@@ -41,6 +41,11 @@ class HubFile:
         """Size in bytes, as the Hub lists it."""
         return self._size
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether reads still go over the network, where a small one costs as much as a large one."""
+        return self._local is None and self._size > SMALL
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer only at its end. Raises typed errors."""
         if self._local is None and self._size <= SMALL:

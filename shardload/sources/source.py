@@ -20,6 +20,10 @@ class SourceFile(Protocol):
     def size(self) -> int:
         """Size in bytes."""
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read is a request over the network."""
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer only at the end of the file."""
 

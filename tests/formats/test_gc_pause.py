@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from shardload.formats.gc_pause import gc_paused
+from shardload.gc_pause import gc_paused
 
 
 def test_off_inside_and_on_again():

@@ -231,6 +231,6 @@ def _choose_attention(cls: type[Any], config: Any) -> None:
 
 
 def _building_a_shell() -> bool:
-    from shardload.shell import constructing
+    from shardload.construction import constructing
 
     return constructing()

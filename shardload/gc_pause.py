@@ -1,4 +1,4 @@
-"""Pauses Python's cyclic garbage collector while a header of many tensors is read."""
+"""Pauses Python's cyclic garbage collector while many small objects are made: headers, modules, parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _was_enabled = False
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Keep the collector from running: it is half the time of a header with 90,000 tensors, and finds nothing.
+    """Keep the collector from running, which would find nothing.
+
+    It is half the time of a header with 90,000 tensors, two thirds of a shell of 46,000 modules (6.9 s, 2.1 s
+    without it), and a quarter of their load.
 
     Several threads may be inside at once; the last to leave turns the collector on again, if it was on.
     """

@@ -1,0 +1,198 @@
+"""Construction: what is different on a thread while a model's constructor runs, so that parameters land on meta."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from shardload.gc_pause import gc_paused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def constructing() -> bool:
+    """Whether this thread is inside `build_shell`: weight initialisation would be thrown away."""
+    state = _current()
+    return state is not None and not state.real
+
+
+_UNINITIALISED = "_shardload_uninitialised"
+
+
+class MarkUninitialised(TorchFunctionMode):
+    """Marks tensors that come from torch.empty and its kin: nothing has been written to them yet."""
+
+    _MAKERS = frozenset({torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty})
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in self._MAKERS:
+            setattr(made, _UNINITIALISED, True)
+        return made
+
+
+class _State:
+    def __init__(self, real: frozenset[int]) -> None:
+        self.real = real
+        self.created: list[nn.Parameter] = []
+
+
+_local = threading.local()
+_lock = threading.RLock()
+_installed = 0
+_default_dtype = torch.float32
+_originals: list[tuple[Any, str, Any]] = []
+
+
+def _current() -> _State | None:
+    return getattr(_local, "state", None)
+
+
+@contextmanager
+def construction(real: frozenset[int] = frozenset()) -> Iterator[_State]:
+    """Make parameters land on meta on this thread."""
+    previous = _current()
+    default_dtype = _install()
+    if previous is not None:
+        default_dtype = torch.get_default_dtype()  # an inner construction gives back what the outer one chose
+    _local.state = state = _State(real)
+    try:
+        with gc_paused():
+            yield state
+    finally:
+        _local.state = previous
+        torch.set_default_dtype(default_dtype)
+        _uninstall()
+
+
+def _install() -> torch.dtype:
+    """Patch torch while at least one thread constructs. Threads that don't see the original behaviour.
+
+    Returns the default dtype from before: it is one for all threads, and while one of them constructs a model
+    in half precision another must not take that for what has to be put back.
+    """
+    global _installed, _default_dtype  # noqa: PLW0603
+    with _lock:
+        _installed += 1
+        if _installed > 1:
+            return _default_dtype
+        _default_dtype = torch.get_default_dtype()
+        _replace(nn.Parameter, "__new__", staticmethod(_new_parameter(nn.Parameter.__new__)))
+        _replace(nn.Module, "_apply", _apply_on_meta(nn.Module._apply))
+        _replace(nn.Module, "to_empty", _to_empty_on_meta(nn.Module.to_empty))
+        for name in _initialisers():
+            _replace(nn.init, name, _free_on_meta(getattr(nn.init, name)))
+        return _default_dtype
+
+
+def _uninstall() -> None:
+    global _installed  # noqa: PLW0603
+    with _lock:
+        _installed -= 1
+        if _installed == 0:
+            while _originals:
+                owner, name, original = _originals.pop()
+                setattr(owner, name, original)
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    _originals.append((owner, name, owner.__dict__[name]))
+    setattr(owner, name, value)
+
+
+def _initialisers() -> list[str]:
+    return [name for name in vars(nn.init) if name.endswith("_") and not name.startswith("_")]
+
+
+def _new_parameter(original: Callable[..., nn.Parameter]) -> Callable[..., nn.Parameter]:
+    """Put what a Parameter is made from on meta; the real tensor, if there was one, is freed at once."""
+
+    @functools.wraps(original)
+    def new(
+        cls: type[nn.Parameter],
+        data: torch.Tensor | None = None,
+        requires_grad: bool = True,
+        **more: Any,
+    ) -> nn.Parameter:
+        state = _current()
+        if state is None or type(data) not in (torch.Tensor, nn.Parameter):
+            return original(cls, data, requires_grad, **more)
+        assert data is not None
+        if not data.is_meta:
+            if len(state.created) not in state.real:
+                data = torch.empty_like(data, device="meta")
+            elif getattr(data, _UNINITIALISED, False) and data.is_floating_point():
+                data.fill_(float("nan"))
+        parameter = original(cls, data, requires_grad, **more)
+        state.created.append(parameter)
+        return parameter
+
+    return new
+
+
+def _apply_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Let `.to(device)`, `.cuda()` and the like pass over parameters on meta, keeping the dtype they ask for."""
+
+    @functools.wraps(original)
+    def apply(self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+        if _current() is None or hasattr(fn, "_shardload_meta"):
+            return original(self, fn, recurse)
+
+        def safe(tensor: torch.Tensor) -> torch.Tensor:
+            if not tensor.is_meta:
+                return fn(tensor)
+            try:
+                return fn(tensor)
+            except NotImplementedError:
+                # A meta tensor can't be copied out. An empty real one tells which dtype is wanted.
+                return tensor.to(fn(torch.empty(0, dtype=tensor.dtype)).dtype)
+
+        safe._shardload_meta = True  # type: ignore[attr-defined]
+        return original(self, safe, recurse)
+
+    return apply
+
+
+def _to_empty_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Let `to_empty`, and so `skip_init`, leave parameters on meta.
+
+    torch's own makes real ones out of them by `empty_like(meta, device="cpu")`, whose Python kernel imports sympy:
+    0.35 s of a ChatGLM load of 0.56 s.
+    """
+
+    @functools.wraps(original)
+    def to_empty(self: nn.Module, *, device: Any, recurse: bool = True) -> nn.Module:
+        state = _current()
+        if state is None or state.real:
+            return original(self, device=device, recurse=recurse)
+
+        def empty(tensor: torch.Tensor) -> torch.Tensor:
+            if isinstance(tensor, nn.Parameter):
+                return tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+        emptied: nn.Module = self._apply(empty, recurse=recurse)  # type: ignore[no-untyped-call]
+        return emptied
+
+    return to_empty
+
+
+def _free_on_meta(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Skip an initialiser for a tensor on meta: half of what is left of a shell's time."""
+
+    @functools.wraps(original)
+    def initialise(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if _current() is not None and isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor
+        return original(tensor, *args, **kwargs)
+
+    return initialise
