@@ -174,7 +174,7 @@ def report_of(model: nn.Module) -> Report:
     """Return the Report of a model that from_pretrained made. Raises UsageError for any other."""
     try:
         return _reports[model]
-    except KeyError:
+    except (KeyError, TypeError):  # TypeError: what is no module may not be referred to weakly
         raise UsageError(
             f"this {type(model).__name__} was not made by from_pretrained",
             cure="fill() and check() return their Report; a copy of a model has none",

@@ -63,7 +63,7 @@ def oracle():
     return torch_filled(Net, random_state(Net()))
 
 
-# --- the whole road ---------------------------------------------------------------------------------------------
+# --- the whole road -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "legacy"])
@@ -187,7 +187,7 @@ def test_unknown_keywords_are_refused(folder):
         from_pretrained(folder, model_class=Configured, load_in_8bit=True)
 
 
-# --- config -----------------------------------------------------------------------------------------------------
+# --- config ---------------------------------------------------------------------------------------------------
 
 
 def test_a_given_config_is_the_one_that_the_constructor_gets(folder):
@@ -228,12 +228,13 @@ def test_a_broken_config_is_corrupt(folder, text):
         load_config(folder)
 
 
-# --- dtype ------------------------------------------------------------------------------------------------------
+# --- dtype ----------------------------------------------------------------------------------------------------
 
 NAMES = [
     ("float16", torch.float16), ("fp16", torch.float16), ("half", torch.float16), (torch.float16, torch.float16),
-    ("bfloat16", torch.bfloat16), ("bf16", torch.bfloat16), ("torch.bfloat16", torch.bfloat16), ("float", torch.float32),
-    ("fp32", torch.float32), ("float32", torch.float32), ("float64", torch.float64), ("double", torch.float64),
+    ("bfloat16", torch.bfloat16), ("bf16", torch.bfloat16), ("torch.bfloat16", torch.bfloat16),
+    ("float", torch.float32), ("fp32", torch.float32), ("float32", torch.float32), ("float64", torch.float64),
+    ("double", torch.float64),
 ]  # fmt: skip
 
 
@@ -291,7 +292,7 @@ def test_an_unknown_dtype_in_config_json_is_corrupt(folder):
         from_pretrained(folder, model_class=Configured)
 
 
-# --- the class of the repo ----------------------------------------------------------------------------------------
+# --- the class of the repo ------------------------------------------------------------------------------------
 
 TWO_MODELS = (
     repos.MODEL
@@ -427,7 +428,7 @@ def test_a_config_without_a_class_says_what_to_pass(tmp_path, config, says):
         resolve_class(tmp_path)
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_that_contradicts_its_index_builds_no_model(folder):
@@ -452,13 +453,12 @@ def test_a_refusal_reads_no_weight_and_tells_everything(folder):
     assert caught.value.report.shards == []
 
 
-# --- adapters -----------------------------------------------------------------------------------------------------
+# --- adapters -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def base(tmp_path):
-    model = adapters.Tiny()
-    return write_checkpoint(tmp_path / "base", {key: value for key, value in model.state_dict().items()})
+    return write_checkpoint(tmp_path / "base", adapters.Tiny().state_dict())
 
 
 def test_an_adapter_on_top(base, tmp_path):
@@ -492,7 +492,7 @@ def test_an_adapter_that_is_not_there(base, tmp_path):
         )
 
 
-# --- the report ---------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------------------
 
 
 def test_the_report_tells_the_whole_load(folder):
@@ -531,7 +531,7 @@ def test_report_of_anything_else(other):
         report_of(other)
 
 
-# --- load_config and resolve_class -----------------------------------------------------------------------------------
+# --- load_config and resolve_class ----------------------------------------------------------------------------
 
 
 def test_load_config_and_resolve_class_look_at_no_weights(repo):
@@ -560,7 +560,7 @@ def test_load_config_and_resolve_class_need_trust(repo):
         resolve_class(repo, config=SimpleNamespace())
 
 
-# --- in a process of its own ------------------------------------------------------------------------------------------
+# --- in a process of its own ----------------------------------------------------------------------------------
 
 
 def test_a_load_needs_neither_numpy_nor_transformers_nor_the_network(folder):
