@@ -14,12 +14,13 @@ import time
 def main() -> None:
     job = json.loads(sys.argv[1])
     from benchmarks.loaders import find
+    from benchmarks.memory import memory
 
     load = find(job["loader"]).prepare(job)
-    imported, before = time.monotonic(), _anon()
+    imported, before = time.monotonic(), memory()
     model = load()
     ready, cpu = time.monotonic(), time.process_time()
-    after = _anon()
+    after = memory()
     result = {"imported": imported, "ready": ready, "cpu_s": cpu}
     if model is not None:
         from benchmarks.verify import faults
@@ -31,12 +32,6 @@ def main() -> None:
             raise SystemExit(f"not loaded as written: {len(wrong)} tensors, such as {', '.join(wrong[:3])}")
     print(json.dumps({**result, "checked": time.monotonic(), "before": before, "after": after}), flush=True)
     os._exit(0)  # taking a model of 46,000 modules apart is not measured, and takes seconds
-
-
-def _anon() -> int:
-    with open("/proc/self/status", "rb") as file:  # noqa: PTH123 - pathlib is an import that not all loaders need
-        status = file.read()
-    return int(status[status.index(b"RssAnon:") + 8 :].split(None, 1)[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory import memory
+
 ROOT = Path(__file__).parent.parent
 SAMPLE_SECONDS = 0.005
 TIMEOUT_SECONDS = 300
@@ -33,7 +35,8 @@ def load(job: dict[str, Any]) -> dict[str, float]:
     """Run one job in a fresh process and return its figures: seconds and bytes.
 
     `ready_s` counts from just before the process is started. `anon_peak` is the highest anonymous memory from
-    the end of the imports until every page was touched, over that at the end of the imports.
+    the end of the imports until every page was touched, over that at the end of the imports; `resident_peak` has
+    file-backed pages in it besides, which the kernel can drop.
     """
     warm(job["folder"])
     started = time.monotonic()
@@ -41,14 +44,16 @@ def load(job: dict[str, Any]) -> dict[str, float]:
     watch = _Watch(process.pid)
     out = _finish(process, watch)
     said = json.loads(out.splitlines()[-1])
-    seen = [anon for when, anon in watch.samples if said["imported"] <= when <= said["checked"]]
+    seen = [size for when, size in watch.samples if said["imported"] <= when <= said["checked"]]
+    before, after = said["before"], said["after"]
     figures = {
         "ready_s": said["ready"] - started,
         "import_s": said["imported"] - started,
         "load_s": said["ready"] - said["imported"],
         "cpu_s": said["cpu_s"],
-        "anon_peak": max([said["before"], said["after"], *seen]) - said["before"],
-        "anon_kept": said["after"] - said["before"],
+        "anon_peak": max(anon for anon, _ in [before, after, *seen]) - before[0],
+        "anon_kept": after[0] - before[0],
+        "resident_peak": max(map(sum, [before, after, *seen])) - sum(before),
         "samples": len(seen),
     }
     return figures | ({"touch_s": said["touch_s"]} if "touch_s" in said else {})
@@ -73,26 +78,18 @@ def warm(folder: str) -> None:
 
 
 class _Watch:
-    """Samples another process's anonymous memory until it ends."""
+    """Samples another process's resident memory until it ends."""
 
     def __init__(self, pid: int) -> None:
-        self.samples: list[tuple[float, int]] = []
-        self._path = f"/proc/{pid}/status"
+        self.samples: list[tuple[float, tuple[int, int]]] = []
+        self._pid = pid
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while (anon := self._read()) is not None:
-            self.samples.append((time.monotonic(), anon))
+        while (size := memory(self._pid)) is not None:
+            self.samples.append((time.monotonic(), size))
             time.sleep(SAMPLE_SECONDS)
-
-    def _read(self) -> int | None:
-        try:
-            status = Path(self._path).read_bytes()
-        except OSError:
-            return None
-        at = status.find(b"RssAnon:")  # a process that has ended has none
-        return None if at < 0 else int(status[at + 8 :].split(None, 1)[0]) * 1024
 
     def join(self) -> None:
         self._thread.join()

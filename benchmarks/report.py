@@ -18,7 +18,7 @@ _PEER = "transformers_loader"
 _MB = 10**6
 _LOADS_HEAD = (
     "| loader | start → ready | x transformers | load alone | x transformers | CPU to ready "
-    "| every page touched | peak anonymous | runs |"
+    "| every page touched | peak anonymous | peak resident | runs |"
 )
 
 
@@ -43,9 +43,14 @@ def _table(table: Table, rows: list[Row]) -> dict[str, Any]:
         names = row.runs[0] if row.runs else ()
         entry["median"] = {name: median(run[name] for run in row.runs) for name in names if name != "round"}
         if isinstance(row.what, Command):
-            if row.what.over in by_label:
-                entry["over_s"] = _paired(row, by_label[row.what.over], "wall_s", lambda a, b: a - b)
-        elif peer:
+            base = by_label.get(row.what.over)
+            entry["over"] = base and {
+                "label": base.label,
+                "seconds": {
+                    name: _paired(row, base, name, lambda a, b: a - b) for name in ("wall_s", "cpu_s")
+                },
+            }
+        elif peer and row.what.comparable:
             entry["times_peer"] = {
                 name: _paired(row, peer, name, lambda a, b: a / b) for name in ("ready_s", "load_s")
             }
@@ -91,11 +96,11 @@ def markdown_of(data: Mapping[str, Any]) -> str:
 def _loads(table: Mapping[str, Any]) -> list[str]:
     lines = [
         _LOADS_HEAD,
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table["rows"]:
         if not row["runs"]:
-            lines.append(f"| {row['label']} | failed: {_one_line(row['error'])} | | | | | | | 0 |")
+            lines.append(f"| {row['label']} | failed: {_one_line(row['error'])} | | | | | | | | 0 |")
             continue
         middle, times = row["median"], row.get("times_peer", {})
         touch = f"{middle['touch_s']:.2f} s" if "touch_s" in middle else ""
@@ -108,6 +113,7 @@ def _loads(table: Mapping[str, Any]) -> list[str]:
             f"{middle['cpu_s']:.2f} s",
             touch,
             f"{middle['anon_peak'] / _MB:,.0f} MB",
+            f"{middle['resident_peak'] / _MB:,.0f} MB",
             str(len(row["runs"])),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -115,15 +121,16 @@ def _loads(table: Mapping[str, Any]) -> list[str]:
 
 
 def _commands(table: Mapping[str, Any]) -> list[str]:
-    lines = ["| command | wall | over | CPU | runs |", "|---|---|---|---|---|"]
+    lines = ["| command | wall | more than its base | CPU | more CPU | runs |", "|---|---|---|---|---|---|"]
     for row in table["rows"]:
         if not row["runs"]:
-            lines.append(f"| {row['label']} | failed: {_one_line(row['error'])} | | | 0 |")
+            lines.append(f"| {row['label']} | failed: {_one_line(row['error'])} | | | | 0 |")
             continue
-        over = row.get("over_s")
-        extra = "" if over is None else f"{over:+.3f} s over {row['over']}"
-        cpu = f"{row['median']['cpu_s']:.2f} s"
-        lines.append(f"| {row['label']} | {_spread(row, 'wall_s')} | {extra} | {cpu} | {len(row['runs'])} |")
+        base = row["over"]
+        wall = f"{base['seconds']['wall_s']:+.3f} s over {base['label']}" if base else ""
+        cpu = f"{base['seconds']['cpu_s']:+.3f} s" if base else ""
+        cells = [row["label"], _spread(row, "wall_s"), wall, f"{row['median']['cpu_s']:.2f} s", cpu]
+        lines.append(f"| {' | '.join(cells)} | {len(row['runs'])} |")
     return [*lines, ""]
 
 

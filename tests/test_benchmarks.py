@@ -1,0 +1,104 @@
+"""The benchmark suite works: one small table from end to end, and nobody wins by loading nothing."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+if find_spec("transformers") is None or find_spec("numpy") is None:
+    pytest.skip("the benchmarks run beside transformers", allow_module_level=True)
+
+from benchmarks.__main__ import main
+from benchmarks.checkpoints import write
+from benchmarks.measure import ROOT
+from benchmarks.memory import memory
+from benchmarks.models import ManyLinears
+from benchmarks.report import markdown_of
+from benchmarks.tables import FULL, QUICK
+from benchmarks.verify import expected_path, faults
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def test_a_table_from_end_to_end_and_a_wrong_model_is_refused(tmp_path, capsys):
+    """The model of one of the rows is not what was said to be written: that row fails, the others stand."""
+    cache, results = tmp_path / "cache", tmp_path / "results"
+    write(QUICK["many"], "bin", cache / "many.bin")
+    expected = json.loads(expected_path(cache / "many.bin").read_text())
+    expected["layers.3.49.weight"] += 1
+    expected_path(cache / "many.bin").write_text(json.dumps(expected))
+
+    arguments = ["--quick", "--pairs", "1", "--only", "many", "--loaders", "ours", "assign"]
+    assert main([*arguments, "--cache", str(cache), "--results", str(results)]) == 1
+
+    data = json.loads((results / "bench.json").read_text())
+    assert data["schema"] == 1
+    assert data["machine"].keys() >= {"cpu", "cores", "ram_bytes", "kernel", "python"}
+    assert data["versions"].keys() >= {
+        "torch",
+        "transformers",
+        "accelerate",
+        "safetensors",
+        "shardload_commit",
+    }
+    assert data["checkpoints"]["many.safetensors"]["tensors"] == 200
+    ours, wrong, assign = data["tables"][0]["rows"]
+    for row in (ours, assign):
+        (run,) = row["runs"]
+        assert row["error"] is None
+        assert 0 < run["load_s"] < run["ready_s"]
+        assert run["ready_s"] == pytest.approx(run["import_s"] + run["load_s"])
+        assert run["samples"] > 0
+        assert row["median"]["anon_peak"] >= 0
+        assert "load_average" in run
+    assert wrong["runs"] == []
+    assert "1 tensors, such as layers.3.49.weight" in wrong["error"]
+
+    text = (results / "bench.md").read_text()
+    assert text == markdown_of(data)
+    assert text in capsys.readouterr().out
+    assert "failed: not loaded as written" in text
+
+
+def test_what_counts_as_loaded(tmp_path):
+    folder = tmp_path / "many.safetensors"
+    write(QUICK["fewer"], "safetensors", folder)
+    make = lambda: ManyLinears(SimpleNamespace(**QUICK["fewer"].config))  # noqa: E731
+    assert len(faults(make(), folder, "float32")) == 100  # the constructor's own values
+    with torch.device("meta"):
+        assert len(faults(make(), folder, "float32")) == 100
+
+    from shardload import from_pretrained
+
+    loaded = from_pretrained(folder, model_class=lambda _: make(), config={}, progress=False)
+    assert faults(loaded, folder, "bfloat16") == []
+    assert len(faults(loaded, folder, "float32")) == 100
+    assert faults(loaded.float(), folder, "float32") == []
+    loaded.layers[1][7].weight.data.zero_()
+    assert faults(loaded, folder, "float32") == ["layers.1.7.weight"]
+
+
+def test_memory_tells_anonymous_pages():
+    before = memory()
+    block = torch.ones(50_000_000, dtype=torch.uint8)
+    assert 49e6 < memory()[0] - before[0] < 60e6
+    del block
+
+
+def test_the_full_checkpoints_are_as_the_tables_say():
+    llama, chatglm, many = FULL["llama"], FULL["chatglm"], FULL["many"]
+    assert len(llama.shapes) == 147
+    assert llama.nbytes == pytest.approx(1.9e9, rel=0.01)
+    assert chatglm.nbytes == pytest.approx(llama.nbytes, rel=0.0002)
+    assert len(many.shapes) == 46_000
+
+
+def test_the_committed_table_is_made_from_the_committed_figures():
+    if not (RESULTS / "bench.json").exists():
+        pytest.skip("no run has been committed")
+    data = json.loads((RESULTS / "bench.json").read_text())
+    assert (RESULTS / "bench.md").read_text() == markdown_of(data)
