@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from shardload.errors import CorruptError, NotFoundError
 from shardload.formats import format_of
@@ -56,6 +57,9 @@ class Checkpoint:
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     identities: Mapping[str, FileIdentity] = field(default_factory=dict, repr=False)
+    _mappings: WeakValueDictionary[Any, Any] = field(
+        default_factory=WeakValueDictionary, repr=False, compare=False
+    )
 
     @property
     def label(self) -> str:
@@ -70,9 +74,9 @@ class Checkpoint:
     def read(self, name: str, region: Region | None = None) -> torch.Tensor:
         """Return a stored tensor, or a region of it, in its stored dtype.
 
-        A whole tensor of a local file is a view of the mapped file; a region is a copy of its own, and reads no
-        more than the rows that hold it. Of a Hub repo only those bytes are fetched. Raises NotFoundError for an
-        unknown name.
+        A whole tensor of a local file is a view of the mapped file: what is written to it shows in other views
+        of the same tensor, and never in the file. A region is a copy of its own, and reads no more than the rows
+        that hold it; of a Hub repo only those bytes are fetched. Raises NotFoundError for an unknown name.
         """
         from shardload.shard import read_tensor
 
@@ -80,7 +84,8 @@ class Checkpoint:
             ref = self.tensors[name]
         except KeyError:
             raise NotFoundError(f"the checkpoint has no tensor {name!r}", where=self.label) from None
-        return read_tensor(self.source.open(ref.shard), ref, region, self.identities.get(ref.shard))
+        expected = self.identities.get(ref.shard)
+        return read_tensor(self.source.open(ref.shard), ref, region, expected, self._mappings)
 
 
 def open_checkpoint(

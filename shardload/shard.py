@@ -7,11 +7,12 @@ import mmap
 import os
 import sys
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import torch
 
 from shardload.errors import CorruptError, NotFoundError, UnsupportedError
-from shardload.identity import file_identity
+from shardload.identity import FileIdentity, file_identity
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES, Region, TensorRef
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from shardload.identity import FileIdentity
     from shardload.sources.source import SourceFile
 
 DTYPES: dict[str, torch.dtype] = {
@@ -34,6 +34,10 @@ CODES: dict[torch.dtype, str] = {dtype: code for code, dtype in DTYPES.items()}
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
+Mappings = WeakValueDictionary[tuple[str, FileIdentity], mmap.mmap]
+"""Mappings in use, by the file that they map."""
+
+
 class Shard:
     """A weight file of this disk; `tensor(ref)` gives its tensors.
 
@@ -43,10 +47,18 @@ class Shard:
     `expected` tells.
     """
 
-    def __init__(self, path: Path, *, copy: bool = False, expected: FileIdentity | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        copy: bool = False,
+        expected: FileIdentity | None = None,
+        mappings: Mappings | None = None,
+    ) -> None:
         self.path = path
         self.copy = copy
         self._expected = expected
+        self._mappings = mappings
         self._map: mmap.mmap | None = None
         self._descriptor = -1
 
@@ -61,7 +73,7 @@ class Shard:
             self._opened = file_identity(self._descriptor)
             self._check_expected()
             if not self.copy and self._opened[1] > 0:
-                self._map = _map_private(self._descriptor, self.path)
+                self._map = self._mapping()
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -75,6 +87,16 @@ class Shard:
         self._map = None
         if error is None and closed != self._opened:
             raise self._changed("while it was being loaded")
+
+    def _mapping(self) -> mmap.mmap:
+        """Map the file, or take a mapping of the same file that is still in use: each costs a descriptor."""
+        if self._mappings is None:
+            return _map_private(self._descriptor, self.path)
+        key = str(self.path), self._opened
+        found = self._mappings.get(key)
+        if found is None:
+            found = self._mappings[key] = _map_private(self._descriptor, self.path)
+        return found
 
     def _check_expected(self) -> None:
         # A file that is shorter now says so itself, by the first tensor that it lacks.
@@ -130,17 +152,21 @@ def torch_dtype(ref: TensorRef) -> torch.dtype:
 
 
 def read_tensor(
-    file: SourceFile, ref: TensorRef, region: Region | None, expected: FileIdentity | None = None
+    file: SourceFile,
+    ref: TensorRef,
+    region: Region | None,
+    expected: FileIdentity | None = None,
+    mappings: Mappings | None = None,
 ) -> torch.Tensor:
     """Return one tensor of a file, or a region of it: see `Checkpoint.read`."""
     if region is None:
-        with Shard(file.local_path(), expected=expected) as shard:
+        with Shard(file.local_path(), expected=expected, mappings=mappings) as shard:
             return shard.tensor(ref)
     if len(region) > len(ref.shape):
         raise NotFoundError(f"a region of {len(region)} slices in a tensor of {len(ref.shape)} dimensions")
     dtype = torch_dtype(ref)
     if ref.strides is not None or not ref.shape or not region:
-        return read_tensor(file, ref, None, expected)[region].clone()
+        return read_tensor(file, ref, None, expected, mappings)[region].clone()
     first, *rest = region
     rows = range(*first.indices(ref.shape[0]))
     if not rows:

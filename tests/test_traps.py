@@ -589,6 +589,16 @@ print(float(shell.model.weight.sum()))
     assert run_python(code, str(folder)).stdout.strip() == str(float(512 * 1024))
 
 
+def test_reading_many_tensors_does_not_run_out_of_descriptors(tmp_path):
+    """A mapping holds a descriptor; one a tensor would end at the usual limit of 1,024."""
+    state = {f"w{n}": torch.full((2,), float(n)) for n in range(300)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=3))
+    before = len(os.listdir("/proc/self/fd"))
+    held = [checkpoint.read(name) for name in state]
+    assert len(os.listdir("/proc/self/fd")) <= before + 2 * 3
+    assert all(torch.equal(tensor, state[name]) for name, tensor in zip(state, held, strict=True))
+
+
 # --- imports --------------------------------------------------------------------------------------------------
 
 
@@ -611,6 +621,20 @@ from_pretrained(sys.argv[1], model_class=lambda config: torch.nn.Linear(4, 4), c
 print(sorted({"huggingface_hub", "transformers"} & set(sys.modules)))
 """
     assert run_python(code, str(folder)).stdout.strip() == "[]"
+
+
+def test_a_load_with_skip_init_does_not_import_sympy(tmp_path):
+    """torch's own to_empty does, by way of a Python kernel: more than half of a small load's time."""
+    folder = write_checkpoint(tmp_path, {"weight": torch.ones(4, 4), "bias": torch.ones(4)})
+    code = """
+import sys, torch
+from shardload import from_pretrained
+make = lambda config: torch.nn.utils.skip_init(torch.nn.Linear, 4, 4)
+before = "sympy" in sys.modules
+from_pretrained(sys.argv[1], model_class=make, config={})
+print(before, "sympy" in sys.modules)
+"""
+    assert run_python(code, str(folder)).stdout.split() == ["False", "False"]
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "legacy"])
