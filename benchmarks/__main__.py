@@ -22,15 +22,24 @@ from benchmarks.tables import FULL, QUICK, TABLES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_SPARE_BYTES = 200_000_000
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 0, or 1 when a contestant failed."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if sys.platform != "linux":
+        parser.error("memory is read from /proc: the benchmarks run on Linux")
     started, clock = datetime.now(timezone.utc), time.monotonic()
     tables = [table for table in TABLES if not options.only or table.name in options.only]
     cache = Path(options.cache or tempfile.mkdtemp(prefix="shardload-benchmarks-")).absolute()
     try:
         run = Run(tables, options.loaders, QUICK if options.quick else FULL, cache)
+        cache.mkdir(parents=True, exist_ok=True)
+        lacking = run.bytes_to_write() + _SPARE_BYTES - shutil.disk_usage(cache).free
+        if lacking > 0:
+            parser.error(f"{cache} lacks {lacking / 1e9:.1f} GB; name a roomier folder by TMPDIR= or --cache")
         run.write_checkpoints()
         run.rounds(options.pairs, clock + 60 * options.minutes)
     finally:

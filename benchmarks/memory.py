@@ -12,7 +12,8 @@ def memory(pid: int | str = "self") -> tuple[int, int] | None:
         return None
     if b"RssAnon:" not in status:  # it has ended and waits to be collected
         return None
-    return _field(status, b"RssAnon:"), _field(status, b"RssFile:")
+    # Files of a tmpfs count as shared memory.
+    return _field(status, b"RssAnon:"), _field(status, b"RssFile:") + _field(status, b"RssShmem:")
 
 
 def _field(status: bytes, name: bytes) -> int:

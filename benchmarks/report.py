@@ -6,12 +6,13 @@ from dataclasses import asdict
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.tables import Command, Table, checkpoints_of
+from benchmarks.tables import Command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from benchmarks.run import Row, Run
+    from benchmarks.tables import Table
 
 SCHEMA = 1
 _PEER = "transformers_loader"
@@ -24,8 +25,7 @@ _LOADS_HEAD = (
 
 def data_of(run: Run) -> dict[str, Any]:
     """Return the tables with every run and the medians; bytes and seconds."""
-    used = set().union(*map(checkpoints_of, run.tables.values()))
-    specs = {name: run.specs[name.rpartition(".")[0]].describe() for name in sorted(used)}
+    specs = {name: run.specs[name.rpartition(".")[0]].describe() for name in run.checkpoints}
     return {
         "schema": SCHEMA,
         "checkpoints": specs,

@@ -12,6 +12,7 @@ from benchmarks import checkpoints, measure
 from benchmarks.loaders import find
 from benchmarks.machine import load_average
 from benchmarks.tables import Command, Load, Table, checkpoints_of
+from benchmarks.verify import expected_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,8 +54,17 @@ class Run:
             for table in tables
         }
 
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(set().union(*map(checkpoints_of, self.tables.values())))
+
+    def bytes_to_write(self) -> int:
+        """Return how much disk the checkpoints need that are not in the cache yet."""
+        absent = [name for name in self.checkpoints if not expected_path(self.cache / name).exists()]
+        return sum(self._spec(name).nbytes for name in absent)
+
     def write_checkpoints(self) -> None:
-        for name in sorted(set().union(*map(checkpoints_of, self.tables.values()))):
+        for name in self.checkpoints:
             _say(f"writing {name}")
             spec, suffix = self._spec(name), name.rpartition(".")[2]
             checkpoints.write(spec, suffix, self.cache / name)
