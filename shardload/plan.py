@@ -50,13 +50,15 @@ class Plan:
 
     `direct` maps a slot's name to the tensor that fills it. `handed` maps the prefix of each subtree with a
     loader of its own (an override or a hook) to everything that is handed to it. `computed` are stored copies of
-    what the class computes. `dropped` are keys that the key map leaves out.
+    what the class computes. `dropped` are keys that the key map leaves out, `forgiven` names that are missing and
+    that a hook of the class takes off the list.
     """
 
     direct: dict[str, TensorRef] = field(default_factory=dict)
     handed: dict[str, dict[str, Any]] = field(default_factory=dict)
     computed: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    forgiven: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     stored_names: dict[str, str] = field(default_factory=dict)
 
@@ -213,6 +215,9 @@ def judge(
     }
     patterns: Mapping[str, Sequence[str]] = {"missing": allow_missing, "unexpected": allow_unexpected}
     verdict = Verdict([], {})
+    forgiven = [missing_fault(shell.slots[name]) for name in plan.forgiven if name in shell.slots]
+    if forgiven:
+        verdict.allowed["a load_state_dict hook of the class"] = forgiven
     for fault in plan.faults:
         names = {fault.key, fault.stored_key or fault.key}
         if any(fnmatchcase(name, pattern) for name in names for pattern in patterns.get(fault.kind, ())):

@@ -49,6 +49,7 @@ def rehearse(
             )
         else:
             plan.faults += faults_of(result, entries, shell, plan.computed)
+            plan.forgiven += result.forgiven
         finally:
             snapshot.restore()
     return unproven

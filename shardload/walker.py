@@ -92,11 +92,15 @@ def own_loader(module: nn.Module) -> str | None:
 
 @dataclass
 class WalkResult:
-    """What the modules of one walk reported: keys by name, and messages."""
+    """What the modules of one walk reported: keys by name, and messages.
+
+    `forgiven` are missing keys that a post hook took off the list.
+    """
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    forgiven: list[str] = field(default_factory=list)
 
 
 Visit = Callable[[nn.Module, str], Callable[[], None] | None]
@@ -145,12 +149,20 @@ def _walk(
     for name, child in module._modules.items():
         if child is not None:
             _walk(child, f"{prefix}{name}.", buckets.get(name, {}), versions, visit, result)
+    if module._load_state_dict_post_hooks:
+        _run_post_hooks(module, result)
+
+
+def _run_post_hooks(module: nn.Module, result: WalkResult) -> None:
+    before = list(result.missing)
     incompatible = _IncompatibleKeys(result.missing, result.unexpected)
     for hook in module._load_state_dict_post_hooks.values():
         if hook(module, incompatible) is not None:
             raise RuntimeError(
                 "a load_state_dict post hook returned something; torch wants them to edit in place"
             )
+    left = set(result.missing)
+    result.forgiven += [key for key in before if key not in left]
 
 
 class Snapshot:

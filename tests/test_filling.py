@@ -325,3 +325,23 @@ def test_a_fault_in_the_middle_puts_everything_back(tmp_path):
     for name, parameter in model.named_parameters():
         assert id(parameter) == before[name][0]
         assert torch.equal(parameter, before[name][1])
+
+
+def test_what_a_post_hook_forgives_gets_the_value_of_the_class(tmp_path):
+    class Forgiving(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.full((8,), 3.0))
+            self.register_load_state_dict_post_hook(lambda _module, keys: keys.missing_keys.remove("gain"))
+
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, random_state(Net())))
+    shell = build_shell(Forgiving)
+    assert check(shell, checkpoint).ok
+    report = fill(shell, checkpoint)
+    assert torch.equal(shell.model.gain, torch.full((8,), 3.0))
+    assert [f.key for f in report.allowed["a load_state_dict hook of the class"]] == ["gain"]
+    model = Forgiving()
+    with torch.no_grad():
+        model.gain.fill_(5.0)
+    fill(model, checkpoint)
+    assert torch.equal(model.gain, torch.full((8,), 5.0))
