@@ -41,9 +41,26 @@ class MarkUninitialised(TorchFunctionMode):
 
 
 class _State:
+    """One construction: the parameters in the order in which they are made, and those that are to be real."""
+
     def __init__(self, real: frozenset[int]) -> None:
         self.real = real
         self.created: list[nn.Parameter] = []
+        self._unwritten: dict[int, nn.Parameter] = {}
+
+    def keeps(self, parameter: nn.Parameter) -> bool:
+        """Whether this is one of the parameters that are to be real."""
+        return any(self.created[ordinal] is parameter for ordinal in self.real if ordinal < len(self.created))
+
+    def unwritten(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return real memory in a parameter's place, full of NaN: it is not counted as one more that was made."""
+        if id(parameter) not in self._unwritten:
+            values = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+            if values.is_floating_point():
+                values.fill_(float("nan"))
+            made = torch.Tensor._make_subclass(nn.Parameter, values, parameter.requires_grad)
+            self._unwritten[id(parameter)] = made
+        return self._unwritten[id(parameter)]
 
 
 _local = threading.local()
@@ -172,16 +189,16 @@ def _to_empty_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Mo
     @functools.wraps(original)
     def to_empty(self: nn.Module, *, device: Any, recurse: bool = True) -> nn.Module:
         state = _current()
-        if state is None or state.real:
+        if state is None:
             return original(self, device=device, recurse=recurse)
-
-        def empty(tensor: torch.Tensor) -> torch.Tensor:
-            if isinstance(tensor, nn.Parameter):
-                return tensor if tensor.is_meta else torch.empty_like(tensor, device="meta")
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-
-        emptied: nn.Module = self._apply(empty, recurse=recurse)  # type: ignore[no-untyped-call]
-        return emptied
+        for module in self.modules() if recurse else (self,):
+            for name, parameter in module._parameters.items():
+                if parameter is not None and state.keeps(parameter):
+                    module._parameters[name] = state.unwritten(parameter)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+        return self
 
     return to_empty
 

@@ -210,6 +210,26 @@ class TestLeniency:
         assert any("gain: not in the checkpoint, initialised by the class" in note for note in report.notes)
         assert {f.key for f in report.allowed["allow_missing"]} == {"gain", "more.weight", "more.bias"}
 
+    def test_a_skipped_parameter_that_is_initialised_later_gets_its_value(self, tmp_path):
+        """Its place in the order of creation has to be the same when the constructor runs again."""
+
+        class Head(Net):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first = nn.utils.skip_init(nn.Linear, 4, 4)
+                self.second = nn.utils.skip_init(nn.Linear, 4, 4)
+                self.third = nn.Parameter(torch.full((2,), 3.0))
+                nn.init.constant_(self.second.weight, 2.0)
+                nn.init.zeros_(self.second.bias)
+
+        state = random_state(Net()) | {"first.weight": torch.ones(4, 4), "first.bias": torch.ones(4)}
+        shell = build_shell(Head)
+        fill(shell, open_checkpoint(write_checkpoint(tmp_path, state)), allow_missing=["second.*", "third"])
+        assert torch.equal(shell.model.second.weight, torch.full((4, 4), 2.0))
+        assert torch.equal(shell.model.second.bias, torch.zeros(4))
+        assert torch.equal(shell.model.third, torch.full((2,), 3.0))
+        assert torch.equal(shell.model.first.weight, torch.ones(4, 4))
+
     def test_a_missing_parameter_that_the_class_leaves_uninitialised_is_an_error(self, tmp_path):
         class Uninitialised(Net):
             def __init__(self) -> None:

@@ -37,6 +37,8 @@ PIECES = [
 
 
 class MemoryFile:
+    is_remote = False
+
     def __init__(self, data: bytes) -> None:
         self.name, self.data, self.size = "mutant.bin", data, len(data)
 
