@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from shardload.errors import CorruptError, NotFoundError
 from shardload.formats import format_of
+from shardload.gc_pause import gc_paused
 from shardload.identity import file_identity
 from shardload.index import WeightFiles, find_weight_files, read_json
 from shardload.sources import find_source
@@ -88,6 +89,7 @@ class Checkpoint:
         return read_tensor(self.source.open(ref.shard), ref, region, expected, self._mappings)
 
 
+@gc_paused()
 def open_checkpoint(
     where: str | os.PathLike[str],
     *,

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 Indices = tuple[int, ...]
 
-_INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
+# A whole segment. "007" stays as it is, a number that does not print back is part of the name; so is one that counts
+# nothing.
+_INDEX = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
 
 
 def split_key(key: str) -> tuple[str, Indices]:
@@ -21,14 +23,8 @@ def split_key(key: str) -> tuple[str, Indices]:
     """
     if "{}" in key:
         return key, ()  # braces of its own would be mistaken for the template's
-    indices: list[int] = []
-    segments = key.split(".")
-    for place, segment in enumerate(segments):
-        # "007" stays as it is, a number that does not print back is part of the name; so is one that counts nothing.
-        if _INDEX.fullmatch(segment):
-            indices.append(int(segment))
-            segments[place] = "{}"
-    return (".".join(segments), tuple(indices)) if indices else (key, ())
+    indices = _INDEX.findall(key)
+    return (_INDEX.sub("{}", key), tuple(map(int, indices))) if indices else (key, ())
 
 
 @dataclass(frozen=True)
