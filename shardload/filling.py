@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from shardload.checkpoint import Checkpoint
 from shardload.comparison import Comparison
 from shardload.errors import UsageError
 from shardload.finish import finish
@@ -24,7 +25,6 @@ from shardload.walker import Snapshot, Zones
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from shardload.checkpoint import Checkpoint
     from shardload.progress import ProgressOption
     from shardload.targets.target import Target
 
@@ -37,7 +37,7 @@ def check(
 
     Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model stays as it was.
     """
-    return Comparison(_as_shell(shell), checkpoint, KeyMap.of(key_map)).report
+    return Comparison(_as_shell(shell), _as_checkpoint(checkpoint), KeyMap.of(key_map)).report
 
 
 @gc_paused()
@@ -63,7 +63,7 @@ def fill(
     """
     shell = _as_shell(shell_or_module)
     target = target or OnDevice()
-    comparison = Comparison(shell, checkpoint, KeyMap.of(key_map))
+    comparison = Comparison(shell, _as_checkpoint(checkpoint), KeyMap.of(key_map))
     verdict = comparison.judge(strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     comparison.refuse_if_faulty(verdict)
     report = comparison.report
@@ -84,6 +84,15 @@ def _as_shell(shell_or_module: Shell | nn.Module) -> Shell:
     if isinstance(shell_or_module, nn.Module):
         return Shell.of(shell_or_module)
     raise UsageError(f"a shell or an nn.Module is wanted, not {type(shell_or_module).__name__}")
+
+
+def _as_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    if not isinstance(checkpoint, Checkpoint):
+        raise UsageError(
+            f"a Checkpoint is wanted, not {type(checkpoint).__name__}",
+            cure="open it first: open_checkpoint(where); a state dict in memory is loaded by load_state_dict",
+        )
+    return checkpoint
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 _PLACEHOLDER = re.compile(r"\{(\.\.\.)?\}")
 
@@ -85,6 +86,13 @@ class KeyMap:
         """Return `value` as a KeyMap: a mapping gives a rename an entry, or a drop where its value is None."""
         if isinstance(value, KeyMap):
             return value
+        if value is not None and not isinstance(value, Mapping):
+            raise UsageError(f"a KeyMap or a mapping of names is wanted, not {type(value).__name__}")
+        for old, new in (value or {}).items():
+            if not isinstance(old, str) or not isinstance(new, (str, type(None))):
+                raise UsageError(
+                    "a key map gives texts for texts, or None to drop", where=f"{old!r}: {new!r}"
+                )
         rules = [Drop(old) if new is None else Rename(old, new) for old, new in (value or {}).items()]
         return cls(tuple(rules))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ from shardload.errors import UsageError
 from shardload.tensor_ref import TORCH_NAMES, TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from shardload.checkpoint import Checkpoint
     from shardload.keymap import KeyMap
@@ -234,10 +235,12 @@ def judge(
 
 
 def _check_patterns(argument: str, patterns: Sequence[str], keys: set[str]) -> None:
-    if isinstance(patterns, str):
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
         raise UsageError(
             f"{argument} takes a list of patterns", where=repr(patterns), cure=f"{argument}=[{patterns!r}]"
         )
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise UsageError(f"{argument} takes a list of texts", where=repr(patterns))
     for pattern in patterns:
         matched = sum(fnmatchcase(key, pattern) for key in keys)
         if matched == 0:

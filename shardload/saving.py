@@ -49,7 +49,11 @@ def save(
     parameters are written once. Files appear in `folder` only when all are complete. `max_shard_size` is bytes or
     a text such as "5GB" (powers of ten) or "5GiB". Raises UsageError, UnsupportedError.
     """
+    if not hasattr(model, "state_dict"):
+        raise UsageError(f"save takes a model, not a {type(model).__name__}")
     target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file", cure="pass a folder to write into")
     tensors = _named_tensors(model, KeyMap.of(key_map))
     shards = _split(tensors, _parse_size(max_shard_size))
     config = _config_json(model)
@@ -76,8 +80,8 @@ def _named_tensors(model: nn.Module, key_map: KeyMap) -> dict[str, torch.Tensor]
             )
         if value.is_meta:
             raise UsageError(f"{key} is on meta: there is nothing to save", cure="load the model first")
-        if value.dtype not in CODES:
-            raise UnsupportedError(f"safetensors has no dtype for {key}: {value.dtype}")
+        if value.dtype not in CODES or value.is_sparse or str(value.layout) != "torch.strided":
+            raise UnsupportedError(f"safetensors has no place for {key}: {value.dtype}, {value.layout}")
         if id(value) in seen:
             continue  # a tie: the loader gives the one copy to every name
         seen.add(id(value))
@@ -134,7 +138,7 @@ def write_safetensors(
     Tensors that are contiguous on the CPU are written straight from their memory; others are copied first. The
     library's own helper for torch needs NumPy; its core, which is used here, does not.
     """
-    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    packed = {name: _packed(tensor) for name, tensor in tensors.items()}
     specs = {
         name: safetensors.TensorSpec(
             dtype=str(tensor.dtype).removeprefix("torch."),
@@ -149,6 +153,11 @@ def write_safetensors(
         os.fsync(file.fileno())
 
 
+def _packed(tensor: torch.Tensor) -> torch.Tensor:
+    # A conjugate or negative view says so in a flag beside its bytes.
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+
+
 def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -157,7 +166,7 @@ def _parse_size(size: str | int) -> int:
     if isinstance(size, int):
         limit = size
     else:
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?i?B?)\s*", size, re.IGNORECASE)
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
         unit = match[2].upper() if match else None
         if match is None or unit not in _UNITS:
             raise UsageError(
@@ -175,7 +184,13 @@ def _config_json(model: nn.Module) -> str | None:
     content = to_dict() if callable(to_dict) else config
     if not isinstance(content, Mapping):
         return None
-    return json.dumps(dict(content), indent=2, sort_keys=True, default=str)
+    try:
+        try:
+            return json.dumps(dict(content), indent=2, sort_keys=True, default=str)
+        except TypeError:  # keys of several kinds have no order
+            return json.dumps(dict(content), indent=2, default=str)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the model's config can't be written as JSON: {error}") from error
 
 
 def _refuse_other_weights(folder: Path, shards: int) -> None:

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from shardload.errors import CorruptError, NotFoundError, UnsupportedError
+from shardload.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from shardload.identity import FileIdentity, file_identity
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES, Region, TensorRef
 
@@ -162,8 +162,7 @@ def read_tensor(
     if region is None:
         with Shard(file.local_path(), expected=expected, mappings=mappings) as shard:
             return shard.tensor(ref)
-    if len(region) > len(ref.shape):
-        raise NotFoundError(f"a region of {len(region)} slices in a tensor of {len(ref.shape)} dimensions")
+    _check_region(region, ref)
     dtype = torch_dtype(ref)
     if ref.strides is not None or not ref.shape or not region:
         return read_tensor(file, ref, None, expected, mappings)[region].clone()
@@ -190,6 +189,20 @@ def read_tensor(
     )  # torch refuses a negative step itself
     taken = block[inside]
     return taken if taken.shape == block.shape else taken.clone()
+
+
+def _check_region(region: Region, ref: TensorRef) -> None:
+    """Raise UsageError for what is no tuple of slices that go forwards, one a dimension at most."""
+    if not isinstance(region, tuple) or not all(isinstance(part, slice) for part in region):
+        raise UsageError("a region is a tuple of slices", where=f"{ref.name}: {region!r}")
+    if len(region) > len(ref.shape):
+        raise UsageError(f"a region of {len(region)} slices in a tensor of {len(ref.shape)} dimensions")
+    if not all(
+        isinstance(bound, (int, type(None)))
+        for part in region
+        for bound in (part.start, part.stop, part.step)
+    ) or any(part.step is not None and part.step < 1 for part in region):
+        raise UsageError("a region's slices go forwards, in whole numbers", where=f"{ref.name}: {region!r}")
 
 
 def _map_private(descriptor: int, path: Path) -> mmap.mmap:

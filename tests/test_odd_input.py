@@ -19,6 +19,7 @@ from shardload import (
     OnDevice,
     UsageError,
     build_shell,
+    check,
     fill,
     from_pretrained,
     open_checkpoint,
@@ -334,3 +335,46 @@ def test_a_device_that_is_none_here_is_an_error_before_anything_is_opened(tmp_pa
 def test_a_place_that_is_none_is_a_typed_error(where):
     with pytest.raises(ShardloadError):
         from_pretrained(where, model_class=lambda _config: Net(), config={}, local_files_only=True)
+
+
+# --- arguments of the wrong kind ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"allow_missing": None}, {"allow_missing": [3]}, {"allow_missing": "head.*"}, {"allow_unexpected": ["["]},
+        {"key_map": 3}, {"key_map": [("a", "b")]}, {"key_map": {"a": 3}}, {"key_map": {3: "a"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_keyword_of_the_wrong_kind_is_a_typed_error(folder, keywords):
+    model = Net()
+    before = {name: id(p) for name, p in model.named_parameters()}
+    with pytest.raises(UsageError):
+        fill(model, open_checkpoint(folder), **keywords)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize("wrong", [None, "text", {}, Net])
+def test_a_model_or_a_checkpoint_of_the_wrong_kind_is_a_typed_error(folder, wrong):
+    with pytest.raises(UsageError, match="is wanted"):
+        fill(wrong, open_checkpoint(folder))
+    with pytest.raises(UsageError, match="is wanted"):
+        fill(Net(), wrong)
+    with pytest.raises(UsageError, match="is wanted"):
+        check(Net(), wrong)
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        (slice(0, 1, 0),), (1,), slice(0, 1), (slice(None, None, -1),), (slice(None),) * 3, (slice("a"),), [slice(1)],
+        (slice(1.5),), (None,), (...,),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_region_of_the_wrong_kind_is_a_typed_error(folder, region):
+    with pytest.raises(UsageError, match="region"):
+        open_checkpoint(folder).read("head.weight", region)
+    assert open_checkpoint(folder).read("head.weight", (slice(10**30),)).shape == (12, 8)

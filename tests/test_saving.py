@@ -9,7 +9,7 @@ import safetensors
 import torch
 from torch import nn
 
-from shardload import UsageError, build_shell, fill, open_checkpoint, save
+from shardload import UnsupportedError, UsageError, build_shell, fill, open_checkpoint, save
 from tests.tiny import Net, assert_same_state, random_state, torch_filled, write_checkpoint
 
 
@@ -88,7 +88,7 @@ def test_a_model_on_meta_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("size", ["5 potatoes", "0", "-1GB", ""])
+@pytest.mark.parametrize("size", ["5 potatoes", "0", "-1GB", "", "1.2.3GB", ".", "1e3", None, -1])
 def test_sizes_that_are_none(tmp_path, size):
     with pytest.raises(UsageError, match="max_shard_size"):
         save(Net(), tmp_path, max_shard_size=size)
@@ -108,3 +108,47 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save(Net(), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_is_no_model_and_what_is_no_folder(tmp_path):
+    with pytest.raises(UsageError, match="takes a model"):
+        save(Net().state_dict(), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        save(Net(), tmp_path / "file")
+
+
+def test_a_sparse_tensor_is_declined_by_name(tmp_path):
+    model = Net()
+    model.register_buffer("mask", torch.eye(3).to_sparse())
+    with pytest.raises(UnsupportedError, match="mask: torch.float32, torch.sparse_coo"):
+        save(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_views_are_written_as_what_they_show(tmp_path):
+    model = nn.Module()
+    model.register_buffer("expanded", torch.ones(1).expand(5))
+    model.register_buffer("conjugate", torch.tensor([1 + 2j, 3]).conj())
+    model.register_buffer("negative", torch._neg_view(torch.ones(2)))
+    save(model, tmp_path)
+    for name, value in model.named_buffers():
+        assert torch.equal(open_checkpoint(tmp_path).read(name), value)
+
+
+@pytest.mark.parametrize("config", [{"a": 1, 3: 2, "s": {1, 2}, "d": torch.float16}, {"b": {"z": 1, "a": 2}}])
+def test_a_config_is_written_as_json(tmp_path, config):
+    model = Net()
+    model.config = config
+    save(model, tmp_path)
+    assert set(open_checkpoint(tmp_path).config) == {str(key) for key in config}
+
+
+@pytest.mark.parametrize("key", ["itself", (1, 2)])
+def test_a_config_that_is_no_json_is_refused_before_anything_is_written(tmp_path, key):
+    model = Net()
+    model.config = {"a": 1}
+    model.config[key] = model.config
+    with pytest.raises(UsageError, match="can't be written as JSON"):
+        save(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
