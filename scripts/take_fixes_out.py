@@ -291,11 +291,18 @@ FIXES = [
         "            pass\n",
     ),
     Fix(
-        "every read takes a descriptor",
-        "test_reading_many_tensors_does_not_run_out_of_descriptors",
+        "every read maps the file again",
+        "test_neither_reads_nor_loads_hold_descriptors_and_reads_share_a_mapping",
         "shard.py",
         "        if self._mappings is None:\n",
         "        if True:\n",
+    ),
+    Fix(
+        "every shard keeps a descriptor",
+        "test_neither_reads_nor_loads_hold_descriptors_and_reads_share_a_mapping",
+        "mapping.py",
+        "    if libc is None:\n        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)\n",
+        "    if libc is not None:\n        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)\n",
     ),
     Fix(
         "skip_init imports sympy",

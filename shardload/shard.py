@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
-import sys
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -13,6 +11,7 @@ import torch
 
 from shardload.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from shardload.identity import FileIdentity, file_identity
+from shardload.mapping import Buffer, forget_pages, map_file
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES, Region, TensorRef
 
 if TYPE_CHECKING:
@@ -30,11 +29,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 CODES: dict[torch.dtype, str] = {dtype: code for code, dtype in DTYPES.items()}
 
-# Older Pythons do not name MAP_NORESERVE; the value is Linux's.
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-
-
-Mappings = WeakValueDictionary[tuple[str, FileIdentity], mmap.mmap]
+Mappings = WeakValueDictionary[tuple[str, FileIdentity], Buffer]
 """Mappings in use, by the file that they map."""
 
 
@@ -59,7 +54,7 @@ class Shard:
         self.copy = copy
         self._expected = expected
         self._mappings = mappings
-        self._map: mmap.mmap | None = None
+        self._map: Buffer | None = None
         self._descriptor = -1
 
     def __enter__(self) -> Self:
@@ -88,15 +83,25 @@ class Shard:
         if error is None and closed != self._opened:
             raise self._changed("while it was being loaded")
 
-    def _mapping(self) -> mmap.mmap:
-        """Map the file, or take a mapping of the same file that is still in use: each costs a descriptor."""
+    def _mapping(self) -> Buffer:
+        """Map the file, or take a mapping of the same file that is still in use: each takes address space."""
         if self._mappings is None:
-            return _map_private(self._descriptor, self.path)
+            return self._new_mapping()
         key = str(self.path), self._opened
         found = self._mappings.get(key)
         if found is None:
-            found = self._mappings[key] = _map_private(self._descriptor, self.path)
+            found = self._mappings[key] = self._new_mapping()
         return found
+
+    def _new_mapping(self) -> Buffer:
+        try:
+            return map_file(self._descriptor, self._opened[1])
+        except (OSError, ValueError) as error:
+            raise UnsupportedError(
+                f"{self.path.name} can't be mapped: {error}",
+                where=str(self.path),
+                cure="pass copy=True to read it instead",
+            ) from error
 
     def _check_expected(self) -> None:
         # A file that is shorter now says so itself, by the first tensor that it lacks.
@@ -131,12 +136,8 @@ class Shard:
 
     def release(self, ref: TensorRef) -> None:
         """Let go of the pages that hold `ref` alone; they are read from the file again if they are wanted."""
-        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        start = -(-ref.span.start // mmap.PAGESIZE) * mmap.PAGESIZE
-        stop = ref.span.stop // mmap.PAGESIZE * mmap.PAGESIZE
-        if stop > start:
-            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        if self._map is not None:
+            forget_pages(self._map, *ref.span)
 
 
 def torch_dtype(ref: TensorRef) -> torch.dtype:
@@ -203,23 +204,6 @@ def _check_region(region: Region, ref: TensorRef) -> None:
         for bound in (part.start, part.stop, part.step)
     ) or any(part.step is not None and part.step < 1 for part in region):
         raise UsageError("a region's slices go forwards, in whole numbers", where=f"{ref.name}: {region!r}")
-
-
-def _map_private(descriptor: int, path: Path) -> mmap.mmap:
-    """Map a file copy-on-write.
-
-    MAP_NORESERVE keeps a file larger than RAM mappable: without it the kernel counts a writable private mapping
-    as memory that may be needed in full.
-    """
-    try:
-        if hasattr(mmap, "MAP_PRIVATE"):
-            protection = mmap.PROT_READ | mmap.PROT_WRITE
-            return mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE | _NORESERVE, prot=protection)
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-    except (OSError, ValueError) as error:
-        raise UnsupportedError(
-            f"{path.name} can't be mapped: {error}", where=str(path), cure="pass copy=True to read it instead"
-        ) from error
 
 
 def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:

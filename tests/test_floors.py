@@ -12,7 +12,7 @@ import shardload
 PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
-    {"errors", "gc_pause", "identity", "tensor_ref", "template"},
+    {"errors", "gc_pause", "identity", "mapping", "tensor_ref", "template"},
     {"keymap", "memory", "progress", "sources", "construction"},
     {"formats", "index", "references", "shard", "shell", "walker"},
     {"checkpoint"},

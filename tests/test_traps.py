@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -589,14 +590,22 @@ print(float(shell.model.weight.sum()))
     assert run_python(code, str(folder)).stdout.strip() == str(float(512 * 1024))
 
 
-def test_reading_many_tensors_does_not_run_out_of_descriptors(tmp_path):
-    """A mapping holds a descriptor; one a tensor would end at the usual limit of 1,024."""
-    state = {f"w{n}": torch.full((2,), float(n)) for n in range(300)}
-    checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=3))
+def test_neither_reads_nor_loads_hold_descriptors_and_reads_share_a_mapping(tmp_path):
+    """Python's own mmap holds a descriptor; one a shard ends at the usual limit of 1,024."""
+    state = {f"{n}.weight": torch.full((2, 1), float(n)) for n in range(300)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=30))
+    shell = build_shell(lambda: nn.Sequential(*(nn.Linear(1, 2, bias=False) for _ in range(300))))
     before = len(os.listdir("/proc/self/fd"))
+    fill(shell, checkpoint)
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
     held = [checkpoint.read(name) for name in state]
-    assert len(os.listdir("/proc/self/fd")) <= before + 2 * 3
+    now = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert (len(mapped), len(now)) == (30, 60)
     assert all(torch.equal(tensor, state[name]) for name, tensor in zip(state, held, strict=True))
+    del held, shell
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "unmapped with the last tensor"
 
 
 # --- imports --------------------------------------------------------------------------------------------------

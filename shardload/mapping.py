@@ -1,0 +1,70 @@
+"""Private, writable mappings of whole files that hold no file descriptor.
+
+Python's own `mmap` keeps a duplicate of the descriptor as long as the mapping lives. A model keeps a mapping a
+shard for its whole life, and the usual limit is 1,024 descriptors a process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import weakref
+
+Buffer = mmap.mmap | ctypes.Array[ctypes.c_char]
+"""The memory of a mapping, writable; the file stays mapped as long as anything holds it."""
+
+# Older Pythons do not name MAP_NORESERVE; the value is Linux's.
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def map_file(descriptor: int, size: int) -> Buffer:
+    """Map the first `size` bytes of an open file copy-on-write: what is written to them never reaches the file.
+
+    MAP_NORESERVE keeps a file larger than RAM mappable: without it the kernel counts a writable private mapping
+    as memory that may be needed in full. Raises OSError or ValueError where the file can't be mapped.
+    """
+    libc = _libc()
+    if libc is None:
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    address = libc.mmap(None, size, protection, mmap.MAP_PRIVATE | _NORESERVE, descriptor, 0)
+    if address in (None, _FAILED):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    buffer = (ctypes.c_char * size).from_address(address)
+    # Not at the process's exit: the kernel unmaps then, and until the last instruction a tensor may be in use.
+    weakref.finalize(buffer, libc.munmap, address, size).atexit = False
+    return buffer
+
+
+def forget_pages(buffer: Buffer, start: int, stop: int) -> None:
+    """Let go of the pages that lie wholly between two offsets; they are read from the file again if wanted.
+
+    What was written to them is lost.
+    """
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
+    libc = _libc()
+    if length > 0 and libc is not None and not isinstance(buffer, mmap.mmap):
+        libc.madvise(ctypes.addressof(buffer) + first, length, mmap.MADV_DONTNEED)
+
+
+_loaded: list[ctypes.CDLL] = []
+
+
+def _libc() -> ctypes.CDLL | None:
+    """Return the C library, its functions typed; None on a system that makes mappings in another way."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return None
+    if not _loaded:
+        libc = ctypes.CDLL(None, use_errno=True)
+        number, size, address = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
+        libc.mmap.argtypes = (address, size, number, number, number, ctypes.c_long)
+        libc.mmap.restype = address
+        libc.munmap.argtypes = (address, size)
+        libc.madvise.argtypes = (address, size, number)
+        _loaded.append(libc)
+    return _loaded[0]
