@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from shardload.read_ahead import ReadAhead
     from shardload.sources.source import SourceFile
 
 DTYPES: dict[str, torch.dtype] = {
@@ -114,6 +115,11 @@ class Shard:
             where=str(self.path),
             cure="open it again when nothing writes to it",
         )
+
+    def read_ahead(self, ahead: ReadAhead) -> None:
+        """Let the kernel read the file meanwhile, where it is cold and there is room."""
+        if self._map is not None:
+            ahead.begin(self._descriptor, self._map)
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """Return the stored tensor, in its stored dtype, with a storage of its own extent."""

@@ -12,6 +12,7 @@ from torch import nn
 from shardload.comparison import mismatch
 from shardload.memory import measure
 from shardload.progress import ProgressMeter
+from shardload.read_ahead import ReadAhead
 from shardload.rehearsal import faults_of
 from shardload.report import ShardRow
 from shardload.shard import Shard
@@ -31,11 +32,11 @@ Pairs = list[tuple[str, TensorRef]]
 
 def stream(comparison: Comparison, target: Target, *, copy: bool, progress: ProgressOption) -> set[str]:
     """Move every planned tensor into the model and return the names that were filled; rows go to the report."""
-    carrier = _Stream(comparison, target, copy)
     by_shard = _by_shard(comparison)
     total = sum(ref.nbytes for pairs in by_shard.values() for _, ref in pairs)
     report = comparison.report
-    with ProgressMeter(progress, total) as meter:
+    with ProgressMeter(progress, total) as meter, ReadAhead() as ahead:
+        carrier = _Stream(comparison, target, copy, ahead)
         for name, pairs in by_shard.items():
             started = time.perf_counter()
             meter.shard(name)
@@ -66,11 +67,12 @@ def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
 class _Stream:
     """Carries a plan out, shard by shard."""
 
-    def __init__(self, comparison: Comparison, target: Target, copy: bool) -> None:
+    def __init__(self, comparison: Comparison, target: Target, copy: bool, ahead: ReadAhead) -> None:
         self.comparison = comparison
         self.target = target
         self.copy = copy
         self.filled: set[str] = set()
+        self.ahead = ahead
         # What a subtree with its own loader still waits for, and what has come for it so far.
         self.waiting = {
             root.prefix: _tensor_count(comparison.plan.handed[root.prefix]) for root in comparison.zones.roots
@@ -85,6 +87,7 @@ class _Stream:
         checkpoint = self.comparison.checkpoint
         path = checkpoint.source.open(name).local_path()
         with Shard(path, copy=self.copy, expected=checkpoint.identities.get(name)) as shard:
+            shard.read_ahead(self.ahead)
             for key, ref in pairs:
                 stored = shard.tensor(ref)
                 root = self.comparison.zones.root_of(key)

@@ -13,13 +13,13 @@ PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
     {"errors", "gc_pause", "identity", "mapping", "tensor_ref", "template"},
-    {"keymap", "memory", "progress", "sources", "construction"},
+    {"keymap", "memory", "progress", "read_ahead", "sources", "construction", "chat_template"},
     {"formats", "index", "references", "shard", "shell", "walker"},
     {"checkpoint"},
     {"plan", "targets", "diagnosis"},
     {"rehearsal", "ties", "report"},
     {"comparison", "finish", "saving", "remote_code"},
-    {"stream"},
+    {"stream", "tokenizer"},
     {"filling"},
     {"adapters"},
     {"load"},
