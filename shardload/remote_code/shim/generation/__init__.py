@@ -1,27 +1,34 @@
-"""`transformers.generation`, in part: settings, bases and hooks; `generate` arrives later."""
+"""`transformers.generation`: settings, processors, criteria, streamers, and `generate` itself."""
 
 from __future__ import annotations
 
-from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig
-from shardload.remote_code.shim.generation.logits_process import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    LogitsWarper,
+from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig, GenerationMode
+from shardload.remote_code.shim.generation.logits_process import *  # noqa: F403 - the package offers all of it
+from shardload.remote_code.shim.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxNewTokensCriteria,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    validate_stopping_criteria,
 )
-from shardload.remote_code.shim.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from shardload.remote_code.shim.generation.streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
-from shardload.remote_code.shim.generation.utils import GenerateOutput, GenerationMixin
+from shardload.remote_code.shim.generation.utils import *  # noqa: F403
 
 __all__ = [
     "BaseStreamer",
-    "GenerateOutput",
+    "EosTokenCriteria",
     "GenerationConfig",
-    "GenerationMixin",
-    "LogitsProcessor",
-    "LogitsProcessorList",
-    "LogitsWarper",
+    "GenerationMode",
+    "MaxLengthCriteria",
+    "MaxNewTokensCriteria",
+    "MaxTimeCriteria",
+    "StopStringCriteria",
     "StoppingCriteria",
     "StoppingCriteriaList",
     "TextIteratorStreamer",
     "TextStreamer",
+    "validate_stopping_criteria",
 ]

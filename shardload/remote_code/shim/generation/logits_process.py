@@ -1,39 +1,82 @@
-"""`transformers.generation.logits_process`: the bases that remote code derives its processors from."""
+"""`transformers.generation.logits_process`: what changes the scores of the next token."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 from shardload.remote_code.shim._missing import later_class
+from shardload.remote_code.shim.generation._limits import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    ForceTokensLogitsProcessor,
+    InfNanRemoveLogitsProcessor,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
+from shardload.remote_code.shim.generation._penalties import (
+    ClassifierFreeGuidanceLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    ExponentialDecayLengthPenalty,
+    NoBadWordsLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
+from shardload.remote_code.shim.generation._processor import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    LogitsWarper,
+)
+from shardload.remote_code.shim.generation._warpers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitNormalization,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
+# Beam search and guidance by a second forward pass: names only.
+HammingDiversityLogitsProcessor = later_class("HammingDiversityLogitsProcessor", __name__)
+UnbatchedClassifierFreeGuidanceLogitsProcessor = later_class(
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor", __name__
+)
+WhisperTimeStampLogitsProcessor = later_class("WhisperTimeStampLogitsProcessor", __name__)
 
-class LogitsProcessor:
-    """Changes the scores of the next token; subclasses define `__call__(input_ids, scores)`."""
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Return the changed scores, (batch, vocabulary)."""
-        raise NotImplementedError(f"{type(self)} defines no __call__")
-
-
-class LogitsWarper(LogitsProcessor):
-    """A processor that is applied when tokens are sampled."""
-
-
-class LogitsProcessorList(list[Any]):
-    """Processors applied one after another."""
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Return the scores, (batch, vocabulary), after every processor."""
-        for processor in self:
-            # A processor with parameters besides ids and scores is given the caller's keyword arguments.
-            wants_more = len(inspect.signature(processor.__call__).parameters) > 2
-            scores = processor(input_ids, scores, **kwargs) if wants_more else processor(input_ids, scores)
-        return scores
-
-
-TemperatureLogitsWarper = later_class("TemperatureLogitsWarper", __name__)
-TopKLogitsWarper = later_class("TopKLogitsWarper", __name__)
-TopPLogitsWarper = later_class("TopPLogitsWarper", __name__)
-RepetitionPenaltyLogitsProcessor = later_class("RepetitionPenaltyLogitsProcessor", __name__)
-NoRepeatNGramLogitsProcessor = later_class("NoRepeatNGramLogitsProcessor", __name__)
+__all__ = [
+    "ClassifierFreeGuidanceLogitsProcessor",
+    "EncoderNoRepeatNGramLogitsProcessor",
+    "EncoderRepetitionPenaltyLogitsProcessor",
+    "EpsilonLogitsWarper",
+    "EtaLogitsWarper",
+    "ExponentialDecayLengthPenalty",
+    "ForceTokensLogitsProcessor",
+    "ForcedBOSTokenLogitsProcessor",
+    "ForcedEOSTokenLogitsProcessor",
+    "HammingDiversityLogitsProcessor",
+    "InfNanRemoveLogitsProcessor",
+    "LogitNormalization",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "LogitsWarper",
+    "MinLengthLogitsProcessor",
+    "MinNewTokensLengthLogitsProcessor",
+    "MinPLogitsWarper",
+    "NoBadWordsLogitsProcessor",
+    "NoRepeatNGramLogitsProcessor",
+    "PrefixConstrainedLogitsProcessor",
+    "RepetitionPenaltyLogitsProcessor",
+    "SequenceBiasLogitsProcessor",
+    "SuppressTokensAtBeginLogitsProcessor",
+    "SuppressTokensLogitsProcessor",
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "TypicalLogitsWarper",
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+    "WhisperTimeStampLogitsProcessor",
+]

@@ -1,89 +1,250 @@
-"""`transformers.generation.utils`: the hooks around generation that model classes override and call."""
+"""`transformers.generation.utils`: `generate` as the 4.2x-4.40 releases had it, greedy and sampling."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from shardload.remote_code.shim._missing import later
-from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig
+from shardload.errors import UnsupportedError
+from shardload.remote_code.shim.generation._choosing import ChoosingMixin
+from shardload.remote_code.shim.generation._inputs import InputsMixin
+from shardload.remote_code.shim.generation._loop import LoopMixin
+from shardload.remote_code.shim.generation._outputs import (
+    BeamSampleOutput,
+    BeamSearchOutput,
+    ContrastiveSearchDecoderOnlyOutput,
+    ContrastiveSearchEncoderDecoderOutput,
+    ContrastiveSearchOutput,
+    GenerateBeamOutput,
+    GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
+    GenerateNonBeamOutput,
+    GenerateOutput,
+    GreedySearchDecoderOnlyOutput,
+    GreedySearchEncoderDecoderOutput,
+    GreedySearchOutput,
+    SampleDecoderOnlyOutput,
+    SampleEncoderDecoderOutput,
+    SampleOutput,
+)
+from shardload.remote_code.shim.generation._signatures import parameters
+from shardload.remote_code.shim.generation._steps import StepsMixin
+from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig, GenerationMode
+from shardload.remote_code.shim.generation.logits_process import *  # noqa: F403 - code imports them from here too
 from shardload.remote_code.shim.generation.logits_process import LogitsProcessorList
-from shardload.remote_code.shim.generation.stopping_criteria import StoppingCriteriaList
+from shardload.remote_code.shim.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    validate_stopping_criteria,
+)
+from shardload.remote_code.shim.generation.streamers import BaseStreamer
+from shardload.remote_code.shim.utils import logging
 from shardload.remote_code.shim.utils.generic import ModelOutput
 
 __all__ = [
+    "BaseStreamer",
+    "BeamSampleOutput",
+    "BeamSearchOutput",
+    "ContrastiveSearchDecoderOnlyOutput",
+    "ContrastiveSearchEncoderDecoderOutput",
+    "ContrastiveSearchOutput",
+    "EosTokenCriteria",
+    "GenerateBeamOutput",
+    "GenerateDecoderOnlyOutput",
+    "GenerateEncoderDecoderOutput",
+    "GenerateNonBeamOutput",
     "GenerateOutput",
     "GenerationConfig",
     "GenerationMixin",
+    "GenerationMode",
+    "GreedySearchDecoderOnlyOutput",
+    "GreedySearchEncoderDecoderOutput",
+    "GreedySearchOutput",
     "LogitsProcessorList",
+    "MaxLengthCriteria",
+    "MaxTimeCriteria",
     "ModelOutput",
+    "SampleDecoderOnlyOutput",
+    "SampleEncoderDecoderOutput",
+    "SampleOutput",
+    "StoppingCriteria",
     "StoppingCriteriaList",
+    "validate_stopping_criteria",
 ]
 
-GenerateOutput = ModelOutput
+logger = logging.get_logger(__name__)
+
+_SHIM = __name__.partition(".generation")[0] + "."
+_DONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
-class GenerationMixin:
-    """What every model class inherits for generation; `generate` itself arrives later."""
-
-    config: Any
-
-    def generate(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refuse, by name: this version loads models and runs their forward pass."""
-        later(
-            f"{type(self).__name__}.generate",
-            "call the model itself and choose the next token from its logits",
-        )
-
-    def _refuse_generation(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        later(f"generation with {type(self).__name__}")
-
-    sample = greedy_search = beam_search = contrastive_search = _refuse_generation
-    _get_logits_processor = _get_logits_warper = _get_stopping_criteria = _refuse_generation
+class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin):
+    """What every model class inherits for generation."""
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Return whether the class says how its inputs for generation are prepared."""
-        return cls.prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
+        """Return whether the class prepares its inputs for generation, or names this mixin as a base of its own."""
+        own = [kind for kind in cls.__mro__ if not kind.__module__.startswith(_SHIM)]
+        return any(
+            "prepare_inputs_for_generation" in vars(kind) or GenerationMixin in kind.__bases__ for kind in own
+        )
 
-    def prepare_inputs_for_generation(self, *_args: Any, **_kwargs: Any) -> Any:
-        """Return the keyword arguments of the next forward pass; classes that generate define it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define prepare_inputs_for_generation")
-
-    def _extract_past_from_model_output(self, outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the cache of an output; with its name unless the caller speaks of `standardize_cache_format`.
-
-        Releases before 4.42 took that argument and returned the bare cache; later ones return (name, cache).
-        Code of both ages calls this by the form it was written for.
-        """
-        name, cache = "past_key_values", None
-        for output_name in ("past_key_values", "mems", "past_buckets_states", "cache_params"):
-            if output_name in outputs:
-                name = "cache_params" if output_name == "cache_params" else "past_key_values"
-                cache = outputs[output_name]
-                break
-        return cache if args or "standardize_cache_format" in kwargs else (name, cache)
-
-    def _update_model_kwargs_for_generation(
+    @torch.no_grad()
+    def generate(
         self,
-        outputs: Any,
-        model_kwargs: dict[str, Any],
-        is_encoder_decoder: bool = False,
-        **_kwargs: Any,
-    ) -> dict[str, Any]:
-        """Return the keyword arguments with the new cache, and with masks and token types one longer."""
-        name, cache = GenerationMixin._extract_past_from_model_output(self, outputs)
-        model_kwargs[name] = cache
-        if model_kwargs.get("token_type_ids") is not None:
-            types = model_kwargs["token_type_ids"]
-            model_kwargs["token_type_ids"] = torch.cat([types, types[:, -1:]], dim=-1)
-        mask_name = "decoder_attention_mask" if is_encoder_decoder else "attention_mask"
-        if model_kwargs.get(mask_name) is not None:
-            mask = model_kwargs[mask_name]
-            model_kwargs[mask_name] = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=-1)
-        return model_kwargs
+        inputs: Any = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        prefix_allowed_tokens_fn: Any = None,
+        synced_gpus: bool | None = None,
+        assistant_model: Any = None,
+        streamer: Any = None,
+        negative_prompt_ids: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Write on from ids, (batch, length), and return them with what was written, (batch, longer).
 
-    def _reorder_cache(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refuse: classes that can reorder their cache for beam search define it."""
-        raise NotImplementedError(f"{type(self).__name__} does not define _reorder_cache")
+        Settings come from `generation_config` (the model's own where it is absent) and from `kwargs`, which
+        also hold what the forward pass takes. Raises UnsupportedError for beam search and for what else is not
+        done, ValueError for arguments that nothing takes. A streamer hears of an error, so that nobody waits.
+        """
+        try:
+            self._refuse_what_is_not_done(synced_gpus, negative_prompt_ids, negative_prompt_attention_mask)
+            settings, model_kwargs = self._settings(generation_config, assistant_model, kwargs)
+            return self._generate(
+                inputs,
+                settings,
+                model_kwargs,
+                streamer=streamer,
+                max_length_given=kwargs.get("max_length") is not None,
+                processors=logits_processor,
+                criteria=stopping_criteria,
+                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            )
+        except BaseException as error:
+            _tell(streamer, error)
+            raise
+
+    def _refuse_what_is_not_done(self, synced_gpus: Any, *negative_prompt: Any) -> None:
+        if not self.can_generate():
+            raise UnsupportedError(
+                f"{type(self).__name__} does not generate: it has no prepare_inputs_for_generation",
+                cure="load the repo's class for causal language modelling (auto_class=…)",
+            )
+        if synced_gpus:
+            raise UnsupportedError("generate with synced_gpus, for parameters that are spread over machines")
+        if any(given is not None for given in negative_prompt):
+            raise UnsupportedError("generate with a negative prompt", cure="leave it out")
+        if getattr(self.config, "is_encoder_decoder", False):
+            raise UnsupportedError(
+                f"generate on an encoder-decoder ({type(self).__name__})",
+                cure="call the encoder and the decoder yourself",
+            )
+
+    def _settings(
+        self, generation_config: Any, assistant_model: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the settings of this call and the other keyword arguments, judged."""
+        tokenizer = kwargs.pop("tokenizer", None)
+        settings, model_kwargs = self._prepare_generation_config(generation_config, **kwargs)
+        mode = settings.get_generation_mode(assistant_model)
+        if mode not in _DONE:
+            raise UnsupportedError(
+                f"generate with {mode.value.replace('_', ' ')}; greedy search and sampling are done",
+                cure="num_beams=1, and no assistant_model, constraints or penalty_alpha",
+            )
+        if mode is GenerationMode.GREEDY_SEARCH and (settings.num_return_sequences or 1) > 1:
+            raise ValueError("greedy search has one answer: num_return_sequences needs do_sample=True")
+        self._validate_model_kwargs(model_kwargs)
+        return settings, {**model_kwargs, "tokenizer": tokenizer} if tokenizer is not None else model_kwargs
+
+    def _generate(
+        self,
+        inputs: Any,
+        settings: Any,
+        model_kwargs: dict[str, Any],
+        *,
+        streamer: Any,
+        max_length_given: bool,
+        processors: Any,
+        criteria: Any,
+        prefix_allowed_tokens_fn: Any,
+    ) -> Any:
+        tokenizer = model_kwargs.pop("tokenizer", None)
+        has_mask = model_kwargs.get("attention_mask") is not None
+        start = settings.bos_token_id
+        first, name, model_kwargs = self._prepare_model_inputs(inputs, start, model_kwargs)
+        self._prepare_special_tokens(settings, has_mask)
+        # With embeddings, a cache is how the class knows that the first step is over.
+        model_kwargs["use_cache"] = True if name == "inputs_embeds" else settings.use_cache
+        if not has_mask and "attention_mask" in parameters(self.forward):
+            model_kwargs["attention_mask"] = self._prepare_attention_mask_for_generation(
+                first, settings.pad_token_id, settings.eos_token_id
+            )
+        input_ids = model_kwargs.pop("input_ids") if name == "inputs_embeds" else first
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        length = input_ids.shape[-1]
+        embeds_length = first.shape[1] if name == "inputs_embeds" else 0
+        self._prepare_generated_length(settings, length, embeds_length, max_length_given)
+        made = self._get_logits_processor(
+            generation_config=settings,
+            input_ids_seq_length=length,
+            encoder_input_ids=input_ids,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            logits_processor=LogitsProcessorList() if processors is None else processors,
+        )
+        options = {} if tokenizer is None else {"tokenizer": tokenizer}
+        ends = self._get_stopping_criteria(
+            generation_config=settings,
+            stopping_criteria=StoppingCriteriaList() if criteria is None else criteria,
+            **options,
+        )
+        warper = self._get_logits_warper(settings) if settings.do_sample else None
+        input_ids, model_kwargs = self._expand_inputs_for_generation(
+            expand_size=settings.num_return_sequences or 1, input_ids=input_ids, **model_kwargs
+        )
+        return self._run_loop(
+            settings,
+            input_ids,
+            self._initial_cache(model_kwargs),
+            logits_processor=made,
+            logits_warper=warper,
+            stopping_criteria=ends,
+            streamer=streamer,
+        )
+
+    def _run_loop(
+        self,
+        settings: Any,
+        input_ids: Any,
+        model_kwargs: dict[str, Any],
+        *,
+        logits_warper: Any,
+        **common: Any,
+    ) -> Any:
+        """Run the loop: the class's own where it has one, by the interface of the release that had it."""
+        warp = {"logits_warper": logits_warper} if settings.do_sample else {}
+        name = "sample" if settings.do_sample else "greedy_search"
+        if getattr(type(self), name) is getattr(GenerationMixin, name):
+            options = {"generation_config": settings, "synced_gpus": False, **common, **warp}
+            return self._sample(input_ids, **options, **model_kwargs)
+        old = ("pad_token_id", "eos_token_id", "output_scores", "return_dict_in_generate")
+        options = {key: getattr(settings, key) for key in old} | {"synced_gpus": False, **common, **warp}
+        return getattr(self, name)(input_ids, **options, **model_kwargs)
+
+
+def _tell(streamer: Any, error: BaseException) -> None:
+    """End a streamer whose generation failed: whoever reads from it would wait for ever."""
+    if streamer is None:
+        return
+    try:
+        streamer.fail(error) if hasattr(streamer, "fail") else streamer.end()
+    except Exception as second:  # noqa: BLE001 - the first error is the one to raise
+        logger.warning("the streamer failed too: %s", second)

@@ -1,0 +1,177 @@
+"""From the arguments of `generate` to the first step: ids, masks, lengths, special tokens."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shardload.remote_code.shim.configuration_utils import GENERATION_DEFAULTS
+from shardload.remote_code.shim.generation._processor import token_ids
+from shardload.remote_code.shim.generation._signatures import parameters, takes_any
+from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig
+from shardload.remote_code.shim.utils import logging
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.get_logger(__name__)
+
+# Of the keyword arguments of `generate`, those that reach an encoder, or no forward pass at all.
+_ENCODER_KEYWORDS = frozenset(
+    {
+        "attention_mask",
+        "decoder_input_ids",
+        "decoder_attention_mask",
+        "encoder_outputs",
+        "encoder_attention_mask",
+    }
+)
+_LOOP_KEYWORDS = frozenset({"cache_position", "output_attentions", "output_hidden_states", "return_dict"})
+
+
+class InputsMixin:
+    """How a model's first inputs are made."""
+
+    config: Any
+    generation_config: Any
+    main_input_name: str
+    forward: Any
+    prepare_inputs_for_generation: Any
+
+    def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Return a copy of the settings with `kwargs` in them, and the keyword arguments that are no setting.
+
+        Settings that were made from the model's config, and not changed since, follow a change of that config.
+        """
+        if generation_config is None:
+            own = self.generation_config
+            from_config = getattr(own, "_from_model_config", False) and getattr(own, "is_unchanged", False)
+            if from_config and _sets_generation(self.config):
+                self.generation_config = own = GenerationConfig.from_model_config(self.config)
+            generation_config = own
+        generation_config = copy.deepcopy(generation_config)
+        return generation_config, generation_config.update(**kwargs)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        """Raise ValueError for keyword arguments that neither generation nor the model would use."""
+        prepare = self.prepare_inputs_for_generation
+        known = parameters(prepare) | _LOOP_KEYWORDS
+        if takes_any(prepare):
+            if takes_any(self.forward):
+                return
+            known |= parameters(self.forward)
+        if getattr(self.config, "is_encoder_decoder", False):
+            known |= _ENCODER_KEYWORDS | {n for n in model_kwargs if n.startswith(("decoder_", "cross_attn"))}
+        unused = sorted(
+            name for name, value in model_kwargs.items() if value is not None and name not in known
+        )
+        if unused:
+            raise ValueError(
+                f"generate was given {', '.join(unused)}, which neither its settings nor "
+                f"{type(self).__name__} know (a misspelt name, or a tokenizer's output that the model does not take)"
+            )
+
+    def _prepare_model_inputs(
+        self, inputs: Any = None, bos_token_id: Any = None, model_kwargs: dict[str, Any] | None = None
+    ) -> tuple[Any, str, dict[str, Any]]:
+        """Return (the inputs, their name, the other keyword arguments).
+
+        Raises ValueError where inputs come twice, or as embeddings that the class does not take.
+        """
+        name = self.main_input_name
+        kwargs = {key: v for key, v in (model_kwargs or {}).items() if v is not None or key != name}
+        named = kwargs.pop(name, None)
+        if named is not None and inputs is not None:
+            raise ValueError(f"the inputs are given twice: as `inputs` and as `{name}`")
+        inputs = named if inputs is None else inputs
+        if name == "input_ids" and kwargs.get("inputs_embeds") is not None:
+            if "inputs_embeds" not in parameters(self.prepare_inputs_for_generation):
+                raise ValueError(
+                    f"inputs_embeds: {type(self).__name__}.prepare_inputs_for_generation does not take them"
+                )
+            # The embeddings stand for the prompt in the first step; the ids only count what is written.
+            embeds = kwargs["inputs_embeds"]
+            if inputs is None:
+                inputs = torch.ones((embeds.shape[0], 0), dtype=torch.long, device=embeds.device)
+            kwargs["input_ids"] = inputs
+            return embeds, "inputs_embeds", kwargs
+        return self._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, kwargs), name, kwargs
+
+    def _maybe_initialize_input_ids_for_generation(
+        self, inputs: Any = None, bos_token_id: Any = None, model_kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return the inputs, or where there are none a start token for each row of the batch."""
+        if inputs is not None:
+            return inputs
+        if bos_token_id is None:
+            raise ValueError("generate needs input_ids, or a bos_token_id to begin with")
+        others = [v for v in (model_kwargs or {}).values() if isinstance(v, torch.Tensor)]
+        rows = others[0].shape[0] if others else 1
+        device = getattr(self, "device", None)
+        return torch.full((rows, 1), token_ids(bos_token_id)[0], dtype=torch.long, device=device)
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs: Tensor, pad_token_id: Any, eos_token_id: Any
+    ) -> Tensor:
+        """Return a mask of ones, (batch, length), with zeros at padding that can be told from an end."""
+        ones = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+        is_ids = inputs.dim() == 2 and inputs.dtype in (torch.int, torch.long)
+        pads = token_ids(pad_token_id)
+        if not is_ids or not pads or pads[0] in token_ids(eos_token_id):
+            return ones
+        return inputs.ne(pads[0]).long()
+
+    def _prepare_special_tokens(self, generation_config: Any, has_attention_mask: bool | None = None) -> None:
+        """Pad with the first end token where no padding token is set."""
+        if generation_config.pad_token_id is None and generation_config.eos_token_id is not None:
+            generation_config.pad_token_id = token_ids(generation_config.eos_token_id)[0]
+            if has_attention_mask is False:
+                logger.info("no attention mask, and ends are the padding: padding in the prompt is not seen")
+
+    def _prepare_generated_length(
+        self, generation_config: Any, prompt_length: int, embeds_length: int, max_length_given: bool
+    ) -> None:
+        """Turn counts of new tokens into lengths: those of the ids that `generate` returns."""
+        if generation_config.max_new_tokens is not None:
+            generation_config.max_length = generation_config.max_new_tokens + prompt_length
+        elif embeds_length and embeds_length != prompt_length:
+            generation_config.max_length -= embeds_length
+        elif not max_length_given and generation_config.max_length == GENERATION_DEFAULTS["max_length"]:
+            logger.warning(
+                "no max_new_tokens: the text ends at %s tokens, prompt included", generation_config.max_length
+            )
+        if generation_config.min_new_tokens is not None:
+            generation_config.min_length = generation_config.min_new_tokens + prompt_length
+        elif embeds_length and embeds_length != prompt_length:
+            generation_config.min_length = max(generation_config.min_length - embeds_length, 0)
+        if generation_config.max_length is not None and prompt_length >= generation_config.max_length:
+            logger.warning(
+                "the prompt has %s tokens and max_length is %s: one token is generated; raise max_new_tokens",
+                prompt_length,
+                generation_config.max_length,
+            )
+
+    @staticmethod
+    def _expand_inputs_for_generation(
+        expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return ids and keyword arguments with each row repeated `expand_size` times in a row."""
+
+        def expand(values: Any) -> None:
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and name != "cache_position":
+                    values[name] = value.repeat_interleave(expand_size, dim=0)
+
+        if expand_size > 1:
+            input_ids = None if input_ids is None else input_ids.repeat_interleave(expand_size, dim=0)
+            expand(model_kwargs)
+            if is_encoder_decoder:
+                expand(model_kwargs["encoder_outputs"])
+        return input_ids, model_kwargs
+
+
+def _sets_generation(config: Any) -> bool:
+    """Return whether a model's config has a setting of generation that is not the default."""
+    return any(getattr(config, name, default) != default for name, default in GENERATION_DEFAULTS.items())

@@ -1,0 +1,180 @@
+"""Between two steps: what the next forward pass is given, and what is kept of the last."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+
+from shardload.errors import UnsupportedError
+from shardload.remote_code.shim.cache_utils import Cache, DynamicCache
+from shardload.remote_code.shim.generation._signatures import accepted, parameters, takes_any
+
+# Under which names outputs hold a cache, and under which name the next step is given it.
+_CACHES = {
+    "past_key_values": "past_key_values",
+    "mems": "past_key_values",
+    "past_buckets_states": "past_key_values",
+    "cache_params": "cache_params",
+}
+
+
+class StepsMixin:
+    """The hooks around a forward pass, which model classes override."""
+
+    config: Any
+    forward: Any
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Any,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        inputs_embeds: Any = None,
+        cache_position: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the next forward pass's keyword arguments, for classes that do not say themselves.
+
+        Classes from 4.45 on leave this to the base: the ids that no cache has seen, positions counted along
+        the attention mask, and of the rest what `forward` takes.
+        """
+        has_state = past_key_values is not None or kwargs.get("cache_params") is not None
+        if has_state and cache_position is not None and input_ids.shape[1] != cache_position.shape[0]:
+            unseen = input_ids[:, -cache_position.shape[0] :]
+        else:
+            unseen = input_ids
+        first = not has_state or cache_length(past_key_values) == 0
+        if inputs_embeds is not None and first:
+            inputs = {"input_ids": None, "inputs_embeds": inputs_embeds}
+            length = inputs_embeds.shape[1]
+        else:
+            inputs, length = {"input_ids": unseen}, unseen.shape[1]
+        if attention_mask is not None and kwargs.get("position_ids") is None:
+            positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
+            kwargs["position_ids"] = positions[:, -length:]
+        elif kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"][..., -length:]
+        inputs |= {
+            **kwargs,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "cache_position": cache_position,
+        }
+        # A forward with **kwargs passes them on, to layers that may not take what it does not name itself.
+        known = parameters(self.forward)
+        return {name: value for name, value in inputs.items() if name in known}
+
+    def _model_inputs(self, input_ids: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the next forward pass's keyword arguments from the class's own hook."""
+        prepare = self.prepare_inputs_for_generation
+        names = parameters(prepare)
+        if "past" in names and "past_key_values" not in names:
+            # Code before 4.26 has the cache under this name.
+            model_kwargs = {**model_kwargs, "past": model_kwargs.get("past_key_values")}
+            del model_kwargs["past_key_values"]
+        inputs: dict[str, Any] = prepare(input_ids, **accepted(prepare, model_kwargs))
+        return inputs
+
+    def _extract_past_from_model_output(self, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the cache of an output; with its name unless the caller speaks of `standardize_cache_format`.
+
+        Releases before 4.42 took that argument and returned the bare cache; later ones return (name, cache).
+        Code of both ages calls this by the form it was written for.
+        """
+        found = next((name for name in _CACHES if name in outputs), None)
+        cache = None if found is None else outputs[found]
+        standardize = bool(args and args[0]) or kwargs.get("standardize_cache_format", False)
+        if standardize and hasattr(self, "_convert_to_standard_cache"):
+            cache = self._convert_to_standard_cache(cache, batch_size=outputs.logits.shape[0])
+        if args or "standardize_cache_format" in kwargs:
+            return cache
+        return _CACHES.get(found or "", "past_key_values"), cache
+
+    def _update_model_kwargs_for_generation(
+        self,
+        outputs: Any,
+        model_kwargs: dict[str, Any],
+        is_encoder_decoder: bool = False,
+        standardize_cache_format: bool = False,
+        num_new_tokens: int = 1,
+        **_kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the keyword arguments with the new cache, and with masks and token types one longer."""
+        taken = self._extract_past_from_model_output
+        if "standardize_cache_format" in parameters(taken):
+            model_kwargs["past_key_values"] = taken(
+                outputs, standardize_cache_format=standardize_cache_format
+            )
+        else:
+            options = {"standardize_cache_format": True} if standardize_cache_format else {}
+            answer = taken(outputs, **options)
+            name, cache = ("past_key_values", answer) if options else answer
+            model_kwargs[name] = cache
+        if getattr(outputs, "state", None) is not None:
+            model_kwargs["state"] = outputs.state
+        if model_kwargs.get("token_type_ids") is not None:
+            types = model_kwargs["token_type_ids"]
+            model_kwargs["token_type_ids"] = torch.cat([types, types[:, -1:]], dim=-1)
+        mask_name = "decoder_attention_mask" if is_encoder_decoder else "attention_mask"
+        if model_kwargs.get(mask_name) is not None:
+            mask = model_kwargs[mask_name]
+            model_kwargs[mask_name] = torch.cat(
+                [mask, mask.new_ones((mask.shape[0], num_new_tokens))], dim=-1
+            )
+        position = model_kwargs.get("cache_position")
+        if model_kwargs.get("use_cache", True) and position is not None:
+            model_kwargs["cache_position"] = position[-1:] + num_new_tokens
+        return model_kwargs
+
+    def _after_step(
+        self, outputs: Any, model_kwargs: dict[str, Any], model_inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the keyword arguments of the next step from the class's own hook."""
+        update = self._update_model_kwargs_for_generation
+        options = {"is_encoder_decoder": bool(getattr(self.config, "is_encoder_decoder", False))}
+        if "model_inputs" in parameters(update):
+            options["model_inputs"] = model_inputs  # type: ignore[assignment]  # 4.39 and 4.40 gave it
+        kwargs: dict[str, Any] = update(outputs, model_kwargs, **accepted(update, options))
+        return kwargs
+
+    def _get_initial_cache_position(self, input_ids: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments with the positions of the first step's tokens, where the class takes them."""
+        prepare = self.prepare_inputs_for_generation
+        if "cache_position" not in parameters(prepare) and not takes_any(prepare):
+            return model_kwargs
+        if not model_kwargs.get("use_cache", True):
+            return {**model_kwargs, "cache_position": None}
+        embeds = model_kwargs.get("inputs_embeds")
+        length = input_ids.shape[-1] if embeds is None else embeds.shape[1]
+        past = min(cache_length(model_kwargs.get("past_key_values")), max(length - 1, 0))
+        return {**model_kwargs, "cache_position": torch.arange(past, length, device=input_ids.device)}
+
+    def _initial_cache(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments with an empty cache object for classes that leave its making to `generate`.
+
+        A class that prepares its own inputs makes its own cache, and may take a cache for a sign that the
+        first step is over.
+        """
+        leaves_it = type(self).prepare_inputs_for_generation is StepsMixin.prepare_inputs_for_generation
+        made = leaves_it and getattr(self, "_supports_cache_class", False)
+        absent = model_kwargs.get("past_key_values") is None
+        if not (made and absent and model_kwargs.get("use_cache", True)):
+            return model_kwargs
+        if "past_key_values" not in parameters(self.forward):
+            return model_kwargs
+        return {**model_kwargs, "past_key_values": DynamicCache()}
+
+    def _reorder_cache(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Refuse: classes that can reorder their cache for beam search define it."""
+        raise UnsupportedError(f"{type(self).__name__} does not define _reorder_cache")
+
+
+def cache_length(cache: Any) -> int:
+    """Return how many tokens a cache object or an old tuple of (batch, heads, length, size) holds; 0 for none."""
+    if isinstance(cache, Cache) or hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    try:
+        return int(cache[0][0].shape[-2])
+    except (TypeError, IndexError, KeyError, AttributeError):
+        return 0
