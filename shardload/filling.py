@@ -80,7 +80,7 @@ def fill(
 
 def _as_shell(shell_or_module: Shell | nn.Module) -> Shell:
     if isinstance(shell_or_module, Shell):
-        return shell_or_module
+        return shell_or_module.surveyed()
     if isinstance(shell_or_module, nn.Module):
         return Shell.of(shell_or_module)
     raise UsageError(f"a shell or an nn.Module is wanted, not {type(shell_or_module).__name__}")

@@ -61,6 +61,9 @@ class References:
                 now = module._buffers.get(name)
             if now is not None and now is not old:
                 found[id(old)] = now
+                if isinstance(now, nn.Parameter):
+                    # What a class notes on its parameters (no weight decay, say) is theirs, not the tensor's.
+                    now.__dict__.update(old.__dict__)
         return found
 
 

@@ -41,6 +41,8 @@ def rehearse(
         snapshot = Snapshot(root.module.modules())
         try:
             result = _walk_on_meta(root, entries, versions)
+        except KeyError as error:
+            plan.faults.append(failure(root, error))  # it asks for a name that is not there, values or not
         except Exception as error:  # noqa: BLE001 - a hook may raise anything when it looks at values
             where = root.prefix[:-1] or "the model itself"
             unproven.append(
@@ -53,6 +55,12 @@ def rehearse(
         finally:
             snapshot.restore()
     return unproven
+
+
+def failure(root: Root, error: Exception) -> Fault:
+    """Return the fault of a subtree whose own loader raised something."""
+    key = root.prefix[:-1] or type(root.module).__name__
+    return Fault("refused", key, note=f"{root.why} failed: {type(error).__name__}: {error}")
 
 
 def _walk_on_meta(root: Root, entries: dict[str, Any], versions: Mapping[str, dict[str, Any]]) -> WalkResult:

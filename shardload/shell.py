@@ -44,12 +44,22 @@ class Shell:
     slots: dict[str, Slot] = field(default_factory=dict)
     ties: tuple[tuple[str, ...], ...] = ()
     created: list[nn.Parameter] = field(default_factory=list, repr=False)
+    _surveyed: list[object] = field(default_factory=list, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module, make: Callable[[], nn.Module] | None = None) -> Shell:
         """Survey an existing model, whatever its parameters hold."""
-        slots, ties = survey(model)
-        return cls(model, make, slots, ties)
+        return cls(model, make).surveyed()
+
+    def surveyed(self) -> Shell:
+        """Return the shell itself, its slots and ties those of the model as it now is: it may have been changed."""
+        seen: list[object] = []
+        for path, module in modules_of(self.model):
+            seen += (path, *map(id, module._parameters.values()), *map(id, module._buffers.values()))
+        if seen != self._surveyed:
+            self.slots, self.ties = survey(self.model)
+            self._surveyed = seen
+        return self
 
 
 def build_shell(make: Callable[[], nn.Module]) -> Shell:
@@ -145,5 +155,6 @@ def _sweep(model: nn.Module) -> None:
                 continue
             if id(parameter) not in moved:
                 on_meta = torch.empty_like(parameter, device="meta")
-                moved[id(parameter)] = nn.Parameter(on_meta, requires_grad=parameter.requires_grad)
+                new = moved[id(parameter)] = nn.Parameter(on_meta, requires_grad=parameter.requires_grad)
+                new.__dict__.update(parameter.__dict__)
             module._parameters[name] = moved[id(parameter)]

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from shardload.comparison import mismatch
+from shardload.errors import ShardloadError
 from shardload.memory import measure
 from shardload.progress import ProgressMeter
 from shardload.read_ahead import ReadAhead
-from shardload.rehearsal import faults_of
+from shardload.rehearsal import failure, faults_of
 from shardload.report import ShardRow
 from shardload.shard import Shard
 from shardload.tensor_ref import TORCH_NAMES, TensorRef
@@ -131,8 +132,13 @@ class _Stream:
         state = {
             key: arrived[key] if isinstance(value, TensorRef) else value for key, value in entries.items()
         }
-        with torch.no_grad():
-            result = walk(root.module, root.prefix, state, self.comparison.versions, self._visit)
+        try:
+            with torch.no_grad():
+                result = walk(root.module, root.prefix, state, self.comparison.versions, self._visit)
+        except ShardloadError:
+            raise
+        except Exception as error:
+            raise mismatch(self.comparison.report, [failure(root, error)]) from error
         faults = self._new_faults(faults_of(result, entries, self.comparison.shell, []))
         if faults:
             raise mismatch(self.comparison.report, faults)

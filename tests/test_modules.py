@@ -13,7 +13,17 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from shardload import CorruptError, UnsupportedError, UsageError, build_shell, fill, open_checkpoint, save
+from shardload import (
+    CorruptError,
+    MismatchError,
+    UnsupportedError,
+    UsageError,
+    build_shell,
+    check,
+    fill,
+    open_checkpoint,
+    save,
+)
 from tests.tiny import assert_same_state, meta_names, random_state, write_checkpoint
 
 
@@ -293,6 +303,57 @@ def test_a_load_that_fails_at_the_very_end_leaves_every_pointer_as_it_was(tmp_pa
         assert model.pointers()
 
 
+class Noting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.linear.weight.no_weight_decay = True
+        self.late = nn.Linear(2, 2)
+        self.late.weight = nn.Parameter(torch.ones(2, 2)[:])
+        self.late.weight.group = "late"
+        self.register_load_state_dict_post_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("built_for_real", [False, True], ids=["shell", "real"])
+@pytest.mark.parametrize("kind", ["plain", "hooked"])
+def test_what_is_noted_on_a_parameter_stays(tmp_path, built_for_real, kind):
+    def make() -> nn.Module:
+        model = Noting()
+        if kind == "plain":
+            model._load_state_dict_post_hooks.clear()
+        return model
+
+    filled = make() if built_for_real else build_shell(make)
+    model = filled if built_for_real else filled.model
+    fill(filled, open_checkpoint(write_checkpoint(tmp_path, random_state(model))))
+    assert model.linear.weight.no_weight_decay
+    assert model.late.weight.group == "late"
+
+
+def test_a_model_that_was_changed_after_the_shell_was_built_is_judged_as_it_is(tmp_path):
+    """The head was exchanged: judged by the old shapes, [12, 8] would be put into a layer of 20 outputs."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 12))
+
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, random_state(make())))
+    shell = build_shell(make)
+    shell.model[1] = nn.Linear(8, 20)
+    with pytest.raises(MismatchError, match="2 misshapen"):
+        fill(shell, checkpoint)
+    shell = build_shell(make)
+    shell.model.append(nn.Linear(12, 12))
+    with pytest.raises(MismatchError, match="2 missing"):
+        fill(shell, checkpoint)
+    shell = build_shell(make)
+    shell.model.first = shell.model[0]
+    del shell.model._modules["0"]
+    assert [f.key for f in check(shell, checkpoint).faults if f.kind == "missing"] == [
+        "first.weight",
+        "first.bias",
+    ]
+
+
 # --- what is declined ------------------------------------------------------------------------------------------
 
 
@@ -332,6 +393,49 @@ def test_a_scripted_module_is_declined_by_name(tmp_path):
 def test_what_is_no_module_is_refused(made):
     with pytest.raises(UsageError, match="should make the model"):
         build_shell(lambda: made)
+
+
+class Fusing(nn.Module):
+    def __init__(self, error: type[Exception] | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4))
+        self.error = error
+        self._register_load_state_dict_pre_hook(self._fuse)
+
+    def _fuse(self, state, prefix, *_args) -> None:
+        parts = [state.pop(f"{prefix}{name}") for name in "ab"]
+        if self.error and float(parts[0][0]) == 1.0:
+            raise self.error("on purpose")
+        state[f"{prefix}weight"] = torch.cat(parts)
+
+
+@pytest.mark.parametrize("where", ["", "0."])
+def test_a_hook_that_misses_a_name_is_a_fault_before_a_weight_is_read(tmp_path, where):
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, {f"{where}a": torch.ones(2)}, shards=1))
+    shell = build_shell(lambda: nn.Sequential(Fusing()) if where else Fusing())
+    (fault,) = check(shell, checkpoint).faults
+    assert fault.kind == "refused"
+    assert fault.key == ("0" if where else "Fusing")
+    with pytest.raises(
+        MismatchError, match=rf"a load_state_dict hook on Fusing failed: KeyError: '{where}b'"
+    ):
+        fill(shell, checkpoint)
+
+
+@pytest.mark.parametrize("error", [KeyError, ValueError, RuntimeError])
+def test_a_hook_that_fails_at_the_load_is_a_typed_error(tmp_path, error):
+    state = {
+        "0.a": torch.ones(2),
+        "0.b": torch.ones(2),
+        "1.weight": torch.ones(1, 1),
+        "1.bias": torch.ones(1),
+    }
+    model = nn.Sequential(Fusing(error), nn.Linear(1, 1))
+    before = {name: id(p) for name, p in model.named_parameters()}
+    with pytest.raises(MismatchError, match="on purpose") as caught:
+        fill(model, open_checkpoint(write_checkpoint(tmp_path, state)))
+    assert isinstance(caught.value.__cause__, error)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
 
 
 # --- saved and loaded again ------------------------------------------------------------------------------------
