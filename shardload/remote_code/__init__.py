@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from shardload.remote_code.classes import ResolvedClass, resolve_class
 from shardload.remote_code.config import LoadedConfig, attach_generation_config, load_config
+from shardload.remote_code.importer import Word
 from shardload.remote_code.listing import ListedFile, code_files
+from shardload.remote_code.tokenizer import make_tokenizer
 
 __all__ = [
     "ListedFile",
     "LoadedConfig",
     "ResolvedClass",
+    "Word",
     "attach_generation_config",
     "code_files",
     "load_config",
+    "make_tokenizer",
     "resolve_class",
 ]

@@ -19,6 +19,7 @@ from shardload.remote_code.imports import home_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from importlib.machinery import ModuleSpec
+    from types import FrameType
 
     from shardload.remote_code.namespaces import Namespace
 
@@ -53,7 +54,8 @@ class _Importer:
         elif name.split(".", maxsplit=1)[0] == "importlib":
             return self._import_importlib(name, fromlist)
         elif (target := self.target_of(name, importer)) is not None:
-            module = _import_from_shim(target, name, fromlist) if target.startswith(SHIM) else None
+            asker = sys._getframe(1)
+            module = _import_from_shim(target, name, fromlist, asker) if target.startswith(SHIM) else None
             if module is None:
                 module = builtins.__import__(target, globals, locals, fromlist or (), 0)
             # `import a.b` binds `a`.
@@ -88,24 +90,26 @@ class _Importer:
             raise ImportError(f"relative import of {'.' * level}{name} goes above the repo's root")
 
 
-def _import_from_shim(target: str, name: str, fromlist: Sequence[str] | None) -> ModuleType:
-    """Import a module of the stand-in and see that it has every name asked for."""
-    module = _shim_module(target, name)
+def _import_from_shim(target: str, name: str, fromlist: Sequence[str] | None, asker: FrameType) -> ModuleType:
+    """Import a module of the stand-in and see that it has an answer for every name asked for."""
+    from shardload.remote_code.shim._missing import MissingFromShimError, lacking
+    from shardload.remote_code.shim._module import answer
+
+    module = _shim_module(target, name, asker)
     for item in fromlist or ():
-        if item != "*" and not hasattr(module, item):
-            _shim_module(f"{target}.{item}", f"{name}.{item}")
+        if item != "*" and answer(module, item, asker) is None:
+            raise lacking(MissingFromShimError, f"{name}.{item}")
     return module
 
 
-def _shim_module(target: str, name: str) -> ModuleType:
+def _shim_module(target: str, name: str, asker: FrameType) -> ModuleType:
     from shardload.remote_code.shim._missing import MissingFromShimError, lacking
+    from shardload.remote_code.shim._module import import_for
 
-    try:
-        return importlib.import_module(target)
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith(SHIM):
-            raise
-    raise lacking(MissingFromShimError, name)
+    module = import_for(target, asker)
+    if module is None:
+        raise lacking(MissingFromShimError, name)
+    return module
 
 
 class _StandIn(ModuleType):
@@ -155,6 +159,10 @@ def _import_module_for(importer: _Importer) -> Callable[..., ModuleType]:
         target = importer.target_of(name, sys._getframe(1).f_globals)
         if target is None:
             return importlib.import_module(name)
-        return _shim_module(target, name) if target.startswith(SHIM) else importlib.import_module(target)
+        return (
+            _shim_module(target, name, sys._getframe(1))
+            if target.startswith(SHIM)
+            else importlib.import_module(target)
+        )
 
     return import_module

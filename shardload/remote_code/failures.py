@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardload.errors import RemoteCodeError, ShardloadError
 from shardload.remote_code.bound_imports import SHIM
+from shardload.remote_code.library import is_installed
 
 if TYPE_CHECKING:
     from shardload.remote_code.namespaces import Namespace
@@ -31,16 +32,16 @@ def explain(error: BaseException, namespace: Namespace, doing: str) -> Shardload
     if isinstance(error, ShardloadError):
         return error
     where = _line_of(error, namespace)
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return _not_found(error.name, namespace, where)
-    if isinstance(error, ImportError) and error.name and not error.path and "." not in error.name:
-        return _not_found(error.name, namespace, where)
-    if isinstance(error, ImportError) and str(error.name).split(".")[0] == "transformers":
+    if isinstance(error, ImportError) and str(error.name).split(".")[0] == "transformers" and is_installed():
         return RemoteCodeError(
             f"the repo's code does not fit the installed transformers: {error}",
             where=where,
             cure="install the transformers version that the repo names, or pass model_class=…",
         )
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _not_found(error.name, namespace, where)
+    if isinstance(error, ImportError) and error.name and not error.path and "." not in error.name:
+        return _not_found(error.name, namespace, where)
     return RemoteCodeError(
         f"the repo's own code failed while {doing}: {type(error).__name__}: {error}",
         where=where,

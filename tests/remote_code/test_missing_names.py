@@ -17,17 +17,21 @@ without = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is not None,
     reason="transformers is installed: it serves the repo",
 )
-LACKING = "from transformers.models.llama.modeling_llama import LlamaRMSNorm\n"
+LACKING = "from transformers.dynamic_module_utils import get_class_in_module\n"
 
 
 @pytest.mark.parametrize(
     "guarded",
     [
-        "try:\n    from transformers.models.llama import LlamaModel\nexcept ImportError:\n    LlamaModel = None\n",
-        "try:\n    from transformers import NoSuchThing\nexcept (ImportError, RuntimeError):\n    LlamaModel = None\n",
-        "import transformers\nLlamaModel = getattr(transformers, 'LlamaModel', None)\n",
-        "import transformers\nassert not hasattr(transformers, 'LlamaModel')\nLlamaModel = None\n",
-        "try:\n    from transformers.utils import is_new_probe\nexcept:\n    LlamaModel = None\n",
+        "try:\n    from transformers.models.x import XModel\nexcept ImportError:\n    XModel = None\n",
+        "try:\n    import transformers.models.x.modeling_x\nexcept Exception:\n    XModel = None\n",
+        "try:\n    from transformers import XModel\nexcept (ImportError, RuntimeError):\n    XModel = None\n",
+        "import transformers\ntry:\n    XModel = transformers.XModel\nexcept AttributeError:\n    XModel = None\n",
+        "import transformers\nXModel = getattr(transformers, 'XModel', None)\n",
+        "import transformers\nassert not hasattr(transformers, 'XModel')\nXModel = None\n",
+        "import transformers.modeling_utils\nXModel = getattr(transformers.modeling_utils, 'XModel', None)\n",
+        "try:\n    from transformers.utils import new_function\nexcept:\n    XModel = None\n",
+        "import contextlib as c\nXModel = None\nwith c.suppress(ImportError):\n    from transformers import XModel\n",
     ],
 )
 def test_a_guarded_name_that_is_lacking_falls_through(tmp_path, guarded):
@@ -35,26 +39,128 @@ def test_a_guarded_name_that_is_lacking_falls_through(tmp_path, guarded):
     resolved = resolve_class(source, config, None, trust_remote_code=True)
     assert resolved.remote_base == "shim"
     model = build(source, config)
-    assert module_of(model).LlamaModel is None
+    assert module_of(model).XModel is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from transformers.utils import is_new_thing_available as probe",
+        "from transformers.utils.import_utils import is_new_greater_or_equal_3 as probe",
+        "from transformers import is_new_thing_available as probe",
+        "import transformers; probe = transformers.utils.is_new_thing_available",
+        "import transformers; probe = getattr(transformers.utils, 'is_new_thing_available')",
+        "try:\n    from transformers.utils import is_new_thing_available as probe\nexcept ImportError:\n    probe = 1",
+    ],
+)
+def test_an_unknown_probe_answers_not_available(tmp_path, line):
+    module = module_of(build(*tiny(tmp_path, model=f"{line}\n{MODEL}")))
+    assert module.probe() is False
+    assert module.probe("2.0") is False
+    assert not module.probe
+
+
+def test_a_probe_for_a_version_of_torch_tells_the_truth(tmp_path):
+    line = (
+        "from transformers.pytorch_utils import is_torch_greater_or_equal_than_1_13 as old, "
+        "is_torch_greater_or_equal_than_99_0 as new, is_torch_less_than_1_11 as ancient\n"
+        "from transformers.utils.import_utils import is_torch_greater_or_equal as at_least\n"
+    )
+    module = module_of(build(*tiny(tmp_path, model=line + MODEL)))
+    assert (module.old, module.new, module.ancient) == (True, False, False)
+    assert module.at_least("2.1") is True
+    assert module.at_least("99.1") is False
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("from transformers.models.x.modeling_x import XModel", "transformers.models.x.modeling_x.XModel"),
+        ("from transformers.models.x import XModel", "transformers.models.x.XModel"),
+        ("from transformers import XModel", "transformers.XModel"),
+        ("from transformers.modeling_utils import XModel", "transformers.modeling_utils.XModel"),
+        ("from transformers.trainer import XModel", "transformers.trainer.XModel"),
+        ("import transformers; XModel = transformers.XModel", "transformers.XModel"),
+        (
+            "import transformers.models.x.modeling_x as m; XModel = m.XModel",
+            "transformers.models.x.modeling_x.XModel",
+        ),
+        ("import transformers; XModel = transformers.models.x.XModel", "transformers.models.x.XModel"),
+    ],
+)
+def test_an_unknown_class_is_a_placeholder_that_names_itself(tmp_path, line, name):
+    module = module_of(build(*tiny(tmp_path, model=f"{line}\nclass Mine(XModel): pass\n{MODEL}")))
+    assert isinstance(module.XModel, type)
+    assert not isinstance(3, module.XModel)
+    assert issubclass(module.Mine, module.XModel)
+    assert not hasattr(module.XModel, "some_attribute")
+    for use in (module.XModel, module.Mine, lambda: module.XModel.from_pretrained("x")):
+        with pytest.raises(RemoteCodeError) as caught:
+            use()
+        assert name in caught.value.what
+        assert 'remote_base="transformers"' in caught.value.cure
+
+
+def test_the_error_of_a_placeholder_has_the_line_that_used_it(tmp_path):
+    text = "from transformers import XModel\ndef use():\n    return XModel(3)\n"
+    module = module_of(build(*tiny(tmp_path, model=text + MODEL)))
+    with pytest.raises(RemoteCodeError) as caught:
+        module.use()
+    assert caught.value.where == f"{tmp_path / 'modeling_tiny.py'}:3"
+
+
+def test_placeholders_take_part_in_annotations_and_tables(tmp_path):
+    text = (
+        "import abc, typing\nfrom transformers import XModel, YModel\n"
+        "TABLE = {XModel: 1, YModel: 2}\nKIND = typing.Optional[typing.Union[XModel, YModel]]\n"
+        "def f(x: XModel | None) -> typing.List[YModel]: ...\n"
+        "class Both(XModel, abc.ABC): pass\n"
+    )
+    module = module_of(build(*tiny(tmp_path, model=text + MODEL)))
+    assert module.TABLE[module.XModel] == 1
+
+
+def test_texts_for_documentation_are_empty(tmp_path):
+    line = "from transformers.models.x.modeling_x import X_INPUTS_DOCSTRING, _CONFIG_FOR_DOC\n"
+    module = module_of(build(*tiny(tmp_path, model=line + MODEL)))
+    assert (module.X_INPUTS_DOCSTRING, module._CONFIG_FOR_DOC) == ("", "")
+
+
+def test_a_function_of_one_models_module_raises_when_it_is_called(tmp_path):
+    line = "from transformers.models.x.modeling_x import _expand_mask\n"
+    module = module_of(build(*tiny(tmp_path, model=line + MODEL)))
+    with pytest.raises(RemoteCodeError, match="modeling_x._expand_mask"):
+        module._expand_mask(1)
+
+
+@pytest.mark.parametrize(
+    ("line", "home"),
+    [
+        ("from transformers.modeling_utils import PretrainedConfig as found", "configuration_utils"),
+        ("from transformers.models.x.modeling_x import ModelOutput as found", "utils.generic"),
+        ("import transformers; found = transformers.utils.Cache", "cache_utils"),
+    ],
+)
+def test_a_name_is_found_wherever_releases_had_it(tmp_path, line, home):
+    found = module_of(build(*tiny(tmp_path, model=f"{line}\n{MODEL}"))).found
+    assert found.__module__ == f"shardload.remote_code.shim.{home}"
 
 
 @without
 @pytest.mark.parametrize(
     ("line", "name"),
     [
-        (
-            "from transformers.models.llama.modeling_llama import X",
-            "transformers.models.llama.modeling_llama",
-        ),
-        ("from transformers import LlamaModel", "transformers.LlamaModel"),
-        ("from transformers.utils import no_such_probe", "transformers.utils.no_such_probe"),
+        ("from transformers.no_such.thing import X", "transformers.no_such.thing"),
+        ("from transformers.utils import no_such_function", "transformers.utils.no_such_function"),
+        ("from transformers import no_such_function", "transformers.no_such_function"),
         ("import transformers.no_such", "transformers.no_such"),
-        ("import transformers; transformers.LlamaModel", "transformers.LlamaModel"),
-        ("import transformers; transformers.modeling_utils.Lacking", "transformers.modeling_utils.Lacking"),
+        ("import transformers; transformers.no_such", "transformers.no_such"),
+        ("import transformers; transformers.modeling_utils.lacking", "transformers.modeling_utils.lacking"),
+        ("from transformers import NO_SUCH_CONSTANT", "transformers.NO_SUCH_CONSTANT"),
         ("import importlib; importlib.import_module('transformers.no_such')", "transformers.no_such"),
     ],
 )
-def test_an_unguarded_name_is_named_with_its_line_and_the_choices(tmp_path, line, name):
+def test_an_unguarded_function_or_module_is_named_with_its_line_and_the_choices(tmp_path, line, name):
     source, config = tiny(tmp_path, model=f"import os\n{line}\n{MODEL}")
     with pytest.raises(RemoteCodeError) as caught:
         build(source, config)
@@ -68,7 +174,7 @@ def test_an_unguarded_name_is_named_with_its_line_and_the_choices(tmp_path, line
 def test_a_name_that_a_constructor_asks_for_is_named(tmp_path):
     model = MODEL.replace("super().__init__(config)", f"super().__init__(config)\n        {LACKING}")
     source, config = tiny(tmp_path, model=model)
-    with pytest.raises(RemoteCodeError, match="modeling_llama") as caught:
+    with pytest.raises(RemoteCodeError, match="dynamic_module_utils") as caught:
         build(source, config)
     assert caught.value.where.startswith(str(tmp_path / "modeling_tiny.py"))
 
@@ -93,7 +199,7 @@ def test_the_installed_transformers_serves_the_whole_repo_config_too(tmp_path):
 
 def test_a_lacking_name_in_the_config_file_hands_over_too(tmp_path):
     transformers = pytest.importorskip("transformers")
-    source, config = tiny(tmp_path, config="from transformers import LlamaConfig\n" + CONFIG)
+    source, config = tiny(tmp_path, config=LACKING + CONFIG)
     loaded = load_config(source, config, trust_remote_code=True)
     assert isinstance(loaded.config, transformers.PretrainedConfig)
     resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
@@ -120,12 +226,31 @@ def test_a_name_that_a_constructor_asks_for_hands_over(tmp_path):
     assert resolved.remote_base == "transformers"
 
 
+def test_a_placeholder_that_a_constructor_uses_hands_over(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = MODEL.replace("nn.Linear(", "LlamaRMSNorm(4); self.linear = nn.Linear(")
+    line = "from transformers.models.llama.modeling_llama import LlamaRMSNorm\n"
+    source, config = tiny(tmp_path, model=line + model)
+    loaded = load_config(source, config, trust_remote_code=True)
+    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    assert resolved.remote_base == "shim"
+    assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
+    assert resolved.remote_base == "transformers"
+
+
 def test_a_name_that_neither_has_is_an_error(tmp_path):
     pytest.importorskip("transformers")
-    source, config = tiny(tmp_path, model="from transformers import NoSuchThingAtAll\n" + MODEL)
-    with pytest.raises(RemoteCodeError, match="NoSuchThingAtAll") as caught:
+    source, config = tiny(tmp_path, model="from transformers import no_such_thing_at_all\n" + MODEL)
+    with pytest.raises(RemoteCodeError, match="no_such_thing_at_all") as caught:
         build(source, config)
     assert caught.value.where == f"{tmp_path / 'modeling_tiny.py'}:1"
+
+
+def test_a_module_that_neither_has_is_an_error(tmp_path):
+    pytest.importorskip("transformers")
+    source, config = tiny(tmp_path, model="import transformers.no_such\n" + MODEL)
+    with pytest.raises(RemoteCodeError, match="does not fit the installed transformers.*no_such"):
+        build(source, config)
 
 
 def test_the_shim_serves_with_transformers_installed_and_does_not_import_it(tmp_path):
@@ -143,7 +268,7 @@ def test_the_shim_serves_with_transformers_installed_and_does_not_import_it(tmp_
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["PreTrainedTokenizer", "TextIteratorStreamer", "AutoTokenizer"])
+@pytest.mark.parametrize("name", ["AutoTokenizer", "AutoModel"])
 def test_names_that_arrive_later_can_be_inherited_and_say_so_when_used(tmp_path, name):
     text = f"from transformers import {name}\nclass Mine({name}): pass\nclass M:\n    def __init__(self, c): pass\n"
     module = module_of(build(*write(tmp_path, {"main.py": text}, {"auto_map": {"AutoModel": "main.M"}})))

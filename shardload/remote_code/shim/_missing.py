@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
 CHOICES = (
-    "install transformers (`pip install transformers`) so that it serves this repo's code as a whole, "
-    "or pass model_class=… with a class of your own"
+    "install transformers (`pip install transformers`) so that it serves this repo's code as a whole "
+    '(remote_base="transformers" says so from the start), or pass model_class=… with a class of your own'
 )
+REPOS = "shardload.remote_code.repos."
 
 
 class MissingFromShimError(RemoteCodeError, ImportError):
@@ -37,7 +38,7 @@ def lacking(kind: type[RemoteCodeError], name: str) -> RemoteCodeError:
 def _asking_line() -> str | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith("shardload.remote_code.repos."):
+        if str(frame.f_globals.get("__name__", "")).startswith(REPOS):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return None

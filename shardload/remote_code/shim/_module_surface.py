@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from shardload.remote_code.shim.utils.logging import get_logger
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -54,6 +56,14 @@ class ModuleUtilsMixin(nn.Module):
             head_mask = head_mask[:, None, :, None, None]
         head_mask = head_mask.to(dtype=self.dtype)
         return head_mask.unsqueeze(-1) if is_attention_chunked else head_mask
+
+    def warn_if_padding_and_no_attention_mask(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> None:
+        """Warn once where ids begin or end with the padding token and no mask is given."""
+        pad = self.config.pad_token_id
+        if attention_mask is None and pad is not None and pad in input_ids[:, [-1, 0]]:
+            get_logger(__name__).warning_once("input_ids seem to be padded, and there is no attention_mask")
 
     def invert_attention_mask(self, encoder_attention_mask: torch.Tensor) -> torch.Tensor:
         """Return an additive mask, (batch, 1, 1 or length, length): 0 where attended, the dtype's minimum else."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class NewGELUActivation(nn.Module):
-    """The tanh approximation of GELU, spelled out operation by operation as GPT-2 does."""
+    """The tanh approximation of GELU, spelled out operation by operation."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the activation, of the input's shape and dtype."""
@@ -36,10 +36,16 @@ class QuickGELUActivation(nn.Module):
 
 
 class GELUActivation(nn.Module):
-    """GELU as torch computes it."""
+    """GELU as torch computes it, or spelled out with the error function."""
+
+    def __init__(self, use_gelu_python: bool = False) -> None:
+        super().__init__()
+        self.use_gelu_python = use_gelu_python
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the activation, of the input's shape and dtype."""
+        if self.use_gelu_python:
+            return x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))
         return functional.gelu(x)
 
 
@@ -59,20 +65,75 @@ class ReLUSquaredActivation(nn.Module):
         return torch.square(functional.relu(x))
 
 
-class _Activations(dict[str, type[nn.Module]]):
-    """Names to activation classes; looking one up makes a module of it."""
+class ClippedGELUActivation(nn.Module):
+    """GELU, kept between two bounds."""
+
+    def __init__(self, min: float, max: float) -> None:  # noqa: A002 - the names are the interface
+        super().__init__()
+        self.min, self.max = min, max
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the activation, of the input's shape and dtype."""
+        return torch.clip(functional.gelu(x), self.min, self.max)
+
+
+class AccurateGELUActivation(nn.Module):
+    """A tanh approximation of GELU, with the operations in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precomputed_constant = math.sqrt(2 / math.pi)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the activation, of the input's shape and dtype."""
+        inner = self.precomputed_constant * (x + 0.044715 * torch.pow(x, 3))
+        return 0.5 * x * (1 + torch.tanh(inner))
+
+
+class LaplaceActivation(nn.Module):
+    """The distribution function of a normal distribution, of mean 0.707 and deviation 0.282 unless told."""
+
+    def forward(self, x: torch.Tensor, mu: float = 0.707107, sigma: float = 0.282095) -> torch.Tensor:
+        """Return the activation, of the input's shape and dtype."""
+        return 0.5 * (1.0 + torch.erf((x - mu).div(sigma * math.sqrt(2.0))))
+
+
+class LinearActivation(nn.Module):
+    """The identity."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input."""
+        return x
+
+
+class MishActivation(nn.Mish):
+    """Mish as torch computes it."""
+
+
+SiLUActivation = nn.SiLU
+
+
+class ClassInstantier(dict[str, Any]):
+    """Names to activation classes, or to (class, keyword arguments); looking one up makes a module of it."""
 
     def __getitem__(self, name: str) -> Any:
-        return super().__getitem__(name)()
+        content = super().__getitem__(name)
+        cls, keywords = content if isinstance(content, tuple) else (content, {})
+        return cls(**keywords)
 
 
-ACT2CLS: dict[str, type[nn.Module]] = {
+ACT2CLS: dict[str, Any] = {
     "gelu": GELUActivation,
+    "gelu_10": (ClippedGELUActivation, {"min": -10, "max": 10}),
+    "gelu_accurate": AccurateGELUActivation,
     "gelu_fast": FastGELUActivation,
     "gelu_new": NewGELUActivation,
     "gelu_pytorch_tanh": PytorchGELUTanh,
-    "linear": nn.Identity,
-    "mish": nn.Mish,
+    "gelu_python": (GELUActivation, {"use_gelu_python": True}),
+    "laplace": LaplaceActivation,
+    "linear": LinearActivation,
+    "mish": MishActivation,
+    "prelu": nn.PReLU,
     "quick_gelu": QuickGELUActivation,
     "relu": nn.ReLU,
     "relu2": ReLUSquaredActivation,
@@ -83,7 +144,7 @@ ACT2CLS: dict[str, type[nn.Module]] = {
     "swish": nn.SiLU,
     "tanh": nn.Tanh,
 }
-ACT2FN = _Activations(ACT2CLS)
+ACT2FN = ClassInstantier(ACT2CLS)
 
 
 def get_activation(activation_string: str) -> nn.Module:
@@ -91,3 +152,13 @@ def get_activation(activation_string: str) -> nn.Module:
     if activation_string not in ACT2FN:
         raise KeyError(f"function {activation_string} not found in ACT2FN mapping {sorted(ACT2FN)}")
     return ACT2FN[activation_string]  # type: ignore[no-any-return]
+
+
+gelu_python = get_activation("gelu_python")
+gelu_new = get_activation("gelu_new")
+gelu = get_activation("gelu")
+gelu_fast = get_activation("gelu_fast")
+quick_gelu = get_activation("quick_gelu")
+silu = get_activation("silu")
+mish = get_activation("mish")
+linear_act = get_activation("linear")

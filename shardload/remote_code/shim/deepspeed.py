@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shardload.remote_code.shim.integrations import is_deepspeed_zero3_enabled
+from shardload.remote_code.shim.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 __all__ = ["is_deepspeed_zero3_enabled"]

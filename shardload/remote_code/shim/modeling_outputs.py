@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 from shardload.remote_code.shim.utils.generic import ModelOutput
@@ -185,3 +185,132 @@ class QuestionAnsweringModelOutput(ModelOutput):
     end_logits: Any = None
     hidden_states: Any = None
     attentions: Any = None
+
+
+def _output(name: str, doc: str, names: str) -> Any:
+    """Return an output class with these fields, in this order: integers and slices index by it."""
+    made = make_dataclass(
+        name,
+        [(field, Any, None) for field in names.split()],
+        bases=(ModelOutput,),
+        namespace={"__doc__": doc},
+    )
+    made.__module__ = __name__
+    return made
+
+
+_STATES = "hidden_states attentions"
+_DECODER = "decoder_hidden_states decoder_attentions"
+_ENCODER = "encoder_last_hidden_state encoder_hidden_states encoder_attentions"
+_SEQ2SEQ = f"past_key_values {_DECODER} cross_attentions {_ENCODER}"
+_SERIES = f"{_SEQ2SEQ} loc scale static_features"
+_ROUTED = (
+    "past_key_values decoder_hidden_states decoder_attentions decoder_router_logits cross_attentions "
+    f"{_ENCODER} encoder_router_logits"
+)
+
+BaseModelOutputWithNoAttention = _output(
+    "BaseModelOutputWithNoAttention",
+    "What a convolutional encoder returns.",
+    "last_hidden_state hidden_states",
+)
+BaseModelOutputWithPoolingAndNoAttention = _output(
+    "BaseModelOutputWithPoolingAndNoAttention",
+    "What a convolutional encoder with a pooler returns.",
+    "last_hidden_state pooler_output hidden_states",
+)
+BaseModelOutputWithPoolingAndProjection = _output(
+    "BaseModelOutputWithPoolingAndProjection",
+    "What an encoder with a pooler and a projection returns.",
+    f"last_hidden_state pooler_output {_STATES} projection_state",
+)
+MoEModelOutput = _output(
+    "MoEModelOutput", "What an encoder of experts returns.", f"last_hidden_state {_STATES} router_probs"
+)
+MoeModelOutputWithPast = _output(
+    "MoeModelOutputWithPast",
+    "What a decoder of experts returns.",
+    f"last_hidden_state past_key_values {_STATES} router_logits",
+)
+MoEModelOutputWithPastAndCrossAttentions = _output(
+    "MoEModelOutputWithPastAndCrossAttentions",
+    "What a decoder of experts with cross attention returns.",
+    f"last_hidden_state past_key_values {_STATES} cross_attentions router_probs",
+)
+MoeCausalLMOutputWithPast = _output(
+    "MoeCausalLMOutputWithPast",
+    "What a causal language model of experts returns.",
+    f"loss aux_loss logits past_key_values {_STATES} router_logits",
+)
+MoECausalLMOutputWithPast = _output(
+    "MoECausalLMOutputWithPast",
+    "What an older causal language model of experts returns.",
+    f"loss logits past_key_values {_STATES} z_loss aux_loss router_logits",
+)
+Seq2SeqMoEModelOutput = _output(
+    "Seq2SeqMoEModelOutput", "What an encoder-decoder of experts returns.", f"last_hidden_state {_ROUTED}"
+)
+Seq2SeqMoEOutput = _output(
+    "Seq2SeqMoEOutput",
+    "What an encoder-decoder language model of experts returns.",
+    f"loss logits encoder_z_loss decoder_z_loss encoder_aux_loss decoder_aux_loss {_ROUTED}",
+)
+Seq2SeqSequenceClassifierOutput = _output(
+    "Seq2SeqSequenceClassifierOutput",
+    "What a classifier on an encoder-decoder returns.",
+    f"loss logits {_SEQ2SEQ}",
+)
+Seq2SeqQuestionAnsweringModelOutput = _output(
+    "Seq2SeqQuestionAnsweringModelOutput",
+    "What extractive question answering on an encoder-decoder returns.",
+    f"loss start_logits end_logits {_SEQ2SEQ}",
+)
+Seq2SeqSpectrogramOutput = _output(
+    "Seq2SeqSpectrogramOutput", "What an encoder-decoder for speech returns.", f"loss spectrogram {_SEQ2SEQ}"
+)
+Seq2SeqTSModelOutput = _output(
+    "Seq2SeqTSModelOutput", "What an encoder-decoder for time series returns.", f"last_hidden_state {_SERIES}"
+)
+Seq2SeqTSPredictionOutput = _output(
+    "Seq2SeqTSPredictionOutput", "What a forecasting encoder-decoder returns.", f"loss params {_SERIES}"
+)
+SampleTSPredictionOutput = _output("SampleTSPredictionOutput", "Sampled forecasts.", "sequences")
+NextSentencePredictorOutput = _output(
+    "NextSentencePredictorOutput", "What a predictor of the next sentence returns.", f"loss logits {_STATES}"
+)
+MultipleChoiceModelOutput = _output(
+    "MultipleChoiceModelOutput", "What a chooser among answers returns.", f"loss logits {_STATES}"
+)
+SemanticSegmenterOutput = _output(
+    "SemanticSegmenterOutput", "What a segmenter of images returns.", f"loss logits {_STATES}"
+)
+ImageClassifierOutput = _output(
+    "ImageClassifierOutput", "What a classifier of images returns.", f"loss logits {_STATES}"
+)
+ImageClassifierOutputWithNoAttention = _output(
+    "ImageClassifierOutputWithNoAttention",
+    "What a convolutional classifier of images returns.",
+    "loss logits hidden_states",
+)
+DepthEstimatorOutput = _output(
+    "DepthEstimatorOutput", "What an estimator of depth returns.", f"loss predicted_depth {_STATES}"
+)
+ImageSuperResolutionOutput = _output(
+    "ImageSuperResolutionOutput",
+    "What a model that enlarges images returns.",
+    f"loss reconstruction {_STATES}",
+)
+MaskedImageModelingOutput = _output(
+    "MaskedImageModelingOutput",
+    "What a model that fills in images returns.",
+    f"loss reconstruction {_STATES}",
+)
+Wav2Vec2BaseModelOutput = _output(
+    "Wav2Vec2BaseModelOutput",
+    "What an encoder of speech returns.",
+    f"last_hidden_state extract_features {_STATES}",
+)
+XVectorOutput = _output(
+    "XVectorOutput", "What an encoder of speakers returns.", f"loss logits embeddings {_STATES}"
+)
+BackboneOutput = _output("BackboneOutput", "What a backbone for vision returns.", f"feature_maps {_STATES}")

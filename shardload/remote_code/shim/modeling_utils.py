@@ -2,33 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import inspect
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from shardload.remote_code.shim._embeddings import EmbeddingsMixin
 from shardload.remote_code.shim._missing import later
 from shardload.remote_code.shim._module_surface import ModuleUtilsMixin
 from shardload.remote_code.shim.configuration_utils import PretrainedConfig
 from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig
 from shardload.remote_code.shim.generation.utils import GenerationMixin
-from shardload.remote_code.shim.pytorch_utils import Conv1D, apply_chunking_to_forward
+from shardload.remote_code.shim.integrations.sdpa_attention import sdpa_attention_forward
+from shardload.remote_code.shim.loss.loss_utils import LOSS_MAPPING
+from shardload.remote_code.shim.pytorch_utils import (
+    Conv1D,
+    apply_chunking_to_forward,
+    find_pruneable_heads_and_indices,
+    prune_conv1d_layer,
+    prune_layer,
+    prune_linear_layer,
+)
+from shardload.saving import save
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
 
 __all__ = [
+    "ALL_ATTENTION_FUNCTIONS",
+    "AttentionInterface",
     "Conv1D",
     "GenerationMixin",
     "ModuleUtilsMixin",
     "PreTrainedModel",
     "PretrainedConfig",
     "apply_chunking_to_forward",
+    "find_pruneable_heads_and_indices",
+    "no_init_weights",
+    "prune_conv1d_layer",
+    "prune_layer",
+    "prune_linear_layer",
+    "unwrap_model",
 ]
 
 
-class PreTrainedModel(ModuleUtilsMixin, GenerationMixin):
+class AttentionInterface(dict[str, Any]):
+    """Attention functions by the names that `config._attn_implementation` has; "eager" is the model's own."""
+
+    def get_interface(self, attn_implementation: str, default: Any) -> Any:
+        """Return the function of that name, or the default, which is the model's own eager attention."""
+        return self.get(attn_implementation, default)
+
+    def register(self, name: str, function: Any) -> None:
+        """Add a function."""
+        self[name] = function
+
+
+ALL_ATTENTION_FUNCTIONS = AttentionInterface(sdpa=sdpa_attention_forward)
+
+
+@contextlib.contextmanager
+def no_init_weights(_enable: bool = True) -> Iterator[None]:
+    """Do nothing special: while shardload builds a shell, nothing is initialised anyway."""
+    yield
+
+
+def unwrap_model(model: Any, **_options: Any) -> Any:
+    """Return the module inside wrappers such as DataParallel."""
+    while hasattr(model, "module") and isinstance(model.module, nn.Module):
+        model = model.module
+    return model
+
+
+class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
     """The base of a repo's model classes: a module with a config, embeddings to tie, and gradient checkpointing.
 
     While shardload builds a shell, `init_weights` and `post_init` initialise nothing and still tie.
@@ -52,6 +104,7 @@ class PreTrainedModel(ModuleUtilsMixin, GenerationMixin):
     _supports_sdpa: bool = False
     _supports_cache_class: bool = False
     _is_hf_initialized: ClassVar[bool] = False
+    _loss_function: Any = None
 
     def __init__(self, config: Any, *_inputs: Any, **_kwargs: Any) -> None:
         super().__init__()
@@ -73,10 +126,7 @@ class PreTrainedModel(ModuleUtilsMixin, GenerationMixin):
         """A small batch of token ids, (3, 5)."""
         return {"input_ids": torch.tensor([[7, 6, 0, 0, 1], [1, 2, 3, 0, 0], [0, 0, 0, 4, 5]])}
 
-    @property
-    def framework(self) -> str:
-        """Which kind of tensors the model computes with."""
-        return "pt"
+    framework = "pt"
 
     def post_init(self) -> None:
         """Initialise and tie at the end of a constructor."""
@@ -99,43 +149,6 @@ class PreTrainedModel(ModuleUtilsMixin, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module; classes define it."""
-
-    def tie_weights(self) -> None:
-        """Make the output embeddings' weight the input embeddings', where the config asks for it."""
-        output = self.get_output_embeddings()
-        if getattr(self.config, "tie_word_embeddings", True) and output is not None:
-            self._tie_or_clone_weights(output, self.get_input_embeddings())
-        module: Any
-        for module in self.modules():
-            if hasattr(module, "_tie_weights"):
-                module._tie_weights()
-
-    def _tie_or_clone_weights(self, output_embeddings: Any, input_embeddings: Any) -> None:
-        output_embeddings.weight = input_embeddings.weight
-        bias = getattr(output_embeddings, "bias", None)
-        if bias is not None and bias.shape[0] < output_embeddings.weight.shape[0]:
-            longer = (0, output_embeddings.weight.shape[0] - bias.shape[0])
-            bias.data = nn.functional.pad(bias.data, longer)
-        if hasattr(output_embeddings, "out_features") and hasattr(input_embeddings, "num_embeddings"):
-            output_embeddings.out_features = input_embeddings.num_embeddings
-
-    def get_input_embeddings(self) -> Any:
-        """Return the module that embeds tokens; a model with a head asks its base model."""
-        base = self.base_model
-        if base is self:
-            raise NotImplementedError(f"{type(self).__name__} does not define get_input_embeddings")
-        return base.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the module that embeds tokens; a model with a head asks its base model."""
-        base = self.base_model
-        if base is self:
-            raise NotImplementedError(f"{type(self).__name__} does not define set_input_embeddings")
-        base.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> Any:
-        """Return the module that makes logits, or None: a class with a head that may be tied defines it."""
-        return None
 
     def enable_input_require_grads(self) -> None:
         """Make the embeddings' output require gradients: what checkpointing with frozen embeddings needs."""
@@ -190,6 +203,34 @@ class PreTrainedModel(ModuleUtilsMixin, GenerationMixin):
                 module._gradient_checkpointing_func = gradient_checkpointing_func
                 module.gradient_checkpointing = enable
 
+    def prune_heads(self, heads_to_prune: dict[int, list[int]]) -> None:
+        """Take heads out, by layer, through the base model's `_prune_heads`; the config remembers them."""
+        for layer, heads in heads_to_prune.items():
+            before = set(self.config.pruned_heads.get(layer, []))
+            self.config.pruned_heads[layer] = list(before | set(heads))
+        self.base_model._prune_heads(heads_to_prune)
+
+    def get_position_embeddings(self) -> Any:
+        """Refuse: classes whose positions can be resized define it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define get_position_embeddings")
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Refuse: classes whose positions can be resized define it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define resize_position_embeddings")
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """Note tags for a model card."""
+        new = [tags] if isinstance(tags, str) else tags
+        self.model_tags = [
+            *(self.model_tags or []),
+            *(tag for tag in new if tag not in (self.model_tags or [])),
+        ]
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Return how many bytes the parameters hold, and the buffers unless told otherwise."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.nbytes for tensor in tensors)
+
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Note the auto class that this model class belongs to."""
@@ -211,13 +252,23 @@ class PreTrainedModel(ModuleUtilsMixin, GenerationMixin):
         """Refuse: shardload's own loader fills models."""
         later(f"{cls.__name__}.from_pretrained", "shardload.from_pretrained(where, model_class=…)")
 
-    def save_pretrained(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refuse: shardload's own writer saves models."""
-        later(f"{type(self).__name__}.save_pretrained", "shardload.save(model, folder)")
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """Write the weights as safetensors shards, config.json and generation_config.json into a folder."""
+        save(self, folder, max_shard_size=options.get("max_shard_size", "5GB"))
+        if self.generation_config is not None:
+            self.generation_config.save_pretrained(folder)
 
-    def resize_token_embeddings(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refuse, by name."""
-        later(f"{type(self).__name__}.resize_token_embeddings")
+    @property
+    def loss_function(self) -> Any:
+        """The loss that the class's name tells by its ending, for code since 4.46; a causal one for other names."""
+        if self._loss_function is not None:
+            return self._loss_function
+        endings = (ending for ending in LOSS_MAPPING if type(self).__name__.endswith(ending))
+        return LOSS_MAPPING[next(endings, "ForCausalLM")]
+
+    @loss_function.setter
+    def loss_function(self, value: Any) -> None:
+        self._loss_function = value
 
 
 def _choose_attention(cls: type[Any], config: Any) -> None:

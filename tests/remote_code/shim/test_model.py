@@ -205,10 +205,73 @@ def test_keyword_arguments_for_the_next_token():
     assert kwargs["token_type_ids"].tolist() == [[0, 1, 1]]
 
 
-@pytest.mark.parametrize("name", ["save_pretrained", "resize_token_embeddings"])
-def test_what_arrives_later_is_declined_by_name(name):
-    with pytest.raises(UnsupportedError, match="arrives later"):
-        getattr(Head(PretrainedConfig()), name)()
+def test_saving_writes_weights_config_and_generation_settings(tmp_path):
+    model = Head(PretrainedConfig(top_k=7))
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+    assert PretrainedConfig.from_pretrained(tmp_path).top_k == 7
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("count", [3, 9])
+def test_embeddings_of_another_size_keep_what_fits(tied, count):
+    class Untied(Head):
+        def set_output_embeddings(self, value):
+            self.lm_head = value
+
+    model = Untied(PretrainedConfig(tie_word_embeddings=tied))
+    before, head = model.get_input_embeddings().weight.clone(), model.lm_head.weight.clone()
+    kept = min(count, 6)
+    assert model.resize_token_embeddings(count) is model.transformer.embedding
+    assert torch.equal(model.transformer.embedding.weight[:kept], before[:kept])
+    assert torch.equal(model.lm_head.weight[:kept], head[:kept])
+    assert (model.lm_head.out_features, model.config.vocab_size, model.vocab_size) == (count, count, count)
+    assert (model.lm_head.weight is model.transformer.embedding.weight) is tied
+    assert model.resize_token_embeddings() is model.transformer.embedding
+    assert model.resize_token_embeddings(pad_to_multiple_of=8).num_embeddings in (8, 16)
+
+
+def test_padding_without_a_mask_is_warned_of_once(caplog):
+    model = Head(PretrainedConfig(pad_token_id=0))
+    ids = torch.tensor([[0, 1, 2]])
+    for mask in (torch.ones(1, 3), None, None):
+        model.warn_if_padding_and_no_attention_mask(ids, mask)
+    model.warn_if_padding_and_no_attention_mask(torch.tensor([[1, 0, 2]]), None)
+    assert len([r for r in caplog.records if "padded" in r.message]) == 1
+
+
+def test_the_loss_is_told_by_the_name_of_the_class():
+    class TinyForSequenceClassification(Base):
+        pass
+
+    config = PretrainedConfig(num_labels=3)
+    logits, labels = torch.randn(2, 3), torch.tensor([0, 2])
+    loss = TinyForSequenceClassification(config).loss_function(
+        labels=labels, pooled_logits=logits, config=config
+    )
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, labels))
+    logits, labels = torch.randn(2, 5, 6), torch.randint(0, 6, (2, 5))
+    labels[0, 2] = -100
+    loss = Head(config).loss_function(logits=logits, labels=labels, vocab_size=6)
+    expected = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(loss, expected)
+    total = Head(config).loss_function(logits=logits, labels=labels, vocab_size=6, num_items_in_batch=2)
+    torch.testing.assert_close(total, expected * 7 / 2)
+
+
+def test_pruned_heads_are_noted_and_pruned_by_the_base_model():
+    class Prunable(Base):
+        def _prune_heads(self, heads):
+            self.pruned = heads
+
+    model = Prunable(PretrainedConfig(pruned_heads={"0": [2]}))
+    model.prune_heads({0: [1]})
+    assert model.pruned == {0: [1]}
+    assert sorted(model.config.pruned_heads[0]) == [1, 2]
 
 
 def test_loading_by_the_class_points_to_shardloads_loader():

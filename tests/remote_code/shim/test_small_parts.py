@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging as python_logging
 
@@ -10,15 +11,9 @@ import torch
 from torch.nn import functional
 
 from shardload.remote_code import shim
+from shardload.remote_code.shim._index import homes
 from shardload.remote_code.shim.activations import ACT2FN, get_activation
 from shardload.remote_code.shim.cache_utils import DynamicCache
-from shardload.remote_code.shim.configuration_utils import PretrainedConfig
-from shardload.remote_code.shim.generation import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
 from shardload.remote_code.shim.pytorch_utils import Conv1D, apply_chunking_to_forward
 from shardload.remote_code.shim.utils import (
     PaddingStrategy,
@@ -32,10 +27,10 @@ from shardload.remote_code.shim.utils import (
 from shardload.remote_code.shim.utils.versions import require_version
 
 
-def test_every_name_of_the_top_level_resolves():
-    for name in dir(shim):
-        if not name.startswith("_"):
-            assert getattr(shim, name) is not None
+def test_every_public_name_is_offered_at_the_top():
+    for name, home in homes().items():
+        offered = getattr(importlib.import_module(f"shardload.remote_code.shim.{home}"), name)
+        assert getattr(shim, name) is offered, name
 
 
 def test_activations_are_new_modules_by_name():
@@ -47,33 +42,6 @@ def test_activations_are_new_modules_by_name():
         torch.testing.assert_close(ACT2FN[name](x), functional.gelu(x, approximate="tanh"))
     with pytest.raises(KeyError, match="no_such"):
         get_activation("no_such")
-
-
-def test_generation_settings_from_a_model_config_and_update():
-    config = GenerationConfig.from_model_config(PretrainedConfig(top_k=3, eos_token_id=[1, 2]))
-    assert (config.top_k, config.eos_token_id, config.max_new_tokens) == (3, [1, 2], None)
-    assert config.update(top_k=4, attention_mask="m") == {"attention_mask": "m"}
-    assert config.top_k == 4
-    assert config.to_diff_dict()["top_k"] == 4
-
-
-def test_processors_are_applied_in_order():
-    class Add(LogitsProcessor):
-        def __call__(self, input_ids, scores):
-            return scores + 1
-
-    class Scale(LogitsProcessor):
-        def __call__(self, input_ids, scores, factor):
-            return scores * factor
-
-    assert LogitsProcessorList([Add(), Scale()])(None, torch.tensor(1.0), factor=3).item() == 6
-    with pytest.raises(NotImplementedError):
-        LogitsProcessor()(None, None)
-
-
-def test_any_criterion_stops():
-    assert StoppingCriteriaList([lambda *_: False, lambda *_: True])(None, None)
-    assert not StoppingCriteriaList()(None, None)
 
 
 def test_a_cache_is_also_the_old_tuple():

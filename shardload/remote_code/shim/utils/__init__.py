@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from shardload.remote_code.shim.utils import logging
 from shardload.remote_code.shim.utils.doc import *  # noqa: F403 - the package offers all of both modules
-from shardload.remote_code.shim.utils.generic import ExplicitEnum, ModelOutput, PaddingStrategy, TensorType
+from shardload.remote_code.shim.utils.generic import (
+    ContextManagers,
+    ExplicitEnum,
+    LossKwargs,
+    ModelOutput,
+    PaddingStrategy,
+    TensorType,
+    TransformersKwargs,
+    can_return_tuple,
+)
+from shardload.remote_code.shim.utils.hub import PushToHubMixin, cached_file, is_remote_url
 from shardload.remote_code.shim.utils.import_utils import *  # noqa: F403
 
-__all__ = ["ExplicitEnum", "ModelOutput", "PaddingStrategy", "TensorType", "logging"]
+__all__ = [
+    "ContextManagers",
+    "ExplicitEnum",
+    "LossKwargs",
+    "ModelOutput",
+    "PaddingStrategy",
+    "PushToHubMixin",
+    "TensorType",
+    "TransformersKwargs",
+    "cached_file",
+    "can_return_tuple",
+    "is_remote_url",
+    "logging",
+]
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -15,3 +38,5 @@ SAFE_WEIGHTS_NAME = "model.safetensors"
 SAFE_WEIGHTS_INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "pytorch_model.bin"
 WEIGHTS_INDEX_NAME = "pytorch_model.bin.index.json"
+DUMMY_INPUTS = [[7, 6, 0, 0, 1], [1, 2, 3, 0, 0], [0, 0, 0, 4, 5]]
+DUMMY_MASK = [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -45,3 +47,24 @@ def replace_return_docstrings(*_docstr: Any, **_parts: Any) -> Callable[[Documen
 
 def _unchanged(target: Documented) -> Documented:
     return target
+
+
+def auto_docstring(target: Any = None, **_parts: Any) -> Any:
+    """Leave the docstring as it is; to be used bare, or called with parts of a text."""
+    return _unchanged if target is None else target
+
+
+auto_class_docstring = auto_docstring
+
+
+def copy_func(function: Any) -> Any:
+    """Return a copy of a function that has attributes of its own."""
+    copied = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(copied, function)

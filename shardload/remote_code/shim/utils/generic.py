@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import OrderedDict
 from dataclasses import fields
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
+from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 class ExplicitEnum(str, Enum):
@@ -39,6 +41,57 @@ class TensorType(ExplicitEnum):
     TENSORFLOW = "tf"
     NUMPY = "np"
     JAX = "jax"
+
+
+class LossKwargs(TypedDict, total=False):
+    """Keyword arguments that a model hands on to its loss."""
+
+    num_items_in_batch: Any
+
+
+class TransformersKwargs(TypedDict, total=False):
+    """Keyword arguments that a model's forward hands on, in code since 4.53."""
+
+    num_items_in_batch: Any
+    output_hidden_states: bool | None
+    output_attentions: bool | None
+    output_router_logits: bool | None
+    cu_seq_lens_q: Any
+    cu_seq_lens_k: Any
+    max_length_q: int | None
+    max_length_k: int | None
+
+
+class ContextManagers:
+    """Several context managers as one; they are left in the opposite order."""
+
+    def __init__(self, context_managers: list[Any]) -> None:
+        self.context_managers = context_managers
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        for manager in self.context_managers:
+            self.stack.enter_context(manager)
+
+    def __exit__(self, *args: object) -> None:
+        self.stack.__exit__(*args)  # type: ignore[arg-type]
+
+
+def can_return_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a `forward` that returns a ModelOutput: with `return_dict=False` it returns the tuple of it.
+
+    Without the argument the config's `return_dict` decides, as in 4.51 and later.
+    """
+
+    @functools.wraps(forward)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = kwargs.pop("return_dict", None)
+        config = getattr(self, "config", None)
+        as_output = getattr(config, "return_dict", True) if asked is None else asked
+        output = forward(self, *args, **kwargs)
+        return output if as_output or isinstance(output, tuple) else output.to_tuple()
+
+    return wrapper
 
 
 class ModelOutput(OrderedDict[Any, Any]):

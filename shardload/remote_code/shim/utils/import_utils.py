@@ -73,6 +73,21 @@ def is_torch_bf16_gpu_available() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
+def is_torch_greater_or_equal(library_version: str, accept_dev: bool = False) -> bool:  # noqa: ARG001
+    """Return whether torch is that version or newer."""
+    import torch
+
+    wanted = tuple(int(part) for part in library_version.split(".")[:2])
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= wanted
+
+
+def get_torch_version() -> str:
+    """Return torch's version."""
+    import torch
+
+    return str(torch.__version__)
+
+
 def is_torch_npu_available(check_device: bool = False) -> bool:  # noqa: ARG001 - the name is the interface
     """Return whether torch's Ascend plug-in is installed."""
     return installed("torch_npu")

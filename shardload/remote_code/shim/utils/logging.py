@@ -15,6 +15,11 @@ __all__ = [
     "INFO",
     "NOTSET",
     "WARNING",
+    "disable_progress_bar",
+    "enable_default_handler",
+    "enable_explicit_format",
+    "enable_progress_bar",
+    "enable_propagation",
     "get_logger",
     "get_verbosity",
     "set_verbosity",
@@ -66,3 +71,11 @@ def set_verbosity_warning() -> None:
 def set_verbosity_error() -> None:
     """Show errors of remote code only."""
     set_verbosity(ERROR)
+
+
+def _leave(*_args: Any) -> None:
+    """Change nothing: handlers and progress bars are the program's business, not a repo's."""
+
+
+enable_default_handler = disable_default_handler = enable_explicit_format = reset_format = _leave
+enable_propagation = disable_propagation = enable_progress_bar = disable_progress_bar = _leave

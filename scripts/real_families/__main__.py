@@ -1,0 +1,84 @@
+"""Load real published model code with shardload and compare it, bit by bit, with torch's own `load_state_dict`.
+
+    python scripts/real_families FOLDER [--output TABLE.md] [--only NAME …]
+
+FOLDER holds one folder a repo, each with `config.json` (scaled down) and the repo's own .py files. Weights are
+random, in 7 shards, once as .bin and once as .safetensors, stored in the config's `torch_dtype`. The oracle is
+the same class, built on the CPU and filled by `load_state_dict(assign=True)`. The code's own requirements (einops,
+numpy, accelerate …) must be importable.
+
+A step is a function of a Family that returns the text of its cell and raises what went wrong; each file of steps
+has them in `STEPS`, by column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import loading
+import torch
+from family import Family
+
+STEPS = {**loading.STEPS}
+
+
+def check(folder: Path) -> tuple[list[str], bool, str]:
+    """Return a table row, whether all went well, and details of the failures."""
+    with tempfile.TemporaryDirectory() as work:
+        family = Family(folder, Path(work))
+        cells, details, good = [], "", True
+        for column, step in STEPS.items():
+            try:
+                cells.append(step(family))
+            except Exception as error:  # noqa: BLE001 - a table of what works shows every failure
+                good = False
+                cells.append(f"**{type(error).__name__}**")
+                details += f"\n{folder.name}, {column}:\n{traceback.format_exc()}"
+                if column in ("import", "build"):  # nothing else can be told without these
+                    cells += ["-"] * (len(STEPS) - len(cells))
+                    break
+        return [folder.name, family.served_by or "-", *cells], good, details
+
+
+def main() -> int:
+    """Check every repo of a folder, print the table, and return 1 when anything went wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--output", type=Path, help="also write the table to this file")
+    parser.add_argument("--only", nargs="*", help="the folders to check")
+    arguments = parser.parse_args()
+    if importlib.util.find_spec("transformers"):
+        beside = f"installed and imported, {importlib.metadata.version('transformers')}"
+        importlib.import_module("transformers")
+    else:
+        beside = "not installed"
+
+    repos = sorted(path.parent for path in arguments.folder.glob("*/config.json"))
+    checked = [check(repo) for repo in repos if not arguments.only or repo.name in arguments.only]
+    header = ("repo", "its transformers is", *STEPS)
+    lines = [
+        f"torch {torch.__version__}, Python {sys.version.split()[0]}, transformers: {beside}",
+        "",
+        *(
+            f"| {' | '.join(cells)} |"
+            for cells in (header, ["---"] * len(header), *(row for row, _, _ in checked))
+        ),
+        "",
+    ]
+    print("\n".join(lines))
+    print("".join(details for _, _, details in checked), file=sys.stderr)
+    if arguments.output:
+        arguments.output.write_text("\n".join(lines), encoding="utf-8")
+    return 0 if checked and all(good for _, good, _ in checked) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

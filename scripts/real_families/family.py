@@ -1,0 +1,127 @@
+"""One repo: its code, random weights for it in both formats, and the oracle."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+import shardload
+from shardload.remote_code import load_config, resolve_class
+from shardload.sources import find_source
+from shardload.tensor_ref import TORCH_NAMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+SHARDS = 7
+
+
+class Family:
+    """One repo: its code, random weights for it, and the oracle."""
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.folder = folder
+        self.work = work
+        self.config_json = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.served_by: str | None = None
+
+    def import_class(self) -> str:
+        """Import the repo's config and model classes; name the packages that it cannot do without."""
+        source, _ = find_source(self.folder)
+        self.config = load_config(source, self.config_json, trust_remote_code=True).config
+        self.resolved = resolve_class(source, self.config_json, self.config, trust_remote_code=True)
+        return "ok"
+
+    def build(self) -> str:
+        """Build the class on the CPU, give it random weights, and write them in both formats."""
+        torch.manual_seed(0)
+        model = self.resolved.make(copy.deepcopy(self.config))
+        dtype = getattr(torch, self.config_json.get("torch_dtype", "float32"))
+        self.tied: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if first.setdefault(id(parameter), name) != name:
+                self.tied[name] = first[id(parameter)]
+        self.state = {
+            name: (torch.randn(value.shape) * 0.2).to(dtype) if value.is_floating_point() else value.clone()
+            for name, value in model.state_dict().items()
+        }
+        self.state |= {name: self.state[other] for name, other in self.tied.items()}
+        self.oracle = self.make_oracle()
+        for kind, suffix in (("pytorch_model", "bin"), ("model", "safetensors")):
+            self._write(self.work / suffix, kind, suffix)
+        return f"ok, {len(self.state)} tensors"
+
+    def make_oracle(self) -> nn.Module:
+        """Return the class built on the CPU and filled by torch."""
+        model = self.resolved.make(copy.deepcopy(self.config))
+        model.load_state_dict({name: value.clone() for name, value in self.state.items()}, assign=True)
+        for name, other in self.tied.items():  # assigning made two parameters of one
+            path, _, last = name.rpartition(".")
+            setattr(model.get_submodule(path), last, model.get_parameter(other))
+        return model.eval()
+
+    def _write(self, folder: Path, kind: str, suffix: str) -> None:
+        shutil.copytree(
+            self.folder, folder, ignore=shutil.ignore_patterns("*.model", "*.bin", "*.safetensors")
+        )
+        keys = list(self.state)
+        weight_map = {}
+        for number in range(SHARDS):
+            name = f"{kind}-{number + 1:05d}-of-{SHARDS:05d}.{suffix}"
+            shard = {key: self.state[key].contiguous() for key in keys[number::SHARDS]}
+            weight_map |= dict.fromkeys(shard, name)
+            if suffix == "bin":
+                torch.save(shard, folder / name)
+            else:
+                write_safetensors(shard, folder / name)
+        total = sum(value.numel() * value.element_size() for value in self.state.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / f"{kind}.{suffix}.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+    def load(self, suffix: str) -> nn.Module:
+        """Load one format with shardload."""
+        model = shardload.from_pretrained(self.work / suffix, trust_remote_code=True)
+        self.served_by = shardload.report_of(model).remote_base
+        return model
+
+    def ids(self, length: int = 12) -> torch.Tensor:
+        """Return token ids, (1, length), with the special tokens that ChatGLM-6B looks for."""
+        ids = torch.arange(3, 3 + length)[None]
+        if "gmask_token_id" in self.config_json:
+            ids[0, 5:7] = torch.tensor([self.config_json["gmask_token_id"], self.config_json["bos_token_id"]])
+        return ids
+
+    def loss(self, model: nn.Module) -> torch.Tensor:
+        """Return the model's own loss; where it has none, that of predicting each next token."""
+        output = model(self.ids(), labels=self.ids(), return_dict=True)
+        if getattr(output, "loss", None) is not None:
+            return output.loss
+        logits = output.logits[:, :-1].float()
+        return functional.cross_entropy(logits.flatten(0, 1), self.ids()[0, 1:])
+
+
+def write_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write contiguous tensors by the format's description: safetensors' own function for torch needs NumPy."""
+    codes = {name: code for code, name in TORCH_NAMES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, tensor in tensors.items():
+        nbytes = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": codes[str(tensor.dtype).removeprefix("torch.")],
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + nbytes],
+        }
+        data += ctypes.string_at(tensor.data_ptr(), nbytes)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)

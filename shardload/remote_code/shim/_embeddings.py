@@ -1,0 +1,91 @@
+"""What every model class inherits for its embeddings: finding, tying and resizing them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class EmbeddingsMixin:
+    """Input and output embeddings of a model; a model with a head asks its base model for the input's."""
+
+    config: Any
+    base_model: Any
+
+    def get_input_embeddings(self) -> Any:
+        """Return the module that embeds tokens; a model with a head asks its base model."""
+        base = self.base_model
+        if base is self:
+            raise NotImplementedError(f"{type(self).__name__} does not define get_input_embeddings")
+        return base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the module that embeds tokens; a model with a head asks its base model."""
+        base = self.base_model
+        if base is self:
+            raise NotImplementedError(f"{type(self).__name__} does not define set_input_embeddings")
+        base.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> Any:
+        """Return the module that makes logits, or None: a class with a head that may be tied defines it."""
+        return None
+
+    def tie_weights(self) -> None:
+        """Make the output embeddings' weight the input embeddings', where the config asks for it."""
+        output = self.get_output_embeddings()
+        if getattr(self.config, "tie_word_embeddings", True) and output is not None:
+            self._tie_or_clone_weights(output, self.get_input_embeddings())
+        module: Any
+        for module in self.modules():  # type: ignore[attr-defined]
+            if hasattr(module, "_tie_weights"):
+                module._tie_weights()
+
+    def _tie_or_clone_weights(self, output_embeddings: Any, input_embeddings: Any) -> None:
+        output_embeddings.weight = input_embeddings.weight
+        bias = getattr(output_embeddings, "bias", None)
+        if bias is not None and bias.shape[0] < output_embeddings.weight.shape[0]:
+            longer = (0, output_embeddings.weight.shape[0] - bias.shape[0])
+            bias.data = nn.functional.pad(bias.data, longer)
+        if hasattr(output_embeddings, "out_features") and hasattr(input_embeddings, "num_embeddings"):
+            output_embeddings.out_features = input_embeddings.num_embeddings
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **_options: Any
+    ) -> Any:
+        """Give the embeddings (and a head that is not tied to them) this many tokens; return the embeddings.
+
+        The first tokens keep their weights; new ones are initialised as the class initialises its modules.
+        """
+        old = self.get_input_embeddings()
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return old
+        count = old.weight.shape[0] if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            count = -(-count // pad_to_multiple_of) * pad_to_multiple_of
+        self.set_input_embeddings(self._resized(old, count))
+        head = self.get_output_embeddings()
+        if head is not None and not getattr(self.config, "tie_word_embeddings", True):
+            self.set_output_embeddings(self._resized(head, count))  # type: ignore[attr-defined]
+        self.config.vocab_size = self.vocab_size = count
+        self.tie_weights()
+        return self.get_input_embeddings()
+
+    def _resized(self, old: Any, count: int) -> Any:
+        """Return an embedding or a linear layer like `old` with `count` tokens."""
+        rows, size = old.weight.shape
+        if count == rows:
+            return old
+        placed = {"device": old.weight.device, "dtype": old.weight.dtype}
+        if isinstance(old, nn.Embedding):
+            new: Any = nn.Embedding(count, size, **placed)
+        else:
+            new = nn.Linear(size, count, bias=getattr(old, "bias", None) is not None, **placed)
+        self._init_weights(new)  # type: ignore[attr-defined]
+        kept = min(rows, count)
+        with torch.no_grad():
+            for name, value in new.named_parameters():
+                value[:kept] = getattr(old, name)[:kept]
+        new.requires_grad_(old.weight.requires_grad)
+        return new.train(old.training)

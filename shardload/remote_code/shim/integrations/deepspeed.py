@@ -1,0 +1,20 @@
+"""`transformers.integrations.deepspeed`: no partitioned weights, in the stand-in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_deepspeed_zero3_enabled() -> bool:
+    """Return False: shardload loads no DeepSpeed ZeRO-3 partitions."""
+    return False
+
+
+def is_fsdp_managed_module(module: object) -> bool:  # noqa: ARG001 - the name is the interface
+    """Return False: the stand-in knows of no FSDP wrapper."""
+    return False
+
+
+def deepspeed_config() -> Any:
+    """Return None: nothing is configured."""
+    return None

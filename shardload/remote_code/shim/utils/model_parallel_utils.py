@@ -1,0 +1,22 @@
+"""`transformers.utils.model_parallel_utils`: how the releases before 4.3x spread layers over devices."""
+
+from __future__ import annotations
+
+from math import ceil
+
+
+def get_device_map(n_layers: int, devices: list[int]) -> dict[int, list[int]]:
+    """Return which layers go to which device: as even as can be, in order."""
+    size = ceil(n_layers / len(devices))
+    layers = list(range(n_layers))
+    return {
+        device: layers[start : start + size]
+        for device, start in zip(devices, range(0, n_layers, size), strict=False)
+    }
+
+
+def assert_device_map(device_map: dict[int, list[int]], num_blocks: int) -> None:
+    """Raise ValueError unless every layer is on exactly one device."""
+    layers = sorted(layer for some in device_map.values() for layer in some)
+    if layers != list(range(num_blocks)):
+        raise ValueError(f"the device map places the layers {layers} of {num_blocks}")

@@ -1,0 +1,149 @@
+"""make_tokenizer: the repo's own tokenizer class, run on the caller's word, or its tokenizer.json."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import CorruptError, NotFoundError, RemoteCodeError, ShardloadError
+from shardload.remote_code.auto_map import ClassRef, parse_reference
+from shardload.remote_code.failures import explain
+from shardload.remote_code.importer import RepoCode, Word, open_code
+from shardload.remote_code.library import is_installed, library
+from shardload.remote_code.tokenizer_files import (
+    FAST_FILE,
+    SETTINGS,
+    constructor_arguments,
+    tokenizer_settings,
+    vocabulary_files,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardload.sources.source import Source
+
+EXTRAS = ("sentencepiece", "tiktoken", "tokenizers")
+"""Packages that tokenizers are made of and that shardload brings as extras of the same names."""
+
+
+def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, word: Word) -> Any:
+    """Return the tokenizer of a repo.
+
+    In this order: the class that `auto_map` names under AutoTokenizer, in tokenizer_config.json or config.json
+    (its code runs: the caller's word is needed); tokenizer.json through the tokenizers library; the class of an
+    installed transformers that tokenizer_config.json names.
+
+    Raises NotFoundError when there is none of these; UntrustedCodeError; RemoteCodeError; CorruptError.
+    """
+    settings = tokenizer_settings(source)
+    ref = tokenizer_entry(settings, SETTINGS) or tokenizer_entry(config_json or {}, "config.json")
+    if ref is not None:
+        return _from_code(open_code(source, None, ref, word), ref, source)
+    if FAST_FILE in source.names():
+        return _fast(source)
+    found = _from_library(source, settings)
+    if found is None:
+        raise _nothing(source, settings)
+    return found
+
+
+def tokenizer_entry(document: Mapping[str, Any], name: str) -> ClassRef | None:
+    """Return the class that a JSON document's auto_map names for tokenizers; of [slow, fast] the first there is.
+
+    The one written in Python comes first: it is what the repo's own model code was written with.
+    """
+    auto_map = document.get("auto_map") or {}
+    value = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
+    entries = value if isinstance(value, list) else [value]
+    text = next((entry for entry in entries if entry is not None), None)
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise CorruptError(f"auto_map's AutoTokenizer is not a name: {text!r}", where=f"{name}, auto_map")
+    return parse_reference(text)
+
+
+def needs_package(package: str, where: str | None = None) -> RemoteCodeError:
+    """Return the error for a package that a tokenizer is made of and that is not installed."""
+    return RemoteCodeError(
+        f"the tokenizer needs the package {package}, which is not installed",
+        where=where,
+        cure=f"pip install 'shardload[{package}]'",
+    )
+
+
+def _from_code(repo: RepoCode, ref: ClassRef, source: Source) -> Any:
+    try:
+        cls = repo.load(ref)
+    except RemoteCodeError as error:
+        raise _with_extra(error.__cause__, error) from error.__cause__
+    namespace = repo.namespace
+    try:
+        if namespace.base == "transformers":
+            vocabulary_files(source, getattr(cls, "vocab_files_names", {}))
+            return cls.from_pretrained(_folder_of(source))
+        return cls(**constructor_arguments(source, cls))
+    except Exception as error:
+        if repo.fall_back(error, namespace):
+            return _from_code(repo, ref, source)
+        explained = explain(error, namespace, f"making the tokenizer {ref}")
+        raise _with_extra(error, explained) from error
+
+
+def _with_extra(cause: BaseException | None, error: ShardloadError) -> ShardloadError:
+    """Return the error, or the one that names the extra to install."""
+    name = str(getattr(cause, "name", None)).split(".", maxsplit=1)[0]
+    if isinstance(cause, ModuleNotFoundError) and name in EXTRAS:
+        return needs_package(name, error.where)
+    return error
+
+
+def _fast(source: Source) -> Any:
+    if importlib.util.find_spec("tokenizers") is None:
+        raise needs_package("tokenizers", f"{source.label}/{FAST_FILE}")
+    from shardload.remote_code.shim.tokenization_utils_fast import PreTrainedTokenizerFast
+
+    arguments = constructor_arguments(source, PreTrainedTokenizerFast)
+    # Few models take token types: they are given where the settings, or the caller, ask for them.
+    arguments.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    try:
+        return PreTrainedTokenizerFast(**arguments)
+    except ShardloadError:
+        raise
+    except Exception as error:
+        raise CorruptError(
+            f"{FAST_FILE} can't be read: {type(error).__name__}: {error}", where=f"{source.label}/{FAST_FILE}"
+        ) from error
+
+
+def _from_library(source: Source, settings: dict[str, Any]) -> Any:
+    """Return the tokenizer of an installed transformers' class, or None."""
+    name = settings.get("tokenizer_class")
+    if not isinstance(name, str) or not is_installed():
+        return None
+    cls = getattr(library(), name, None)
+    if not isinstance(cls, type):
+        return None
+    vocabulary_files(source, getattr(cls, "vocab_files_names", {}))
+    return cls.from_pretrained(_folder_of(source))  # type: ignore[attr-defined]
+
+
+def _folder_of(source: Source) -> str:
+    """Return a folder with the repo's small files, for a class that reads them by itself."""
+    names = [name for name in source.names() if "/" not in name and name.endswith((".json", ".jinja"))]
+    paths = [source.open(name).local_path() for name in names if not name.endswith(".index.json")]
+    if not paths:
+        raise NotFoundError("the repo has no settings of a tokenizer", where=source.label)
+    return str(paths[0].parent)
+
+
+def _nothing(source: Source, settings: dict[str, Any]) -> NotFoundError:
+    named = settings.get("tokenizer_class")
+    asks = f": {SETTINGS} names {named}, a class of transformers" if isinstance(named, str) else ""
+    return NotFoundError(
+        f"the repo has no tokenizer of its own (auto_map) and no {FAST_FILE}{asks}",
+        where=source.label,
+        cure=f"download {FAST_FILE} as well"
+        + (", or install transformers (`pip install transformers`)" if asks else ""),
+    )

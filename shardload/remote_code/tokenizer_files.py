@@ -1,0 +1,158 @@
+"""What a repo's files say about its tokenizer: the settings, special and added tokens, template, vocabulary files."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import CorruptError, NotFoundError
+from shardload.remote_code.shim._special_tokens import ATTRIBUTES, AddedToken, as_token
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardload.sources.source import Source
+
+SETTINGS = "tokenizer_config.json"
+FAST_FILE = "tokenizer.json"
+_LIMIT = 64 << 20
+# Entries of the settings that speak about the class, not to it.
+_NOT_ARGUMENTS = ("auto_map", "tokenizer_class", "tokenizer_file", "init_inputs", "added_tokens_decoder")
+
+
+def read_json(source: Source, name: str) -> dict[str, Any] | None:
+    """Return a JSON object of the repo, or None when it has no such file. Raises CorruptError."""
+    if name not in source.names():
+        return None
+    where = f"{source.label}/{name}"
+    try:
+        document = json.loads(_text(source, name))
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{name} is no JSON: {error}", where=where) from error
+    if not isinstance(document, dict):
+        raise CorruptError(f"{name} holds no object of settings", where=where)
+    return document
+
+
+def tokenizer_settings(source: Source) -> dict[str, Any]:
+    """Return tokenizer_config.json, empty where the repo has none."""
+    return read_json(source, SETTINGS) or {}
+
+
+def constructor_arguments(source: Source, cls: Any) -> dict[str, Any]:
+    """Return the keyword arguments that a tokenizer class is constructed with.
+
+    They are the entries of tokenizer_config.json, the special tokens, the added tokens by their ids, the chat
+    template and the paths of the vocabulary files that the class names (None for those that the repo lacks).
+    """
+    settings = tokenizer_settings(source)
+    added = _added_tokens(source, settings)
+    arguments = {name: value for name, value in settings.items() if name not in _NOT_ARGUMENTS}
+    special = {
+        **_special_tokens(source, settings, added),
+        **{n: arguments[n] for n in ATTRIBUTES if n in arguments},
+    }
+    by_text = {token.content: token for token in added.values()}
+    for name, value in special.items():
+        arguments[name] = _with_options(value, by_text)
+    if added:
+        arguments["added_tokens_decoder"] = added
+    template = chat_template(source)
+    if template is not None:
+        arguments["chat_template"] = template
+    arguments["name_or_path"] = source.label if source.is_local else source.label.split("@")[0]
+    return {**arguments, **vocabulary_files(source, getattr(cls, "vocab_files_names", {}))}
+
+
+def vocabulary_files(source: Source, names: Mapping[str, str]) -> dict[str, str | None]:
+    """Return where the files of a vocabulary lie on this disk, by the arguments that take them.
+
+    Raises NotFoundError when the repo has none of them, and CorruptError for the pointer that git leaves in the
+    place of a large file that was not fetched.
+    """
+    found: dict[str, str | None] = {}
+    present = frozenset(source.names())
+    for argument, name in names.items():
+        # Classes write "./tokenizer.model" too.
+        plain = posixpath.normpath(name)
+        found[argument] = str(source.open(plain).local_path()) if plain in present else None
+        if found[argument] is not None:
+            _refuse_pointer(source, plain)
+    if found and not any(found.values()):
+        raise NotFoundError(
+            f"the repo has none of its tokenizer's vocabulary files: {', '.join(names.values())}",
+            where=source.label,
+            cure="download those files as well",
+        )
+    return found
+
+
+def chat_template(source: Source) -> Any:
+    """Return the template in a file of its own (chat_template.jinja or .json), or None: the settings may have one."""
+    if "chat_template.jinja" in source.names():
+        return _text(source, "chat_template.jinja")
+    return (read_json(source, "chat_template.json") or {}).get("chat_template")
+
+
+def _text(source: Source, name: str) -> str:
+    file = source.open(name)
+    if file.size > _LIMIT:
+        raise CorruptError(f"{name} has {file.size:,} bytes", where=source.label)
+    try:
+        return file.read_at(0, file.size).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptError(f"{name} is no UTF-8: {error}", where=f"{source.label}/{name}") from error
+
+
+def _refuse_pointer(source: Source, name: str) -> None:
+    file = source.open(name)
+    if file.size < 1024 and file.read_at(0, 64).startswith(b"version https://git-lfs"):
+        raise CorruptError(
+            f"{name} is a Git LFS pointer: the file itself was not downloaded",
+            where=f"{source.label}/{name}",
+            cure="run `git lfs pull` in the repo, or download it with huggingface_hub",
+        )
+
+
+def _added_tokens(source: Source, settings: dict[str, Any]) -> dict[int, AddedToken]:
+    """Return the added tokens by their ids: those of the settings, else those of the older added_tokens.json."""
+    listed = settings.get("added_tokens_decoder")
+    try:
+        if isinstance(listed, dict):
+            return {int(index): as_token(_as_object(token)) for index, token in listed.items()}
+        older = read_json(source, "added_tokens.json") or {}
+        special = {
+            str(as_token(t)) for name in ATTRIBUTES for t in _listed(settings.get(name)) if t is not None
+        }
+        return {
+            int(index): AddedToken(text, special=text in special)
+            for text, index in sorted(older.items(), key=lambda item: item[1])
+        }
+    except (TypeError, ValueError) as error:
+        raise CorruptError(f"the added tokens are malformed: {error}", where=source.label) from error
+
+
+def _as_object(token: Any) -> dict[str, Any]:
+    if isinstance(token, dict) and isinstance(token.get("content"), str):
+        return token
+    raise ValueError(f"{token!r} is no added token")
+
+
+def _special_tokens(source: Source, settings: dict[str, Any], added: dict[int, AddedToken]) -> dict[str, Any]:
+    """Return special_tokens_map.json, which counts where the settings list no added tokens."""
+    if added and "added_tokens_decoder" in settings:
+        return {}
+    return {n: v for n, v in (read_json(source, "special_tokens_map.json") or {}).items() if n in ATTRIBUTES}
+
+
+def _with_options(value: Any, by_text: dict[str, AddedToken]) -> Any:
+    """Return a special token as the added token of its text, where there is one: that one has the options."""
+    if isinstance(value, list):
+        return [_with_options(item, by_text) for item in value]
+    token = as_token(value)
+    return by_text.get(str(token), token)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
