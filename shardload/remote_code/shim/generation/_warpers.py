@@ -89,7 +89,9 @@ class MinPLogitsWarper(_Cut):
         """Return the scores, (batch, vocabulary), cut."""
         chances = scores.softmax(dim=-1)
         remove = chances < self.min_p * chances.amax(dim=-1, keepdim=True)
-        return self._spare_likeliest(scores, remove)
+        order = torch.argsort(scores, descending=True, dim=-1)
+        remove = remove.scatter(-1, order[..., : self.min_tokens_to_keep], value=False)
+        return scores.masked_fill(remove, self.filter_value)
 
 
 class TypicalLogitsWarper(_Cut):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shardload.remote_code.shim._missing import later_class
 from shardload.remote_code.shim.generation._limits import (
     EncoderNoRepeatNGramLogitsProcessor,
     ForcedBOSTokenLogitsProcessor,
@@ -40,13 +39,6 @@ from shardload.remote_code.shim.generation._warpers import (
     TypicalLogitsWarper,
 )
 
-# Beam search and guidance by a second forward pass: names only.
-HammingDiversityLogitsProcessor = later_class("HammingDiversityLogitsProcessor", __name__)
-UnbatchedClassifierFreeGuidanceLogitsProcessor = later_class(
-    "UnbatchedClassifierFreeGuidanceLogitsProcessor", __name__
-)
-WhisperTimeStampLogitsProcessor = later_class("WhisperTimeStampLogitsProcessor", __name__)
-
 __all__ = [
     "ClassifierFreeGuidanceLogitsProcessor",
     "EncoderNoRepeatNGramLogitsProcessor",
@@ -57,7 +49,6 @@ __all__ = [
     "ForceTokensLogitsProcessor",
     "ForcedBOSTokenLogitsProcessor",
     "ForcedEOSTokenLogitsProcessor",
-    "HammingDiversityLogitsProcessor",
     "InfNanRemoveLogitsProcessor",
     "LogitNormalization",
     "LogitsProcessor",
@@ -77,6 +68,4 @@ __all__ = [
     "TopKLogitsWarper",
     "TopPLogitsWarper",
     "TypicalLogitsWarper",
-    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
-    "WhisperTimeStampLogitsProcessor",
 ]
