@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from shardload.keymap import KeyMap
     from shardload.progress import ProgressOption
+    from shardload.remote_code.importer import RemoteBase
     from shardload.report import Report
     from shardload.sources.source import Source
 
@@ -40,6 +41,7 @@ def from_pretrained(
     auto_class: str | None = None,
     config: Any = None,
     trust_remote_code: bool = False,
+    remote_base: RemoteBase = "auto",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     adapter: str | os.PathLike[str] | None = None,
@@ -62,7 +64,9 @@ def from_pretrained(
     `where`: a folder, a checkpoint file, or `org/name[@revision]` on the Hub. `model_class`: a class or function
     that takes the config; without it the repo's `auto_map` decides (`auto_class` picks an entry), or else the
     class that `architectures` names in an installed transformers. Code of the repo runs only with
-    `trust_remote_code=True`; code from the Hub needs `revision=` (a full commit) besides. `dtype="auto"` keeps
+    `trust_remote_code=True`; code from the Hub needs `revision=` (a full commit) besides. `remote_base` says who
+    serves that code's imports of transformers: shardload's stand-in ("shim"), the installed "transformers", or by
+    default the stand-in, and the other for the whole repo where it lacks a name. `dtype="auto"` keeps
     every tensor's stored dtype; another casts floating parameters and persistent buffers, and is what the
     constructor sees as `config.torch_dtype`. `adapter`: a LoRA adapter to attach on top. The rest is as in `fill`
     and `open_checkpoint`. `report_of(model)` tells what was done. Raises subclasses of ShardloadError; the
@@ -74,6 +78,7 @@ def from_pretrained(
         "trust_remote_code": trust_remote_code,
         "revision_given": revision or _revision_in(where),
         "code_revision": code_revision,
+        "remote_base": remote_base,
     }
     clock = _Clock()
 
@@ -118,6 +123,7 @@ def load_config(
     where: str | os.PathLike[str],
     *,
     trust_remote_code: bool = False,
+    remote_base: RemoteBase = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     code_revision: str | None = None,
@@ -136,6 +142,7 @@ def load_config(
         "trust_remote_code": trust_remote_code,
         "revision_given": revision or _revision_in(where),
         "code_revision": code_revision,
+        "remote_base": remote_base,
     }
     repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
     return repo.config(parse_dtype(dtype)).config
@@ -147,6 +154,7 @@ def resolve_class(
     auto_class: str | None = None,
     config: Any = None,
     trust_remote_code: bool = False,
+    remote_base: RemoteBase = "auto",
     revision: str | None = None,
     code_revision: str | None = None,
     token: str | bool | None = None,
@@ -164,6 +172,7 @@ def resolve_class(
         "trust_remote_code": trust_remote_code,
         "revision_given": revision or _revision_in(where),
         "code_revision": code_revision,
+        "remote_base": remote_base,
     }
     repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
     settled = config if config is not None else repo.config(None).config

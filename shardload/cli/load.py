@@ -33,6 +33,12 @@ Examples:
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the repo carries.")
+@click.option(
+    "--remote-base",
+    type=click.Choice(["auto", "shim", "transformers"]),
+    default="auto",
+    help="Who serves that code's imports of transformers: shardload's stand-in, or the installed one.",
+)
 @click.option("--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it.")
 @click.option("--auto-class", metavar="NAME", help="Entry of the config's auto_map, such as AutoModel.")
 @click.option("--model-class", metavar="MODULE:CLASS", help="Your own class, which takes the config.")

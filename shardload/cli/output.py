@@ -24,7 +24,7 @@ _FLAGS = {
     "copy=True": "--copy",
 }
 _KEYWORD = re.compile(
-    r"\b(revision|code_revision|subfolder|variant|dtype|device|adapter|model_class|auto_class|allow_missing"
+    r"\b(revision|code_revision|subfolder|variant|dtype|device|adapter|model_class|auto_class|remote_base|allow_missing"
     r"|allow_unexpected|cache_dir)=(?![=\d])"
 )
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shardload.remote_code.auto_map import ClassRef
+    from shardload.remote_code.importer import RemoteBase
     from shardload.sources.source import Source
 
 _SAY = "pass model_class=… (a class or a function that takes the config)"
@@ -50,11 +51,13 @@ def resolve_class(
     token: str | bool | None = None,
     cache_dir: Any = None,
     local_files_only: bool = False,
+    remote_base: RemoteBase = "auto",
 ) -> ResolvedClass:
     """Return how to make the model.
 
     In this order: `model_class`; the entry of the repo's `auto_map` (`auto_class` picks one; its code runs: the
-    caller's word is needed); the class of an installed transformers that `architectures` names.
+    caller's word is needed); the class of an installed transformers that `architectures` names. `remote_base` says
+    who serves the code's imports of transformers.
 
     Raises UsageError, saying what to pass, when there is none of these; UntrustedCodeError; RemoteCodeError.
     """
@@ -65,7 +68,8 @@ def resolve_class(
         )
     chosen = choose_model(config_json, auto_class)
     if chosen is not None:
-        word = Word(trust_remote_code, revision_given, code_revision, token, cache_dir, local_files_only)
+        hub = (token, cache_dir, local_files_only)
+        word = Word(trust_remote_code, revision_given, code_revision, *hub, remote_base)
         return _from_code(open_code(source, config_json, chosen[1], word), chosen[1])
     found = model_class_for(config_json or {}, auto_class)
     if found is None:

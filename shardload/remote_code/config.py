@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.errors import CorruptError, ShardloadError, UsageError
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
-from shardload.remote_code.importer import RepoCode, Word, open_code
+from shardload.remote_code.importer import RepoCode, Word, open_code, require_base
 from shardload.remote_code.library import config_class_for, library, version
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shardload.remote_code.auto_map import ClassRef
+    from shardload.remote_code.importer import RemoteBase
     from shardload.sources.source import Source
 
 
@@ -42,6 +43,7 @@ def load_config(
     token: str | bool | None = None,
     cache_dir: Any = None,
     local_files_only: bool = False,
+    remote_base: RemoteBase = "auto",
 ) -> LoadedConfig:
     """Return the config of a repo.
 
@@ -54,7 +56,9 @@ def load_config(
     Raises UntrustedCodeError, RemoteCodeError, CorruptError for settings that their class refuses.
     """
     settings = _settings(source, config_json, dtype)
-    word = Word(trust_remote_code, revision_given, code_revision, token, cache_dir, local_files_only)
+    require_base(remote_base)
+    hub = (token, cache_dir, local_files_only)
+    word = Word(trust_remote_code, revision_given, code_revision, *hub, remote_base)
     callers_class = getattr(model_class, "config_class", None)
     if callers_class is not None:
         return LoadedConfig(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from shardload.errors import RemoteCodeError, UnsafeError
+from shardload.errors import RemoteCodeError, UnsafeError, UsageError
 from shardload.remote_code.auto_map import ClassRef, config_entry, model_entries
 from shardload.remote_code.code import collect, file_of
 from shardload.remote_code.failures import as_lacking, explain, lacks_a_name
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from shardload.remote_code.code import Base, Code
     from shardload.remote_code.namespaces import Namespace
     from shardload.sources.source import Source
+
+RemoteBase = Literal["auto", "shim", "transformers"]
+"""Who is to serve imports of transformers; "auto" is the stand-in until it proves to lack a name."""
 
 _lock = threading.Lock()
 _needs_transformers: set[str] = set()
@@ -36,6 +39,7 @@ class Word:
     token: str | bool | None = None
     cache_dir: Any = None
     local_files_only: bool = False
+    remote_base: RemoteBase = "auto"
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,13 @@ class RepoCode:
 
     source: Source
     code: Code
+    wanted: RemoteBase = "auto"
 
     @property
     def base(self) -> Base:
-        """Who serves its imports of transformers: the stand-in until it proved to lack a name."""
+        """Who serves its imports of transformers: as the caller said, or the stand-in until it lacked a name."""
+        if self.wanted != "auto":
+            return self.wanted
         return "transformers" if self.code.sha256("shim") in _needs_transformers else "shim"
 
     @property
@@ -71,11 +78,12 @@ class RepoCode:
     def fall_back(self, error: BaseException, namespace: Namespace) -> bool:
         """Hand the repo to the installed transformers, where the error says that the stand-in lacks a name.
 
-        Returns False for other errors. Raises the error that names what is missing when there is no transformers.
+        Returns False for other errors. Raises the error that names what is missing when there is no transformers,
+        or the caller asked for the stand-in.
         """
         if namespace.base != "shim" or not lacks_a_name(error):
             return False
-        if not is_installed():
+        if self.wanted == "shim" or not is_installed():
             missing = as_lacking(error, namespace)
             raise missing from (None if missing is error else error)
         with _lock:
@@ -101,8 +109,9 @@ def open_code(source: Source, config_json: Mapping[str, Any] | None, ref: ClassR
     """Return the code that a class of `auto_map` needs, once the caller's word covers it.
 
     The configuration class and the model classes of one repo make one namespace, so that they see the same
-    classes. Raises UntrustedCodeError before anything runs.
+    classes. Raises UntrustedCodeError before anything runs, UsageError for a `remote_base` that can't be.
     """
+    require_base(word.remote_base)
     home, argument, given = source, "revision", word.revision_given
     if not _is_own(ref, source):
         home, argument, given = _other_source(ref, word), "code_revision", word.code_revision
@@ -110,7 +119,24 @@ def open_code(source: Source, config_json: Mapping[str, Any] | None, ref: ClassR
     require_trust(
         home, code, trust_remote_code=word.trust_remote_code, revision_given=given, argument=argument
     )
-    return RepoCode(home, code)
+    return RepoCode(home, code, word.remote_base)
+
+
+def require_base(remote_base: str) -> None:
+    """Raise UsageError unless this is one of the bases, and the real transformers is there if it is asked for."""
+    known = get_args(RemoteBase)
+    if remote_base not in known:
+        raise UsageError(
+            f"{remote_base!r} can't serve a repo's imports of transformers",
+            where="remote_base=",
+            cure=f"choose one of: {', '.join(known)}",
+        )
+    if remote_base == "transformers" and not is_installed():
+        raise UsageError(
+            "the real transformers is asked for, and it is not installed",
+            where="remote_base=",
+            cure='pip install transformers, or leave remote_base="auto"',
+        )
 
 
 def own_code(source: Source, config_json: Mapping[str, Any] | None) -> Code | None:

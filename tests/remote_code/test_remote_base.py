@@ -1,0 +1,84 @@
+"""`remote_base`: who serves a repo's imports of transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+import shardload
+from shardload.cli import run
+from shardload.errors import RemoteCodeError, UsageError
+from shardload.remote_code.shim.modeling_utils import PreTrainedModel
+
+from .repos import MODEL, tiny
+
+LACKING = "from transformers.dynamic_module_utils import get_class_in_module\n"
+installed = importlib.util.find_spec("transformers") is not None
+without = pytest.mark.skipif(installed, reason="transformers is installed")
+
+
+def checkpoint(folder, model=MODEL):
+    tiny(folder, model=model)
+    torch.save(
+        {"linear.weight": torch.ones(4, 4), "linear.bias": torch.zeros(4)}, folder / "pytorch_model.bin"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("base", ["auto", "shim"])
+def test_the_stand_in_serves_by_default_and_by_choice(tmp_path, base):
+    model = shardload.from_pretrained(checkpoint(tmp_path), trust_remote_code=True, remote_base=base)
+    assert isinstance(model, PreTrainedModel)
+    assert shardload.report_of(model).remote_base == "shim"
+    assert shardload.report_of(model).to_dict()["remote_base"] == "shim"
+
+
+def test_the_real_transformers_serves_by_choice(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    where = checkpoint(tmp_path)
+    model = shardload.from_pretrained(where, trust_remote_code=True, remote_base="transformers")
+    assert isinstance(model, transformers.PreTrainedModel)
+    assert isinstance(model.config, transformers.PretrainedConfig)
+    assert shardload.report_of(model).remote_base == "transformers"
+    assert "the installed transformers" in str(shardload.report_of(model))
+    # The choice of one load is not that of the next.
+    again = shardload.from_pretrained(where, trust_remote_code=True)
+    assert shardload.report_of(again).remote_base == "shim"
+
+
+def test_a_config_of_the_one_is_remade_for_the_other(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    where = checkpoint(tmp_path)
+    config = shardload.load_config(where, trust_remote_code=True, remote_base="shim")
+    make = shardload.resolve_class(where, trust_remote_code=True, remote_base="transformers")
+    assert isinstance(make(config).config, transformers.PretrainedConfig)
+
+
+def test_the_choice_of_the_stand_in_is_kept_where_it_lacks_a_name(tmp_path):
+    with pytest.raises(RemoteCodeError, match="dynamic_module_utils"):
+        shardload.from_pretrained(
+            checkpoint(tmp_path, LACKING + MODEL), trust_remote_code=True, remote_base="shim"
+        )
+
+
+@without
+def test_the_real_transformers_must_be_installed(tmp_path):
+    with pytest.raises(UsageError, match="not installed"):
+        shardload.from_pretrained(checkpoint(tmp_path), trust_remote_code=True, remote_base="transformers")
+
+
+def test_other_bases_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="choose one of: auto, shim, transformers"):
+        shardload.from_pretrained(checkpoint(tmp_path), trust_remote_code=True, remote_base="real")
+
+
+def test_the_command_has_the_choice(tmp_path, capsys):
+    where = str(checkpoint(tmp_path))
+    assert run(["load", where, "--trust-remote-code", "--remote-base", "shim", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["remote_base"] == "shim"
+    code = run(["load", where, "--trust-remote-code", "--remote-base", "transformers"])
+    assert code == (0 if installed else 2)
+    assert installed or "not installed" in capsys.readouterr().err
