@@ -32,6 +32,8 @@ _UNITS = {
     "MIB": 2**20,
     "GIB": 2**30,
 }
+# Where a config was loaded from is nothing about the model, and may be a path of this machine.
+_OF_THE_LOAD = frozenset({"_name_or_path", "_commit_hash"})
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index*.json")
 
@@ -62,10 +64,37 @@ def save(
     _check_disk(target, sum(_nbytes(tensor) for tensor in tensors.values()))
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
         names = _write_all(Path(staging), shards, config)
-        for name in names:
-            Path(staging, name).replace(target / name)
-        _sync_folder(target)
+        _move_in(Path(staging), target, names)
     return [target / name for name in names]
+
+
+def _move_in(staging: Path, target: Path, names: list[str]) -> None:
+    """Move new files into the folder; where it held shards of the same names, whole or not at all.
+
+    A new shard beside an old one would be a checkpoint that nothing tells from a good one. So the old ones are
+    moved out first, the index before all: whoever dies in between leaves a checkpoint with missing shards.
+    """
+    kept = staging / "replaced"
+    kept.mkdir()
+    moved_out: list[str] = []
+    moved_in: list[str] = []
+    try:
+        # One weight file and a config are replaced in one step each.
+        for name in reversed(names) if len(names) > 2 else ():
+            if (target / name).exists():
+                (target / name).replace(kept / name)
+                moved_out.append(name)
+        for name in names:
+            (staging / name).replace(target / name)
+            moved_in.append(name)
+        _sync_folder(target)
+    except BaseException:
+        if len(names) > 2:
+            for name in moved_in:
+                (target / name).unlink()
+        for name in moved_out:
+            (kept / name).replace(target / name)
+        raise
 
 
 def _named_tensors(model: nn.Module, key_map: KeyMap) -> dict[str, torch.Tensor]:
@@ -184,11 +213,12 @@ def _config_json(model: nn.Module) -> str | None:
     content = to_dict() if callable(to_dict) else config
     if not isinstance(content, Mapping):
         return None
+    settings = {name: value for name, value in content.items() if name not in _OF_THE_LOAD}
     try:
         try:
-            return json.dumps(dict(content), indent=2, sort_keys=True, default=str)
+            return json.dumps(settings, indent=2, sort_keys=True, default=str)
         except TypeError:  # keys of several kinds have no order
-            return json.dumps(dict(content), indent=2, default=str)
+            return json.dumps(settings, indent=2, default=str)
     except (TypeError, ValueError) as error:
         raise UsageError(f"the model's config can't be written as JSON: {error}") from error
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import safetensors
 import torch
 from torch import nn
 
-from shardload import UnsupportedError, UsageError, build_shell, fill, open_checkpoint, save
-from tests.tiny import Net, assert_same_state, random_state, torch_filled, write_checkpoint
+from shardload import UnsupportedError, UsageError, build_shell, fill, from_pretrained, open_checkpoint, save
+from tests.tiny import Net, assert_same_state, random_state, run_python, torch_filled, write_checkpoint
 
 
 def test_a_model_comes_back(tmp_path):
@@ -152,3 +153,86 @@ def test_a_config_that_is_no_json_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(UsageError, match="can't be written as JSON"):
         save(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def numbered(value: float) -> Net:
+    model = Net()
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(value)
+    model.config = {"value": value}
+    return model
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_a_save_over_another_that_fails_between_two_files_leaves_the_old_one(tmp_path, monkeypatch, step):
+    names = [path.name for path in save(numbered(1), tmp_path, max_shard_size=1500)]
+    assert len(names) == 6
+    calls = []
+    real = Path.replace
+
+    def replace(self, target):
+        calls.append(target)
+        if len(calls) == step + 1:
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OSError, match="Input/output"):
+        save(numbered(2), tmp_path, max_shard_size=1500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.config == {"value": 1}
+    assert all(bool((checkpoint.read(name) == 1).all()) for name in checkpoint.tensors)
+
+
+def test_a_save_over_another_that_is_killed_never_leaves_a_mixture(tmp_path):
+    """Each child dies at another point; what it leaves is the old checkpoint, the new one, or plainly broken."""
+    code = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, ".")
+from shardload import ShardloadError, open_checkpoint, save
+from tests.test_saving import numbered
+real, told = Path.replace, []
+for step in range(14):
+    folder = Path(sys.argv[1], str(step))
+    save(numbered(1), folder, max_shard_size=1500)
+    child = os.fork()
+    if child == 0:
+        def replace(self, target):
+            told.append(target)
+            if len(told) == step + 1:
+                os._exit(9)
+            return real(self, target)
+        Path.replace = replace
+        save(numbered(2), folder, max_shard_size=1500)
+        os._exit(0)
+    os.waitpid(child, 0)
+    try:
+        checkpoint = open_checkpoint(folder)
+    except ShardloadError as error:
+        print(type(error).__name__)
+    else:
+        print(*sorted({float(v) for name in checkpoint.tensors for v in checkpoint.read(name).flatten()}))
+"""
+    lines = run_python(code, str(tmp_path)).stdout.splitlines()
+    assert len(lines) == 14
+    assert set(lines) == {"1.0", "2.0", "NotFoundError"}
+    assert lines[0] == "1.0"
+    assert lines[-1] == "2.0"
+
+
+def test_the_config_that_is_written_names_no_folder_of_this_machine(tmp_path):
+    write_checkpoint(tmp_path / "home", random_state(Net()), config={"width": 8})
+    model = from_pretrained(tmp_path / "home", model_class=Configured)
+    save(model, tmp_path / "out")
+    text = (tmp_path / "out" / "config.json").read_text()
+    assert json.loads(text)["width"] == 8
+    assert str(tmp_path) not in text
+
+
+class Configured(Net):
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.config = config
