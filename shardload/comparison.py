@@ -87,8 +87,9 @@ class Comparison:
 
     def refuse_if_faulty(self, verdict: Verdict) -> None:
         """Raise for what is left of the faults: nothing has been touched."""
-        if not self.plan.direct and not any(self.plan.handed.values()):
-            self._raise([*verdict.faults, *(f for group in verdict.allowed.values() for f in group)])
+        allowed = [fault for group in verdict.allowed.values() for fault in group]
+        if allowed and not self.plan.direct and not any(self.plan.handed.values()):
+            self._raise([*verdict.faults, *allowed])  # leniency is no reason to load nothing at all
         if verdict.faults:
             self._raise(verdict.faults)
 

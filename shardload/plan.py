@@ -119,15 +119,19 @@ def _match_one(plan: Plan, key: str, ref: TensorRef, slot: Slot | None) -> None:
     elif slot.shape != ref.shape and not (slot.shape == () and ref.shape == (1,)):
         # torch before 0.4 stored scalars with one dimension; its own loader takes them too.
         plan.faults.append(misshapen_fault(slot, ref))
-    elif (slot.dtype.is_floating_point or slot.dtype.is_complex) and (note := _other_kind(slot, ref)):
+    elif note := _other_kind(slot, ref):
         plan.faults.append(refused_fault(slot, ref, note))
     else:
         plan.direct[key] = ref
 
 
 def _other_kind(slot: Slot, ref: TensorRef) -> str | None:
-    """Return why a slot for real or complex numbers can't take a stored tensor, or None where it can."""
-    stored_as = TORCH_NAMES.get(ref.dtype, ref.dtype)
+    """Return why a slot can't take numbers of the kind that is stored, or None where it can."""
+    if ref.dtype not in TORCH_NAMES:
+        return f"stored as {ref.dtype}, for which torch has no dtype"
+    if not (slot.dtype.is_floating_point or slot.dtype.is_complex):
+        return None
+    stored_as = TORCH_NAMES[ref.dtype]
     if ref.dtype.startswith("C") and not slot.dtype.is_complex:
         return f"stored as {stored_as}, and the model holds real numbers"
     if not ref.dtype.startswith(("F", "BF", "C")):
@@ -256,4 +260,11 @@ def _check_patterns(argument: str, patterns: Sequence[str], keys: set[str]) -> N
 
 def _ignored_by_class(shell: Shell, attribute: str) -> list[re.Pattern[str]]:
     declared = getattr(shell.model, attribute, None) or ()
-    return [re.compile(pattern) for pattern in declared]
+    patterns = [declared] if isinstance(declared, str) else declared  # a text is one pattern, not its letters
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise UsageError(
+            f"{attribute} of {type(shell.model).__name__} holds what is no regular expression: {error}",
+            where=repr(declared),
+        ) from error

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shardload.mapping import Buffer
-
     from typing_extensions import Self
+
+    from shardload.mapping import Buffer
 
 _SAMPLES = 16
 _STEP = (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardload.errors import ShardloadError
 from shardload.plan import Fault, dtype_name, misshapen_fault, missing_fault, unexpected_fault
 from shardload.shard import torch_dtype
 from shardload.tensor_ref import TensorRef
@@ -41,6 +42,8 @@ def rehearse(
         snapshot = Snapshot(root.module.modules())
         try:
             result = _walk_on_meta(root, entries, versions)
+        except ShardloadError:
+            raise
         except KeyError as error:
             plan.faults.append(failure(root, error))  # it asks for a name that is not there, values or not
         except Exception as error:  # noqa: BLE001 - a hook may raise anything when it looks at values

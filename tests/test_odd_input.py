@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import pickle
 import threading
 
@@ -17,6 +18,7 @@ from shardload import (
     MismatchError,
     NotFoundError,
     OnDevice,
+    UnsupportedError,
     UsageError,
     build_shell,
     check,
@@ -109,6 +111,49 @@ def test_a_real_number_for_a_complex_one_is_taken_as_torch_takes_it(tmp_path):
     oracle = Numbers(torch.complex64)
     oracle.load_state_dict({"weight": torch.ones(2)}, assign=True)
     assert shell.model.weight.dtype == oracle.weight.dtype
+
+
+class OwnLoader(Numbers):
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+
+
+@pytest.mark.parametrize("make", [Numbers, OwnLoader])
+def test_a_dtype_that_torch_lacks_is_refused_before_the_load(tmp_path, make):
+    """Four-bit floats have a code in the format and no dtype in torch."""
+    header = json.dumps({"weight": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\x00")
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises((MismatchError, UnsupportedError), match="no dtype for|torch has no dtype"):
+        fill(build_shell(lambda: make(torch.float32)), checkpoint)
+
+
+def test_a_checkpoint_of_computed_buffers_alone_loads_nothing_and_says_so(tmp_path):
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.ones(2), persistent=False)
+
+    shell = build_shell(Computed)
+    report = fill(shell, open_checkpoint(write_checkpoint(tmp_path, {"table": torch.zeros(2)}, shards=1)))
+    assert report.loaded == 0
+    assert "table: a stored copy" in str(report)
+    assert torch.equal(shell.model.table, torch.ones(2))
+
+
+def test_what_a_class_declares_as_one_text_is_one_pattern(tmp_path):
+    """Letter by letter it would excuse nearly every missing key."""
+
+    class Declaring(Net):
+        _keys_to_ignore_on_load_missing = "head.bias"
+
+    state = random_state(Net())
+    del state["embed.weight"]
+    with pytest.raises(MismatchError, match=r"embed\.weight"):
+        fill(build_shell(Declaring), open_checkpoint(write_checkpoint(tmp_path, state)))
+    Declaring._keys_to_ignore_on_load_missing = ["("]
+    with pytest.raises(UsageError, match="no regular expression"):
+        fill(build_shell(Declaring), open_checkpoint(tmp_path))
 
 
 def test_a_scalar_that_is_stored_with_one_dimension_is_taken(tmp_path):
