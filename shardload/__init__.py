@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shardload.shell import Shell, Slot, build_shell
     from shardload.targets.device import OnDevice
     from shardload.tensor_ref import TensorRef
+    from shardload.tokenizer import load_tokenizer
 
 __version__ = "0.1.0"
 
@@ -59,6 +60,7 @@ _HOMES = {
     "shell": ("Shell", "Slot", "build_shell"),
     "targets.device": ("OnDevice",),
     "tensor_ref": ("TensorRef",),
+    "tokenizer": ("load_tokenizer",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -88,6 +90,7 @@ __all__ = [
     "from_pretrained",
     "load_adapter",
     "load_config",
+    "load_tokenizer",
     "open_checkpoint",
     "report_of",
     "resolve_class",

@@ -1,0 +1,37 @@
+"""load_tokenizer: the tokenizer of a checkpoint's repo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardload.checkpoint import read_config
+from shardload.remote_code import Word, make_tokenizer
+from shardload.sources import find_source
+
+if TYPE_CHECKING:
+    import os
+
+
+def load_tokenizer(
+    where: str | os.PathLike[str],
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    code_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> Any:
+    """Return the tokenizer of a repo: `tokenizer("text", return_tensors="pt")`, `decode`, `apply_chat_template`.
+
+    `where`: a folder or `org/name[@revision]` on the Hub. The repo's own class (AutoTokenizer in `auto_map`) runs
+    only with `trust_remote_code=True`, and from the Hub at a full commit only, as in `from_pretrained`; without
+    one, tokenizer.json is read with the tokenizers library. Raises NotFoundError, UntrustedCodeError,
+    RemoteCodeError (which names the package to install where one lacks) and CorruptError.
+    """
+    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    source, _file = find_source(where, revision=revision, subfolder=subfolder, **hub)
+    given = revision or (where.rpartition("@")[2] if isinstance(where, str) and "@" in where else None)
+    word = Word(trust_remote_code, given, code_revision, **hub)
+    return make_tokenizer(source, read_config(source), word)
