@@ -24,6 +24,7 @@ def constructing() -> bool:
 
 
 _UNINITIALISED = "_shardload_uninitialised"
+_SMALL = 64 * 2**20  # bytes: buffers are no larger, and large parameters would cost time
 
 
 class MarkUninitialised(TorchFunctionMode):
@@ -37,6 +38,8 @@ class MarkUninitialised(TorchFunctionMode):
         made = func(*args, **(kwargs or {}))
         if func in self._MAKERS:
             setattr(made, _UNINITIALISED, True)
+            if not made.is_meta and made.is_floating_point() and made.nbytes <= _SMALL:
+                made.fill_(float("nan"))  # a buffer is told by it; a parameter is marked when it is made
         return made
 
 
@@ -46,6 +49,7 @@ class _State:
     def __init__(self, real: frozenset[int]) -> None:
         self.real = real
         self.created: list[nn.Parameter] = []
+        self.born: dict[int, nn.Module] = {}
         self._unwritten: dict[int, nn.Parameter] = {}
 
     def keeps(self, parameter: nn.Parameter) -> bool:
@@ -66,8 +70,42 @@ class _State:
 _local = threading.local()
 _lock = threading.RLock()
 _installed = 0
-_default_dtype = torch.float32
 _originals: list[tuple[Any, str, Any]] = []
+_ABSENT = object()
+
+
+class _DefaultDtype:
+    """torch's default dtype is one for all threads: whoever lets code change it enters here, and it is put back.
+
+    The first to enter notes it and the last to leave restores it: what another thread has set for a while is never
+    taken for what has to be put back. An inner block of one thread gives back what the outer one chose.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = torch.float32
+        self._depth = threading.local()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._before = torch.get_default_dtype()
+            self._inside += 1
+        depth = getattr(self._depth, "value", 0)
+        self._depth.value = depth + 1
+        outer = torch.get_default_dtype()
+        try:
+            yield
+        finally:
+            self._depth.value = depth
+            with self._lock:
+                self._inside -= 1
+                torch.set_default_dtype(outer if depth else self._before)
+
+
+default_dtype_kept = _DefaultDtype().kept
 
 
 def _current() -> _State | None:
@@ -78,37 +116,30 @@ def _current() -> _State | None:
 def construction(real: frozenset[int] = frozenset()) -> Iterator[_State]:
     """Make parameters land on meta on this thread."""
     previous = _current()
-    default_dtype = _install()
-    if previous is not None:
-        default_dtype = torch.get_default_dtype()  # an inner construction gives back what the outer one chose
+    _install()
     _local.state = state = _State(real)
     try:
-        with gc_paused():
+        with default_dtype_kept(), gc_paused():
             yield state
     finally:
         _local.state = previous
-        torch.set_default_dtype(default_dtype)
         _uninstall()
 
 
-def _install() -> torch.dtype:
-    """Patch torch while at least one thread constructs. Threads that don't see the original behaviour.
-
-    Returns the default dtype from before: it is one for all threads, and while one of them constructs a model
-    in half precision another must not take that for what has to be put back.
-    """
-    global _installed, _default_dtype  # noqa: PLW0603
+def _install() -> None:
+    """Patch torch while at least one thread constructs. Threads that don't see the original behaviour."""
+    global _installed  # noqa: PLW0603
     with _lock:
         _installed += 1
         if _installed > 1:
-            return _default_dtype
-        _default_dtype = torch.get_default_dtype()
+            return
         _replace(nn.Parameter, "__new__", staticmethod(_new_parameter(nn.Parameter.__new__)))
         _replace(nn.Module, "_apply", _apply_on_meta(nn.Module._apply))
         _replace(nn.Module, "to_empty", _to_empty_on_meta(nn.Module.to_empty))
         for name in _initialisers():
             _replace(nn.init, name, _free_on_meta(getattr(nn.init, name)))
-        return _default_dtype
+        _replace(nn.Module, "__init__", _noted(nn.Module.__init__))
+        _replace(nn.Parameter, "device", property(_device_of))
 
 
 def _uninstall() -> None:
@@ -118,16 +149,38 @@ def _uninstall() -> None:
         if _installed == 0:
             while _originals:
                 owner, name, original = _originals.pop()
-                setattr(owner, name, original)
+                if original is _ABSENT:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, original)
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
-    _originals.append((owner, name, owner.__dict__[name]))
+    _originals.append((owner, name, owner.__dict__.get(name, _ABSENT)))
     setattr(owner, name, value)
 
 
 def _initialisers() -> list[str]:
     return [name for name in vars(nn.init) if name.endswith("_") and not name.startswith("_")]
+
+
+def _noted(original: Callable[..., None]) -> Callable[..., None]:
+    """Note which modules are made: what the caller had before is his, and stays as it is."""
+
+    @functools.wraps(original)
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        state = _current()
+        if state is not None:
+            state.born[id(self)] = self
+        original(self, *args, **kwargs)
+
+    return init
+
+
+def _device_of(parameter: nn.Parameter) -> torch.device:
+    """Say "cpu" of a parameter on meta: a table that is computed on its weight's device has to be real."""
+    device: torch.device = torch.Tensor.device.__get__(parameter)
+    return torch.device("cpu") if device.type == "meta" and _current() is not None else device
 
 
 def _new_parameter(original: Callable[..., nn.Parameter]) -> Callable[..., nn.Parameter]:

@@ -12,7 +12,7 @@ from shardload.construction import MarkUninitialised, construction
 from shardload.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 SlotKind = Literal["parameter", "buffer", "computed"]
 
@@ -65,24 +65,30 @@ class Shell:
 def build_shell(make: Callable[[], nn.Module]) -> Shell:
     """Run `make()` so that every parameter lands on the meta device and every computed tensor is real.
 
-    Whatever the constructor does (`skip_init`, `to_empty`, `.half()`, `nn.init`, parameters made from real
-    tensors), parameters take no memory; buffers and plain tensor attributes hold what the class computed, in
+    Whatever the constructor does (`skip_init`, `to_empty`, `.half()`, `nn.init`), parameters take no memory; one that
+    is made from values, as by `torch.randn`, has them until it is wrapped. Modules that were there before, which
+    `make` only hands over, keep their weights. Buffers and plain tensor attributes hold what the class computed, in
     the dtype that it chose. Other threads are not affected, and torch's default dtype is put back. Raises
     UsageError when `make` gives no module, UnsupportedError when it looks at the values of its parameters.
     """
     with construction() as state:
         model = _made(make)
-        _sweep(model)
+        _sweep(model, state.born)
+        _refuse_lost_buffers(model)
         shell = Shell.of(model, make)
         shell.created = state.created
     return shell
+
+
+# What torch says when code looks at values that a tensor on meta does not have, or gives it others.
+_SIGNS_OF_META = ("meta tensor", "meta device", "incompatible tensor type", "on meta", "meta, ")
 
 
 def _made(make: Callable[[], nn.Module]) -> nn.Module:
     try:
         model = make()
     except (RuntimeError, NotImplementedError) as error:
-        if "meta tensor" not in str(error):
+        if not any(sign in str(error) for sign in _SIGNS_OF_META):
             raise
         raise UnsupportedError(
             f"the constructor looks at the values of its parameters, and a shell has none: {error}",
@@ -146,10 +152,12 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
     return () if nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
-def _sweep(model: nn.Module) -> None:
+def _sweep(model: nn.Module, born: Mapping[int, nn.Module]) -> None:
     """Put parameters on meta that came another way than `nn.Parameter(...)`; ties stay ties."""
     moved: dict[int, nn.Parameter] = {}
     for _, module in modules_of(model):
+        if id(module) not in born:
+            continue  # the caller's own
         for name, parameter in module._parameters.items():
             if parameter is None or parameter.is_meta or nn.parameter.is_lazy(parameter):
                 continue
@@ -158,3 +166,19 @@ def _sweep(model: nn.Module) -> None:
                 new = moved[id(parameter)] = nn.Parameter(on_meta, requires_grad=parameter.requires_grad)
                 new.__dict__.update(parameter.__dict__)
             module._parameters[name] = moved[id(parameter)]
+
+
+def _refuse_lost_buffers(model: nn.Module) -> None:
+    """Say so at once, before a byte is read, when the class computes a buffer from values that a shell lacks."""
+    lost = [
+        path + name
+        for path, module in modules_of(model)
+        for name in module._non_persistent_buffers_set
+        if (buffer := module._buffers.get(name)) is not None and buffer.is_meta
+    ]
+    if lost:
+        raise UnsupportedError(
+            f"the constructor computes {', '.join(lost[:4])} from its parameters, and a shell has no values of them",
+            where=type(model).__name__,
+            cure="build the module for real and pass that: fill(module, open_checkpoint(where))",
+        )

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from shardload.construction import constructing
+from shardload import UnsupportedError
+from shardload.construction import constructing, default_dtype_kept
 from shardload.shell import build_shell, survey
 from tests.tiny import Net
 
@@ -137,3 +138,74 @@ def test_a_module_under_two_paths_has_its_slots_under_both():
     slots, ties = survey(nn.ModuleDict({"a": shared, "b": shared}))
     assert set(slots) == {"a.weight", "a.bias", "b.weight", "b.bias"}
     assert set(ties) == {("a.weight", "b.weight"), ("a.bias", "b.bias")}
+
+
+def test_a_table_on_the_device_of_a_weight_is_real():
+    class Rotary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 4))
+            self.register_buffer("pos", torch.arange(4, device=self.weight.device), persistent=False)
+
+    model = build_shell(Rotary).model
+    assert model.weight.is_meta
+    assert torch.equal(model.pos, torch.arange(4))
+    assert model.weight.device.type == "meta", "outside of a constructor the device is what it is"
+
+
+def test_a_buffer_that_is_computed_from_a_weight_is_refused_at_once():
+    class Derived(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4))
+            self.register_buffer("square", self.weight.detach() ** 2, persistent=False)
+
+    with pytest.raises(UnsupportedError, match="computes square from its parameters"):
+        build_shell(Derived)
+
+
+def test_data_that_is_set_in_a_constructor_is_refused_by_name():
+    def make() -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.weight.data = torch.ones(2, 2)
+        return model
+
+    with pytest.raises(UnsupportedError, match="a shell has none"):
+        build_shell(make)
+
+
+def test_a_module_of_the_callers_keeps_its_weights():
+    trained = nn.Linear(2, 2)
+    weight = trained.weight.detach().clone()
+
+    class Head(nn.Module):
+        def __init__(self, body: nn.Module) -> None:
+            super().__init__()
+            self.body = body
+            self.head = nn.Linear(2, 1)
+
+    for make in (lambda: trained, lambda: Head(trained)):
+        shell = build_shell(make)
+        assert torch.equal(trained.weight, weight)
+    assert shell.model.head.weight.is_meta
+
+
+def test_the_default_dtype_survives_threads_that_set_it_at_the_same_time():
+    """Each sets half for a while; whichever leaves last, the process ends with what it began with."""
+    inside = threading.Barrier(2)
+
+    def make() -> nn.Module:
+        torch.set_default_dtype(torch.float16)
+        inside.wait(10)
+        return nn.Linear(2, 2)
+
+    def remote() -> None:
+        inside.wait(10)
+        with default_dtype_kept():
+            torch.set_default_dtype(torch.float64)
+
+    thread = threading.Thread(target=remote)
+    thread.start()
+    build_shell(make)
+    thread.join()
+    assert torch.get_default_dtype() == torch.float32
