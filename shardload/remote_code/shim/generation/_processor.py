@@ -31,7 +31,7 @@ class LogitsProcessorList(list[Any]):
         A processor with parameters besides ids and scores is given `kwargs`.
         """
         for processor in self:
-            wants_more = len(inspect.signature(processor.__call__).parameters) > 2
+            wants_more = len(inspect.signature(processor).parameters) > 2
             scores = processor(input_ids, scores, **kwargs) if wants_more else processor(input_ids, scores)
         return scores
 

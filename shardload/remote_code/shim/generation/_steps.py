@@ -71,8 +71,9 @@ class StepsMixin:
         names = parameters(prepare)
         if "past" in names and "past_key_values" not in names:
             # Code before 4.26 has the cache under this name.
-            model_kwargs = {**model_kwargs, "past": model_kwargs.get("past_key_values")}
-            del model_kwargs["past_key_values"]
+            cache = model_kwargs.get("past_key_values", model_kwargs.get("past"))
+            model_kwargs = {**model_kwargs, "past": cache}
+            model_kwargs.pop("past_key_values", None)
         inputs: dict[str, Any] = prepare(input_ids, **accepted(prepare, model_kwargs))
         return inputs
 

@@ -1,0 +1,203 @@
+"""Greedy search on models of several ages, each against an argmax loop without a cache."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from shardload.errors import UnsupportedError
+from tests.remote_code.generation.small_repos import MODEL, PREPARE, likeliest, model, prompt
+
+
+def test_greedy_tokens_are_the_likeliest(tmp_path):
+    made = model(tmp_path)
+    ids = made.generate(prompt(), max_new_tokens=24)
+    assert ids[0].tolist() == likeliest(made, prompt(), 24)
+    assert len(set(ids[0].tolist())) > 3
+
+
+def test_the_cache_is_used_after_the_first_step(tmp_path):
+    made = model(tmp_path)
+    made.generate(prompt(), max_new_tokens=4)
+    assert made.seen == [5, 1, 1, 1]
+
+
+def test_without_a_cache_each_step_sees_all(tmp_path):
+    made = model(tmp_path)
+    ids = made.generate(prompt(), max_new_tokens=4, use_cache=False)
+    assert made.seen == [5, 6, 7, 8]
+    assert ids[0].tolist() == likeliest(made, prompt(), 4)
+
+
+def test_a_cache_under_its_name_before_4_26(tmp_path):
+    old = """
+    def prepare_inputs_for_generation(self, input_ids, past=None, attention_mask=None, use_cache=None):
+        return {"input_ids": input_ids if past is None else input_ids[:, -1:], "past_key_values": past,
+                "use_cache": use_cache}
+"""
+    made = model(tmp_path, old)
+    assert made.generate(prompt(), max_new_tokens=9)[0].tolist() == likeliest(made, prompt(), 9)
+    assert made.seen[:3] == [5, 1, 1]
+
+
+def test_a_cache_object_made_by_the_model(tmp_path):
+    replace = (
+        ("past = past_key_values or [None, None]", CACHE_OBJECT),
+        ("past_key_values=cache if use_cache else None", "past_key_values=keep(past_key_values, cache)"),
+        ("class Layer", KEEP),
+    )
+    made = model(tmp_path, replace=replace)
+    output = made.generate(prompt(), max_new_tokens=9, return_dict_in_generate=True)
+    assert made.seen[:3] == [5, 1, 1]
+    assert output.past_key_values.get_seq_length() == 13
+    assert output.sequences[0].tolist() == likeliest(made, prompt(), 9)
+
+
+CACHE_OBJECT = """if past_key_values is None:
+            past_key_values = DynamicCache()
+        past = list(past_key_values) or [None, None]"""
+KEEP = """from transformers.cache_utils import DynamicCache
+
+def keep(cache, layers):
+    length = layers[0][0].shape[2] - cache.get_seq_length()
+    for number, (key, value) in enumerate(layers):
+        cache.update(key[:, :, -length:], value[:, :, -length:], number)
+    return cache
+
+class Layer"""
+
+
+def test_a_class_that_leaves_its_inputs_to_the_base(tmp_path):
+    replace = (
+        *(
+            ("past = past_key_values or [None, None]", CACHE_OBJECT),
+            ("past_key_values=cache if use_cache else None", "past_key_values=keep(past_key_values, cache)"),
+            ("class Layer", KEEP),
+        ),
+        ("class TinyModel(PreTrainedModel):", "class TinyModel(PreTrainedModel, GenerationMixin):"),
+        ("from torch import nn", "from torch import nn\nfrom transformers import GenerationMixin"),
+        ("config_class = TinyConfig", "config_class = TinyConfig\n    _supports_cache_class = True"),
+    )
+    made = model(tmp_path, "", replace=replace)
+    ids = torch.tensor([[0, 0, 7, 8, 9], [3, 1, 4, 1, 5]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    both = made.generate(ids, attention_mask=mask, max_new_tokens=8)
+    assert made.seen[:3] == [5, 1, 1]
+    assert both[0, 2:].tolist() == likeliest(made, prompt(7, 8, 9), 8)
+    assert both[1].tolist() == likeliest(made, prompt(), 8)
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_repos_own_update_of_the_keyword_arguments(tmp_path, stated):
+    call = (
+        'kwargs["past_key_values"] = self._extract_past_from_model_output(\n'
+        "            outputs, standardize_cache_format=standardize_cache_format)"
+        if stated
+        else "name, cache = self._extract_past_from_model_output(outputs)\n        kwargs[name] = cache"
+    )
+    own = f"""
+    def _update_model_kwargs_for_generation(
+        self, outputs, kwargs, is_encoder_decoder=False, standardize_cache_format=False
+    ):
+        {call}
+        kwargs["attention_mask"] = torch.cat([kwargs["attention_mask"], torch.ones(1, 1)], 1)
+        kwargs["steps"] = kwargs.get("steps", 0) + 1
+        return kwargs
+"""
+    made = model(tmp_path, PREPARE + own)
+    assert made.generate(prompt(), max_new_tokens=6)[0].tolist() == likeliest(made, prompt(), 6)
+    assert made.seen[:3] == [5, 1, 1]
+
+
+def test_a_forward_with_few_arguments(tmp_path):
+    few = MODEL[: MODEL.index("    def forward(self, input_ids=None")] + (
+        "    def forward(self, input_ids):\n"
+        "        return CausalLMOutputWithPast(logits=self.head(self.embed(input_ids)))\n"
+    )
+    made = model(
+        tmp_path,
+        "    def prepare_inputs_for_generation(self, input_ids):\n        return {'input_ids': input_ids}\n",
+        replace=((MODEL, few),),
+    )
+    assert made.generate(prompt(), max_new_tokens=6)[0].tolist() == likeliest(made, prompt(), 6)
+
+
+def test_embeddings_stand_for_the_prompt(tmp_path):
+    made = model(tmp_path)
+    embeds = made.embed(prompt())
+    expected = likeliest(made, prompt(), 8)[5:]
+    assert made.generate(inputs_embeds=embeds, max_new_tokens=8)[0].tolist() == expected
+    # A length counts the prompt that the embeddings are, though its ids are not returned.
+    assert made.generate(inputs_embeds=embeds, max_length=13)[0].tolist() == expected
+
+
+def test_embeddings_are_refused_by_a_class_that_does_not_take_them(tmp_path):
+    made = model(
+        tmp_path, PREPARE.replace("inputs_embeds=None, ", "").replace("inputs_embeds is not None", "0")
+    )
+    with pytest.raises(ValueError, match="inputs_embeds: TinyModel"):
+        made.generate(inputs_embeds=made.embed(prompt()), max_new_tokens=2)
+
+
+def test_a_start_token_where_no_prompt_is_given(tmp_path):
+    made = model(tmp_path, bos_token_id=6)
+    assert made.generate(max_new_tokens=3)[0].tolist() == likeliest(made, prompt(6), 3)
+    with pytest.raises(ValueError, match="bos_token_id"):
+        made.generate(max_new_tokens=3, bos_token_id=None)
+
+
+def test_lengths(tmp_path, caplog):
+    made = model(tmp_path)
+    assert made.generate(prompt(), max_length=9).shape == (1, 9)
+    assert made.generate(prompt(), max_length=9, max_new_tokens=2).shape == (1, 7)
+    with caplog.at_level(logging.WARNING, logger="shardload"):
+        assert made.generate(prompt()).shape == (1, 20)
+        assert made.generate(prompt(), max_length=5).shape == (1, 6)
+    assert "no max_new_tokens" in caplog.text
+    assert "the prompt has 5 tokens and max_length is 5" in caplog.text
+
+
+def test_no_gradients(tmp_path):
+    output = model(tmp_path).generate(
+        prompt(), max_new_tokens=2, return_dict_in_generate=True, output_scores=True
+    )
+    assert not output.scores[0].requires_grad
+
+
+def test_inputs_twice(tmp_path):
+    with pytest.raises(ValueError, match="given twice"):
+        model(tmp_path).generate(prompt(), input_ids=prompt(), max_new_tokens=2)
+
+
+def test_a_name_that_nothing_takes(tmp_path):
+    with pytest.raises(ValueError, match="max_new_token,"):
+        model(tmp_path).generate(prompt(), max_new_token=2)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "what"),
+    [
+        ({"num_beams": 3}, "beam search"),
+        ({"num_beams": 3, "do_sample": True}, "beam sample"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "group beam search"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive search"),
+        ({"assistant_model": "a model"}, "assisted generation"),
+        ({"constraints": []}, "constrained beam search"),
+        ({"guidance_scale": 2.0}, "guidance_scale"),
+        ({"synced_gpus": True}, "synced_gpus"),
+        ({"negative_prompt_ids": 1}, "negative prompt"),
+    ],
+)
+def test_what_is_not_done_is_declined_by_name(tmp_path, keywords, what):
+    with pytest.raises(UnsupportedError, match=what):
+        model(tmp_path).generate(prompt(), max_new_tokens=2, **keywords)
+
+
+def test_a_class_without_a_head_does_not_generate(tmp_path):
+    made = model(tmp_path, "")
+    assert not made.can_generate()
+    assert made.generation_config is None
+    with pytest.raises(UnsupportedError, match="TinyModel does not generate"):
+        made.generate(prompt())
