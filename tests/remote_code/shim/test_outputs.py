@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from shardload.remote_code.shim import modeling_outputs
 from shardload.remote_code.shim.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from shardload.remote_code.shim.utils import ModelOutput
 
@@ -85,3 +87,24 @@ def test_it_can_be_pickled():
 def test_it_can_be_pickled_with_a_field_that_has_no_default():
     again = pickle.loads(pickle.dumps(Needing(1)))
     assert (again.first, again.to_tuple()) == (1, (1,))
+
+
+def test_fields_are_in_the_order_of_transformers():
+    theirs = pytest.importorskip("transformers.modeling_outputs")
+    compared = 0
+    for name, kind in vars(modeling_outputs).items():
+        other = getattr(theirs, name, None)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and other is not None:
+            names = [field.name for field in dataclasses.fields(other)]
+            own = [field.name for field in dataclasses.fields(kind)]
+            assert own == names[: len(own)], name  # later releases added fields at the end
+            compared += 1
+    assert compared > 35
+
+
+def test_outputs_of_experts_are_indexed_in_order():
+    output = modeling_outputs.MoeCausalLMOutputWithPast(logits=2, aux_loss=1, router_logits=3)
+    assert output[:] == (1, 2, 3)
+    assert output.to_tuple() == (1, 2, 3)
+    assert pickle.loads(pickle.dumps(output)) == output
+    assert type(output).__module__ == "shardload.remote_code.shim.modeling_outputs"

@@ -8,13 +8,20 @@ import logging as python_logging
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from shardload.remote_code import shim
 from shardload.remote_code.shim._index import homes
 from shardload.remote_code.shim.activations import ACT2FN, get_activation
 from shardload.remote_code.shim.cache_utils import DynamicCache
-from shardload.remote_code.shim.pytorch_utils import Conv1D, apply_chunking_to_forward
+from shardload.remote_code.shim.pytorch_utils import (
+    Conv1D,
+    apply_chunking_to_forward,
+    find_pruneable_heads_and_indices,
+    prune_layer,
+    prune_linear_layer,
+)
 from shardload.remote_code.shim.utils import (
     PaddingStrategy,
     add_code_sample_docstrings,
@@ -105,3 +112,38 @@ def test_transposed_linear_and_chunking():
     torch.testing.assert_close(layer(x), x @ layer.weight + layer.bias)
     chunked = apply_chunking_to_forward(lambda t: t * 2, 2, 1, x)
     assert torch.equal(chunked, x * 2)
+
+
+def test_activations_are_those_of_transformers():
+    activations = pytest.importorskip("transformers.activations")
+    x = torch.linspace(-4, 4, 33)
+    for name in set(activations.ACT2FN) & set(ACT2FN):
+        torch.testing.assert_close(ACT2FN[name](x), activations.ACT2FN[name](x), rtol=1e-6, atol=1e-6)
+
+
+def test_a_clipped_activation_takes_its_bounds():
+    assert ACT2FN["gelu_10"](torch.tensor([-20.0, 20.0])).tolist() == [0.0, 10.0]
+
+
+def test_pruning_keeps_the_other_heads():
+    heads, keep = find_pruneable_heads_and_indices({0, 2}, 3, 2, {1})
+    # Head 1 went before: of the features that are left, those of head 0 go, and those of head 2, now the second.
+    assert heads == {0, 2}
+    assert keep.tolist() == [4, 5]
+    layer = nn.Linear(6, 4)
+    rows = prune_linear_layer(layer, torch.tensor([0, 3]))
+    assert torch.equal(rows.weight, layer.weight[[0, 3]])
+    assert torch.equal(rows.bias, layer.bias[[0, 3]])
+    columns = prune_layer(layer, torch.tensor([1, 2]), dim=1)
+    assert torch.equal(columns.weight, layer.weight[:, [1, 2]])
+    assert torch.equal(columns.bias, layer.bias)
+    turned = prune_layer(Conv1D(4, 6), torch.tensor([0, 3]))
+    assert turned.weight.shape == (6, 2)
+    assert turned(torch.ones(1, 6)).shape == (1, 2)
+    with pytest.raises(ValueError, match="can't be pruned"):
+        prune_layer(nn.Identity(), torch.tensor([0]))
+
+
+def test_chunks_must_fit():
+    with pytest.raises(ValueError, match="chunks of 2"):
+        apply_chunking_to_forward(torch.relu, 2, 1, torch.ones(1, 5))

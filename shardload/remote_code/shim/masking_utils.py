@@ -1,0 +1,158 @@
+"""`transformers.masking_utils`: the masks that code since 4.53 asks for, by the config's attention implementation.
+
+"eager" gets additive masks, "sdpa" boolean ones (True attends) or None where torch's own `is_causal` says the
+same, "flash_attention_2" the padding mask. All are (batch, 1, queries, keys).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    MaskFunction = Callable[..., Any]
+
+
+def create_causal_mask(
+    config: Any,
+    input_embeds: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    cache_position: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    position_ids: torch.Tensor | None = None,  # noqa: ARG001 - packed sequences are not told apart
+    or_mask_function: MaskFunction | None = None,
+    and_mask_function: MaskFunction | None = None,
+    *,
+    inputs_embeds: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """Return the causal mask with padding. The functions are of (batch, head, query, key) and widen or narrow it."""
+    embeds = input_embeds if input_embeds is not None else inputs_embeds
+    assert embeds is not None
+    return _make(
+        config,
+        embeds,
+        attention_mask,
+        cache_position,
+        past_key_values,
+        0,
+        or_mask_function,
+        and_mask_function,
+    )
+
+
+def create_sliding_window_causal_mask(
+    config: Any,
+    input_embeds: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    cache_position: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    position_ids: torch.Tensor | None = None,  # noqa: ARG001
+    or_mask_function: MaskFunction | None = None,
+    and_mask_function: MaskFunction | None = None,
+    *,
+    inputs_embeds: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """Return the causal mask in which a query sees itself and the `config.sliding_window - 1` keys before it."""
+    embeds = input_embeds if input_embeds is not None else inputs_embeds
+    assert embeds is not None
+    window = config.sliding_window
+    return _make(
+        config,
+        embeds,
+        attention_mask,
+        cache_position,
+        past_key_values,
+        window,
+        or_mask_function,
+        and_mask_function,
+    )
+
+
+def create_masks_for_generate(
+    config: Any,
+    input_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cache_position: torch.Tensor,
+    past_key_values: Any,
+    **kwargs: Any,
+) -> Any:
+    """Return the causal mask, or one by each kind of layer in `config.layer_types`."""
+    makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+    arguments = (config, input_embeds, attention_mask, cache_position, past_key_values)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        return create_causal_mask(*arguments, **kwargs)
+    return {kind: makers[kind](*arguments, **kwargs) for kind in kinds}
+
+
+def _make(
+    config: Any,
+    embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cache_position: torch.Tensor | None,
+    past_key_values: Any,
+    window: int,
+    widen: MaskFunction | None,
+    narrow: MaskFunction | None,
+) -> torch.Tensor | None:
+    if attention_mask is not None and attention_mask.dim() == 4:
+        return attention_mask  # the caller's own, which says all
+    implementation = config._attn_implementation
+    if implementation == "flash_attention_2":
+        return attention_mask
+    batch, queries, device = embeds.shape[0], embeds.shape[1], embeds.device
+    past = past_key_values.get_seq_length() if past_key_values is not None else 0
+    query = (
+        cache_position if cache_position is not None else torch.arange(past, past + queries, device=device)
+    )
+    keys = past + queries
+    padding = None if attention_mask is None else attention_mask[:, :keys].to(device=device, dtype=torch.bool)
+    plain = widen is None and narrow is None and (not window or keys <= window)
+    if (
+        implementation == "sdpa"
+        and plain
+        and queries in (1, keys)
+        and (padding is None or bool(padding.all()))
+    ):
+        return None
+    seen = _seen(query, torch.arange(keys, device=device), batch, window, widen, narrow)
+    if padding is not None:
+        seen = seen & padding[:, None, None]
+    if implementation == "sdpa":
+        return seen
+    lowest = torch.finfo(embeds.dtype).min
+    return torch.zeros(seen.shape, dtype=embeds.dtype, device=device).masked_fill(~seen, lowest)
+
+
+def _seen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    batch: int,
+    window: int,
+    widen: MaskFunction | None,
+    narrow: MaskFunction | None,
+) -> torch.Tensor:
+    """Return which keys a query sees, (batch, 1, queries, keys)."""
+    seen = key[None] <= query[:, None]
+    if window:
+        seen = seen & (key[None] > query[:, None] - window)
+    seen = seen[None, None].expand(batch, 1, -1, -1)
+    if widen is not None:
+        seen = seen | _evaluate(widen, batch, query, key)
+    if narrow is not None:
+        seen = seen & _evaluate(narrow, batch, query, key)
+    return seen
+
+
+def _evaluate(function: MaskFunction, batch: int, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Return a function of (batch, head, query, key) for all of them; it may index tensors with its arguments."""
+    every: Any = function
+    for place in range(3, -1, -1):
+        if place != 1:
+            every = torch.vmap(every, in_dims=tuple(0 if n == place else None for n in range(4)))
+    zero = torch.zeros((), dtype=torch.long, device=query.device)
+    found: torch.Tensor = every(torch.arange(batch, device=query.device), zero, query, key)
+    return found[:, None]
