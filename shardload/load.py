@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload import remote_code
 from shardload.checkpoint import open_checkpoint, read_config
+from shardload.declined import refuse
 from shardload.errors import UsageError
 from shardload.filling import fill
 from shardload.gc_pause import gc_paused
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from shardload.report import Report
     from shardload.sources.source import Source
 
-# Weak, so that a report never keeps a model alive; beside the model, so that it is not pickled with it.
-_reports: weakref.WeakKeyDictionary[nn.Module, Report] = weakref.WeakKeyDictionary()
+# By id until the model is gone: a report never keeps a model alive, a model is not pickled with its report, and a
+# class may call any two of its models equal.
+_reports: dict[int, Report] = {}
 
 
 @gc_paused()
@@ -58,6 +60,7 @@ def from_pretrained(
     local_files_only: bool = False,
     subfolder: str | None = None,
     variant: str | None = None,
+    **declined: Any,
 ) -> nn.Module:
     """Load a checkpoint into the model that it belongs to, and return the model in eval mode.
 
@@ -69,9 +72,12 @@ def from_pretrained(
     default the stand-in, and the other for the whole repo where it lacks a name. `dtype="auto"` keeps
     every tensor's stored dtype; another casts floating parameters and persistent buffers, and is what the
     constructor sees as `config.torch_dtype`. `adapter`: a LoRA adapter to attach on top. The rest is as in `fill`
-    and `open_checkpoint`. `report_of(model)` tells what was done. Raises subclasses of ShardloadError; the
-    checkpoint is judged before a weight is read.
+    and `open_checkpoint`: `revision` is a branch, tag or commit (`code_revision`: the commit of code that another
+    repo holds), `subfolder` a folder inside the repo, `variant` a part of the files' names such as "fp16".
+    `report_of(model)` tells what was done. Keywords of other loaders (`device_map`, `torch_dtype`, …) are declined
+    by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
+    refuse(declined, "from_pretrained")
     target = OnDevice(device, parse_dtype(dtype))
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     trust = {
@@ -90,8 +96,10 @@ def from_pretrained(
         if config is None
         else remote_code.LoadedConfig(_with_dtype(config, target.dtype), "given by the caller")
     )
-    resolved = repo.resolve(settled.config, auto_class) if model_class is None else _given(model_class)
+    resolved = repo.resolve(auto_class, model_class)
     shell = build_shell(lambda: resolved.make(settled.config))
+    # Before a weight is read: the file may be broken.
+    generation = remote_code.attach_generation_config(shell.model, checkpoint.source)
     clock.stage("shell")
     report = fill(
         shell,
@@ -105,13 +113,11 @@ def from_pretrained(
         copy=copy,
     )
     model = shell.model.eval()
-    generation = remote_code.attach_generation_config(model, checkpoint.source)
-
     report.notes += [generation] if generation else []
     report.config_from, report.class_from = settled.origin, resolved.origin
     report.remote_base = resolved.remote_base
     report.seconds = {**clock.seconds, **report.seconds}
-    _reports[model] = report
+    _remember(model, report)
     if adapter is not None:
         from shardload.adapters import load_adapter
 
@@ -152,7 +158,6 @@ def resolve_class(
     where: str | os.PathLike[str],
     *,
     auto_class: str | None = None,
-    config: Any = None,
     trust_remote_code: bool = False,
     remote_base: RemoteBase = "auto",
     revision: str | None = None,
@@ -175,19 +180,22 @@ def resolve_class(
         "remote_base": remote_base,
     }
     repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
-    settled = config if config is not None else repo.config(None).config
-    return repo.resolve(settled, auto_class).make
+    return repo.resolve(auto_class).make
 
 
 def report_of(model: nn.Module) -> Report:
     """Return the Report of a model that from_pretrained made. Raises UsageError for any other."""
-    try:
-        return _reports[model]
-    except (KeyError, TypeError):  # TypeError: what is no module may not be referred to weakly
+    if id(model) not in _reports:
         raise UsageError(
             f"this {type(model).__name__} was not made by from_pretrained",
             cure="fill() and check() return their Report; a copy of a model has none",
-        ) from None
+        )
+    return _reports[id(model)]
+
+
+def _remember(model: nn.Module, report: Report) -> None:
+    _reports[id(model)] = report
+    weakref.finalize(model, _reports.pop, id(model), None).atexit = False
 
 
 class _Repo:
@@ -214,9 +222,11 @@ class _Repo:
             self.source, self.config_json, dtype=dtype, model_class=model_class, **self.trust
         )
 
-    def resolve(self, config: Any, auto_class: str | None) -> remote_code.ResolvedClass:
+    def resolve(
+        self, auto_class: str | None, model_class: Callable[[Any], nn.Module] | None = None
+    ) -> remote_code.ResolvedClass:
         return remote_code.resolve_class(
-            self.source, self.config_json, config, auto_class=auto_class, **self.trust
+            self.source, self.config_json, auto_class=auto_class, model_class=model_class, **self.trust
         )
 
 
@@ -232,12 +242,6 @@ def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:
     changed = copy_module.copy(config)
     changed.torch_dtype = dtype
     return changed
-
-
-def _given(model_class: Callable[[Any], nn.Module]) -> remote_code.ResolvedClass:
-    name = getattr(model_class, "__qualname__", type(model_class).__name__)
-    module = getattr(model_class, "__module__", "?")
-    return remote_code.ResolvedClass(model_class, name, f"{module}.{name} (given by the caller)", None)
 
 
 class _Clock:

@@ -37,7 +37,7 @@ class Family:
         """Import the repo's config and model classes; name the packages that it cannot do without."""
         source, _ = find_source(self.folder)
         self.config = load_config(source, self.config_json, trust_remote_code=True).config
-        self.resolved = resolve_class(source, self.config_json, self.config, trust_remote_code=True)
+        self.resolved = resolve_class(source, self.config_json, trust_remote_code=True)
         return "ok"
 
     def build(self) -> str:

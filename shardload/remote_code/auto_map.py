@@ -71,6 +71,20 @@ def entries(config_json: Mapping[str, Any] | None) -> dict[str, ClassRef]:
     return found
 
 
+def architectures(config_json: Mapping[str, Any] | None) -> list[str]:
+    """Return the class names that `architectures` lists. Raises CorruptError for what is no list of names."""
+    named = (config_json or {}).get("architectures")
+    if named is None:
+        return []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise CorruptError(
+            f"architectures is not a list of class names: {named!r}",
+            where="config.json, architectures",
+            cure="correct config.json, or pass model_class=…",
+        )
+    return named
+
+
 def config_entry(config_json: Mapping[str, Any] | None) -> ClassRef | None:
     """Return the repo's own configuration class, or None."""
     return entries(config_json).get("AutoConfig")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardload.errors import UsageError
-from shardload.remote_code.auto_map import choose_model
+from shardload.remote_code.auto_map import architectures, choose_model
 from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, Word, open_code
@@ -41,7 +41,6 @@ class ResolvedClass:
 def resolve_class(
     source: Source,
     config_json: Mapping[str, Any] | None,
-    config: Any = None,  # noqa: ARG001 - what `make` will be given; classes are chosen by config.json
     *,
     auto_class: str | None = None,
     model_class: Callable[[Any], nn.Module] | None = None,
@@ -62,9 +61,15 @@ def resolve_class(
     Raises UsageError, saying what to pass, when there is none of these; UntrustedCodeError; RemoteCodeError.
     """
     if model_class is not None:
+        if not callable(model_class):
+            raise UsageError(
+                f"a {type(model_class).__name__} can't be called with a config",
+                where="model_class=",
+                cure="pass a class, or a function that takes the config and returns the model",
+            )
         name = getattr(model_class, "__qualname__", type(model_class).__qualname__)
         return ResolvedClass(
-            model_class, name, f"{getattr(model_class, '__module__', '?')}.{name} (model_class=)"
+            model_class, name, f"{getattr(model_class, '__module__', '?')}.{name} (given by the caller)"
         )
     chosen = choose_model(config_json, auto_class)
     if chosen is not None:
@@ -85,7 +90,7 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
         resolved.origin, resolved.remote_base = code_origin(repo, ref), repo.base
         try:
             model: nn.Module = cls(convert_config(repo, config))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if repo.fall_back(error, namespace):
                 return make(config)
             if _met_a_shell(error):
@@ -97,7 +102,7 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
     return resolved
 
 
-def _met_a_shell(error: Exception) -> bool:
+def _met_a_shell(error: BaseException) -> bool:
     """Whether a constructor looked at values that a shell does not have: build_shell says it better."""
     from shardload.construction import constructing
 
@@ -115,7 +120,7 @@ def _nothing_to_build(
         return UsageError(
             "there is no config.json, so nothing says which class to build", where=source.label, cure=_SAY
         )
-    names = [name for name in config_json.get("architectures") or () if isinstance(name, str)]
+    names = architectures(config_json)
     where = f"config.json of {source.label}"
     if not names and auto_class is None:
         what = "config.json names no class: it has neither auto_map nor architectures"

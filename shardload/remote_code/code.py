@@ -40,12 +40,14 @@ class CodeFile:
 class Code:
     """The files of one repo that its classes need. `modules` maps dotted module names to files.
 
-    A module without a file is a folder without `__init__.py`. `label` is the source's.
+    A module without a file is a folder without `__init__.py`. `label` is the source's. `untaken` are the repo's
+    other Python files, which no import that can be read leads to.
     """
 
     label: str
     files: tuple[CodeFile, ...]
     modules: dict[str, CodeFile | None] = field(repr=False)
+    untaken: frozenset[str] = field(default=frozenset(), repr=False)
 
     def sha256(self, base: Base) -> str:
         """Return the hash over every file's name and bytes, and who serves its imports of transformers."""
@@ -81,7 +83,8 @@ def collect(source: Source, modules: Iterable[str]) -> Code:
         found[name] = CodeFile(name, path.read_bytes(), path)
         waiting += sorted(_parse(found[name], names) - found.keys())
     files = tuple(found[name] for name in sorted(found))
-    return Code(source.label, files, _name_modules(files))
+    untaken = frozenset(name for name in names if name.endswith(".py")) - found.keys()
+    return Code(source.label, files, _name_modules(files), untaken)
 
 
 def file_of(module: str, names: frozenset[str], label: str) -> str:

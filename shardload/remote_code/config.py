@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, ShardloadError, UsageError
+from shardload.index import read_json
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, Word, open_code, require_base
@@ -106,7 +106,7 @@ def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> Loade
     namespace = repo.namespace
     try:
         config = _make(cls, settings)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if repo.fall_back(error, namespace):
             return _from_code(repo, ref, settings)
         raise explain(error, namespace, f"making the config {ref}") from error
@@ -164,7 +164,7 @@ def convert_config(repo: RepoCode, config: Any) -> Any:
     try:
         cls = getattr(importlib.import_module(f"{repo.namespace.package}.{module}"), type(config).__name__)
         return _make(cls, config.to_dict())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise explain(error, repo.namespace, "remaking the config for transformers") from error
 
 
@@ -172,21 +172,26 @@ def attach_generation_config(model: nn.Module, source: Source) -> str | None:
     """Put generation_config.json on `model.generation_config`, where model and file have it.
 
     Returns a line for the report, or None when there is nothing to say. Raises CorruptError for a file that is
-    no JSON object.
+    no JSON object, or whose settings are refused by their class.
     """
     name = "generation_config.json"
     if name not in source.names():
         return None
     if not hasattr(model, "generation_config"):
         return f"{name} is not used: the model has no generation_config"
-    file = source.open(name)
-    try:
-        settings = json.loads(file.read_at(0, file.size))
-    except ValueError as error:
-        raise CorruptError(f"{name} is no JSON: {error}", where=f"{source.label}/{name}") from error
+    settings = read_json(source, name)
     if not isinstance(settings, dict):
         raise CorruptError(f"{name} holds no object of settings", where=f"{source.label}/{name}")
-    model.generation_config = _generation_class(model).from_dict(settings)
+    try:
+        model.generation_config = _generation_class(model).from_dict(settings)
+    except ShardloadError:
+        raise
+    except Exception as error:
+        raise CorruptError(
+            f"{name} holds settings that are refused: {type(error).__name__}: {error}",
+            where=f"{source.label}/{name}",
+            cure=f"correct or remove {name}",
+        ) from error
     return f"{name} is on model.generation_config"
 
 

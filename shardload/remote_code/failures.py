@@ -45,7 +45,7 @@ def explain(error: BaseException, namespace: Namespace, doing: str) -> Shardload
     return RemoteCodeError(
         f"the repo's own code failed while {doing}: {type(error).__name__}: {error}",
         where=where,
-        cure="the traceback above this message shows the code's own frames",
+        cure="correct that line of the repo's code, or pass model_class=… with a class of your own",
     )
 
 
@@ -78,6 +78,13 @@ def as_lacking(error: BaseException, namespace: Namespace) -> ShardloadError:
 def _not_found(module: str, namespace: Namespace, where: str | None) -> RemoteCodeError:
     if module.startswith(f"{namespace.package}."):
         file = module.removeprefix(f"{namespace.package}.").replace(".", "/")
+        if not namespace.code.untaken.isdisjoint({f"{file}.py", f"{file}/__init__.py"}):
+            return RemoteCodeError(
+                f"the repo's code imports its own file {file}.py under a name that is computed while it runs: "
+                "such a file was not listed when the code was trusted, so it does not run",
+                where=where,
+                cure="name the module in an import statement, or pass model_class=…",
+            )
         return RemoteCodeError(
             f"the repo's code imports its own file {file}.py, which {namespace.code.label} does not have",
             where=where,

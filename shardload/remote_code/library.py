@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from shardload.remote_code.auto_map import architectures
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -33,7 +35,7 @@ def model_class_for(settings: Mapping[str, Any], auto_class: str | None = None) 
     if not is_installed():
         return None
     if auto_class is None:
-        found = (getattr(library(), name, None) for name in settings.get("architectures") or ())
+        found = (getattr(library(), name, None) for name in architectures(settings))
         return next((cls for cls in found if isinstance(cls, type)), None)
     mapping = getattr(getattr(library(), auto_class, None), "_model_mapping", None)
     config_class = config_class_for(settings)

@@ -117,7 +117,7 @@ def build(source: Any, config_json: dict[str, Any], **keywords: Any) -> Any:
     auto_class = keywords.pop("auto_class", None)
     loaded = load_config(source, config_json, **keywords)
     keywords.pop("dtype", None)
-    resolved = resolve_class(source, config_json, loaded.config, auto_class=auto_class, **keywords)
+    resolved = resolve_class(source, config_json, auto_class=auto_class, **keywords)
     return resolved.make(loaded.config)
 
 

@@ -37,7 +37,7 @@ def test_an_entry_whose_file_is_absent_does_not_hinder_the_others(tmp_path):
 
 def test_any_callable_of_the_config_is_a_model_class(tmp_path):
     source, config = write(tmp_path, {}, {"width": 3})
-    resolved = resolve_class(source, config, None, model_class=lambda c: nn.Linear(c["width"], 1))
+    resolved = resolve_class(source, config, model_class=lambda c: nn.Linear(c["width"], 1))
     assert resolved.make({"width": 3}).in_features == 3
     assert resolved.remote_base is None
 
@@ -53,14 +53,14 @@ def test_any_callable_of_the_config_is_a_model_class(tmp_path):
 def test_without_any_class_the_error_says_what_to_pass(tmp_path, config, what):
     source, _ = write(tmp_path, {})
     with pytest.raises(UsageError, match=what) as caught:
-        resolve_class(source, config, None)
+        resolve_class(source, config)
     assert "model_class=" in caught.value.cure
 
 
 def test_a_class_that_transformers_lacks_or_that_lacks_transformers(tmp_path):
     source, _ = write(tmp_path, {})
     with pytest.raises(UsageError, match="NoSuchModelForAnything") as caught:
-        resolve_class(source, {"architectures": ["NoSuchModelForAnything"]}, None)
+        resolve_class(source, {"architectures": ["NoSuchModelForAnything"]})
     assert "model_class=" in caught.value.cure
     if importlib.util.find_spec("transformers") is None:
         assert "pip install transformers" in caught.value.cure
@@ -82,4 +82,4 @@ def test_a_constructor_that_looks_at_weights_is_explained_by_the_shell(tmp_path)
 def test_only_auto_class_for_a_repo_without_code(tmp_path):
     source, _ = write(tmp_path, {})
     with pytest.raises(UsageError, match="AutoModelForNothing"):
-        resolve_class(source, {"model_type": "llama"}, None, auto_class="AutoModelForNothing")
+        resolve_class(source, {"model_type": "llama"}, auto_class="AutoModelForNothing")

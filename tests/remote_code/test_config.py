@@ -125,7 +125,7 @@ def test_architectures_name_a_class_of_an_installed_transformers(tmp_path):
     loaded = load_config(source, LLAMA, dtype=torch.float16)
     assert type(loaded.config) is transformers.LlamaConfig
     assert loaded.config.dtype is torch.float16
-    resolved = resolve_class(source, LLAMA, loaded.config)
+    resolved = resolve_class(source, LLAMA)
     assert resolved.make is transformers.LlamaForCausalLM
     assert resolved.remote_base is None
     assert f"transformers {transformers.__version__}" in resolved.origin
@@ -135,7 +135,7 @@ def test_architectures_name_a_class_of_an_installed_transformers(tmp_path):
 def test_auto_class_picks_another_class_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     source, _ = write(tmp_path, {}, LLAMA)
-    resolved = resolve_class(source, LLAMA, None, auto_class="AutoModelForSequenceClassification")
+    resolved = resolve_class(source, LLAMA, auto_class="AutoModelForSequenceClassification")
     assert resolved.make is transformers.LlamaForSequenceClassification
 
 

@@ -319,7 +319,7 @@ def test_registering_with_the_auto_classes_is_harmless(tmp_path):
 def test_the_origin_says_class_and_content(tmp_path):
     source, config = tiny(tmp_path)
     loaded = load_config(source, config, trust_remote_code=True)
-    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    resolved = resolve_class(source, config, trust_remote_code=True)
     assert loaded.origin.startswith("configuration_tiny.TinyConfig (code of the repo, sha256 ")
     assert resolved.origin.startswith("modeling_tiny.TinyModel (code of the repo, sha256 ")
     assert (resolved.name, resolved.remote_base) == ("TinyModel", "shim")

@@ -36,7 +36,7 @@ LACKING = "from transformers.dynamic_module_utils import get_class_in_module\n"
 )
 def test_a_guarded_name_that_is_lacking_falls_through(tmp_path, guarded):
     source, config = tiny(tmp_path, model=guarded + MODEL)
-    resolved = resolve_class(source, config, None, trust_remote_code=True)
+    resolved = resolve_class(source, config, trust_remote_code=True)
     assert resolved.remote_base == "shim"
     model = build(source, config)
     assert module_of(model).XModel is None
@@ -184,7 +184,7 @@ def test_the_installed_transformers_serves_the_whole_repo_config_too(tmp_path):
     source, config = tiny(tmp_path, model=LACKING + MODEL)
     loaded = load_config(source, {**config, "hidden_size": 6}, trust_remote_code=True)
     assert not isinstance(loaded.config, transformers.PretrainedConfig)  # the model code has not been run yet
-    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    resolved = resolve_class(source, config, trust_remote_code=True)
     assert resolved.remote_base == "transformers"
     assert "transformers 5" in resolved.origin
     model = resolved.make(loaded.config)
@@ -202,7 +202,7 @@ def test_a_lacking_name_in_the_config_file_hands_over_too(tmp_path):
     source, config = tiny(tmp_path, config=LACKING + CONFIG)
     loaded = load_config(source, config, trust_remote_code=True)
     assert isinstance(loaded.config, transformers.PretrainedConfig)
-    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    resolved = resolve_class(source, config, trust_remote_code=True)
     assert resolved.remote_base == "transformers"
     assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
 
@@ -220,7 +220,7 @@ def test_a_name_that_a_constructor_asks_for_hands_over(tmp_path):
     model = MODEL.replace("super().__init__(config)", f"super().__init__(config)\n        {LACKING}")
     source, config = tiny(tmp_path, model=model)
     loaded = load_config(source, config, trust_remote_code=True)
-    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    resolved = resolve_class(source, config, trust_remote_code=True)
     assert resolved.remote_base == "shim"
     assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
     assert resolved.remote_base == "transformers"
@@ -232,7 +232,7 @@ def test_a_placeholder_that_a_constructor_uses_hands_over(tmp_path):
     line = "from transformers.models.llama.modeling_llama import LlamaRMSNorm\n"
     source, config = tiny(tmp_path, model=line + model)
     loaded = load_config(source, config, trust_remote_code=True)
-    resolved = resolve_class(source, config, loaded.config, trust_remote_code=True)
+    resolved = resolve_class(source, config, trust_remote_code=True)
     assert resolved.remote_base == "shim"
     assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
     assert resolved.remote_base == "transformers"

@@ -24,7 +24,7 @@ def traced(tmp_path):
 def test_without_trust_nothing_runs_and_the_files_are_listed(tmp_path):
     prefix, mark = traced(tmp_path)
     source, config = tiny(tmp_path / "repo", model=prefix + MODEL, config=prefix + CONFIG)
-    for call in (lambda: load_config(source, config), lambda: resolve_class(source, config, None)):
+    for call in (lambda: load_config(source, config), lambda: resolve_class(source, config)):
         with pytest.raises(UntrustedCodeError) as caught:
             call()
         for file in code_files(source, config):
@@ -109,7 +109,7 @@ def test_the_callers_own_class_needs_no_trust_and_runs_nothing(tmp_path):
     loaded = load_config(source, {**config, "width": 3}, model_class=dict)
     assert loaded.config.width == 3
     assert "not run" in loaded.origin
-    assert resolve_class(source, config, loaded.config, model_class=dict).make is dict
+    assert resolve_class(source, config, model_class=dict).make is dict
     assert not mark.exists()
 
 
@@ -158,11 +158,11 @@ def test_a_local_folder_cannot_pose_as_the_other_repo(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnsafeError, match="hides it"):
-        resolve_class(source, config, None, trust_remote_code=True)
+        resolve_class(source, config, trust_remote_code=True)
 
 
 def test_auto_map_cannot_name_a_path(tmp_path):
     source, _ = write(tmp_path, {})
     config = json.loads('{"auto_map": {"AutoModel": "../../etc/passwd.M"}}')
     with pytest.raises(UnsafeError):
-        resolve_class(source, config, None, trust_remote_code=True)
+        resolve_class(source, config, trust_remote_code=True)
