@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -178,9 +179,15 @@ def _noted(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _device_of(parameter: nn.Parameter) -> torch.device:
-    """Say "cpu" of a parameter on meta: a table that is computed on its weight's device has to be real."""
+    """Say "cpu" of a parameter on meta: a table that is computed on its weight's device has to be real.
+
+    torch's own kernels for meta tensors, some of which are Python, are told the truth.
+    """
     device: torch.device = torch.Tensor.device.__get__(parameter)
-    return torch.device("cpu") if device.type == "meta" and _current() is not None else device
+    if device.type != "meta" or _current() is None:
+        return device
+    asking = str(sys._getframe(1).f_globals.get("__name__"))
+    return device if asking.startswith("torch._") else torch.device("cpu")
 
 
 def _new_parameter(original: Callable[..., nn.Parameter]) -> Callable[..., nn.Parameter]:

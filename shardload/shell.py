@@ -81,7 +81,14 @@ def build_shell(make: Callable[[], nn.Module]) -> Shell:
 
 
 # What torch says when code looks at values that a tensor on meta does not have, or gives it others.
-_SIGNS_OF_META = ("meta tensor", "meta device", "incompatible tensor type", "on meta", "meta, ")
+_SIGNS_OF_META = (
+    "meta tensor",
+    "meta device",
+    "incompatible tensor type",
+    "on meta",
+    "meta, ",
+    "device meta",
+)
 
 
 def _made(make: Callable[[], nn.Module]) -> nn.Module:
@@ -174,7 +181,10 @@ def _refuse_lost_buffers(model: nn.Module) -> None:
         path + name
         for path, module in modules_of(model)
         for name in module._non_persistent_buffers_set
-        if (buffer := module._buffers.get(name)) is not None and buffer.is_meta
+        if (buffer := module._buffers.get(name)) is not None
+        and buffer.is_meta
+        # A parameter that is registered as a buffer too is led to the loaded one.
+        and not isinstance(buffer, nn.Parameter)
     ]
     if lost:
         raise UnsupportedError(
