@@ -1,11 +1,11 @@
 """Load real published model code with shardload and compare it, bit by bit, with torch's own `load_state_dict`.
 
-    python scripts/real_families FOLDER [--output TABLE.md] [--only NAME …]
+    python scripts/real_families FOLDER [--oracle PYTHON] [--output TABLE.md] [--only NAME …]
 
 FOLDER holds one folder a repo, each with `config.json` (scaled down) and the repo's own .py files. Weights are
 random, in 7 shards, once as .bin and once as .safetensors, stored in the config's `torch_dtype`. The oracle is
 the same class, built on the CPU and filled by `load_state_dict(assign=True)`. The code's own requirements (einops,
-numpy, accelerate …) must be importable.
+numpy, accelerate …) must be importable. PYTHON is an interpreter with transformers 4.41.2, for what is generated.
 
 A step is a function of a Family that returns the text of its cell and raises what went wrong; each file of steps
 has them in `STEPS`, by column.
@@ -21,17 +21,19 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import generation
 import loading
 import torch
 from family import Family
 
-STEPS = {**loading.STEPS}
+STEPS = {**loading.STEPS, **generation.STEPS}
 
 
-def check(folder: Path) -> tuple[list[str], bool, str]:
+def check(folder: Path, oracle: str | None = None) -> tuple[list[str], bool, str]:
     """Return a table row, whether all went well, and details of the failures."""
     with tempfile.TemporaryDirectory() as work:
         family = Family(folder, Path(work))
+        family.transformers = oracle
         cells, details, good = [], "", True
         for column, step in STEPS.items():
             try:
@@ -53,6 +55,7 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--output", type=Path, help="also write the table to this file")
+    parser.add_argument("--oracle", help="an interpreter with transformers 4.41.2")
     parser.add_argument("--only", nargs="*", help="the folders to check")
     arguments = parser.parse_args()
     if importlib.util.find_spec("transformers"):
@@ -62,7 +65,9 @@ def main() -> int:
         beside = "not installed"
 
     repos = sorted(path.parent for path in arguments.folder.glob("*/config.json"))
-    checked = [check(repo) for repo in repos if not arguments.only or repo.name in arguments.only]
+    checked = [
+        check(repo, arguments.oracle) for repo in repos if not arguments.only or repo.name in arguments.only
+    ]
     header = ("repo", "its transformers is", *STEPS)
     lines = [
         f"torch {torch.__version__}, Python {sys.version.split()[0]}, transformers: {beside}",

@@ -1,0 +1,55 @@
+"""Load a repo with an installed transformers and generate: a question as JSON on stdin, the answer on stdout.
+
+This file runs in an environment of its own, without shardload.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()
+# transformers demands every package that is imported anywhere in the code, this one in a function nobody calls.
+sys.modules.setdefault("transformers_stream_generator", types.ModuleType("transformers_stream_generator"))
+sys.modules["transformers_stream_generator"].__spec__ = types.SimpleNamespace(  # type: ignore[assignment]
+    name="transformers_stream_generator", loader=None, origin=None
+)
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+
+def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """Return the new tokens, or a text that says how generation failed."""
+    ids = torch.tensor(question["ids"])
+    base = "max_new_tokens" not in type(model).generate.__code__.co_varnames
+    pad = {"pad_token_id": 0} if base else {}
+    torch.manual_seed(5)
+    try:
+        every = model.generate(ids, max_new_tokens=question["new"], eos_token_id=None, **pad, **settings)
+    except Exception as error:  # noqa: BLE001 - the caller says what the other release does
+        return f"{type(error).__name__}: {str(error)[:60]}"
+    return every[:, ids.shape[1] :].tolist()
+
+
+def main() -> None:
+    """Answer one question."""
+    transformers.logging.set_verbosity_error()
+    question = json.load(sys.stdin)
+    folder = Path(question["folder"])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    auto = "AutoModelForCausalLM" if "AutoModelForCausalLM" in config["auto_map"] else "AutoModel"
+    dtype = getattr(torch, config.get("torch_dtype", "float32"))
+    kind = getattr(transformers, auto)
+    model = kind.from_pretrained(folder, trust_remote_code=True, torch_dtype=dtype).eval()
+    print(json.dumps([answer(model, question, settings) for settings in question["cases"]]))
+
+
+if __name__ == "__main__":
+    main()

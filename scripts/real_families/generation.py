@@ -1,0 +1,187 @@
+"""Generation, compared token by token with the transformers release that the code was written for.
+
+The other release runs in an interpreter of its own (`--oracle PYTHON`), which loads the same files. Where it fails
+by itself, and where none is given, greedy tokens are compared with an argmax loop without a cache. Weights are of a
+scale at which the tokens differ; what that release ties after loading is one tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from family import write_safetensors
+from torch import nn
+
+import shardload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from family import Family
+
+NEW = 24
+SAMPLED: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 0.7},
+    {"top_k": 5},
+    {"top_k": 0, "top_p": 0.8},
+    {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.3},
+    {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "top_k": 0},
+    {"typical_p": 0.6, "top_k": 0},
+    {"num_return_sequences": 3},
+)
+
+
+def lively(family: Family) -> Path:
+    """Write the repo with weights at which the likeliest token changes from step to step; returns the folder."""
+    folder = family.work / "lively"
+    if folder.exists():
+        return folder
+    shutil.copytree(family.folder, folder, ignore=shutil.ignore_patterns("*.model", "*.bin", "*.safetensors"))
+    model, generator = family.make_oracle(), torch.Generator().manual_seed(0)
+    state = dict(family.state)
+    for path, module in model.named_modules():
+        for name, value in module._parameters.items():
+            if value is None or not value.is_floating_point():
+                continue
+            random = torch.randn(value.shape, generator=generator)
+            if value.dim() == 1:
+                random = random * 0.1 + (1 if name == "weight" else 0)
+            else:
+                random *= 0.3 if isinstance(module, nn.Embedding) else 3 / value.shape[-1] ** 0.5
+            state[f"{path}.{name}".lstrip(".")] = random.to(value.dtype)
+    for name, other in {**family.tied, **_ties(model)}.items():
+        state[name] = state[other]
+    write_safetensors(
+        {name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors"
+    )
+    return folder
+
+
+def _ties(model: nn.Module) -> dict[str, str]:
+    """Return {name of the output embeddings' weight: that of the input's} where the config ties them."""
+    output = model.get_output_embeddings()
+    if output is None or not getattr(model.config, "tie_word_embeddings", True):
+        return {}
+    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {names[id(output.weight)]: names[id(model.get_input_embeddings().weight)]}
+
+
+def prompt(family: Family, length: int = 12) -> torch.Tensor:
+    """Return token ids, (1, length), with the special tokens that ChatGLM-6B looks for at the end."""
+    ids = torch.arange(3, 3 + length)[None] * 7 % 150 + 4
+    if "gmask_token_id" in family.config_json:
+        ids[0, -2:] = torch.tensor([family.config_json[f"{n}_token_id"] for n in ("gmask", "bos")])
+    return ids
+
+
+def load(family: Family, dtype: Any = "auto") -> Any:
+    """Load the lively weights with shardload."""
+    return shardload.from_pretrained(lively(family), trust_remote_code=True, dtype=dtype)
+
+
+def run(model: Any, ids: torch.Tensor, **settings: Any) -> list[list[int]]:
+    """Return the new tokens of `generate`, with no end before the last."""
+    # A repo's own generate may know no padding token.
+    pad = {} if model.generation_config is None or not _is_base(model) else {"pad_token_id": 0}
+    torch.manual_seed(5)
+    every = model.generate(ids, max_new_tokens=NEW, eos_token_id=None, **pad, **settings)
+    return every[:, ids.shape[1] :].tolist()
+
+
+def _is_base(model: Any) -> bool:
+    return "max_new_tokens" not in type(model).generate.__code__.co_varnames
+
+
+def oracle(family: Family, cases: list[dict[str, Any]]) -> list[Any]:
+    """Return the other release's new tokens for each case's settings, or a text that says how it failed."""
+    if not hasattr(family, "generated"):
+        family.generated = {}
+    key = json.dumps(cases)
+    if key not in family.generated:
+        question = {"folder": str(lively(family)), "ids": prompt(family).tolist(), "new": NEW, "cases": cases}
+        script = Path(__file__).with_name("generate_elsewhere.py")
+        answer = subprocess.run(
+            [family.transformers, "-W", "ignore", script],
+            input=json.dumps(question),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if answer.returncode:
+            raise ValueError(f"the oracle fails:\n{answer.stderr[-2000:]}")
+        family.generated[key] = json.loads(answer.stdout.splitlines()[-1])
+    return family.generated[key]
+
+
+def argmax(model: Any, ids: torch.Tensor) -> list[int]:
+    """Return the likeliest tokens, each from a forward pass over all before it."""
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(NEW):
+            ids = torch.cat([ids, model(ids, return_dict=True).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    return ids[0, start:].tolist()
+
+
+def greedy(family: Family) -> str:
+    """Compare greedy tokens, with and without a cache."""
+    model, ids = load(family), prompt(family)
+    cases = [{"do_sample": False}, {"do_sample": False, "use_cache": False}]
+    got = [run(model, ids, **case) for case in cases]
+    loop = [[argmax(model, ids)]] * 2
+    expected = oracle(family, cases) if family.transformers else loop
+    beside = f", {len(set(got[0][0]))} different"
+    if isinstance(expected[0], str):
+        expected, beside = loop, f"{beside}; that of the loop, for the other release: {expected[0]}"
+    elif family.transformers is None:
+        beside += "; that of the loop"
+    _same(got, expected)
+    return f"equal{beside}"
+
+
+def sampling(family: Family) -> str:
+    """Compare sampled tokens of several settings, with one seed."""
+    if not family.transformers:
+        return "no oracle"
+    model, ids = load(family), prompt(family)
+    cases = [{"do_sample": True, **settings} for settings in SAMPLED]
+    expected = oracle(family, cases)
+    if isinstance(expected[0], str):
+        return "the oracle fails"
+    _same([run(model, ids, **case) for case in cases], expected)
+    return f"equal, {len(cases)} settings"
+
+
+def padding(family: Family) -> str:
+    """Compare a batch with left padding with its rows alone, in float32: halves round differently."""
+    model, ids = load(family, torch.float32), prompt(family)
+    if "gmask_token_id" in family.config_json:
+        return "its tokenizer makes the masks"
+    short = prompt(family, 19)[:, -7:]
+    batch = torch.cat([ids, nn.functional.pad(short, (5, 0))])
+    mask = torch.ones_like(batch)
+    mask[1, :5] = 0
+    own = {}
+    if model.config.model_type == "chatglm":  # position_ids come from its tokenizer
+        own["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    both = run(model, batch, attention_mask=mask, do_sample=False, **own)
+    _same([[both[0]], [both[1]]], [run(model, row, do_sample=False) for row in (ids, short)])
+    return "equal"
+
+
+def _same(got: list[Any], expected: list[Any]) -> None:
+    for number, (one, other) in enumerate(zip(got, expected, strict=True)):
+        if one != other:
+            raise ValueError(f"case {number}: {one} and not {other}")
+
+
+STEPS: dict[str, Callable[[Family], str]] = {
+    "24 greedy tokens": greedy,
+    "sampling": sampling,
+    "left padding": padding,
+}
