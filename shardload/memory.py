@@ -25,6 +25,17 @@ class Memory:
         return {"anon": self.anon, "file": self.file}
 
 
+def size_of(nbytes: float) -> str:
+    """Return bytes as people read them, in powers of ten: "312 B", "4.2 kB", "12.5 MB", "12.49 GB"."""
+    if abs(nbytes) >= 10**9:
+        return f"{nbytes / 1e9:.2f} GB"
+    if abs(nbytes) >= 10**6:
+        return f"{nbytes / 1e6:.1f} MB"
+    if abs(nbytes) >= 10**3:
+        return f"{nbytes / 1e3:.1f} kB"
+    return f"{nbytes:.0f} B"
+
+
 def measure() -> Memory:
     """Return the resident memory of this process, from RssAnon and RssFile of /proc/self/status.
 

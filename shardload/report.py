@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import printable
+from shardload.memory import size_of
 from shardload.template import group_keys
 
 if TYPE_CHECKING:
@@ -101,10 +102,10 @@ class Report:
             lines += self._shard_lines()
         if self.memory:
             before, after, peak = self.memory.before, self.memory.after, self.memory.peak
-            added, most = megabytes(after.anon - before.anon), megabytes(peak.anon - before.anon)
+            added, most = size_of(after.anon - before.anon), size_of(peak.anon - before.anon)
             lines.append(
                 f"  memory  anonymous {added} added (peak {most}), "
-                f"file-backed {megabytes(after.file - before.file)} added"
+                f"file-backed {size_of(after.file - before.file)} added"
             )
         if self.seconds:
             lines.append(
@@ -132,12 +133,12 @@ class Report:
     def _shard_lines(self) -> list[str]:
         width = max(len(row.name) for row in self.shards)
         lines = [
-            f"  {row.name:<{width}}  {row.tensors:>6} tensors  {megabytes(row.nbytes):>10}  {row.seconds:7.3f} s"
+            f"  {row.name:<{width}}  {row.tensors:>6} tensors  {size_of(row.nbytes):>10}  {row.seconds:7.3f} s"
             for row in self.shards
         ]
         dtypes = ", ".join(f"{count} {name}" for name, count in self.dtypes.items())
         seconds = sum(row.seconds for row in self.shards)
-        total = f"{self.loaded} tensors ({dtypes}), {megabytes(self.nbytes)} in {seconds:.3f} s"
+        total = f"{self.loaded} tensors ({dtypes}), {size_of(self.nbytes)} in {seconds:.3f} s"
         return [*lines, f"  loaded  {total}"]
 
     def _allowed_lines(self) -> list[str]:
@@ -146,13 +147,6 @@ class Report:
             for reason, faults in self.allowed.items()
             for group in group_keys({fault.key: fault.kind for fault in faults})
         ]
-
-
-def megabytes(nbytes: int) -> str:
-    """Return bytes as people read them: "12.5 MB", "12.49 GB" (powers of ten)."""
-    if abs(nbytes) >= 10**9:
-        return f"{nbytes / 1e9:.2f} GB"
-    return f"{nbytes / 1e6:.1f} MB"
 
 
 def headline(faults: Sequence[Fault]) -> str:

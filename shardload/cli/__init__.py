@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
-from shardload.errors import ShardloadError, UsageError
+from shardload.errors import RemoteCodeError, ShardloadError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _silence_stdout()
         return READER_GONE
-    except (ShardloadError, click.ClickException, OSError) as error:
+    except (ShardloadError, click.ClickException, OSError, SystemExit) as error:
         return _fail(error, as_json=as_json)
     except Exception as error:  # noqa: BLE001 - a defect: Python's own exit code 1 means a mismatch here
         traceback.print_exc()
@@ -100,14 +100,15 @@ def run(arguments: Sequence[str]) -> int:
         return DEFECT
 
 
-def _fail(cause: ShardloadError | click.ClickException | OSError, *, as_json: bool) -> int:
+def _fail(cause: ShardloadError | click.ClickException | OSError | SystemExit, *, as_json: bool) -> int:
     """Show an error, on stdout when it is asked for as JSON, and return its exit code."""
     if isinstance(cause, click.exceptions.NoArgsIsHelpError) and not as_json:
         click.echo(cause.format_message(), err=True)
         return cause.exit_code
     error = _as_own(cause)
     if as_json:
-        document: dict[str, Any] = {"error": {**error.to_dict(), "exit_code": error.exit_code}}
+        parts = {key: output.in_options(text) if text else text for key, text in error.to_dict().items()}
+        document: dict[str, Any] = {"error": {**parts, "exit_code": error.exit_code}}
         report = getattr(error, "report", None)
         if report is not None:
             document["report"] = report.to_dict()
@@ -117,9 +118,13 @@ def _fail(cause: ShardloadError | click.ClickException | OSError, *, as_json: bo
     return error.exit_code
 
 
-def _as_own(error: ShardloadError | click.ClickException | OSError) -> ShardloadError:
+def _as_own(error: ShardloadError | click.ClickException | OSError | SystemExit) -> ShardloadError:
     if isinstance(error, ShardloadError):
         return error
+    if isinstance(
+        error, SystemExit
+    ):  # click leaves by exceptions of its own: this is somebody else's `sys.exit()`
+        return RemoteCodeError(f"the model's code ended the program: SystemExit: {error}")
     if isinstance(error, OSError):
         return UsageError(error.strerror or str(error), where=str(error.filename) if error.filename else None)
     context = getattr(error, "ctx", None)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from shardload.cli import output
 from shardload.cli.options import json_option, source_keywords, source_options
-from shardload.errors import UsageError
+from shardload.errors import RemoteCodeError, ShardloadError, UsageError
+from shardload.keymap import KeyMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 EXAMPLES = """\b
 Examples:
@@ -22,6 +24,7 @@ Examples:
   shardload load ./chatglm2-6b --trust-remote-code --adapter ./my-lora
   shardload load org/name --revision COMMIT --trust-remote-code --dtype bfloat16
   shardload load ./weights.pth --model-class mypackage.model:MyModel --allow-missing 'head.*'
+  shardload load ./weights.pth --model-class mypackage.model:MyModel --key-map 'module.{...}={...}'
 """
 
 
@@ -44,6 +47,12 @@ Examples:
 @click.option("--model-class", metavar="MODULE:CLASS", help="Your own class, which takes the config.")
 @click.option("--allow-missing", multiple=True, metavar="PATTERN", help="Keys that the checkpoint may lack.")
 @click.option("--allow-unexpected", multiple=True, metavar="PATTERN", help="Keys that the model may lack.")
+@click.option(
+    "--key-map",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Rename keys: {} is a number, {...} any run of segments. OLD= drops the keys that match.",
+)
 @click.option("--copy", is_flag=True, help="Read the weights into memory instead of mapping the files.")
 @source_options
 @json_option
@@ -54,13 +63,24 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
     """
     from shardload.load import from_pretrained, report_of
 
-    model = from_pretrained(
-        where,
-        model_class=None if model_class is None else find_class(model_class),
-        progress=False if as_json else None,
-        **source_keywords(options),
-        **options,
-    )
+    own = None if model_class is None else find_class(model_class)
+    try:
+        model = from_pretrained(
+            where,
+            model_class=own,
+            key_map=as_key_map(options.pop("key_map")),
+            progress=False if as_json else None,
+            **source_keywords(options),
+            **options,
+        )
+    except (ShardloadError, OSError, click.exceptions.Exit):
+        raise
+    except Exception as error:
+        line = None if own is None else _line_of(error, own)
+        if line is None:
+            raise
+        what = f"{model_class} failed: {type(error).__name__}: {error}"
+        raise RemoteCodeError(what, where=line, cure="correct the class") from error
     report = report_of(model)
     if as_json:
         output.say_json(report.to_dict())
@@ -68,6 +88,28 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
     from shardload.cli.view import report_lines
 
     output.say("\n".join(report_lines(report)))
+
+
+def as_key_map(entries: Sequence[str]) -> KeyMap:
+    """Return `OLD=NEW` entries as a KeyMap, in their order; `OLD=` drops. Raises UsageError for other texts."""
+    key_map = KeyMap()
+    for entry in entries:
+        old, sign, new = entry.partition("=")
+        if not old or not sign:
+            raise UsageError(f"{entry!r} renames nothing", where="--key-map", cure="write it as OLD=NEW")
+        key_map = key_map.rename(old, new) if new else key_map.drop(old)
+    return key_map
+
+
+def _line_of(error: BaseException, own: Callable[[Any], Any]) -> str | None:
+    """Return "file:line" of the innermost frame that is of the class's own package; None where there is none."""
+    top = str(getattr(own, "__module__", "")).partition(".")[0]
+    frames = [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == top != "shardload"
+    ]
+    return frames[-1] if frames else None
 
 
 def find_class(reference: str) -> Callable[[Any], Any]:
@@ -78,12 +120,17 @@ def find_class(reference: str) -> Callable[[Any], Any]:
             f"{reference!r} names no class", where="--model-class", cure="write it as package.module:Class"
         )
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - a script's own folder is there; a console script's is not
+    where = f"--model-class {reference}"
     try:
         found: Any = importlib.import_module(module_name)
         for name in path.split("."):
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
-        raise UsageError(str(error), where=f"--model-class {reference}") from error
+        raise UsageError(str(error), where=where) from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"{module_name} can't be imported: {type(error).__name__}: {error}", where=where
+        ) from error
     if not callable(found):
         raise UsageError(f"{reference} can't be called with a config", where="--model-class")
     return found  # type: ignore[no-any-return]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from shardload import memory
+from shardload.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,22 +28,19 @@ _FLAGS = {
     "local_files_only=True": "--offline",
     "copy=True": "--copy",
 }
+# What the command line has no option for.
+_ONLY_IN_PYTHON = (", or in the config that you pass", ", or pass config=…")
+_TEXT = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_KEY_MAP = re.compile(rf"\bkey_map=\{{{_TEXT}: (?:{_TEXT}|None)\}}")
 _KEYWORD = re.compile(
     r"\b(revision|code_revision|subfolder|variant|dtype|device|adapter|model_class|auto_class|remote_base|allow_missing"
-    r"|allow_unexpected|cache_dir)=(?![=\d])"
+    r"|allow_unexpected|cache_dir|key_map)=(?![=\d]) ?"
 )
 
 
-def escape(text: str) -> str:
-    r"""Return `text` with what is not printable (control, bidi and invisible characters) as `\x..` or `\u....`.
-
-    Names in files are anybody's: shown as they are, they could move the cursor or reverse a line.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
-    )
+# Names in files are anybody's: shown as they are, they could move the cursor or reverse a line.
+escape = printable
+size_of = memory.size_of
 
 
 def escape_lines(text: str) -> str:
@@ -77,15 +79,24 @@ def say_json(document: Any) -> None:
 def complain(text: str) -> None:
     """Write an error to stderr."""
     label = click.style("error:", fg="red", bold=True) if takes_colour(sys.stderr) else "error:"
-    sys.stderr.write(f"{label} {escape_lines(_in_options(text))}\n")
+    sys.stderr.write(f"{label} {escape_lines(in_options(text))}\n")
 
 
-def _in_options(text: str) -> str:
+def in_options(text: str) -> str:
     """Return a message of the Python interface with its keywords as the command line's options."""
+    for words in _ONLY_IN_PYTHON:
+        text = text.replace(words, "")
+    text = _KEY_MAP.sub(_as_option, text)
     for keyword, option in _FLAGS.items():
         text = text.replace(keyword, option)
     text = _KEYWORD.sub(lambda match: f"--{match[1].replace('_', '-')} ", text)
     return text.replace(" \n", "\n").rstrip()
+
+
+def _as_option(key_map: re.Match[str]) -> str:
+    """Return a key map of one entry as an option; a key that is dropped has nothing after the sign."""
+    old, new = (ast.literal_eval(text) if text else "" for text in key_map.groups())
+    return f"--key-map {shlex.quote(f'{old}={new}')}"
 
 
 def tell(text: str) -> None:
@@ -108,17 +119,6 @@ def columns(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), indent:
         ).rstrip()
         for row in table
     ]
-
-
-def size_of(nbytes: float) -> str:
-    """Return bytes as people read them, in powers of ten: "312 B", "4.2 kB", "12.5 MB", "12.49 GB"."""
-    if abs(nbytes) >= 10**9:
-        return f"{nbytes / 1e9:.2f} GB"
-    if abs(nbytes) >= 10**6:
-        return f"{nbytes / 1e6:.1f} MB"
-    if abs(nbytes) >= 10**3:
-        return f"{nbytes / 1e3:.1f} kB"
-    return f"{nbytes:.0f} B"
 
 
 def grown(nbytes: float) -> str:

@@ -32,6 +32,6 @@ class VocabularyRule:
                 f"only {', '.join(case.misshapen)} differ{'s' if len(pairs) == 1 else ''}, in rows: "
                 f"the checkpoint's vocabulary has {have} entries, the model's {wanted}",
                 len(pairs),
-                f"set {field} to {have} in the config that you pass",
+                f"set {field} to {have} in config.json, or in the config that you pass",
             ),
         )

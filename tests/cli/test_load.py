@@ -87,3 +87,65 @@ def test_find_class_says_what_is_wrong():
             find_class(reference)
         assert message in str(caught.value)
     assert sys.path.count("") <= 1
+
+
+BROKEN = {
+    "syntax": ("def (", "can't be imported: SyntaxError", 2),
+    "importing": ("raise RuntimeError('at import')", "can't be imported: RuntimeError: at import", 2),
+    "leaving": ("import sys; sys.exit(0)", "can't be imported: SystemExit", 2),
+    "constructing": ("def V(config): raise ValueError('in the class')", "broken_own_model.py:1", 1),
+    "ending": ("def V(config): import sys; sys.exit(0)", "SystemExit: 0", 1),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_class_of_ones_own_that_fails_is_no_defect_of_shardload(
+    write_headers, call_cli, tmp_path, monkeypatch, case
+):
+    source, message, code = BROKEN[case]
+    (tmp_path / "broken_own_model.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_own_model", raising=False)
+    arguments = ("load", write_headers({"weight": (2, 2)}), "--model-class", "broken_own_model:V")
+    done = call_cli(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    monkeypatch.delitem(sys.modules, "broken_own_model", raising=False)
+    error = json.loads(call_cli(*arguments, "--json").stdout)["error"]
+    assert error["exit_code"] == code
+
+
+def test_a_repo_whose_code_ends_the_program_does_not_pass_for_a_success(tmp_path, call_cli, write_headers):
+    write_headers({"a": (1,)})
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "modeling_x.M"}}')
+    (tmp_path / "modeling_x.py").write_text("import sys\ndef M(config):\n    sys.exit(0)\n")
+    done = call_cli("load", tmp_path, "--trust-remote-code")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "SystemExit" in done.stderr
+    assert "modeling_x.py:3" in done.stderr
+    assert "--model-class" in done.stderr
+
+
+@pytest.mark.usefixtures("tiny_module")
+def test_a_wrapped_checkpoint_is_cured_by_what_the_message_says(write_headers, call_cli):
+    shapes = {f"module.layers.{number}.weight": (2, 2) for number in range(3)}
+    path = write_headers({**shapes, "step": (1,)})
+    own = ["--model-class", "tiny_own_model:Tiny"]
+    done = call_cli("load", path, *own)
+    assert done.returncode == 1
+    assert "--key-map 'module.{...}={...}'" in done.stderr
+    assert "key_map" not in done.stderr
+    done = call_cli("load", path, *own, "--key-map", "module.{...}={...}", "--key-map", "step=")
+    assert done.returncode == 0, done.stderr
+    assert "3 float16" in done.stdout
+
+
+@pytest.mark.usefixtures("tiny_module")
+@pytest.mark.parametrize("entry", ["module", "=new", "a.{}=b"])
+def test_a_key_map_that_is_none(write_headers, call_cli, entry):
+    path = write_headers({"layers.0.weight": (2, 2)})
+    done = call_cli("load", path, "--model-class", "tiny_own_model:Tiny", "--key-map", entry)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
