@@ -30,6 +30,7 @@ EXAMPLES = """\b
 Examples:
   shardload inspect ./chatglm2-6b
   shardload inspect ./model.safetensors --tensors
+  shardload inspect ./chatglm2-6b --code
   shardload inspect THUDM/chatglm2-6b@main --json
 """
 
@@ -37,13 +38,21 @@ Examples:
 @click.command("inspect", epilog=EXAMPLES, short_help="Show what a checkpoint holds, from its headers.")
 @click.argument("where")
 @click.option("--tensors", "list_all", is_flag=True, help="List every tensor instead of the module tree.")
+@click.option(
+    "--code", "of_code", is_flag=True, help="Show what the repo's code asks of transformers instead."
+)
 @source_options
 @json_option
-def command(where: str, list_all: bool, as_json: bool, **options: Any) -> None:
+def command(where: str, list_all: bool, of_code: bool, as_json: bool, **options: Any) -> None:
     """Show what a checkpoint holds: modules, shapes, dtypes, sizes, shards, config.
 
     WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub, of which only headers are fetched.
     """
+    if of_code:
+        from shardload.cli.code_view import show
+
+        show(where, source_keywords(options), as_json=as_json)
+        return
     from shardload.checkpoint import open_checkpoint
 
     with gc_paused():

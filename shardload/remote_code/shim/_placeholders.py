@@ -44,6 +44,11 @@ class PlaceholderType(abc.ABCMeta):
         raise lacking(MissingAttributeError, f"{vars(asked)['_placeholder_for']}.{name}")
 
 
+def is_probe(name: str) -> bool:
+    """Return whether a name is that of a probe: whether something is available, or new enough."""
+    return _PROBE.fullmatch(name) is not None
+
+
 def probe(name: str) -> Any:
     """Return the answer to a probe that the stand-in does not know (about torch: the truth); None for no probe."""
     about_torch = _TORCH_PROBE.fullmatch(name)

@@ -1,0 +1,92 @@
+"""`shardload inspect --code`: what a repo's code asks of transformers and other packages. Runs none of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from shardload.cli import output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardload.remote_code.asked_names import AskedName, AskedPackage
+    from shardload.remote_code.listing import ListedFile
+
+_MEANINGS = {
+    "not available": "answers False",
+    "placeholder": "raises when it is used",
+    "not there": "the code goes on without it",
+    "lacks it": "importing the code fails",
+}
+
+
+def show(where: str, keywords: dict[str, Any], *, as_json: bool) -> None:
+    """Show the files that loading `where` would run, the names they ask for, and which of them the stand-in lacks."""
+    from shardload.checkpoint import read_config
+    from shardload.remote_code.asked_names import asked_names
+    from shardload.remote_code.listing import code_files
+    from shardload.sources import find_source
+
+    options = {name: value for name, value in keywords.items() if name != "variant"}
+    source, _ = find_source(where, token=None, **options)
+    config = read_config(source)
+    files = code_files(source, config)
+    names, packages = asked_names(source, config)
+    if as_json:
+        output.say_json(
+            {
+                "where": source.label,
+                "revision": source.revision,
+                "files": [asdict(file) for file in files],
+                "names": [asdict(name) for name in names],
+                "packages": [asdict(package) for package in packages],
+            }
+        )
+        return
+    title = output.paint(output.escape(source.label), bold=True)
+    if not files:
+        output.say(f"{title}\n  config.json names no code of the repo's own")
+        return
+    blocks = [_file_lines(files), _name_lines(names), _package_lines(packages)]
+    output.say("\n\n".join("\n".join(block) for block in ([title], *blocks) if block))
+
+
+def _file_lines(files: tuple[ListedFile, ...]) -> list[str]:
+    rows = [("file that would run", "sha256")]
+    rows += [
+        (output.escape(file.name), file.sha256[:12] if file.sha256 else f"of {output.escape(file.label)}")
+        for file in files
+    ]
+    return _table(rows)
+
+
+def _name_lines(names: tuple[AskedName, ...]) -> list[str]:
+    if not names:
+        return []
+    rows = [("name of transformers", "shardload's stand-in", "asked for at")]
+    for asked in names:
+        meaning = _MEANINGS.get(asked.answer)
+        answer = f"{asked.answer}: {meaning}" if meaning else asked.answer
+        rows.append((output.escape(asked.name), answer, output.escape(f"{asked.file}:{asked.line}")))
+    counts = Counter(asked.answer for asked in names)
+    summary = ", ".join(f"{answer} {count}" for answer, count in counts.items())
+    return [*_table(rows), "", f"  {len(names)} names: {summary}"]
+
+
+def _package_lines(packages: tuple[AskedPackage, ...]) -> list[str]:
+    if not packages:
+        return []
+    rows = [("package", "", "imported at")]
+    for package in packages:
+        here = "installed" if package.installed else "not installed"
+        if not package.installed and package.guarded:
+            here += "; in a try or a function"
+        rows.append((output.escape(package.name), here, output.escape(f"{package.file}:{package.line}")))
+    return _table(rows)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = output.columns(rows, indent="  ")
+    return [output.paint(lines[0], dim=True), *lines[1:]]
