@@ -65,7 +65,11 @@ def paint(text: str, **style: Any) -> str:
 
 def say(text: str) -> None:
     """Write data to stdout, as it is: names must have been escaped."""
-    text += "\n"
+    write(f"{text}\n")
+
+
+def write(text: str) -> None:
+    """Write a piece of data to stdout, at once and without a line end."""
     for start in range(0, len(text), _PIECE):
         sys.stdout.write(text[start : start + _PIECE])
     sys.stdout.flush()

@@ -1,0 +1,259 @@
+"""`shardload chat`: talk with a model in the terminal, or feed it lines through a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardload.cli import output
+from shardload.cli.answering import Stop, choose_answering
+from shardload.cli.options import source_keywords, source_options
+from shardload.errors import RemoteCodeError, ShardloadError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardload.cli.answering import Answering
+
+EXAMPLES = """\b
+Examples:
+  shardload chat ./chatglm2-6b --trust-remote-code
+  shardload chat ./chatglm2-6b --trust-remote-code --adapter ./my-lora
+  shardload chat org/name --revision COMMIT --trust-remote-code --prompt "Hello"
+  cat questions.txt | shardload chat ./model --trust-remote-code --greedy --json
+"""
+HELP = """\
+/reset  forget the conversation
+/help   show this
+/quit   leave (Ctrl-D does, too)
+Ctrl-C  stop the answer"""
+PROMPT = "> "
+_COMMAND = re.compile(r"/[a-z]+")
+
+
+@click.command("chat", epilog=EXAMPLES, short_help="Talk with a model.")
+@click.argument("where")
+@click.option("--prompt", metavar="TEXT", help="Answer this and end.")
+@click.option("--system", metavar="TEXT", help="System prompt.")
+@click.option("--raw", is_flag=True, help="No chat: go on with the text as it is.")
+@click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach on top.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of an answer.")
+@click.option("--greedy", is_flag=True, help="Always the likeliest token.")
+@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), metavar="T")
+@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), metavar="P")
+@click.option("--top-k", type=click.IntRange(min=1), metavar="K")
+@click.option("--seed", type=int, metavar="N", help="Seed of torch's random numbers.")
+@click.option("--dtype", default="auto", metavar="DTYPE", help="Cast floating weights.")
+@click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
+@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the repo carries.")
+@click.option("--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it.")
+@source_options
+@click.option("--json", "as_json", is_flag=True, help="Write a JSON line a turn.")
+def command(where: str, prompt: str | None, system: str | None, as_json: bool, **options: Any) -> None:
+    """Talk with the model in WHERE: a folder, or org/name[@revision] on the Hub.
+
+    The repo's own stream_chat answers where there is one, else its chat template and generate. In a terminal there
+    is a prompt; on a pipe each line is answered by itself, in one conversation.
+    """
+    before = set(threading.enumerate())
+    settings = _settings(options)
+    raw, seed = options.pop("raw"), options.pop("seed")
+    model, tokenizer = _load(where, options)
+    answering = choose_answering(model, tokenizer, settings, system=system, raw=raw)
+    if seed is not None:
+        import torch
+
+        torch.manual_seed(seed)
+    at_terminal = prompt is None and not as_json and sys.stdin.isatty() and sys.stdout.isatty()
+    talk = _Talk(answering, at_terminal=at_terminal, as_json=as_json)
+    if prompt is not None:
+        talk.turn(prompt)
+    elif at_terminal:
+        output.tell(f"{where}: {type(model).__name__}, by {answering.name}. /help for help.")
+        _at_terminal(talk)
+    else:
+        _on_pipe(talk)
+    _leave(before)
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings of generation out of the options: those that were given."""
+    names = ("max_new_tokens", "temperature", "top_p", "top_k")
+    found = {name: value for name in names if (value := options.pop(name)) is not None}
+    if options.pop("greedy"):
+        if found.keys() - {"max_new_tokens"}:
+            raise UsageError(
+                "--greedy chooses no tokens by chance", cure="leave out temperature and top-p, top-k"
+            )
+        return {**found, "do_sample": False}
+    return {**found, "do_sample": True} if found.keys() - {"max_new_tokens"} else found
+
+
+def _load(where: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    from shardload.load import from_pretrained
+    from shardload.tokenizer import load_tokenizer
+
+    hub = source_keywords(options)
+    variant = hub.pop("variant")
+    trust = {name: options.pop(name) for name in ("trust_remote_code", "code_revision")}
+    # First what is quick and may be refused.
+    tokenizer = load_tokenizer(where, **trust, **hub)
+    progress = None if not sys.stderr.isatty() else True
+    return from_pretrained(where, progress=progress, variant=variant, **trust, **hub, **options), tokenizer
+
+
+class _Talk:
+    """The turns of a conversation, shown as they come."""
+
+    def __init__(self, answering: Answering, *, at_terminal: bool, as_json: bool) -> None:
+        self.answering = answering
+        self.at_terminal = at_terminal
+        self.as_json = as_json
+        self._shown = ""
+        self._answer = ""
+
+    def command(self, line: str) -> bool:
+        """Do what a line like /reset says, and return whether to go on."""
+        if line == "/quit":
+            return False
+        if line == "/reset":
+            self.answering.reset()
+            if self.at_terminal:
+                output.tell("forgotten")
+        else:
+            output.tell(HELP if line == "/help" else f"{line} is no command\n{HELP}")
+        return True
+
+    def turn(self, query: str) -> None:
+        """Answer; an interrupt stops the answer only. Raises RemoteCodeError for what the repo's code raises."""
+        self._shown = self._answer = ""
+        start = time.perf_counter()
+        stop = Stop()
+        ended = "complete"
+        try:
+            with _interruptible(stop):
+                self.answering.answer(query, self._show, stop)
+        except KeyboardInterrupt:
+            ended = "interrupted"
+        except (ShardloadError, BrokenPipeError):
+            raise
+        except Exception as error:
+            raise _failed(error) from error
+        finally:
+            if self._shown and not self.as_json:
+                output.say("")
+        ended = "interrupted" if stop.wanted else ended
+        if self.as_json:
+            seconds = round(time.perf_counter() - start, 3)
+            document = {"prompt": query, "answer": self._answer, "ended": ended, "seconds": seconds}
+            output.say(json.dumps(document))
+        elif not self._shown:
+            output.say("")
+
+    def _show(self, answer: str) -> None:
+        """Write what the answer has grown by; a change of what stands already can't be taken back."""
+        self._answer = answer
+        if self.as_json or len(answer) <= len(self._shown):
+            return
+        new, self._shown = answer[len(self._shown) :], answer
+        # What a model writes is anybody's: at a terminal it must not move the cursor.
+        output.write(_printable(new) if self.at_terminal else new)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char in "\n\t" else output.escape(char) for char in text)
+
+
+@contextlib.contextmanager
+def _interruptible(stop: Stop) -> Iterator[None]:
+    """Let Ctrl-C end the answer: at once where this thread makes it, at the next token where another one does.
+
+    A thread of the repo's own can't be interrupted, and would wait for ever for its answer to be read; the second
+    Ctrl-C does not wait for it.
+    """
+    before = set(threading.enumerate())
+
+    def handle(_number: int, _frame: Any) -> None:
+        others = [thread for thread in threading.enumerate() if thread not in before and thread.is_alive()]
+        if stop.wanted or not others:
+            raise KeyboardInterrupt
+        stop.wanted = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
+def _at_terminal(talk: _Talk) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - its import gives input() editing and history
+    while True:
+        try:
+            line = input(PROMPT).strip()
+        except EOFError:
+            output.say("")
+            return
+        except KeyboardInterrupt:
+            output.say("")
+            output.tell("/quit or Ctrl-D leaves")
+            continue
+        if not line:
+            continue
+        try:
+            if not _one(talk, line):
+                return
+        except ShardloadError as error:
+            output.complain(str(error))
+
+
+def _on_pipe(talk: _Talk) -> None:
+    for line in sys.stdin:
+        text = line.strip()
+        if text and not _one(talk, text):
+            return
+
+
+def _one(talk: _Talk, line: str) -> bool:
+    if _COMMAND.fullmatch(line):
+        return talk.command(line)
+    talk.turn(line)
+    return True
+
+
+def _failed(error: Exception) -> RemoteCodeError:
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    return RemoteCodeError(
+        f"the answer failed: {type(error).__name__}: {error}",
+        where=f"{last.filename}:{last.lineno}" if last else None,
+    )
+
+
+def _leave(before: set[threading.Thread]) -> None:
+    """End also where a thread of the repo's own waits for an answer that nobody reads any more."""
+    others = [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before and not thread.daemon and thread.is_alive()
+    ]
+    for thread in others:
+        thread.join(timeout=1)
+    if any(thread.is_alive() for thread in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
