@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WHAT_INSTALLS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-plain test-oracles lint bench bench-full clean
+.PHONY: demo test test-plain test-oracles lint bench clean
 
 demo: .venv/installed
 	.venv/bin/shardload demo

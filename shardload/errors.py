@@ -42,8 +42,8 @@ class ShardloadError(Exception):
         return "\n".join(printable(line) for text in lines for line in text.split("\n"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle with the keyword parts: errors cross process pools."""
-        return (_rebuild, (type(self), self.what, self.where, self.cure))
+        """Pickle with the keyword parts and the report: errors cross process pools."""
+        return (_rebuild, (type(self), self.what, self.where, self.cure), vars(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error as JSON-ready data: kind, what, where, cure."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
@@ -17,12 +18,15 @@ _SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"absmax", "quant_map"}), "bitsandbytes 4-bit"),
     (frozenset({"SCB"}), "bitsandbytes 8-bit"),
     (frozenset({"weight_packed"}), "compressed-tensors"),
+    (frozenset({"W_q"}), "HQQ"),
+    (frozenset({"_data", "_scale"}), "quanto"),
+    (frozenset({"B", "s"}), "Marlin"),
     (frozenset({"weight_scale"}), "int4/int8 weights with a scale a row"),
 )
 
 
 class QuantisedRule:
-    """Names the quantiser by the keys it leaves beside each weight, or by config.json's quantization_config."""
+    """Names the quantiser by the keys that it leaves beside each weight; config.json's own name for it is added."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that declines the checkpoint, when unexpected keys bear a signature."""
@@ -30,7 +34,8 @@ class QuantisedRule:
         for signature, name in _SIGNATURES:
             if signature <= leaves:
                 count = sum(key.rpartition(".")[2] in signature for key in case.unexpected)
-                named = (case.config.get("quantization_config") or {}).get("quant_method")
+                settings = case.config.get("quantization_config")
+                named = settings.get("quant_method") if isinstance(settings, Mapping) else None
                 told = f"{name} (config.json says {named!r})" if named else name
                 return (
                     Finding(

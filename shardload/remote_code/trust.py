@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from shardload.errors import UntrustedCodeError
+from shardload.sources.names import is_commit
 
 if TYPE_CHECKING:
     from shardload.remote_code.code import Code
     from shardload.sources.source import Source
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def is_commit(revision: str | None) -> bool:
-    """Return whether a revision is a full commit: 40 hex digits. A branch or a tag can be moved."""
-    return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def require_trust(

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardload.errors import AccessError, CorruptError, NotFoundError, UnsafeError
-from shardload.sources.names import check_name, fault_of, suggest
+from shardload.sources.names import check_name, fault_of, is_commit, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 _XET_HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -217,7 +216,7 @@ def _allowed_roots(root: Path) -> tuple[Path, ...]:
     real = root.resolve()
     for folder in (real, *real.parents):
         repo = folder.parent.parent
-        in_snapshots = _SNAPSHOT.fullmatch(folder.name) and folder.parent.name == "snapshots"
+        in_snapshots = is_commit(folder.name) and folder.parent.name == "snapshots"
         if in_snapshots and repo.name.startswith("models--"):
             return (folder, (repo / "blobs").resolve(), (repo.parent / "blobs").resolve())
     return (real,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 import tempfile
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from shardload.errors import CorruptError, NotFoundError
 from shardload.sources.folder import FolderSource, LocalFile, mode_of
 from shardload.sources.hub_errors import Asked, client_errors, from_client
+from shardload.sources.names import is_commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _BARS = "huggingface_hub.http_get"
 
 
@@ -123,7 +122,7 @@ def ask_listing(repo: str, revision: str, token: str | bool | None) -> tuple[str
     info: Any = HfApi(library_name="shardload").model_info(
         repo, revision=revision, files_metadata=True, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
-    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+    if not isinstance(info.sha, str) or not is_commit(info.sha):
         raise CorruptError(
             f"the Hub names no commit for {repo!r} at {revision!r}, but {info.sha!r}", where=repo
         )
@@ -133,13 +132,13 @@ def ask_listing(repo: str, revision: str, token: str | bool | None) -> tuple[str
 def pinned_in_cache(repo: str, revision: str, cache: Path, token: str | bool | None) -> PinnedRepo | None:
     """Return the repo at the commit that the cache knows for `revision`; None when it holds no file of it."""
     commit = revision
-    if not _COMMIT.fullmatch(revision):
+    if not is_commit(revision):
         try:
             commit = (_cache_folder(cache, repo) / "refs" / revision).read_text().strip()
         except (OSError, UnicodeDecodeError):
             return None
     pinned = PinnedRepo(repo, commit, revision, cache, token)
-    return pinned if _COMMIT.fullmatch(commit) and pinned.snapshot.is_dir() else None
+    return pinned if is_commit(commit) and pinned.snapshot.is_dir() else None
 
 
 def has_token(token: str | bool | None) -> bool:

@@ -11,7 +11,13 @@ from shardload.errors import UnsafeError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def is_commit(revision: str | None) -> bool:
+    """Return whether a revision is a full commit: 40 hex digits. A branch or a tag can be moved."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def fault_of(name: object) -> str | None:

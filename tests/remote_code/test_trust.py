@@ -8,7 +8,7 @@ import pytest
 
 from shardload.errors import UnsafeError, UntrustedCodeError
 from shardload.remote_code import code_files, load_config, resolve_class
-from shardload.remote_code.trust import is_commit
+from shardload.sources.names import is_commit
 
 from .repos import AUTO_MAP, COMMIT, CONFIG, MODEL, HubLike, build, tiny, write
 

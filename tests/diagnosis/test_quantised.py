@@ -1,0 +1,70 @@
+"""Quantised checkpoints are declined by the name of what quantised them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from shardload import UnsupportedError, build_shell, fill, from_pretrained, open_checkpoint
+from tests.tiny import write_checkpoint
+
+PACKED = {
+    "AWQ": {
+        "head.qweight": torch.zeros(4, 1, dtype=torch.int32),
+        "head.qzeros": torch.zeros(1, 1, dtype=torch.int32),
+        "head.scales": torch.zeros(1, 4, dtype=torch.float16),
+    },
+    "GPTQ": {
+        "head.qweight": torch.zeros(1, 4, dtype=torch.int32),
+        "head.qzeros": torch.zeros(1, 1, dtype=torch.int32),
+        "head.scales": torch.zeros(1, 4, dtype=torch.float16),
+        "head.g_idx": torch.zeros(4, dtype=torch.int32),
+    },
+    "bitsandbytes 4-bit": {
+        "head.weight": torch.zeros(8, 1, dtype=torch.uint8),
+        "head.weight.absmax": torch.zeros(1),
+        "head.weight.quant_map": torch.zeros(16),
+        "head.weight.quant_state.bitsandbytes__nf4": torch.zeros(80, dtype=torch.uint8),
+    },
+    "bitsandbytes 8-bit": {
+        "head.weight": torch.zeros(4, 4, dtype=torch.int8),
+        "head.SCB": torch.zeros(4),
+    },
+    "fp8 blocks": {
+        "head.weight": torch.zeros(4, 4, dtype=torch.float8_e4m3fn),
+        "head.weight_scale_inv": torch.zeros(1, 1),
+    },
+    "HQQ": {"head.W_q": torch.zeros(2, 4, dtype=torch.uint8), "head.scale": torch.zeros(1)},
+    "quanto": {
+        "head.weight._data": torch.zeros(4, 4, dtype=torch.int8),
+        "head.weight._scale": torch.zeros(4, 1),
+    },
+}
+
+
+class Head(nn.Module):
+    def __init__(self, _config: object = None) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4, bias=False)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_each_packing_is_declined_by_its_name(tmp_path, name):
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, PACKED[name], shards=1))
+    with pytest.raises(UnsupportedError, match=f"quantised: .*{name}"):
+        fill(build_shell(Head), checkpoint)
+
+
+@pytest.mark.parametrize("named", ["x", 5, ["gptq"], {"bits": 4}])
+def test_a_quantization_config_that_names_no_method(tmp_path, named):
+    write_checkpoint(tmp_path, PACKED["GPTQ"], shards=1, config={"quantization_config": named})
+    with pytest.raises(UnsupportedError, match="quantised: GPTQ;"):
+        from_pretrained(tmp_path, model_class=Head)
+
+
+def test_the_name_that_the_config_gives_is_told_too(tmp_path):
+    config = {"quantization_config": {"quant_method": "awq"}}
+    write_checkpoint(tmp_path, PACKED["AWQ"], shards=1, config=config)
+    with pytest.raises(UnsupportedError, match="config.json says 'awq'"):
+        from_pretrained(tmp_path, model_class=Head)
