@@ -78,6 +78,9 @@ __all__ = [
 
 logger = logging.get_logger(__name__)
 
+# Code looks the setting `cache_implementation` up in it: the stand-in sets up no cache of that kind.
+NEED_SETUP_CACHE_CLASSES_MAPPING: dict[str, Any] = {}
+
 _SHIM = __name__.partition(".generation")[0] + "."
 _DONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
