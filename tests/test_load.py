@@ -572,3 +572,16 @@ model = from_pretrained(sys.argv[1], model_class=lambda c: Net(c.width, c.layers
 print(report_of(model).loaded, "huggingface_hub" in sys.modules)
 """
     assert run_python(code, str(folder)).stdout.split() == [str(len(random_state(Net()))), "False"]
+
+
+def test_code_is_found_while_another_thread_imports_the_package_of_all_code(repo):
+    """The state of that moment: the package is among the modules, and has not run yet."""
+    code = """
+import importlib.util, sys
+from shardload import from_pretrained
+import shardload.remote_code.namespaces
+name = "shardload.remote_code.repos"
+sys.modules[name] = importlib.util.module_from_spec(importlib.util.find_spec(name))
+print(type(from_pretrained(sys.argv[1], trust_remote_code=True)).__name__)
+"""
+    assert run_python(code, str(repo)).stdout.strip() == "TinyForCausalLM"

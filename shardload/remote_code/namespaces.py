@@ -57,6 +57,9 @@ def trust(code: Code, base: Base) -> Namespace:
     """
     package = code.namespace(base)
     with _lock:
+        # Not left to the import of the package: another thread may be in the middle of that, and then Python
+        # takes the half-made package for a parent and looks for this module without the finder.
+        install_finder()
         return _trusted.setdefault(package, Namespace(package, code, base))
 
 
