@@ -123,34 +123,62 @@ class InputsMixin:
             return ones
         return inputs.ne(pads[0]).long()
 
-    def _prepare_special_tokens(self, generation_config: Any, has_attention_mask: bool | None = None) -> None:
-        """Pad with the first end token where no padding token is set."""
+    def _prepare_special_tokens(
+        self,
+        generation_config: Any,
+        kwargs_has_attention_mask: bool | None = None,
+        device: Any = None,
+    ) -> None:
+        """Pad with the first end token where no padding token is set; offer all of them as tensors too.
+
+        The tensors are under the names that code from 4.42 on reads: `_eos_token_tensor` (ends,), others scalars.
+        """
         if generation_config.pad_token_id is None and generation_config.eos_token_id is not None:
             generation_config.pad_token_id = token_ids(generation_config.eos_token_id)[0]
-            if has_attention_mask is False:
+            if kwargs_has_attention_mask is False:
                 logger.info("no attention mask, and ends are the padding: padding in the prompt is not seen")
+        for kind in ("bos", "eos", "pad", "decoder_start"):
+            ids = token_ids(getattr(generation_config, f"{kind}_token_id", None))
+            value = torch.tensor(ids if kind == "eos" else ids[0], device=device) if ids else None
+            setattr(generation_config, f"_{kind}_token_tensor", value)
 
     def _prepare_generated_length(
-        self, generation_config: Any, prompt_length: int, embeds_length: int, max_length_given: bool
-    ) -> None:
-        """Turn counts of new tokens into lengths: those of the ids that `generate` returns."""
+        self,
+        generation_config: Any,
+        has_default_max_length: bool = True,
+        has_default_min_length: bool = True,  # noqa: ARG002 - the name is the interface
+        model_input_name: str = "input_ids",
+        input_ids_length: int = 0,
+        inputs_tensor: Any = None,
+    ) -> Any:
+        """Return the settings with counts of new tokens as lengths: those of the ids that `generate` returns."""
+        is_embeds = model_input_name == "inputs_embeds" and inputs_tensor.shape[1] != input_ids_length
+        embeds_length = inputs_tensor.shape[1] if is_embeds else 0
         if generation_config.max_new_tokens is not None:
-            generation_config.max_length = generation_config.max_new_tokens + prompt_length
-        elif embeds_length and embeds_length != prompt_length:
+            generation_config.max_length = generation_config.max_new_tokens + input_ids_length
+        elif embeds_length:
             generation_config.max_length -= embeds_length
-        elif not max_length_given and generation_config.max_length == GENERATION_DEFAULTS["max_length"]:
+        elif has_default_max_length and generation_config.max_length == GENERATION_DEFAULTS["max_length"]:
             logger.warning(
                 "no max_new_tokens: the text ends at %s tokens, prompt included", generation_config.max_length
             )
         if generation_config.min_new_tokens is not None:
-            generation_config.min_length = generation_config.min_new_tokens + prompt_length
-        elif embeds_length and embeds_length != prompt_length:
+            generation_config.min_length = generation_config.min_new_tokens + input_ids_length
+        elif embeds_length:
             generation_config.min_length = max(generation_config.min_length - embeds_length, 0)
-        if generation_config.max_length is not None and prompt_length >= generation_config.max_length:
+        return generation_config
+
+    def _validate_generated_length(
+        self, generation_config: Any, input_ids_length: int, has_default_max_length: bool = True
+    ) -> None:
+        """Warn of a prompt that leaves no room."""
+        del has_default_max_length
+        longest = generation_config.max_length
+        if longest is not None and input_ids_length >= longest:
             logger.warning(
                 "the prompt has %s tokens and max_length is %s: one token is generated; raise max_new_tokens",
-                prompt_length,
-                generation_config.max_length,
+                input_ids_length,
+                longest,
             )
 
     @staticmethod

@@ -140,7 +140,7 @@ class GenerationConfig:
     @property
     def is_unchanged(self) -> bool:
         """Whether all settings are what they were when the config was made."""
-        return self.to_dict() == self._at_first
+        return self.to_dict() == getattr(self, "_at_first", None)
 
     def get_generation_mode(self, assistant_model: Any = None) -> GenerationMode:
         """Return the way to choose tokens that the settings ask for."""
@@ -176,11 +176,7 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain data."""
-        return {
-            name: copy.deepcopy(value)
-            for name, value in vars(self).items()
-            if name not in ("_from_model_config", "_at_first")
-        }
+        return {name: copy.deepcopy(value) for name, value in vars(self).items() if not name.startswith("_")}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the settings that differ from the defaults."""

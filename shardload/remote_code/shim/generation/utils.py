@@ -8,6 +8,7 @@ import torch
 
 from shardload.errors import UnsupportedError
 from shardload.remote_code.shim.generation._choosing import ChoosingMixin
+from shardload.remote_code.shim.generation._helpers import HelpersMixin
 from shardload.remote_code.shim.generation._inputs import InputsMixin
 from shardload.remote_code.shim.generation._loop import LoopMixin
 from shardload.remote_code.shim.generation._outputs import (
@@ -85,7 +86,7 @@ _SHIM = __name__.partition(".generation")[0] + "."
 _DONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
-class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin):
+class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin, HelpersMixin):
     """What every model class inherits for generation."""
 
     @classmethod
@@ -135,11 +136,7 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin):
             raise
 
     def _refuse_what_is_not_done(self, synced_gpus: Any, *negative_prompt: Any) -> None:
-        if not self.can_generate():
-            raise UnsupportedError(
-                f"{type(self).__name__} does not generate: it has no prepare_inputs_for_generation",
-                cure="load the repo's class for causal language modelling (auto_class=…)",
-            )
+        self._validate_model_class()
         if synced_gpus:
             raise UnsupportedError("generate with synced_gpus, for parameters that are spread over machines")
         if any(given is not None for given in negative_prompt):
@@ -183,7 +180,7 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin):
         has_mask = model_kwargs.get("attention_mask") is not None
         start = settings.bos_token_id
         first, name, model_kwargs = self._prepare_model_inputs(inputs, start, model_kwargs)
-        self._prepare_special_tokens(settings, has_mask)
+        self._prepare_special_tokens(settings, has_mask, device=first.device)
         # With embeddings, a cache is how the class knows that the first step is over.
         model_kwargs["use_cache"] = True if name == "inputs_embeds" else settings.use_cache
         if not has_mask and "attention_mask" in parameters(self.forward):
@@ -194,8 +191,15 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin):
         if streamer is not None:
             streamer.put(input_ids.cpu())
         length = input_ids.shape[-1]
-        embeds_length = first.shape[1] if name == "inputs_embeds" else 0
-        self._prepare_generated_length(settings, length, embeds_length, max_length_given)
+        settings = self._prepare_generated_length(
+            generation_config=settings,
+            has_default_max_length=not max_length_given,
+            has_default_min_length=True,
+            model_input_name=name,
+            input_ids_length=length,
+            inputs_tensor=first,
+        )
+        self._validate_generated_length(settings, length, not max_length_given)
         made = self._get_logits_processor(
             generation_config=settings,
             input_ids_seq_length=length,

@@ -1,0 +1,50 @@
+"""Small parts of `generate` that repos' own loops call, and the scores of what was written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from shardload.errors import UnsupportedError
+
+
+class HelpersMixin:
+    """Questions that a repo's own `generate` or `_sample` asks of the base."""
+
+    config: Any
+
+    def _validate_model_class(self) -> None:
+        """Raise UnsupportedError for a class that does not generate."""
+        if not self.can_generate():  # type: ignore[attr-defined]
+            raise UnsupportedError(
+                f"{type(self).__name__} does not generate: it has no prepare_inputs_for_generation",
+                cure="load the repo's class for causal language modelling (auto_class=…)",
+            )
+
+    def _get_generation_mode(self, generation_config: Any, assistant_model: Any = None) -> Any:
+        """Return the way to choose tokens that the settings ask for."""
+        return generation_config.get_generation_mode(assistant_model)
+
+    def _has_unfinished_sequences(self, this_peer_finished: bool, *_args: Any, **_kwargs: Any) -> bool:
+        """Return whether to go on."""
+        return not this_peer_finished
+
+    def adjust_logits_during_generation(self, logits: Any, **_kwargs: Any) -> Any:
+        """Return the logits: classes of old override it."""
+        return logits
+
+    def compute_transition_scores(
+        self, sequences: Any, scores: Any, beam_indices: Any = None, normalize_logits: bool = False
+    ) -> Any:
+        """Return the score of each new token, (batch, steps), from `generate`'s ids and scores.
+
+        With `normalize_logits`, logarithms of probabilities. Raises UnsupportedError for beams.
+        """
+        if beam_indices is not None:
+            raise UnsupportedError("scores of beams")
+        stacked = torch.stack(tuple(scores), dim=1)
+        if normalize_logits:
+            stacked = stacked.log_softmax(dim=-1)
+        new = sequences[:, -stacked.shape[1] :]
+        return stacked.gather(-1, new[..., None]).squeeze(-1)
