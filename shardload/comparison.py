@@ -36,10 +36,11 @@ class Comparison:
         _refuse_own_load_state_dict(shell.model)
         _refuse_scripted(shell.model)
         self.zones = zones_of(shell.model)
-        self.versions = checkpoint.versions
+        self.versions = _renamed_versions(checkpoint, key_map)
         self.plan: Plan = match(shell, self.zones, checkpoint, key_map)
         self.unproven = rehearse(self.plan, shell, self.zones.roots, self.versions)
         settle_ties(self.plan, shell)
+        self._found = self._findings()
         self.report = self._report(time.perf_counter() - started)
 
     def _report(self, seconds: float) -> Report:
@@ -50,14 +51,14 @@ class Comparison:
             format=self.checkpoint.format,
             class_name=type(self.shell.model).__name__,
             faults=tuple(plan.faults),
-            findings=self._findings(),
+            findings=self._found,
             seconds={"plan": seconds},
         )
         report.notes += [*self.checkpoint.warnings, *self.unproven, *_notes(plan, self.shell)]
         return report
 
     def _findings(self) -> tuple[Finding, ...]:
-        if not self.plan.faults:
+        if not self.plan.faults and "quantization_config" not in (self.checkpoint.config or {}):
             return ()
         stored = dict(self.plan.tensors)
         keys: dict[str, list[str]] = {}
@@ -67,7 +68,7 @@ class Comparison:
             if ref is not None:
                 stored[fault.key] = ref
         case = Case(
-            slots={name: slot.shape for name, slot in self.shell.slots.items() if slot.kind != "computed"},
+            slots={name: slot.shape for name, slot in self.shell.slots.items() if slot.is_stored},
             stored=stored,
             missing=keys.get("missing", ()),
             unexpected=keys.get("unexpected", ()),
@@ -82,22 +83,44 @@ class Comparison:
         self.report.faults = tuple(verdict.faults)
         self.report.allowed = verdict.allowed
         if not verdict.faults:
-            self.report.findings = ()
+            self.report.findings = tuple(finding for finding in self._found if finding.declines)
         return verdict
 
     def refuse_if_faulty(self, verdict: Verdict) -> None:
-        """Raise for what is left of the faults: nothing has been touched."""
+        """Raise for what is left of the faults: nothing has been touched.
+
+        Leniency is no reason to load nothing at all, nor to take a quantised checkpoint for another.
+        """
         allowed = [fault for group in verdict.allowed.values() for fault in group]
-        if allowed and not self.plan.direct and not any(self.plan.handed.values()):
-            self._raise([*verdict.faults, *allowed])  # leniency is no reason to load nothing at all
-        if verdict.faults:
-            self._raise(verdict.faults)
+        unexpected = {fault.key for fault in (*verdict.faults, *allowed) if fault.kind == "unexpected"}
+        taken = any(key not in unexpected for entries in self.plan.handed.values() for key in entries)
+        if allowed and not self.plan.direct and not taken:
+            self.report.findings = self._found
+            self._raise([*verdict.faults, *allowed])
+        if verdict.faults or any(finding.declines for finding in self.report.findings):
+            self._raise([*verdict.faults, *([] if verdict.faults else allowed)])
 
     def _raise(self, faults: Sequence[Fault]) -> None:
         for finding in self.report.findings:
             if finding.declines:
                 raise UnsupportedError(finding.cause, where=self.checkpoint.label, cure=finding.cure)
         raise mismatch(self.report, faults)
+
+
+def _renamed_versions(checkpoint: Checkpoint, key_map: KeyMap) -> dict[str, dict[str, Any]]:
+    """Return the checkpoint's versions under the paths that the key map gives to the keys below them."""
+    if not key_map.rules or not checkpoint.versions:
+        return checkpoint.versions
+    paths: dict[str, str] = {}
+    for old, new in key_map.map_keys(checkpoint.tensors).items():
+        if new is None:
+            continue
+        before, after = old.split("."), new.split(".")
+        # What both names end with is what the path was: a.b.weight -> x.weight tells that a.b is x now.
+        while before and after and before[-1] == after[-1]:
+            before, after = before[:-1], after[:-1]
+            paths.setdefault(".".join(before), ".".join(after))
+    return {paths.get(path, path): entry for path, entry in checkpoint.versions.items()}
 
 
 def _refuse_own_load_state_dict(model: nn.Module) -> None:

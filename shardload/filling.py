@@ -37,7 +37,9 @@ def check(
 
     Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model stays as it was.
     """
-    return Comparison(_as_shell(shell), _as_checkpoint(checkpoint), KeyMap.of(key_map)).report
+    comparison = Comparison(_as_shell(shell), _as_checkpoint(checkpoint), KeyMap.of(key_map))
+    comparison.judge()
+    return comparison.report
 
 
 @gc_paused()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shardload.errors import MismatchError
-from shardload.shell import modules_of, rebuild_with
+from shardload.shell import class_values, modules_of
 from shardload.template import collapse
 from shardload.ties import retie
 
@@ -44,31 +44,30 @@ def finish(
 
 
 def _initialise(shell: Shell, names: list[str], target: Target) -> list[str]:
-    """Give parameters that no tensor fills the values that the class gives them, by running its constructor again."""
+    """Give what no tensor fills the values that the class gives it, by running its constructor again."""
     modules = dict(modules_of(shell.model))
     lacking = {
         name: tensor for name in names if (tensor := _get(modules, name)) is not None and tensor.is_meta
     }
-    if not lacking:
-        return [f"{pattern}: not in the checkpoint, kept as it was" for pattern in collapse(names)]
-    birth = {id(parameter): ordinal for ordinal, parameter in enumerate(shell.created)}
-    ordinals = {birth.get(id(tensor)) for tensor in lacking.values()}
-    if shell.make is None or None in ordinals:
-        raise _uninitialised(list(lacking), "its module was not made by build_shell")
-    fresh = dict(modules_of(rebuild_with(shell.make, {n for n in ordinals if n is not None})))
-    bad = []
-    for name, old in lacking.items():
-        value = _get(fresh, name)
-        if value is None or value.is_meta or bool(torch.isnan(value).any()):
-            bad.append(name)
-            continue
-        prefix, _, leaf = name.rpartition(".")
-        made = nn.Parameter(target.place(name, value.detach()), requires_grad=old.requires_grad)
-        setattr(modules[f"{prefix}." if prefix else ""], leaf, made)
+    # A buffer has its value already, unless the class left its memory as it was.
+    suspects = [name for name in names if name not in lacking] if shell.make is not None else []
+    values = class_values(shell, [*lacking, *suspects])
+    bad = [name for name in values if bool(values[name].isnan().any())]
+    bad += [name for name in lacking if name not in values]
     if bad:
-        raise _uninitialised(bad, "the class leaves it uninitialised")
+        raise _uninitialised(
+            bad, "the class leaves it uninitialised" if shell.make else "build_shell did not make it"
+        )
+    for name, old in lacking.items():
+        prefix, _, leaf = name.rpartition(".")
+        made = nn.Parameter(target.place(name, values[name]), requires_grad=old.requires_grad)
+        setattr(modules[f"{prefix}." if prefix else ""], leaf, made)
     retie(shell, set(lacking))
-    return [f"{pattern}: not in the checkpoint, initialised by the class" for pattern in collapse(lacking)]
+    kept = [name for name in names if name not in lacking]
+    return [
+        *(f"{pattern}: not in the checkpoint, initialised by the class" for pattern in collapse(lacking)),
+        *(f"{pattern}: not in the checkpoint, kept as it was" for pattern in collapse(kept)),
+    ]
 
 
 def _uninitialised(names: list[str], why: str) -> MismatchError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,6 +57,7 @@ class Plan:
 
     direct: dict[str, TensorRef] = field(default_factory=dict)
     handed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    in_place: set[str] = field(default_factory=set)
     computed: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     forgiven: list[str] = field(default_factory=list)
@@ -95,7 +96,7 @@ def match(shell: Shell, zones: Zones, checkpoint: Checkpoint, key_map: KeyMap) -
             _match_one(plan, key, ref, shell.slots.get(key))
     met = {*plan.direct, *(fault.key for fault in plan.faults)}
     for name, slot in shell.slots.items():
-        if slot.kind != "computed" and name not in met and zones.root_of(name) is None:
+        if slot.is_stored and name not in met and zones.root_of(name) is None:
             plan.faults.append(missing_fault(slot))
     return plan
 
@@ -114,27 +115,40 @@ def settle_ties(plan: Plan, shell: Shell) -> None:
 def _match_one(plan: Plan, key: str, ref: TensorRef, slot: Slot | None) -> None:
     if slot is None:
         plan.faults.append(unexpected_fault(key, ref))
-    elif slot.kind == "computed":
+    elif is_recomputed(slot):
         plan.computed.append(key)
+    elif not slot.is_stored:
+        plan.faults.append(replace(unexpected_fault(key, ref), note=PLAIN_ATTRIBUTE))
     elif slot.shape != ref.shape and not (slot.shape == () and ref.shape == (1,)):
         # torch before 0.4 stored scalars with one dimension; its own loader takes them too.
         plan.faults.append(misshapen_fault(slot, ref))
-    elif note := _other_kind(slot, ref):
+    elif note := other_kind(slot, ref.dtype):
         plan.faults.append(refused_fault(slot, ref, note))
     else:
         plan.direct[key] = ref
 
 
-def _other_kind(slot: Slot, ref: TensorRef) -> str | None:
+# Tables that published classes compute into plain attributes, and that older checkpoints hold copies of.
+_TABLES = frozenset({"inv_freq", "cos_cached", "sin_cached", "freqs_cis", "position_ids", "masked_bias"})
+
+PLAIN_ATTRIBUTE = "the class keeps it as a plain attribute, which no load fills: it would have to be a buffer"
+
+
+def is_recomputed(slot: Slot) -> bool:
+    """Whether the class computes what the slot holds, so that a stored copy may stay unread."""
+    return slot.kind == "computed" or (slot.kind == "attribute" and slot.name.rpartition(".")[2] in _TABLES)
+
+
+def other_kind(slot: Slot, code: str) -> str | None:
     """Return why a slot can't take numbers of the kind that is stored, or None where it can."""
-    if ref.dtype not in TORCH_NAMES:
-        return f"stored as {ref.dtype}, for which torch has no dtype"
+    if code not in TORCH_NAMES:
+        return f"stored as {code}, for which torch has no dtype"
     if not (slot.dtype.is_floating_point or slot.dtype.is_complex):
         return None
-    stored_as = TORCH_NAMES[ref.dtype]
-    if ref.dtype.startswith("C") and not slot.dtype.is_complex:
+    stored_as = TORCH_NAMES[code]
+    if code.startswith("C") and not slot.dtype.is_complex:
         return f"stored as {stored_as}, and the model holds real numbers"
-    if not ref.dtype.startswith(("F", "BF", "C")):
+    if not code.startswith(("F", "BF", "C")):
         return f"stored as {stored_as}: packed or quantised weights need modules that hold them"
     return None
 
@@ -212,7 +226,8 @@ def judge(
 
     Patterns are fnmatch patterns on whole keys. Raises UsageError for one that matches nothing or everything.
     """
-    _check_patterns("allow_missing", allow_missing, {*shell.slots, *(f.key for f in plan.faults)})
+    fillable = (name for name, slot in shell.slots.items() if slot.is_stored)
+    _check_patterns("allow_missing", allow_missing, {*fillable, *(f.key for f in plan.faults)})
     _check_patterns("allow_unexpected", allow_unexpected, {*stored, *(f.key for f in plan.faults)})
     ignore = {
         "missing": _ignored_by_class(shell, "_keys_to_ignore_on_load_missing"),

@@ -7,18 +7,28 @@ happens. Hooks therefore run twice in a load, once with meta tensors.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from shardload.errors import ShardloadError
-from shardload.plan import Fault, dtype_name, misshapen_fault, missing_fault, unexpected_fault
-from shardload.shard import torch_dtype
+from shardload.plan import (
+    Fault,
+    dtype_name,
+    is_recomputed,
+    misshapen_fault,
+    missing_fault,
+    other_kind,
+    unexpected_fault,
+)
+from shardload.shard import CODES, torch_dtype
+from shardload.shell import modules_of
 from shardload.tensor_ref import TensorRef
-from shardload.walker import Snapshot, walk
+from shardload.walker import Snapshot, has_override, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -41,23 +51,36 @@ def rehearse(
         entries = plan.handed[root.prefix]
         snapshot = Snapshot(root.module.modules())
         try:
-            result = _walk_on_meta(root, entries, versions)
+            result = _walk_on_meta(root, entries, versions, _Watch(plan, shell))
         except ShardloadError:
             raise
         except KeyError as error:
             plan.faults.append(failure(root, error))  # it asks for a name that is not there, values or not
         except Exception as error:  # noqa: BLE001 - a hook may raise anything when it looks at values
             where = root.prefix[:-1] or "the model itself"
+            plan.in_place |= _own_parameters(root)
             unproven.append(
                 f"{where}: {root.why} can't be rehearsed without values ({type(error).__name__}); "
                 "it is judged at the load"
             )
         else:
             plan.faults += faults_of(result, entries, shell, plan.computed)
+            plan.in_place -= set(result.missing)
             plan.forgiven += result.forgiven
         finally:
             snapshot.restore()
     return unproven
+
+
+def _own_parameters(root: Root) -> set[str]:
+    """Return the parameters of modules with an override: what it does to them is not known."""
+    return {
+        path + name
+        for path, module in modules_of(root.module, root.prefix)
+        if has_override(module)
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    }
 
 
 def failure(root: Root, error: Exception) -> Fault:
@@ -66,7 +89,36 @@ def failure(root: Root, error: Exception) -> Fault:
     return Fault("refused", key, note=f"{root.why} failed: {type(error).__name__}: {error}")
 
 
-def _walk_on_meta(root: Root, entries: dict[str, Any], versions: Mapping[str, dict[str, Any]]) -> WalkResult:
+class _Watch:
+    """Sees what each module makes of its slots: replaced as it should be, by another kind of number, or not at all."""
+
+    def __init__(self, plan: Plan, shell: Shell) -> None:
+        self._plan = plan
+        self._slots = shell.slots
+
+    def __call__(self, module: nn.Module, prefix: str) -> Callable[[], None]:
+        before = dict(module._parameters)
+
+        def leave() -> None:
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter is before.get(name):
+                    if has_override(module):
+                        self._plan.in_place.add(prefix + name)
+                elif parameter is not None:
+                    self._check_kind(prefix + name, parameter)
+
+        return leave
+
+    def _check_kind(self, key: str, parameter: torch.Tensor) -> None:
+        slot = self._slots.get(key)
+        note = other_kind(slot, CODES.get(parameter.dtype, "")) if slot else None
+        if slot and note:
+            self._plan.faults.append(replace(missing_fault(slot), kind="refused", note=note))
+
+
+def _walk_on_meta(
+    root: Root, entries: dict[str, Any], versions: Mapping[str, dict[str, Any]], watch: _Watch
+) -> WalkResult:
     state = {
         key: _on_meta(value) if isinstance(value, TensorRef) else value
         for key, value in entries.items()
@@ -74,11 +126,7 @@ def _walk_on_meta(root: Root, entries: dict[str, Any], versions: Mapping[str, di
         if key.rpartition(".")[2] != _EXTRA_STATE
     }
     with torch.no_grad():
-        return walk(root.module, root.prefix, state, versions, _no_visit)
-
-
-def _no_visit(_module: nn.Module, _prefix: str) -> None:
-    return None
+        return walk(root.module, root.prefix, state, versions, watch)
 
 
 def _on_meta(ref: TensorRef) -> torch.Tensor:
@@ -98,10 +146,9 @@ def faults_of(
     for key in dict.fromkeys(result.unexpected):
         value = entries.get(key)
         slot = shell.slots.get(key)
-        if slot is not None and slot.kind == "computed":
+        if slot is not None and is_recomputed(slot):
             computed.append(key)
-            continue
-        if isinstance(value, TensorRef):
+        elif isinstance(value, TensorRef):
             faults.append(unexpected_fault(key, value))
         else:
             faults.append(

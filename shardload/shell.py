@@ -12,23 +12,28 @@ from shardload.construction import MarkUninitialised, construction
 from shardload.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
-SlotKind = Literal["parameter", "buffer", "computed"]
+SlotKind = Literal["parameter", "buffer", "computed", "attribute"]
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A place for one tensor in a model.
 
-    `kind` is "parameter", "buffer" (persistent: a checkpoint holds it) or "computed" (a non-persistent buffer or
-    a plain tensor attribute: the class computes it, and a stored copy does not replace it).
+    `kind` is "parameter", "buffer" (persistent: a checkpoint holds it), "computed" (a non-persistent buffer: the
+    class computes it, and a stored copy does not replace it) or "attribute" (a tensor that is no buffer at all).
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     kind: SlotKind
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a checkpoint has to fill it."""
+        return self.kind in {"parameter", "buffer"}
 
 
 @dataclass
@@ -109,6 +114,27 @@ def _made(make: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
+def class_values(shell: Shell, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return what the class itself puts into the named parameters and buffers, by running its constructor again.
+
+    NaN stands where it leaves memory uninitialised. Names that it does not make, or makes another way each time,
+    are left out.
+    """
+    if shell.make is None or not names:
+        return {}
+    now = dict(_stored_tensors(shell.model))
+    birth = {id(parameter): ordinal for ordinal, parameter in enumerate(shell.created)}
+    real = {birth[id(now[name])] for name in names if name in now and id(now[name]) in birth}
+    fresh = dict(_stored_tensors(rebuild_with(shell.make, real)))
+    return {name: fresh[name].detach() for name in names if name in fresh and not fresh[name].is_meta}
+
+
+def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, module in modules_of(model):
+        for table in (module._parameters, module._buffers):
+            yield from ((path + name, tensor) for name, tensor in table.items() if tensor is not None)
+
+
 def rebuild_with(make: Callable[[], nn.Module], real: set[int]) -> nn.Module:
     """Run `make()` once more, leaving the parameters of the given ordinals as the class initialises them.
 
@@ -137,7 +163,7 @@ def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ..
                     owners.setdefault(id(buffer), []).append(path + name)
         for name, value in module.__dict__.items():
             if isinstance(value, torch.Tensor):
-                slots.setdefault(path + name, Slot(path + name, value.dtype, _shape(value), "computed"))
+                slots.setdefault(path + name, Slot(path + name, value.dtype, _shape(value), "attribute"))
     return slots, tuple(tuple(names) for names in owners.values() if len(names) > 1)
 
 

@@ -17,7 +17,8 @@ from shardload.read_ahead import ReadAhead
 from shardload.rehearsal import failure, faults_of
 from shardload.report import ShardRow
 from shardload.shard import Shard
-from shardload.tensor_ref import TORCH_NAMES, TensorRef
+from shardload.stand_in import StandIns
+from shardload.tensor_ref import TensorRef
 from shardload.walker import Root, walk
 
 if TYPE_CHECKING:
@@ -47,10 +48,9 @@ def stream(comparison: Comparison, target: Target, *, copy: bool, progress: Prog
             seconds = time.perf_counter() - started
             report.shards.append(ShardRow(name, len(pairs), nbytes, seconds, now.anon, now.file))
         carrier.roots_without_tensors()
-    report.loaded = sum(len(pairs) for pairs in by_shard.values())
+    report.loaded = carrier.loaded
     report.nbytes = total
-    dtypes = Counter(TORCH_NAMES[ref.dtype] for pairs in by_shard.values() for _, ref in pairs)
-    report.dtypes = dict(dtypes.most_common())
+    report.dtypes = dict(carrier.dtypes.most_common())
     report.seconds["fill"] = sum(row.seconds for row in report.shards)
     return carrier.filled
 
@@ -73,6 +73,10 @@ class _Stream:
         self.target = target
         self.copy = copy
         self.filled: set[str] = set()
+        self.loaded = 0
+        self.dtypes: Counter[str] = Counter()
+        self.tied = {name: group for group in comparison.shell.ties for name in group}
+        self.stand_ins = StandIns(comparison.shell, comparison.plan.in_place)
         self.ahead = ahead
         # What a subtree with its own loader still waits for, and what has come for it so far.
         self.waiting = {
@@ -93,9 +97,7 @@ class _Stream:
                 stored = shard.tensor(ref)
                 root = self.comparison.zones.root_of(key)
                 if root is None:
-                    placed = self.target.place(key, stored)
-                    self._assign(key, placed)
-                    if placed is not stored:
+                    if self._load(key, stored) is not stored:
                         shard.release(ref)
                 else:
                     self.arrived[root][key] = stored
@@ -110,6 +112,21 @@ class _Stream:
             if _tensor_count(self.comparison.plan.handed[prefix]) == 0:
                 self._walk(root)
 
+    def _load(self, key: str, stored: torch.Tensor) -> torch.Tensor | None:
+        """Place and assign one tensor of a plain module; a second copy of a tied one, compared before, is left out."""
+        if self.filled.intersection(self.tied.get(key, ())):
+            self.loaded += 1
+            return None
+        placed = self.target.place(key, stored)
+        self._assign(key, placed)
+        self._count(key, stored.dtype)
+        return placed
+
+    def _count(self, key: str, dtype: torch.dtype) -> None:
+        self.filled.add(key)
+        self.loaded += 1
+        self.dtypes[str(dtype).removeprefix("torch.")] += 1
+
     def _assign(self, key: str, tensor: torch.Tensor) -> None:
         prefix, _, name = key.rpartition(".")
         module = self.comparison.zones.plain[f"{prefix}." if prefix else ""]
@@ -123,7 +140,6 @@ class _Stream:
             slots[name] = value
         else:
             setattr(module, name, value)  # RNNs keep a list of their weights beside the parameters
-        self.filled.add(key)
 
     def _walk(self, root: Root) -> None:
         """Let a subtree load itself from everything that came for it, in the checkpoint's order."""
@@ -132,6 +148,7 @@ class _Stream:
         state = {
             key: arrived[key] if isinstance(value, TensorRef) else value for key, value in entries.items()
         }
+        loaded = self.loaded
         try:
             with torch.no_grad():
                 result = walk(root.module, root.prefix, state, self.comparison.versions, self._visit)
@@ -142,7 +159,12 @@ class _Stream:
         faults = self._new_faults(faults_of(result, entries, self.comparison.shell, []))
         if faults:
             raise mismatch(self.comparison.report, faults)
-        self.filled.update(key for key in entries if key in self.comparison.shell.slots)
+        handed, took = _tensor_count(entries), self.loaded - loaded
+        if handed != took:
+            where = root.prefix[:-1] or "the model itself"
+            self.comparison.report.notes.append(
+                f"{where}: {root.why} was handed {handed} tensors and filled {took} of the model's"
+            )
 
     def _new_faults(self, faults: list[Fault]) -> list[Fault]:
         """Leave out what the judgement allowed; what is left only showed with values."""
@@ -152,21 +174,28 @@ class _Stream:
 
     def _visit(self, module: nn.Module, prefix: str) -> Callable[[], None]:
         before = {**module._parameters, **module._buffers}
-        stand_ins = _stand_ins(module)
+        loans = self.stand_ins.lend(module, prefix)
 
         def leave() -> None:
-            _take_back(module, stand_ins)
+            left = {loan.name for loan in loans if loan.is_untouched}
+            for loan in loans:
+                loan.settle()
             for slots in (module._parameters, module._buffers):
                 for name, value in slots.items():
-                    if value is not None and not value.is_meta and value is not before.get(name):
-                        self._settle(module, slots, prefix, name, value)
+                    if value is None or value.is_meta or value is before.get(name):
+                        continue
+                    if self._settle(module, slots, prefix, name, value) and name not in left:
+                        self._count(prefix + name, value.dtype)
 
         return leave
 
     def _settle(
         self, module: nn.Module, slots: dict[str, Any], prefix: str, name: str, value: torch.Tensor
-    ) -> None:
-        """Give the target its say over what a module has just assigned."""
+    ) -> bool:
+        """Give the target its say over what a module has just assigned; False for what it computes itself."""
+        slot = self.comparison.shell.slots.get(prefix + name)
+        if slot is not None and not slot.is_stored:
+            return False
         placed = self.target.place(prefix + name, value.detach())
         if placed.dtype != value.dtype or placed.device != value.device:
             if isinstance(value, nn.Parameter):
@@ -175,30 +204,8 @@ class _Stream:
                 slots[name] = placed
             else:
                 setattr(module, name, placed)
-        self.filled.add(prefix + name)
+        return True
 
 
 def _tensor_count(entries: Mapping[str, Any]) -> int:
     return sum(isinstance(value, TensorRef) for value in entries.values())
-
-
-def _stand_ins(module: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Give a module whose override may copy in place real parameters to copy into.
-
-    They start as NaN, which tells afterwards whether the override wrote to them.
-    """
-    if type(module)._load_from_state_dict is nn.Module._load_from_state_dict:
-        return {}
-    found = {}
-    for name, parameter in module._parameters.items():
-        if parameter is not None and parameter.is_meta and parameter.is_floating_point():
-            real = torch.full(parameter.shape, float("nan"), dtype=parameter.dtype)
-            found[name] = (parameter, nn.Parameter(real, requires_grad=parameter.requires_grad))
-            module._parameters[name] = found[name][1]
-    return found
-
-
-def _take_back(module: nn.Module, stand_ins: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> None:
-    for name, (on_meta, real) in stand_ins.items():
-        if module._parameters.get(name) is real and bool(torch.isnan(real).all()):
-            module._parameters[name] = on_meta

@@ -41,9 +41,15 @@ def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint) -> N
 def _equal(first: TensorRef, second: TensorRef, checkpoint: Checkpoint) -> bool:
     if (first.shard, first.span, first.strides) == (second.shard, second.span, second.strides):
         return True
-    return first.dtype == second.dtype and torch.equal(
-        checkpoint.read(first.name), checkpoint.read(second.name)
-    )
+    return same_bytes(checkpoint.read(first.name), checkpoint.read(second.name))
+
+
+def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors are equal bit for bit, NaN included."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    one, other = (tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in (first, second))
+    return torch.equal(one, other)
 
 
 def retie(shell: Shell, filled: set[str]) -> None:
@@ -56,6 +62,9 @@ def retie(shell: Shell, filled: set[str]) -> None:
         if loaded is None:
             continue
         places = [_place(modules, name) for name in group]
+        _refuse_different(
+            [(name, _get(*place)) for name, place in zip(group, places, strict=True) if name in filled]
+        )
         tensor = _get(*places[group.index(loaded)])
         old = next((p for module, leaf in places if (p := module._parameters.get(leaf)) is not None), None)
         if old is not None and not isinstance(tensor, nn.Parameter):
@@ -65,6 +74,16 @@ def retie(shell: Shell, filled: set[str]) -> None:
                 module._buffers[leaf] = tensor
             elif module._parameters.get(leaf) is not tensor:
                 setattr(module, leaf, tensor)
+
+
+def _refuse_different(loaded: list[tuple[str, torch.Tensor]]) -> None:
+    """Raise where load hooks gave the names of one parameter different values; stored copies were compared before."""
+    for (first_name, first), (second_name, second) in pairwise(loaded):
+        if first is not second and not same_bytes(first, second):
+            raise MismatchError(
+                f"{first_name} and {second_name} are one parameter in the model, and were given different values",
+                cure="untie them in the config (tie_word_embeddings=false), or drop one of them by key_map=",
+            )
 
 
 def _place(modules: dict[str, nn.Module], name: str) -> tuple[nn.Module, str]:

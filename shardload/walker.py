@@ -90,6 +90,15 @@ def own_loader(module: nn.Module) -> str | None:
     return None
 
 
+def has_override(module: nn.Module) -> bool:
+    """Whether a module's own `_load_from_state_dict` decides what becomes of its parameters."""
+    kind = type(module)
+    return (
+        kind._load_from_state_dict is not nn.Module._load_from_state_dict
+        or "_load_from_state_dict" in module.__dict__
+    )
+
+
 @dataclass
 class WalkResult:
     """What the modules of one walk reported: keys by name, and messages.

@@ -62,8 +62,8 @@ def test_slots_tell_what_a_checkpoint_has_to_fill():
     kinds = {name: slot.kind for name, slot in slots.items()}
     assert kinds["inv_freq"] == "buffer"
     assert kinds["mask"] == "computed"
-    assert kinds["cos_cached"] == "computed"
-    stored = [name for name, kind in kinds.items() if kind != "computed"]
+    assert kinds["cos_cached"] == "attribute"
+    stored = [name for name, slot in slots.items() if slot.is_stored]
     assert sorted(stored) == sorted(Hostile().state_dict())
 
 
