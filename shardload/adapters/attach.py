@@ -57,12 +57,13 @@ class Attached:
 class Adapters:
     """Everything that is attached to one model, kept on the model itself so that it is copied and pickled with it.
 
-    `frozen` are the base's parameters that required gradients before the first adapter came.
+    `frozen` are the places of the base's parameters that required gradients before the first adapter came: module
+    and name. The parameters themselves may be replaced meanwhile, as `fill` does.
     """
 
     switch: Switch = field(default_factory=Switch)
     attached: dict[str, Attached] = field(default_factory=dict)
-    frozen: list[nn.Parameter] = field(default_factory=list)
+    frozen: list[tuple[nn.Module, str]] = field(default_factory=list)
 
 
 def adapters_of(model: nn.Module) -> Adapters | None:
@@ -195,16 +196,19 @@ def detach(model: nn.Module, name: str) -> None:
     for layer in adapters.attached.pop(name).layers:
         drop_term(layer, name)
     if not adapters.attached:
-        for parameter in adapters.frozen:
-            parameter.requires_grad_(True)
+        for module, attribute in adapters.frozen:
+            parameter = module._parameters.get(attribute)
+            if parameter is not None:
+                parameter.requires_grad_(True)
         del vars(model)[_RECORD]
 
 
 def _freeze(model: nn.Module, adapters: Adapters) -> None:
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.requires_grad_(False)
-            adapters.frozen.append(parameter)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                parameter.requires_grad_(False)
+                adapters.frozen.append((module, name))
 
 
 def _put(swap: Replaced, tensor: torch.Tensor) -> torch.Tensor:

@@ -18,16 +18,20 @@ _before: dict[str, Any] = {}
 def restored_flags() -> Iterator[None]:
     """Put torch's JIT flags and default dtype back after the block.
 
-    When threads overlap, the first to enter notes the values and the last to leave restores them. No lock is
-    held in between: Python's own import locks would make that a deadlock.
+    When threads overlap, the first to enter notes the values and the last to leave restores them; the default dtype
+    has one keeper with the construction of models. No lock is held in between: Python's own import locks would make
+    that a deadlock.
     """
+    from shardload.construction import default_dtype_kept
+
     global _inside  # noqa: PLW0603 - process-wide by nature
     with _lock:
         if _inside == 0:
             _before.update(_read())
         _inside += 1
     try:
-        yield
+        with default_dtype_kept():
+            yield
     finally:
         with _lock:
             _inside -= 1
@@ -50,7 +54,6 @@ def _read() -> dict[str, Any]:
         "_jit_override_can_fuse_on_cpu": c._jit_can_fuse_on_cpu(),
         "_jit_override_can_fuse_on_gpu": c._jit_can_fuse_on_gpu(),
         "_jit_set_texpr_fuser_enabled": c._jit_texpr_fuser_enabled(),
-        "default_dtype": torch.get_default_dtype(),
     }
 
 
@@ -58,7 +61,4 @@ def _write(flags: dict[str, Any]) -> None:
     import torch
 
     for name, value in flags.items():
-        if name == "default_dtype":
-            torch.set_default_dtype(value)
-        else:
-            getattr(torch._C, name)(value)
+        getattr(torch._C, name)(value)

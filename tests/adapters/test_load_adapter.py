@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from shardload import fill, open_checkpoint
 from shardload.adapters import activate, active_adapters, detach, load_adapter
 from shardload.adapters.lora import LoraLinear
 from shardload.errors import MismatchError, UnsupportedError, UsageError
@@ -24,6 +25,7 @@ from tests.adapters.tiny import (
     snapshot,
     write,
 )
+from tests.tiny import write_checkpoint
 
 
 def error(ours, wanted):
@@ -353,6 +355,16 @@ def test_detaching_restores_everything(tmp_path, order):
     assert type(model.layers[0].down) is Scaled
     with pytest.raises(UsageError, match="attached"):
         detach(model, "a")
+
+
+def test_a_base_that_was_filled_again_is_trainable_after_the_last_adapter(tmp_path):
+    model = Tiny()
+    base = write_checkpoint(tmp_path / "base", model.state_dict())
+    load_adapter(model, write(tmp_path / "lora", lora_tensors(model)))
+    fill(model, open_checkpoint(base), allow_missing=["*lora_*"])
+    assert not any(parameter.requires_grad for parameter in model.embed.parameters())
+    detach(model, "default")
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_two_adapters_can_not_replace_one_tensor_at_once(tmp_path):

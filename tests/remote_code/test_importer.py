@@ -13,6 +13,7 @@ import traceback
 import pytest
 import torch
 
+from shardload.construction import construction
 from shardload.errors import RemoteCodeError
 from shardload.remote_code import load_config, resolve_class
 from shardload.remote_code.process_flags import restored_flags
@@ -272,14 +273,32 @@ def test_process_wide_flags_are_restored_after_an_import_that_fails(tmp_path):
 
 
 def test_overlapping_imports_restore_what_was_before_the_first():
+    assert_overlapping_blocks_restore(restored_flags())
+
+
+def test_an_import_beside_a_constructor_takes_nothing_of_it_for_what_was_before():
+    """A constructor in half precision on another thread: float16 must not stay behind."""
+    assert_overlapping_blocks_restore(construction())
+
+
+def assert_overlapping_blocks_restore(other):
+    """Enter `other` on a thread of its own, then `restored_flags` here; leave them in the same order."""
     before = flags()
-    first, second = restored_flags(), restored_flags()
-    first.__enter__()
-    torch.set_default_dtype(torch.float64)
-    torch._C._jit_override_can_fuse_on_cpu(True)
-    second.__enter__()
-    first.__exit__(None, None, None)
-    second.__exit__(None, None, None)
+    entered, leave = threading.Event(), threading.Event()
+
+    def first():
+        with other:
+            torch.set_default_dtype(torch.float16)
+            torch._C._jit_override_can_fuse_on_cpu(before[2])
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert entered.wait(30)
+    with restored_flags():
+        leave.set()
+        thread.join(30)
     assert flags() == before
 
 
