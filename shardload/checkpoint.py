@@ -44,7 +44,8 @@ class Checkpoint:
     `tensors` maps each key to its TensorRef, in file order. `objects` are entries of pickled state dicts that
     are no tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
     `metadata` is the safetensors files' own. `warnings` are lines worth showing.
-    `identities` tell whether a local file is still the one whose header was read.
+    `identities` tell whether a local file is still the one whose header was read. `named` is the file that the
+    caller named himself, or None where he named a folder or a repo.
     """
 
     source: Source
@@ -58,14 +59,15 @@ class Checkpoint:
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     identities: Mapping[str, FileIdentity] = field(default_factory=dict, repr=False)
+    named: str | None = None
     _mappings: WeakValueDictionary[Any, Any] = field(
         default_factory=WeakValueDictionary, repr=False, compare=False
     )
 
     @property
     def label(self) -> str:
-        """The folder, or `org/name@commit`."""
-        return self.source.label
+        """The folder, the file that was named, or `org/name@commit`."""
+        return f"{self.source.label}/{self.named}" if self.named else self.source.label
 
     @property
     def nbytes(self) -> int:
@@ -113,17 +115,23 @@ def open_checkpoint(
         local_files_only=local_files_only,
         subfolder=subfolder,
     )
-    return read_checkpoint(source, find_weight_files(source, only=only, variant=variant))
+    return read_checkpoint(source, find_weight_files(source, only=only, variant=variant), named=only)
 
 
-def read_checkpoint(source: Source, files: WeightFiles) -> Checkpoint:
-    """Read the headers of the given weight files and check them against their index, both ways."""
+def read_checkpoint(source: Source, files: WeightFiles, *, named: str | None = None) -> Checkpoint:
+    """Read the headers of the given weight files and check them against their index, both ways.
+
+    `named` is the file that the caller named himself: what lies beside it need not belong to it, so a broken
+    config.json there is a warning.
+    """
     shards = _open_shards(source, files)
     # A file on the Hub is named by its commit and can't change.
     identities = {file.name: file_identity(file.local_path()) for file in shards if source.is_local}
     formats, headers = _read_headers(shards, remote=source.revision is not None)
     tensors = _merge(source, files, headers)
     warnings = list(getattr(source, "warnings", ()))
+    config, doubts = _config_beside(source, named)
+    warnings += doubts
     stored = sum(ref.nbytes for ref in tensors.values())
     if files.total_size is not None and files.total_size != stored:
         # ChatGLM-6B v1.1 was published so: the figure is for people, the headers decide.
@@ -138,13 +146,14 @@ def read_checkpoint(source: Source, files: WeightFiles) -> Checkpoint:
             ShardInfo(file.name, file.size, len(header.tensors), sum(ref.nbytes for ref in header.tensors))
             for file, header in zip(shards, headers, strict=True)
         ),
-        config=read_config(source),
+        config=config,
         index=files.index,
         objects={key: value for header in headers for key, value in header.objects.items()},
         metadata={key: value for header in headers for key, value in header.metadata.items()},
         versions={path: entry for header in headers for path, entry in header.versions.items()},
         warnings=tuple(warnings + _envelopes(files.shards, headers)),
         identities=identities,
+        named=named,
     )
 
 
@@ -214,6 +223,15 @@ def _merge(source: Source, files: WeightFiles, headers: Iterable[Header]) -> dic
     if not found:
         raise CorruptError("the checkpoint holds no tensor", where=source.label)
     return found
+
+
+def _config_beside(source: Source, named: str | None) -> tuple[dict[str, Any] | None, list[str]]:
+    try:
+        return read_config(source), []
+    except CorruptError as error:
+        if named is None:
+            raise
+        return None, [f"config.json beside {named} is not used: {error.what}"]
 
 
 def read_config(source: Source) -> dict[str, Any] | None:

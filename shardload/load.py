@@ -90,7 +90,10 @@ def from_pretrained(
 
     checkpoint = open_checkpoint(where, revision=revision, subfolder=subfolder, variant=variant, **hub)
     clock.stage("open")
-    repo = _Repo(checkpoint.source, checkpoint.config, {**trust, **hub})
+    config_json = checkpoint.config
+    if config_json is None and model_class is None:
+        config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
+    repo = _Repo(checkpoint.source, config_json, {**trust, **hub})
     settled = (
         repo.config(target.dtype, model_class)
         if config is None

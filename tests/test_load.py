@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -487,7 +489,59 @@ def test_an_adapter_that_is_not_there(base, tmp_path):
         )
 
 
+# --- one file -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_named_is_reported_and_refused_by_its_name(tmp_path):
+    path = tmp_path / "mixed.pth"
+    torch.save(random_state(Net()), path)
+    assert report_of(from_pretrained(path, model_class=lambda _: Net())).where == str(path)
+    with pytest.raises(MismatchError) as caught:
+        from_pretrained(path, model_class=lambda _: Net(layers=2))
+    assert caught.value.where == str(path)
+    assert caught.value.report.where == str(path)
+
+
+def test_a_broken_config_that_merely_lies_beside_a_file_is_a_note(tmp_path):
+    path = tmp_path / "one.pth"
+    torch.save(random_state(Net()), path)
+    (tmp_path / "config.json").write_text("{")
+    report = report_of(from_pretrained(path, model_class=lambda _: Net()))
+    assert any("config.json beside one.pth is not used" in note for note in report.notes)
+    with pytest.raises(CorruptError, match=r"config\.json"):
+        from_pretrained(path)
+    torch.save(random_state(Net()), tmp_path / "pytorch_model.bin")
+    with pytest.raises(CorruptError, match=r"config\.json"):
+        from_pretrained(tmp_path, model_class=lambda _: Net())
+
+
 # --- the report -----------------------------------------------------------------------------------------------
+
+
+class AllEqual(Net):
+    """Any two of them are equal, as a class with an `__eq__` of its own may say."""
+
+    def __eq__(self, other):
+        return isinstance(other, AllEqual)
+
+    def __hash__(self):
+        return 1
+
+
+def test_models_that_call_themselves_equal_have_reports_of_their_own(tmp_path):
+    folders = [write_checkpoint(tmp_path / name, random_state(Net())) for name in ("one", "two")]
+    models = [from_pretrained(where, model_class=lambda _: AllEqual()) for where in folders]
+    assert [report_of(model).where for model in models] == [str(where) for where in folders]
+    with pytest.raises(UsageError, match="was not made by"):
+        report_of(AllEqual())
+
+
+def test_a_report_goes_with_its_model(folder):
+    model = from_pretrained(folder, model_class=Configured)
+    held = weakref.ref(report_of(model))
+    del model
+    gc.collect()
+    assert held() is None
 
 
 def test_the_report_tells_the_whole_load(folder):
