@@ -62,13 +62,16 @@ class _Loan:
         nan = value.isnan() if value.is_floating_point() else None
         self._unwritten = nan if nan is not None and bool(nan.any()) else None
         self._version = self._stand_in._version
+        self._sum = _bytes_sum(value)
         module._parameters[name] = self._stand_in
 
     @property
     def is_untouched(self) -> bool:
         """Whether the stand-in is still there as it was lent."""
-        now = self._module._parameters.get(self.name)
-        return now is self._stand_in and self._stand_in._version == self._version
+        if self._module._parameters.get(self.name) is not self._stand_in:
+            return False
+        # Writing to `.data` leaves the version as it is.
+        return self._stand_in._version == self._version and _bytes_sum(self._stand_in.detach()) == self._sum
 
     def settle(self) -> None:
         """Keep what was written; take back a stand-in that still holds memory that nobody wrote to."""
@@ -79,3 +82,7 @@ class _Loan:
         )
         if unwritten or (self.is_untouched and not self._parameter.is_meta):
             self._module._parameters[self.name] = self._parameter
+
+
+def _bytes_sum(tensor: torch.Tensor) -> int:
+    return int(tensor.contiguous().view(-1).view(torch.uint8).sum()) if tensor.numel() else 0
