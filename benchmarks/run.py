@@ -72,14 +72,14 @@ class Run:
         measure.command(["-c", "import torch, safetensors, shardload.load, shardload.cli"])
 
     def rounds(self, pairs: int, deadline: float) -> None:
-        """Run at most `pairs` rounds; no round but the first is begun that would not end before `deadline`."""
+        """Run at most `pairs` rounds of each table; after the first, only one that is to end before `deadline`."""
         for number in range(1, pairs + 1):
-            left = [(table, row) for table, rows in self.rows.items() for row in rows if row.wanted]
-            expected = sum(row.seconds for _, row in left)
-            if not left or (number > 1 and time.monotonic() + expected > deadline):
-                return
-            for table, row in left:
-                self._measure(self.tables[table], row, number)
+            for name, rows in self.rows.items():
+                left = [row for row in rows if row.wanted]
+                end = time.monotonic() + sum(row.seconds for row in left)
+                if number == 1 or end < deadline:
+                    for row in left:
+                        self._measure(self.tables[name], row, number)
 
     def _measure(self, table: Table, row: Row, number: int) -> None:
         started = time.monotonic()

@@ -67,7 +67,7 @@ def _ready(suffix: str) -> Table:
             Load("transformers_loader", f"llama.{suffix}"),
             Load("accelerate_loader", f"llama.{suffix}"),
             Load("assign", f"llama.{suffix}"),
-            Load("tutorial", f"llama.{suffix}", most=2),
+            Load("tutorial", f"llama.{suffix}", most=1),
         ),
     )
 
@@ -81,7 +81,7 @@ _CAST = Table(
         Load("transformers_loader", "llama-1gb.safetensors"),
         Load("accelerate_loader", "llama-1gb.safetensors"),
         Load("assign", "llama-1gb.safetensors"),
-        Load("tutorial", "llama-1gb.safetensors", most=2),
+        Load("tutorial", "llama-1gb.safetensors", most=1),
     ),
     dtype="float32",
 )
