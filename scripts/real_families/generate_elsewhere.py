@@ -9,20 +9,17 @@ import json
 import os
 import sys
 import tempfile
-import types
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()
-# transformers demands every package that is imported anywhere in the code, this one in a function nobody calls.
-sys.modules.setdefault("transformers_stream_generator", types.ModuleType("transformers_stream_generator"))
-sys.modules["transformers_stream_generator"].__spec__ = types.SimpleNamespace(  # type: ignore[assignment]
-    name="transformers_stream_generator", loader=None, origin=None
-)
+import torch
+import transformers
+from transformers import dynamic_module_utils
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
+# It would demand every package that is imported anywhere in the code, in branches that never run too.
+dynamic_module_utils.check_imports = dynamic_module_utils.get_relative_imports
 
 
 def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> Any:
