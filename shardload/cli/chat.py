@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -65,6 +67,8 @@ def command(where: str, prompt: str | None, system: str | None, as_json: bool, *
     The repo's own stream_chat answers where there is one, else its chat template and generate. In a terminal there
     is a prompt; on a pipe each line is answered by itself, in one conversation.
     """
+    # Repos log with arguments that don't fit their messages; Python would show a traceback for each.
+    logging.raiseExceptions = False
     before = set(threading.enumerate())
     settings = _settings(options)
     raw, seed = options.pop("raw"), options.pop("seed")
@@ -183,7 +187,11 @@ def _interruptible(stop: Stop) -> Iterator[None]:
     """
     before = set(threading.enumerate())
 
+    failures: list[BaseException] = []
+
     def handle(_number: int, _frame: Any) -> None:
+        if failures:
+            raise failures[0]
         others = [thread for thread in threading.enumerate() if thread not in before and thread.is_alive()]
         if stop.wanted or not others:
             raise KeyboardInterrupt
@@ -192,10 +200,19 @@ def _interruptible(stop: Stop) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = signal.signal(signal.SIGINT, handle)
+
+    def hear(failed: threading.ExceptHookArgs) -> None:
+        # Whoever waits for this thread's answer would wait for ever.
+        if failed.exc_value is not None:
+            failures.append(failed.exc_value)
+            _thread.interrupt_main()
+
+    old, old_hook = signal.signal(signal.SIGINT, handle), threading.excepthook
+    threading.excepthook = hear
     try:
         yield
     finally:
+        threading.excepthook = old_hook
         signal.signal(signal.SIGINT, old)
 
 

@@ -28,7 +28,8 @@ def test_each_help_has_an_example_and_costs_no_torch(command):
 def test_help_lists_the_commands(run_cli):
     done = run_cli("--help")
     assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.split("Commands:\n")[1].splitlines()[:3]] == [
+    assert [line.split()[0] for line in done.stdout.split("Commands:\n")[1].splitlines()[:4]] == [
+        "chat",
         "demo",
         "inspect",
         "load",
