@@ -124,6 +124,20 @@ def test_a_forward_with_few_arguments(tmp_path):
     assert made.generate(prompt(), max_new_tokens=6)[0].tolist() == likeliest(made, prompt(), 6)
 
 
+@pytest.mark.parametrize("name", ["logits_to_keep", "num_logits_to_keep"])
+def test_a_prompts_other_logits_are_not_made(tmp_path, name):
+    replace = (
+        ("class TinyModel(PreTrainedModel):", "class TinyModel(PreTrainedModel, GenerationMixin):"),
+        ("from torch import nn", "from torch import nn\nfrom transformers import GenerationMixin"),
+        ("return_dict=None):", f"return_dict=None, {name}=0):\n        self.kept = {name}"),
+        ("self.head(x)", f"self.head(x[:, -{name}:])"),
+    )
+    made = model(tmp_path, "", replace=replace)
+    assert made.generate(prompt(), max_new_tokens=6)[0].tolist() == likeliest(made, prompt(), 6)
+    made.generate(prompt(), max_new_tokens=1)
+    assert made.kept == 1
+
+
 def test_embeddings_stand_for_the_prompt(tmp_path):
     made = model(tmp_path)
     embeds = made.embed(prompt())

@@ -151,6 +151,14 @@ class StepsMixin:
         past = min(cache_length(model_kwargs.get("past_key_values")), max(length - 1, 0))
         return {**model_kwargs, "cache_position": torch.arange(past, length, device=input_ids.device)}
 
+    def _last_logits_only(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments with the request for the last token's logits, where `forward` knows one.
+
+        The logits of a whole prompt take its length times the vocabulary.
+        """
+        names = parameters(self.forward) & {"logits_to_keep", "num_logits_to_keep"}
+        return {**dict.fromkeys(names, 1), **model_kwargs}
+
     def _initial_cache(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments with an empty cache object for classes that leave its making to `generate`.
 

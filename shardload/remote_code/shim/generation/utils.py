@@ -220,7 +220,7 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin, Helpers
         return self._run_loop(
             settings,
             input_ids,
-            self._initial_cache(model_kwargs),
+            self._last_logits_only(self._initial_cache(model_kwargs)),
             logits_processor=made,
             logits_warper=warper,
             stopping_criteria=ends,
