@@ -7,17 +7,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import safetensors
 
+from shardload.companions import companions
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap import KeyMap
 from shardload.shard import CODES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import torch
     from torch import nn
 
@@ -32,10 +34,11 @@ _UNITS = {
     "MIB": 2**20,
     "GIB": 2**30,
 }
-# Where a config was loaded from is nothing about the model, and may be a path of this machine.
-_OF_THE_LOAD = frozenset({"_name_or_path", "_commit_hash"})
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index*.json")
+
+base_states: list[Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = []
+"""Those who add tensors to models put a function here that leaves them out of a state dict."""
 
 
 def save(
@@ -45,11 +48,13 @@ def save(
     max_shard_size: str | int = "5GB",
     key_map: KeyMap | Mapping[str, str | None] | None = None,
 ) -> list[Path]:
-    """Write a model's state dict as safetensors shards, with index and config.json; return the files written.
+    """Write a model as safetensors shards, index, settings and its repo's code; return the files written.
 
-    The key map is the one that the model was loaded through: names are written through its inverse. Tied
-    parameters are written once. Files appear in `folder` only when all are complete. `max_shard_size` is bytes or
-    a text such as "5GB" (powers of ten) or "5GiB". Raises UsageError, UnsupportedError.
+    Settings are config.json and generation_config.json, where the model has them; the code is what `auto_map` needs,
+    so that `from_pretrained(folder, trust_remote_code=True)` gives the model again. Adapters are left out, with a
+    warning that names them. The key map is the one that the model was loaded through: names are written through its
+    inverse. Tied parameters are written once. Files appear in `folder` only when all are complete. `max_shard_size`
+    is bytes or a text such as "5GB" (powers of ten) or "5GiB". Raises UsageError, UnsupportedError.
     """
     if not hasattr(model, "state_dict"):
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
@@ -58,12 +63,13 @@ def save(
         raise UsageError(f"{target} is a file", cure="pass a folder to write into")
     tensors = _named_tensors(model, KeyMap.of(key_map))
     shards = _split(tensors, _parse_size(max_shard_size))
-    config = _config_json(model)
+    beside = companions(model)
+    _refuse_other_code(target, beside)
     target.mkdir(parents=True, exist_ok=True)
     _refuse_other_weights(target, len(shards))
     _check_disk(target, sum(_nbytes(tensor) for tensor in tensors.values()))
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
-        names = _write_all(Path(staging), shards, config)
+        names = _write_all(Path(staging), shards, beside)
         _move_in(Path(staging), target, names)
     return [target / name for name in names]
 
@@ -76,11 +82,14 @@ def _move_in(staging: Path, target: Path, names: list[str]) -> None:
     """
     kept = staging / "replaced"
     kept.mkdir()
+    for name in names:
+        for folder in (target, kept):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
     moved_out: list[str] = []
     moved_in: list[str] = []
     try:
-        # One weight file and a config are replaced in one step each.
-        for name in reversed(names) if len(names) > 2 else ():
+        # One weight file and what stands beside it are replaced in one step each.
+        for name in reversed(names) if _INDEX in names else ():
             if (target / name).exists():
                 (target / name).replace(kept / name)
                 moved_out.append(name)
@@ -89,7 +98,7 @@ def _move_in(staging: Path, target: Path, names: list[str]) -> None:
             moved_in.append(name)
         _sync_folder(target)
     except BaseException:
-        if len(names) > 2:
+        if _INDEX in names:
             for name in moved_in:
                 (target / name).unlink()
         for name in moved_out:
@@ -99,7 +108,9 @@ def _move_in(staging: Path, target: Path, names: list[str]) -> None:
 
 def _named_tensors(model: nn.Module, key_map: KeyMap) -> dict[str, torch.Tensor]:
     inverse = key_map.invert()
-    state = model.state_dict(keep_vars=True)
+    state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    for base_state in base_states:
+        state = base_state(model, state)
     seen: set[int] = set()
     found: dict[str, torch.Tensor] = {}
     for key, value in state.items():
@@ -136,7 +147,7 @@ def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, to
     return shards
 
 
-def _write_all(staging: Path, shards: list[dict[str, torch.Tensor]], config: str | None) -> list[str]:
+def _write_all(staging: Path, shards: list[dict[str, torch.Tensor]], beside: dict[str, bytes]) -> list[str]:
     """Write everything into the staging folder; return the names in the order in which they may appear."""
     names = _shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
@@ -146,11 +157,11 @@ def _write_all(staging: Path, shards: list[dict[str, torch.Tensor]], config: str
         total = sum(_nbytes(tensor) for shard in shards for tensor in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         names.append(_INDEX)
-        _write_text(staging / names[-1], json.dumps(index, indent=2))
-    if config is not None:
-        names.append("config.json")
-        _write_text(staging / "config.json", config)
-    return names
+        _write_bytes(staging / names[-1], json.dumps(index, indent=2).encode())
+    for name, content in beside.items():
+        (staging / name).parent.mkdir(parents=True, exist_ok=True)
+        _write_bytes(staging / name, content)
+    return [*names, *beside]
 
 
 def _shard_names(count: int) -> list[str]:
@@ -207,22 +218,6 @@ def _parse_size(size: str | int) -> int:
     return limit
 
 
-def _config_json(model: nn.Module) -> str | None:
-    config = getattr(model, "config", None)
-    to_dict = getattr(config, "to_dict", None)
-    content = to_dict() if callable(to_dict) else config
-    if not isinstance(content, Mapping):
-        return None
-    settings = {name: value for name, value in content.items() if name not in _OF_THE_LOAD}
-    try:
-        try:
-            return json.dumps(settings, indent=2, sort_keys=True, default=str)
-        except TypeError:  # keys of several kinds have no order
-            return json.dumps(settings, indent=2, default=str)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"the model's config can't be written as JSON: {error}") from error
-
-
 def _refuse_other_weights(folder: Path, shards: int) -> None:
     """Raise UsageError for weights beside which the new ones would not be read, or would be read together."""
     new = {*_shard_names(shards), *([_INDEX] if shards > 1 else [])}
@@ -237,6 +232,18 @@ def _refuse_other_weights(folder: Path, shards: int) -> None:
         )
 
 
+def _refuse_other_code(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Raise UsageError for code in the folder that differs: somebody may have edited it."""
+    for name, content in files.items():
+        path = folder / name
+        if name.endswith(".py") and path.exists() and path.read_bytes() != content:
+            raise UsageError(
+                "the folder holds code that differs from what made this model",
+                where=str(path),
+                cure="save into another folder, or remove the file first",
+            )
+
+
 def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -247,9 +254,9 @@ def _check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+def _write_bytes(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

@@ -11,7 +11,18 @@ import torch
 from torch import nn
 
 from shardload import UnsupportedError, UsageError, build_shell, fill, from_pretrained, open_checkpoint, save
-from tests.tiny import Net, assert_same_state, random_state, run_python, torch_filled, write_checkpoint
+from shardload.adapters import load_adapter
+from tests.adapters import tiny as adapters
+from tests.remote_code import repos
+from tests.tiny import (
+    Net,
+    assert_same_state,
+    random_state,
+    run_python,
+    save_safetensors,
+    torch_filled,
+    write_checkpoint,
+)
 
 
 def test_a_model_comes_back(tmp_path):
@@ -137,7 +148,7 @@ def test_views_are_written_as_what_they_show(tmp_path):
         assert torch.equal(open_checkpoint(tmp_path).read(name), value)
 
 
-@pytest.mark.parametrize("config", [{"a": 1, 3: 2, "s": {1, 2}, "d": torch.float16}, {"b": {"z": 1, "a": 2}}])
+@pytest.mark.parametrize("config", [{"a": 1, 3: 2, "s": (1, 2), "d": torch.float16}, {"b": {"z": 1, "a": 2}}])
 def test_a_config_is_written_as_json(tmp_path, config):
     model = Net()
     model.config = config
@@ -236,3 +247,133 @@ class Configured(Net):
     def __init__(self, config) -> None:
         super().__init__()
         self.config = config
+
+
+# --- what stands beside the weights, and what is not the model's own ------------------------------------------
+
+
+def remote(folder, **more):
+    """Write a repo with code of its own and weights for it."""
+    model = repos.MODEL + "\n    def prepare_inputs_for_generation(self, x): return {}\n"
+    repos.tiny(folder, model=model, **more)
+    state = {"linear.weight": torch.randn(4, 4), "linear.bias": torch.randn(4)}
+    save_safetensors(state, folder / "model.safetensors")
+    return folder
+
+
+def test_a_model_of_a_repo_s_code_is_saved_with_its_code_and_loads_again(tmp_path):
+    repo = remote(tmp_path / "repo")
+    (repo / "generation_config.json").write_text('{"max_length": 77}')
+    model = from_pretrained(repo, trust_remote_code=True)
+    files = save(model, tmp_path / "out")
+    assert {path.name for path in files} == {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "configuration_tiny.py",
+        "modeling_tiny.py",
+    }
+    for name in ("configuration_tiny.py", "modeling_tiny.py"):
+        assert (tmp_path / "out" / name).read_bytes() == (repo / name).read_bytes()
+    again = from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert type(again) is type(model)
+    assert again.generation_config.max_length == 77
+    assert_same_state(again, model)
+    assert str(tmp_path) not in "".join(path.read_text() for path in files if path.suffix == ".json")
+
+
+def test_code_in_folders_and_entries_of_another_repo_are_written_as_they_load(tmp_path):
+    repo = tmp_path / "repo"
+    source = repos.MODEL.replace("from .configuration_tiny", "from ..configuration_tiny")
+    auto_map = {
+        "AutoConfig": "configuration_tiny.TinyConfig",
+        "AutoModel": "parts.modeling_tiny.TinyModel",
+        "AutoTokenizer": ["tokenization_tiny.TinyTokenizer", None],
+    }
+    files = {"configuration_tiny.py": repos.CONFIG, "parts/modeling_tiny.py": source}
+    repos.write(repo, files, {"auto_map": auto_map})
+    state = {"linear.weight": torch.randn(4, 4), "linear.bias": torch.randn(4)}
+    save_safetensors(state, repo / "model.safetensors")
+    model = from_pretrained(repo, trust_remote_code=True)
+    model.config.auto_map["AutoConfig"] = "org/other--configuration_tiny.TinyConfig"
+    save(model, tmp_path / "out")
+    assert (tmp_path / "out" / "parts" / "modeling_tiny.py").exists()
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["auto_map"]
+    assert written == {name: auto_map[name] for name in ("AutoConfig", "AutoModel")}
+    assert_same_state(from_pretrained(tmp_path / "out", trust_remote_code=True), model)
+
+
+def test_code_that_somebody_has_edited_is_not_overwritten(tmp_path):
+    model = from_pretrained(remote(tmp_path / "repo"), trust_remote_code=True)
+    save(model, tmp_path / "out")
+    save(model, tmp_path / "out")
+    edited = tmp_path / "out" / "modeling_tiny.py"
+    edited.write_text("mine")
+    with pytest.raises(UsageError, match=r"modeling_tiny\.py"):
+        save(model, tmp_path / "out")
+    assert edited.read_text() == "mine"
+
+
+def test_an_auto_map_without_its_code_is_left_out_and_that_is_said(tmp_path):
+    model = Net()
+    model.config = {"width": 8, "auto_map": {"AutoModel": "modeling_x.X"}}
+    with pytest.warns(UserWarning, match="auto_map is left out"):
+        save(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"width": 8}
+
+
+def adapted(folder, **settings):
+    """A base, and the same with an adapter that trained a head of its own."""
+    base, model = adapters.Tiny(), adapters.Tiny()
+    tensors = adapters.lora_tensors(model)
+    tensors |= {
+        f"{adapters.PREFIX}score.weight": torch.ones(3, 8),
+        f"{adapters.PREFIX}score.bias": torch.ones(3),
+    }
+    where = adapters.write(folder, tensors, adapters.config(modules_to_save=["score"], **settings))
+    load_adapter(model, where, name="mine")
+    assert not torch.equal(model.score.weight, base.score.weight)
+    return base, model
+
+
+def test_adapters_are_left_out_and_named(tmp_path):
+    base, model = adapted(tmp_path / "lora")
+    with pytest.warns(UserWarning, match="adapters are not saved, only their base: mine"):
+        save(model, tmp_path / "out")
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert set(checkpoint.tensors) == set(base.state_dict())
+    for key, value in base.state_dict().items():
+        assert torch.equal(checkpoint.read(key), value), key
+    assert torch.equal(model.score.weight, torch.ones(3, 8))
+    assert fill(adapters.Tiny(), checkpoint).ok
+
+
+def test_a_part_of_an_adapted_model_is_refused(tmp_path):
+    _, model = adapted(tmp_path / "lora")
+    with pytest.raises(UsageError, match="larger model"):
+        save(model.layers, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), print, {1, 2}, Path("x"), object])
+@pytest.mark.parametrize("attribute", ["config", "generation_config"])
+def test_settings_that_are_no_json_are_refused(tmp_path, attribute, value):
+    model = Net()
+    setattr(model, attribute, {"deep": [value]})
+    with pytest.raises(UsageError, match=f"model's {attribute} can't be written as JSON"):
+        save(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_dtypes_and_configs_in_configs_are_written_as_text_and_data(tmp_path):
+    class Inner:
+        def to_dict(self):
+            return {"depth": 2}
+
+    model = Net()
+    model.config = {"torch_dtype": torch.float16, "vision": Inner()}
+    save(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "torch_dtype": "float16",
+        "vision": {"depth": 2},
+    }

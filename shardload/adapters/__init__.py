@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from shardload import saving
 from shardload.adapters.adapter import AdapterFile, AdapterFormat, listing
 from shardload.adapters.adapter_report import AdapterFault, AdapterReport, fault_lines, shown
 from shardload.adapters.attach import (
@@ -16,6 +17,7 @@ from shardload.adapters.attach import (
     check_owner,
     detach,
 )
+from shardload.adapters.base_state import without_adapters
 from shardload.adapters.foreign import foreign_style
 from shardload.adapters.match import match_adapter
 from shardload.adapters.peft import Peft
@@ -42,6 +44,8 @@ __all__ = [
     "load_adapter",
     "open_adapter",
 ]
+
+saving.base_states.append(without_adapters)
 
 FORMATS: tuple[AdapterFormat, ...] = (Peft(),)
 """All adapter file formats, in the order in which they are tried."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from shardload import companions
 from shardload.remote_code.classes import ResolvedClass, resolve_class
 from shardload.remote_code.config import LoadedConfig, attach_generation_config, load_config
+from shardload.remote_code.export import exported_code
 from shardload.remote_code.importer import Word
 from shardload.remote_code.listing import ListedFile, code_files
 from shardload.remote_code.tokenizer import make_tokenizer
@@ -19,3 +21,5 @@ __all__ = [
     "make_tokenizer",
     "resolve_class",
 ]
+
+companions.exporters.append(exported_code)

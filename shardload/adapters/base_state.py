@@ -1,0 +1,51 @@
+"""The base's own tensors of a model that adapters are attached to, under the names that the base gives them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from shardload.adapters.attach import adapters_of
+from shardload.adapters.lora import LoraLinear
+from shardload.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def without_adapters(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a model's state dict without what adapters added and replaced, and warn of the adapters by name.
+
+    Raises UsageError for a part of a model whose adapters were attached to the whole: what they replace is known
+    there.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    records = [found for module in modules.values() if (found := adapters_of(module)) is not None]
+    layers = {path: module for path, module in modules.items() if isinstance(module, LoraLinear)}
+    if not layers and not records:
+        return state
+    known = {id(record.switch) for record in records}
+    for path, layer in layers.items():
+        if id(layer.lora_switch) not in known:
+            raise UsageError(
+                "adapters were attached to a larger model that this one is a part of",
+                where=path,
+                cure="save the model that they were attached to, or detach them first",
+            )
+    added = tuple(
+        f"{path}.{part}." if path else f"{part}." for path in layers for part in ("lora_A", "lora_B")
+    )
+    base = {key: value for key, value in state.items() if not key.startswith(added)}
+    paths = {id(module): path for path, module in reversed(modules.items())}
+    for record in records:
+        for name in record.switch.active:
+            for swap in record.attached[name].replaced:
+                path = paths[id(swap.module)]
+                key = f"{path}.{swap.attribute}" if path else swap.attribute
+                if key in base:
+                    # As `detach` puts it back: in the dtype that the model has now.
+                    base[key] = swap.original.to(dtype=base[key].dtype)
+    names = ", ".join(name for record in records for name in record.attached)
+    warnings.warn(f"adapters are not saved, only their base: {names}", stacklevel=4)
+    return base

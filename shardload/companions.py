@@ -1,0 +1,90 @@
+"""What stands beside saved weights: config.json, generation_config.json, and the code that made the model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Exporter = Callable[["nn.Module", Mapping[str, Any]], tuple[dict[str, bytes], dict[str, Any]]]
+"""Takes a model and its config's `auto_map`; returns files by name, and the entries that lead into them."""
+
+exporters: list[Exporter] = []
+"""Those who know where a model's class came from add themselves here."""
+
+# Where a config was loaded from is nothing about the model, and may be a path of this machine.
+_OF_THE_LOAD = frozenset({"_name_or_path", "_commit_hash", "name_or_path"})
+
+
+def companions(model: nn.Module) -> dict[str, bytes]:
+    """Return the files to write beside a model's weights, by name: code, then settings; {} where it has none.
+
+    An `auto_map` leads into files that are written, or is left out with a warning: what it named would not be there.
+    Raises UsageError for settings that are no JSON; infinities and NaN are none.
+    """
+    files: dict[str, bytes] = {}
+    generation = _settings(getattr(model, "generation_config", None))
+    if generation is not None:
+        files["generation_config.json"] = _as_json(generation, "generation_config")
+    config = _settings(getattr(model, "config", None))
+    if config is None:
+        return files
+    auto_map = config.pop("auto_map", None)
+    if isinstance(auto_map, Mapping) and auto_map:
+        code, kept = _export(model, auto_map)
+        files |= code
+        if kept:
+            config["auto_map"] = kept
+    files["config.json"] = _as_json(config, "config")
+    return files
+
+
+def _export(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    for exporter in exporters:
+        files, kept = exporter(model, auto_map)
+        if kept:
+            return files, kept
+    warnings.warn(
+        f"auto_map is left out of config.json: {type(model).__name__} was not made by the code that it names; "
+        "pass model_class= to load the saved model",
+        stacklevel=4,
+    )
+    return {}, {}
+
+
+def _settings(config: Any) -> dict[str, Any] | None:
+    to_dict = getattr(config, "to_dict", None)
+    content = to_dict() if callable(to_dict) else config
+    if not isinstance(content, Mapping):
+        return None
+    return {name: value for name, value in content.items() if name not in _OF_THE_LOAD}
+
+
+def _as_json(settings: Mapping[Any, Any], what: str) -> bytes:
+    options: dict[str, Any] = {"indent": 2, "default": _plain, "allow_nan": False}
+    try:
+        try:
+            text = json.dumps(settings, sort_keys=True, **options)
+        except TypeError:  # keys of several kinds have no order
+            text = json.dumps(settings, **options)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"the model's {what} can't be written as JSON: {error}",
+            cure=f"set what is no JSON on model.{what} to plain data, or remove it",
+        ) from error
+    return text.encode()
+
+
+def _plain(value: Any) -> Any:
+    if type(value).__module__ == "torch" and type(value).__name__ in {"dtype", "device"}:
+        return str(value).removeprefix("torch.")
+    to_dict = getattr(value, "to_dict", None)
+    if callable(to_dict) and not isinstance(value, type):
+        return to_dict()
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
