@@ -190,6 +190,12 @@ def test_a_name_that_nothing_takes(tmp_path):
         model(tmp_path).generate(prompt(), max_new_token=2)
 
 
+def test_token_types_that_nothing_takes_say_nothing(tmp_path):
+    made = model(tmp_path)
+    encoded = {"input_ids": prompt(), "token_type_ids": torch.zeros(1, 5), "attention_mask": torch.ones(1, 5)}
+    assert made.generate(**encoded, max_new_tokens=4)[0].tolist() == likeliest(made, prompt(), 4)
+
+
 @pytest.mark.parametrize(
     ("keywords", "what"),
     [

@@ -18,16 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Of the keyword arguments of `generate`, those that reach an encoder, or no forward pass at all.
-_ENCODER_KEYWORDS = frozenset(
-    {
-        "attention_mask",
-        "decoder_input_ids",
-        "decoder_attention_mask",
-        "encoder_outputs",
-        "encoder_attention_mask",
-    }
-)
+# Keyword arguments of `generate` that the loop itself uses.
 _LOOP_KEYWORDS = frozenset({"cache_position", "output_attentions", "output_hidden_states", "return_dict"})
 
 
@@ -55,15 +46,18 @@ class InputsMixin:
         return generation_config, generation_config.update(**kwargs)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        """Raise ValueError for keyword arguments that neither generation nor the model would use."""
+        """Raise ValueError for keyword arguments that neither generation nor the model would use.
+
+        Token types are taken out instead: tokenizers make them unasked, and without a place for them they say nothing.
+        """
         prepare = self.prepare_inputs_for_generation
         known = parameters(prepare) | _LOOP_KEYWORDS
         if takes_any(prepare):
             if takes_any(self.forward):
                 return
             known |= parameters(self.forward)
-        if getattr(self.config, "is_encoder_decoder", False):
-            known |= _ENCODER_KEYWORDS | {n for n in model_kwargs if n.startswith(("decoder_", "cross_attn"))}
+        if "token_type_ids" not in known:
+            model_kwargs.pop("token_type_ids", None)
         unused = sorted(
             name for name, value in model_kwargs.items() if value is not None and name not in known
         )
