@@ -15,8 +15,8 @@ from typing import Any
 
 from shardload.errors import CorruptError, ShardloadError, UnsafeError, UnsupportedError, UsageError
 
-SECONDS = 0.6
-"""Processor time that one template may take; a usual one takes a thousandth of it."""
+SECONDS = 0.3
+"""Processor time that one template may take; a usual one takes a hundredth of it."""
 
 _MEMORY = 768 << 20
 _HERE = Path(__file__).parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -102,11 +103,8 @@ def outcome(template):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_ends_in_a_second_with_a_typed_error(name):
     found, seconds = outcome(HOSTILE[name])
-    for _ in range(4):  # processor time is what is limited: a busy machine may need a second look
-        if seconds < 1:
-            break
-        found, seconds = outcome(HOSTILE[name])
-    assert seconds < 1
+    # Processor time is what is limited: where processes wait for a processor, it takes longer by the clock.
+    assert seconds < max(1, 2 * os.getloadavg()[0] / (os.cpu_count() or 1))
     assert isinstance(found, (UnsafeError, UsageError)) or (name in EMPTY and found == "")
     assert render_chat_template("{{ 1 + 1 }}", {}) == "2"
 

@@ -8,6 +8,7 @@ import pytest
 
 import shardload
 from shardload.remote_code import Word, make_tokenizer
+from tests.hub_server import HubServer, forget_connections
 from tests.remote_code.repos import COMMIT, HubLike
 from tests.remote_code.tokenizers.vocabularies import NEW, OLD, ids, write
 from tests.tiny import run_python
@@ -126,3 +127,38 @@ import shardload
 print(shardload.load_tokenizer({str(tmp_path)!r}, trust_remote_code=True).encode("ab"))
 """
     assert run_python(code).stdout.strip() == str(ids("^ab"))
+
+
+def test_from_the_hub_only_what_is_needed_is_fetched(tmp_path, monkeypatch):
+    folder = write(tmp_path / "repo", NEW, added_tokens_json={"<t>": 77})
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with HubServer(tmp_path / "hub") as server:
+        server.use(monkeypatch, cache=tmp_path / "cache")
+        commit = server.commit(
+            "org/name", {**files, "pytorch_model.bin": b"weights", "modeling_tiny.py": b"x"}
+        )
+        tokenizer = shardload.load_tokenizer(f"org/name@{commit}", trust_remote_code=True)
+        assert tokenizer.encode("a<t>", add_special_tokens=False) == [*ids("a"), 77]
+        assert tokenizer.name_or_path == "org/name"
+        fetched = {path.name for path in (tmp_path / "cache").rglob("snapshots/*/*")}
+        assert not fetched & {"pytorch_model.bin", "modeling_tiny.py"}
+        offline = shardload.load_tokenizer(
+            "org/name", revision=commit, trust_remote_code=True, local_files_only=True
+        )
+        assert offline.encode("ab") == tokenizer.encode("ab")
+        forget_connections()
+
+
+def test_what_code_imports_from_the_library_is_there(tmp_path):
+    names = """
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast, TensorType
+from transformers.tokenization_utils import PreTrainedTokenizer, Trie, PaddingStrategy, TruncationStrategy
+from transformers.tokenization_utils_base import (
+    AddedToken, BatchEncoding, EncodedInput, ENCODE_KWARGS_DOCSTRING, PreTokenizedInput, PreTokenizedInputPair,
+    SpecialTokensMixin, TextInput, TextInputPair, TruncationStrategy, VERY_LARGE_INTEGER
+)
+from transformers.utils import PaddingStrategy, TensorType, logging
+"""
+    assert shardload.load_tokenizer(write(tmp_path, names + NEW), trust_remote_code=True).encode("a") == ids(
+        "^a$"
+    )
