@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from shardload.mapping import Buffer
 
 _SAMPLES = 16
-_STEP = (
-    512 * 2**10
-)  # the kernel reads no more for one request than its device's largest, which may be this small
+# The kernel reads no more for one request than its device's largest, which may be this small.
+_STEP = 512 * 2**10
 _SHARE = 0.5  # of the memory that is free: the model's own work needs some too
 
 

@@ -12,7 +12,7 @@ import torch
 from shardload.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from shardload.identity import FileIdentity, file_identity
 from shardload.mapping import Buffer, forget_pages, map_file
-from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES, Region, TensorRef
+from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -224,8 +224,3 @@ def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch
             )
         done += got
     return flat
-
-
-def packed_bytes(dtype: torch.dtype, numel: int) -> int:
-    """Return the bytes that `numel` elements of a dtype take."""
-    return numel * DTYPE_BITS[CODES[dtype]] // 8 if dtype in CODES else numel * dtype.itemsize

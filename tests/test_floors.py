@@ -13,7 +13,17 @@ PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
     {"errors", "gc_pause", "identity", "mapping", "tensor_ref", "template"},
-    {"companions", "declined", "keymap", "memory", "progress", "read_ahead", "sources", "construction", "chat_template"},
+    {
+        "companions",
+        "declined",
+        "keymap",
+        "memory",
+        "progress",
+        "read_ahead",
+        "sources",
+        "construction",
+        "chat_template",
+    },
     {"formats", "index", "references", "shard", "shell", "walker"},
     {"checkpoint", "saving"},
     {"plan", "targets", "diagnosis"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import weakref
 from types import SimpleNamespace
 
@@ -168,6 +169,26 @@ def test_progress_true_is_a_bar_on_stderr_and_false_is_silence(folder, capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert "loading" in err
+
+
+def test_the_bar_shows_bytes_rate_and_shard(folder):
+    code = """
+import sys
+sys.path.insert(0, ".")
+from shardload import from_pretrained
+from tests.tiny import Net
+from_pretrained(sys.argv[1], model_class=lambda _: Net(), progress=True)
+"""
+    done = run_python(
+        code, str(folder), env={"TQDM_MININTERVAL": "0", "TQDM_MINITERS": "1"}
+    )  # every tensor is drawn
+    total = sum(value.nbytes for value in Net().state_dict().values())
+    assert done.stdout == ""
+    drawn = done.stderr.split("\r")
+    assert any(f"/{total / 1e3:.2f}k [" in line for line in drawn), drawn
+    assert any(re.search(r"[\d.]+[kMG]B/s", line) for line in drawn), drawn
+    for path in folder.glob("*.safetensors"):
+        assert any(line.rstrip().endswith(f"{path.name[-17:]}]") for line in drawn), drawn
 
 
 def test_a_constructor_that_fails_says_so_in_its_own_words(folder):

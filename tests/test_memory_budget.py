@@ -112,14 +112,9 @@ def test_a_casting_load_peaks_at_its_result_and_64_mb(big, kind):
 
 
 def test_a_copying_load_peaks_at_its_result_and_64_mb(big):
+    """The bound from below tells that the sampler sees what it has to see: the other tests can fail."""
     got = load(big, "safetensors", "auto", "copy")
-    assert got["result"] <= got["peak"] <= got["result"] + 64 * MB, got
-
-
-def test_the_measurement_can_fail(big):
-    """The same figures for a load that holds a copy are above the bounds: the sampler sees what it has to see."""
-    got = load(big, "safetensors", "auto", "copy")
-    assert got["peak"] > 32 * MB
+    assert 32 * MB < got["result"] <= got["peak"] <= got["result"] + 64 * MB, got
 
 
 # --- a model larger than the memory limit ---------------------------------------------------------------------

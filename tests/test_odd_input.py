@@ -30,7 +30,7 @@ from shardload import (
 )
 from shardload.errors import ShardloadError
 from shardload.template import collapse
-from tests.tiny import Net, assert_same_state, meta_names, random_state, write_checkpoint
+from tests.tiny import Net, assert_same_state, meta_names, random_state, run_python, write_checkpoint
 
 
 def linear() -> nn.Module:
@@ -218,16 +218,32 @@ def test_a_shard_that_is_replaced_after_its_header_was_read_is_never_taken_for_i
 
 
 def test_read_only_files_in_a_read_only_folder(folder):
+    """Permissions bind nobody who runs as root: every opening is looked at as well."""
+    code = """
+import os, sys
+def refuse_writing(event, details):
+    if event == "open" and str(details[0]).startswith(sys.argv[1]):
+        assert not details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT), details
+import torch
+sys.path.insert(0, ".")
+from shardload import build_shell, fill, open_checkpoint
+from tests.tiny import Net, random_state
+sys.addaudithook(refuse_writing)
+shell = build_shell(Net)
+fill(shell, open_checkpoint(sys.argv[1]))
+with torch.no_grad():
+    shell.model.head.weight.add_(1)
+print(torch.equal(shell.model.head.weight, random_state(Net())["head.weight"] + 1))
+"""
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     for path in folder.iterdir():
         path.chmod(0o444)
     folder.chmod(0o555)
     try:
-        shell = build_shell(Net)
-        fill(shell, open_checkpoint(folder))
-        with torch.no_grad():
-            shell.model.head.weight.add_(1)
+        assert run_python(code, str(folder)).stdout == "True\n"
     finally:
         folder.chmod(0o755)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
