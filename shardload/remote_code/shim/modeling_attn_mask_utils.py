@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 class AttentionMaskConverter:
     """Makes additive masks from padding masks, causal ones if `is_causal`.
 
-    With `sliding_window`, keys that lie more than `sliding_window + 1` places back are masked as well: what the
-    releases before 4.42 computed (later ones: `sliding_window - 1`).
+    With `sliding_window` a query sees itself and that many keys before it: one more than `masking_utils` lets it see.
     """
 
     def __init__(self, is_causal: bool, sliding_window: int | None = None) -> None:

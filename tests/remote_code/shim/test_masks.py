@@ -52,7 +52,7 @@ def test_causal_masks_with_padding_and_a_cache(dtype, queries):
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])
-def test_the_sliding_window_of_the_old_releases_is_two_wider(window):
+def test_with_a_sliding_window_a_query_sees_itself_and_so_many_keys_before_it(window):
     embeds = torch.zeros(2, 5, 3)
     mask = _prepare_4d_causal_attention_mask(PADDING, (2, 5), embeds, 0, window)
     assert torch.equal(mask, additive(seen_by_definition(PADDING, 5, 5, window + 1)))
