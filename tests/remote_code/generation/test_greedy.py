@@ -69,11 +69,14 @@ def keep(cache, layers):
 class Layer"""
 
 
+KEEP_GIVEN = "past_key_values=None if past_key_values is None else keep(past_key_values, cache)"
+
+
 def test_a_class_that_leaves_its_inputs_to_the_base(tmp_path):
     replace = (
         *(
-            ("past = past_key_values or [None, None]", CACHE_OBJECT),
-            ("past_key_values=cache if use_cache else None", "past_key_values=keep(past_key_values, cache)"),
+            ("past = past_key_values or [None, None]", "past = list(past_key_values or ()) or [None, None]"),
+            ("past_key_values=cache if use_cache else None", KEEP_GIVEN),
             ("class Layer", KEEP),
         ),
         ("class TinyModel(PreTrainedModel):", "class TinyModel(PreTrainedModel, GenerationMixin):"),
@@ -143,6 +146,8 @@ def test_embeddings_stand_for_the_prompt(tmp_path):
     embeds = made.embed(prompt())
     expected = likeliest(made, prompt(), 8)[5:]
     assert made.generate(inputs_embeds=embeds, max_new_tokens=8)[0].tolist() == expected
+    # The cache is how the class knows that the first step is over.
+    assert made.generate(inputs_embeds=embeds, max_new_tokens=8, use_cache=False)[0].tolist() == expected
     # A length counts the prompt that the embeddings are, though its ids are not returned.
     assert made.generate(inputs_embeds=embeds, max_length=13)[0].tolist() == expected
 
