@@ -58,6 +58,12 @@ _COMMAND = re.compile(r"/[a-z]+")
 @click.option("--dtype", default="auto", metavar="DTYPE", help="Cast floating weights.")
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the repo carries.")
+@click.option(
+    "--remote-base",
+    type=click.Choice(["auto", "shim", "transformers"]),
+    default="auto",
+    help="Who serves the model code's imports of transformers: shardload's stand-in, or the installed one.",
+)
 @click.option("--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it.")
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON line a turn.")
