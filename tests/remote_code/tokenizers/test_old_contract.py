@@ -57,8 +57,10 @@ def test_special_tokens_given_as_texts_take_the_spaces_beside_them(tmp_path):
 
 def test_tokens_that_are_listed_with_ids_say_themselves_what_they_strip(tmp_path):
     token = {"content": "<x>", "lstrip": False, "rstrip": True, "special": True}
-    tokenizer = old(tmp_path, {"added_tokens_decoder": {"90": token}})
+    settings = {"added_tokens_decoder": {"90": token}, "additional_special_tokens": ["<x>", "<y>"]}
+    tokenizer = old(tmp_path, settings)
     assert tokenizer.encode("a <x> b", add_special_tokens=False) == [*ids("a "), 90, *ids("b")]
+    assert tokenizer.encode("a <y> b", add_special_tokens=False) == [*ids("a "), 91, *ids(" b")]
 
 
 def test_nothing_of_the_subclass_is_called_by_the_base_constructor(tmp_path):
