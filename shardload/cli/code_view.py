@@ -82,7 +82,7 @@ def _package_lines(packages: tuple[AskedPackage, ...]) -> list[str]:
     for package in packages:
         here = "installed" if package.installed else "not installed"
         if not package.installed and package.guarded:
-            here += "; in a try or a function"
+            here += "; in a try, an if or a function"
         rows.append((output.escape(package.name), here, output.escape(f"{package.file}:{package.line}")))
     return _table(rows)
 

@@ -12,7 +12,7 @@ from shardload.remote_code.importer import own_code
 from shardload.remote_code.imports import home_of
 from shardload.remote_code.shim._index import has_module, homes, names_by_module
 from shardload.remote_code.shim._module import guarded_lines
-from shardload.remote_code.shim._placeholders import is_probe, placeholder
+from shardload.remote_code.shim._placeholders import is_probe, is_torch_probe, placeholder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ class AskedName:
 
 @dataclass(frozen=True, slots=True)
 class AskedPackage:
-    """A package that the code imports. A `guarded` one stands inside a `try`, or in a function."""
+    """A package that the code imports. A `guarded` one stands inside a `try`, an `if` or a function."""
 
     name: str
     installed: bool
@@ -83,10 +83,10 @@ class _Reader:
         self.repo_files = frozenset(f.name for f in code.files) if code else frozenset()
         self.tree = ast.parse(file.content)
         self.guards = guarded_lines(importlib.util.decode_source(file.content))
-        self.inside_functions = [
+        self.perhaps = [
             (node.body[0].lineno, node.end_lineno or node.lineno)
             for node in ast.walk(self.tree)
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.If))
         ]
 
     def names(self) -> Iterator[AskedName]:
@@ -135,7 +135,7 @@ class _Reader:
                 if top in sys.stdlib_module_names or top in {"torch", "transformers"}:
                     continue
                 if home_of(top, self.file.name, self.repo_files) is None:
-                    guarded = self._within(node.lineno, (*self.guards, *self.inside_functions))
+                    guarded = self._within(node.lineno, (*self.guards, *self.perhaps))
                     yield AskedPackage(top, _installed(top), guarded, self.file.name, node.lineno)
 
     def _asked(self, module: str, name: str, line: int) -> AskedName:
@@ -145,7 +145,7 @@ class _Reader:
     def _answer(self, module: str, name: str, line: int) -> Answer:
         own = f"{module}.{name}" if module else name
         known = name in homes() or name in names_by_module().get(module, ()) or own in names_by_module()
-        if name == "*" or name.startswith("__") or known:
+        if name == "*" or name.startswith("__") or known or is_torch_probe(name):
             return "has it"
         if is_probe(name):
             return "not available"

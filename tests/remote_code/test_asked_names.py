@@ -25,6 +25,8 @@ try:
     import guarded_package
 except ImportError:
     something = None
+if transformers.is_torch_greater_or_equal_than_2_1():
+    import chosen_package
 def later():
     import late_package
     return transformers.Trainer, transformers.nothing_at_all, probes.is_torch_available, transformers.__version__
@@ -47,6 +49,7 @@ def test_each_name_has_its_answer_and_its_line(tmp_path):
         "transformers.utils.no_such_function": "lacks it",
         "transformers.cache_utils.DynamicCache": "has it",
         "transformers.new_module.something": "not there",
+        "transformers.is_torch_greater_or_equal_than_2_1": "has it",
         "transformers.Trainer": "placeholder",
         "transformers.nothing_at_all": "lacks it",
         "transformers.utils.import_utils.is_torch_available": "has it",
@@ -61,6 +64,7 @@ def test_other_packages_are_told_with_what_guards_them(tmp_path):
         "no_such_package": (False, False),
         "guarded_package": (False, True),
         "late_package": (False, True),
+        "chosen_package": (False, True),
     }
 
 
@@ -112,7 +116,7 @@ def test_the_command_shows_it_and_runs_nothing(tmp_path, capsys):
         for key, value in document["packages"][0].items()
         if key in ("name", "installed", "guarded")
     } == {"name": "no_such_package", "installed": False, "guarded": False}
-    assert len(document["names"]) == 11
+    assert len(document["names"]) == 12
 
 
 def test_the_command_says_when_there_is_no_code(tmp_path, capsys):

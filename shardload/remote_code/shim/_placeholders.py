@@ -45,8 +45,13 @@ class PlaceholderType(abc.ABCMeta):
 
 
 def is_probe(name: str) -> bool:
-    """Return whether a name is that of a probe: whether something is available, or new enough."""
-    return _PROBE.fullmatch(name) is not None
+    """Return whether a name is that of a probe which is answered with False, unknown as it is."""
+    return _PROBE.fullmatch(name) is not None and _TORCH_PROBE.fullmatch(name) is None
+
+
+def is_torch_probe(name: str) -> bool:
+    """Return whether a name asks for a version of torch, which is answered with the truth."""
+    return _TORCH_PROBE.fullmatch(name) is not None
 
 
 def probe(name: str) -> Any:
