@@ -239,11 +239,20 @@ def _revision_in(where: str | os.PathLike[str]) -> str | None:
 
 
 def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:
-    """Return the caller's config, or a copy that says `torch_dtype` where it has one and a dtype is asked for."""
-    if dtype is None or not hasattr(config, "torch_dtype"):
+    """Return the caller's config, or a copy of it that says `torch_dtype` where a dtype is asked for.
+
+    A config that takes no such attribute stays as it is.
+    """
+    if dtype is None:
         return config
     changed = copy_module.copy(config)
-    changed.torch_dtype = dtype
+    if isinstance(changed, dict):
+        changed["torch_dtype"] = dtype
+        return changed
+    try:
+        changed.torch_dtype = dtype
+    except (AttributeError, TypeError):
+        return config
     return changed
 
 

@@ -208,6 +208,23 @@ def test_a_model_class_that_makes_no_module(folder, made):
 # --- config ---------------------------------------------------------------------------------------------------
 
 
+def test_a_given_config_is_told_the_dtype_and_stays_as_it_was(folder):
+    config = SimpleNamespace(**SIZES)
+    model = from_pretrained(folder, model_class=Configured, config=config, dtype="bfloat16")
+    assert model.seen_dtype == torch.bfloat16
+    assert vars(config) == SIZES
+    seen, settings = [], dict(SIZES)
+
+    def make(given):
+        seen.append(given)
+        return Net()
+
+    from_pretrained(folder, model_class=make, config=settings, dtype="float16")
+    from_pretrained(folder, model_class=make, config=tuple(SIZES), dtype="float16")
+    assert seen == [{**SIZES, "torch_dtype": torch.float16}, tuple(SIZES)]
+    assert settings == SIZES
+
+
 def test_a_given_config_is_the_one_that_the_constructor_gets(folder):
     config = SimpleNamespace(**SIZES)
     model = from_pretrained(folder, model_class=Configured, config=config)
@@ -290,7 +307,7 @@ def test_a_given_config_tells_the_dtype_to_the_constructor_and_stays_as_it_was(f
         from_pretrained(
             folder, model_class=lambda c: Configured(SimpleNamespace(**c)), config=SIZES, dtype="half"
         ).seen_dtype
-        is None
+        == torch.float16
     )
 
 
