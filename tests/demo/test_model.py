@@ -138,3 +138,14 @@ def test_the_code_imports_what_the_published_code_imports():
         "transformers.modeling_utils.PreTrainedModel",
         "transformers.utils.logging",
     }
+
+
+def test_generate_gives_what_a_loop_over_the_likeliest_token_gives(small_repo):
+    model = shardload.from_pretrained(small_repo, trust_remote_code=True)
+    ids = torch.tensor([[64, 65, 66]])
+    expected = ids
+    with torch.inference_mode():
+        for _ in range(6):
+            logits = model(expected, use_cache=False).logits
+            expected = torch.cat((expected, logits[:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=-1), expected)

@@ -343,14 +343,18 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past_key_values: Past | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Return the encoder's output, sequence first.
 
-        `attention_mask` is 0 at padding; `full_attention_mask` is what `get_masks` returns.
+        `attention_mask` is 0 at padding; `full_attention_mask` is what `get_masks` returns. Attention weights are
+        not kept: asking for them by `output_attentions` is refused.
         `inputs_embeds` is [sequence, batch, hidden]; `input_ids` is needed for its shape even then.
         """
+        if output_attentions:
+            raise NotImplementedError("this model does not keep its attention weights")
         config = self.config
         use_cache = config.use_cache if use_cache is None else use_cache
         if output_hidden_states is None:
