@@ -51,9 +51,13 @@ def explain(error: BaseException, namespace: Namespace, doing: str) -> Shardload
 
 def lacks_a_name(error: BaseException) -> bool:
     """Return whether the error says that the stand-in for transformers lacks a name."""
-    from shardload.remote_code.shim._missing import MissingAttributeError, MissingFromShimError
+    from shardload.remote_code.shim._missing import (
+        MissingAttributeError,
+        MissingFromShimError,
+        NotServedError,
+    )
 
-    if isinstance(error, (MissingAttributeError, MissingFromShimError)):
+    if isinstance(error, (MissingAttributeError, MissingFromShimError, NotServedError)):
         return True
     # `transformers.modeling_utils.Something` on a module of the stand-in that answers plainly.
     owner = getattr(error, "obj", None) if isinstance(error, AttributeError) else None

@@ -26,6 +26,10 @@ class MissingAttributeError(RemoteCodeError, AttributeError):
     """An attribute of a transformers module that the stand-in lacks: an AttributeError, so `hasattr` works."""
 
 
+class NotServedError(UnsupportedError):
+    """The use of a class of which the stand-in has the name only: the real transformers may serve it."""
+
+
 def lacking(kind: type[RemoteCodeError], name: str) -> RemoteCodeError:
     """Return the error for `name` ("transformers.x.Y"), placed at the line of the repo's code that asks."""
     return kind(
@@ -57,10 +61,10 @@ def later_class(name: str, home: str) -> type[Any]:
     """Return a class that can be imported, subclassed and tested with isinstance, but not constructed."""
 
     def refuse(self: Any, *_args: Any, **_kwargs: Any) -> None:
-        later(f"transformers' {name} (used by {type(self).__qualname__})")
+        raise _not_served(f"transformers' {name} (used by {type(self).__qualname__})")
 
     def refuse_loading(cls: type[Any], *_args: Any, **_kwargs: Any) -> None:
-        later(f"transformers' {name}.from_pretrained (used by {cls.__qualname__})")
+        raise _not_served(f"transformers' {name}.from_pretrained (used by {cls.__qualname__})")
 
     def register_for_auto_class(cls: type[Any], auto_class: str = "") -> None:
         cls._auto_class = auto_class
@@ -73,6 +77,15 @@ def later_class(name: str, home: str) -> type[Any]:
         "__module__": home,
     }
     return type(name, (), body)
+
+
+def _not_served(name: str) -> NotServedError:
+    return NotServedError(
+        f"{name} arrives later: shardload's stand-in for transformers has the name only, "
+        "so that code which imports it can be loaded",
+        where=_asking_line(),
+        cure=CHOICES,
+    )
 
 
 def later_function(name: str) -> Callable[..., NoReturn]:
