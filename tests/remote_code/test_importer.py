@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from shardload.construction import construction
-from shardload.errors import RemoteCodeError
+from shardload.errors import RemoteCodeError, UnsupportedError
 from shardload.remote_code import load_config, resolve_class
 from shardload.remote_code.process_flags import restored_flags
 
@@ -333,6 +333,20 @@ def test_registering_with_the_auto_classes_is_harmless(tmp_path):
         )
     )
     assert type(model)._auto_class == "AutoModel"
+
+
+def test_a_model_is_made_from_the_config_that_it_was_registered_for(tmp_path):
+    text = (
+        "from transformers import AutoModel\n" + MODEL + "\nAutoModel.register(TinyConfig, TinyModel)\n"
+        "def inner():\n    return AutoModel.from_config(TinyConfig(hidden_size=3))\n"
+        "def other():\n    return AutoModel.from_config('a config of something else')\n"
+    )
+    model = build(*tiny(tmp_path, model=text))
+    inner = module_of(model).inner()
+    assert type(inner) is type(model)
+    assert inner.linear.in_features == 3
+    with pytest.raises(UnsupportedError, match="AutoModel"):
+        module_of(model).other()
 
 
 def test_the_origin_says_class_and_content(tmp_path):

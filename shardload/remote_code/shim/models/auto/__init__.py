@@ -1,4 +1,4 @@
-"""`transformers.models.auto`: names that code registers its classes with; loading by them arrives later."""
+"""`transformers.models.auto`: classes by their config, where the repo registered them itself; loading is refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from shardload.remote_code.shim._missing import later_class
 
 def _auto(name: str) -> Any:
     kind = later_class(name, __name__)
-    # A repo that registers its classes at import does so for transformers' own loader: nothing to do here.
-    kind.register = classmethod(lambda _cls, *_args, **_kwargs: None)
-    kind.from_config = kind.from_pretrained
+    refuse = kind.from_pretrained
+    registered: dict[Any, Any] = {}
+
+    def register(_cls: type[Any], /, config_class: Any, model_class: Any = None, **_options: Any) -> None:
+        """Note which class a config is for. The classes of every version of a repo are its own, so none collide."""
+        registered[config_class] = model_class
+
+    def from_config(_cls: type[Any], /, config: Any, **options: Any) -> Any:
+        """Make the model that was registered for the config's class; refuse others."""
+        found = registered.get(type(config))
+        return refuse(config, **options) if found is None else found(config)
+
+    kind.register = classmethod(register)
+    kind.from_config = classmethod(from_config)
     return kind
 
 
