@@ -80,12 +80,7 @@ def from_pretrained(
     refuse(declined, "from_pretrained")
     target = OnDevice(device, parse_dtype(dtype))
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    trust = {
-        "trust_remote_code": trust_remote_code,
-        "revision_given": revision or _revision_in(where),
-        "code_revision": code_revision,
-        "remote_base": remote_base,
-    }
+    trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
     clock = _Clock()
 
     checkpoint = open_checkpoint(where, revision=revision, subfolder=subfolder, variant=variant, **hub)
@@ -147,12 +142,7 @@ def load_config(
     RemoteCodeError, UsageError.
     """
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    trust = {
-        "trust_remote_code": trust_remote_code,
-        "revision_given": revision or _revision_in(where),
-        "code_revision": code_revision,
-        "remote_base": remote_base,
-    }
+    trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
     repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
     return repo.config(parse_dtype(dtype)).config
 
@@ -176,12 +166,7 @@ def resolve_class(
     `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError, UsageError.
     """
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    trust = {
-        "trust_remote_code": trust_remote_code,
-        "revision_given": revision or _revision_in(where),
-        "code_revision": code_revision,
-        "remote_base": remote_base,
-    }
+    trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
     repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
     return repo.resolve(auto_class).make
 
@@ -231,6 +216,22 @@ class _Repo:
         return remote_code.resolve_class(
             self.source, self.config_json, auto_class=auto_class, model_class=model_class, **self.trust
         )
+
+
+def _trust(
+    where: str | os.PathLike[str],
+    trust_remote_code: bool,
+    revision: str | None,
+    code_revision: str | None,
+    remote_base: RemoteBase,
+) -> dict[str, Any]:
+    """Return the caller's word about a repo's code, as `remote_code` takes it."""
+    return {
+        "trust_remote_code": trust_remote_code,
+        "revision_given": revision or _revision_in(where),
+        "code_revision": code_revision,
+        "remote_base": remote_base,
+    }
 
 
 def _revision_in(where: str | os.PathLike[str]) -> str | None:

@@ -62,7 +62,6 @@ class Plan:
     dropped: list[str] = field(default_factory=list)
     forgiven: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    stored_names: dict[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> Iterable[tuple[str, TensorRef]]:
@@ -80,8 +79,6 @@ def match(shell: Shell, zones: Zones, checkpoint: Checkpoint, key_map: KeyMap) -
         if key is None:
             plan.dropped.append(stored)
             continue
-        if key != stored:
-            plan.stored_names[key] = stored
         root = zones.root_of(key)
         if stored in checkpoint.objects:
             if root is None:
