@@ -4,6 +4,7 @@ ShardloadError
 ├── UsageError            an argument is wrong or missing                       exit code 2
 ├── NotFoundError         a folder, file, repo, revision or tensor is not there exit code 2
 │   └── AccessError       it is there, but not for this token                   exit code 2
+├── NoSpaceError          the disk is full, or would be                         exit code 2
 ├── UnsupportedError      known, named, and not done by this version            exit code 2
 ├── MismatchError         checkpoint (or adapter) and model disagree            exit code 1
 ├── RemoteCodeError       a repo's own code failed, or asks for what is lacking exit code 1
@@ -71,6 +72,10 @@ class NotFoundError(ShardloadError):
 
 class AccessError(NotFoundError):
     """The repo exists, but this token (or no token) may not read it."""
+
+
+class NoSpaceError(ShardloadError):
+    """The disk is full, or would be: said before anything is written where it can be known."""
 
 
 class UnsupportedError(ShardloadError):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import safetensors
 
+from shardload.atomic_file import no_space_said, require_space, sync_folder
 from shardload.companions import companions
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap import KeyMap
@@ -35,6 +35,7 @@ _UNITS = {
     "GIB": 2**30,
 }
 _INDEX = "model.safetensors.index.json"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index*.json")
 
 base_states: list[Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = []
@@ -54,7 +55,7 @@ def save(
     so that `from_pretrained(folder, trust_remote_code=True)` gives the model again. Adapters are left out, with a
     warning that names them. The key map is the one that the model was loaded through: names are written through its
     inverse. Tied parameters are written once. Files appear in `folder` only when all are complete. `max_shard_size`
-    is bytes or a text such as "5GB" (powers of ten) or "5GiB". Raises UsageError, UnsupportedError.
+    is bytes or a text such as "5GB" (powers of ten) or "5GiB". Raises UsageError, UnsupportedError, NoSpaceError.
     """
     if not hasattr(model, "state_dict"):
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
@@ -67,8 +68,8 @@ def save(
     _refuse_other_code(target, beside)
     target.mkdir(parents=True, exist_ok=True)
     _refuse_other_weights(target, len(shards))
-    _check_disk(target, sum(_nbytes(tensor) for tensor in tensors.values()))
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
+    require_space(target, sum(_nbytes(tensor) for tensor in tensors.values()))
+    with no_space_said(target), tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
         names = _write_all(Path(staging), shards, beside)
         _move_in(Path(staging), target, names)
     return [target / name for name in names]
@@ -96,7 +97,7 @@ def _move_in(staging: Path, target: Path, names: list[str]) -> None:
         for name in names:
             (staging / name).replace(target / name)
             moved_in.append(name)
-        _sync_folder(target)
+        sync_folder(target)
     except BaseException:
         if _INDEX in names:
             for name in moved_in:
@@ -188,7 +189,12 @@ def write_safetensors(
         )
         for name, tensor in packed.items()
     }
-    safetensors.serialize_file(specs, path, {"format": "pt", **(metadata or {})})
+    try:
+        safetensors.serialize_file(specs, path, {"format": "pt", **(metadata or {})})
+    except safetensors.SafetensorError as error:
+        if number := _OS_ERROR.search(str(error)):  # the library tells of a full disk in words alone
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -244,26 +250,8 @@ def _refuse_other_code(folder: Path, files: Mapping[str, bytes]) -> None:
             )
 
 
-def _check_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UsageError(
-            f"{needed:,} bytes are to be written and {free:,} are free",
-            where=str(folder),
-            cure="free some disk",
-        )
-
-
 def _write_bytes(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ PACKAGE = Path(shardload.__file__).parent
 FLOORS = [
     {"errors", "gc_pause", "identity", "mapping", "tensor_ref", "template"},
     {
+        "atomic_file",
         "companions",
         "declined",
         "keymap",

@@ -10,7 +10,16 @@ import safetensors
 import torch
 from torch import nn
 
-from shardload import UnsupportedError, UsageError, build_shell, fill, from_pretrained, open_checkpoint, save
+from shardload import (
+    NoSpaceError,
+    UnsupportedError,
+    UsageError,
+    build_shell,
+    fill,
+    from_pretrained,
+    open_checkpoint,
+    save,
+)
 from shardload.adapters import load_adapter
 from tests.adapters import tiny as adapters
 from tests.remote_code import repos
@@ -117,7 +126,7 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.serialize_file", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(NoSpaceError, match="No space"):
         save(Net(), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
