@@ -28,14 +28,15 @@ ProgressOption = bool | Callable[[Progress], object] | None
 
 
 class ProgressMeter:
-    """Tells `option` about every tensor; a `with` block closes the bar."""
+    """Tells `option` about every tensor; a `with` block closes the bar, which says what is `doing`."""
 
-    def __init__(self, option: ProgressOption, total_bytes: int) -> None:
+    def __init__(self, option: ProgressOption, total_bytes: int, doing: str = "loading") -> None:
         self._call = option if callable(option) else None
         self._total = total_bytes
         self._done = 0
         self._tensors = 0
         self._start = time.perf_counter()
+        self._shard = ""
         self._bar: Any = None
         if self._call is None and (option or (option is None and sys.stderr.isatty())):
             from tqdm import tqdm  # 0.05 s that a load without a bar does not pay
@@ -45,7 +46,7 @@ class ProgressMeter:
                 unit="B",
                 unit_scale=True,
                 leave=False,
-                desc="loading",
+                desc=doing,
             )
 
     def shard(self, name: str) -> None:

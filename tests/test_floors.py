@@ -25,7 +25,7 @@ FLOORS = [
         "construction",
         "chat_template",
     },
-    {"formats", "index", "references", "shard", "shell", "walker"},
+    {"formats", "index", "references", "shard", "shell", "walker", "writing"},
     {"checkpoint", "saving"},
     {"plan", "targets", "diagnosis"},
     {"rehearsal", "stand_in", "ties", "report"},

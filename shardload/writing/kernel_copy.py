@@ -1,0 +1,94 @@
+"""Bytes that need no look: copied, cloned or linked by the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Literal
+
+from shardload.errors import CorruptError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
+_PIECE = 1 << 22
+# What the kernel answers where it can't do it between these two files; reading and writing can.
+_CANNOT = frozenset({
+    errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.ENOTTY,
+    errno.EACCES, errno.ETXTBSY,
+})  # fmt: skip
+
+LinkKind = Literal["cloned", "linked", "copied"]
+
+
+def copy_range(source: int, start: int, target: int, place: int, nbytes: int) -> None:
+    """Copy bytes between two open files by `copy_file_range`, or by reading and writing where that can't be.
+
+    Raises CorruptError where the source ends too early.
+    """
+    done = 0
+    by_kernel = hasattr(os, "copy_file_range")
+    while done < nbytes:
+        if by_kernel:
+            try:
+                moved = os.copy_file_range(source, target, nbytes - done, start + done, place + done)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                moved = 0
+            # Some filesystems answer 0 for what they can't do: reading tells whether the file is at its end.
+            by_kernel = moved > 0
+        else:
+            piece = os.pread(source, min(_PIECE, nbytes - done), start + done)
+            moved = len(piece)
+            write_all(target, memoryview(piece), place + done)
+            if moved == 0:
+                raise CorruptError(
+                    f"the file that is copied ends {nbytes - done:,} bytes too early",
+                    cure="open the checkpoint again when nothing writes to it",
+                )
+        done += moved
+
+
+def write_all(target: int, piece: memoryview, place: int) -> None:
+    """Write a whole buffer at an offset: one `pwrite` may stop early."""
+    done = 0
+    while done < len(piece):
+        done += os.pwrite(target, piece[done:], place + done)
+
+
+def same_file(source: Path, target: Path, *, link: bool) -> LinkKind:
+    """Make `target` have the bytes of `source`: a clone, a hard link, or a copy, whichever comes first.
+
+    A clone shares the blocks until one of the two is written to. A hard link is the same file under two names, so
+    `link=False` leaves it out.
+    """
+    if _clone(source, target):
+        return "cloned"
+    if link:
+        try:
+            os.link(source.resolve(), target)
+            return "linked"
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+    with source.open("rb") as old, target.open("wb") as new:
+        copy_range(old.fileno(), 0, new.fileno(), 0, os.fstat(old.fileno()).st_size)
+    return "copied"
+
+
+def _clone(source: Path, target: Path) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    with source.open("rb") as old, target.open("wb") as new:
+        try:
+            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+            return True
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+    target.unlink()
+    return False

@@ -1,0 +1,213 @@
+"""Carries an Output out: judged first, then file by file, then moved in at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardload.atomic_file import require_space
+from shardload.errors import CorruptError, UsageError
+from shardload.identity import file_identity
+from shardload.progress import ProgressMeter
+from shardload.writing.kernel_copy import same_file
+from shardload.writing.layout import Layout
+from shardload.writing.output import FileRange, OutputShard, SameFile
+from shardload.writing.shard_file import verify_copy, verify_shard, write_shard
+from shardload.writing.staging import Staging, staging
+
+if TYPE_CHECKING:
+    from shardload.progress import ProgressOption
+    from shardload.writing.output import Output
+
+
+@dataclass(frozen=True)
+class DiskRoom:
+    """Bytes that an output will take on the disk of its folder, bytes it shares with its source, and what is free.
+
+    Files on another disk than the folder's are counted as copied.
+    """
+
+    needed: int
+    shared: int
+    free: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the three figures, in bytes."""
+        return vars(self).copy()
+
+
+@dataclass
+class Written:
+    """What a run did: the files in place, bytes by how they came, files that an earlier run had finished."""
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+    nbytes: Counter[str] = field(default_factory=Counter)
+    resumed: list[str] = field(default_factory=list)
+    cleaned: int = 0
+    verified: bool = False
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON-ready data; bytes by kind: written, cloned, linked, copied."""
+        return {
+            "folder": str(self.folder),
+            "files": [path.relative_to(self.folder).as_posix() for path in self.files],
+            "bytes": dict(self.nbytes),
+            "resumed": self.resumed,
+            "cleaned_bytes": self.cleaned,
+            "verified": self.verified,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def write_output(
+    folder: str | os.PathLike[str],
+    output: Output,
+    *,
+    job: str = "",
+    verify: bool = True,
+    link: bool = True,
+    progress: ProgressOption = None,
+) -> Written:
+    """Write a checkpoint into a new or empty folder: whole, or not there.
+
+    `job` is whatever else decides the bytes (versions, options): a run that was killed goes on only where all of it
+    is the same, and else starts anew. `verify` reads every written file back from the disk. `link=False` never
+    hard-links a file that stays as it is. Raises UsageError for a folder that can't be written into (a source, one
+    that holds weights, one that another process writes into), NoSpaceError, CorruptError where a source changed
+    meanwhile or the disk gives back other bytes.
+    """
+    start = time.perf_counter()
+    target = Path(folder).absolute()
+    _refuse_target(target, output)
+    layouts = {shard.name: Layout.of(shard) for shard in output.shards if isinstance(shard, OutputShard)}
+    with staging(target, _fingerprint(output, layouts, job, verify=verify)) as stage:
+        stage.refuse_others(output.names)
+        written = Written(target, cleaned=stage.clean(), verified=verify)
+        require_space(target, disk_room(target, output, stage).needed)
+        _write_files(stage, output, layouts, written, verify=verify, link=link, progress=progress)
+        stage.move_in(output.names)
+    written.files = [target / name for name in output.names]
+    written.seconds = time.perf_counter() - start
+    return written
+
+
+def disk_room(folder: str | os.PathLike[str], output: Output, stage: Staging | None = None) -> DiskRoom:
+    """Return what an output will take, before anything is written; files that a killed run finished are left out."""
+    base = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    device = base.stat().st_dev
+    needed = shared = 0
+    for shard in output.shards:
+        if stage is not None and stage.is_finished(shard.name):
+            continue
+        if isinstance(shard, OutputShard):
+            needed += Layout.of(shard).size
+        elif shard.path.stat().st_dev == device:
+            shared += shard.path.stat().st_size
+        else:
+            needed += shard.path.stat().st_size
+    for content in output.beside.values():
+        needed += content.stat().st_size if isinstance(content, Path) else len(content)
+    return DiskRoom(needed, shared, shutil.disk_usage(base).free)
+
+
+def _write_files(
+    stage: Staging,
+    output: Output,
+    layouts: dict[str, Layout],
+    written: Written,
+    *,
+    verify: bool,
+    link: bool,
+    progress: ProgressOption,
+) -> None:
+    texts = {**output.beside, **dict([output.index] if output.index else [])}
+    with ProgressMeter(progress, sum(layout.nbytes for layout in layouts.values()), "writing") as meter:
+        for name, content in texts.items():
+            if not stage.is_finished(name):
+                _write_beside(stage.draft(name), content)
+                stage.finish(name)
+        for shard in output.shards:
+            meter.shard(shard.name)
+            if stage.is_finished(shard.name):
+                written.resumed.append(shard.name)
+                meter.tensor(layouts[shard.name].nbytes if shard.name in layouts else 0)
+                continue
+            draft = stage.draft(shard.name)
+            if isinstance(shard, SameFile):
+                _check_same(shard)
+                kind = same_file(shard.path, draft, link=link)
+                written.nbytes[kind] += draft.stat().st_size
+                _flush(draft)
+                if verify and kind == "copied":
+                    verify_copy(draft, shard.path)
+            else:
+                layout = layouts[shard.name]
+                sums = write_shard(draft, layout, meter)
+                written.nbytes["written"] += layout.size
+                if verify:
+                    verify_shard(draft, layout, sums)
+            stage.finish(shard.name)
+
+
+def _refuse_target(target: Path, output: Output) -> None:
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file", cure="pass a folder to write into")
+    real = target.resolve()
+    for source in output.sources:
+        own = source.resolve()
+        if real == own or own in real.parents:
+            raise UsageError(
+                "the output would be written into the folder that it is made from",
+                where=str(target),
+                cure="write into another folder",
+            )
+
+
+def _check_same(shard: SameFile) -> None:
+    if shard.expected not in (None, file_identity(shard.path)):
+        raise CorruptError(
+            f"{shard.path.name} was changed since its header was read",
+            where=str(shard.path),
+            cure="run it again when nothing writes to that file",
+        )
+
+
+def _write_beside(path: Path, content: bytes | Path) -> None:
+    if isinstance(content, Path):
+        same_file(content, path, link=False)  # settings are edited by hand: never the same file twice
+    else:
+        path.write_bytes(content)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _fingerprint(output: Output, layouts: dict[str, Layout], job: str, *, verify: bool) -> str:
+    """Return a digest of everything that decides what will be written."""
+    digest = hashlib.sha256(f"{job}\0{verify}\0{output.names}".encode())
+    for layout in layouts.values():
+        digest.update(layout.header)
+        for tensor, _ in layout.places:
+            if isinstance(tensor.content, FileRange):
+                digest.update(repr((str(tensor.content.path), tensor.content.start)).encode())
+    paths = {
+        *(t.content.path for y in layouts.values() for t, _ in y.places if isinstance(t.content, FileRange)),
+        *(shard.path for shard in output.shards if isinstance(shard, SameFile)),
+        *(content for content in output.beside.values() if isinstance(content, Path)),
+    }
+    for path in sorted(paths):
+        digest.update(repr((str(path), file_identity(path))).encode())
+    for content in (*output.beside.values(), output.index and output.index[1]):
+        digest.update(content if isinstance(content, bytes) else b"\0")
+    return digest.hexdigest()

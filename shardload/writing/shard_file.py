@@ -1,0 +1,175 @@
+"""One safetensors file, written from its layout and read back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import zlib
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from shardload.errors import CorruptError
+from shardload.identity import file_identity
+from shardload.writing.kernel_copy import copy_range, write_all
+from shardload.writing.output import FileRange
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from shardload.progress import ProgressMeter
+    from shardload.writing.layout import Layout
+    from shardload.writing.output import Blocks, OutputTensor
+
+_PIECE = 1 << 22
+
+Sums = dict[str, int]
+"""The CRC-32 of every tensor that was computed; tensors that were copied are compared with their source."""
+
+
+def write_shard(path: Path, layout: Layout, meter: ProgressMeter) -> Sums:
+    """Write a file from front to back and flush it to the disk; return the sums of what was computed.
+
+    Raises CorruptError where a file that is copied from has changed since its header was read, or where a
+    function gives more or fewer bytes than its tensor has.
+    """
+    sums: Sums = {}
+    with ExitStack() as stack:
+        target = stack.enter_context(path.open("wb", buffering=0)).fileno()
+        sources = _Sources(stack)
+        write_all(target, memoryview(layout.header), 0)
+        for tensor, place in layout.places:
+            if isinstance(tensor.content, FileRange):
+                source = sources.open(tensor.content)
+                copy_range(source, tensor.content.start, target, place, tensor.nbytes)
+            else:
+                sums[tensor.name] = _write_blocks(target, tensor, tensor.content, place)
+            meter.tensor(tensor.nbytes)
+        sources.check()
+        os.fsync(target)
+    return sums
+
+
+def verify_shard(path: Path, layout: Layout, sums: Sums) -> None:
+    """Read a file back from the disk and compare it with what was to be written. Raises CorruptError."""
+    wrong: list[str] = []
+    with ExitStack() as stack:
+        written = stack.enter_context(path.open("rb", buffering=0)).fileno()
+        _drop_cache(written)
+        sources = _Sources(stack)
+        size = os.fstat(written).st_size
+        if size != layout.size or os.pread(written, len(layout.header), 0) != layout.header:
+            wrong.append(f"the header, or the size: {size:,} bytes for {layout.size:,}")
+        for tensor, place in layout.places:
+            if isinstance(tensor.content, FileRange):
+                source = sources.open(tensor.content)
+                good = _equal(written, place, source, tensor.content.start, tensor.nbytes)
+            else:
+                good = _sum(written, place, tensor.nbytes) == sums[tensor.name]
+            if not good:
+                wrong.append(tensor.name)
+    if wrong:
+        raise CorruptError(
+            f"{path.name} was read back and differs from what was written in {len(wrong)} places",
+            where=f"{path}: {', '.join(wrong[:8])}",
+            cure="check the disk",
+        )
+
+
+def verify_copy(path: Path, source: Path) -> None:
+    """Compare a copied file with its source, from the disk. Raises CorruptError."""
+    with path.open("rb", buffering=0) as copy, source.open("rb", buffering=0) as original:
+        size = os.fstat(copy.fileno()).st_size
+        _drop_cache(copy.fileno())
+        if size != os.fstat(original.fileno()).st_size or not _equal(
+            copy.fileno(), 0, original.fileno(), 0, size
+        ):
+            raise CorruptError(f"{path.name} was copied and differs from {source}", cure="check the disk")
+
+
+def _drop_cache(descriptor: int) -> None:
+    """Let go of a flushed file's pages: the cache would answer with what was handed to the kernel."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous CPU tensor; it has to outlive the view."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise ValueError(f"a contiguous tensor on the CPU is wanted, not {tensor.device}, {tensor.stride()}")
+    nbytes = tensor.numel() * tensor.element_size()
+    if nbytes == 0:
+        return memoryview(b"")
+    return memoryview((ctypes.c_char * nbytes).from_address(tensor.data_ptr())).cast("B")
+
+
+class _Sources:
+    """Files that are copied from, each opened once."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+        self.files: dict[Path, tuple[int, object]] = {}
+
+    def open(self, content: FileRange) -> int:
+        if content.path not in self.files:
+            descriptor = self.stack.enter_context(content.path.open("rb", buffering=0)).fileno()
+            opened = file_identity(descriptor)
+            if content.expected not in (None, opened):
+                raise _changed(content.path)
+            self.files[content.path] = descriptor, opened
+        return self.files[content.path][0]
+
+    def check(self) -> None:
+        for path, (descriptor, opened) in self.files.items():
+            if file_identity(descriptor) != opened:
+                raise _changed(path)
+
+
+def _changed(path: Path) -> CorruptError:
+    return CorruptError(
+        f"{path.name} was changed while it was being copied",
+        where=str(path),
+        cure="run it again when nothing writes to that file",
+    )
+
+
+def _write_blocks(target: int, tensor: OutputTensor, blocks: Blocks, place: int) -> int:
+    total, done = 0, 0
+    for block in blocks():
+        piece = bytes_of(block)
+        if done + len(piece) > tensor.nbytes:
+            done += len(piece)
+            break
+        write_all(target, piece, place + done)
+        total = zlib.crc32(piece, total)
+        done += len(piece)
+    if done != tensor.nbytes:
+        raise CorruptError(
+            f"{tensor.name} has {tensor.nbytes:,} bytes, and its blocks {'at least ' if done > tensor.nbytes else ''}"
+            f"{done:,}",
+            where=tensor.name,
+        )
+    return total
+
+
+def _sum(file: int, place: int, nbytes: int) -> int:
+    total, done = 0, 0
+    while done < nbytes:
+        piece = os.pread(file, min(_PIECE, nbytes - done), place + done)
+        if not piece:
+            return -1
+        total = zlib.crc32(piece, total)
+        done += len(piece)
+    return total
+
+
+def _equal(one: int, place: int, other: int, start: int, nbytes: int) -> bool:
+    done = 0
+    while done < nbytes:
+        length = min(_PIECE, nbytes - done)
+        piece = os.pread(one, length, place + done)
+        if len(piece) != length or piece != os.pread(other, length, start + done):
+            return False
+        done += length
+    return True

@@ -1,0 +1,294 @@
+"""write_output: what it writes, the safetensors library reads; what is refused leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+
+import pytest
+import safetensors
+import torch
+
+from shardload import CorruptError, NoSpaceError, UsageError, open_checkpoint
+from shardload.writing import (
+    FileRange,
+    Output,
+    OutputShard,
+    OutputTensor,
+    SameFile,
+    disk_room,
+    kernel_copy,
+    output_writer,
+    read_raw_header,
+    split_into_shards,
+    write_output,
+)
+from shardload.writing.shard_file import bytes_of
+from tests.tiny import Net, random_state, tensor_bytes, write_checkpoint
+
+CODES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int8: "I8",
+}
+
+
+def computed(name, tensor, rows=3):
+    blocks = tensor.split(rows) if tensor.dim() else [tensor]
+    return OutputTensor(name, CODES[tensor.dtype], tuple(tensor.shape), lambda: iter(blocks))
+
+
+def read(path):
+    with safetensors.safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in list(file.keys())}, file.metadata()
+
+
+TENSORS = {
+    "odd": torch.arange(7, dtype=torch.int8),
+    "half": torch.randn(5, 3).half(),
+    "brain": torch.randn(4, 2).bfloat16(),
+    "long": torch.arange(6).view(2, 3),
+    "scalar": torch.tensor(3.5),
+    "empty": torch.empty(0, 4),
+}
+
+
+def test_the_library_reads_what_was_written(tmp_path):
+    shard = OutputShard(
+        "model.safetensors", tuple(computed(*item) for item in TENSORS.items()), {"format": "pt", "k": "v"}
+    )
+    written = write_output(
+        tmp_path / "out", Output((shard,), beside={"config.json": b"{}", "a/code.py": b"x"})
+    )
+    found, metadata = read(tmp_path / "out/model.safetensors")
+    assert metadata == {"format": "pt", "k": "v"}
+    assert found.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+    # Every tensor lies at a multiple of its element size, so that a load maps it.
+    refs = open_checkpoint(tmp_path / "out").tensors
+    assert all(ref.span.start % TENSORS[name].element_size() == 0 for name, ref in refs.items())
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "config.json", "model.safetensors"]
+    assert [path.name for path in written.files] == ["config.json", "code.py", "model.safetensors"]
+    assert written.nbytes == {"written": (tmp_path / "out/model.safetensors").stat().st_size}
+
+
+@pytest.fixture
+def base(tmp_path):
+    state = random_state(Net(), torch.bfloat16)
+    return write_checkpoint(tmp_path / "base", state, shards=3, config={"a": 1})
+
+
+def _through_memory(checkpoint, name):
+    yield checkpoint.read(name).clone()
+
+
+def copy_of(folder, changed=()):
+    """An output that copies a checkpoint, the tensors in `changed` through memory, headers used again."""
+    checkpoint = open_checkpoint(folder)
+    shards = []
+    for info in checkpoint.shards:
+        path = folder / info.name
+        refs = sorted((r for r in checkpoint.tensors.values() if r.shard == info.name), key=lambda r: r.span)
+        expected = checkpoint.identities[info.name]
+        if not any(ref.name in changed for ref in refs):
+            shards.append(SameFile(info.name, path, expected))
+            continue
+        tensors = []
+        for ref in refs:
+            content = FileRange(path, ref.span.start, expected)
+            if ref.name in changed:
+                content = partial(_through_memory, checkpoint, ref.name)
+            tensors.append(OutputTensor(ref.name, ref.dtype, ref.shape, content))
+        shards.append(OutputShard(info.name, tuple(tensors), header=read_raw_header(path)))
+    index = (checkpoint.index, (folder / checkpoint.index).read_bytes())
+    return Output(tuple(shards), index, {"config.json": folder / "config.json"}, (folder,))
+
+
+def same_files(one, other):
+    names = sorted(os.listdir(one))
+    assert names == sorted(os.listdir(other))
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("link", [True, False])
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_a_copy_is_the_same_bytes(base, tmp_path, link, by_kernel, monkeypatch):
+    if not by_kernel:
+        monkeypatch.delattr(os, "copy_file_range")
+    written = write_output(tmp_path / "out", copy_of(base, {"head.weight"}), link=link)
+    same_files(base, tmp_path / "out")
+    assert set(written.nbytes) == {"written", "linked" if link else "copied"} or "cloned" in written.nbytes
+    assert not os.path.samefile(base / "config.json", tmp_path / "out/config.json")
+
+
+def test_room_is_said_before(base, tmp_path, monkeypatch):
+    output = copy_of(base, {"head.weight"})
+    room = disk_room(tmp_path / "out/deep", output)
+    sizes = {name: (base / name).stat().st_size for name in os.listdir(base)}
+    rewritten = next(shard.name for shard in output.shards if isinstance(shard, OutputShard))
+    assert room.needed == sizes[rewritten] + sizes["config.json"]
+    assert room.shared == sum(sizes[s.name] for s in output.shards if isinstance(s, SameFile))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(output_writer.shutil, "disk_usage", lambda path: _Usage(7))
+    with pytest.raises(NoSpaceError, match="7 are free"):
+        write_output(tmp_path / "out", output)
+    assert not (tmp_path / "out").exists()
+
+
+class _Usage:
+    def __init__(self, free):
+        self.free = free
+
+
+def test_split_into_shards():
+    tensors = [computed(name, torch.zeros(4, dtype=torch.float32)) for name in "abcde"]
+    shards, index = split_into_shards(tensors, 32)
+    assert [[t.name for t in s.tensors] for s in shards] == [["a", "b"], ["c", "d"], ["e"]]
+    assert shards[0].name == "model-00001-of-00003.safetensors"
+    document = json.loads(index[1])
+    assert index[0] == "model.safetensors.index.json"
+    assert document["metadata"]["total_size"] == 80
+    assert document["weight_map"]["e"] == "model-00003-of-00003.safetensors"
+    assert [len(s.tensors) for s in split_into_shards(tensors, 3)[0]] == [1] * 5
+    whole, none = split_into_shards(tensors)
+    assert whole[0].name == "model.safetensors"
+    assert none is None
+
+
+def refused(folder, output, error, match, **options):
+    before = sorted(os.walk(folder)) if folder.exists() else None
+    with pytest.raises(error, match=match):
+        write_output(folder, output, **options)
+    assert (sorted(os.walk(folder)) if folder.exists() else None) == before
+
+
+def test_targets_that_are_refused(base, tmp_path):
+    output = copy_of(base, {"head.weight"})
+    refused(base, output, UsageError, "the folder that it is made from")
+    refused(base / "inner", output, UsageError, "the folder that it is made from")
+    refused(base / "config.json", output, UsageError, "is a file")
+    (tmp_path / "link").symlink_to(base)
+    refused(tmp_path / "link", output, UsageError, "the folder that it is made from")
+    for name in ("other.safetensors", "pytorch_model.bin", "config.json"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        refused(folder, output, UsageError, "would replace")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/README.md").write_text("kept")
+    write_output(tmp_path / "notes", output)
+    assert (tmp_path / "notes/README.md").read_text() == "kept"
+    refused(tmp_path / "notes", output, UsageError, "would replace")
+
+
+def test_blocks_of_another_size(tmp_path):
+    for rows in (1, 3):
+        tensor = OutputTensor("w", "F32", (2, 2), lambda rows=rows: [torch.zeros(rows, 2)])
+        refused(
+            tmp_path / "out", Output((OutputShard("m.safetensors", (tensor,)),)), CorruptError, "16 bytes"
+        )
+
+
+def test_a_header_that_tells_of_other_tensors(base, tmp_path):
+    output = copy_of(base, {"head.weight"})
+    shard = next(shard for shard in output.shards if isinstance(shard, OutputShard))
+    for tensors in (shard.tensors[1:], shard.tensors[::-1]):
+        wrong = OutputShard(shard.name, tensors, header=shard.header)
+        refused(tmp_path / "out", Output((wrong,)), CorruptError, "describes other tensors")
+
+
+def test_a_source_that_changes(base, tmp_path):
+    output = copy_of(base, {"head.weight"})
+    shard = next(shard for shard in output.shards if isinstance(shard, OutputShard))
+    linked = next(shard for shard in output.shards if isinstance(shard, SameFile))
+    os.utime(base / shard.name)
+    refused(tmp_path / "out", output, CorruptError, "changed")
+    output = copy_of(base, {"head.weight"})
+    os.utime(base / linked.name)
+    refused(tmp_path / "out", output, CorruptError, "changed")
+
+
+def test_a_source_that_changes_meanwhile(base, tmp_path):
+    output = copy_of(base, {"head.weight"})
+    shard = next(shard for shard in output.shards if isinstance(shard, OutputShard))
+    head = next(tensor for tensor in shard.tensors if not isinstance(tensor.content, FileRange))
+    blocks = head.content
+
+    def touching():
+        yield from blocks()
+        os.utime(base / shard.name)
+
+    tensors = tuple(
+        OutputTensor(t.name, t.dtype, t.shape, touching) if t is head else t for t in shard.tensors
+    )
+    refused(tmp_path / "out", Output((OutputShard(shard.name, tensors),)), CorruptError, "changed while")
+
+
+@pytest.mark.parametrize("which", ["computed", "copied", "header", "linked"])
+def test_verify_sees_what_the_disk_gives_back(base, tmp_path, monkeypatch, which):
+    """A disk that turns one bit over is played by turning it over between writing and reading back."""
+    output = copy_of(base, {"head.weight"})
+    shard = next(shard for shard in output.shards if isinstance(shard, OutputShard))
+    places = dict(enumerate(output_writer.Layout.of(shard).places))
+    at = next(
+        place
+        for tensor, place in places.values()
+        if isinstance(tensor.content, FileRange) is (which == "copied")
+    )
+    at = {"header": 12, "linked": 40}.get(which, at)
+
+    def flip(path):
+        with open(path, "r+b") as file:
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 1]))
+
+    if which == "linked":
+        same = kernel_copy.same_file
+
+        def copying(source, target, *, link):
+            kind = same(source, target, link=False)
+            if target.name.endswith(".safetensors.part"):
+                flip(target)
+            return kind
+
+        monkeypatch.setattr(kernel_copy, "_clone", lambda source, target: False)
+        monkeypatch.setattr(output_writer, "same_file", copying)
+    else:
+        write = output_writer.write_shard
+
+        def writing(path, layout, meter):
+            sums = write(path, layout, meter)
+            flip(path)
+            return sums
+
+        monkeypatch.setattr(output_writer, "write_shard", writing)
+    refused(tmp_path / "out", output, CorruptError, "differs")
+    write_output(tmp_path / "out", output, verify=False)
+    with pytest.raises(AssertionError):
+        same_files(base, tmp_path / "out")
+
+
+def test_progress_counts_every_byte(base, tmp_path):
+    seen = []
+    output = copy_of(base, {"head.weight", "embed.weight"})
+    write_output(tmp_path / "out", output, progress=seen.append)
+    tensors = [t.nbytes for s in output.shards if isinstance(s, OutputShard) for t in s.tensors]
+    assert [p.done_bytes for p in seen] == [sum(tensors[: n + 1]) for n in range(len(tensors))]
+    assert {p.total_bytes for p in seen} == {sum(tensors)}
+
+
+def test_bytes_of():
+    tensor = torch.arange(12, dtype=torch.int16).view(3, 4)
+    assert bytes(bytes_of(tensor)) == tensor_bytes(tensor)
+    assert bytes(bytes_of(tensor[1:])) == tensor_bytes(tensor)[8:]
+    assert len(bytes_of(torch.empty(0, 3))) == 0
+    with pytest.raises(ValueError):
+        bytes_of(tensor.T)
