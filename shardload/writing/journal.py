@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from shardload.atomic_file import write_atomically
 from shardload.identity import FileIdentity, file_identity
 
 if TYPE_CHECKING:
@@ -31,14 +32,11 @@ class Journal:
                     self._finished[str(line["name"])] = tuple(line["identity"])
         else:
             lines = [{"job": job}]
-        # Written anew: a line after one that was cut off would be lost with it.
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        draft = path.with_suffix(".new")
-        with draft.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        self._lines = lines
+
+    def begin(self) -> None:
+        """Write what is known so far anew: a line after one that a crash cut off would be lost with it."""
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
 
     @property
     def has_lines(self) -> bool:

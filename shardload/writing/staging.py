@@ -30,7 +30,10 @@ class Staging:
         self.journal = Journal(self.folder / _JOURNAL, job)
 
     def clean(self) -> int:
-        """Remove what a killed run, or one of another job, left half done; return the bytes."""
+        """Remove what a killed run, or one of another job, left half done; return the bytes. Begin the journal.
+
+        In this order: what is removed may be what fills the disk.
+        """
         removed = 0
         for path in sorted(self.folder.rglob("*"), reverse=True):
             name = path.relative_to(self.folder).as_posix()
@@ -40,6 +43,7 @@ class Staging:
             elif name != _JOURNAL and not self.journal.holds(name, path):
                 removed += path.stat().st_size
                 path.unlink()
+        self.journal.begin()
         return removed
 
     def is_finished(self, name: str) -> bool:
@@ -149,4 +153,3 @@ def _lock(folder: Path) -> int:
             cure="wait for it, or write into another folder",
         )
     return descriptor
-
