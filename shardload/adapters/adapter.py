@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,33 +40,77 @@ class AdapterFile:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """What B @ A of a layer is multiplied with: alpha / rank, alpha / sqrt(rank) with rsLoRA, or a fixed number."""
+
+    alpha: float = 1.0
+    use_rslora: bool = False
+    fixed: float | None = None
+
+    def of(self, rank: int) -> float:
+        """Return the scale of a layer of this rank."""
+        if self.fixed is not None:
+            return self.fixed
+        return self.alpha / math.sqrt(rank) if self.use_rslora else self.alpha / rank
+
+
+@dataclass(frozen=True)
 class LoraEntry:
     """One adapted layer as a file stores it: `delta = scale * B @ A`, and `scale * bias` where B has a bias.
 
-    `path` is the layer's module path in the model that was trained, without wrapper segments. `a` has shape
-    (rank, in_features), `b` (out_features, rank), `bias` (out_features,). `stated_rank` is the config's, if it
-    gives one.
+    `path` is the layer's module path in the model that was trained, without wrapper segments. What shapes `a` and
+    `b` have depends on the kind of the layer; for a Linear (rank, in) and (out, rank), swapped where `columns`.
+    `magnitude` is DoRA's vector. `stated_rank` is the config's, if it gives one.
+
+    `parameters` are the names that the config's `target_parameters` may mean at this path, and `depth` which of them
+    the entry is for: 0 is the last one in the module's order. `peft_version` is the writer's, (major, minor).
+    `merged`: the factors may be a MergedLinear's, with the parts that `enable` says (None: not said).
     """
 
     path: str
     a: TensorRef
     b: TensorRef
-    scale: float
+    scaling: Scaling
     dropout: float = 0.0
     bias: TensorRef | None = None
+    magnitude: TensorRef | None = None
     stated_rank: int | None = None
+    columns: bool = False
+    parameters: tuple[str, ...] = ()
+    depth: int = 0
+    peft_version: tuple[int, int] | None = None
+    merged: bool = False
+    enable: tuple[bool, ...] | None = None
 
-    @property
-    def rank(self) -> int:
-        """The number of rows of A."""
-        return self.a.shape[0] if self.a.shape else 0
+    def parts(self) -> Iterator[tuple[str, TensorRef]]:
+        """Yield the stored tensors by part: "a", "b", and "bias" and "magnitude" where there are any."""
+        for part in ("a", "b", "bias", "magnitude"):
+            ref = getattr(self, part)
+            if ref is not None:
+                yield part, ref
 
     def refs(self) -> Iterator[TensorRef]:
-        """Yield the stored tensors: A, B, and the bias of B if there is one."""
-        yield self.a
-        yield self.b
-        if self.bias is not None:
-            yield self.bias
+        """Yield the stored tensors."""
+        for _, ref in self.parts():
+            yield ref
+
+    def rank_by_shapes(self) -> int:
+        """Return the rank that the shape of A gives; the config's where B disagrees with it. At least 1."""
+        inner = self.a.shape[-1:] if self.columns else self.a.shape[:1]
+        outer = self.b.shape[:1] if self.columns else self.b.shape[1:2]
+        rank = inner[0] if inner else 0
+        if len(self.b.shape) == 2 and (rank,) != outer and self.stated_rank is not None:
+            rank = self.stated_rank
+        return max(rank, 1)
+
+    def is_merged(self) -> bool:
+        """Whether the factors are those of a MergedLinear: A has the rows of several groups."""
+        if not self.merged or len(self.a.shape) != 2 or len(self.b.shape) not in {2, 3}:
+            return False
+        if self.enable is not None and len(self.enable) > 1:
+            return True
+        rows, columns = self.a.shape[0], self.b.shape[1]
+        return rows > columns > 0 and rows % columns == 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shardload.adapters.lora import Factor, LoraLinear, LoraTerm, Switch, adapt, drop_term, put_term
+from shardload.adapters.layers import LoraLayer, Switch, adapt
 from shardload.adapters.resolve import tensor_of
 from shardload.adapters.values import as_parameter
 from shardload.errors import UsageError
@@ -40,14 +40,13 @@ class Attached:
     name: str
     trainable: bool
     report: AdapterReport | None = None
-    layers: list[LoraLinear] = field(default_factory=list)
+    layers: list[LoraLayer] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the adapter's own parameters: A, B, the bias of B, and those that replace the base's."""
         for layer in self.layers:
-            for factors in (layer.lora_A, layer.lora_B):
-                yield from factors[self.name].parameters()
+            yield from layer.lora_parameters(self.name)
         for swap in self.replaced:
             if isinstance(swap.own, nn.Parameter):
                 yield swap.own
@@ -110,7 +109,7 @@ def check_owner(model: nn.Module, match: AdapterMatch) -> None:
     adapters = adapters_of(model)
     own = None if adapters is None else adapters.switch
     for found in match.layers:
-        if isinstance(found.layer, LoraLinear) and found.layer.lora_switch is not own:
+        if isinstance(found.layer, LoraLayer) and found.layer.lora_switch is not own:
             raise UsageError(
                 "adapters were attached to a larger or smaller part of this model before",
                 where=found.path,
@@ -130,14 +129,15 @@ def attach_values(model: nn.Module, name: str, values: AdapterValues, *, trainab
         _freeze(model, adapters)
         vars(model)[_RECORD] = adapters
     attached = adapters.attached[name] = Attached(name, trainable)
+    seen: set[int] = set()
     try:
         for value in values.layers:
-            entry = value.match.entry
-            layer = adapt(value.match.layer, adapters.switch)
-            attached.layers.append(layer)
-            bias = None if value.bias is None else as_parameter(value.bias)
-            term = LoraTerm(rank=entry.rank, scale=entry.scale, dropout=entry.dropout)
-            put_term(layer, name, Factor(as_parameter(value.a)), Factor(as_parameter(value.b), bias), term)
+            found = value.match
+            layer = adapt(found.layer, found.kind.host_of(found.layer), adapters.switch)
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                attached.layers.append(layer)
+            layer.lora_put(name, found.reading.term, value.factors)
         for match, tensor in values.replaced:
             original = tensor_of(match.module, match.entry.attribute)
             if original is not None:
@@ -194,7 +194,7 @@ def detach(model: nn.Module, name: str) -> None:
     if name in adapters.switch.active:
         activate(model, {other: weight for other, weight in adapters.switch.active.items() if other != name})
     for layer in adapters.attached.pop(name).layers:
-        drop_term(layer, name)
+        layer.lora_drop(name)
     if not adapters.attached:
         for module, attribute in adapters.frozen:
             parameter = module._parameters.get(attribute)

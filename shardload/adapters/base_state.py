@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from shardload.adapters.attach import adapters_of
-from shardload.adapters.lora import LoraLinear
+from shardload.adapters.layers import LORA_PARTS, LoraLayer
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def without_adapters(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[s
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     records = [found for module in modules.values() if (found := adapters_of(module)) is not None]
-    layers = {path: module for path, module in modules.items() if isinstance(module, LoraLinear)}
+    layers = {path: module for path, module in modules.items() if isinstance(module, LoraLayer)}
     if not layers and not records:
         return state
     known = {id(record.switch) for record in records}
@@ -33,9 +33,7 @@ def without_adapters(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[s
                 where=path,
                 cure="save the model that they were attached to, or detach them first",
             )
-    added = tuple(
-        f"{path}.{part}." if path else f"{part}." for path in layers for part in ("lora_A", "lora_B")
-    )
+    added = tuple(f"{path}.{part}." if path else f"{part}." for path in layers for part in LORA_PARTS)
     base = {key: value for key, value in state.items() if not key.startswith(added)}
     paths = {id(module): path for path, module in reversed(modules.items())}
     for record in records:

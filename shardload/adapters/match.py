@@ -11,11 +11,12 @@ from torch import nn
 from shardload.adapters.adapter import listing
 from shardload.adapters.adapter_report import AdapterFault, shown
 from shardload.adapters.complete import check_complete
-from shardload.adapters.lora import LAYER_ATTRIBUTES, LoraLinear
+from shardload.adapters.layers import LAYER_ATTRIBUTES, LoraLayer, kind_of
 from shardload.adapters.resolve import ModuleIndex, tensor_of
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry
+    from shardload.adapters.layers import LayerKind, Reading
     from shardload.tensor_ref import TensorRef
 
 _SOFT = ("unexpected", "missing")
@@ -24,11 +25,16 @@ _SOFT = ("unexpected", "missing")
 
 @dataclass(frozen=True)
 class LayerMatch:
-    """A stored layer and the linear layer of the model that it adapts; `path` is the model's."""
+    """A stored layer and the module of the model that it adapts; `path` is the model's.
+
+    `kind` is the module's kind of layer, `reading` how the stored tensors fit it: their term and shapes.
+    """
 
     entry: LoraEntry
     path: str
-    layer: nn.Linear
+    layer: nn.Module
+    kind: LayerKind
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class _Matching:
         self.index = ModuleIndex(model)
         self.result = AdapterMatch(warnings=list(content.warnings))
         self.places: dict[str, str] = {}
-        self.owners: dict[int, str] = {}
+        self.owners: dict[tuple[int, str], str] = {}
+        self._entered: set[int] | None = None
         self.taken: set[tuple[int, str]] = set()
 
     def run(self) -> AdapterMatch:
@@ -137,24 +144,34 @@ class _Matching:
                 self._nowhere(ref, entry.path)
             return
         module = self.index.modules[place]
-        reason = self._unfit(place, module)
-        if reason is not None or not isinstance(module, nn.Linear):
+        kind = kind_of(module, entry)
+        if kind is None:
+            reason: str | None = f"is a {type(module).__name__}; this version has no LoRA for such a layer"
+        else:
+            reason = self._unfit(place, module) or kind.unfit(module, entry)
+        if reason is not None or kind is None:
             self._fault("unsupported", entry.a, f"{shown(place)} {reason}")
-        elif id(module) in self.owners:
-            text = f"the layer {shown(place)} is adapted by {shown(self.owners[id(module)])} too"
+            self.owners[id(module), ""] = entry.a.name
+            return
+        reading = kind.read(module, entry)
+        owned = (id(module), reading.term.attribute)
+        if owned in self.owners:
+            text = f"the layer {shown(place)} is adapted by {shown(self.owners[owned])} too"
             self._fault("duplicate", entry.a, text, near=place)
-        elif self._check_shapes(entry, place, module):
-            self.result.layers.append(LayerMatch(entry, place, module))
-        self.owners[id(module)] = entry.a.name
+        elif self._check_shapes(entry, place, reading):
+            self.result.layers.append(LayerMatch(entry, place, module, kind, reading))
+        self.owners[owned] = entry.a.name
 
     def _unfit(self, place: str, module: nn.Module) -> str | None:
-        """Return why a module can't be adapted, or None."""
+        """Return why a module can't be adapted where it is, or None."""
         parent = self.index.parents.get(place)
-        if not isinstance(module, nn.Linear):
-            return f"is a {type(module).__name__}; this version adapts nn.Linear and its subclasses"
-        if isinstance(parent, nn.MultiheadAttention):
-            return "belongs to nn.MultiheadAttention, which reads its weight and never calls the layer"
-        if isinstance(parent, nn.TransformerEncoderLayer) and torch.backends.mha.get_fastpath_enabled():
+        if isinstance(parent, nn.MultiheadAttention) and not self._has_entry(parent):
+            return (
+                "belongs to nn.MultiheadAttention, which reads its weight and never calls the layer: PEFT adapts "
+                "both of its projections or none"
+            )
+        encoder = nn.TransformerEncoderLayer
+        if any(isinstance(each, encoder) for each in self._above(place)) and _fast_path():
             return (
                 "belongs to nn.TransformerEncoderLayer, whose fast path reads its weight and never calls the layer "
                 "(torch.backends.mha.set_fastpath_enabled(False) turns that off)"
@@ -164,47 +181,44 @@ class _Matching:
                 "has a forward of its own on the instance, which would hide the adapter (accelerate's device hooks "
                 "do that): attach first, dispatch afterwards"
             )
-        if not isinstance(module, LoraLinear) and any(hasattr(module, name) for name in LAYER_ATTRIBUTES):
+        if not isinstance(module, LoraLayer) and any(hasattr(module, name) for name in LAYER_ATTRIBUTES):
             return f"is a {type(module).__name__}, which has LoRA parts of its own"
         return None
 
-    def _check_shapes(self, entry: LoraEntry, place: str, layer: nn.Linear) -> bool:
-        """Compare a layer's stored shapes with the model's, and its rank with the config's."""
+    def _above(self, place: str) -> list[nn.Module]:
+        """Return the parent of a place, and that one's parent."""
+        above = [place.rpartition(".")[0], place.rpartition(".")[0].rpartition(".")[0]]
+        return [self.index.modules[path] for path in above if path in self.index.modules]
+
+    def _has_entry(self, module: nn.Module) -> bool:
+        if self._entered is None:
+            places = (self.places.get(entry.path) for entry in self.content.loras)
+            self._entered = {id(self.index.modules[place]) for place in places if place is not None}
+        return id(module) in self._entered
+
+    def _check_shapes(self, entry: LoraEntry, place: str, reading: Reading) -> bool:
+        """Compare a layer's stored shapes with those that fit, and its rank with the config's."""
         before = len(self.result.faults)
-        for ref in entry.refs():
+        for part, ref in entry.parts():
             if not ref.is_floating:
                 self._fault(
                     "unsupported", ref, f"LoRA weights of dtype {ref.dtype} are not done by this version"
                 )
-        if len(entry.a.shape) > 2 or len(entry.b.shape) > 2:
-            self._fault("unsupported", entry.a, "A and B are those of a convolution or a merged projection")
-            return False
-        rank = entry.rank
-        agreed = entry.b.shape[1:] == (rank,)
-        if agreed and entry.stated_rank not in (None, rank):
+            shape = reading.shapes.get(part)
+            if shape is None:
+                self._fault("unsupported", ref, f"{shown(place)} has no place for this part of an adapter")
+            elif ref.shape != shape:
+                text = "the shape does not fit"
+                if len(ref.shape) != len(shape):
+                    text = "the number of dimensions does not fit (a tensor that was sharded and not gathered is flat)"
+                self._fault("shape", ref, text, shape, near=place)
+        rank = reading.term.rank
+        if len(self.result.faults) == before and entry.stated_rank not in {None, rank}:
             text = (
                 f"the config gives this layer rank {entry.stated_rank}, the file {rank}: the scale, alpha / rank, "
                 "can't be told"
             )
             self._fault("rank", entry.a, text, near=place)
-        elif not agreed and entry.stated_rank is not None:
-            rank = entry.stated_rank
-        wanted: list[tuple[TensorRef, tuple[int, ...]]] = [
-            (entry.a, (rank, layer.in_features)),
-            (entry.b, (layer.out_features, rank)),
-        ]
-        if entry.bias is not None:
-            wanted.append((entry.bias, (layer.out_features,)))
-        for ref, shape in wanted:
-            if ref.shape != shape:
-                text = (
-                    "the shape does not fit"
-                    if len(ref.shape) == len(shape)
-                    else (
-                        "the number of dimensions does not fit (a tensor that was sharded and not gathered is flat)"
-                    )
-                )
-                self._fault("shape", ref, text, shape, near=place)
         return len(self.result.faults) == before
 
     def _match_replaced(self, entry: ReplacedEntry) -> None:
@@ -261,6 +275,10 @@ class _Matching:
                 self.result.warnings.append(
                     f"{shown(match.path)} is the same layer as {listing(others)}: all of them are adapted"
                 )
+
+
+def _fast_path() -> bool:
+    return bool(torch.backends.mha.get_fastpath_enabled())
 
 
 def _output_embedding(model: nn.Module) -> object:

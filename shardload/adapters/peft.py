@@ -163,13 +163,12 @@ class _Sorting:
                 self._contradiction(bias, "the config says lora_bias = false", path)
             if bias is None and self.settings.lora_bias:
                 self._fault_missing("lora_B", b, path, leaf="bias")
-            rank = a.shape[0] if a.shape else 0
             yield LoraEntry(
                 path=path,
                 a=a,
                 b=b,
                 bias=bias,
-                scale=self.settings.scale(path, rank) if rank else 0.0,
+                scaling=self.settings.scaling(path),
                 dropout=self.settings.dropout,
                 stated_rank=self.settings.rank(path),
             )

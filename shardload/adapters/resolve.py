@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardload.adapters.adapter import canonical, listing
-from shardload.adapters.lora import LoraLinear
+from shardload.adapters.layers import LORA_PARTS, LoraLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +50,7 @@ class ModuleIndex:
     def _add(self, path: str, module: nn.Module) -> None:
         self.modules[path] = module
         for name, child in module._modules.items():
-            if child is None or (isinstance(module, LoraLinear) and name in ("lora_A", "lora_B")):
+            if child is None or (isinstance(module, LoraLayer) and name in LORA_PARTS):
                 continue
             inner = f"{path}.{name}" if path else name
             self.parents[inner] = module

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from shardload.adapters.adapter import Scaling
 from shardload.adapters.adapter_report import shown
 from shardload.adapters.patterns import Patterns
 from shardload.adapters.variants import decline_variants
@@ -50,11 +50,11 @@ class PeftSettings:
         key = self.rank_pattern.key_for(path)
         return self.r if key is None else int(self.rank_pattern.values[key])
 
-    def scale(self, path: str, rank: int) -> float:
-        """Return what B @ A of the layer at `path` is multiplied with."""
+    def scaling(self, path: str) -> Scaling:
+        """Return what B @ A of the layer at `path` is multiplied with, by its rank."""
         key = self.alpha_pattern.key_for(path)
         alpha = self.alpha if key is None else self.alpha_pattern.values[key]
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+        return Scaling(alpha, self.use_rslora)
 
     def saves(self, path: str) -> bool:
         """Whether the module at `path` is one of `modules_to_save`, or inside one."""

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from shardload.adapters.adapter_report import AdapterFault, AdapterRow
+from shardload.adapters.layers import Factors
 from shardload.adapters.resolve import tensor_of
 from shardload.shard import Shard
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile
+    from shardload.adapters.layers import LoraTerm
     from shardload.adapters.match import AdapterMatch, LayerMatch, ReplacedMatch
     from shardload.tensor_ref import TensorRef
 
@@ -24,9 +26,7 @@ class LayerValues:
     """The tensors of one adapted layer, on its device and in the dtype that they compute in."""
 
     match: LayerMatch
-    a: torch.Tensor
-    b: torch.Tensor
-    bias: torch.Tensor | None = None
+    factors: Factors
 
 
 @dataclass
@@ -54,7 +54,7 @@ def read_values(file: AdapterFile, match: AdapterMatch, name: str) -> AdapterVal
             values.layers.append(_read_layer(reader, layer, name))
         for replaced in match.replaced:
             values.replaced.append((replaced, _read_replaced(reader, replaced)))
-    if values.layers and not any(bool(layer.b.any()) for layer in values.layers):
+    if values.layers and not any(bool(layer.factors.b.any()) for layer in values.layers):
         values.warnings.append(
             "every B is zero: the adapter changes nothing (was it saved before the training?)"
         )
@@ -62,31 +62,39 @@ def read_values(file: AdapterFile, match: AdapterMatch, name: str) -> AdapterVal
 
 
 def _read_layer(reader: _Reader, match: LayerMatch, name: str) -> LayerValues:
-    entry, path = match.entry, f"{match.path}." if match.path else ""
-    weight = getattr(match.layer, "weight", None)
+    term, reading = match.reading.term, match.reading
+    base = match.layer._parameters.get(term.attribute)
+    base = getattr(match.layer, term.attribute, None) if base is None else base
     # The shell of a model has no real weights yet: then the adapter stays where it was read.
-    device = weight.device if isinstance(weight, torch.Tensor) and weight.device.type != "meta" else None
-    dtype = weight.dtype if isinstance(weight, torch.Tensor) and weight.dtype in _FLOATING else None
-    targets = (
-        (entry.a, f"{path}lora_A.{name}.weight"),
-        (entry.b, f"{path}lora_B.{name}.weight"),
-        (entry.bias, f"{path}lora_B.{name}.bias"),
-    )
-    read: list[torch.Tensor | None] = []
-    for ref, target in targets:
-        if ref is None:
-            read.append(None)
-            continue
+    device = base.device if isinstance(base, torch.Tensor) and base.device.type != "meta" else None
+    dtype = base.dtype if isinstance(base, torch.Tensor) and base.dtype in _FLOATING else None
+    read: dict[str, nn.Parameter] = {}
+    for part, ref in match.entry.parts():
         stored = reader.read(ref, match.path)
+        if reading.transposed and part in {"a", "b"}:
+            stored = stored.T
+        if part in reading.forms:
+            stored = stored.reshape(reading.forms[part])
         wide = stored.dtype if dtype is None else torch.promote_types(stored.dtype, dtype)
         tensor = stored.to(device=device, dtype=wide).contiguous()
-        note = f"computes in {str(wide).removeprefix('torch.')}" if wide != stored.dtype else ""
-        reader.note(ref, target, entry.scale, note)
-        read.append(tensor)
-    a, b, bias = read
-    if a is None or b is None:
-        raise AssertionError(path)
-    return LayerValues(match, a, b, bias)
+        notes = [f"computes in {str(wide).removeprefix('torch.')}"] if wide != stored.dtype else []
+        notes += [reading.note] if reading.note and part == "a" else []
+        reader.note(ref, _target(match.path, term, part, name), term.scale, ", ".join(notes))
+        read[part] = as_parameter(tensor)
+    factors = Factors(read["a"], read["b"], read.get("bias"), read.get("magnitude"))
+    return LayerValues(match, factors)
+
+
+_PLACES = {"a": "lora_A", "b": "lora_B", "bias": "lora_B", "magnitude": "lora_magnitude_vector"}
+
+
+def _target(path: str, term: LoraTerm, part: str, name: str) -> str:
+    """Return the name that a stored factor gets in the model."""
+    leaf = "bias" if part == "bias" else "weight" if term.attribute in _OWN else term.attribute
+    return f"{path}.{_PLACES[part]}.{name}.{leaf}" if path else f"{_PLACES[part]}.{name}.{leaf}"
+
+
+_OWN = ("weight", "in_proj_weight")
 
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -206,19 +206,19 @@ def test_a_truncated_file(tmp_path):
         load_adapter(Tiny(), folder)
 
 
-class Conv(nn.Module):
+class Bilinear(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv1d(4, 4, 3)
+        self.both = nn.Bilinear(4, 4, 4)
 
 
-def test_layers_that_are_not_linear(tmp_path):
+def test_layers_that_no_lora_is_defined_for(tmp_path):
     tensors = {
-        f"{PREFIX}conv.lora_A.weight": torch.ones(2, 4, 3),
-        f"{PREFIX}conv.lora_B.weight": torch.ones(4, 2, 1),
+        f"{PREFIX}both.lora_A.weight": torch.ones(2, 4, 3),
+        f"{PREFIX}both.lora_B.weight": torch.ones(4, 2, 1),
     }
-    with pytest.raises(UnsupportedError, match="conv is a Conv1d"):
-        load_adapter(Conv(), write(tmp_path, tensors))
+    with pytest.raises(UnsupportedError, match="both is a Bilinear"):
+        load_adapter(Bilinear(), write(tmp_path, tensors))
 
 
 def encoder_file(tmp_path, path, width=(8, 8)):
@@ -277,15 +277,15 @@ def test_an_interrupted_attach_is_undone(tmp_path, monkeypatch):
 
     model = Tiny()
     before = snapshot(model)
-    put_term, calls = attach.put_term, []
+    adapt, calls = attach.adapt, []
 
     def interrupted(*args):
         calls.append(args)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        put_term(*args)
+        return adapt(*args)
 
-    monkeypatch.setattr(attach, "put_term", interrupted)
+    monkeypatch.setattr(attach, "adapt", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_adapter(model, write(tmp_path, lora_tensors(model)))
     assert_unchanged(model, before)

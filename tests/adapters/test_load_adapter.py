@@ -10,7 +10,7 @@ from torch import nn
 
 from shardload import fill, open_checkpoint
 from shardload.adapters import activate, active_adapters, detach, load_adapter
-from shardload.adapters.lora import LoraLinear
+from shardload.adapters.layers.linear import LoraLinear
 from shardload.errors import MismatchError, UnsupportedError, UsageError
 from tests.adapters.tiny import (
     PREFIX,

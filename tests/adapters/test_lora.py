@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from shardload.adapters import detach, load_adapter
-from shardload.adapters.lora import LoraLinear, lora_class
+from shardload.adapters.layers import LoraLayer, lora_class
+from shardload.adapters.layers.linear import LoraLinear
 from tests.adapters.tiny import TOKENS, Scaled, Tiny, lora_tensors, write
 
 
@@ -24,9 +25,9 @@ def model(tmp_path):
 
 
 def test_one_class_for_each_base_class():
-    assert lora_class(nn.Linear) is LoraLinear
-    assert lora_class(Scaled) is lora_class(Scaled)
-    assert lora_class(Scaled).__mro__[1:4] == (LoraLinear, Scaled, nn.Linear)
+    assert lora_class(LoraLinear, nn.Linear) is LoraLinear
+    assert lora_class(LoraLinear, Scaled) is lora_class(LoraLinear, Scaled)
+    assert lora_class(LoraLinear, Scaled).__mro__[1:5] == (LoraLinear, LoraLayer, Scaled, nn.Linear)
 
 
 class Slotted(nn.Linear):
@@ -59,7 +60,7 @@ def test_copies_work_and_are_apart(model, again):
     other = again(model)
     logits = model(TOKENS)
     assert torch.equal(other(TOKENS), logits)
-    assert type(other.layers[0].down) is lora_class(Scaled)
+    assert type(other.layers[0].down) is lora_class(LoraLinear, Scaled)
     detach(other, "default")
     assert type(other.layers[0].down) is Scaled
     assert torch.equal(other(TOKENS), Tiny()(TOKENS))

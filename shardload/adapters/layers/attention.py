@@ -1,0 +1,124 @@
+"""nn.MultiheadAttention: its fused input projection, and its output projection, whose forward is never called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from shardload.adapters.layers.layer import Factors, LoraLayer, LoraTerm, Reading, Shape
+from shardload.adapters.layers.linear import Linear, LinearTerm
+from shardload.adapters.layers.weights import changed_weights, in_place_of
+
+if TYPE_CHECKING:
+    from shardload.adapters.adapter import LoraEntry
+
+
+@dataclass(frozen=True)
+class OutputTerm(LinearTerm):
+    """The output projection: A is (rank, width), B is (width, rank).
+
+    PEFT merges both projections for every forward, and adds this one's delta twice (once in MultiheadAttention.merge,
+    once more in the layer's own merge); merge_and_unload does the same. Whatever was trained with PEFT was trained so.
+    """
+
+    def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
+        """Return 2 * scale * B @ A, or some rows of it."""
+        return super().delta(factors, shape, rows) * 2
+
+
+class LoraAttention(LoraLayer, nn.MultiheadAttention):
+    """An nn.MultiheadAttention with adapters on its projections."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module returns with its weights changed by the active adapters."""
+        weights = list(changed_weights(self))
+        if isinstance(self.out_proj, LoraLayer):
+            weights += changed_weights(self.out_proj)
+        with in_place_of(weights):
+            return super(LoraLayer, self).forward(*args, **kwargs)
+
+
+LoraAttention.lora_base = nn.MultiheadAttention
+LoraAttention.lora_host = LoraAttention
+
+
+class Attention:
+    """The fused input projection (q, k, v) of nn.MultiheadAttention."""
+
+    name = "MultiheadAttention"
+
+    def host_of(self, module: nn.Module) -> type[LoraLayer]:
+        """Return LoraAttention."""
+        return LoraAttention
+
+    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
+        """Whether it is an nn.MultiheadAttention, or a class made of one."""
+        return isinstance(module, nn.MultiheadAttention)
+
+    def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
+        """Three separate projections, DoRA and a bias of B are not defined, here or in PEFT."""
+        if module._parameters.get("in_proj_weight") is None:
+            return (
+                "is a MultiheadAttention with keys or values of another width, which has no fused projection"
+            )
+        if entry.magnitude is not None:
+            return "is a MultiheadAttention, for which DoRA is not defined"
+        if entry.bias is not None:
+            return "is a MultiheadAttention, for which a bias of B is not defined"
+        return None
+
+    def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
+        """Read A (rank, width), B (3 * width, rank)."""
+        rank = entry.rank_by_shapes()
+        return Reading(
+            self.term(module, rank, entry.scaling.of(rank), entry.dropout), self.shapes(module, rank)
+        )
+
+    def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
+        """Return A (rank, width), B (3 * width, rank)."""
+        attention: Any = module
+        width = attention.embed_dim
+        return {"a": (rank, width), "b": (3 * width, rank)}
+
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+        """Return a LinearTerm on `in_proj_weight`; PEFT applies no dropout here."""
+        return LinearTerm(rank, scale, attribute="in_proj_weight")
+
+    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
+        """Return None: it can always be merged."""
+        return None
+
+
+class AttentionOutput(Linear):
+    """The output projection of nn.MultiheadAttention, a Linear whose forward is never called."""
+
+    name = "output projection of MultiheadAttention"
+
+    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
+        """Whether it is the class that nn.MultiheadAttention gives to its output projection."""
+        return isinstance(module, NonDynamicallyQuantizableLinear)
+
+    def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
+        """Refuse a bias of B, which would never be added."""
+        if entry.bias is not None or entry.magnitude is not None:
+            return "is the output projection of a MultiheadAttention, for which DoRA and lora_bias are not defined"
+        return super().unfit(module, entry)
+
+    def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
+        """Read A (rank, width), B (width, rank)."""
+        found = super().read(module, entry)
+        return Reading(
+            found.term, found.shapes, transposed=found.transposed, note="added twice, as PEFT does"
+        )
+
+    def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
+        """Return A (rank, width), B (width, rank)."""
+        return {part: shape for part, shape in super().shapes(module, rank).items() if part in {"a", "b"}}
+
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+        """Return an OutputTerm; PEFT applies no dropout here."""
+        return OutputTerm(rank, scale)

@@ -1,0 +1,109 @@
+"""nn.Embedding: rows of A.T looked up and multiplied by B, scaled as the module scales its own rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from shardload.adapters.layers.layer import (
+    Factors,
+    LoraLayer,
+    LoraTerm,
+    Reading,
+    Shape,
+    dora_factor,
+)
+
+if TYPE_CHECKING:
+    from shardload.adapters.adapter import LoraEntry
+
+
+@dataclass(frozen=True)
+class EmbeddingTerm(LoraTerm):
+    """A is (rank, vocabulary), B is (width, rank), the base weight (vocabulary, width). There is no dropout."""
+
+    dora_axis: ClassVar[int | None] = 1
+
+    def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
+        """Return scale * (B @ A).T, or some rows of it."""
+        a = factors.a if rows is None else factors.a[:, rows]
+        return torch.mm(factors.b, a).T * self.scale
+
+    def add(
+        self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
+    ) -> torch.Tensor:
+        """Return out + weight * scale * (rows of A.T) @ B.T, times the module's `embed_scale` where it has one."""
+        modules = layer._modules
+        down: Any = modules["lora_A"]._modules[name].weight  # type: ignore[union-attr]
+        up: Any = modules["lora_B"]._modules[name].weight  # type: ignore[union-attr]
+        base: Any = layer
+        rows = functional.embedding(x, down.T, base.padding_idx)
+        delta = functional.linear(rows, up) * self.scale
+        factor = getattr(layer, "embed_scale", None)
+        if factor is not None:
+            delta = delta * (factor.to(delta.dtype) if isinstance(factor, torch.Tensor) else factor)
+        magnitudes = modules.get("lora_magnitude_vector")
+        if magnitudes is None or name not in magnitudes._modules:
+            return torch.add(out, delta, alpha=weight)
+        ratio = dora_factor(layer, name, self, base.weight)
+        return torch.add(out, (ratio - 1) * out + ratio * delta, alpha=weight)
+
+
+class LoraEmbedding(LoraLayer, nn.Embedding):
+    """An nn.Embedding with adapters."""
+
+
+LoraEmbedding.lora_base = nn.Embedding
+LoraEmbedding.lora_host = LoraEmbedding
+
+
+class Embedding:
+    """nn.Embedding and its subclasses, those that scale their rows included."""
+
+    name = "Embedding"
+
+    def host_of(self, module: nn.Module) -> type[LoraLayer]:
+        """Return LoraEmbedding."""
+        return LoraEmbedding
+
+    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
+        """Whether it is an nn.Embedding, or a class made of one."""
+        return isinstance(module, nn.Embedding)
+
+    def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
+        """`max_norm` rewrites the base's rows at every look-up; B has no bias here."""
+        if getattr(module, "max_norm", None) is not None:
+            return "is an embedding with max_norm, which rewrites its rows at every look-up"
+        if entry.bias is not None:
+            return "is an embedding, for which a bias of B (lora_bias) is not defined"
+        return None
+
+    def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
+        """Read A (rank, vocabulary), B (width, rank); `entry.columns` swaps both."""
+        rank = entry.rank_by_shapes()
+        shapes = self.shapes(module, rank)
+        if entry.columns:
+            shapes = {part: shape[::-1] if part in "ab" else shape for part, shape in shapes.items()}
+        term = self.term(module, rank, entry.scaling.of(rank), entry.dropout)
+        return Reading(term, shapes, transposed=entry.columns)
+
+    def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
+        """Return A (rank, vocabulary), B (width, rank), magnitude (width,)."""
+        table: Any = module
+        rows, width = table.num_embeddings, table.embedding_dim
+        return {"a": (rank, rows), "b": (width, rank), "magnitude": (width,)}
+
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+        """Return an EmbeddingTerm."""
+        return EmbeddingTerm(rank, scale, dropout)
+
+    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
+        """Refuse a weight that is stored in fewer bits: it has no room for a delta."""
+        weight = getattr(module, "weight", None)
+        if not (isinstance(weight, torch.Tensor) and weight.is_floating_point()):
+            return f"is a quantised {type(module).__name__}: merge into the full-precision base instead"
+        return None

@@ -1,0 +1,173 @@
+"""Parameters that a module uses itself: fused experts (three dimensions), or a plain matrix that no Linear holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from shardload.adapters.layers.layer import Factors, LoraLayer, LoraTerm, Reading, Shape
+from shardload.adapters.layers.linear import LinearTerm
+from shardload.adapters.layers.weights import changed_weights, in_place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardload.adapters.adapter import LoraEntry
+
+
+@dataclass(frozen=True)
+class ExpertsTerm(LoraTerm):
+    """A is (experts * rank, in), expert by expert; B is (out, rank * experts), the experts innermost.
+
+    `inputs_first`: the base parameter is (experts, in, out) rather than (experts, out, in).
+    """
+
+    inputs_first: bool = False
+
+    def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
+        """Return scale * (B @ A) expert by expert, or that of some experts."""
+        experts = shape[0]
+        a = factors.a.view(experts, -1, factors.a.shape[1])
+        b = factors.b.view(factors.b.shape[0], -1, experts).permute(2, 0, 1)
+        if rows is not None:
+            a, b = a[rows], b[rows]
+        product = torch.bmm(a.mT, b.mT) if self.inputs_first else torch.bmm(b, a)
+        return product * self.scale
+
+
+class LoraParameters(LoraLayer):
+    """A module with adapters on parameters of its own.
+
+    `lora_A[name]` and `lora_B[name]` hold one factor for each adapted parameter, under the parameter's name;
+    `lora_terms` has an entry "<name>.<parameter>" for each.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module returns with its parameters changed by the active adapters."""
+        with in_place_of(changed_weights(self)):
+            return super(LoraLayer, self).forward(*args, **kwargs)
+
+    def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
+        """Yield each parameter that an adapter changes here: this module, the term, the factors."""
+        for key, term in self.lora_terms.items():
+            if key.partition(".")[0] == name:
+                down: Any = self.lora_A[name]
+                up: Any = self.lora_B[name]
+                yield self, term, Factors(down[term.attribute], up[term.attribute])
+
+    def lora_put(self, name: str, term: LoraTerm, factors: Factors) -> None:
+        """Add one adapter's factors for one parameter."""
+        if name not in self.lora_A:
+            self.lora_A[name] = nn.ParameterDict()
+            self.lora_B[name] = nn.ParameterDict()
+        down: Any = self.lora_A[name]
+        up: Any = self.lora_B[name]
+        down[term.attribute], up[term.attribute] = factors.a, factors.b
+        self.lora_terms[f"{name}.{term.attribute}"] = term
+
+    def lora_drop(self, name: str) -> None:
+        """Take one adapter's factors from the module; the last one restores its own class."""
+        for key in [key for key in self.lora_terms if key.partition(".")[0] == name]:
+            del self.lora_terms[key]
+        super().lora_drop(name)
+
+
+class Experts:
+    """A module's own parameters with two or three dimensions, named by the config's `target_parameters`."""
+
+    name = "parameter of a module (fused experts)"
+
+    def host_of(self, module: nn.Module) -> type[LoraLayer]:
+        """Return LoraParameters."""
+        return LoraParameters
+
+    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
+        """Whether it has such a parameter, and the entry names one."""
+        if entry is None or not entry.parameters:
+            return False
+        return any(self._shape(module, name) is not None for name in entry.parameters)
+
+    def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
+        """Refuse a parameter that is not found, or whose layout nothing tells."""
+        parameter = self._parameter(module, entry)
+        if parameter is None:
+            return f"has fewer targeted parameters than the file holds: {', '.join(entry.parameters)}"
+        if entry.magnitude is not None or entry.bias is not None:
+            return f"has the parameter {parameter!r} adapted, for which DoRA and lora_bias are not defined"
+        shape = self._shape(module, parameter) or ()
+        if len(shape) == 3 and self._inputs_first(module, entry, shape) is None:
+            return (
+                f"has square experts in {parameter!r}, whose layout changed with PEFT 0.19, and the config does not "
+                'say which version wrote the file (add "peft_version" to it)'
+            )
+        return None
+
+    def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
+        """Read A (experts * rank, in), B (out, rank * experts)."""
+        parameter = self._parameter(module, entry) or ""
+        shape = self._shape(module, parameter) or ()
+        if len(shape) != 3:
+            rank = entry.rank_by_shapes()
+            term: LoraTerm = LinearTerm(rank, entry.scaling.of(rank), attribute=parameter)
+            return Reading(term, {"a": (rank, shape[1]), "b": (shape[0], rank)})
+        first = bool(self._inputs_first(module, entry, shape))
+        experts = shape[0]
+        rank = max(entry.a.shape[0] // experts, 1) if entry.a.shape else 1
+        into, out = (shape[1], shape[2]) if first else (shape[2], shape[1])
+        term = ExpertsTerm(rank, entry.scaling.of(rank), attribute=parameter, inputs_first=first)
+        return Reading(term, {"a": (experts * rank, into), "b": (out, rank * experts)})
+
+    def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
+        """Which parameter is adapted has to be said: see `parameter_shapes`."""
+        del module, rank
+        return {}
+
+    def parameter_shapes(self, module: nn.Module, parameter: str, rank: int) -> dict[str, Shape]:
+        """Return the shapes of A and B for one parameter of a module, in the layout of PEFT 0.19 and later."""
+        shape = self._shape(module, parameter) or ()
+        if len(shape) != 3:
+            return {"a": (rank, shape[1]), "b": (shape[0], rank)}
+        into, out = (shape[1], shape[2]) if _is_transposed(module) else (shape[2], shape[1])
+        return {"a": (shape[0] * rank, into), "b": (out, rank * shape[0])}
+
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+        """Return an ExpertsTerm in the layout of PEFT 0.19 and later; give it its `attribute` with `replace`."""
+        return replace(ExpertsTerm(rank, scale), inputs_first=_is_transposed(module))
+
+    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
+        """Refuse a weight that is stored in fewer bits: it has no room for a delta."""
+        weight = module._parameters.get(term.attribute)
+        if weight is None or not weight.is_floating_point():
+            return f"has no floating-point parameter {term.attribute!r}"
+        return None
+
+    def _shape(self, module: nn.Module, name: str) -> Shape | None:
+        parameter = module._parameters.get(name)
+        return tuple(parameter.shape) if parameter is not None and parameter.dim() in {2, 3} else None
+
+    def _parameter(self, module: nn.Module, entry: LoraEntry) -> str | None:
+        """Return the parameter of an entry: PEFT wraps them in the module's order, the last one outermost."""
+        targeted = [name for name in module._parameters if name in entry.parameters]
+        place = len(targeted) - 1 - entry.depth
+        return targeted[place] if place >= 0 else None
+
+    def _inputs_first(self, module: nn.Module, entry: LoraEntry, shape: Shape) -> bool | None:
+        """Return whether the parameter is (experts, in, out) for this file, None where nothing tells.
+
+        PEFT before 0.19 took every parameter for (experts, in, out); later ones only where the module says
+        `is_transposed`. The shapes of A and B tell it, except for square experts.
+        """
+        if shape[1] != shape[2]:
+            return entry.a.shape[1:] == shape[1:2] and entry.b.shape[:1] == shape[2:]
+        if _is_transposed(module):
+            return True
+        if entry.peft_version is None:
+            return None
+        return entry.peft_version < (0, 19)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return bool(getattr(module, "is_transposed", False))

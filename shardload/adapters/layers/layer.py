@@ -1,0 +1,362 @@
+"""What every kind of adapted layer shares. A new kind of layer is one new file beside this one.
+
+Three things meet in one layer of the model:
+
+- the *kind* (`LayerKind`): which modules it fits, and which shapes A and B have there;
+- the *host* (`LoraLayer`): the class that the module gets while an adapter is attached, whose forward runs the
+  module's own and then every active adapter's;
+- one *term* an adapter and base tensor (`LoraTerm`): the maths. `add` changes an output, `delta` gives the change of
+  the base tensor as a pure function of the factors, and both say the same.
+
+Merging in memory and on disk both use `delta` and `changed`; neither needs a live layer.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import types
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from shardload.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from shardload.adapters.adapter import LoraEntry
+
+LORA_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
+"""The containers that a host adds to its module: one child an adapter, under PEFT's names. The last only for DoRA."""
+
+LAYER_ATTRIBUTES = (*LORA_PARTS, "lora_terms", "lora_switch", "lora_base")
+"""Names that an adapted layer has and its own class must not have."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Switch:
+    """Which adapters a model runs with: name to weight, in the order in which they are added.
+
+    One object is shared by all adapted layers of a model, so that switching is one assignment.
+    """
+
+    active: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The tensors of one adapter on one base tensor, in the shapes that the kind of the layer says.
+
+    `bias` is the bias of B, `magnitude` DoRA's vector; None where the adapter has none.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    bias: torch.Tensor | None = None
+    magnitude: torch.Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Factors:
+        """Return the factors in another dtype, usually fp32 or fp64 for `delta`."""
+        parts = (self.a, self.b, self.bias, self.magnitude)
+        return Factors(*(None if part is None else part.to(dtype) for part in parts))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class LoraTerm:
+    """What one adapter does to one tensor of a layer, beside its weights: `scale` multiplies B @ A.
+
+    `attribute` is the base tensor's name in its module; `dropout` is applied to the input of A in training.
+    `dora_axis` is the dimension of the base tensor that a DoRA magnitude runs along: 0 means that a block of rows
+    can be changed without the others, 1 that the norms need a pass over all rows first, None that DoRA is not
+    defined. `replicated` says that the base tensor is shared with other layers by layer_replication: it has to be
+    copied before it is changed in place.
+    """
+
+    rank: int
+    scale: float
+    dropout: float = 0.0
+    attribute: str = "weight"
+    replicated: bool = False
+
+    dora_axis: ClassVar[int | None] = None
+
+    def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
+        """Return scale * (B @ A) as a tensor of the base's `shape`, in the factors' dtype; DoRA not applied.
+
+        With `rows`, only those rows (dimension 0) of it: shape (rows, *shape[1:]). No tensor larger than the result
+        is made.
+        """
+        raise NotImplementedError
+
+    def add(
+        self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
+    ) -> torch.Tensor:
+        """Return `out` plus `weight` times this adapter's change of the layer's output for the input `x`."""
+        raise NotImplementedError
+
+    def changed(
+        self,
+        base: torch.Tensor,
+        factors: Factors,
+        weight: float = 1.0,
+        rows: slice | None = None,
+        shape: Shape | None = None,
+        norm: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the base tensor as this adapter at `weight` changes it, in the dtype of `base` and the factors.
+
+        `base` is the whole tensor, or its `rows` of a tensor of `shape`. With DoRA, `norm` are the norms of
+        `base + delta` along `dora_axis`, from `norm_squares`; they are computed here when it is None, which for
+        `dora_axis` 1 needs the whole tensor.
+        """
+        delta = self.delta(factors, tuple(base.shape) if shape is None else shape, rows)
+        if factors.magnitude is None:
+            return base + (delta if weight == 1.0 else weight * delta)
+        if norm is None:
+            norm = self.norm_squares(base, delta).sqrt()
+        factor = self.along_axis(factors.magnitude.reshape(-1), norm, base.dim(), rows)
+        full = factor * (base + delta)
+        return full if weight == 1.0 else base + weight * (full - base)
+
+    def norm_squares(self, base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """Return the squared norms of `base + delta` along `dora_axis`; for axis 1, blocks of rows add up."""
+        axis = 0 if self.dora_axis is None else self.dora_axis
+        others = [dim for dim in range(base.dim()) if dim != axis]
+        return (base + delta).square().sum(dim=others)
+
+    def along_axis(
+        self, magnitude: torch.Tensor, norm: torch.Tensor, dims: int, rows: slice | None
+    ) -> torch.Tensor:
+        """Return magnitude / norm, shaped to multiply the base tensor (or its rows) along `dora_axis`."""
+        axis = 0 if self.dora_axis is None else self.dora_axis
+        if axis == 0 and rows is not None:
+            magnitude = magnitude[rows]
+            norm = norm if norm.shape == magnitude.shape else norm[rows]
+        return (magnitude / norm).view([-1 if dim == axis else 1 for dim in range(dims)])
+
+
+class Factor(nn.Module):
+    """The weight of A or B, and B's bias if it has one. It is no nn.Linear: nothing should adapt or quantise it."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x @ weight.T (+ bias), in the weight's dtype."""
+        return functional.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Show shape and dtype, as `repr(model)` does for other layers."""
+        return f"{tuple(self.weight.shape)}, {self.weight.dtype}, bias={self.bias is not None}"
+
+
+class LoraLayer(nn.Module):
+    """A layer that adds every active adapter's term to its own output.
+
+    It is never constructed: `adapt` gives an existing module a subclass of the kind's host and of the module's own
+    class, whose forward is still the one that computes the base output. As in PEFT, the adapter computes in its own
+    dtype and the result has the dtype of the base output.
+    """
+
+    lora_base: ClassVar[type[nn.Module]]
+    lora_host: ClassVar[type[LoraLayer]]
+    lora_A: nn.ModuleDict  # noqa: N815 - PEFT's name: it is part of the keys in state_dict()
+    lora_B: nn.ModuleDict  # noqa: N815
+    lora_terms: dict[str, LoraTerm]
+    lora_switch: Switch
+
+    def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: A002
+        """Return the base layer's output plus the active adapters' (shape and dtype as the base layer's)."""
+        out: torch.Tensor = super().forward(input, *args, **kwargs)
+        dtype = out.dtype
+        terms = self.lora_terms
+        for name, weight in self.lora_switch.active.items():
+            term = terms.get(name)
+            if term is not None:
+                # The sum is taken in the wider dtype and rounded once, below.
+                out = term.add(self, name, weight, input, out)
+        return out if out.dtype == dtype else out.to(dtype)
+
+    def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
+        """Yield each base tensor that an adapter changes here: the module that owns it, the term, the factors."""
+        yield self, self.lora_terms[name], self.lora_factors(name)
+
+    def lora_factors(self, name: str) -> Factors:
+        """Return the tensors of one adapter in this layer."""
+        up: Any = self.lora_B[name]
+        magnitudes: Any = self._modules.get("lora_magnitude_vector")
+        magnitude = magnitudes[name].weight if magnitudes is not None and name in magnitudes else None
+        return Factors(self.lora_A[name].weight, up.weight, up.bias, magnitude)  # type: ignore[arg-type]
+
+    def lora_put(self, name: str, term: LoraTerm, factors: Factors) -> None:
+        """Add one adapter's factors, which are parameters, to the layer."""
+        self.lora_A[name] = Factor(factors.a)  # type: ignore[arg-type]
+        self.lora_B[name] = Factor(factors.b, factors.bias)  # type: ignore[arg-type]
+        if factors.magnitude is not None:
+            if "lora_magnitude_vector" not in self._modules:
+                self.lora_magnitude_vector = nn.ModuleDict()
+            self.lora_magnitude_vector[name] = Factor(factors.magnitude)  # type: ignore[arg-type]
+        self.lora_terms[name] = term
+
+    def lora_parameters(self, name: str) -> Iterator[nn.Parameter]:
+        """Yield the parameters that one adapter owns in this layer."""
+        for part in LORA_PARTS:
+            holder: Any = self._modules.get(part)
+            if holder is not None and name in holder:
+                yield from holder[name].parameters()
+
+    def lora_drop(self, name: str) -> None:
+        """Take one adapter's factors from the layer; the last one restores the layer's own class."""
+        for part in LORA_PARTS:
+            holder: Any = self._modules.get(part)
+            if holder is not None:
+                holder._modules.pop(name, None)
+        self.lora_terms.pop(name, None)
+        if not self.lora_terms:
+            restore(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and copy by the layer's own class: the class made here can't be imported by name."""
+        reduced = super().__reduce_ex__(max(int(protocol), 2))
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_new, (self.lora_host, self.lora_base, *reduced[1][1:]), *reduced[2:])
+        return reduced
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a stored layer fits a module: its term, and for each part the stored shape that fits.
+
+    `shapes` maps "a", "b", "bias", "magnitude" to the shape that the stored tensor must have; `forms` to the shape
+    that it gets in memory where that is another one; `transposed` parts are stored with their two dimensions
+    swapped. `note` is a line for the report.
+    """
+
+    term: LoraTerm
+    shapes: Mapping[str, Shape]
+    forms: Mapping[str, Shape] = field(default_factory=dict)
+    transposed: bool = False
+    note: str = ""
+
+
+class LayerKind(Protocol):
+    """One kind of layer: which modules it fits, how stored factors fit them, which host runs them."""
+
+    @property
+    def name(self) -> str:
+        """The name shown to people: "Linear"."""
+
+    def host_of(self, module: nn.Module) -> type[LoraLayer]:
+        """Return the class that this module becomes a subclass of when it is adapted."""
+
+    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
+        """Whether a module, and the entry for it where there is one, are of this kind, told by their structure."""
+
+    def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
+        """Return why this module can't take this entry although it is of the kind ("is …"), or None."""
+
+    def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
+        """Return the term for a stored layer, and the shapes that its tensors must have."""
+
+    def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
+        """Return the shapes of "a" and "b" for a fresh adapter of this rank, of "bias", and of "magnitude" for DoRA.
+
+        A part that is not defined for the kind is left out.
+        """
+
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+        """Return the term of a fresh adapter."""
+
+    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
+        """Return why a term can't be folded into this module's base tensor, or None."""
+
+
+def lora_class(host: type[LoraLayer], base: type[nn.Module]) -> type[LoraLayer]:
+    """Return the adapted class for modules of class `base`; the same class every time."""
+    if vars(host).get("lora_base") is base:
+        return host
+    made = _CLASSES.get((host, base))
+    if made is None:
+        names = {
+            "__module__": __name__,
+            "__doc__": host.__doc__,
+            "lora_base": base,
+            "lora_host": host,
+        }
+        made = types.new_class(f"Lora{base.__name__}", (host, base), {}, lambda space: space.update(names))
+        _CLASSES[host, base] = made
+    return made
+
+
+_CLASSES: dict[tuple[type[LoraLayer], type[nn.Module]], type[LoraLayer]] = {}
+
+
+def _new(host: type[LoraLayer], base: type[nn.Module], *args: Any) -> nn.Module:
+    """Make an empty layer for pickle and copy to fill."""
+    cls = lora_class(host, base)
+    return cls.__new__(cls, *args)
+
+
+def adapt(module: nn.Module, host: type[LoraLayer], switch: Switch) -> LoraLayer:
+    """Give a module its adapted class, in place, and return the same object. An adapted one is returned as it is."""
+    if isinstance(module, LoraLayer):
+        return module
+    module.__dict__.update(lora_terms={}, lora_switch=switch)
+    try:
+        module.__class__ = lora_class(host, type(module))
+    except TypeError as error:
+        del module.lora_terms, module.lora_switch
+        raise UnsupportedError(
+            f"layers of class {type(module).__name__} can't be adapted in place: {error}"
+        ) from error
+    module.lora_A = nn.ModuleDict()
+    module.lora_B = nn.ModuleDict()
+    return module  # type: ignore[return-value]
+
+
+def restore(layer: LoraLayer) -> None:
+    """Give a layer its own class back, and take away everything that `adapt` added."""
+    layer.__class__ = layer.lora_base  # type: ignore[assignment]
+    for name in LORA_PARTS:
+        layer._modules.pop(name, None)
+    for name in ("lora_terms", "lora_switch", DORA_CACHE):
+        layer.__dict__.pop(name, None)
+
+
+DORA_CACHE = "lora_dora_factors"
+"""The attribute of a layer that keeps magnitude / norm of each adapter, with the versions of what it came from."""
+
+
+def dora_factor(layer: LoraLayer, name: str, term: LoraTerm, base: torch.Tensor) -> torch.Tensor:
+    """Return magnitude / ‖base + delta‖ of one adapter, a vector along the term's `dora_axis`.
+
+    The norm is a constant for gradients (DoRA, arXiv 2402.09353, section 4.3). Outside training it is kept until
+    one of the tensors that it depends on changes: computed at every call it costs many times the layer itself.
+    """
+    factors = layer.lora_factors(name)
+    magnitude = factors.magnitude
+    if magnitude is None:
+        raise AssertionError(name)
+    inputs = (base, factors.a, factors.b, magnitude)
+    stamp = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in inputs)
+    cache = layer.__dict__.setdefault(DORA_CACHE, {})
+    keep = not (torch.is_grad_enabled() and magnitude.requires_grad)
+    if keep and name in cache and cache[name][0] == stamp:
+        kept: torch.Tensor = cache[name][1]
+        return kept
+    with torch.no_grad():
+        dtype = torch.promote_types(base.dtype, factors.a.dtype)
+        wide = Factors(factors.a.to(dtype), factors.b.to(dtype))
+        whole = base.to(dtype)
+        norm = term.norm_squares(whole, term.delta(wide, tuple(base.shape))).sqrt()
+    factor = magnitude.reshape(-1) / norm
+    if keep:
+        cache[name] = (stamp, factor.detach())
+    return factor

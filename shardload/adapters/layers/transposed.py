@@ -1,0 +1,65 @@
+"""GPT-2's Conv1D: a linear layer whose weight is stored transposed, (in, out). Told by its structure, not its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from shardload.adapters.layers.layer import Factors, LoraLayer, LoraTerm, Shape
+from shardload.adapters.layers.linear import Linear, LinearTerm
+
+if TYPE_CHECKING:
+    from shardload.adapters.adapter import LoraEntry
+
+
+@dataclass(frozen=True)
+class TransposedTerm(LinearTerm):
+    """A is (rank, in), B is (out, rank), the base weight (in, out)."""
+
+    dora_axis: ClassVar[int | None] = 1
+
+    def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
+        """Return scale * (B @ A).T, or some rows of it."""
+        a = factors.a if rows is None else factors.a[:, rows]
+        return (torch.mm(factors.b, a) * self.scale).T
+
+    def base_product(self, x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """Return x @ weight."""
+        return x @ base
+
+
+class LoraTransposed(LoraLayer):
+    """A transposed linear layer with adapters."""
+
+
+class Transposed(Linear):
+    """A module with a weight (in, out), a bias (out,), and the width in `nf`: transformers' Conv1D and its like."""
+
+    name = "Conv1D (transposed Linear)"
+
+    def host_of(self, module: nn.Module) -> type[LoraLayer]:
+        """Return LoraTransposed."""
+        return LoraTransposed
+
+    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
+        """Whether weight, bias and `nf` are those of a transposed linear layer."""
+        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        width = getattr(module, "nf", None)
+        if not isinstance(width, int) or weight is None or weight.dim() != 2 or isinstance(module, nn.Linear):
+            return False
+        return weight.shape[1] == width and (bias is None or tuple(bias.shape) == (width,))
+
+    def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
+        """Every one of them can be adapted."""
+        return None
+
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+        """Return a TransposedTerm."""
+        return TransposedTerm(rank, scale, dropout)
+
+    def _features(self, module: nn.Module) -> tuple[int, int]:
+        weight: Any = module.weight
+        return weight.shape[1], weight.shape[0]

@@ -1,0 +1,49 @@
+"""Layers that read their weights without calling a layer: the changed weights are in place during the forward."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import nn
+
+    from shardload.adapters.layers.layer import LoraLayer
+
+
+def changed_weights(layer: LoraLayer) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
+    """Yield every base tensor that the active adapters change in a layer: its module, name, and changed value.
+
+    The value is computed in the wider of the dtypes, has the base tensor's own, and carries gradients to the factors.
+    """
+    values: dict[tuple[int, str], tuple[nn.Module, str, torch.Tensor]] = {}
+    for name, weight in layer.lora_switch.active.items():
+        for module, term, factors in layer.lora_changes(name):
+            key = (id(module), term.attribute)
+            base = module._parameters[term.attribute]
+            if base is None:
+                continue
+            now = values[key][2] if key in values else base
+            dtype = torch.promote_types(now.dtype, factors.a.dtype)
+            values[key] = (module, term.attribute, term.changed(now.to(dtype), factors.to(dtype), weight))
+    for module, attribute, value in values.values():
+        base = module._parameters[attribute]
+        yield module, attribute, value if base is None else value.to(base.dtype)
+
+
+@contextmanager
+def in_place_of(weights: Iterable[tuple[nn.Module, str, torch.Tensor]]) -> Iterator[None]:
+    """Put tensors in the places of parameters, and the parameters back at the end. Not for several threads at once."""
+    kept = []
+    try:
+        for module, attribute, value in list(weights):
+            kept.append((module, attribute, module._parameters[attribute]))
+            module._parameters[attribute] = value  # type: ignore[assignment]
+        yield
+    finally:
+        for module, attribute, parameter in kept:
+            module._parameters[attribute] = parameter
