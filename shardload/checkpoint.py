@@ -101,10 +101,12 @@ def open_checkpoint(
     local_files_only: bool = False,
     subfolder: str | None = None,
     variant: str | None = None,
+    allow_links: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint by its headers: a folder, a checkpoint file, or `org/name[@revision]` on the Hub.
 
-    Of a Hub repo only headers and small JSON files are fetched. Raises NotFoundError, CorruptError (a shard
+    Of a Hub repo only headers and small JSON files are fetched. Symbolic links that lead out of a folder are followed
+    into the Hub cache's own blobs, and elsewhere with `allow_links=True`. Raises NotFoundError, CorruptError (a shard
     that is no checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
     """
     source, only = find_source(
@@ -114,6 +116,7 @@ def open_checkpoint(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         subfolder=subfolder,
+        allow_links=allow_links,
     )
     return read_checkpoint(source, find_weight_files(source, only=only, variant=variant), named=only)
 

@@ -111,4 +111,9 @@ class UnsafeError(ShardloadError):
 
 
 class UntrustedCodeError(UnsafeError):
-    """Code of a repo would have to run, and nobody has trusted these bytes."""
+    """Code of a repo would have to run, and nobody has trusted these bytes.
+
+    `changes` are the files that differ from what a lock file approves (`FileChange`, with the lines that are new).
+    """
+
+    changes: tuple[Any, ...] = ()

@@ -114,7 +114,7 @@ def read_json(source: Source, name: str) -> Any:
     if file.size > _LARGEST_JSON:
         raise CorruptError(f"{name} is {file.size:,} bytes: too large for a JSON file", where=source.label)
     try:
-        return json.loads(file.read_at(0, file.size).decode("utf-8"), object_pairs_hook=_distinct)
+        return json.loads(file.read_at(0, file.size).decode("utf-8"), object_pairs_hook=distinct_keys)
     except (ValueError, RecursionError) as error:
         cure = "fetch the file again"
         if file.read_at(0, 40).startswith(b"version https://git-lfs"):
@@ -122,7 +122,8 @@ def read_json(source: Source, name: str) -> Any:
         raise CorruptError(f"{name} is no valid JSON: {error}", where=source.label, cure=cure) from error
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, for `object_pairs_hook`. Raises ValueError for a key that stands twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]

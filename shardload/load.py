@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shardload.keymap import KeyMap
     from shardload.progress import ProgressOption
     from shardload.remote_code.importer import RemoteBase
+    from shardload.remote_code.trust import Trust
     from shardload.report import Report
     from shardload.sources.source import Source
 
@@ -42,7 +43,7 @@ def from_pretrained(
     model_class: Callable[[Any], nn.Module] | None = None,
     auto_class: str | None = None,
     config: Any = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     remote_base: RemoteBase = "auto",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
@@ -60,6 +61,7 @@ def from_pretrained(
     local_files_only: bool = False,
     subfolder: str | None = None,
     variant: str | None = None,
+    allow_links: bool = False,
     **declined: Any,
 ) -> nn.Module:
     """Load a checkpoint into the model that it belongs to, and return the model in eval mode.
@@ -67,13 +69,15 @@ def from_pretrained(
     `where`: a folder, a checkpoint file, or `org/name[@revision]` on the Hub. `model_class`: a class or function
     that takes the config; without it the repo's `auto_map` decides (`auto_class` picks an entry), or else the
     class that `architectures` names in an installed transformers. Code of the repo runs only with
-    `trust_remote_code=True`; code from the Hub needs `revision=` (a full commit) besides. `remote_base` says who
-    serves that code's imports of transformers: shardload's stand-in ("shim"), the installed "transformers", or by
-    default the stand-in, and the other for the whole repo where it lacks a name. `dtype="auto"` keeps
-    every tensor's stored dtype; another casts floating parameters and persistent buffers, and is what the
-    constructor sees as `config.torch_dtype`. `adapter`: a LoRA adapter to attach on top. The rest is as in `fill`
-    and `open_checkpoint`: `revision` is a branch, tag or commit (`code_revision`: the commit of code that another
-    repo holds), `subfolder` a folder inside the repo, `variant` a part of the files' names such as "fp16".
+    `trust_remote_code=True`; code from the Hub needs `revision=` (a full commit) besides, or a lock file that approves
+    it; with "locked", or the path of a lock file, only what that approves runs (`shardload trust` writes it).
+    `remote_base` says who serves that code's imports of transformers: shardload's stand-in ("shim"), the installed
+    "transformers", or by default the stand-in, and the other for the whole repo where it lacks a name.
+    `dtype="auto"` keeps every tensor's stored dtype; another casts floating parameters and persistent buffers, and is
+    what the constructor sees as `config.torch_dtype`. `adapter`: a LoRA adapter to attach on top. The rest is as in
+    `fill` and `open_checkpoint`: `revision` is a branch, tag or commit (`code_revision`: the commit of code that
+    another repo holds), `subfolder` a folder inside the repo, `variant` a part of the files' names such as "fp16";
+    `allow_links` follows links that lead out of a folder.
     `report_of(model)` tells what was done. Keywords of other loaders (`device_map`, `torch_dtype`, …) are declined
     by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
@@ -83,7 +87,8 @@ def from_pretrained(
     trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
     clock = _Clock()
 
-    checkpoint = open_checkpoint(where, revision=revision, subfolder=subfolder, variant=variant, **hub)
+    files: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "allow_links": allow_links}
+    checkpoint = open_checkpoint(where, variant=variant, **files, **hub)
     clock.stage("open")
     config_json = checkpoint.config
     if config_json is None and model_class is None:
@@ -126,7 +131,7 @@ def from_pretrained(
 def load_config(
     where: str | os.PathLike[str],
     *,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     remote_base: RemoteBase = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
@@ -135,6 +140,7 @@ def load_config(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    allow_links: bool = False,
 ) -> Any:
     """Return the config of a repo: its own configuration class's where `auto_map` names one.
 
@@ -143,7 +149,8 @@ def load_config(
     """
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
-    repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
+    files: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "allow_links": allow_links}
+    repo = _Repo.find(where, files, {**trust, **hub})
     return repo.config(parse_dtype(dtype)).config
 
 
@@ -151,7 +158,7 @@ def resolve_class(
     where: str | os.PathLike[str],
     *,
     auto_class: str | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     remote_base: RemoteBase = "auto",
     revision: str | None = None,
     code_revision: str | None = None,
@@ -159,6 +166,7 @@ def resolve_class(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    allow_links: bool = False,
 ) -> Callable[[Any], nn.Module]:
     """Return what makes a repo's model from a config, for `build_shell(lambda: make(config))`.
 
@@ -167,7 +175,8 @@ def resolve_class(
     """
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
-    repo = _Repo.find(where, revision, subfolder, {**trust, **hub})
+    files: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "allow_links": allow_links}
+    repo = _Repo.find(where, files, {**trust, **hub})
     return repo.resolve(auto_class).make
 
 
@@ -195,12 +204,10 @@ class _Repo:
         self.trust = trust
 
     @classmethod
-    def find(
-        cls, where: str | os.PathLike[str], revision: str | None, subfolder: str | None, trust: dict[str, Any]
-    ) -> _Repo:
+    def find(cls, where: str | os.PathLike[str], files: dict[str, Any], trust: dict[str, Any]) -> _Repo:
         """Open a repo without its weights."""
         hub = {name: trust[name] for name in ("token", "cache_dir", "local_files_only")}
-        source, _ = find_source(where, revision=revision, subfolder=subfolder, **hub)
+        source, _ = find_source(where, **files, **hub)
         return cls(source, read_config(source), trust)
 
     def config(
@@ -220,7 +227,7 @@ class _Repo:
 
 def _trust(
     where: str | os.PathLike[str],
-    trust_remote_code: bool,
+    trust_remote_code: Trust,
     revision: str | None,
     code_revision: str | None,
     remote_base: RemoteBase,

@@ -11,17 +11,20 @@ from shardload.sources import find_source
 if TYPE_CHECKING:
     import os
 
+    from shardload.remote_code import Trust
+
 
 def load_tokenizer(
     where: str | os.PathLike[str],
     *,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     revision: str | None = None,
     code_revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    allow_links: bool = False,
 ) -> Any:
     """Return the tokenizer of a repo: `tokenizer("text", return_tensors="pt")`, `decode`, `apply_chat_template`.
 
@@ -31,7 +34,7 @@ def load_tokenizer(
     RemoteCodeError (which names the package to install where one lacks) and CorruptError.
     """
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    source, _file = find_source(where, revision=revision, subfolder=subfolder, **hub)
+    source, _file = find_source(where, revision=revision, subfolder=subfolder, allow_links=allow_links, **hub)
     given = revision or (where.rpartition("@")[2] if isinstance(where, str) and "@" in where else None)
     word = Word(trust_remote_code, given, code_revision, **hub)
     return make_tokenizer(source, read_config(source), word)

@@ -86,6 +86,7 @@ def load_adapter(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    allow_links: bool = False,
 ) -> AdapterReport:
     """Attach a LoRA adapter to a model, in place, and load its weights; every tensor is consumed or an error.
 
@@ -109,6 +110,7 @@ def load_adapter(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         subfolder=subfolder,
+        allow_links=allow_links,
     )
     with gc_paused():
         report = _attach(model, file, name, strict=strict, trainable=trainable)

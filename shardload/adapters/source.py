@@ -28,6 +28,7 @@ def open_adapter(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    allow_links: bool = False,
 ) -> AdapterFile:
     """Open an adapter by its headers: a folder, a weight file with its config beside it, or a Hub repo.
 
@@ -40,6 +41,7 @@ def open_adapter(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         subfolder=subfolder,
+        allow_links=allow_links,
     )
     if only is not None and only.rpartition("/")[2] == _CONFIG:
         only = _weights_in(source, only[: -len(_CONFIG)])

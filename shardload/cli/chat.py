@@ -19,7 +19,7 @@ import click
 
 from shardload.cli import output
 from shardload.cli.answering import Stop, choose_answering
-from shardload.cli.options import source_keywords, source_options
+from shardload.cli.options import source_keywords, source_options, trust_options, trust_word
 from shardload.errors import RemoteCodeError, ShardloadError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ _COMMAND = re.compile(r"/[a-z]+")
 @click.option("--seed", type=int, metavar="N", help="Seed of torch's random numbers.")
 @click.option("--dtype", default="auto", metavar="DTYPE", help="Cast floating weights.")
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
-@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the repo carries.")
+@trust_options
 @click.option(
     "--remote-base",
     type=click.Choice(["auto", "shim", "transformers"]),
@@ -115,7 +115,7 @@ def _load(where: str, options: dict[str, Any]) -> tuple[Any, Any]:
 
     hub = source_keywords(options)
     variant = hub.pop("variant")
-    trust = {name: options.pop(name) for name in ("trust_remote_code", "code_revision")}
+    trust = {"trust_remote_code": trust_word(options), "code_revision": options.pop("code_revision")}
     # First what is quick and may be refused.
     tokenizer = load_tokenizer(where, **trust, **hub)
     progress = None if not sys.stderr.isatty() else True

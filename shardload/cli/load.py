@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
-from shardload.cli.options import json_option, source_keywords, source_options
+from shardload.cli.options import json_option, source_keywords, source_options, trust_options, trust_word
 from shardload.errors import RemoteCodeError, ShardloadError, UsageError
 from shardload.keymap import KeyMap
 
@@ -35,7 +35,7 @@ Examples:
     "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
-@click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the repo carries.")
+@trust_options
 @click.option(
     "--remote-base",
     type=click.Choice(["auto", "shim", "transformers"]),
@@ -70,6 +70,7 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
             model_class=own,
             key_map=as_key_map(options.pop("key_map")),
             progress=False if as_json else None,
+            trust_remote_code=trust_word(options),
             **source_keywords(options),
             **options,
         )

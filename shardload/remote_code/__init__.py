@@ -9,11 +9,13 @@ from shardload.remote_code.export import exported_code
 from shardload.remote_code.importer import Word
 from shardload.remote_code.listing import ListedFile, code_files
 from shardload.remote_code.tokenizer import make_tokenizer
+from shardload.remote_code.trust import Trust
 
 __all__ = [
     "ListedFile",
     "LoadedConfig",
     "ResolvedClass",
+    "Trust",
     "Word",
     "attach_generation_config",
     "code_files",

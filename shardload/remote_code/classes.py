@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from shardload.remote_code.auto_map import ClassRef
     from shardload.remote_code.importer import RemoteBase
+    from shardload.remote_code.trust import Trust
     from shardload.sources.source import Source
 
 _SAY = "pass model_class=… (a class or a function that takes the config)"
@@ -44,7 +45,7 @@ def resolve_class(
     *,
     auto_class: str | None = None,
     model_class: Callable[[Any], nn.Module] | None = None,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     revision_given: str | None = None,
     code_revision: str | None = None,
     token: str | bool | None = None,

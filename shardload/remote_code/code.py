@@ -87,12 +87,22 @@ def collect(source: Source, modules: Iterable[str]) -> Code:
     return Code(source.label, files, _name_modules(files), untaken)
 
 
+def has_file(module: str, names: frozenset[str]) -> bool:
+    """Whether a repo of these files has the module that auto_map names."""
+    return any(candidate in names for candidate in _candidates(module))
+
+
+def _candidates(module: str) -> tuple[str, ...]:
+    nested = module.replace(".", "/")
+    return f"{nested}/__init__.py", f"{nested}.py", f"{module}.py"
+
+
 def file_of(module: str, names: frozenset[str], label: str) -> str:
     """Return the file of a module that auto_map names; raises NotFoundError when the repo has none."""
-    nested = module.replace(".", "/")
-    for candidate in (f"{nested}/__init__.py", f"{nested}.py", f"{module}.py"):
+    for candidate in _candidates(module):
         if candidate in names:
             return candidate
+    nested = module.replace(".", "/")
     raise NotFoundError(
         f"auto_map names the module {module}, and the repo has no file {nested}.py",
         where=label,

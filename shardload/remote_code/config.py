@@ -12,6 +12,7 @@ from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, Word, open_code, require_base
 from shardload.remote_code.library import config_class_for, library, version
+from shardload.remote_code.trust import is_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from shardload.remote_code.auto_map import ClassRef
     from shardload.remote_code.importer import RemoteBase
+    from shardload.remote_code.trust import Trust
     from shardload.sources.source import Source
 
 
@@ -35,7 +37,7 @@ def load_config(
     source: Source,
     config_json: Mapping[str, Any] | None,
     *,
-    trust_remote_code: bool = False,
+    trust_remote_code: Trust = False,
     revision_given: str | None = None,
     code_revision: str | None = None,
     dtype: Any = None,
@@ -65,7 +67,7 @@ def load_config(
             _construct(callers_class, settings), f"{_full_name(callers_class)} (of model_class=)"
         )
     ref = config_entry(config_json)
-    if ref is not None and (model_class is None or trust_remote_code is True):
+    if ref is not None and (model_class is None or is_word(trust_remote_code)):
         return _from_code(open_code(source, config_json, ref, word), ref, settings)
     if model_class is None and choose_model(config_json) is None:
         found = config_class_for(settings)

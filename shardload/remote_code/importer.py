@@ -13,13 +13,14 @@ from shardload.remote_code.code import collect, file_of
 from shardload.remote_code.failures import as_lacking, explain, lacks_a_name
 from shardload.remote_code.library import is_installed
 from shardload.remote_code.namespaces import namespace_of, trust
-from shardload.remote_code.trust import require_trust, untrusted_other_repo
+from shardload.remote_code.trust import is_word, locked_commit, require_trust, untrusted_other_repo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shardload.remote_code.code import Base, Code
     from shardload.remote_code.namespaces import Namespace
+    from shardload.remote_code.trust import Trust
     from shardload.sources.source import Source
 
 RemoteBase = Literal["auto", "shim", "transformers"]
@@ -33,7 +34,7 @@ _needs_transformers: set[str] = set()
 class Word:
     """What the caller said about running code, and how to reach the Hub. Nothing else widens trust."""
 
-    trust_remote_code: bool = False
+    trust_remote_code: Trust = False
     revision_given: str | None = None
     code_revision: str | None = None
     token: str | bool | None = None
@@ -113,8 +114,10 @@ def open_code(source: Source, config_json: Mapping[str, Any] | None, ref: ClassR
     """
     require_base(word.remote_base)
     home, argument, given = source, "revision", word.revision_given
-    if not _is_own(ref, source):
-        home, argument, given = _other_source(ref, word), "code_revision", word.code_revision
+    if not is_own(ref, source):
+        if not is_word(word.trust_remote_code):
+            raise untrusted_other_repo(str(ref))  # it is not even opened
+        home, argument, given = other_source(ref, word), "code_revision", word.code_revision
     code = collect(home, _modules_beside(ref, source, home, config_json))
     require_trust(
         home, code, trust_remote_code=word.trust_remote_code, revision_given=given, argument=argument
@@ -141,21 +144,22 @@ def require_base(remote_base: str) -> None:
 
 def own_code(source: Source, config_json: Mapping[str, Any] | None) -> Code | None:
     """Return the code in the repo itself that loading its model would run; None when it names none."""
-    own = [ref for ref in _refs(config_json) if _is_own(ref, source)]
+    own = [ref for ref in all_refs(config_json) if is_own(ref, source)]
     return collect(source, _modules_beside(own[0], source, source, config_json)) if own else None
 
 
 def other_repos(source: Source, config_json: Mapping[str, Any] | None) -> list[ClassRef]:
     """Return the classes that `auto_map` takes from other repos."""
-    return [ref for ref in _refs(config_json) if not _is_own(ref, source)]
+    return [ref for ref in all_refs(config_json) if not is_own(ref, source)]
 
 
-def _refs(config_json: Mapping[str, Any] | None) -> list[ClassRef]:
+def all_refs(config_json: Mapping[str, Any] | None) -> list[ClassRef]:
+    """Return the configuration class and the model classes that `auto_map` names."""
     config = config_entry(config_json)
     return [*([config] if config else []), *model_entries(config_json).values()]
 
 
-def _is_own(ref: ClassRef, source: Source) -> bool:
+def is_own(ref: ClassRef, source: Source) -> bool:
     """Whether the class is in the source itself: repos name themselves when they were saved from a load."""
     return ref.repo is None or source.label.split("@")[0] == ref.repo
 
@@ -165,21 +169,20 @@ def _modules_beside(
 ) -> list[str]:
     """Return the modules of every entry of the same repo; of the others, only those that are there."""
     same = [
-        r for r in _refs(config_json) if r.repo == ref.repo or (_is_own(r, source) and _is_own(ref, source))
+        r for r in all_refs(config_json) if r.repo == ref.repo or (is_own(r, source) and is_own(ref, source))
     ]
     names = frozenset(home.names())
     there = {r.module for r in same if f"{r.module.replace('.', '/')}.py" in names}
     return sorted({ref.module, *there})
 
 
-def _other_source(ref: ClassRef, word: Word) -> Source:
+def other_source(ref: ClassRef, word: Word) -> Source:
+    """Open the other repo that an entry of `auto_map` takes its class from. Runs nothing; raises typed errors."""
     from shardload.sources import find_source
 
-    if word.trust_remote_code is not True:
-        raise untrusted_other_repo(str(ref))
     found, _file = find_source(
         str(ref.repo),
-        revision=word.code_revision,
+        revision=word.code_revision or locked_commit(word.trust_remote_code, str(ref.repo)),
         token=word.token,
         cache_dir=word.cache_dir,
         local_files_only=word.local_files_only,

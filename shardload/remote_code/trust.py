@@ -1,35 +1,64 @@
-"""The gate: a repo's code runs only on the caller's word, and code from the Hub only at a named commit."""
+"""The gate: a repo's code runs only on the caller's word, and only the bytes that the word was given for."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Literal
 
 from shardload.errors import UntrustedCodeError
+from shardload.remote_code.trust_lock import TrustLock, lock_path, name_of
 from shardload.sources.names import is_commit
 
 if TYPE_CHECKING:
     from shardload.remote_code.code import Code
+    from shardload.remote_code.trust_lock import Approval
     from shardload.sources.source import Source
+
+Trust = bool | Literal["locked"] | os.PathLike[str]
+"""The caller's word: False, True, "locked" (what ./shardload.lock or $SHARDLOAD_LOCK approves), or a lock file."""
+
+
+def is_word(trust_remote_code: object) -> bool:
+    """Whether the caller allowed any code to run: True itself, "locked", or the path of a lock file."""
+    return trust_remote_code is True or asks_for_lock(trust_remote_code)
+
+
+def asks_for_lock(trust_remote_code: object) -> bool:
+    """Whether only what a lock file approves may run."""
+    return isinstance(trust_remote_code, os.PathLike) or (
+        isinstance(trust_remote_code, str) and trust_remote_code == "locked"
+    )
+
+
+def locked_commit(trust_remote_code: object, repo: str) -> str | None:
+    """Return the commit at which a lock file approves the code of a Hub repo; None where no lock is asked for."""
+    if not asks_for_lock(trust_remote_code):
+        return None
+    return TrustLock.read(lock_path(trust_remote_code)).commit_of(repo)
 
 
 def require_trust(
     source: Source,
     code: Code,
     *,
-    trust_remote_code: bool,
+    trust_remote_code: Trust,
     revision_given: str | None,
     argument: str = "revision",
 ) -> None:
     """Raise UntrustedCodeError unless the caller allowed this code to run.
 
-    Only the caller's own arguments decide: `trust_remote_code` must be True itself, and for a repo on the Hub
-    `revision_given` (what the caller passed as `argument`) a full commit. A local folder needs no commit.
+    Only the caller's own arguments decide. With `trust_remote_code=True` a local folder's code runs, and code of a
+    Hub repo where `revision_given` (what the caller passed as `argument`) is a full commit, or the lock file
+    approves these bytes. With "locked", or the path of a lock file, only what that file approves runs.
     """
-    missing = []
-    if trust_remote_code is not True:
-        missing.append("trust_remote_code=True")
+    if asks_for_lock(trust_remote_code):
+        _require_approval(TrustLock.read(lock_path(trust_remote_code)), source, code)
+        return
+    missing = [] if trust_remote_code is True else ["trust_remote_code=True"]
     pinned = is_commit(revision_given) and source.revision in (None, revision_given)
     if not source.is_local and not pinned:
+        if trust_remote_code is True and _approved_by_the_usual_lock(source, code):
+            return
         missing.append(
             f"{argument}={source.revision!r}" if source.revision else f"{argument}=<a full commit>"
         )
@@ -43,8 +72,52 @@ def require_trust(
     raise UntrustedCodeError(
         what,
         where=f"files that would run: {files}",
-        cure=f"read those files, then pass {' and '.join(missing)}; or pass model_class=… and run none of them",
+        cure=f"read those files, then pass {' and '.join(missing)}; or pass model_class=… and run none of them. "
+        f"`shardload trust {name_of(source)}` shows them and can approve these bytes",
     )
+
+
+def _approved_by_the_usual_lock(source: Source, code: Code) -> bool:
+    path = lock_path()
+    if not path.is_file():
+        return False
+    lock = TrustLock.read(path)
+    if lock.nearest(source, code) is None:
+        return False
+    _require_approval(lock, source, code)
+    return True
+
+
+def _require_approval(lock: TrustLock, source: Source, code: Code) -> None:
+    if lock.approves(source, code):
+        return
+    nearest = lock.nearest(source, code)
+    raise _never_approved(lock, source, code) if nearest is None else _changed(nearest, source, code)
+
+
+def _never_approved(lock: TrustLock, source: Source, code: Code) -> UntrustedCodeError:
+    names = ", ".join(file.name for file in code.files)
+    return UntrustedCodeError(
+        f"{lock.path.name} approves no code of {source.label}",
+        where=f"{lock.path.absolute()}; files that would run: {names}",
+        cure=f"look at the code and approve it: shardload trust {name_of(source)}",
+    )
+
+
+def _changed(approval: Approval, source: Source, code: Code) -> UntrustedCodeError:
+    changes = approval.changes(code)
+    lines = [line for change in changes for line in change.lines()]
+    at = f" at commit {approval.commit}" if approval.commit else ""
+    cure = f"read what changed, then approve it: shardload trust {name_of(source)}"
+    if approval.commit and approval.source == name_of(source) and approval.commit != source.revision:
+        cure += f"; or load what was approved: revision={approval.commit!r}"
+    error = UntrustedCodeError(
+        f"the code of {source.label} is not what was approved{at}: {len(changes)} files differ",
+        where="\n".join(lines),
+        cure=cure,
+    )
+    error.changes = changes
+    return error
 
 
 def untrusted_other_repo(reference: str) -> UntrustedCodeError:

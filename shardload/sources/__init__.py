@@ -31,11 +31,13 @@ def find_source(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    allow_links: bool = False,
 ) -> tuple[Source, str | None]:
     """Return the source that `where` names, and the one file that it names (or None for a whole repo).
 
     `where` is a folder, a single checkpoint file, `org/name` or `org/name@revision`; what exists on this disk
-    is taken first. `revision` is a branch, tag or commit of a Hub repo. Raises UsageError for keywords that
+    is taken first. `revision` is a branch, tag or commit of a Hub repo. Links that lead out of a folder are followed
+    with `allow_links=True`, or into the Hub cache's own blobs. Raises UsageError for keywords that
     contradict `where`, NotFoundError, AccessError and UnsafeError.
     """
     text = _text_of(where)
@@ -44,10 +46,10 @@ def find_source(
     mode = mode_of(path)
     if stat.S_ISDIR(mode):
         _refuse_for_local(text, revision=revision)
-        return FolderSource(path, subfolder), None
+        return FolderSource(path, subfolder, allow_links=allow_links), None
     if mode:
         _refuse_for_local(text, revision=revision, subfolder=subfolder)
-        return _source_of_file(path)
+        return _source_of_file(path, allow_links)
 
     repo, at, named_revision = text.partition("@")
     if isinstance(where, os.PathLike) or not _is_repo(repo):
@@ -109,9 +111,9 @@ def _refuse_for_local(where: str, **keywords: str | None) -> None:
             )
 
 
-def _source_of_file(path: Path) -> tuple[FolderSource, str]:
+def _source_of_file(path: Path, allow_links: bool) -> tuple[FolderSource, str]:
     """Return the file's folder and its name in it. A link to elsewhere is the caller's own, so followed."""
-    source = FolderSource(path.parent)
+    source = FolderSource(path.parent, allow_links=allow_links)
     try:
         source.open(path.name).close()
     except UnsafeError:

@@ -143,15 +143,18 @@ class FolderSource:
     """A folder on this disk as a source of checkpoint files.
 
     `subfolder` narrows it to a folder below `root`. Files may be links, as long as they end below `root`; in
-    a snapshot of the Hugging Face cache they may also end in that cache's own blobs. Raises NotFoundError
-    when the folder is not there.
+    a snapshot of the Hugging Face cache they may also end in that cache's own blobs; `allow_links` lets them end
+    anywhere. `root` is the real folder, links followed. Raises NotFoundError when the folder is not there.
     """
 
     revision: None = None
     is_local: Literal[True] = True
 
-    def __init__(self, root: str | os.PathLike[str], subfolder: str | None = None) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], subfolder: str | None = None, *, allow_links: bool = False
+    ) -> None:
         self.warnings: list[str] = []
+        self._allow_links = allow_links
         folder = Path(root)
         if subfolder:
             check_name(subfolder, str(root))
@@ -167,6 +170,7 @@ class FolderSource:
                 cure="check the path; a Hub repo is written org/name",
             )
         self._roots = _allowed_roots(Path(root))
+        self.root = self._roots[0]
         if not self._contains(self._shown.resolve()):
             raise self._escape(subfolder or "")
 
@@ -195,7 +199,7 @@ class FolderSource:
 
     def _contains(self, real: Path) -> bool:
         root, *stores = self._roots
-        if real.is_relative_to(root):
+        if self._allow_links or real.is_relative_to(root):
             return True
         if not stores:
             return False
@@ -207,7 +211,8 @@ class FolderSource:
         return UnsafeError(
             f"{name!r} is a link that leads out of the folder, so it is not followed",
             where=self.label,
-            cure="copy the file into the folder, or name the folder or file that it really lies in",
+            cure="copy the file into the folder, name the folder or file that it really lies in, or pass "
+            "allow_links=True where you made the link",
         )
 
 

@@ -285,3 +285,20 @@ def test_local_file_follows_a_link_it_is_given(tmp_path):
     tree(tmp_path, f=b"abc")
     (tmp_path / "link").symlink_to("f")
     assert LocalFile("link", tmp_path / "link").read_at(0, 3) == b"abc"
+
+
+def test_allow_links_follows_what_the_caller_linked(tmp_path):
+    tree(tmp_path, outside__f=b"abc", root__g=b"")
+    root = tmp_path / "root"
+    (root / "f").symlink_to(tmp_path / "outside" / "f")
+    (root / "sub").symlink_to(tmp_path / "outside")
+    with pytest.raises(UnsafeError) as caught:
+        FolderSource(root).open("f")
+    assert "allow_links=True" in caught.value.cure
+    source = FolderSource(root, allow_links=True)
+    assert source.open("f").read_at(0, 3) == source.open("sub/f").read_at(0, 3) == b"abc"
+    assert FolderSource(root, "sub", allow_links=True).open("f").size == 3
+    assert find_source(root, allow_links=True)[0].open("f").size == 3
+    for hostile in ("../outside/f", str(tmp_path / "outside" / "f")):
+        with pytest.raises(UnsafeError):
+            source.open(hostile)

@@ -1,0 +1,90 @@
+"""review_code: the code that loading a repo would run, for somebody who is asked to trust it. Runs none of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import RemoteCodeError
+from shardload.remote_code.code import Code, collect, has_file
+from shardload.remote_code.importer import Word, all_refs, is_own, other_source
+from shardload.remote_code.reach import Contents, contents_of
+from shardload.remote_code.tokenizer import tokenizer_entry
+from shardload.remote_code.tokenizer_files import SETTINGS, tokenizer_settings
+from shardload.remote_code.trust_lock import Approval, TrustLock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from shardload.remote_code.auto_map import ClassRef
+    from shardload.remote_code.code import CodeFile
+    from shardload.remote_code.code_changes import FileChange
+    from shardload.sources.source import Source
+
+
+@dataclass(frozen=True)
+class CodeReview:
+    """The code of one source: its files and what each of them imports and reaches.
+
+    `source` is the repo itself, or another repo that `auto_map` takes code from; `classes` are the names of
+    `auto_map` that lead there.
+    """
+
+    source: Source
+    classes: tuple[str, ...]
+    code: Code
+    contents: tuple[tuple[CodeFile, Contents], ...]
+
+    def approval(self) -> Approval:
+        """Return the approval of exactly these bytes, for a lock file."""
+        return Approval.of(self.source, self.code)
+
+    def changes(self, lock: TrustLock) -> tuple[FileChange, ...] | None:
+        """Return what differs from what a lock approves: () where it approves all of it, None where it knows none."""
+        if lock.approves(self.source, self.code):
+            return ()
+        nearest = lock.nearest(self.source, self.code)
+        return None if nearest is None else nearest.changes(self.code)
+
+
+def review_code(
+    source: Source, config_json: Mapping[str, Any] | None, word: Word | None = None
+) -> list[CodeReview]:
+    """Return the code that a repo's config, model and tokenizer classes need, a review a source.
+
+    Code of other repos is fetched to be looked at: at `word.code_revision`, or where their `main` leads to now.
+    Nothing is run. Raises RemoteCodeError where a file is not valid Python, UnsafeError, NotFoundError.
+    """
+    refs = [*all_refs(config_json), *_tokenizer_refs(source, config_json)]
+    own = [ref for ref in refs if is_own(ref, source)]
+    found = [_review(source, own)] if own else []
+    others: dict[str, list[ClassRef]] = {}
+    for ref in refs:
+        if not is_own(ref, source):
+            others.setdefault(str(ref.repo), []).append(ref)
+    return [*found, *(_review(other_source(refs[0], word or Word()), refs) for refs in others.values())]
+
+
+def _tokenizer_refs(source: Source, config_json: Mapping[str, Any] | None) -> list[ClassRef]:
+    ref = tokenizer_entry(tokenizer_settings(source), SETTINGS) or tokenizer_entry(
+        config_json or {}, "config.json"
+    )
+    return [] if ref is None else [ref]
+
+
+def _review(source: Source, refs: Iterable[ClassRef]) -> CodeReview:
+    classes = tuple(dict.fromkeys(str(ref) for ref in refs))
+    names = frozenset(source.names())
+    modules = sorted({ref.module for ref in refs})
+    # An entry whose file is not in the repo runs nothing; loading says so where it is the one that is asked for.
+    code = collect(source, [m for m in modules if has_file(m, names)] or modules)
+    return CodeReview(source, classes, code, tuple((file, _contents(file)) for file in code.files))
+
+
+def _contents(file: CodeFile) -> Contents:
+    try:
+        return contents_of(file.content, file.name)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise RemoteCodeError(
+            f"the repo's code can't be parsed, so it can't be looked at: {error}", where=str(file.path)
+        ) from error

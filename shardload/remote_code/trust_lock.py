@@ -1,0 +1,188 @@
+"""The trust lock: which bytes of whose code were approved, so that a run or CI can hold others to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardload.atomic_file import write_atomically
+from shardload.errors import CorruptError, NotFoundError, UnsafeError
+from shardload.index import distinct_keys
+from shardload.remote_code.code_changes import FileChange, change_of
+from shardload.sources.names import fault_of, is_commit
+
+if TYPE_CHECKING:
+    from shardload.remote_code.code import Code, CodeFile
+    from shardload.sources.source import Source
+
+LOCK_NAME = "shardload.lock"
+_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LINES = re.compile(r"(?:[0-9a-f]{8})*")
+
+
+@dataclass(frozen=True, slots=True)
+class LockedFile:
+    """A file as it was approved: its SHA-256, and 32 bits of the SHA-256 of each of its lines, for a diff."""
+
+    name: str
+    sha256: str
+    lines: tuple[str, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, file: CodeFile) -> LockedFile:
+        """Return a file that is about to be approved."""
+        return cls(file.name, file.sha256, line_hashes(file.content))
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """The code of one repo or folder that somebody approved. `commit` is None for a folder."""
+
+    source: str
+    commit: str | None
+    files: dict[str, LockedFile]
+
+    @classmethod
+    def of(cls, source: Source, code: Code) -> Approval:
+        """Return the approval of this code."""
+        return cls(name_of(source), source.revision, {f.name: LockedFile.of(f) for f in code.files})
+
+    def covers(self, code: Code) -> bool:
+        """Whether every file of the code was approved, byte for byte."""
+        return all(
+            (locked := self.files.get(file.name)) is not None and locked.sha256 == file.sha256
+            for file in code.files
+        )
+
+    def changes(self, code: Code) -> tuple[FileChange, ...]:
+        """Return what differs in the code from what was approved; files that it no longer needs are left out."""
+        found = []
+        for file in code.files:
+            locked = self.files.get(file.name)
+            if locked is None or locked.sha256 != file.sha256:
+                before = None if locked is None else locked.lines
+                found.append(change_of(file.name, before, line_hashes(file.content), file.content))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class TrustLock:
+    """A lock file's approvals, one a source."""
+
+    path: Path
+    approvals: tuple[Approval, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> TrustLock:
+        """Read a lock file. Raises NotFoundError, and CorruptError for one that is no lock file."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise NotFoundError(
+                f"there is no lock file {path.name}: {error.strerror or error}",
+                where=str(path.absolute()),
+                cure="approve the code first: `shardload trust WHERE` writes one",
+            ) from error
+        try:
+            document = json.loads(content.decode("utf-8"), object_pairs_hook=distinct_keys)
+            return cls(path, _approvals(document))
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptError(
+                f"{path.name} is no lock file of shardload: {error}",
+                where=str(path.absolute()),
+                cure="restore it from version control, or remove it and approve again with `shardload trust`",
+            ) from error
+
+    def with_approval(self, approval: Approval) -> TrustLock:
+        """Return the lock with one more approval, in place of an older one of the same source."""
+        kept = [other for other in self.approvals if other.source != approval.source]
+        return TrustLock(self.path, (*kept, approval))
+
+    def write(self) -> None:
+        """Write the lock file, whole or not at all, in an order that keeps its own diffs short."""
+        entries = [
+            {
+                "source": approval.source,
+                "commit": approval.commit,
+                "files": {
+                    name: {"sha256": file.sha256, "lines": "".join(file.lines)}
+                    for name, file in sorted(approval.files.items())
+                },
+            }
+            for approval in sorted(self.approvals, key=lambda a: a.source)
+        ]
+        text = json.dumps({"version": _VERSION, "approved": entries}, indent=1)
+        write_atomically(self.path, f"{text}\n".encode())
+
+    def commit_of(self, repo: str) -> str | None:
+        """Return the commit at which a Hub repo's code was approved, or None."""
+        return next((a.commit for a in self.approvals if a.source == repo), None)
+
+    def approves(self, source: Source, code: Code) -> bool:
+        """Whether these very bytes were approved: of a Hub repo under its own name, of a folder by its bytes."""
+        return any(approval.covers(code) for approval in self._candidates(source))
+
+    def nearest(self, source: Source, code: Code) -> Approval | None:
+        """Return the approval that this code is most likely a change of, or None."""
+        names = {file.name for file in code.files}
+        own = [approval for approval in self._candidates(source) if approval.source == name_of(source)]
+        alike = own or [a for a in self._candidates(source) if names & a.files.keys()]
+        return max(alike, key=lambda a: len(names & a.files.keys()), default=None)
+
+    def _candidates(self, source: Source) -> list[Approval]:
+        if self.inside(source):
+            raise UnsafeError(
+                "a lock file inside the checkpoint's own folder approves nothing: it may have come with the code",
+                where=str(self.path.absolute()),
+                cure="keep the lock file beside your own program, outside of what it approves",
+            )
+        return [a for a in self.approvals if source.is_local or a.source == name_of(source)]
+
+    def inside(self, source: Source) -> bool:
+        """Whether the lock file lies in the folder whose code it is asked about."""
+        root = getattr(source, "root", None)
+        return isinstance(root, Path) and self.path.resolve().is_relative_to(root)
+
+
+def lock_path(given: object = None) -> Path:
+    """Return the lock file that is meant: the path given, else $SHARDLOAD_LOCK, else ./shardload.lock."""
+    if isinstance(given, os.PathLike):
+        return Path(given)
+    return Path(os.environ.get("SHARDLOAD_LOCK") or LOCK_NAME)
+
+
+def name_of(source: Source) -> str:
+    """Return how a lock file calls a source: `org/name`, or the folder as it was named."""
+    return source.label.rpartition("@")[0] if source.revision else source.label
+
+
+def line_hashes(content: bytes) -> tuple[str, ...]:
+    """Return 32 bits of the SHA-256 of each line, in hex: enough to say which line is new, not to approve it."""
+    return tuple(hashlib.sha256(line).hexdigest()[:8] for line in content.split(b"\n"))
+
+
+def _approvals(document: Any) -> tuple[Approval, ...]:
+    if document["version"] != _VERSION:
+        raise ValueError(f"its version is {document['version']!r}, this shardload writes {_VERSION}")
+    return tuple(_approval(entry) for entry in document["approved"])
+
+
+def _approval(entry: dict[str, Any]) -> Approval:
+    source, commit = entry["source"], entry["commit"]
+    if not isinstance(source, str) or (commit is not None and not is_commit(commit)):
+        raise ValueError(f"{source!r} at {commit!r} names no source at a commit")
+    files = {name: _locked_file(name, file) for name, file in entry["files"].items()}
+    return Approval(source, commit, files)
+
+
+def _locked_file(name: str, entry: dict[str, str]) -> LockedFile:
+    sha256, lines = entry["sha256"], entry["lines"]
+    if fault_of(name) or not _SHA256.fullmatch(sha256) or not _LINES.fullmatch(lines):
+        raise ValueError(f"the entry of {name!r} is not a name with its hashes")
+    return LockedFile(name, sha256, tuple(lines[at : at + 8] for at in range(0, len(lines), 8)))
