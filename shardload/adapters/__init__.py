@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from shardload import saving
 from shardload.adapters.adapter import AdapterFile, AdapterFormat, listing
-from shardload.adapters.adapter_report import AdapterFault, AdapterReport, fault_lines, shown
+from shardload.adapters.adapter_report import AdapterFault, AdapterReport, shown
 from shardload.adapters.attach import (
     activate,
     active_adapters,
@@ -19,11 +18,10 @@ from shardload.adapters.attach import (
 )
 from shardload.adapters.base_state import without_adapters
 from shardload.adapters.foreign import foreign_style
-from shardload.adapters.match import match_adapter
+from shardload.adapters.judgement import judge, read_judged
 from shardload.adapters.peft import Peft
 from shardload.adapters.source import open_adapter
-from shardload.adapters.values import read_values
-from shardload.errors import CorruptError, MismatchError, ShardloadError, UnsupportedError
+from shardload.errors import UnsupportedError
 from shardload.gc_pause import gc_paused
 
 if TYPE_CHECKING:
@@ -49,8 +47,6 @@ saving.base_states.append(without_adapters)
 
 FORMATS: tuple[AdapterFormat, ...] = (Peft(),)
 """All adapter file formats, in the order in which they are tried."""
-
-_CORRUPT = ("empty", "not finite")
 
 
 def format_of(file: AdapterFile) -> AdapterFormat:
@@ -123,53 +119,10 @@ def _attach(
 ) -> AdapterReport:
     """Judge by the headers, then by the values, then attach."""
     content = format_of(file).read(file, strict=strict)
-    match = match_adapter(model, content, strict=strict)
-    if not (match.layers or match.replaced or match.faults):
-        match.faults.append(AdapterFault("missing", file.weights, "the file holds no LoRA weights"))
-    report = AdapterReport(
-        name=name,
-        where=file.label,
-        format=f"{content.format}, {file.checkpoint.format}",
-        base=content.base,
-        trainable=trainable,
-        modules=len(match.layers),
-        ranks=dict(Counter(found.reading.term.rank for found in match.layers)),
-        scales=dict(Counter(found.reading.term.scale for found in match.layers)),
-        warnings=(*file.checkpoint.warnings, *match.warnings),
-        faults=tuple(match.faults),
-        nbytes=file.checkpoint.nbytes,
-    )
-    _refuse(report)
+    report, match = judge(model, file, content, name, strict=strict)
+    report.trainable = trainable
     check_owner(model, match)
-    values = read_values(file, match, name)
-    report.rows, report.faults = tuple(values.rows), tuple(values.faults)
-    _refuse(report)
-    report.warnings += tuple(values.warnings)
+    values = read_judged(file, match, report)
     attach_values(model, name, values, trainable=trainable).report = report
     report.active = name in active_adapters(model)
     return report
-
-
-def _refuse(report: AdapterReport) -> None:
-    """Raise one error for all faults, of the kind of the gravest; return when there are none."""
-    kinds = {fault.kind for fault in report.faults}
-    if not kinds:
-        return
-    error: ShardloadError
-    count = "one place" if len(report.faults) == 1 else f"{len(report.faults)} places"
-    lines = "".join(f"\n    {line}" for line in fault_lines(report.faults))
-    where = f"{shown(report.where)}{lines}"
-    if kinds & set(_CORRUPT):
-        cure = "save the adapter again, with the model gathered, or fetch the file again"
-        error = CorruptError(f"the adapter's tensors can't be weights, in {count}", where=where, cure=cure)
-    elif "unsupported" in kinds:
-        cure = "merge it into its base with PEFT and load the result"
-        error = UnsupportedError(
-            f"the adapter asks for what this version does not do, in {count}", where=where, cure=cure
-        )
-    else:
-        base = f" ({shown(report.base)})" if report.base else ""
-        cure = f"load it onto the base that it was trained on{base}, or fetch the file again"
-        error = MismatchError(f"adapter and model disagree in {count}", where=where, cure=cure)
-        error.report = report
-    raise error

@@ -40,16 +40,19 @@ class AdapterValues:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_values(file: AdapterFile, match: AdapterMatch, name: str) -> AdapterValues:
+def read_values(
+    file: AdapterFile, match: AdapterMatch, name: str, *, as_stored: bool = False
+) -> AdapterValues:
     """Read every matched tensor once: a view of the file where dtype and device already fit.
 
     A and B keep the stored dtype unless the base layer's floating dtype is wider (so that no input is narrowed);
-    a tensor that replaces one of the base takes that one's dtype. NaN and Inf are faults.
+    a tensor that replaces one of the base takes that one's dtype. With `as_stored` nothing is cast: who merges casts
+    one tensor at a time. NaN and Inf are faults.
     """
     values = AdapterValues()
     # One mapping for all tensors; it lives as long as one of them does.
     with Shard(file.checkpoint.source.open(file.weights).local_path()) as shard:
-        reader = _Reader(shard, values)
+        reader = _Reader(shard, values, as_stored=as_stored)
         for layer in match.layers:
             values.layers.append(_read_layer(reader, layer, name))
         for replaced in match.replaced:
@@ -75,7 +78,7 @@ def _read_layer(reader: _Reader, match: LayerMatch, name: str) -> LayerValues:
             stored = stored.T
         if part in reading.forms:
             stored = stored.reshape(reading.forms[part])
-        wide = stored.dtype if dtype is None else torch.promote_types(stored.dtype, dtype)
+        wide = stored.dtype if dtype is None or reader.as_stored else torch.promote_types(stored.dtype, dtype)
         tensor = stored.to(device=device, dtype=wide).contiguous()
         notes = [f"computes in {str(wide).removeprefix('torch.')}"] if wide != stored.dtype else []
         notes += [reading.note] if reading.note and part == "a" else []
@@ -112,8 +115,10 @@ def _read_replaced(reader: _Reader, match: ReplacedMatch) -> torch.Tensor:
     for spare in entry.spares:
         reader.read(spare, match.path)
         reader.note(spare, match.name, None, "the base's own value, not used")
-    if current is None or current.device.type == "meta":
-        tensor = stored if current is None else stored.to(current.dtype)
+    if current is None or reader.as_stored:
+        tensor = stored
+    elif current.device.type == "meta":
+        tensor = stored.to(current.dtype)
     else:
         tensor = stored.to(device=current.device, dtype=current.dtype)
     note = "replaces the base's"
@@ -126,9 +131,10 @@ def _read_replaced(reader: _Reader, match: ReplacedMatch) -> torch.Tensor:
 class _Reader:
     """Reads stored tensors and notes those with values that no weight can have."""
 
-    def __init__(self, shard: Shard, values: AdapterValues) -> None:
+    def __init__(self, shard: Shard, values: AdapterValues, *, as_stored: bool) -> None:
         self.shard = shard
         self.values = values
+        self.as_stored = as_stored
 
     def read(self, ref: TensorRef, path: str) -> torch.Tensor:
         tensor = self.shard.tensor(ref)
