@@ -2,6 +2,7 @@
 
 ShardloadError
 ├── UsageError            an argument is wrong or missing                       exit code 2
+│   └── NoInverseError    a rule of a key map that can't be undone              exit code 2
 ├── NotFoundError         a folder, file, repo, revision or tensor is not there exit code 2
 │   └── AccessError       it is there, but not for this token                   exit code 2
 ├── NoSpaceError          the disk is full, or would be                         exit code 2
@@ -64,6 +65,10 @@ def _rebuild(kind: type[ShardloadError], what: str, where: str | None, cure: str
 
 class UsageError(ShardloadError, ValueError):
     """An argument is wrong or missing."""
+
+
+class NoInverseError(UsageError):
+    """A rule of a key map can't be undone, or not by what is known of it."""
 
 
 class NotFoundError(ShardloadError):

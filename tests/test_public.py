@@ -9,10 +9,10 @@ import shardload
 from tests.tiny import run_python
 
 NAMES = """
-AccessError AdapterReport Checkpoint CorruptError KeyMap MismatchError NoSpaceError NotFoundError OnDevice Progress
-RemoteCodeError Report ShardloadError Shell Slot TensorRef UnsafeError UnsupportedError UntrustedCodeError UsageError
-build_shell check fill from_pretrained load_adapter load_config load_tokenizer open_checkpoint report_of resolve_class
-save
+AccessError AdapterReport Checkpoint CorruptError KeyMap MismatchError NoInverseError NoSpaceError NotFoundError
+OnDevice Progress RemoteCodeError Report ShardloadError Shell Slot TensorRef UnsafeError UnsupportedError
+UntrustedCodeError UsageError build_shell check fill from_pretrained load_adapter load_config load_tokenizer
+open_checkpoint report_of resolve_class save
 """.split()
 
 

@@ -1,0 +1,259 @@
+"""What rules make of stored tensors, known from headers alone.
+
+A part, a transpose or a row of one stored tensor is again a place in its file: a TensorRef with another span and
+other strides, read as a view. Only tensors that are put together (`Joined`) have to be copied. Views of a joined
+tensor are pushed down to its parts, and parts that lie side by side in one stored tensor become one again: what a
+map and its inverse make of a header equals the header.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from shardload.errors import UnsupportedError
+from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Elements that no file holds: all of them are `value`."""
+
+    dtype: str
+    shape: Shape
+    value: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A tensor put together from parts along one dimension; it is copied when it is loaded.
+
+    It says of itself what a TensorRef does: name, dtype (a code), shape, shard, nbytes.
+    """
+
+    dtype: str
+    shape: Shape
+    dim: int
+    parts: tuple[Derived | Filled, ...]
+
+    @property
+    def name(self) -> str:
+        """The stored names that it is made of; the first and the last where they are many."""
+        names = list(dict.fromkeys(ref.name for ref in leaves(self)))
+        return " + ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)} tensors)"
+
+    @property
+    def shard(self) -> str:
+        """The file of its first part."""
+        return next((ref.shard for ref in leaves(self)), "")
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole."""
+        return (self.numel * DTYPE_BITS[self.dtype] + 7) // 8
+
+    @property
+    def is_floating(self) -> bool:
+        """As for a TensorRef."""
+        return self.dtype in {"F16", "BF16", "F32", "F64"}
+
+
+Derived = TensorRef | Joined
+"""A tensor of the model's side: a view of a stored one, or several put together."""
+
+
+def leaves(tensor: Derived | Filled) -> Iterator[TensorRef]:
+    """Yield the views of stored tensors that a tensor is made of."""
+    if isinstance(tensor, TensorRef):
+        yield tensor
+    elif isinstance(tensor, Joined):
+        for part in tensor.parts:
+            yield from leaves(part)
+
+
+def stored_as(name: str, tensor: Derived) -> TensorRef:
+    """Return a ref as if the tensor were stored whole under a name, in no file."""
+    return TensorRef(name, tensor.dtype, tensor.shape, "", Span(0, tensor.nbytes))
+
+
+def narrowed(tensor: Derived | Filled, dim: int, start: int, length: int) -> Derived | Filled:
+    """Return `length` entries of one dimension, from `start`: what torch's narrow gives."""
+    size = tensor.shape[dim]
+    if not (0 <= start <= start + length <= size):
+        raise ValueError(f"{start}:{start + length} is outside of {size}")
+    if length == size:
+        return tensor
+    shape = (*tensor.shape[:dim], length, *tensor.shape[dim + 1 :])
+    if isinstance(tensor, Filled):
+        return Filled(tensor.dtype, shape, tensor.value)
+    if isinstance(tensor, TensorRef):
+        strides = _strides(tensor)
+        return _view(tensor, shape, strides, start * strides[dim])
+    if dim != tensor.dim:
+        return join([narrowed(part, dim, start, length) for part in tensor.parts], tensor.dim)
+    kept = []
+    at = 0
+    for part in tensor.parts:
+        low, high = max(start - at, 0), min(start + length - at, part.shape[dim])
+        if low < high:
+            kept.append(narrowed(part, dim, low, high - low))
+        at += part.shape[dim]
+    return join(kept, dim) if kept else Filled(tensor.dtype, shape)
+
+
+def transposed(tensor: Derived | Filled, first: int, second: int) -> Derived | Filled:
+    """Return the tensor with two dimensions exchanged."""
+    order = list(range(len(tensor.shape)))
+    order[first], order[second] = order[second], order[first]
+    shape = tuple(tensor.shape[dim] for dim in order)
+    if isinstance(tensor, Filled):
+        return Filled(tensor.dtype, shape, tensor.value)
+    if isinstance(tensor, TensorRef):
+        strides = _strides(tensor)
+        return _view(tensor, shape, tuple(strides[dim] for dim in order), 0)
+    return join([transposed(part, first, second) for part in tensor.parts], order.index(tensor.dim))
+
+
+def unsqueezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
+    """Return the tensor with a dimension of size 1 before `dim`."""
+    shape = (*tensor.shape[:dim], 1, *tensor.shape[dim:])
+    if isinstance(tensor, Filled):
+        return Filled(tensor.dtype, shape, tensor.value)
+    if isinstance(tensor, TensorRef):
+        strides = _strides(tensor)
+        own = strides[dim] * tensor.shape[dim] if dim < len(strides) else 1
+        return _view(tensor, shape, (*strides[:dim], own, *strides[dim:]), 0)
+    return join([unsqueezed(part, dim) for part in tensor.parts], tensor.dim + (dim <= tensor.dim))
+
+
+def selected(tensor: Derived | Filled, dim: int, index: int) -> Derived | Filled:
+    """Return one entry of a dimension, without that dimension."""
+    return _squeezed(narrowed(tensor, dim, index, 1), dim)
+
+
+def _squeezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
+    shape = (*tensor.shape[:dim], *tensor.shape[dim + 1 :])
+    if isinstance(tensor, Filled):
+        return Filled(tensor.dtype, shape, tensor.value)
+    if isinstance(tensor, TensorRef):
+        strides = _strides(tensor)
+        return _view(tensor, shape, (*strides[:dim], *strides[dim + 1 :]), 0)
+    # join() leaves no single part along a dimension of size 1: the parts lie along another one.
+    return join([_squeezed(part, dim) for part in tensor.parts], tensor.dim - (dim < tensor.dim))
+
+
+def join(parts: Sequence[Derived | Filled], dim: int) -> Derived | Filled:
+    """Return parts put together along one dimension; neighbours of one stored tensor become one view again."""
+    flat: list[Derived | Filled] = []
+    for part in parts:
+        nested = part.parts if isinstance(part, Joined) and part.dim == dim else (part,)
+        for piece in nested:
+            one = _merged(flat[-1], piece, dim) if flat else None
+            if one is None:
+                flat.append(piece)
+            else:
+                flat[-1] = one
+    if len(flat) > 1:
+        kept = [piece for piece in flat if piece.shape[dim]]
+        flat = kept or flat[:1]
+    if len(flat) == 1:
+        return flat[0]
+    first = flat[0]
+    total = sum(piece.shape[dim] for piece in flat)
+    return Joined(first.dtype, (*first.shape[:dim], total, *first.shape[dim + 1 :]), dim, tuple(flat))
+
+
+def as_view(tensor: Derived) -> TensorRef | None:
+    """Return the one view that a joined tensor is where its parts happen to lie side by side in one file.
+
+    A TensorRef is one itself. The view's name is that of the first part.
+    """
+    if isinstance(tensor, TensorRef):
+        return tensor
+    views = [part if isinstance(part, TensorRef) else None for part in tensor.parts]
+    if any(isinstance(part, Joined) for part in tensor.parts):
+        views = [
+            as_view(part) if isinstance(part, Joined) else view
+            for part, view in zip(tensor.parts, views, strict=True)
+        ]
+    whole = views[0]
+    for view in views[1:]:
+        if whole is None or view is None:
+            return None
+        whole = _side_by_side(whole, view, tensor.dim)
+    return whole
+
+
+def _merged(first: Derived | Filled, second: Derived | Filled, dim: int) -> Derived | Filled | None:
+    if isinstance(first, Filled) and isinstance(second, Filled) and first.value == second.value:
+        total = first.shape[dim] + second.shape[dim]
+        return Filled(first.dtype, (*first.shape[:dim], total, *first.shape[dim + 1 :]), first.value)
+    if isinstance(first, TensorRef) and isinstance(second, TensorRef) and first.name == second.name:
+        return _side_by_side(first, second, dim)
+    return None
+
+
+def _side_by_side(first: TensorRef, second: TensorRef, dim: int) -> TensorRef | None:
+    """Return the view that covers two views of one file which continue one another along `dim`, or None."""
+    if first.shard != second.shard or first.dtype != second.dtype or not first.numel or not second.numel:
+        return None
+    bits = DTYPE_BITS[first.dtype]
+    distance = second.span.start - first.span.start
+    if bits % 8 or distance <= 0 or distance % (bits // 8):
+        return None
+    distance //= bits // 8
+    one, other = _strides(first), _strides(second)
+    step = one[dim] if first.shape[dim] > 1 else distance
+    if distance != step * first.shape[dim] or (second.shape[dim] > 1 and other[dim] != step):
+        return None
+    for at, size in enumerate(first.shape):
+        if at != dim and size > 1 and one[at] != other[at]:
+            return None
+    total = first.shape[dim] + second.shape[dim]
+    shape = (*first.shape[:dim], total, *first.shape[dim + 1 :])
+    return _view(first, shape, (*one[:dim], step, *one[dim + 1 :]), 0)
+
+
+def _strides(ref: TensorRef) -> Shape:
+    return contiguous_strides(ref.shape) if ref.strides is None else ref.strides
+
+
+def contiguous_strides(shape: Shape) -> Shape:
+    """Return the strides of a C-contiguous tensor, in elements."""
+    strides = [1] * len(shape)
+    for dim in range(len(shape) - 2, -1, -1):
+        strides[dim] = strides[dim + 1] * max(shape[dim + 1], 1)
+    return tuple(strides)
+
+
+def _view(ref: TensorRef, shape: Shape, strides: Shape, offset: int) -> TensorRef:
+    """Return a view of a stored tensor; `offset` and `strides` in elements."""
+    bits = DTYPE_BITS[ref.dtype]
+    packed = all(
+        size == 1 or stride == wanted
+        for size, stride, wanted in zip(shape, strides, contiguous_strides(shape), strict=True)
+    )
+    if bits % 8 and (offset or not packed or prod(shape) != ref.numel):
+        raise UnsupportedError(
+            f"{ref.name} is stored as {ref.dtype}, {bits} bits an element: it can be renamed, not cut or turned",
+            where=ref.shard,
+        )
+    if bits % 8:
+        return TensorRef(ref.name, ref.dtype, shape, ref.shard, ref.span)
+    start = ref.span.start + offset * bits // 8
+    if not prod(shape):
+        return TensorRef(ref.name, ref.dtype, shape, ref.shard, Span(start, start))
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    span = Span(start, start + extent * bits // 8)
+    return TensorRef(ref.name, ref.dtype, shape, ref.shard, span, None if packed else strides)

@@ -1,0 +1,164 @@
+"""The key map's file: JSON, read as anybody's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import NotFoundError, UsageError
+from shardload.keymap.fingerprint import Fingerprint
+from shardload.keymap.rule import whole_number
+from shardload.keymap.rules import rule_of
+
+if TYPE_CHECKING:
+    import os
+
+    from shardload.keymap.key_map import KeyMap
+
+VERSION = 1
+LARGEST_FILE = 32 << 20  # bytes
+MOST_RULES = 20_000
+MOST_LINES = 200_000  # of a list of keys
+
+_FIELDS = {
+    "version", "source", "target", "rules", "unchanged", "unresolved", "confidence", "unproven", "resident_bytes"
+}  # fmt: skip
+_CURE = "write one with KeyMap.to_json, or with shardload doctor --write-map"
+
+
+def to_document(key_map: KeyMap) -> dict[str, Any]:
+    """Return a map as JSON data; a map that was bound to no checkpoint has its version and its rules only."""
+    document: dict[str, Any] = {"version": VERSION}
+    for side in ("source", "target"):
+        fingerprint = getattr(key_map, side)
+        if fingerprint is not None:
+            document[side] = vars(fingerprint)
+    document["rules"] = [rule.to_dict() for rule in key_map.rules]
+    if key_map.source is not None:
+        document["unchanged"] = list(key_map.unchanged)
+    if key_map.source is not None or key_map.unresolved_source or key_map.unresolved_target:
+        document["unresolved"] = {
+            "source": list(key_map.unresolved_source),
+            "target": list(key_map.unresolved_target),
+        }
+    if key_map.unproven:
+        document["unproven"] = list(key_map.unproven)
+    for name in ("confidence", "resident_bytes"):
+        if getattr(key_map, name) is not None:
+            document[name] = getattr(key_map, name)
+    return document
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return a map file's text. Raises NotFoundError, and UsageError for what can't be one."""
+    file = Path(path)
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise NotFoundError(
+            f"the key map can't be read: {error.strerror}",
+            where=str(file),
+            cure="pass the path of its JSON file",
+        ) from error
+    if len(content) > LARGEST_FILE:
+        raise UsageError(f"a key map has at most {LARGEST_FILE:,} bytes", where=str(file))
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"this is no key map: {error}", where=str(file), cure=_CURE) from error
+
+
+def parts_of(text: str) -> dict[str, Any]:
+    """Return a KeyMap's fields from its JSON text. Raises UsageError for what `to_document` would not write."""
+    document = _parsed(text)
+    if not isinstance(document, dict):
+        raise UsageError("this is no key map: it holds no object", cure=_CURE)
+    if document.get("version") != VERSION or type(document.get("version")) is not int:
+        raise UsageError(
+            f"key map version {str(document.get('version'))[:40]} is not known; this reads version {VERSION}"
+        )
+    odd = sorted(document.keys() - _FIELDS)
+    if odd:
+        raise UsageError(
+            f"a key map has no field {repr(odd[0])[:80]}", cure=f"it has {', '.join(sorted(_FIELDS))}"
+        )
+    entries = document.get("rules")
+    if not isinstance(entries, list) or len(entries) > MOST_RULES:
+        raise UsageError(f"a key map holds a list of at most {MOST_RULES:,} rules")
+    unresolved = _object("unresolved", document.get("unresolved", {}), {"source", "target"})
+    resident = document.get("resident_bytes")
+    return {
+        "rules": tuple(rule_of(entry) for entry in entries),
+        "source": _fingerprint("source", document.get("source")),
+        "target": _fingerprint("target", document.get("target")),
+        "unchanged": _lines("unchanged", document.get("unchanged", [])),
+        "unresolved_source": _lines("unresolved", unresolved.get("source", [])),
+        "unresolved_target": _lines("unresolved", unresolved.get("target", [])),
+        "unproven": _lines("unproven", document.get("unproven", [])),
+        "confidence": _confidence(document.get("confidence")),
+        "resident_bytes": None
+        if resident is None
+        else whole_number("resident_bytes", resident, most=1 << 62),
+    }
+
+
+def _parsed(text: str) -> Any:
+    if len(text) > LARGEST_FILE:
+        raise UsageError(f"a key map has at most {LARGEST_FILE:,} characters")
+    try:
+        return json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+    except (ValueError, RecursionError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise UsageError(f"this is no key map: {problem}", cure=_CURE) from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"a key map says {repr(double)[:80]} twice in one object")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise UsageError(f"a key map holds no {text}")
+
+
+def _object(what: str, value: Any, names: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.keys() - names:
+        raise UsageError(
+            f"{what} of a key map is an object with {' and '.join(sorted(names))}", where=repr(value)[:200]
+        )
+    return value
+
+
+def _fingerprint(side: str, value: Any) -> Fingerprint | None:
+    if value is None:
+        return None
+    parts = _object(side, value, {"keys", "sha256"})
+    return Fingerprint(parts.get("keys", -1), parts.get("sha256", ""))
+
+
+def _lines(what: str, value: Any) -> tuple[str, ...]:
+    if (
+        not isinstance(value, list)
+        or len(value) > MOST_LINES
+        or not all(isinstance(line, str) for line in value)
+    ):
+        raise UsageError(
+            f"{what} of a key map is a list of at most {MOST_LINES:,} texts", where=repr(value)[:200]
+        )
+    return tuple(value)
+
+
+def _confidence(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise UsageError("confidence of a key map is a number from 0 to 1", where=repr(value)[:200])
+    return float(value)

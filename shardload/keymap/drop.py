@@ -1,0 +1,49 @@
+"""drop: a stored tensor that the model does not want."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, ClassVar
+
+from shardload.errors import NoInverseError, UsageError
+from shardload.keymap.key_template import LONGEST, key_template
+from shardload.keymap.rule import RuleBase, Step, rebuilt
+
+if TYPE_CHECKING:
+    from shardload.keymap.rule import Rule, Table
+
+
+@dataclass(frozen=True)
+class Drop(RuleBase):
+    """Leave out keys that match a template, or an fnmatch pattern where the text has no placeholder."""
+
+    op: ClassVar[str] = "drop"
+    pattern: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str) or not 0 < len(self.pattern) <= LONGEST:
+            raise UsageError(
+                f"a pattern is a text of 1 to {LONGEST:,} characters", where=repr(self.pattern)[:200]
+            )
+        if key_template(self.pattern).placeholders:
+            key_template(self.pattern).require()
+            if {"*", "?", "["} & set(self.pattern):
+                raise UsageError(
+                    "a drop takes a template or an fnmatch pattern, not both in one", where=repr(self.pattern)
+                )
+
+    def apply(self, key: str) -> str | None:
+        """Return None for a key that is dropped, else the key."""
+        template = key_template(self.pattern)
+        matched = template.match(key) is not None if template.placeholders else fnmatchcase(key, self.pattern)
+        return None if matched else key
+
+    def transform(self, table: Table) -> Step:
+        """Return the table without what is dropped."""
+        claimed = [name for name in table if self.apply(name) is None]
+        return Step(rebuilt(table, claimed, {}), claimed)
+
+    def invert(self) -> Rule:
+        """Raise NoInverseError: what was dropped can't be written back."""
+        raise NoInverseError("a drop has no inverse", where=f"drop {self.pattern!r}")

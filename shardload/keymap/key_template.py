@@ -1,0 +1,132 @@
+"""Templates of keys: `layers.{}.mlp.{...}` stands for every key that differs in the numbers and the rest only."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from shardload.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LONGEST = 1_024  # characters of a template
+MOST_PLACEHOLDERS = 16
+
+_PLACEHOLDER = re.compile(r"\{(?:\.\.\.|n|[+-][0-9]{1,6})?\}")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+class KeyTemplate:
+    """A parsed template.
+
+    `{}` is one number, `{...}` any run of segments (at most one of them), `{n}` the number that counts what a stack
+    holds, and `{+1}` (or any other offset, in the target of a rename only) the number plus that. A template matches
+    a key in one way at most, in time linear in the key's length for each place where `{...}` could end: between two
+    placeholders stands at least one character that is no digit. Raises UsageError for any other text.
+    """
+
+    def __init__(self, text: str) -> None:
+        if not isinstance(text, str) or not text or len(text) > LONGEST:
+            raise UsageError(
+                f"a template is a text of 1 to {LONGEST:,} characters", where=repr(text)[: LONGEST // 4]
+            )
+        self.text = text
+        self.placeholders: tuple[str, ...] = tuple(_PLACEHOLDER.findall(text))
+        self._literals = _PLACEHOLDER.split(text)
+        self._check()
+        self._prefix, self._suffix = self._literals[0], self._literals[-1]
+        self._pattern = re.compile(self._regex(), re.DOTALL) if self.placeholders else None
+        self._offsets = [int(p[1:-1]) if p[1] in "+-" else None for p in self.placeholders]
+
+    def _check(self) -> None:
+        if len(self.placeholders) > MOST_PLACEHOLDERS:
+            raise UsageError(
+                f"a template holds at most {MOST_PLACEHOLDERS} placeholders", where=repr(self.text)
+            )
+        for placeholder in ("{...}", "{n}"):
+            if self.placeholders.count(placeholder) > 1:
+                raise UsageError(f"a template holds at most one {placeholder}", where=repr(self.text))
+        if any(literal.isdigit() or not literal for literal in self._literals[1:-1]):
+            raise UsageError(
+                "two placeholders of a template need more than digits between them", where=repr(self.text)
+            )
+
+    def _regex(self) -> str:
+        groups = ["(.+)" if p == "{...}" else "([0-9]+)" for p in self.placeholders]
+        literals = [re.escape(literal) for literal in self._literals]
+        return literals[0] + "".join(
+            group + literal for group, literal in zip(groups, literals[1:], strict=True)
+        )
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether it stands for one key only."""
+        return self._pattern is None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The placeholders in order, offsets as plain numbers: what both sides of a rule must share."""
+        return tuple("{}" if p[1] in "+-" else p for p in self.placeholders)
+
+    def match(self, key: str) -> tuple[str, ...] | None:
+        """Return what the placeholders stand for in a key, or None where the key is no case of the template."""
+        if self._pattern is None:
+            return () if key == self.text else None
+        if not (key.startswith(self._prefix) and key.endswith(self._suffix)):
+            return None
+        found = self._pattern.fullmatch(key)
+        return found.groups() if found else None
+
+    def fill(self, values: Sequence[str]) -> str | None:
+        """Return the key that has `values` in place of the placeholders; None where an offset leads below zero."""
+        text = self._literals[0]
+        for value, offset, literal in zip(values, self._offsets, self._literals[1:], strict=True):
+            if offset is None:
+                text += value + literal
+            elif not _NUMBER.fullmatch(value) or int(value) + offset < 0:
+                return None  # 007 plus one would not lead back
+            else:
+                text += f"{int(value) + offset}{literal}"
+        return text
+
+    def negated(self) -> str:
+        """Return the text with every offset turned round."""
+        flip = {"+": "-", "-": "+"}
+        return _PLACEHOLDER.sub(
+            lambda found: "{" + flip[found[0][1]] + found[0][2:] if found[0][1] in flip else found[0],
+            self.text,
+        )
+
+    def plain(self) -> str:
+        """Return the text with every offset as a plain `{}`."""
+        return _PLACEHOLDER.sub(lambda found: "{}" if found[0][1] in "+-" else found[0], self.text)
+
+    def require(self, *, counter: bool = False, offsets: bool = False) -> None:
+        """Raise UsageError unless `{n}` stands in it just when it has to, and offsets only where they may."""
+        if counter != ("{n}" in self.placeholders):
+            problem = "needs {n} for the number that is counted" if counter else "takes no {n}"
+            raise UsageError(f"this template {problem}", where=repr(self.text))
+        if not offsets and any(offset is not None for offset in self._offsets):
+            raise UsageError(
+                "an offset such as {+1} stands in the target of a rename only", where=repr(self.text)
+            )
+
+
+@lru_cache(maxsize=20_000)
+def key_template(text: str) -> KeyTemplate:
+    """Return the parsed template of a text."""
+    return KeyTemplate(text)
+
+
+def same_placeholders(first: str, *others: str, ignoring: str = "") -> None:
+    """Raise UsageError unless all templates have the same placeholders in the same order, `ignoring` left out."""
+    wanted = [kind for kind in key_template(first).kinds if kind != ignoring]
+    for other in others:
+        if [kind for kind in key_template(other).kinds if kind != ignoring] != wanted:
+            raise UsageError(
+                "both sides of a rule need the same placeholders in the same order",
+                where=f"{first!r} -> {other!r}",
+                cure="use {} for a layer number and {...} for the rest of a key on both sides",
+            )

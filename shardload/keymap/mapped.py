@@ -1,0 +1,90 @@
+"""What a key map makes of a checkpoint's headers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardload.keymap.drop import Drop
+from shardload.keymap.rename import Rename
+from shardload.keymap.rule import refuse_clashes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from shardload.keymap.derived import Derived
+    from shardload.keymap.rule import Rule
+
+
+@dataclass(frozen=True)
+class MappedHeaders:
+    """Tensors by the model's names, and what became of every stored name.
+
+    `dropped` are stored names that no tensor is made of any more. `unchanged` are stored names that no rule took.
+    `claimed` counts, rule by rule, the names that it took.
+    """
+
+    tensors: dict[str, Derived]
+    dropped: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    claimed: tuple[int, ...]
+
+
+def renamed(keys: Iterable[str], rules: Sequence[Rename | Drop], claimed: list[int]) -> dict[str, str | None]:
+    """Return {old: new or None} after a run of renames and drops; counts into `claimed` what each rule took.
+
+    Names that meet on the way only are no fault. Renames of single keys are looked up, however many there are.
+    """
+    run = _Run(rules)
+    return {key: run.apply(key, claimed) for key in keys}
+
+
+def refuse_meeting(mapped: dict[str, str | None]) -> None:
+    """Raise UsageError when two keys get the same name."""
+    owner: dict[str, str] = {}
+    clashes = []
+    for old, new in mapped.items():
+        if new is not None and owner.setdefault(new, old) != old:
+            clashes.append(f"{owner[new]} and {old} both become {new}")
+    refuse_clashes(clashes)
+
+
+class _Run:
+    """Renames and drops one after the other, for one key at a time."""
+
+    def __init__(self, rules: Sequence[Rename | Drop]) -> None:
+        self._rules = rules
+        self._literal: dict[str, list[int]] = {}
+        self._others: list[int] = []
+        for place, rule in enumerate(rules):
+            if isinstance(rule, Rename) and not rule.everywhere and "{" not in rule.source:
+                self._literal.setdefault(rule.source, []).append(place)
+            else:
+                self._others.append(place)
+
+    def apply(self, key: str, claimed: list[int]) -> str | None:
+        """Return the last name of a key, or None."""
+        current = key
+        after = -1
+        while True:
+            place = next((at for at in self._literal.get(current, ()) if at > after), len(self._rules))
+            for other in self._others:
+                if after < other < place:
+                    new = self._rules[other].apply(current)
+                    if new is None:
+                        claimed[other] += 1
+                        return None
+                    if new != current:
+                        claimed[other] += 1
+                        current, after = new, other
+                        break
+            else:
+                if place == len(self._rules):
+                    return current
+                claimed[place] += 1
+                current, after = self._rules[place].apply(current) or current, place
+
+
+def is_name_rule(rule: Rule) -> bool:
+    """Whether a rule looks at one name at a time, and at no tensor."""
+    return isinstance(rule, (Rename, Drop))

@@ -1,0 +1,49 @@
+"""What has to be held together: the bytes of tensors that are put together while their parts come in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardload.keymap.derived import Joined, as_view, leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from shardload.keymap.derived import Derived
+
+
+@dataclass(frozen=True)
+class Residence:
+    """Bytes of joined tensors. All of them are copies in anonymous memory; what is not joined stays a view.
+
+    `joined` tensors take `nbytes` in the end. `peak` is the most that is begun and not yet complete at one moment,
+    when every shard is read once, in the given order; `across` of the tensors have parts in several shards.
+    """
+
+    joined: int = 0
+    nbytes: int = 0
+    peak: int = 0
+    across: int = 0
+
+
+def residence(tensors: Mapping[str, Derived] | Iterable[Derived], shards: Sequence[str]) -> Residence:
+    """Return what joined tensors take while shards are read in order, each from its first byte to its last.
+
+    A tensor whose parts lie side by side in one file is a view, and not counted.
+    """
+    values = tensors.values() if hasattr(tensors, "values") else tensors
+    joined = [tensor for tensor in values if isinstance(tensor, Joined) and as_view(tensor) is None]
+    order = {shard: place for place, shard in enumerate(shards)}
+    events: list[tuple[tuple[int, int], int, int]] = []
+    across = 0
+    for tensor in joined:
+        places = [(order.get(ref.shard, len(order)), ref.span.start) for ref in leaves(tensor)]
+        if places:
+            events += [(min(places), 0, tensor.nbytes), (max(places), 1, -tensor.nbytes)]
+            across += len({shard for shard, _ in places}) > 1
+    held = peak = 0
+    for _, _, change in sorted(events):
+        held += change
+        peak = max(peak, held)
+    return Residence(len(joined), sum(tensor.nbytes for tensor in joined), peak, across)
