@@ -9,7 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shardload.adapters import AdapterReport, load_adapter
+    from shardload.adapters import (
+        AdapterReport,
+        active_adapters,
+        adapter_batch,
+        delete_adapter,
+        disable_adapter,
+        load_adapter,
+        set_adapter,
+        trainable_parameters,
+    )
     from shardload.checkpoint import Checkpoint, open_checkpoint
     from shardload.errors import (
         AccessError,
@@ -39,7 +48,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "adapters": ("AdapterReport", "load_adapter"),
+    "adapters": (
+        "AdapterReport",
+        "active_adapters",
+        "adapter_batch",
+        "delete_adapter",
+        "disable_adapter",
+        "load_adapter",
+        "set_adapter",
+        "trainable_parameters",
+    ),
     "checkpoint": ("Checkpoint", "open_checkpoint"),
     "errors": (
         "AccessError",
@@ -90,8 +108,12 @@ __all__ = [
     "UnsupportedError",
     "UntrustedCodeError",
     "UsageError",
+    "active_adapters",
+    "adapter_batch",
     "build_shell",
     "check",
+    "delete_adapter",
+    "disable_adapter",
     "fill",
     "from_pretrained",
     "load_adapter",
@@ -101,6 +123,8 @@ __all__ = [
     "report_of",
     "resolve_class",
     "save",
+    "set_adapter",
+    "trainable_parameters",
 ]
 
 

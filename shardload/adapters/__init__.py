@@ -20,7 +20,9 @@ from shardload.adapters.base_state import without_adapters
 from shardload.adapters.foreign import foreign_style
 from shardload.adapters.judgement import judge, read_judged
 from shardload.adapters.peft import Peft
+from shardload.adapters.selection import adapter_batch, delete_adapter, disable_adapter, set_adapter
 from shardload.adapters.source import open_adapter
+from shardload.adapters.trainable import TrainableParameters, trainable_parameters
 from shardload.errors import UnsupportedError
 from shardload.gc_pause import gc_paused
 
@@ -35,12 +37,18 @@ __all__ = [
     "AdapterFile",
     "AdapterFormat",
     "AdapterReport",
+    "TrainableParameters",
     "activate",
     "active_adapters",
+    "adapter_batch",
+    "delete_adapter",
     "detach",
+    "disable_adapter",
     "format_of",
     "load_adapter",
     "open_adapter",
+    "set_adapter",
+    "trainable_parameters",
 ]
 
 saving.base_states.append(without_adapters)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shardload.adapters.layers import LoraLayer, Switch, adapt
+from shardload.adapters.adapter import listing
+from shardload.adapters.layers import LoraLayer, adapt
 from shardload.adapters.resolve import tensor_of
+from shardload.adapters.switch import LOCK, Choice, Switch
 from shardload.adapters.values import as_parameter
 from shardload.errors import UsageError
 
@@ -25,12 +27,16 @@ _RECORD = "_shardload_adapters"
 
 @dataclass
 class Replaced:
-    """A parameter or buffer of the base and the adapter's own in its place; `own` is put in while active."""
+    """A parameter or buffer of the base and the adapter's own in its place; `own` is put in while active.
+
+    `whole` says that it belongs to `modules_to_save`, of which PEFT keeps both.
+    """
 
     module: nn.Module
     attribute: str
     original: torch.Tensor
     own: torch.Tensor
+    whole: bool = False
 
 
 @dataclass
@@ -56,12 +62,14 @@ class Attached:
 class Adapters:
     """Everything that is attached to one model, kept on the model itself so that it is copied and pickled with it.
 
-    `frozen` are the places of the base's parameters that required gradients before the first adapter came: module
-    and name. The parameters themselves may be replaced meanwhile, as `fill` does.
+    `placed` are the adapters whose own tensors are in the places of the base's now. `frozen` are the places of the
+    base's parameters that required gradients before the first adapter came: module and name. The parameters
+    themselves may be replaced meanwhile, as `fill` does.
     """
 
     switch: Switch = field(default_factory=Switch)
     attached: dict[str, Attached] = field(default_factory=dict)
+    placed: tuple[str, ...] = ()
     frozen: list[tuple[nn.Module, str]] = field(default_factory=list)
 
 
@@ -71,8 +79,23 @@ def adapters_of(model: nn.Module) -> Adapters | None:
     return found if isinstance(found, Adapters) else None
 
 
+def record_of(model: nn.Module) -> Adapters:
+    """Return what is attached to this model; raises UsageError when that is nothing."""
+    adapters = adapters_of(model) if isinstance(model, nn.Module) else None
+    if adapters is None:
+        raise UsageError(
+            f"no adapter is attached to this {type(model).__name__}",
+            where="model",
+            cure="pass the module that load_adapter or attach_lora was called with",
+        )
+    return adapters
+
+
 def active_adapters(model: nn.Module) -> dict[str, float]:
-    """Return the active adapters of a model and their weights; {} when none is active or attached."""
+    """Return the adapters that run and their weights; {} when none is active or attached.
+
+    Inside a `with` block of disable_adapter or adapter_batch it is the block's.
+    """
     adapters = adapters_of(model)
     return {} if adapters is None else dict(adapters.switch.active)
 
@@ -143,7 +166,10 @@ def attach_values(model: nn.Module, name: str, values: AdapterValues, *, trainab
             if original is not None:
                 own = as_parameter(tensor) if isinstance(original, nn.Parameter) else tensor
                 places = [(match.module, match.entry.attribute), *match.ties]
-                attached.replaced += [Replaced(module, place, original, own) for module, place in places]
+                attached.replaced += [
+                    Replaced(module, name, original, own, whole=not match.entry.tied)
+                    for module, name in places
+                ]
         if len(adapters.attached) == 1:
             activate(model, {name: 1.0})
     except BaseException:
@@ -157,50 +183,90 @@ def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
 
     Raises UsageError for a name that is not attached, or for two adapters that replace the same tensor.
     """
-    adapters = adapters_of(model)
-    known = {} if adapters is None else adapters.attached
-    unknown = [name for name in weights if name not in known]
-    if adapters is None or unknown:
-        raise UsageError(
-            f"no adapter called {unknown[0]!r} is attached" if unknown else "no adapter is attached",
-            where=f"attached: {', '.join(known) or 'none'}",
-        )
-    swaps = [swap for name in weights for swap in known[name].replaced]
+    with LOCK:
+        adapters = record_of(model)
+        unknown = [name for name in weights if name not in adapters.attached]
+        if unknown:
+            raise UsageError(
+                f"no adapter called {listing(list(map(repr, unknown)))} is attached",
+                where=f"attached: {listing(list(adapters.attached))}",
+            )
+        check_apart(adapters, weights)
+        wanted = tuple(name for name in weights if adapters.attached[name].replaced)
+        if wanted != adapters.placed and adapters.switch.live:
+            raise UsageError(
+                "these adapters replace tensors of the base, and a `with` block is open that has its own choice",
+                where=listing(wanted or adapters.placed),
+                cure="leave the block first",
+            )
+        place(adapters, wanted)
+        adapters.switch.chosen = Choice(dict(weights))
+        for name, attached in adapters.attached.items():
+            for parameter in attached.parameters():
+                parameter.requires_grad_(attached.trainable and name in weights)
+
+
+def check_apart(adapters: Adapters, weights: Mapping[str, float]) -> None:
+    """Raise UsageError for adapters that replace the same tensor of the base, or replace one and are weighted."""
+    swaps = [swap for name in weights for swap in adapters.attached[name].replaced]
     if len({(id(swap.module), swap.attribute) for swap in swaps}) < len(swaps):
         raise UsageError(
             "two of these adapters replace the same tensor of the base (a bias, or a part of modules_to_save)",
-            where=", ".join(weights),
+            where=listing(list(weights)),
             cure="make one of them active at a time",
         )
-    for name in adapters.switch.active:
-        for swap in known[name].replaced:
+    weighted = [name for name, weight in weights.items() if weight != 1 and adapters.attached[name].replaced]
+    if weighted:
+        raise UsageError(
+            "an adapter that replaces tensors of the base (a bias, or modules_to_save) has no weight but 1",
+            where=listing(weighted),
+            cure="give it the weight 1",
+        )
+
+
+def place(adapters: Adapters, names: tuple[str, ...]) -> None:
+    """Put the own tensors of these adapters in the places of the base's, and back those of all others."""
+    names = tuple(name for name in names if name in adapters.attached)
+    if names == adapters.placed:
+        return
+    for name in adapters.placed:
+        for swap in adapters.attached[name].replaced:
             swap.own = _put(swap, swap.original)
-    adapters.switch.active = dict(weights)
-    for name, attached in known.items():
-        for parameter in attached.parameters():
-            parameter.requires_grad_(attached.trainable and name in weights)
-    for swap in swaps:
-        swap.original = _put(swap, swap.own)
+    adapters.placed = names
+    for name in names:
+        for swap in adapters.attached[name].replaced:
+            swap.original = _put(swap, swap.own)
 
 
 def detach(model: nn.Module, name: str) -> None:
     """Take one adapter off, in place. After the last one the model is as it was: classes, parameters, gradients.
 
-    Raises UsageError when no adapter of this name is attached.
+    Raises UsageError when no adapter of this name is attached, or a `with` block that is open runs with it.
     """
-    adapters = adapters_of(model)
-    if adapters is None or name not in adapters.attached:
-        raise UsageError(f"no adapter called {name!r} is attached", where="name")
-    if name in adapters.switch.active:
-        activate(model, {other: weight for other, weight in adapters.switch.active.items() if other != name})
-    for layer in adapters.attached.pop(name).layers:
-        layer.lora_drop(name)
-    if not adapters.attached:
-        for module, attribute in adapters.frozen:
-            parameter = module._parameters.get(attribute)
-            if parameter is not None:
-                parameter.requires_grad_(True)
-        del vars(model)[_RECORD]
+    with LOCK:
+        adapters = record_of(model)
+        if name not in adapters.attached:
+            raise UsageError(
+                f"no adapter called {name!r} is attached",
+                where=f"attached: {listing(list(adapters.attached))}",
+            )
+        if any(name in choice.weights for choice in adapters.switch.live):
+            raise UsageError(
+                f"a `with` block that is open runs with the adapter {name!r}",
+                where="name",
+                cure="leave the block first",
+            )
+        chosen = adapters.switch.chosen.weights
+        if name in chosen:
+            activate(model, {other: weight for other, weight in chosen.items() if other != name})
+        for layer in adapters.attached.pop(name).layers:
+            layer.lora_drop(name)
+        if not adapters.attached:
+            for module, attribute in adapters.frozen:
+                parameter = module._parameters.get(attribute)
+                if parameter is not None:
+                    parameter.requires_grad_(True)
+            del vars(model)[_RECORD]
 
 
 def _freeze(model: nn.Module, adapters: Adapters) -> None:

@@ -37,7 +37,7 @@ def without_adapters(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[s
     base = {key: value for key, value in state.items() if not key.startswith(added)}
     paths = {id(module): path for path, module in reversed(modules.items())}
     for record in records:
-        for name in record.switch.active:
+        for name in record.placed:
             for swap in record.attached[name].replaced:
                 path = paths[id(swap.module)]
                 key = f"{path}.{swap.attribute}" if path else swap.attribute

@@ -17,7 +17,6 @@ from shardload.adapters.layers.layer import (
     LoraLayer,
     LoraTerm,
     Reading,
-    Switch,
     adapt,
     lora_class,
 )
@@ -40,7 +39,6 @@ __all__ = [
     "LoraLayer",
     "LoraTerm",
     "Reading",
-    "Switch",
     "adapt",
     "kind_of",
     "lora_class",

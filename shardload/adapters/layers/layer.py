@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.switch import Switch
 
 LORA_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
 """The containers that a host adds to its module: one child an adapter, under PEFT's names. The last only for DoRA."""
@@ -36,16 +37,6 @@ LAYER_ATTRIBUTES = (*LORA_PARTS, "lora_terms", "lora_switch", "lora_base")
 """Names that an adapted layer has and its own class must not have."""
 
 Shape = tuple[int, ...]
-
-
-@dataclass
-class Switch:
-    """Which adapters a model runs with: name to weight, in the order in which they are added.
-
-    One object is shared by all adapted layers of a model, so that switching is one assignment.
-    """
-
-    active: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,16 +168,21 @@ class LoraLayer(nn.Module):
         out: torch.Tensor = super().forward(input, *args, **kwargs)
         dtype = out.dtype
         terms = self.lora_terms
-        for name, weight in self.lora_switch.active.items():
-            term = terms.get(name)
-            if term is not None:
-                # The sum is taken in the wider dtype and rounded once, below.
-                out = term.add(self, name, weight, input, out)
+        choice = self.lora_switch.choice
+        if choice.rows is not None:
+            out = choice.rows.add(self, input, out)
+        else:
+            for name, weight in choice.weights.items():
+                term = terms.get(name)
+                if term is not None:
+                    # The sum is taken in the wider dtype and rounded once, below.
+                    out = term.add(self, name, weight, input, out)
         return out if out.dtype == dtype else out.to(dtype)
 
     def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
         """Yield each base tensor that an adapter changes here: the module that owns it, the term, the factors."""
-        yield self, self.lora_terms[name], self.lora_factors(name)
+        if name in self.lora_terms:
+            yield self, self.lora_terms[name], self.lora_factors(name)
 
     def lora_factors(self, name: str) -> Factors:
         """Return the tensors of one adapter in this layer."""

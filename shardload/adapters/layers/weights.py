@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from shardload.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -19,7 +21,15 @@ def changed_weights(layer: LoraLayer) -> Iterator[tuple[nn.Module, str, torch.Te
     """Yield every base tensor that the active adapters change in a layer: its module, name, and changed value.
 
     The value is computed in the wider of the dtypes, has the base tensor's own, and carries gradients to the factors.
+    Raises UsageError inside adapter_batch, unless every row has the same adapter: one weight serves all rows.
     """
+    rows = layer.lora_switch.choice.rows
+    if rows is not None and not rows.alike:
+        raise UsageError(
+            f"a {layer.lora_base.__name__} reads its weights itself, and can't have another adapter for every row",
+            where="adapter_batch",
+            cure="run the rows of each adapter as a batch of their own",
+        )
     values: dict[tuple[int, str], tuple[nn.Module, str, torch.Tensor]] = {}
     for name, weight in layer.lora_switch.active.items():
         for module, term, factors in layer.lora_changes(name):

@@ -1,0 +1,103 @@
+"""One adapter a row of the batch: the rows of each adapter are run together, and put back in their places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from shardload.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardload.adapters.layers import LoraLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """An adapter's name, or None for the plain base, for every row of the batch.
+
+    `dim` is the dimension of a layer's input that counts the rows; None finds it where only one has their number.
+    """
+
+    names: tuple[str | None, ...]
+    dim: int | None = None
+    doubtful: bool = False
+    groups: tuple[tuple[str | None, tuple[int, ...]], ...] = ()
+    back: tuple[int, ...] = ()
+    _indices: dict[tuple[torch.device, tuple[int, ...]], torch.Tensor] = field(
+        default_factory=dict, repr=False
+    )
+
+    @classmethod
+    def of(cls, names: Sequence[str | None], dim: int | None = None, *, doubtful: bool = False) -> Rows:
+        """Sort the rows by adapter. `doubtful` says that the model may not have the batch first."""
+        by_name: dict[str | None, list[int]] = {}
+        for row, name in enumerate(names):
+            by_name.setdefault(name, []).append(row)
+        order = [row for group in by_name.values() for row in group]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        groups = tuple((name, tuple(group)) for name, group in by_name.items())
+        return cls(tuple(names), dim, doubtful, groups, tuple(back))
+
+    @property
+    def alike(self) -> bool:
+        """Whether all rows have the same adapter."""
+        return len(self.groups) == 1
+
+    def add(self, layer: LoraLayer, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Return a layer's output `out` for the input `x` with every row's adapter added.
+
+        Raises UsageError when `x` has another number of rows than there are names.
+        """
+        terms = layer.lora_terms
+        if not any(name in terms for name, _ in self.groups):
+            return out
+        dim = self._dimension(x, out)
+        pieces = []
+        for name, rows in self.groups:
+            piece = self._take(out, dim, rows)
+            if name is not None and name in terms:
+                piece = terms[name].add(layer, name, 1.0, self._take(x, dim, rows), piece)
+            pieces.append(piece)
+        together = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+        return together if _is_run(self.back) else self._take(together, dim, self.back)
+
+    def _take(self, tensor: torch.Tensor, dim: int, rows: tuple[int, ...]) -> torch.Tensor:
+        if _is_run(rows):
+            return tensor.narrow(dim, rows[0], len(rows))
+        key = (tensor.device, rows)
+        index = self._indices.get(key)
+        if index is None:
+            index = self._indices[key] = torch.tensor(rows, device=tensor.device)
+        return tensor.index_select(dim, index)
+
+    def _dimension(self, x: torch.Tensor, out: torch.Tensor) -> int:
+        """Return the dimension of a layer's input and output that counts the rows of the batch."""
+        count = len(self.names)
+        # Tokens have no features: [batch, sequence]. Everything else has them last, or channels after the batch.
+        leading = x.dim() if not x.is_floating_point() else x.dim() - 1
+        fits = [dim for dim in range(min(2, leading)) if x.shape[dim] == count == out.shape[dim]]
+        if self.dim is not None and (self.dim in fits or not fits):
+            fits = [dim for dim in fits if dim == self.dim]
+        if not fits:
+            raise UsageError(
+                f"adapter_batch has {count} rows, and a layer's input has the shape {tuple(x.shape)}",
+                where="adapter_batch",
+                cure="name one adapter (or None) for every row that the model is called with; beams and returned "
+                "sequences are rows too",
+            )
+        if len(fits) > 1 and self.dim is None and self.doubtful and x.is_floating_point():
+            raise UsageError(
+                f"the input of a layer, {tuple(x.shape)}, has {count} rows either way",
+                where="adapter_batch",
+                cure="say which dimension counts the rows inside this model: batch_dim=1 where the sequence comes "
+                "first (ChatGLM, ChatGLM2), else batch_dim=0",
+            )
+        return fits[0]
+
+
+def _is_run(rows: tuple[int, ...]) -> bool:
+    return rows == tuple(range(rows[0], rows[0] + len(rows)))
