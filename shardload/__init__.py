@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from shardload.targets.device import OnDevice
     from shardload.tensor_ref import TensorRef
     from shardload.tokenizer import load_tokenizer
+    from shardload.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -83,6 +84,7 @@ _HOMES = {
     "targets.device": ("OnDevice",),
     "tensor_ref": ("TensorRef",),
     "tokenizer": ("load_tokenizer",),
+    "verification": ("Verification", "verify"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -108,6 +110,7 @@ __all__ = [
     "UnsupportedError",
     "UntrustedCodeError",
     "UsageError",
+    "Verification",
     "active_adapters",
     "adapter_batch",
     "build_shell",
@@ -125,6 +128,7 @@ __all__ = [
     "save",
     "set_adapter",
     "trainable_parameters",
+    "verify",
 ]
 
 

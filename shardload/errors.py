@@ -104,9 +104,13 @@ class RemoteCodeError(ShardloadError):
 
 
 class CorruptError(ShardloadError):
-    """Bytes are not what they claim to be: truncated, overlapping, contradicting their index or header."""
+    """Bytes are not what they claim to be: truncated, overlapping, contradicting their index, header or hash.
+
+    `report` is the `Verification` with every file in it where hashes were compared, or None.
+    """
 
     exit_code = 4
+    report: Any = None
 
 
 class UnsafeError(ShardloadError):

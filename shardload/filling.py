@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -20,6 +20,7 @@ from shardload.shell import Shell
 from shardload.stream import stream
 from shardload.targets.device import OnDevice
 from shardload.ties import compare_stored_copies
+from shardload.verification import VerifiedWhileLoading
 from shardload.walker import Snapshot, Zones
 
 if TYPE_CHECKING:
@@ -54,13 +55,15 @@ def fill(
     allow_unexpected: Sequence[str] = (),
     progress: ProgressOption = None,
     copy: bool = False,
+    verify: bool = False,
 ) -> Report:
     """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
 
     Strictness is judged from headers before the model is touched; whatever fails later, every parameter is put
     back as it was. On the CPU in its stored dtype a weight is a view of its mapped file (`copy=True` reads it
-    into memory instead). `allow_missing` and `allow_unexpected` are fnmatch patterns on whole keys; parameters
-    that are allowed to be missing get the value that the class gives them. Parameters of an existing module are
+    into memory instead). `verify=True` hashes the weight files beside the load and refuses bytes that are not
+    those of the Hub's listing, its cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are
+    fnmatch patterns on whole keys; parameters that are allowed to be missing get the value that the class gives them. Parameters of an existing module are
     replaced: make optimizers afterwards. Raises MismatchError, UnsupportedError, CorruptError, UsageError.
     """
     shell = _as_shell(shell_or_module)
@@ -69,12 +72,14 @@ def fill(
     verdict = comparison.judge(strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     comparison.refuse_if_faulty(verdict)
     report = comparison.report
+    verified = VerifiedWhileLoading(checkpoint) if verify else None
     with PeakSampler() as sampler, _all_or_nothing(comparison.zones) as undo:
         before = sampler.sample()
         target.prepare(shell.model)
         references = References(shell.model)
         compare_stored_copies(shell, comparison.plan, checkpoint)
-        filled = stream(comparison, target, copy=copy, progress=progress)
+        with verified or nullcontext():
+            filled = stream(comparison, target, copy=copy, progress=progress, verified=verified)
         report.notes += finish(shell, filled, verdict.missing, target, lambda: references.renew(undo))
     report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
     return report

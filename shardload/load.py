@@ -53,6 +53,7 @@ def from_pretrained(
     allow_unexpected: Sequence[str] = (),
     key_map: KeyMap | Mapping[str, str | None] | None = None,
     copy: bool = False,
+    verify: bool = False,
     progress: ProgressOption = None,
     revision: str | None = None,
     code_revision: str | None = None,
@@ -114,6 +115,7 @@ def from_pretrained(
         allow_unexpected=allow_unexpected,
         progress=progress,
         copy=copy,
+        verify=verify,
     )
     model = shell.model.eval()
     report.notes += [generation] if generation else []

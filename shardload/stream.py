@@ -28,17 +28,28 @@ if TYPE_CHECKING:
     from shardload.plan import Fault
     from shardload.progress import ProgressOption
     from shardload.targets.target import Target
+    from shardload.verification import VerifiedWhileLoading
 
 Pairs = list[tuple[str, TensorRef]]
 
 
-def stream(comparison: Comparison, target: Target, *, copy: bool, progress: ProgressOption) -> set[str]:
-    """Move every planned tensor into the model and return the names that were filled; rows go to the report."""
+def stream(
+    comparison: Comparison,
+    target: Target,
+    *,
+    copy: bool,
+    progress: ProgressOption,
+    verified: VerifiedWhileLoading | None = None,
+) -> set[str]:
+    """Move every planned tensor into the model and return the names that were filled; rows go to the report.
+
+    `verified` is told of every shard as soon as it is at hand.
+    """
     by_shard = _by_shard(comparison)
     total = sum(ref.nbytes for pairs in by_shard.values() for _, ref in pairs)
     report = comparison.report
     with ProgressMeter(progress, total) as meter, ReadAhead() as ahead:
-        carrier = _Stream(comparison, target, copy, ahead)
+        carrier = _Stream(comparison, target, copy, ahead, verified)
         for name, pairs in by_shard.items():
             started = time.perf_counter()
             meter.shard(name)
@@ -68,7 +79,14 @@ def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
 class _Stream:
     """Carries a plan out, shard by shard."""
 
-    def __init__(self, comparison: Comparison, target: Target, copy: bool, ahead: ReadAhead) -> None:
+    def __init__(
+        self,
+        comparison: Comparison,
+        target: Target,
+        copy: bool,
+        ahead: ReadAhead,
+        verified: VerifiedWhileLoading | None,
+    ) -> None:
         self.comparison = comparison
         self.target = target
         self.copy = copy
@@ -78,6 +96,7 @@ class _Stream:
         self.tied = {name: group for group in comparison.shell.ties for name in group}
         self.stand_ins = StandIns(comparison.shell, comparison.plan.in_place)
         self.ahead = ahead
+        self.verified = verified
         # What a subtree with its own loader still waits for, and what has come for it so far.
         self.waiting = {
             root.prefix: _tensor_count(comparison.plan.handed[root.prefix]) for root in comparison.zones.roots
@@ -91,6 +110,8 @@ class _Stream:
         """Load one shard: plain modules tensor by tensor, subtrees with their own loaders once they are complete."""
         checkpoint = self.comparison.checkpoint
         path = checkpoint.source.open(name).local_path()
+        if self.verified is not None:
+            self.verified.begin(name, path)
         with Shard(path, copy=self.copy, expected=checkpoint.identities.get(name)) as shard:
             shard.read_ahead(self.ahead)
             for key, ref in pairs:

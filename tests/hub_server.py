@@ -42,11 +42,12 @@ LARGE = 256 * 1024
 
 @dataclass(frozen=True)
 class Blob:
-    """The bytes of one file, kept on disk, and its entity tag."""
+    """The bytes of one file, kept on disk, and their hashes: git's id names small files, SHA-256 large ones."""
 
     path: Path
     size: int
     sha256: str
+    git: str
 
 
 @dataclass
@@ -238,14 +239,17 @@ class HubServer:
     def _store(self, content: bytes | Path) -> Blob:
         if isinstance(content, Path):
             with content.open("rb") as file:
-                digest = hashlib.sha256()
+                size = content.stat().st_size
+                digest, git = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
                 while piece := file.read(1 << 20):
                     digest.update(piece)
-            return Blob(content, content.stat().st_size, digest.hexdigest())
+                    git.update(piece)
+            return Blob(content, size, digest.hexdigest(), git.hexdigest())
         digest = hashlib.sha256(content)
         path = self.root / digest.hexdigest()
         path.write_bytes(content)
-        return Blob(path, len(content), digest.hexdigest())
+        git = hashlib.sha1(f"blob {len(content)}\0".encode() + content)
+        return Blob(path, len(content), digest.hexdigest(), git.hexdigest())
 
     def take_fault(self, repo: str, file: str, *, redirecting: bool = False) -> Fault:
         """Return the fault of a file, or one that does nothing, and count it down.
@@ -358,17 +362,23 @@ class _Handler(BaseHTTPRequestHandler):
         commit, blobs = found
         if marks and parts[at] == "tree":
             answer: object = [
-                {"type": "file", "path": n, "size": b.size, "oid": b.sha256[:40]} for n, b in blobs.items()
+                {"type": "file", "path": n, "size": b.size, "oid": b.git} for n, b in blobs.items()
             ]
         else:
             with_sizes = bool(query.get("blobs"))
             siblings = [
-                {"rfilename": n, **({"size": b.size, "blobId": b.sha256[:40]} if with_sizes else {})}
+                {"rfilename": n, **(self.described(b) if with_sizes else {})}
                 for n, b in sorted(blobs.items())
             ]
             answer = {"id": name, "modelId": name, "sha": commit, "private": False, "tags": [], "downloads": 0,
                       "likes": 0, "siblings": siblings}  # fmt: skip
         self.reply(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+    def described(self, blob: Blob) -> dict[str, object]:
+        if blob.size < LARGE:
+            return {"size": blob.size, "blobId": blob.git}
+        lfs = {"sha256": blob.sha256, "size": blob.size, "pointerSize": 134}
+        return {"size": blob.size, "blobId": "0" * 40, "lfs": lfs}
 
     def find(self, name: str, revision: str, *, files: bool) -> tuple[str, dict[str, Blob]] | None:
         """Find the commit, or answer as the Hub does for a repo that this caller may not see."""
@@ -399,7 +409,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
             return
         blob = blobs[file]
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{blob.sha256[:40]}"'}
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{blob.git}"'}
         if blob.size < LARGE:
             self.send_blob(name, commit, file, headers)
             return

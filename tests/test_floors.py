@@ -27,7 +27,7 @@ FLOORS = [
     },
     {"formats", "index", "references", "shard", "shell", "walker", "writing"},
     {"checkpoint", "saving"},
-    {"plan", "targets", "diagnosis"},
+    {"plan", "targets", "diagnosis", "verification"},
     {"rehearsal", "stand_in", "ties", "report"},
     {"comparison", "finish", "remote_code"},
     {"stream", "tokenizer"},

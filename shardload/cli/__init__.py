@@ -1,4 +1,4 @@
-"""The command line: `shardload demo`, `load`, `inspect`, `chat`, `trust`.
+"""The command line: `shardload demo`, `load`, `inspect`, `chat`, `trust`, `verify`.
 
 Data goes to stdout, messages and progress to stderr. Exit codes: 0 ok, 1 checkpoint and model disagree or a repo's
 code failed, 2 usage or I/O, 4 unsafe or corrupt, 70 a defect of shardload, 130 interrupted, 141 the reader of
@@ -24,7 +24,7 @@ from shardload.errors import RemoteCodeError, ShardloadError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("chat", "demo", "inspect", "load", "trust")
+COMMANDS = ("chat", "demo", "inspect", "load", "trust", "verify")
 INTERRUPTED = 130
 READER_GONE = 141
 DEFECT = 70

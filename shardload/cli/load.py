@@ -53,6 +53,7 @@ Examples:
     metavar="OLD=NEW",
     help="Rename keys: {} is a number, {...} any run of segments. OLD= drops the keys that match.",
 )
+@click.option("--verify", is_flag=True, help="Hash the weight files beside the load; refuse changed bytes.")
 @click.option("--copy", is_flag=True, help="Read the weights into memory instead of mapping the files.")
 @source_options
 @json_option

@@ -27,6 +27,7 @@ _FLAGS = {
     "trust_remote_code=True": "--trust-remote-code",
     "local_files_only=True": "--offline",
     "copy=True": "--copy",
+    "verify=True": "--verify",
     "allow_links=True": "--allow-links",
 }
 # What the command line has no option for.

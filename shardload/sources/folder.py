@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardload.errors import AccessError, CorruptError, NotFoundError, UnsafeError
+from shardload.sources.digest import Digest
 from shardload.sources.names import check_name, fault_of, is_commit, suggest
 
 if TYPE_CHECKING:
@@ -193,6 +194,16 @@ class FolderSource:
         if not self._contains(real):
             raise self._escape(name)
         return LocalFile(name, path, real)
+
+    def digest(self, name: str) -> Digest | None:
+        """Return the hash by which the Hub's cache names the file's blob; None for a file of any other folder."""
+        check_name(name, self.label)
+        path = self._shown / name
+        if len(self._roots) == 1 or not path.is_symlink():
+            return None
+        # The first step only: a store that repos share names its blobs in another way.
+        blob = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
+        return Digest.of_blob_name(blob.name, "the Hub's cache") if blob.parent == self._roots[1] else None
 
     def __repr__(self) -> str:
         return f"FolderSource({self.label!r})"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from shardload.errors import CorruptError, NotFoundError, UsageError
 from shardload.sources import hub_errors
 from shardload.sources.folder import FolderSource, LocalFile, expand
-from shardload.sources.hub_repo import PinnedRepo, ask_listing, has_token, pinned_in_cache
+from shardload.sources.hub_repo import Listed, PinnedRepo, ask_listing, has_token, pinned_in_cache
 from shardload.sources.names import check_name, fault_of, is_hidden, suggest
 from shardload.sources.ranges import RangeReader
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from shardload.sources.digest import Digest
 
 SMALL = 1_000_000
 """Files up to this size, in bytes, are downloaded whole: configs, indexes, code, tokenizers."""
@@ -81,7 +83,7 @@ class HubFile:
 class HubSource:
     """The files of a Hub repo at one commit. `open_hub` makes it.
 
-    `sizes` is the Hub's listing (size None where it does not say), or None when the cache is all there is.
+    `listing` is what the Hub says about its files, or None when the cache is all there is.
     `warnings` says when the cache stood in for a Hub that could not be reached.
     """
 
@@ -90,13 +92,13 @@ class HubSource:
     def __init__(
         self,
         repo: PinnedRepo,
-        sizes: Mapping[str, int | None] | None,
+        listing: Mapping[str, Listed] | None,
         *,
         subfolder: str | None = None,
         warnings: Sequence[str] = (),
     ) -> None:
         self._repo = repo
-        self._sizes = sizes
+        self._listing = listing
         self._prefix = f"{subfolder}/" if subfolder else ""
         self.warnings = list(warnings)
         self.label = repo.label
@@ -121,15 +123,15 @@ class HubSource:
         """
         check_name(name, self.label)
         path = self._prefix + name
-        if self._sizes is not None and path not in self._sizes:
+        if self._listing is not None and path not in self._listing:
             raise NotFoundError(
                 f"the file {name!r} is not in the repo", where=self.label, cure=suggest(name, self.names())
             )
-        size = None if self._sizes is None else self._sizes[path]
+        size = None if self._listing is None else self._listing[path].size
         cached = self._repo.cached(path)
         if cached is not None:
             return _of_size(cached, size, self._repo, name)
-        if self._sizes is None:
+        if self._listing is None:
             raise NotFoundError(
                 f"the file {name!r} is not in the cache, and the Hub is not asked",
                 where=str(self._repo.snapshot),
@@ -137,13 +139,22 @@ class HubSource:
             )
         return HubFile(name, path, self._repo.ask_size(path) if size is None else size, self._repo)
 
+    def digest(self, name: str) -> Digest | None:
+        """Return the hash that the Hub's listing gives; offline, the one by which the cache names the file."""
+        check_name(name, self.label)
+        path = self._prefix + name
+        listed = self._listing.get(path) if self._listing is not None else None
+        if listed is not None and listed.digest is not None:
+            return listed.digest
+        return FolderSource(self._repo.snapshot).digest(path) if self._repo.snapshot.is_dir() else None
+
     def __repr__(self) -> str:
         return f"HubSource({self.label!r})"
 
     def _all(self) -> Sequence[str]:
-        if self._sizes is None:
+        if self._listing is None:
             return FolderSource(self._repo.snapshot).names()
-        return [name for name in self._sizes if not is_hidden(name)]
+        return [name for name in self._listing if not is_hidden(name)]
 
 
 def open_hub(
@@ -178,7 +189,7 @@ def open_hub(
             raise hub_errors.not_cached(repo, asked, cache, f"the Hub is not asked ({reason})")
         return HubSource(found, None, subfolder=subfolder)
     try:
-        commit, sizes = ask_listing(repo, asked, token)
+        commit, listing = ask_listing(repo, asked, token)
     except hub_errors.client_errors() as error:
         fault = hub_errors.from_client(error, hub_errors.Asked(repo, asked, has_token=has_token(token)))
         found = pinned_in_cache(repo, asked, cache, token) if hub_errors.is_unreachable(error) else None
@@ -186,11 +197,11 @@ def open_hub(
             raise fault from error
         warning = f"{fault.what}; the files that the cache holds of commit {found.commit} are used"
         return HubSource(found, None, subfolder=subfolder, warnings=[warning])
-    unsafe = [name for name in sizes if fault_of(name)]
+    unsafe = [name for name in listing if fault_of(name)]
     warnings = [
         f"the repo lists the file name {name!r}, which {fault_of(name)}; it is left out" for name in unsafe
     ]
-    safe = {name: size for name, size in sizes.items() if name not in unsafe}
+    safe = {name: listed for name, listed in listing.items() if name not in unsafe}
     return HubSource(
         PinnedRepo(repo, commit, asked, cache, token), safe, subfolder=subfolder, warnings=warnings
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, NotFoundError
+from shardload.sources.digest import Digest
 from shardload.sources.folder import FolderSource, LocalFile, mode_of
 from shardload.sources.hub_errors import Asked, client_errors, from_client
 from shardload.sources.names import is_commit
@@ -111,8 +112,24 @@ class PinnedRepo:
             Path(temporary).replace(ref)
 
 
-def ask_listing(repo: str, revision: str, token: str | bool | None) -> tuple[str, dict[str, int | None]]:
-    """Return the commit that `revision` leads to and the size of each file, with one request.
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the Hub's listing says about a file: its size in bytes and its hash, each None where it does not say."""
+
+    size: int | None
+    digest: Digest | None = None
+
+    @classmethod
+    def of(cls, file: Any) -> Listed:
+        """Read an entry of the client's: of a large file the id is that of its pointer, the hash stands beside it."""
+        large = getattr(file, "lfs", None)
+        name = getattr(large, "sha256", None) if large else getattr(file, "blob_id", None)
+        digest = Digest.of_blob_name(name, "the Hub's listing") if isinstance(name, str) else None
+        return cls(file.size, digest)
+
+
+def ask_listing(repo: str, revision: str, token: str | bool | None) -> tuple[str, dict[str, Listed]]:
+    """Return the commit that `revision` leads to and what is said of each file, with one request.
 
     Raises what the client raises, and CorruptError when the answer names no commit.
     """
@@ -126,7 +143,7 @@ def ask_listing(repo: str, revision: str, token: str | bool | None) -> tuple[str
         raise CorruptError(
             f"the Hub names no commit for {repo!r} at {revision!r}, but {info.sha!r}", where=repo
         )
-    return info.sha, {file.rfilename: file.size for file in info.siblings or ()}
+    return info.sha, {file.rfilename: Listed.of(file) for file in info.siblings or ()}
 
 
 def pinned_in_cache(repo: str, revision: str, cache: Path, token: str | bool | None) -> PinnedRepo | None:

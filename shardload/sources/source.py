@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from shardload.sources.digest import Digest
+
 
 class SourceFile(Protocol):
     """One file of a source, readable in part without having the whole."""
@@ -52,6 +54,9 @@ class Source(Protocol):
 
     def names(self) -> Sequence[str]:
         """Return the names of all files, sorted, relative to the root (and to `subfolder`)."""
+
+    def digest(self, name: str) -> Digest | None:
+        """Return the hash that the file's bytes must have, where the source knows it without reading them."""
 
     def open(self, name: str) -> SourceFile:
         """Return the file called `name`.

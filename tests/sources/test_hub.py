@@ -11,6 +11,7 @@ import pytest
 from shardload.errors import AccessError, CorruptError, NotFoundError, ShardloadError, UnsafeError
 from shardload.sources import find_source
 from shardload.sources.hub import SMALL
+from shardload.sources.hub_repo import Listed
 from shardload.sources.ranges import BLOCK
 from tests.hub_server import forget_connections
 
@@ -272,7 +273,7 @@ def test_a_server_that_lies_about_the_length_of_a_part(hub, commit):
 def test_a_listing_that_is_not_the_files_own_length(hub, commit):
     source, _ = find_source("org/model")
     for size, error in [(len(BIG) - 5, "has 3000000 bytes"), (len(BIG) + BLOCK, "shorter|has 3000000 bytes")]:
-        source._sizes["model.safetensors"] = size
+        source._listing["model.safetensors"] = Listed(size)
         with pytest.raises(CorruptError, match=error):
             source.open("model.safetensors").read_at(size - 8, 8)
 

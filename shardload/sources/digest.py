@@ -1,0 +1,29 @@
+"""What a source knows about the content of a file without reading it."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+class Digest(NamedTuple):
+    r"""The hash that a file's bytes must have, and who says so.
+
+    "sha256" is that of the bytes, "git" the id of a git blob: SHA-1 of `blob <size>\0` and the bytes.
+    """
+
+    kind: Literal["sha256", "git"]
+    hex: str
+    by: str
+
+    @classmethod
+    def of_blob_name(cls, name: str, by: str) -> Digest | None:
+        """Return the digest that a name of the Hub's is: its cache calls a blob by its ETag, which is one or the other.
+
+        None for any other name.
+        """
+        if not _HEX.fullmatch(name) or len(name) not in {40, 64}:
+            return None
+        return cls("sha256" if len(name) == 64 else "git", name, by)
