@@ -59,12 +59,13 @@ def fill(
 ) -> Report:
     """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
 
-    Strictness is judged from headers before the model is touched; whatever fails later, every parameter is put
-    back as it was. On the CPU in its stored dtype a weight is a view of its mapped file (`copy=True` reads it
-    into memory instead). `verify=True` hashes the weight files beside the load and refuses bytes that are not
-    those of the Hub's listing, its cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are
-    fnmatch patterns on whole keys; parameters that are allowed to be missing get the value that the class gives them. Parameters of an existing module are
-    replaced: make optimizers afterwards. Raises MismatchError, UnsupportedError, CorruptError, UsageError.
+    Strictness is judged from headers before the model is touched; whatever fails later, every parameter is put back
+    as it was. On the CPU in its stored dtype a weight is a view of its mapped file (`copy=True` reads it into
+    memory instead). `verify=True` hashes the weight files beside the load and refuses bytes that are not those of
+    the Hub's listing, its cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are fnmatch patterns
+    on whole keys; parameters that are allowed to be missing get the value that the class gives them. Parameters of
+    an existing module are replaced: make optimizers afterwards. Raises MismatchError, UnsupportedError,
+    CorruptError, UsageError.
     """
     shell = _as_shell(shell_or_module)
     target = target or OnDevice()

@@ -96,7 +96,7 @@ def _value_lines(report: Verification) -> list[str]:
 
 def _verdict(report: Verification) -> str:
     rate = report.nbytes / report.seconds / 1e9 if report.seconds else 0
-    took = f"{output.size_of(report.nbytes)} in {report.seconds:.2f} s, {rate:.1f} GB/s"
+    took = f"hashed {output.size_of(report.nbytes)} in {report.seconds:.2f} s, {rate:.1f} GB/s"
     if any(file.status == "changed" for file in report.files):
         return f"changed ({took})"
     if report.unverified:

@@ -113,7 +113,7 @@ def _changed(approval: Approval, source: Source, code: Code) -> UntrustedCodeErr
         cure += f"; or load what was approved: revision={approval.commit!r}"
     error = UntrustedCodeError(
         f"the code of {source.label} is not what was approved{at}: {len(changes)} files differ",
-        where="\n".join(lines),
+        where="\n    ".join(lines),
         cure=cure,
     )
     error.changes = changes

@@ -52,7 +52,6 @@ def verify(
     Raises CorruptError with `.report` (the Verification) where bytes differ from their hash, CorruptError for a broken
     structure or SHA256SUMS file, NotFoundError. A file whose hash nobody knows is `unknown` in the result.
     """
-    started = time.perf_counter()
     source, only = find_source(
         where,
         revision=revision,
@@ -75,14 +74,15 @@ def verify(
     screened = checkpoint if values and not absent & shards else None
     total = sum(source.open(name).size for name in expected) + (screened.nbytes if screened else 0)
     with ProgressMeter(progress, total, "verifying") as meter:
+        started = time.perf_counter()
         report.files += hash_files(source, expected, shards, identities, meter)
+        report.seconds = time.perf_counter() - started
         if screened is not None:
             from shardload.verification.values import screen_values  # it needs torch
 
             report.values = screen_values(screened, meter)
     report.files.sort(key=lambda file: file.name)
     report.screened = screened is not None
-    report.seconds = time.perf_counter() - started
     refuse_changed(report, broken)
     if broken is not None:
         raise broken
@@ -106,11 +106,11 @@ def refuse_changed(report: Verification, cause: Exception | None = None) -> None
     changed = [file for file in report.files if file.status == "changed"]
     if not changed:
         return
-    shown = "\n".join(f"{file.name}: {file.detail}" for file in changed[:8])
-    more = f"\nand {len(changed) - 8} more" if len(changed) > 8 else ""
+    shown = "\n    ".join(f"{file.name}: {file.detail}" for file in changed[:8])
+    more = f"\n    and {len(changed) - 8} more" if len(changed) > 8 else ""
     error = CorruptError(
         f"{len(changed)} of {len(report.files)} files are not what their hashes say",
-        where=f"{report.where}\n{shown}{more}",
+        where=f"{report.where}\n    {shown}{more}",
         cure="fetch these files again; if they stay so, what they are held against belongs to another revision",
     )
     error.report = report

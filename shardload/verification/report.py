@@ -47,8 +47,8 @@ class Verification:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the files that were read."""
-        return sum(file.size for file in self.files)
+        """Bytes of the files that were hashed, in `seconds`."""
+        return sum(file.size for file in self.files if file.status in {"ok", "changed"})
 
     @property
     def unverified(self) -> list[str]:
