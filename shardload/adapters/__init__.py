@@ -18,6 +18,7 @@ from shardload.adapters.attach import (
 )
 from shardload.adapters.base_state import without_adapters
 from shardload.adapters.foreign import foreign_style
+from shardload.adapters.fresh import attach_lora
 from shardload.adapters.judgement import judge, read_judged
 from shardload.adapters.peft import Peft
 from shardload.adapters.selection import adapter_batch, delete_adapter, disable_adapter, set_adapter
@@ -41,6 +42,7 @@ __all__ = [
     "activate",
     "active_adapters",
     "adapter_batch",
+    "attach_lora",
     "delete_adapter",
     "detach",
     "disable_adapter",

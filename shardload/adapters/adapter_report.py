@@ -96,7 +96,9 @@ class AdapterReport:
 
     def __str__(self) -> str:
         """Return a few lines: where from, the adapted layers and replaced tensors by template, warnings."""
-        lines = [f"adapter {shown(self.name)!r} ({self.format}) from {shown(self.where)}"]
+        lines = [f"adapter {shown(self.name)!r} ({self.format})"]
+        if self.where:
+            lines[0] += f" from {shown(self.where)}"
         if self.base:
             lines.append(f"  made for     {shown(self.base)}")
         state = "active" if self.active else "attached, not active"

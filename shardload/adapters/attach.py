@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -41,11 +41,12 @@ class Replaced:
 
 @dataclass
 class Attached:
-    """One adapter on a model: its layers, what it replaces, and how it was loaded."""
+    """One adapter on a model: its layers, what it replaces, how it was loaded, and its adapter_config.json."""
 
     name: str
     trainable: bool
     report: AdapterReport | None = None
+    config: Mapping[str, Any] | None = None
     layers: list[LoraLayer] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
 

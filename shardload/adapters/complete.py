@@ -31,7 +31,7 @@ def check_complete(
     wanted = _biases(index, content, match, stored)
     for path, module in index.modules.items():
         if any(path.endswith(name) for name in content.whole_modules):
-            wanted += _whole(path, module)
+            wanted += whole_tensors(path, module)
     for path, attribute, why in dict.fromkeys(wanted):
         if (path, attribute) not in stored:
             key = f"{path}.{attribute}" if path else attribute
@@ -61,7 +61,7 @@ def _biases(
     return [(path, "bias", f"the config says bias = {content.bias}") for path in biased]
 
 
-def _whole(path: str, module: nn.Module) -> list[Wanted]:
+def whole_tensors(path: str, module: nn.Module) -> list[Wanted]:
     """Return every parameter and stored buffer below a module that modules_to_save names."""
     found = []
     for inner, child in ModuleIndex(module).modules.items():

@@ -9,6 +9,7 @@ import torch
 
 from shardload import (
     adapter_batch,
+    attach_lora,
     disable_adapter,
     load_adapter,
     set_adapter,
@@ -86,3 +87,94 @@ def test_the_active_one_of_several_trains(tmp_path):
         set_adapter(model, name)
         assert trainable_parameters(model) == wrapped.get_nb_trainable_parameters()
     assert LINEARS == ["q", "up", "down"]
+
+
+TARGETS = {
+    "names": {"target_modules": ["q", "down"]},
+    "whole paths": {"target_modules": ["layers.0.up", "score"]},
+    "expression": {"target_modules": r"layers\.[01]\.(q|up)"},
+    "all-linear": {"target_modules": "all-linear"},
+    "excluded": {"target_modules": ["q", "up", "down"], "exclude_modules": ["layers.1.q", "up"]},
+    "excluded by expression": {"target_modules": "all-linear", "exclude_modules": r".*\.(up|down)"},
+    "one layer": {"target_modules": ["q", "up"], "layers_to_transform": 1, "layers_pattern": "layers"},
+    "layers": {
+        "target_modules": ["q", "up"],
+        "layers_to_transform": [0, 1],
+        "layers_pattern": ["h", "layers"],
+    },
+    "saved": {"target_modules": ["q", "score"], "modules_to_save": ["score"]},
+    "embedding": {"target_modules": ["embed", "q"]},
+    "dora": {"target_modules": ["q", "up"], "use_dora": True},
+    "biases": {"target_modules": ["q", "up"], "bias": "all", "lora_bias": True},
+    "patterns": {
+        "target_modules": "all-linear",
+        "rank_pattern": {"q": 2, r"layers\.\d\.up": 3},
+        "alpha_pattern": {"down": 5},
+        "use_rslora": True,
+        "bias": "lora_only",
+    },
+}
+OURS = {
+    "target_modules": "targets",
+    "exclude_modules": "exclude",
+    "layers_to_transform": "layers",
+}
+
+
+def attached(settings, dtype=torch.float64, model=None):
+    """PEFT's and ours: the same settings on the same base, the same random values in all that trains."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = peft.get_peft_model(
+            Tiny(dtype) if model is None else model(), peft.LoraConfig(r=4, lora_alpha=10, **settings)
+        )
+    ours = Tiny(dtype) if model is None else model()
+    attach_lora(ours, 4, 10, **{OURS.get(key, key): value for key, value in settings.items()})
+    theirs = trained_parameters(wrapped.base_model.model)
+    mine = dict(ours.named_parameters())
+    assert {name for name, parameter in mine.items() if parameter.requires_grad} == theirs.keys()
+    random = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in theirs.items():
+            assert parameter.shape == mine[name].shape
+            assert parameter.dtype == mine[name].dtype
+            parameter.add_(torch.randn(parameter.shape, generator=random, dtype=parameter.dtype) / 4)
+            mine[name].copy_(parameter)
+    return wrapped, ours
+
+
+def trained_parameters(model):
+    """What trains in a PEFT model, under our names."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            name = name.replace("base_layer.", "").replace("modules_to_save.default.", "")
+            name = name.replace("lora_embedding_A.default", "lora_A.default.weight")
+            found[name.replace("lora_embedding_B.default", "lora_B.default.weight")] = parameter
+    return found
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_what_is_targeted_and_trains(case):
+    wrapped, ours = attached(TARGETS[case])
+    assert error(ours.eval()(TOKENS), wrapped.eval()(TOKENS)) <= 1e-10
+    assert trainable_parameters(ours) == wrapped.get_nb_trainable_parameters()
+    ours.train()(TOKENS).square().mean().backward()
+    wrapped.train()(TOKENS).square().mean().backward()
+    mine = dict(ours.named_parameters())
+    for name, parameter in trained_parameters(wrapped.base_model.model).items():
+        assert error(mine[name].grad, parameter.grad) <= 1e-9, name
+
+
+def test_all_linear_of_a_causal_model_leaves_the_head():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=32, n_embd=8, n_layer=2, n_head=2, n_positions=16)
+
+    def model():
+        torch.manual_seed(0)
+        return transformers.GPT2LMHeadModel(config)
+
+    wrapped, ours = attached({"target_modules": "all-linear"}, model=model)
+    assert type(ours.lm_head) is torch.nn.Linear
+    tokens = torch.arange(8)[None]
+    assert error(ours.eval()(tokens).logits, wrapped.eval()(tokens).logits) <= 1e-5
