@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from shardload.formats.format import Format, Header
     from shardload.identity import FileIdentity
+    from shardload.keymap import Derived
     from shardload.sources.source import Source, SourceFile
     from shardload.tensor_ref import Region, TensorRef
 
@@ -89,6 +90,20 @@ class Checkpoint:
             raise NotFoundError(f"the checkpoint has no tensor {name!r}", where=self.label) from None
         expected = self.identities.get(ref.shard)
         return read_tensor(self.source.open(ref.shard), ref, region, expected, self._mappings)
+
+    def read_derived(self, tensor: Derived) -> torch.Tensor:
+        """Return what a key map makes of stored tensors (`KeyMap.map_headers(checkpoint.tensors)`).
+
+        A part or a transpose of a local file's tensor is a view of the mapped file; what is put together is a copy.
+        """
+        from shardload.keymap.assembly import assemble
+        from shardload.shard import read_tensor
+
+        def read(ref: TensorRef) -> torch.Tensor:
+            expected = self.identities.get(ref.shard)
+            return read_tensor(self.source.open(ref.shard), ref, None, expected, self._mappings)
+
+        return assemble(tensor, read)
 
 
 @gc_paused()

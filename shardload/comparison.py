@@ -11,6 +11,8 @@ from torch import nn
 from shardload.diagnosis import diagnose
 from shardload.diagnosis.finding import Case
 from shardload.errors import MismatchError, UnsupportedError
+from shardload.keymap import leaves
+from shardload.memory import size_of
 from shardload.plan import Fault, Plan, Verdict, judge, match, settle_ties
 from shardload.rehearsal import rehearse
 from shardload.report import Report, fault_text, headline
@@ -36,8 +38,8 @@ class Comparison:
         _refuse_own_load_state_dict(shell.model)
         _refuse_scripted(shell.model)
         self.zones = zones_of(shell.model)
-        self.versions = _renamed_versions(checkpoint, key_map)
         self.plan: Plan = match(shell, self.zones, checkpoint, key_map)
+        self.versions = _renamed_versions(checkpoint, self.plan)
         self.unproven = rehearse(self.plan, shell, self.zones.roots, self.versions)
         settle_ties(self.plan, shell)
         self._found = self._findings()
@@ -64,9 +66,8 @@ class Comparison:
         keys: dict[str, list[str]] = {}
         for fault in self.plan.faults:
             keys.setdefault(fault.kind, []).append(fault.key)
-            ref = self.checkpoint.tensors.get(fault.stored_key or "")
-            if ref is not None:
-                stored[fault.key] = ref
+            if fault.key in self.plan.mapped:
+                stored[fault.key] = self.plan.mapped[fault.key]
         case = Case(
             slots={name: slot.shape for name, slot in self.shell.slots.items() if slot.is_stored},
             stored=stored,
@@ -107,14 +108,12 @@ class Comparison:
         raise mismatch(self.report, faults)
 
 
-def _renamed_versions(checkpoint: Checkpoint, key_map: KeyMap) -> dict[str, dict[str, Any]]:
+def _renamed_versions(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the checkpoint's versions under the paths that the key map gives to the keys below them."""
-    if not key_map.rules or not checkpoint.versions:
+    if not checkpoint.versions:
         return checkpoint.versions
     paths: dict[str, str] = {}
-    for old, new in key_map.map_keys(checkpoint.tensors).items():
-        if new is None:
-            continue
+    for old, new in ((ref.name, key) for key, tensor in plan.mapped.items() for ref in leaves(tensor)):
         before, after = old.split("."), new.split(".")
         # What both names end with is what the path was: a.b.weight -> x.weight tells that a.b is x now.
         while before and after and before[-1] == after[-1]:
@@ -149,11 +148,31 @@ def _notes(plan: Plan, shell: Shell) -> list[str]:
         for pattern in collapse(plan.computed)
     ]
     notes += [f"{pattern}: dropped by the key map" for pattern in collapse(plan.dropped)]
+    notes += _key_map_notes(plan)
     stored = {key for key, _ in plan.tensors}
     for group in shell.ties:
         copies = [name for name in group if name in stored]
         if len(copies) > 1:
             notes.append(f"{' and '.join(copies)} are tied and both stored: two copies, compared at load")
+    return notes
+
+
+def _key_map_notes(plan: Plan) -> list[str]:
+    """Say what the key map costs: copies, and views that are not contiguous."""
+    notes = []
+    held = plan.held
+    if held.joined:
+        notes.append(
+            f"key map: {held.joined} tensors are put together in memory of their own ({size_of(held.nbytes)}, "
+            f"at most {size_of(held.peak)} of it begun and not complete at one moment; {held.across} across shards)"
+        )
+    if plan.copied:
+        notes.append(
+            f"key map: {len(plan.copied)} second names get a copy of their own, unless the model ties them"
+        )
+    turned = plan.turned & plan.direct.keys()
+    if turned:
+        notes.append(f"key map: {len(turned)} tensors are views of their file that are not contiguous")
     return notes
 
 

@@ -24,15 +24,19 @@ from shardload.verification import VerifiedWhileLoading
 from shardload.walker import Snapshot, Zones
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    import os
+    from collections.abc import Callable, Iterator, Sequence
 
+    from shardload.keymap import Names
     from shardload.progress import ProgressOption
     from shardload.targets.target import Target
 
 
 @gc_paused()
 def check(
-    shell: Shell | nn.Module, checkpoint: Checkpoint, key_map: KeyMap | Mapping[str, str | None] | None = None
+    shell: Shell | nn.Module,
+    checkpoint: Checkpoint,
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
 ) -> Report:
     """Compare a model with a checkpoint without reading a weight; the report's `faults` say what does not fit.
 
@@ -48,7 +52,7 @@ def fill(
     shell_or_module: Shell | nn.Module,
     checkpoint: Checkpoint,
     *,
-    key_map: KeyMap | Mapping[str, str | None] | None = None,
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     target: Target | None = None,
     strict: bool = True,
     allow_missing: Sequence[str] = (),
@@ -59,13 +63,14 @@ def fill(
 ) -> Report:
     """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
 
-    Strictness is judged from headers before the model is touched; whatever fails later, every parameter is put back
-    as it was. On the CPU in its stored dtype a weight is a view of its mapped file (`copy=True` reads it into
+    Strictness is judged from headers before the model is touched; whatever fails later, every parameter is put
+    back as it was. On the CPU in its stored dtype a weight is a view of its mapped file (`copy=True` reads it into
     memory instead). `verify=True` hashes the weight files beside the load and refuses bytes that are not those of
     the Hub's listing, its cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are fnmatch patterns
-    on whole keys; parameters that are allowed to be missing get the value that the class gives them. Parameters of
-    an existing module are replaced: make optimizers afterwards. Raises MismatchError, UnsupportedError,
-    CorruptError, UsageError.
+    on whole keys; parameters that are allowed to be missing get the value that the class gives them. `key_map` is
+    a KeyMap, a mapping of names, or the path of a map's JSON file: parts and transposes of stored tensors stay
+    views, what is put together is copied. Parameters of an existing module are replaced: make optimizers
+    afterwards. Raises MismatchError, UnsupportedError, CorruptError, UsageError.
     """
     shell = _as_shell(shell_or_module)
     target = target or OnDevice()

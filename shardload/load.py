@@ -19,12 +19,12 @@ from shardload.targets.device import OnDevice, parse_dtype
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import nn
 
-    from shardload.keymap import KeyMap
+    from shardload.keymap import KeyMap, Names
     from shardload.progress import ProgressOption
     from shardload.remote_code.importer import RemoteBase
     from shardload.remote_code.trust import Trust
@@ -51,7 +51,7 @@ def from_pretrained(
     strict: bool = True,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
-    key_map: KeyMap | Mapping[str, str | None] | None = None,
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     copy: bool = False,
     verify: bool = False,
     progress: ProgressOption = None,

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardload.errors import UsageError
+from shardload.keymap import Derived, Residence, as_view, residence
 from shardload.tensor_ref import TORCH_NAMES, TensorRef
 
 if TYPE_CHECKING:
@@ -52,50 +53,80 @@ class Plan:
     `direct` maps a slot's name to the tensor that fills it. `handed` maps the prefix of each subtree with a
     loader of its own (an override or a hook) to everything that is handed to it. `computed` are stored copies of
     what the class computes. `dropped` are keys that the key map leaves out, `forgiven` names that are missing and
-    that a hook of the class takes off the list.
+    that a hook of the class takes off the list. `mapped` is all that the key map makes of the checkpoint, by the
+    model's keys; `turned` are keys among them whose views of the file are not contiguous, `copied` those that get
+    memory of their own because another has the same bytes;
+    `held` is what takes memory because it is put together.
     """
 
-    direct: dict[str, TensorRef] = field(default_factory=dict)
+    direct: dict[str, Derived] = field(default_factory=dict)
     handed: dict[str, dict[str, Any]] = field(default_factory=dict)
     in_place: set[str] = field(default_factory=set)
     computed: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     forgiven: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    mapped: dict[str, Derived] = field(default_factory=dict)
+    turned: set[str] = field(default_factory=set)
+    copied: set[str] = field(default_factory=set)
+    held: Residence = field(default_factory=Residence)
 
     @property
-    def tensors(self) -> Iterable[tuple[str, TensorRef]]:
+    def tensors(self) -> Iterable[tuple[str, Derived]]:
         """Every (model key, tensor) pair that the load reads."""
         yield from self.direct.items()
         for entries in self.handed.values():
-            yield from ((key, ref) for key, ref in entries.items() if isinstance(ref, TensorRef))
+            yield from ((key, ref) for key, ref in entries.items() if isinstance(ref, Derived))
 
 
 def match(shell: Shell, zones: Zones, checkpoint: Checkpoint, key_map: KeyMap) -> Plan:
     """Pair stored tensors with slots by name and shape; what has its own loader is handed over, not judged."""
     plan = Plan(handed={root.prefix: {} for root in zones.roots})
-    mapped = key_map.map_keys([*checkpoint.tensors, *checkpoint.objects])
-    for stored, key in mapped.items():
-        if key is None:
-            plan.dropped.append(stored)
-            continue
+    _apply(key_map, checkpoint, plan)
+    for key, ref in plan.mapped.items():
         root = zones.root_of(key)
-        if stored in checkpoint.objects:
-            if root is None:
-                plan.faults.append(_not_a_tensor(key, stored, checkpoint))
-            else:
-                plan.handed[root][key] = checkpoint.objects[stored]
-            continue
-        ref = checkpoint.tensors[stored]
         if root is not None:
             plan.handed[root][key] = ref
         else:
             _match_one(plan, key, ref, shell.slots.get(key))
+    for stored, name in key_map.map_objects(checkpoint.objects, plan.mapped).items():
+        root = zones.root_of(name) if name is not None else None
+        if name is None:
+            plan.dropped.append(stored)
+        elif root is None:
+            plan.faults.append(_not_a_tensor(name, stored, checkpoint))
+        else:
+            plan.handed[root][name] = checkpoint.objects[stored]
+    plan.held = residence((ref for _, ref in plan.tensors), [shard.name for shard in checkpoint.shards])
     met = {*plan.direct, *(fault.key for fault in plan.faults)}
     for name, slot in shell.slots.items():
         if slot.is_stored and name not in met and zones.root_of(name) is None:
             plan.faults.append(missing_fault(slot))
     return plan
+
+
+def _apply(key_map: KeyMap, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Let the key map make the model's tensors out of the stored ones."""
+    if not key_map.rules and key_map.source is None:
+        plan.mapped = dict(checkpoint.tensors)
+        return
+    mapped = key_map.map_headers(checkpoint.tensors)
+    key_map.require_fit(checkpoint.tensors, mapped)
+    plan.mapped = {key: as_view(tensor) or tensor for key, tensor in mapped.tensors.items()}
+    plan.dropped += mapped.dropped
+    # Two parameters that were views of the same bytes would be one: what is written to either would show in both.
+    ends: dict[str, list[tuple[int, int]]] = {}
+    aliases = any(rule.op == "alias" for rule in key_map.rules)
+    for key, ref in plan.mapped.items():
+        if not isinstance(ref, TensorRef):
+            continue
+        if ref.strides is not None and checkpoint.tensors.get(ref.name) != ref:
+            plan.turned.add(key)
+        if aliases:
+            spans = ends.setdefault(ref.name, [])
+            if any(start < ref.span.stop and ref.span.start < stop for start, stop in spans):
+                plan.copied.add(key)
+            spans.append(ref.span)
 
 
 def settle_ties(plan: Plan, shell: Shell) -> None:
@@ -109,7 +140,7 @@ def settle_ties(plan: Plan, shell: Shell) -> None:
         plan.faults = [f for f in plan.faults if f.kind != "missing" or f.key not in needless]
 
 
-def _match_one(plan: Plan, key: str, ref: TensorRef, slot: Slot | None) -> None:
+def _match_one(plan: Plan, key: str, ref: Derived, slot: Slot | None) -> None:
     if slot is None:
         plan.faults.append(unexpected_fault(key, ref))
     elif is_recomputed(slot):
@@ -155,7 +186,7 @@ def missing_fault(slot: Slot) -> Fault:
     return Fault("missing", slot.name, model_shape=slot.shape, model_dtype=dtype_name(slot))
 
 
-def unexpected_fault(key: str, ref: TensorRef) -> Fault:
+def unexpected_fault(key: str, ref: Derived) -> Fault:
     """Return the fault of a stored tensor that no slot takes."""
     stored_dtype = TORCH_NAMES.get(ref.dtype, ref.dtype)
     return Fault(
@@ -163,17 +194,17 @@ def unexpected_fault(key: str, ref: TensorRef) -> Fault:
     )
 
 
-def misshapen_fault(slot: Slot, ref: TensorRef) -> Fault:
+def misshapen_fault(slot: Slot, ref: Derived) -> Fault:
     """Return the fault of a stored tensor whose slot has another shape."""
     return _paired("misshapen", slot, ref, None)
 
 
-def refused_fault(slot: Slot, ref: TensorRef, note: str) -> Fault:
+def refused_fault(slot: Slot, ref: Derived, note: str) -> Fault:
     """Return the fault of a stored tensor that its slot can't take, for the reason in `note`."""
     return _paired("refused", slot, ref, note)
 
 
-def _paired(kind: FaultKind, slot: Slot, ref: TensorRef, note: str | None) -> Fault:
+def _paired(kind: FaultKind, slot: Slot, ref: Derived, note: str | None) -> Fault:
     return Fault(
         kind,
         slot.name,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shardload.errors import ShardloadError
+from shardload.keymap import Derived
 from shardload.plan import (
     Fault,
     dtype_name,
@@ -24,7 +25,6 @@ from shardload.plan import (
 )
 from shardload.shard import CODES, torch_dtype
 from shardload.shell import modules_of
-from shardload.tensor_ref import TensorRef
 from shardload.walker import Snapshot, has_override, walk
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _walk_on_meta(
     root: Root, entries: dict[str, Any], versions: Mapping[str, dict[str, Any]], watch: _Watch
 ) -> WalkResult:
     state = {
-        key: _on_meta(value) if isinstance(value, TensorRef) else value
+        key: _on_meta(value) if isinstance(value, Derived) else value
         for key, value in entries.items()
         # set_extra_state would change the module's own objects, which can't be put back.
         if key.rpartition(".")[2] != _EXTRA_STATE
@@ -129,7 +129,7 @@ def _walk_on_meta(
         return walk(root.module, root.prefix, state, versions, watch)
 
 
-def _on_meta(ref: TensorRef) -> torch.Tensor:
+def _on_meta(ref: Derived) -> torch.Tensor:
     return torch.empty(ref.shape, dtype=torch_dtype(ref), device="meta")
 
 
@@ -148,7 +148,7 @@ def faults_of(
         slot = shell.slots.get(key)
         if slot is not None and is_recomputed(slot):
             computed.append(key)
-        elif isinstance(value, TensorRef):
+        elif isinstance(value, Derived):
             faults.append(unexpected_fault(key, value))
         else:
             faults.append(
@@ -164,7 +164,7 @@ def _message_fault(message: str, entries: Mapping[str, Any], shell: Shell) -> Fa
     slot = shell.slots.get(key)
     if message.startswith("size mismatch for ") and slot is not None:
         ref = entries.get(key)
-        if isinstance(ref, TensorRef):
+        if isinstance(ref, Derived):
             return misshapen_fault(slot, ref)
         return Fault("misshapen", key, model_shape=slot.shape, model_dtype=dtype_name(slot), note=message)
     return Fault("refused", key if slot else "", note=message)

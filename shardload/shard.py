@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from shardload.keymap import Derived
     from shardload.read_ahead import ReadAhead
     from shardload.sources.source import SourceFile
 
@@ -146,7 +147,7 @@ class Shard:
             forget_pages(self._map, *ref.span)
 
 
-def torch_dtype(ref: TensorRef) -> torch.dtype:
+def torch_dtype(ref: Derived) -> torch.dtype:
     """Return torch's dtype of a stored tensor. Raises UnsupportedError where this torch has none."""
     try:
         return DTYPES[ref.dtype]

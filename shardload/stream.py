@@ -11,6 +11,8 @@ from torch import nn
 
 from shardload.comparison import mismatch
 from shardload.errors import ShardloadError
+from shardload.joins import Joins
+from shardload.keymap import Derived, leaves
 from shardload.memory import measure
 from shardload.progress import ProgressMeter
 from shardload.read_ahead import ReadAhead
@@ -18,7 +20,6 @@ from shardload.rehearsal import failure, faults_of
 from shardload.report import ShardRow
 from shardload.shard import Shard
 from shardload.stand_in import StandIns
-from shardload.tensor_ref import TensorRef
 from shardload.walker import Root, walk
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from shardload.progress import ProgressOption
     from shardload.targets.target import Target
     from shardload.verification import VerifiedWhileLoading
+    from shardload.tensor_ref import TensorRef
 
-Pairs = list[tuple[str, TensorRef]]
+Pairs = list[tuple[str, "TensorRef"]]
 
 
 def stream(
@@ -58,6 +60,7 @@ def stream(
             nbytes = sum(ref.nbytes for _, ref in pairs)
             seconds = time.perf_counter() - started
             report.shards.append(ShardRow(name, len(pairs), nbytes, seconds, now.anon, now.file))
+        carrier.without_parts()
         carrier.roots_without_tensors()
     report.loaded = carrier.loaded
     report.nbytes = total
@@ -70,7 +73,8 @@ def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
     """Group what is read by shard, in the order of the bytes."""
     by_shard: dict[str, Pairs] = {shard.name: [] for shard in comparison.checkpoint.shards}
     for key, ref in comparison.plan.tensors:
-        by_shard[ref.shard].append((key, ref))
+        for part in leaves(ref):
+            by_shard[part.shard].append((key, part))
     for pairs in by_shard.values():
         pairs.sort(key=lambda pair: pair[1].span.start)
     return {name: pairs for name, pairs in by_shard.items() if pairs}
@@ -97,6 +101,7 @@ class _Stream:
         self.stand_ins = StandIns(comparison.shell, comparison.plan.in_place)
         self.ahead = ahead
         self.verified = verified
+        self.joins = Joins(comparison.plan.tensors)
         # What a subtree with its own loader still waits for, and what has come for it so far.
         self.waiting = {
             root.prefix: _tensor_count(comparison.plan.handed[root.prefix]) for root in comparison.zones.roots
@@ -115,17 +120,33 @@ class _Stream:
         with Shard(path, copy=self.copy, expected=checkpoint.identities.get(name)) as shard:
             shard.read_ahead(self.ahead)
             for key, ref in pairs:
-                stored = shard.tensor(ref)
-                root = self.comparison.zones.root_of(key)
-                if root is None:
-                    if self._load(key, stored) is not stored:
-                        shard.release(ref)
-                else:
-                    self.arrived[root][key] = stored
-                    self.waiting[root] -= 1
-                    if self.waiting[root] == 0:
-                        self._walk(self.roots[root])
+                stored: torch.Tensor | None = shard.tensor(ref)
+                if key in self.joins:
+                    stored = self.joins.take(key, ref, shard.tensor(ref))
+                    shard.release(ref)
+                if stored is not None and self._deliver(key, stored) is not stored:
+                    shard.release(ref)
                 meter.tensor(ref.nbytes)
+
+    def without_parts(self) -> None:
+        """Load tensors that a key map makes of nothing that is stored."""
+        for key, tensor in self.joins.without_parts():
+            self._deliver(key, tensor)
+
+    def _deliver(self, key: str, stored: torch.Tensor) -> torch.Tensor | None:
+        """Load a tensor of a plain module; keep one of a subtree with its own loader until the last has come."""
+        root = self.comparison.zones.root_of(key)
+        if root is None:
+            return self._load(key, stored)
+        if key in self.comparison.plan.copied:
+            stored = stored.clone()
+        elif key in self.comparison.plan.turned:
+            stored = stored.contiguous()  # its loader may count on what a converted file would give
+        self.arrived[root][key] = stored
+        self.waiting[root] -= 1
+        if self.waiting[root] == 0:
+            self._walk(self.roots[root])
+        return stored
 
     def roots_without_tensors(self) -> None:
         """Run loaders that were handed no tensor: an extra state, or keys that they may do without."""
@@ -139,6 +160,8 @@ class _Stream:
             self.loaded += 1
             return None
         placed = self.target.place(key, stored)
+        if placed is stored and key in self.comparison.plan.copied:
+            placed = stored.clone()
         self._assign(key, placed)
         self._count(key, stored.dtype)
         return placed
@@ -166,9 +189,7 @@ class _Stream:
         """Let a subtree load itself from everything that came for it, in the checkpoint's order."""
         entries = self.comparison.plan.handed[root.prefix]
         arrived = self.arrived.pop(root.prefix)
-        state = {
-            key: arrived[key] if isinstance(value, TensorRef) else value for key, value in entries.items()
-        }
+        state = {key: arrived[key] if isinstance(value, Derived) else value for key, value in entries.items()}
         loaded = self.loaded
         try:
             with torch.no_grad():
@@ -229,4 +250,4 @@ class _Stream:
 
 
 def _tensor_count(entries: Mapping[str, Any]) -> int:
-    return sum(isinstance(value, TensorRef) for value in entries.values())
+    return sum(isinstance(value, Derived) for value in entries.values())

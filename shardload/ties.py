@@ -10,12 +10,13 @@ from torch import nn
 
 from shardload.errors import MismatchError
 from shardload.shell import modules_of
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
     from shardload.checkpoint import Checkpoint
+    from shardload.keymap import Derived
     from shardload.plan import Plan
     from shardload.shell import Shell
-    from shardload.tensor_ref import TensorRef
 
 
 def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint) -> None:
@@ -38,10 +39,15 @@ def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint) -> N
                 )
 
 
-def _equal(first: TensorRef, second: TensorRef, checkpoint: Checkpoint) -> bool:
-    if (first.shard, first.span, first.strides) == (second.shard, second.span, second.strides):
+def _equal(first: Derived, second: Derived, checkpoint: Checkpoint) -> bool:
+    if _place_in_file(first) == _place_in_file(second):
         return True
-    return same_bytes(checkpoint.read(first.name), checkpoint.read(second.name))
+    return same_bytes(checkpoint.read_derived(first), checkpoint.read_derived(second))
+
+
+def _place_in_file(tensor: Derived) -> object:
+    """Return what tells that two tensors are the same bytes, whatever they are called."""
+    return (tensor.shard, tensor.span, tensor.strides) if isinstance(tensor, TensorRef) else tensor
 
 
 def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -28,7 +28,7 @@ FLOORS = [
     {"formats", "index", "references", "shard", "shell", "walker", "writing"},
     {"checkpoint", "saving"},
     {"plan", "targets", "diagnosis", "verification"},
-    {"rehearsal", "stand_in", "ties", "report"},
+    {"rehearsal", "stand_in", "ties", "report", "joins"},
     {"comparison", "finish", "remote_code"},
     {"stream", "tokenizer"},
     {"filling"},

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from shardload.keymap import KeyMap
-    from shardload.tensor_ref import TensorRef
+    from shardload.keymap import Derived, KeyMap
 
 Shape = tuple[int, ...]
 
@@ -23,7 +22,7 @@ class Case:
     """
 
     slots: Mapping[str, Shape]
-    stored: Mapping[str, TensorRef]
+    stored: Mapping[str, Derived]
     missing: Sequence[str] = ()
     unexpected: Sequence[str] = ()
     misshapen: Sequence[str] = ()

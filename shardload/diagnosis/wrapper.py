@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from shardload.diagnosis.finding import Shape
-    from shardload.tensor_ref import TensorRef
 
 _LONGEST = 4  # segments; real wrappers nest three deep
 
@@ -64,5 +63,5 @@ def _prefixes(keys: Sequence[str]) -> list[str]:
     ]
 
 
-def _fitting(slots: Mapping[str, Shape], stored: Mapping[str, Shape] | Mapping[str, TensorRef]) -> int:
+def _fitting(slots: Mapping[str, Shape], stored: Mapping[str, Shape]) -> int:
     return sum(slots.get(key) == shape for key, shape in stored.items())

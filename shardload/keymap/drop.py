@@ -16,28 +16,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drop(RuleBase):
-    """Leave out keys that match a template, or an fnmatch pattern where the text has no placeholder."""
+    """Leave out keys that match a template, or an fnmatch pattern where the text is none."""
 
     op: ClassVar[str] = "drop"
     pattern: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.pattern, str) or not 0 < len(self.pattern) <= LONGEST:
+        if not isinstance(self.pattern, str) or len(self.pattern) > LONGEST:
             raise UsageError(
-                f"a pattern is a text of 1 to {LONGEST:,} characters", where=repr(self.pattern)[:200]
+                f"a pattern is a text of at most {LONGEST:,} characters", where=repr(self.pattern)[:200]
             )
-        if key_template(self.pattern).placeholders:
+        if self._is_template:
             key_template(self.pattern).require()
             if {"*", "?", "["} & set(self.pattern):
                 raise UsageError(
                     "a drop takes a template or an fnmatch pattern, not both in one", where=repr(self.pattern)
                 )
 
-    def apply(self, key: str) -> str | None:
-        """Return None for a key that is dropped, else the key."""
+    @property
+    def _is_template(self) -> bool:
+        # "{...}" alone would drop everything: it is that key.
         template = key_template(self.pattern)
-        matched = template.match(key) is not None if template.placeholders else fnmatchcase(key, self.pattern)
-        return None if matched else key
+        return bool(template.placeholders) and "".join(template.placeholders) != self.pattern
+
+    def apply(self, key: str) -> str | None:
+        """Return None for a key that is dropped, else the key. A key that is called like the pattern is dropped too."""
+        if key == self.pattern:
+            return None
+        if self._is_template:
+            return key if key_template(self.pattern).match(key) is None else None
+        return None if fnmatchcase(key, self.pattern) else key
 
     def transform(self, table: Table) -> Step:
         """Return the table without what is dropped."""

@@ -20,6 +20,7 @@ from shardload.keymap.mapped import MappedHeaders, is_name_rule, refuse_meeting,
 from shardload.keymap.rename import Rename
 from shardload.keymap.residence import residence
 from shardload.keymap.rows import PadRows, SliceRows
+from shardload.keymap.rule import refuse_clashes
 from shardload.keymap.split import Cat, Split
 from shardload.keymap.stack import Stack, Unstack
 from shardload.keymap.transpose import Transpose
@@ -148,6 +149,23 @@ class KeyMap:
             return {key: key for key in keys}
         mapped = self._names(keys)
         refuse_meeting(mapped)
+        return mapped
+
+    def map_objects(self, keys: Iterable[str], tensors: Mapping[str, Derived]) -> dict[str, str | None]:
+        """Return {old: new or None} for entries that are no tensors: renames and drops apply to them, no other rule.
+
+        Raises UsageError when one gets the name of another, or of one of `tensors`, which are mapped already.
+        """
+        rules = [rule for rule in self.rules if isinstance(rule, (Rename, Drop))]
+        mapped = renamed(keys, rules, [0] * len(rules))
+        refuse_meeting(mapped)
+        refuse_clashes(
+            [
+                f"{tensors[new].name} and {old} both become {new}"
+                for old, new in mapped.items()
+                if new is not None and new in tensors
+            ]
+        )
         return mapped
 
     def _names(self, keys: Iterable[str]) -> dict[str, str | None]:

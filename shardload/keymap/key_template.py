@@ -11,7 +11,7 @@ from shardload.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LONGEST = 1_024  # characters of a template
+LONGEST = 16_384  # characters of a template
 MOST_PLACEHOLDERS = 16
 
 _PLACEHOLDER = re.compile(r"\{(?:\.\.\.|n|[+-][0-9]{1,6})?\}")
@@ -28,9 +28,9 @@ class KeyTemplate:
     """
 
     def __init__(self, text: str) -> None:
-        if not isinstance(text, str) or not text or len(text) > LONGEST:
+        if not isinstance(text, str) or len(text) > LONGEST:
             raise UsageError(
-                f"a template is a text of 1 to {LONGEST:,} characters", where=repr(text)[: LONGEST // 4]
+                f"a template is a text of at most {LONGEST:,} characters", where=repr(text)[:200]
             )
         self.text = text
         self.placeholders: tuple[str, ...] = tuple(_PLACEHOLDER.findall(text))
@@ -43,14 +43,15 @@ class KeyTemplate:
     def _check(self) -> None:
         if len(self.placeholders) > MOST_PLACEHOLDERS:
             raise UsageError(
-                f"a template holds at most {MOST_PLACEHOLDERS} placeholders", where=repr(self.text)
+                f"a template holds at most {MOST_PLACEHOLDERS} placeholders", where=repr(self.text)[:200]
             )
         for placeholder in ("{...}", "{n}"):
             if self.placeholders.count(placeholder) > 1:
-                raise UsageError(f"a template holds at most one {placeholder}", where=repr(self.text))
+                raise UsageError(f"a template holds at most one {placeholder}", where=repr(self.text)[:200])
         if any(literal.isdigit() or not literal for literal in self._literals[1:-1]):
             raise UsageError(
-                "two placeholders of a template need more than digits between them", where=repr(self.text)
+                "two placeholders of a template need more than digits between them",
+                where=repr(self.text)[:200],
             )
 
     def _regex(self) -> str:
@@ -107,10 +108,10 @@ class KeyTemplate:
         """Raise UsageError unless `{n}` stands in it just when it has to, and offsets only where they may."""
         if counter != ("{n}" in self.placeholders):
             problem = "needs {n} for the number that is counted" if counter else "takes no {n}"
-            raise UsageError(f"this template {problem}", where=repr(self.text))
+            raise UsageError(f"this template {problem}", where=repr(self.text)[:200])
         if not offsets and any(offset is not None for offset in self._offsets):
             raise UsageError(
-                "an offset such as {+1} stands in the target of a rename only", where=repr(self.text)
+                "an offset such as {+1} stands in the target of a rename only", where=repr(self.text)[:200]
             )
 
 
@@ -127,6 +128,6 @@ def same_placeholders(first: str, *others: str, ignoring: str = "") -> None:
         if [kind for kind in key_template(other).kinds if kind != ignoring] != wanted:
             raise UsageError(
                 "both sides of a rule need the same placeholders in the same order",
-                where=f"{first!r} -> {other!r}",
+                where=f"{first[:200]!r} -> {other[:200]!r}",
                 cure="use {} for a layer number and {...} for the rest of a key on both sides",
             )
