@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from shardload.plan import Fault
     from shardload.progress import ProgressOption
     from shardload.targets.target import Target
-    from shardload.verification import VerifiedWhileLoading
     from shardload.tensor_ref import TensorRef
+    from shardload.verification import VerifiedWhileLoading
 
 Pairs = list[tuple[str, "TensorRef"]]
 
