@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from shardload.shell import Shell
 
 
+_TIMES, _LARGE = 4, 10**9
+
+
 class Comparison:
     """A model and a checkpoint side by side: the plan, and the report with every fault in it."""
 
@@ -100,6 +103,29 @@ class Comparison:
             self._raise([*verdict.faults, *allowed])
         if verdict.faults or any(finding.declines for finding in self.report.findings):
             self._raise([*verdict.faults, *([] if verdict.faults else allowed)])
+
+    def refuse_oversized(self, verdict: Verdict) -> None:
+        """Raise MismatchError where memory would be made for a model that is many times its checkpoint.
+
+        Over 4 times the checkpoint's bytes and over 1 GB: then whatever is missing has to be named in
+        `allow_missing`. A config's sizes are anybody's, and what is missing is initialised in real memory.
+        """
+        unnamed = [
+            fault for reason, group in verdict.allowed.items() if reason != "allow_missing" for fault in group
+        ]
+        rest = sorted({fault.key for fault in unnamed if fault.kind == "missing"})
+        again = {name for group in self.shell.ties for name in group[1:]}
+        slots = self.shell.slots.values()
+        model = sum(slot.nbytes for slot in slots if slot.is_stored and slot.name not in again)
+        stored = self.checkpoint.nbytes
+        if not rest or self.shell.make is None or model <= max(_TIMES * stored, _LARGE):
+            return
+        raise MismatchError(
+            f"the model takes {model:,} bytes and its checkpoint has {stored:,}: {len(rest)} parameters that it "
+            "lacks would be made in memory; nothing was loaded",
+            where=f"{self.checkpoint.label}: {', '.join(collapse(rest)[:8])}",
+            cure="check the sizes in the config; allow_missing=[…] names what may be missing all the same",
+        )
 
     def _raise(self, faults: Sequence[Fault]) -> None:
         for finding in self.report.findings:

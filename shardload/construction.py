@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from shardload.errors import MismatchError
 from shardload.gc_pause import gc_paused
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ class MarkUninitialised(TorchFunctionMode):
 class _State:
     """One construction: the parameters in the order in which they are made, and those that are to be real."""
 
-    def __init__(self, real: frozenset[int]) -> None:
+    def __init__(self, real: frozenset[int], at_most: int | None = None) -> None:
         self.real = real
+        self.at_most = at_most
         self.created: list[nn.Parameter] = []
         self.born: dict[int, nn.Module] = {}
         self._unwritten: dict[int, nn.Parameter] = {}
@@ -56,6 +58,16 @@ class _State:
     def keeps(self, parameter: nn.Parameter) -> bool:
         """Whether this is one of the parameters that are to be real."""
         return any(self.created[ordinal] is parameter for ordinal in self.real if ordinal < len(self.created))
+
+    def add(self, parameter: nn.Parameter) -> None:
+        """Note a parameter that was made. Raises MismatchError past `at_most`: a config can ask for any number."""
+        self.created.append(parameter)
+        if self.at_most is not None and len(self.created) > self.at_most:
+            raise MismatchError(
+                f"the model has over {self.at_most:,} parameters, far more than its checkpoint has tensors",
+                where="the config's numbers of layers and experts",
+                cure="check them; or build the shell without a limit: build_shell(lambda: make(config))",
+            )
 
     def unwritten(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return real memory in a parameter's place, full of NaN: it is not counted as one more that was made."""
@@ -114,11 +126,11 @@ def _current() -> _State | None:
 
 
 @contextmanager
-def construction(real: frozenset[int] = frozenset()) -> Iterator[_State]:
-    """Make parameters land on meta on this thread."""
+def construction(real: frozenset[int] = frozenset(), at_most: int | None = None) -> Iterator[_State]:
+    """Make parameters land on meta on this thread, `at_most` so many of them."""
     previous = _current()
     _install()
-    _local.state = state = _State(real)
+    _local.state = state = _State(real, at_most)
     try:
         with default_dtype_kept(), gc_paused():
             yield state
@@ -210,7 +222,7 @@ def _new_parameter(original: Callable[..., nn.Parameter]) -> Callable[..., nn.Pa
             elif getattr(data, _UNINITIALISED, False) and data.is_floating_point():
                 data.fill_(float("nan"))
         parameter = original(cls, data, requires_grad, **more)
-        state.created.append(parameter)
+        state.add(parameter)
         return parameter
 
     return new

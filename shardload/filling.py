@@ -77,6 +77,7 @@ def fill(
     comparison = Comparison(shell, _as_checkpoint(checkpoint), KeyMap.of(key_map))
     verdict = comparison.judge(strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     comparison.refuse_if_faulty(verdict)
+    comparison.refuse_oversized(verdict)
     report = comparison.report
     verified = VerifiedWhileLoading(checkpoint) if verify else None
     with PeakSampler() as sampler, _all_or_nothing(comparison.zones) as undo:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 # class may call any two of its models equal.
 _reports: dict[int, Report] = {}
 
+# A constructor makes some parameters several times, and hooks may split a stored tensor into one an expert.
+_PARAMETERS = 25_000
+_PARAMETERS_A_TENSOR = 16
+
 
 @gc_paused()
 def from_pretrained(
@@ -101,7 +105,9 @@ def from_pretrained(
         else remote_code.LoadedConfig(_with_dtype(config, target.dtype), "given by the caller")
     )
     resolved = repo.resolve(auto_class, model_class)
-    shell = build_shell(lambda: resolved.make(settled.config))
+    # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
+    limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
+    shell = build_shell(lambda: resolved.make(settled.config), at_most=limit)
     # Before a weight is read: the file may be broken.
     generation = remote_code.attach_generation_config(shell.model, checkpoint.source)
     clock.stage("shell")

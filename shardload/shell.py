@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from shardload.construction import MarkUninitialised, construction
-from shardload.errors import UnsupportedError, UsageError
+from shardload.errors import MismatchError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,6 +30,11 @@ class Slot:
     dtype: torch.dtype
     shape: tuple[int, ...]
     kind: SlotKind
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its values take."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_stored(self) -> bool:
@@ -67,16 +73,17 @@ class Shell:
         return self
 
 
-def build_shell(make: Callable[[], nn.Module]) -> Shell:
+def build_shell(make: Callable[[], nn.Module], *, at_most: int | None = None) -> Shell:
     """Run `make()` so that every parameter lands on the meta device and every computed tensor is real.
 
     Whatever the constructor does (`skip_init`, `to_empty`, `.half()`, `nn.init`), parameters take no memory; one that
     is made from values, as by `torch.randn`, has them until it is wrapped. Modules that were there before, which
     `make` only hands over, keep their weights. Buffers and plain tensor attributes hold what the class computed, in
     the dtype that it chose. Other threads are not affected, and torch's default dtype is put back. Raises
-    UsageError when `make` gives no module, UnsupportedError when it looks at the values of its parameters.
+    UsageError when `make` gives no module, UnsupportedError when it looks at the values of its parameters, and
+    MismatchError when it makes more than `at_most` parameters, or a tensor that this machine has no memory for.
     """
-    with construction() as state:
+    with construction(at_most=at_most) as state:
         model = _made(make)
         _sweep(model, state.born)
         _refuse_lost_buffers(model)
@@ -96,10 +103,23 @@ _SIGNS_OF_META = (
 )
 
 
+_SIGNS_OF_SIZE = (
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+    "numel: integer multiplication",
+)
+
+
 def _made(make: Callable[[], nn.Module]) -> nn.Module:
     try:
         model = make()
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS_OF_SIZE):
+            raise MismatchError(
+                f"the constructor asks for a tensor that this machine has no memory for: {error}",
+                where="the sizes in the config",
+                cure="check them against the checkpoint: `shardload inspect` shows its shapes",
+            ) from error
         if not any(sign in str(error) for sign in _SIGNS_OF_META):
             raise
         raise UnsupportedError(

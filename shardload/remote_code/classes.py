@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from shardload.errors import UsageError
+from shardload.errors import CorruptError, ShardloadError, UsageError
 from shardload.remote_code.auto_map import architectures, choose_model
 from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
@@ -80,7 +80,34 @@ def resolve_class(
     found = model_class_for(config_json or {}, auto_class)
     if found is None:
         raise _nothing_to_build(source, config_json, auto_class)
-    return ResolvedClass(found, found.__qualname__, f"{found.__module__}.{found.__qualname__} ({version()})")
+    return ResolvedClass(
+        _said(found, source), found.__qualname__, f"{found.__module__}.{found.__qualname__} ({version()})"
+    )
+
+
+def _said(cls: Callable[[Any], nn.Module], source: Source) -> Callable[[Any], nn.Module]:
+    """Return the class of the library with what it raises for a config's values told as one typed error."""
+
+    def make(config: Any) -> nn.Module:
+        try:
+            return cls(config)
+        except (ShardloadError, MemoryError):
+            raise
+        except Exception as error:
+            if _met_a_shell(error) or _is_about_memory(error):
+                raise
+            raise CorruptError(
+                f"{cls.__qualname__} of transformers refuses the config's values: {type(error).__name__}: {error}",
+                where=f"config.json of {source.label}",
+                cure="correct config.json, or pass config=… or model_class=…",
+            ) from error
+
+    return make
+
+
+def _is_about_memory(error: BaseException) -> bool:
+    """Whether torch had no memory for a tensor: build_shell says what that means."""
+    return isinstance(error, RuntimeError) and ("allocate" in str(error) or "overflow" in str(error))
 
 
 def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
