@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import safetensors
+import torch
 
 from shardload.atomic_file import no_space_said, require_space, sync_folder
 from shardload.companions import companions
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap import KeyMap
+from shardload.keymap.assembly import assemble, view_of
 from shardload.shard import CODES
+from shardload.tensor_ref import Span, TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import torch
     from torch import nn
+
+    from shardload.keymap import Derived, Names
 
 _UNITS = {
     "": 1,
@@ -47,30 +51,32 @@ def save(
     folder: str | os.PathLike[str],
     *,
     max_shard_size: str | int = "5GB",
-    key_map: KeyMap | Mapping[str, str | None] | None = None,
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
 ) -> list[Path]:
     """Write a model as safetensors shards, index, settings and its repo's code; return the files written.
 
-    Settings are config.json and generation_config.json, where the model has them; the code is what `auto_map` needs,
-    so that `from_pretrained(folder, trust_remote_code=True)` gives the model again. Adapters are left out, with a
-    warning that names them. The key map is the one that the model was loaded through: names are written through its
-    inverse. Tied parameters are written once. Files appear in `folder` only when all are complete. `max_shard_size`
-    is bytes or a text such as "5GB" (powers of ten) or "5GiB". Raises UsageError, UnsupportedError, NoSpaceError.
+    Settings are config.json and generation_config.json, where the model has them; the code is what `auto_map`
+    needs, so that `from_pretrained(folder, trust_remote_code=True)` gives the model again. Adapters are left out,
+    with a warning that names them. The key map is the one that the model was loaded through: tensors are written
+    through its inverse, a shard's parts put together while that shard is written. Tied parameters are written once.
+    Files appear in `folder` only when all are complete. `max_shard_size` is bytes or a text such as "5GB" (powers
+    of ten) or "5GiB". Raises UsageError, UnsupportedError, NoSpaceError.
     """
     if not hasattr(model, "state_dict"):
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file", cure="pass a folder to write into")
-    tensors = _named_tensors(model, KeyMap.of(key_map))
+    state = _State(model)
+    tensors = _stored_tensors(state, KeyMap.of(key_map))
     shards = _split(tensors, _parse_size(max_shard_size))
     beside = companions(model)
     _refuse_other_code(target, beside)
     target.mkdir(parents=True, exist_ok=True)
     _refuse_other_weights(target, len(shards))
-    require_space(target, sum(_nbytes(tensor) for tensor in tensors.values()))
+    require_space(target, sum(tensor.nbytes for tensor in tensors.values()))
     with no_space_said(target), tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
-        names = _write_all(Path(staging), shards, beside)
+        names = _write_all(Path(staging), shards, state, beside)
         _move_in(Path(staging), target, names)
     return [target / name for name in names]
 
@@ -107,39 +113,79 @@ def _move_in(staging: Path, target: Path, names: list[str]) -> None:
         raise
 
 
-def _named_tensors(model: nn.Module, key_map: KeyMap) -> dict[str, torch.Tensor]:
-    inverse = key_map.invert()
-    state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    for base_state in base_states:
-        state = base_state(model, state)
-    seen: set[int] = set()
-    found: dict[str, torch.Tensor] = {}
-    for key, value in state.items():
-        if not hasattr(value, "untyped_storage"):
-            raise UnsupportedError(
-                f"{key} is no tensor but {type(value).__name__}", cure="safetensors holds tensors only"
-            )
-        if value.is_meta:
-            raise UsageError(f"{key} is on meta: there is nothing to save", cure="load the model first")
-        if value.dtype not in CODES or value.is_sparse or str(value.layout) != "torch.strided":
-            raise UnsupportedError(f"safetensors has no place for {key}: {value.dtype}, {value.layout}")
-        if id(value) in seen:
-            continue  # a tie: the loader gives the one copy to every name
-        seen.add(id(value))
-        stored = inverse.apply(key)
-        if stored is None or stored in found or key_map.apply(stored) != key:
-            raise UsageError(
-                f"the key map does not lead back to {key!r}", where=f"its inverse gives {stored!r}"
-            )
-        found[stored] = value.detach()
-    return found
+class _State:
+    """A model's state dict, and headers of it as if each tensor were stored whole; tied names share one header."""
+
+    def __init__(self, model: nn.Module) -> None:
+        state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+        for base_state in base_states:
+            state = base_state(model, state)
+        self.refs: dict[str, TensorRef] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+        first: dict[int, TensorRef] = {}
+        for key, value in state.items():
+            _refuse_unwritable(key, value)
+            if id(value) not in first:
+                span = Span(0, _nbytes(value))
+                first[id(value)] = TensorRef(key, CODES[value.dtype], tuple(value.shape), "", span)
+                self._tensors[key] = value.detach()
+            self.refs[key] = first[id(value)]
+
+    def read(self, ref: TensorRef) -> torch.Tensor:
+        """Return the tensor, or the view of it, that a header stands for."""
+        return view_of(self._tensors[ref.name], self.refs[ref.name], ref)
 
 
-def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
-    shards: list[dict[str, torch.Tensor]] = [{}]
+def _refuse_unwritable(key: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise UnsupportedError(
+            f"{key} is no tensor but {type(value).__name__}", cure="safetensors holds tensors only"
+        )
+    if value.is_meta:
+        raise UsageError(f"{key} is on meta: there is nothing to save", cure="load the model first")
+    if value.dtype not in CODES or value.is_sparse or str(value.layout) != "torch.strided":
+        raise UnsupportedError(f"safetensors has no place for {key}: {value.dtype}, {value.layout}")
+
+
+def _stored_tensors(state: _State, key_map: KeyMap) -> dict[str, Derived]:
+    """Return what is written, by the checkpoint's names; a tie once, as the loader gives one copy to every name."""
+    made: Mapping[str, Derived] = state.refs
+    if key_map.rules:
+        made = key_map.invert().map_headers(state.refs).tensors
+        _refuse_loss(state, key_map.map_headers(made).tensors)
+    once: dict[Derived, str] = {}
+    for name, tensor in made.items():
+        once.setdefault(tensor, name)
+    return {name: tensor for tensor, name in once.items()}
+
+
+def _refuse_loss(state: _State, back: Mapping[str, Derived]) -> None:
+    """Raise UsageError unless a map makes of what would be written the model's tensors again, padding included."""
+    lost = []
+    for key, ref in state.refs.items():
+        found = back.get(key)
+        if found == ref:
+            continue
+        padded = found is not None and (found.shape, found.dtype) == (ref.shape, ref.dtype)
+        if not padded or not _same(assemble(found, state.read), state.read(ref)):  # type: ignore[arg-type]
+            lost.append(key)
+    if lost:
+        raise UsageError(
+            f"the key map does not lead back to {lost[0]!r}",
+            where=f"{len(lost)} of the model's {len(state.refs)} tensors would be lost: {', '.join(lost[:5])}",
+            cure="use the map that the model was loaded through, or save under the model's own names",
+        )
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(((one == other.cpu()) | (one.isnan() & other.cpu().isnan())).all())
+
+
+def _split(tensors: Mapping[str, Derived], limit: int) -> list[dict[str, Derived]]:
+    shards: list[dict[str, Derived]] = [{}]
     room = limit
     for name, tensor in tensors.items():
-        size = _nbytes(tensor)
+        size = tensor.nbytes
         if size > room and shards[-1]:
             shards.append({})
             room = limit
@@ -148,14 +194,18 @@ def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, to
     return shards
 
 
-def _write_all(staging: Path, shards: list[dict[str, torch.Tensor]], beside: dict[str, bytes]) -> list[str]:
+def _write_all(
+    staging: Path, shards: list[dict[str, Derived]], state: _State, beside: dict[str, bytes]
+) -> list[str]:
     """Write everything into the staging folder; return the names in the order in which they may appear."""
     names = _shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
-        write_safetensors(staging / name, shard)
+        write_safetensors(
+            staging / name, {key: assemble(tensor, state.read) for key, tensor in shard.items()}
+        )
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        total = sum(_nbytes(tensor) for shard in shards for tensor in shard.values())
+        total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         names.append(_INDEX)
         _write_bytes(staging / names[-1], json.dumps(index, indent=2).encode())

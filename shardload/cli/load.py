@@ -25,6 +25,7 @@ Examples:
   shardload load org/name --revision COMMIT --trust-remote-code --dtype bfloat16
   shardload load ./weights.pth --model-class mypackage.model:MyModel --allow-missing 'head.*'
   shardload load ./weights.pth --model-class mypackage.model:MyModel --key-map 'module.{...}={...}'
+  shardload load ./chatglm2-6b --trust-remote-code --map map.json
 """
 
 
@@ -54,6 +55,7 @@ Examples:
     help="Rename keys: {} is a number, {...} any run of segments. OLD= drops the keys that match.",
 )
 @click.option("--verify", is_flag=True, help="Hash the weight files beside the load; refuse changed bytes.")
+@click.option("--map", "map_file", metavar="FILE", help="Key map: JSON, as shardload doctor writes it.")
 @click.option("--copy", is_flag=True, help="Read the weights into memory instead of mapping the files.")
 @source_options
 @json_option
@@ -69,7 +71,7 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
         model = from_pretrained(
             where,
             model_class=own,
-            key_map=as_key_map(options.pop("key_map")),
+            key_map=one_key_map(options.pop("key_map"), options.pop("map_file")),
             progress=False if as_json else None,
             trust_remote_code=trust_word(options),
             **source_keywords(options),
@@ -90,6 +92,13 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
     from shardload.cli.view import report_lines
 
     output.say("\n".join(report_lines(report)))
+
+
+def one_key_map(entries: Sequence[str], map_file: str | None) -> KeyMap:
+    """Return the map of `--key-map` entries or of a `--map` file. Raises UsageError for both together."""
+    if entries and map_file is not None:
+        raise UsageError("--map and --key-map can't be combined", cure="put all rules into the map's file")
+    return KeyMap.read(map_file) if map_file is not None else as_key_map(entries)
 
 
 def as_key_map(entries: Sequence[str]) -> KeyMap:

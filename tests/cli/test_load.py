@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from shardload import KeyMap
 from shardload.cli.load import find_class
 from shardload.errors import UsageError
 
@@ -48,6 +49,25 @@ def tiny_module(tmp_path, monkeypatch):
         "        self.layers = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(3))\n"
     )
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("tiny_module")
+def test_a_map_file_is_applied(write_headers, call_cli, tmp_path):
+    path = write_headers({"module.fused": (6, 2), "step": (1,)})
+    targets = [f"layers.{n}.weight" for n in range(3)]
+    key_map = KeyMap().rename("module.{...}", "{...}").split("fused", targets).drop("step")
+    (tmp_path / "map.json").write_text(key_map.to_json())
+    own = ["--model-class", "tiny_own_model:Tiny", "--map", tmp_path / "map.json"]
+    done = call_cli("load", path, *own, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["loaded"] == 3
+    done = call_cli("load", path, *own, "--key-map", "a=b")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "can't be combined" in done.stderr
+    (tmp_path / "map.json").write_text("{}")
+    done = call_cli("load", path, *own)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "map.json" in done.stderr
 
 
 @pytest.mark.usefixtures("tiny_module")
