@@ -19,7 +19,7 @@ def main() -> None:
     with torch.inference_mode():
         before = model(ids).logits
 
-    print(shardload.load_adapter(model, adapter))
+    print(shardload.load_adapter(model, adapter, trainable=True))
     with torch.inference_mode():
         after = model(ids).logits
     print(f"the adapter changed the logits by up to {(after - before).abs().max():.3f}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardload import saving
-from shardload.adapters.adapter import AdapterFile, AdapterFormat, listing
-from shardload.adapters.adapter_report import AdapterFault, AdapterReport, shown
+from shardload.adapters.adapter import AdapterFile, AdapterFormat
+from shardload.adapters.adapter_report import AdapterFault, AdapterReport
 from shardload.adapters.attach import (
     activate,
     active_adapters,
@@ -17,20 +18,25 @@ from shardload.adapters.attach import (
     detach,
 )
 from shardload.adapters.base_state import without_adapters
-from shardload.adapters.foreign import foreign_style
+from shardload.adapters.formats import FORMATS, format_of
 from shardload.adapters.fresh import attach_lora
 from shardload.adapters.judgement import judge, read_judged
-from shardload.adapters.peft import Peft
+from shardload.adapters.reading import checked_options, read_content
 from shardload.adapters.selection import adapter_batch, delete_adapter, disable_adapter, set_adapter
 from shardload.adapters.source import open_adapter
 from shardload.adapters.trainable import TrainableParameters, trainable_parameters
-from shardload.errors import UnsupportedError
+from shardload.adapters.values import checked_dtype
 from shardload.gc_pause import gc_paused
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping, Sequence
 
+    import torch
     from torch import nn
+
+    from shardload.adapters.adapter import AdapterContent
+    from shardload.keymap import KeyMap
 
 __all__ = [
     "FORMATS",
@@ -55,38 +61,19 @@ __all__ = [
 
 saving.base_states.append(without_adapters)
 
-FORMATS: tuple[AdapterFormat, ...] = (Peft(),)
-"""All adapter file formats, in the order in which they are tried."""
-
-
-def format_of(file: AdapterFile) -> AdapterFormat:
-    """Return the format of an adapter file, told by its keys. Raises UnsupportedError for any other."""
-    for known in FORMATS:
-        if known.matches(file):
-            return known
-    keys = file.checkpoint.tensors
-    style = foreign_style(keys)
-    if style is not None:
-        tool, key = style
-        raise UnsupportedError(
-            f"the adapter is in the format of {tool}, which this version does not read",
-            where=f"{file.label}: {shown(key)}",
-            cure="convert it to PEFT's format (adapter_model.safetensors with adapter_config.json)",
-        )
-    raise UnsupportedError(
-        "the file is no adapter of a known format: no key ends in lora_A.weight",
-        where=f"{file.label}: {listing(list(keys), 3)}",
-        cure="pass a LoRA adapter in PEFT's format; for a whole checkpoint use from_pretrained or fill",
-    )
-
 
 def load_adapter(
     model: nn.Module,
     where: str | os.PathLike[str],
     *,
     name: str = "default",
+    format: str = "auto",  # noqa: A002 - as in other readers of files
+    alpha: float | None = None,
     strict: bool = True,
-    trainable: bool = True,
+    key_map: KeyMap | Mapping[str, str | None] | None = None,
+    dtype: str | torch.dtype = "file",
+    trainable: bool = False,
+    enable_lora: Sequence[bool] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -96,12 +83,17 @@ def load_adapter(
 ) -> AdapterReport:
     """Attach a LoRA adapter to a model, in place, and load its weights; every tensor is consumed or an error.
 
-    `where` is a folder, a weight file with adapter_config.json beside it, or `org/name[@revision]` on the Hub.
+    `where` is a folder, a weight file with its adapter_config.json beside it, or `org/name[@revision]` on the Hub.
+    `format` is told by the keys ("peft", "loralib", "minimind", "mlx-lm", "torchtune" insist on one). `alpha` is
+    lora_alpha for files that do not hold it (loralib, torchtune), and `enable_lora` the parts that are on in a
+    MergedLinear of loralib; both count before a config. `key_map` renames the modules of the file to the model's.
+
     Module paths and the base's names in `state_dict()` stay as they are; the adapter's parameters are added as
-    `<layer>.lora_A.<name>.weight` and `<layer>.lora_B.<name>.weight`, in the stored dtype (wider where the base
-    layer's is), on the layer's device. The base is frozen; with `trainable` gradients flow to the adapter alone.
-    The first adapter becomes the active one; a further one, under another name, is attached and not active.
-    With `strict=False` tensors without a place, and missing ones, are warnings in the report.
+    `<layer>.lora_A.<name>.weight` and `<layer>.lora_B.<name>.weight`, on the layer's device. `dtype`: "file" is the
+    stored dtype, wider where the base layer's is; "base" the base layer's; or a floating torch dtype. The base is
+    frozen; with `trainable` gradients flow to the adapter alone. The first adapter becomes the active one; a further
+    one, under another name, is attached and not active. With `strict=False` tensors without a place, and missing
+    ones, are warnings in the report.
 
     Raises MismatchError (with `.report`) when file and model disagree, UnsupportedError for variants and formats
     that are known and not done, CorruptError for NaN, Inf, empty tensors or a broken config: all faults at once,
@@ -109,6 +101,8 @@ def load_adapter(
     """
     start = time.perf_counter()
     check_name(model, name)
+    options = checked_options(alpha, enable_lora, strict=strict)
+    wanted = checked_dtype(dtype)
     file = open_adapter(
         where,
         revision=revision,
@@ -119,20 +113,29 @@ def load_adapter(
         allow_links=allow_links,
     )
     with gc_paused():
-        report = _attach(model, file, name, strict=strict, trainable=trainable)
+        content = read_content(file, format=format, options=options, key_map=key_map)
+        report = _attach(model, file, content, name, _Wishes(strict, trainable, wanted))
     report.seconds = time.perf_counter() - start
     return report
 
 
+@dataclass(frozen=True)
+class _Wishes:
+    """What the caller of `load_adapter` wants beside the content of the file."""
+
+    strict: bool
+    trainable: bool
+    dtype: torch.dtype | str
+
+
 def _attach(
-    model: nn.Module, file: AdapterFile, name: str, *, strict: bool, trainable: bool
+    model: nn.Module, file: AdapterFile, content: AdapterContent, name: str, wishes: _Wishes
 ) -> AdapterReport:
     """Judge by the headers, then by the values, then attach."""
-    content = format_of(file).read(file, strict=strict)
-    report, match = judge(model, file, content, name, strict=strict)
-    report.trainable = trainable
+    report, match = judge(model, file, content, name, strict=wishes.strict)
+    report.trainable = wishes.trainable
     check_owner(model, match)
-    values = read_judged(file, match, report)
-    attach_values(model, name, values, trainable=trainable).report = report
+    values = read_judged(file, match, report, dtype=wishes.dtype)
+    attach_values(model, name, values, trainable=wishes.trainable).report = report
     report.active = name in active_adapters(model)
     return report

@@ -65,6 +65,8 @@ class LoraEntry:
     `parameters` are the names that the config's `target_parameters` may mean at this path, and `depth` which of them
     the entry is for: 0 is the last one in the module's order. `peft_version` is the writer's, (major, minor).
     `merged`: the factors may be a MergedLinear's, with the parts that `enable` says (None: not said).
+    `initial` is an initialisation that also changed the base ("pissa", "olora", "loftq …"): the delta is relative to
+    the base as it was changed.
     """
 
     path: str
@@ -81,6 +83,7 @@ class LoraEntry:
     peft_version: tuple[int, int] | None = None
     merged: bool = False
     enable: tuple[bool, ...] | None = None
+    initial: str | None = None
 
     def parts(self) -> Iterator[tuple[str, TensorRef]]:
         """Yield the stored tensors by part: "a", "b", and "bias" and "magnitude" where there are any."""
@@ -138,17 +141,57 @@ class ReplacedEntry:
 
 
 @dataclass(frozen=True)
+class RowsEntry:
+    """Rows of an embedding that the adapter replaces: `ref` is (rows, width), `tokens` the token of each row."""
+
+    path: str
+    ref: TensorRef
+    tokens: tuple[int, ...]
+    stated_rank: int | None = None
+    initial: str | None = None
+
+    @property
+    def a(self) -> TensorRef:
+        """The stored rows, which take the place of A."""
+        return self.ref
+
+    def parts(self) -> Iterator[tuple[str, TensorRef]]:
+        """Yield the stored rows as part "a"."""
+        yield "a", self.ref
+
+    def refs(self) -> Iterator[TensorRef]:
+        """Yield the stored rows."""
+        yield self.ref
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the caller says about a file that the file itself does not.
+
+    `alpha` counts instead of the config's lora_alpha; `enable_lora` are the parts of a MergedLinear that are on.
+    With `strict` what file and config disagree in is a fault, else a warning.
+    """
+
+    strict: bool = True
+    alpha: float | None = None
+    enable_lora: tuple[bool, ...] | None = None
+
+
+@dataclass(frozen=True)
 class AdapterContent:
     """All that an adapter file holds, in terms that no longer depend on its format.
 
     `faults` were found in the file alone. `bias` ("none", "all", "lora_only") and `whole_modules` say what else
     must be in the file when the model has it: biases, and every tensor of modules whose path ends with one of
-    these names. `targets` are the module names that the adapter was made for, when it lists them.
+    these names. `targets` are the module names that the adapter was made for, when it lists them. `replication` are
+    the runs of layers (first, end) that the base's layers are repeated in before anything is matched.
     """
 
     format: str
     loras: tuple[LoraEntry, ...]
     replaced: tuple[ReplacedEntry, ...] = ()
+    rows: tuple[RowsEntry, ...] = ()
+    replication: tuple[tuple[int, int], ...] = ()
     bias: str = "none"
     whole_modules: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
@@ -167,11 +210,11 @@ class AdapterFormat(Protocol):
     def matches(self, file: AdapterFile) -> bool:
         """Whether a file is of this format, by its keys."""
 
-    def read(self, file: AdapterFile, *, strict: bool) -> AdapterContent:
+    def read(self, file: AdapterFile, options: ReadOptions) -> AdapterContent:
         """Sort every stored tensor into an entry or a fault; no weight is read.
 
         Raises UnsupportedError for a variant that is known and not done, CorruptError for a config that is no
-        valid one. What `strict=False` lets pass becomes a warning.
+        valid one, UsageError for what only the caller knows. What `strict=False` lets pass becomes a warning.
         """
 
 
@@ -191,6 +234,12 @@ def canonical(path: str) -> str:
             break
     return ".".join(segments)
 
+
+SHARDED = (
+    "the tensor has no elements: the model was sharded (DeepSpeed ZeRO-3, FSDP) and not gathered when the "
+    "adapter was saved"
+)
+"""What is wrong with an empty tensor in an adapter file."""
 
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 

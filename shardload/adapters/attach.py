@@ -40,6 +40,16 @@ class Replaced:
 
 
 @dataclass
+class Swap:
+    """An attribute with another value while an adapter is active: a vocabulary's size, a stack of layers."""
+
+    target: Any
+    attribute: str
+    original: Any
+    own: Any
+
+
+@dataclass
 class Attached:
     """One adapter on a model: its layers, what it replaces, how it was loaded, and its adapter_config.json."""
 
@@ -49,6 +59,12 @@ class Attached:
     config: Mapping[str, Any] | None = None
     layers: list[LoraLayer] = field(default_factory=list)
     replaced: list[Replaced] = field(default_factory=list)
+    swaps: list[Swap] = field(default_factory=list)
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether something of the base has to make place while it is active."""
+        return bool(self.replaced or self.swaps)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the adapter's own parameters: A, B, the bias of B, and those that replace the base's."""
@@ -153,30 +169,43 @@ def attach_values(model: nn.Module, name: str, values: AdapterValues, *, trainab
         _freeze(model, adapters)
         vars(model)[_RECORD] = adapters
     attached = adapters.attached[name] = Attached(name, trainable)
-    seen: set[int] = set()
     try:
-        for value in values.layers:
-            found = value.match
-            layer = adapt(found.layer, found.kind.host_of(found.layer), adapters.switch)
-            if id(layer) not in seen:
-                seen.add(id(layer))
-                attached.layers.append(layer)
-            layer.lora_put(name, found.reading.term, value.factors)
-        for match, tensor in values.replaced:
-            original = tensor_of(match.module, match.entry.attribute)
-            if original is not None:
-                own = as_parameter(tensor) if isinstance(original, nn.Parameter) else tensor
-                places = [(match.module, match.entry.attribute), *match.ties]
-                attached.replaced += [
-                    Replaced(module, name, original, own, whole=not match.entry.tied)
-                    for module, name in places
-                ]
+        _put_layers(attached, values, adapters.switch)
+        _put_replaced(model, attached, values)
         if len(adapters.attached) == 1:
             activate(model, {name: 1.0})
     except BaseException:
         detach(model, name)
         raise
     return attached
+
+
+def _put_layers(attached: Attached, values: AdapterValues, switch: Switch) -> None:
+    seen: set[int] = set()
+    for value in values.layers:
+        found = value.match
+        for module in (found.layer, *found.ties):
+            layer = adapt(module, found.kind.host_of(module), switch)
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                attached.layers.append(layer)
+            layer.lora_put(attached.name, found.reading.term, value.factors)
+
+
+def _put_replaced(model: nn.Module, attached: Attached, values: AdapterValues) -> None:
+    for match, tensor in values.replaced:
+        original = tensor_of(match.module, match.entry.attribute)
+        if original is None:
+            continue
+        own = as_parameter(tensor) if isinstance(original, nn.Parameter) else tensor
+        places = [(match.module, match.entry.attribute), *match.ties]
+        attached.replaced += [
+            Replaced(module, place, original, own, whole=not match.entry.tied) for module, place in places
+        ]
+        if match.resized:
+            attached.swaps += _resizes(model, [module for module, _ in places], len(original), len(own))
+    if values.replication is not None:
+        attached.swaps += [Swap(*swap) for swap in values.replication.swaps()]
 
 
 def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
@@ -193,7 +222,7 @@ def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
                 where=f"attached: {listing(list(adapters.attached))}",
             )
         check_apart(adapters, weights)
-        wanted = tuple(name for name in weights if adapters.attached[name].replaced)
+        wanted = tuple(name for name in weights if adapters.attached[name].changes_base)
         if wanted != adapters.placed and adapters.switch.live:
             raise UsageError(
                 "these adapters replace tensors of the base, and a `with` block is open that has its own choice",
@@ -216,6 +245,18 @@ def check_apart(adapters: Adapters, weights: Mapping[str, float]) -> None:
             where=listing(list(weights)),
             cure="make one of them active at a time",
         )
+    changed = [
+        (id(swap.target), swap.attribute) for name in weights for swap in adapters.attached[name].swaps
+    ]
+    repeats = any(
+        isinstance(swap.own, nn.Module) for name in weights for swap in adapters.attached[name].swaps
+    )
+    if len(set(changed)) < len(changed) or (repeats and len(weights) > 1):
+        raise UsageError(
+            "these adapters change the shape of the base (its vocabulary, or its layers), each in its own way",
+            where=listing(list(weights)),
+            cure="make one of them active at a time",
+        )
     weighted = [name for name, weight in weights.items() if weight != 1 and adapters.attached[name].replaced]
     if weighted:
         raise UsageError(
@@ -233,10 +274,14 @@ def place(adapters: Adapters, names: tuple[str, ...]) -> None:
     for name in adapters.placed:
         for swap in adapters.attached[name].replaced:
             swap.own = _put(swap, swap.original)
+        for change in adapters.attached[name].swaps:
+            setattr(change.target, change.attribute, change.original)
     adapters.placed = names
     for name in names:
         for swap in adapters.attached[name].replaced:
             swap.original = _put(swap, swap.own)
+        for change in adapters.attached[name].swaps:
+            setattr(change.target, change.attribute, change.own)
 
 
 def detach(model: nn.Module, name: str) -> None:
@@ -268,6 +313,16 @@ def detach(model: nn.Module, name: str) -> None:
                 if parameter is not None:
                     parameter.requires_grad_(True)
             del vars(model)[_RECORD]
+
+
+def _resizes(model: nn.Module, modules: list[nn.Module], rows: int, own: int) -> Iterator[Swap]:
+    """Yield the sizes that follow a resized vocabulary: those of the modules, and the config's vocab_size."""
+    for module in modules:
+        size = "num_embeddings" if isinstance(module, nn.Embedding) else "out_features"
+        yield Swap(module, size, rows, own)
+    config = getattr(model, "config", None)
+    if getattr(config, "vocab_size", None) == rows and modules and isinstance(modules[0], nn.Embedding):
+        yield Swap(config, "vocab_size", rows, own)
 
 
 def _freeze(model: nn.Module, adapters: Adapters) -> None:

@@ -11,6 +11,7 @@ from shardload.adapters.values import read_values
 from shardload.errors import CorruptError, MismatchError, ShardloadError, UnsupportedError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from shardload.adapters.adapter import AdapterContent, AdapterFile
@@ -30,14 +31,15 @@ def judge(
     match = match_adapter(model, content, strict=strict)
     if not (match.layers or match.replaced or match.faults):
         match.faults.append(AdapterFault("missing", file.weights, "the file holds no LoRA weights"))
+    loras = [found.reading.term for found in match.layers if found.reading.term.rank]
     report = AdapterReport(
         name=name,
         where=file.label,
         format=f"{content.format}, {file.checkpoint.format}",
         base=content.base,
-        modules=len(match.layers),
-        ranks=dict(Counter(found.reading.term.rank for found in match.layers)),
-        scales=dict(Counter(found.reading.term.scale for found in match.layers)),
+        modules=len(loras),
+        ranks=dict(Counter(term.rank for term in loras)),
+        scales=dict(Counter(term.scale for term in loras)),
         warnings=(*file.checkpoint.warnings, *match.warnings),
         faults=tuple(match.faults),
         nbytes=file.checkpoint.nbytes,
@@ -47,10 +49,15 @@ def judge(
 
 
 def read_judged(
-    file: AdapterFile, match: AdapterMatch, report: AdapterReport, *, as_stored: bool = False
+    file: AdapterFile,
+    match: AdapterMatch,
+    report: AdapterReport,
+    *,
+    dtype: str | torch.dtype = "file",
+    as_stored: bool = False,
 ) -> AdapterValues:
     """Read all values of a matched adapter, note them in its report, and return them. Raises CorruptError."""
-    values = read_values(file, match, report.name, as_stored=as_stored)
+    values = read_values(file, match, report.name, dtype=dtype, as_stored=as_stored)
     report.rows, report.faults = tuple(values.rows), tuple(values.faults)
     refuse(report)
     report.warnings += tuple(values.warnings)

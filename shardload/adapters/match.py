@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,11 +12,14 @@ from shardload.adapters.adapter import listing
 from shardload.adapters.adapter_report import AdapterFault, shown
 from shardload.adapters.complete import check_complete
 from shardload.adapters.layers import LAYER_ATTRIBUTES, LoraLayer, kind_of
+from shardload.adapters.replication import replicate
+from shardload.adapters.residual import initial_unfit
 from shardload.adapters.resolve import ModuleIndex, tensor_of
 
 if TYPE_CHECKING:
-    from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry
+    from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, RowsEntry
     from shardload.adapters.layers import LayerKind, Reading
+    from shardload.adapters.replication import Replication
     from shardload.tensor_ref import TensorRef
 
 _SOFT = ("unexpected", "missing")
@@ -27,14 +30,16 @@ _SOFT = ("unexpected", "missing")
 class LayerMatch:
     """A stored layer and the module of the model that it adapts; `path` is the model's.
 
-    `kind` is the module's kind of layer, `reading` how the stored tensors fit it: their term and shapes.
+    `kind` is the module's kind of layer, `reading` how the stored tensors fit it: their term and shapes. `ties`
+    are modules tied to this one that take the same factors.
     """
 
-    entry: LoraEntry
+    entry: LoraEntry | RowsEntry
     path: str
     layer: nn.Module
     kind: LayerKind
     reading: Reading
+    ties: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,14 @@ class ReplacedMatch:
     """A stored tensor and the parameter or buffer that it replaces; `path` is its module's in the model.
 
     `ties` are further places of the same parameter, as module and name, which the stored tensor takes too.
+    `resized`: it has another number of rows than the one in its place.
     """
 
     entry: ReplacedEntry
     path: str
     module: nn.Module
     ties: list[tuple[nn.Module, str]] = field(default_factory=list)
+    resized: bool = False
 
     @property
     def name(self) -> str:
@@ -61,6 +68,7 @@ class AdapterMatch:
 
     layers: list[LayerMatch] = field(default_factory=list)
     replaced: list[ReplacedMatch] = field(default_factory=list)
+    replication: Replication | None = None
     faults: list[AdapterFault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -83,8 +91,9 @@ class _Matching:
     def __init__(self, model: nn.Module, content: AdapterContent) -> None:
         self.model = model
         self.content = content
-        self.index = ModuleIndex(model)
-        self.result = AdapterMatch(warnings=list(content.warnings))
+        replication = replicate(model, content.replication) if content.replication else None
+        self.index = ModuleIndex(model, replication)
+        self.result = AdapterMatch(replication=replication, warnings=list(content.warnings))
         self.places: dict[str, str] = {}
         self.owners: dict[tuple[int, str], str] = {}
         self._entered: set[int] | None = None
@@ -93,6 +102,7 @@ class _Matching:
     def run(self) -> AdapterMatch:
         content, result = self.content, self.result
         paths = [entry.path for entry in content.loras] + [entry.path for entry in content.replaced]
+        paths += [entry.path for entry in content.rows]
         # Paths of faulty entries are looked up too, so that the faults name modules as the model does.
         faulty = [fault.nearest for fault in content.faults if fault.nearest is not None]
         resolution = self.index.resolve(paths, beside=faulty)
@@ -105,10 +115,13 @@ class _Matching:
             result.warnings.append(f"module paths of the file were found {resolution.note}")
         for fault in content.faults:
             result.faults.append(self._with_nearest(fault))
-        for entry in content.loras:
-            self._match_layer(entry)
+        # What is replaced comes first: it may resize an embedding that has LoRA too.
         for replaced in content.replaced:
             self._match_replaced(replaced)
+        for lora in content.loras:
+            self._match_layer(lora)
+        for rows in content.rows:
+            self._match_layer(rows)
         self._find_ties()
         check_complete(self.index, content, result, self.places)
         self._note_aliases()
@@ -137,7 +150,9 @@ class _Matching:
         text = f"the model has no module {shown(path)!r}"
         self.result.faults.append(AdapterFault("unexpected", ref.name, text, self._nearest(path), ref.shape))
 
-    def _match_layer(self, entry: LoraEntry) -> None:
+    def _match_layer(self, stored: LoraEntry | RowsEntry) -> None:
+        # Kinds look at what they need; only the kind for rows fits an entry of rows.
+        entry: Any = stored
         place = self.places.get(entry.path)
         if place is None:
             for ref in entry.refs():
@@ -149,18 +164,42 @@ class _Matching:
             reason: str | None = f"is a {type(module).__name__}; this version has no LoRA for such a layer"
         else:
             reason = self._unfit(place, module) or kind.unfit(module, entry)
+            if reason is None and entry.initial is not None:
+                reason = initial_unfit(entry.initial, module, kind.read(module, entry).term)
         if reason is not None or kind is None:
             self._fault("unsupported", entry.a, f"{shown(place)} {reason}")
             self.owners[id(module), ""] = entry.a.name
             return
-        reading = kind.read(module, entry)
+        reading = self._reading(kind, module, entry)
         owned = (id(module), reading.term.attribute)
         if owned in self.owners:
             text = f"the layer {shown(place)} is adapted by {shown(self.owners[owned])} too"
             self._fault("duplicate", entry.a, text, near=place)
         elif self._check_shapes(entry, place, reading):
-            self.result.layers.append(LayerMatch(entry, place, module, kind, reading))
+            ties = self._tied_heads(module) if not reading.term.rank else ()
+            self.result.layers.append(LayerMatch(entry, place, module, kind, reading, ties))
         self.owners[owned] = entry.a.name
+
+    def _reading(self, kind: LayerKind, module: nn.Module, entry: LoraEntry) -> Reading:
+        """Return how an entry fits a module, whose rows may be resized, and which may be repeated."""
+        reading = kind.read(module, entry)
+        resized = next((m for m in self.result.replaced if m.resized and m.module is module), None)
+        if resized is not None and isinstance(module, nn.Embedding):
+            rank = reading.shapes["a"][0]
+            reading = replace(reading, shapes={**reading.shapes, "a": (rank, resized.entry.ref.shape[0])})
+        if self.index.is_replicated(module):
+            reading = replace(reading, term=replace(reading.term, replicated=True))
+        return reading
+
+    def _tied_heads(self, module: nn.Module) -> tuple[nn.Module, ...]:
+        """Return the linear layers whose weight is this embedding's."""
+        weight = module._parameters.get("weight")
+        others = dict.fromkeys(
+            each for each in self.index.modules.values() if each is not module and isinstance(each, nn.Linear)
+        )
+        return tuple(
+            each for each in others if weight is not None and each._parameters.get("weight") is weight
+        )
 
     def _unfit(self, place: str, module: nn.Module) -> str | None:
         """Return why a module can't be adapted where it is, or None."""
@@ -196,7 +235,7 @@ class _Matching:
             self._entered = {id(self.index.modules[place]) for place in places if place is not None}
         return id(module) in self._entered
 
-    def _check_shapes(self, entry: LoraEntry, place: str, reading: Reading) -> bool:
+    def _check_shapes(self, entry: LoraEntry | RowsEntry, place: str, reading: Reading) -> bool:
         """Compare a layer's stored shapes with those that fit, and its rank with the config's."""
         before = len(self.result.faults)
         for part, ref in entry.parts():
@@ -237,9 +276,7 @@ class _Matching:
         if not entry.declared and not embedding:
             text = "the config accounts for no such tensor (modules_to_save does not name its module)"
             self._fault("unexpected", entry.ref, text, shape, near=place)
-        elif embedding and entry.ref.shape != shape and entry.ref.shape[1:] == shape[1:]:
-            self._fault("unsupported", entry.ref, "the vocabulary was resized, which is not done yet", shape)
-        elif entry.ref.shape != shape:
+        elif entry.ref.shape != shape and not (embedding and self._resizes(entry, module, shape)):
             self._fault("shape", entry.ref, "the shape does not fit", shape, near=place)
         elif entry.ref.is_floating != current.dtype.is_floating_point:
             text = f"a stored {entry.ref.dtype} can't replace {current.dtype}"
@@ -252,7 +289,28 @@ class _Matching:
             if not entry.declared:
                 self.result.warnings.append(f"{shown(entry.ref.name)}: a saved embedding replaces the base's")
             self.taken.add((id(module), entry.attribute))
-            self.result.replaced.append(ReplacedMatch(entry, place, module))
+            resized = entry.ref.shape != shape
+            if resized:
+                text = f"{shown(entry.ref.name)}: the vocabulary is resized from {shape[0]} to {entry.ref.shape[0]}"
+                self.result.warnings.append(text)
+            self.result.replaced.append(ReplacedMatch(entry, place, module, resized=resized))
+
+    def _resizes(self, entry: ReplacedEntry, module: nn.Module, shape: tuple[int, ...]) -> bool:
+        """Whether an embedding's stored weight differs from the model's in its number of rows alone."""
+        size = "num_embeddings" if isinstance(module, nn.Embedding) else "out_features"
+        weights = {id(module), *(id(head) for head in self._tied_heads(module))}
+        biased = [
+            m
+            for m in self.index.modules.values()
+            if id(m) in weights and m._parameters.get("bias") is not None
+        ]
+        return (
+            entry.attribute == "weight"
+            and len(entry.ref.shape) == len(shape) == 2
+            and entry.ref.shape[1:] == shape[1:]
+            and getattr(module, size, None) == shape[0]
+            and not biased
+        )
 
     def _find_ties(self) -> None:
         """Note the other places of every parameter whose replacement its ties follow."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from shardload.adapters.replication import Replication
+
 _PROBES = 8
 _MOST_PREFIXES = 64
 
@@ -32,9 +34,14 @@ class Resolution:
 
 
 class ModuleIndex:
-    """A model's modules by path, shared modules under each of their paths; parts of LoRA layers left out."""
+    """A model's modules by path, shared modules under each of their paths; parts of LoRA layers left out.
 
-    def __init__(self, model: nn.Module) -> None:
+    With a replication its stack of layers is in the place of the model's.
+    """
+
+    def __init__(self, model: nn.Module, replication: Replication | None = None) -> None:
+        self._replication = replication
+        self._repeated = {id(m) for m in replication.own.modules()} if replication is not None else set()
         self.modules: dict[str, nn.Module] = {}
         self.parents: dict[str, nn.Module] = {}
         self._add("", model)
@@ -53,8 +60,15 @@ class ModuleIndex:
             if child is None or (isinstance(module, LoraLayer) and name in LORA_PARTS):
                 continue
             inner = f"{path}.{name}" if path else name
+            found = self._replication
+            if found is not None and module is found.owner and name == found.attribute:
+                child = found.own  # noqa: PLW2901 - the stack that stands in its place
             self.parents[inner] = module
             self._add(inner, child)
+
+    def is_replicated(self, module: nn.Module) -> bool:
+        """Whether a module shares its weights with another copy of its layer."""
+        return id(module) in self._repeated
 
     def resolve(self, paths: Iterable[str], beside: Iterable[str] = ()) -> Resolution:
         """Find all paths of one file in the model, by one rule for all of them.

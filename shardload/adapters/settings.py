@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 from shardload.adapters.adapter import Scaling
 from shardload.adapters.adapter_report import shown
 from shardload.adapters.patterns import Patterns
-from shardload.adapters.variants import decline_variants
+from shardload.adapters.variants import decline_variants, initial_of
 from shardload.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 _LARGEST_RANK = 1_000_000
+_LARGEST_TOKEN = 2**31
+_MOST_PARTS = 64
+_MOST_LAYERS = 4096
 _BIASES = ("none", "all", "lora_only")
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
@@ -28,7 +31,9 @@ _HEADS = {
 class PeftSettings:
     """The settings of one adapter. `r` is None when the config does not say: the shapes do.
 
-    `whole_modules` is `modules_to_save`; `heads` are names that PEFT adds to it by itself for the task.
+    `whole_modules` is `modules_to_save`; `heads` are names that PEFT adds to it by itself for the task. `tokens` are
+    trainable_token_indices by module name, "" for any. `initial` is an initialisation that changed the base as well.
+    `believes`: there is no config, so the file's keys are believed.
     """
 
     alpha: float
@@ -39,10 +44,18 @@ class PeftSettings:
     alpha_pattern: Patterns = field(default_factory=Patterns)
     bias: str = "none"
     lora_bias: bool = False
+    use_dora: bool = False
     whole_modules: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     base: str | None = None
+    target_parameters: tuple[str, ...] = ()
+    tokens: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    replication: tuple[tuple[int, int], ...] = ()
+    enable_lora: tuple[bool, ...] | None = None
+    initial: str | None = None
+    peft_version: tuple[int, int] | None = None
+    believes: bool = False
     warnings: tuple[str, ...] = ()
 
     def rank(self, path: str) -> int | None:
@@ -55,6 +68,19 @@ class PeftSettings:
         key = self.alpha_pattern.key_for(path)
         alpha = self.alpha if key is None else self.alpha_pattern.values[key]
         return Scaling(alpha, self.use_rslora)
+
+    def parameters(self, path: str) -> tuple[str, ...]:
+        """Return the names of the parameters of the module at `path` that `target_parameters` targets."""
+        found = []
+        for target in self.target_parameters:
+            owner, _, name = target.rpartition(".")
+            if not owner or path == owner or path.endswith(f".{owner}"):
+                found.append(name)
+        return tuple(found)
+
+    def token_indices(self, path: str) -> tuple[int, ...] | None:
+        """Return the tokens whose rows the module at `path` has trained, None when the config names none."""
+        return next((rows for name, rows in self.tokens if not name or path.endswith(name)), None)
 
     def saves(self, path: str) -> bool:
         """Whether the module at `path` is one of `modules_to_save`, or inside one."""
@@ -83,7 +109,7 @@ def read_settings(config: Mapping[str, Any], label: str, *, strict: bool) -> Pef
             where=label,
             cure="merge it into its base with PEFT and load the result",
         )
-    check = _Checks(config)
+    check = Checks(config)
     settings = PeftSettings(
         alpha=check.number("lora_alpha", None, low=-1e12, high=1e12),
         r=check.integer("r"),
@@ -93,10 +119,17 @@ def read_settings(config: Mapping[str, Any], label: str, *, strict: bool) -> Pef
         alpha_pattern=check.pattern("alpha_pattern", check.is_number),
         bias=check.choice("bias", _BIASES),
         lora_bias=check.flag("lora_bias"),
+        use_dora=check.flag("use_dora"),
         whole_modules=check.names("modules_to_save"),
         heads=_HEADS.get(str(config.get("task_type")), ()),
         targets=_plain_targets(config),
         base=check.text("base_model_name_or_path"),
+        target_parameters=check.names("target_parameters"),
+        tokens=check.tokens("trainable_token_indices"),
+        replication=check.runs("layer_replication"),
+        enable_lora=check.flags("enable_lora"),
+        initial=initial_of(config),
+        peft_version=_version(config.get("peft_version")),
     )
     if check.faults:
         raise CorruptError(
@@ -119,7 +152,22 @@ def _plain_targets(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(target for target in targets if isinstance(target, str))
 
 
-class _Checks:
+def _version(value: Any) -> tuple[int, int] | None:
+    found = re.match(r"(\d{1,6})\.(\d{1,6})", value) if isinstance(value, str) else None
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _are_tokens(rows: Any) -> bool:
+    return (
+        isinstance(rows, list)
+        and all(
+            isinstance(row, int) and not isinstance(row, bool) and 0 <= row < _LARGEST_TOKEN for row in rows
+        )
+        and len(set(rows)) == len(rows) > 0
+    )
+
+
+class Checks:
     """Reads values of a config and notes what is wrong with them, so that all of it is reported at once."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -131,14 +179,17 @@ class _Checks:
 
     @staticmethod
     def is_rank(value: Any) -> bool:
+        """Whether a value is a rank."""
         return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_RANK
 
     @staticmethod
     def is_number(value: Any, low: float = -1e12, high: float = 1e12) -> bool:
+        """Whether a value is a number between two others; NaN is none."""
         # The comparison also refuses NaN, and integers too large for a float.
         return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
     def integer(self, key: str) -> int | None:
+        """Return a rank, or None when the config does not say."""
         value = self.config.get(key)
         if value is None or self.is_rank(value):
             return value
@@ -146,6 +197,7 @@ class _Checks:
         return None
 
     def number(self, key: str, default: float | None, *, low: float, high: float) -> float:
+        """Return a number between two others; 0.0 with a fault where it is none."""
         value = self.config.get(key, default)
         if self.is_number(value, low, high):
             return float(value)
@@ -153,6 +205,7 @@ class _Checks:
         return 0.0
 
     def flag(self, key: str) -> bool:
+        """Return true or false; false when the config does not say."""
         value = self.config.get(key)
         if value is None or isinstance(value, bool):
             return bool(value)
@@ -160,6 +213,7 @@ class _Checks:
         return False
 
     def choice(self, key: str, choices: tuple[str, ...]) -> str:
+        """Return one of some words; the first when the config does not say."""
         value = self.config.get(key, choices[0])
         if isinstance(value, str) and value in choices:
             return value
@@ -167,6 +221,7 @@ class _Checks:
         return choices[0]
 
     def text(self, key: str) -> str | None:
+        """Return a text, or None."""
         value = self.config.get(key)
         if value is None or isinstance(value, str):
             return value or None
@@ -174,6 +229,7 @@ class _Checks:
         return None
 
     def names(self, key: str) -> tuple[str, ...]:
+        """Return a list of module names; none when the config does not say."""
         value = self.config.get(key)
         if value is None:
             return ()
@@ -182,7 +238,50 @@ class _Checks:
         self._fault(key, "a list of module names", value)
         return ()
 
+    def flags(self, key: str) -> tuple[bool, ...] | None:
+        """Return a list of true and false, or None."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if (
+            isinstance(value, list)
+            and 0 < len(value) <= _MOST_PARTS
+            and all(isinstance(item, bool) for item in value)
+        ):
+            return tuple(value)
+        self._fault(key, "a list of true and false", value)
+        return None
+
+    def tokens(self, key: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Return token ids by module name, "" for any module."""
+        value = self.config.get(key)
+        if value is None:
+            return ()
+        named = value if isinstance(value, dict) else {"": value}
+        if all(_are_tokens(rows) for rows in named.values()):
+            return tuple((name, tuple(rows)) for name, rows in named.items())
+        self._fault(key, "a list of token ids without repetition, or an object of them by module", value)
+        return ()
+
+    def runs(self, key: str) -> tuple[tuple[int, int], ...]:
+        """Return pairs of layer numbers."""
+        value = self.config.get(key)
+        if value is None:
+            return ()
+        good = isinstance(value, list) and all(
+            isinstance(run, list)
+            and len(run) == 2
+            and all(isinstance(end, int) and not isinstance(end, bool) for end in run)
+            and 0 <= run[0] < run[1] <= _MOST_LAYERS
+            for run in value
+        )
+        if good and sum(end - first for first, end in value) <= _MOST_LAYERS:
+            return tuple((first, end) for first, end in value)
+        self._fault(key, "a list of [first, end] pairs of layer numbers", value)
+        return ()
+
     def pattern(self, key: str, valid: Callable[[Any], bool]) -> Patterns:
+        """Return numbers by module name pattern."""
         value = self.config.get(key)
         if value is None or value == []:
             return Patterns()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,13 +11,16 @@ from torch import nn
 
 from shardload.adapters.adapter_report import AdapterFault, AdapterRow
 from shardload.adapters.layers import Factors
+from shardload.adapters.residual import relative_to_base
 from shardload.adapters.resolve import tensor_of
+from shardload.errors import UsageError
 from shardload.shard import Shard
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile
     from shardload.adapters.layers import LoraTerm
     from shardload.adapters.match import AdapterMatch, LayerMatch, ReplacedMatch
+    from shardload.adapters.replication import Replication
     from shardload.tensor_ref import TensorRef
 
 
@@ -35,33 +38,55 @@ class AdapterValues:
 
     layers: list[LayerValues] = field(default_factory=list)
     replaced: list[tuple[ReplacedMatch, torch.Tensor]] = field(default_factory=list)
+    replication: Replication | None = None
     rows: list[AdapterRow] = field(default_factory=list)
     faults: list[AdapterFault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 def read_values(
-    file: AdapterFile, match: AdapterMatch, name: str, *, as_stored: bool = False
+    file: AdapterFile,
+    match: AdapterMatch,
+    name: str,
+    *,
+    dtype: str | torch.dtype = "file",
+    as_stored: bool = False,
 ) -> AdapterValues:
     """Read every matched tensor once: a view of the file where dtype and device already fit.
 
-    A and B keep the stored dtype unless the base layer's floating dtype is wider (so that no input is narrowed);
-    a tensor that replaces one of the base takes that one's dtype. With `as_stored` nothing is cast: who merges casts
-    one tensor at a time. NaN and Inf are faults.
+    A and B take the dtype that `dtype` is; with "file" they keep the stored one unless the base layer's floating
+    dtype is wider (so that no input is narrowed), with "base" they take the base layer's. A tensor that replaces one
+    of the base takes that one's. With `as_stored` nothing is cast: who merges casts one tensor at a time. NaN and Inf
+    are faults.
     """
-    values = AdapterValues()
+    values = AdapterValues(replication=match.replication)
     # One mapping for all tensors; it lives as long as one of them does.
     with Shard(file.checkpoint.source.open(file.weights).local_path()) as shard:
-        reader = _Reader(shard, values, as_stored=as_stored)
+        reader = _Reader(shard, values, "stored" if as_stored else dtype)
         for layer in match.layers:
             values.layers.append(_read_layer(reader, layer, name))
         for replaced in match.replaced:
             values.replaced.append((replaced, _read_replaced(reader, replaced)))
-    if values.layers and not any(bool(layer.factors.b.any()) for layer in values.layers):
+    if values.layers and not any(_changes(layer) for layer in values.layers):
         values.warnings.append(
             "every B is zero: the adapter changes nothing (was it saved before the training?)"
         )
     return values
+
+
+def checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """Return the `dtype` of a call; raises UsageError for what none can be."""
+    if dtype in {"file", "base"} or dtype in _FLOATING:
+        return dtype
+    raise UsageError(
+        f'dtype must be "file", "base" or a floating dtype, not {dtype!r}',
+        where="dtype",
+        cure='pass dtype="file"',
+    )
+
+
+def _changes(layer: LayerValues) -> bool:
+    return not layer.match.reading.term.rank or bool(layer.factors.b.any())
 
 
 def _read_layer(reader: _Reader, match: LayerMatch, name: str) -> LayerValues:
@@ -70,7 +95,7 @@ def _read_layer(reader: _Reader, match: LayerMatch, name: str) -> LayerValues:
     base = getattr(match.layer, term.attribute, None) if base is None else base
     # The shell of a model has no real weights yet: then the adapter stays where it was read.
     device = base.device if isinstance(base, torch.Tensor) and base.device.type != "meta" else None
-    dtype = base.dtype if isinstance(base, torch.Tensor) and base.dtype in _FLOATING else None
+    own = base.dtype if isinstance(base, torch.Tensor) and base.dtype in _FLOATING else None
     read: dict[str, nn.Parameter] = {}
     for part, ref in match.entry.parts():
         stored = reader.read(ref, match.path)
@@ -78,13 +103,20 @@ def _read_layer(reader: _Reader, match: LayerMatch, name: str) -> LayerValues:
             stored = stored.T
         if part in reading.forms:
             stored = stored.reshape(reading.forms[part])
-        wide = stored.dtype if dtype is None or reader.as_stored else torch.promote_types(stored.dtype, dtype)
+        wide = reader.dtype_for(stored.dtype, own)
         tensor = stored.to(device=device, dtype=wide).contiguous()
         notes = [f"computes in {str(wide).removeprefix('torch.')}"] if wide != stored.dtype else []
         notes += [reading.note] if reading.note and part == "a" else []
-        reader.note(ref, _target(match.path, term, part, name), term.scale, ", ".join(notes))
+        scale = term.scale if term.rank else None
+        reader.note(ref, _target(match.path, term, part, name), scale, ", ".join(notes))
         read[part] = as_parameter(tensor)
-    factors = Factors(read["a"], read["b"], read.get("bias"), read.get("magnitude"))
+    factors = Factors(
+        read["a"], read.get("b", read["a"].new_empty(0)), read.get("bias"), read.get("magnitude")
+    )
+    initial = match.entry.initial
+    if initial is not None and all(bool(part.isfinite().all()) for part in (factors.a, factors.b)):
+        term, factors = relative_to_base(initial, match.layer, term, factors)
+        match = replace(match, reading=replace(reading, term=term))
     return LayerValues(match, factors)
 
 
@@ -115,7 +147,7 @@ def _read_replaced(reader: _Reader, match: ReplacedMatch) -> torch.Tensor:
     for spare in entry.spares:
         reader.read(spare, match.path)
         reader.note(spare, match.name, None, "the base's own value, not used")
-    if current is None or reader.as_stored:
+    if current is None or reader.dtype == "stored":
         tensor = stored
     elif current.device.type == "meta":
         tensor = stored.to(current.dtype)
@@ -131,10 +163,18 @@ def _read_replaced(reader: _Reader, match: ReplacedMatch) -> torch.Tensor:
 class _Reader:
     """Reads stored tensors and notes those with values that no weight can have."""
 
-    def __init__(self, shard: Shard, values: AdapterValues, *, as_stored: bool) -> None:
+    def __init__(self, shard: Shard, values: AdapterValues, dtype: str | torch.dtype) -> None:
         self.shard = shard
         self.values = values
-        self.as_stored = as_stored
+        self.dtype = dtype
+
+    def dtype_for(self, stored: torch.dtype, base: torch.dtype | None) -> torch.dtype:
+        """Return the dtype that factors take: `base` is the base layer's, None where that is no floating one."""
+        if isinstance(self.dtype, torch.dtype):
+            return self.dtype
+        if self.dtype == "stored" or base is None:
+            return stored
+        return base if self.dtype == "base" else torch.promote_types(stored, base)
 
     def read(self, ref: TensorRef, path: str) -> torch.Tensor:
         tensor = self.shard.tensor(ref)

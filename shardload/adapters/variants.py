@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _DECLINED: dict[str, str] = {
-    "use_dora": "DoRA scales every row of base plus delta by a trained magnitude",
     "use_qalora": "QALoRA pools the input of A in groups",
     "use_bdlora": "BD-LoRA's factors are block-diagonal",
     "kasa_config": "KaSA truncates the base weights and puts a trained diagonal between A and B",
@@ -21,11 +20,7 @@ _DECLINED: dict[str, str] = {
     "alora_invocation_tokens": "aLoRA is on only after its invocation tokens",
     "velora_config": "VeLoRA compresses activations in training",
     "monteclora_config": "MonteCLoRA samples its factors",
-    "layer_replication": "the adapter is for a base whose layers were repeated",
-    "target_parameters": "the adapter targets parameters (fused experts), not layers",
-    "trainable_token_indices": "the adapter replaces rows of the embedding",
     "megatron_config": "the adapter is for Megatron's parallel layers",
-    "enable_lora": "PEFT 0.2 MergedLinear adapts parts of a fused projection",
     "ensure_weight_tying": "the adapter is shared between tied embeddings",
 }
 """Settings that make the same keys mean something else: never to be loaded as plain LoRA."""
@@ -39,8 +34,9 @@ _HARMLESS = frozenset({
 """Settings of training, of a fresh attach, or of a variant that another setting switches on."""
 
 _READ = frozenset({
-    "alpha_pattern", "bias", "init_lora_weights", "lora_alpha", "lora_bias", "lora_dropout",
-    "modules_to_save", "peft_type", "r", "rank_pattern", "use_rslora",
+    "alpha_pattern", "bias", "enable_lora", "init_lora_weights", "layer_replication", "lora_alpha", "lora_bias",
+    "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "target_parameters",
+    "trainable_token_indices", "use_dora", "use_rslora",
 })  # fmt: skip
 _HARMLESS_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
 
@@ -49,10 +45,8 @@ def decline_variants(config: Mapping[str, Any], label: str, *, strict: bool) -> 
     """Raise UnsupportedError naming every setting that this version does not do; return warnings."""
     reasons = [f"{key}: {why}" for key, why in _DECLINED.items() if _is_on(config.get(key))]
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in _HARMLESS_INITS:
-        reasons.append(
-            f"init_lora_weights = {shown(init)!r}: such an initialisation changes the base weights too"
-        )
+    if isinstance(init, str) and init.lower() not in _HARMLESS_INITS and initial_of(config) is None:
+        reasons.append(f"init_lora_weights = {shown(init)!r}: {_why_not(init.lower())}")
     # Only a regular expression that can run for ages is refused; PEFT's own are names and short alternatives.
     reasons += [
         f"{field}: the pattern {shown(key[:80])!r} repeats too much to be matched safely"
@@ -79,3 +73,18 @@ def decline_variants(config: Mapping[str, Any], label: str, *, strict: bool) -> 
 def _is_on(value: Any) -> bool:
     # A variant's own settings may be an empty object: that is the variant with its defaults.
     return value is not None and value is not False and value != []
+
+
+def initial_of(config: Mapping[str, Any]) -> str | None:
+    """Return the initialisation that changed the base weights, where it can be computed again from the base."""
+    init = config.get("init_lora_weights")
+    name = init.lower() if isinstance(init, str) else ""
+    return name if name in {"pissa", "olora"} else None
+
+
+def _why_not(init: str) -> str:
+    if init.startswith("pissa_niter"):
+        return "it draws random numbers, and changes the base weights by what they gave"
+    if init in {"corda", "lora_ga"}:
+        return "it changes the base weights by what the training data gave"
+    return "such an initialisation changes the base weights too"

@@ -8,10 +8,6 @@ from shardload.errors import UnsupportedError
 from tests.adapters.tiny import Tiny, assert_unchanged, config, snapshot, write
 
 STYLES = {
-    "loralib": ["layers.0.q.lora_A", "layers.0.q.lora_B"],
-    "MiniMind": ["layers.0.q.lora.A.weight", "layers.0.q.lora.B.weight"],
-    "mlx-lm": ["model.layers.0.q.lora_a", "model.layers.0.q.lora_b"],
-    "torchtune": ["layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight"],
     "kohya": ["lora_unet_down_blocks_0.lora_down.weight", "lora_unet_down_blocks_0.alpha"],
     "diffusers": ["unet.down.attn.to_q.lora.down.weight", "unet.down.attn.to_q.lora.up.weight"],
     "AdaLoRA": ["base_model.model.layers.0.q.lora_E"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import types
 from pathlib import Path
 
 import pytest
@@ -89,16 +90,16 @@ def test_paths_names_and_objects_stay(tmp_path):
 
 def test_gradients_flow_to_a_and_b_only(tmp_path):
     model = Tiny()
-    load_adapter(model, write(tmp_path, lora_tensors(model)))
+    load_adapter(model, write(tmp_path, lora_tensors(model)), trainable=True)
     model(TOKENS).sum().backward()
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert with_gradient == {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert all(not p.requires_grad for name, p in model.named_parameters() if ".lora_" not in name)
 
 
-def test_not_trainable(tmp_path):
+def test_not_trainable_unless_said(tmp_path):
     model = Tiny()
-    load_adapter(model, write(tmp_path, lora_tensors(model)), trainable=False)
+    load_adapter(model, write(tmp_path, lora_tensors(model)))
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -106,7 +107,7 @@ def test_one_training_step_changes_the_adapter_and_not_the_file(tmp_path):
     model = Tiny()
     folder = write(tmp_path, lora_tensors(model))
     before = (folder / "adapter_model.safetensors").read_bytes()
-    load_adapter(model, folder)
+    load_adapter(model, folder, trainable=True)
     base = model.layers[0].q.weight.detach().clone()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     old = model(TOKENS).detach()
@@ -221,7 +222,8 @@ def test_modules_to_save(tmp_path, form):
     tensors = lora_tensors(model)
     head = {"weight": torch.ones(3, 8), "bias": torch.arange(3.0)}
     stored = {PREFIX + form.format(name): value for name, value in head.items()}
-    load_adapter(model, write(tmp_path, tensors | stored, config(modules_to_save=["score"])))
+    folder = write(tmp_path, tensors | stored, config(modules_to_save=["score"]))
+    load_adapter(model, folder, trainable=True)
     reference = Tiny()
     reference.score.load_state_dict(head)
     assert error(model(TOKENS), by_hand(reference, tensors, 3.0)) <= 1e-5
@@ -236,9 +238,27 @@ def test_a_saved_embedding_of_the_same_size_is_loaded_and_said(tmp_path):
     report = load_adapter(model, write(tmp_path, tensors))
     assert torch.equal(model.embed.weight, value)
     assert any("saved embedding" in warning for warning in report.warnings)
-    tensors[f"{PREFIX}embed.weight"] = torch.randn(14, 8)
-    with pytest.raises(UnsupportedError, match="resized"):
-        load_adapter(Tiny(), write(tmp_path / "resized", tensors))
+
+
+def test_a_resized_vocabulary_comes_and_goes_with_the_adapter(tmp_path):
+    model = tied()
+    model.config = types.SimpleNamespace(vocab_size=11)
+    value = torch.randn(14, 8)
+    tensors = lora_tensors(Tiny()) | {f"{PREFIX}embed.weight": value}
+    report = load_adapter(model, write(tmp_path, tensors))
+    assert any("resized from 11 to 14" in warning for warning in report.warnings)
+    assert (model.embed.num_embeddings, model.head.out_features, model.config.vocab_size) == (14, 14, 14)
+    assert torch.equal(model.embed(torch.tensor([13])), value[13:])
+    assert model.head(torch.ones(1, 8)).shape == (1, 14)
+    activate(model, {})
+    assert (model.embed.num_embeddings, model.head.out_features, model.config.vocab_size) == (11, 11, 11)
+    activate(model, {"default": 1.0})
+    assert len(model.head.weight) == 14
+    detach(model, "default")
+    assert (len(model.embed.weight), model.head.out_features, model.config.vocab_size) == (11, 11, 11)
+    tensors[f"{PREFIX}embed.weight"] = torch.randn(14, 9)
+    with pytest.raises(MismatchError, match="does not fit"):
+        load_adapter(model, write(tmp_path / "other", tensors))
 
 
 def tied():
@@ -318,9 +338,9 @@ def test_hooks_on_a_layer_see_the_adapted_output(tmp_path):
 def test_a_second_adapter_is_attached_and_not_active(tmp_path):
     model = Tiny()
     one, two = lora_tensors(model), lora_tensors(model, names=("q",), seed=1)
-    load_adapter(model, write(tmp_path / "one", one))
+    load_adapter(model, write(tmp_path / "one", one), trainable=True)
     logits = model(TOKENS)
-    report = load_adapter(model, write(tmp_path / "two", two), name="two")
+    report = load_adapter(model, write(tmp_path / "two", two), name="two", trainable=True)
     assert not report.active
     assert active_adapters(model) == {"default": 1.0}
     assert torch.equal(model(TOKENS), logits)

@@ -20,7 +20,7 @@ from tests.adapters.tiny import TOKENS, Scaled, Tiny, lora_tensors, write
 @pytest.fixture
 def model(tmp_path):
     model = Tiny()
-    load_adapter(model, write(tmp_path, lora_tensors(model)))
+    load_adapter(model, write(tmp_path, lora_tensors(model)), trainable=True)
     return model
 
 

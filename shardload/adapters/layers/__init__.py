@@ -22,6 +22,7 @@ from shardload.adapters.layers.layer import (
 )
 from shardload.adapters.layers.linear import Linear
 from shardload.adapters.layers.merged import Merged
+from shardload.adapters.layers.rows import Rows
 from shardload.adapters.layers.transposed import Transposed
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 KINDS: tuple[LayerKind, ...] = (
+    Rows(),
     Merged(),
     AttentionOutput(),
     Linear(),

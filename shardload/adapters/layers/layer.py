@@ -43,7 +43,8 @@ Shape = tuple[int, ...]
 class Factors:
     """The tensors of one adapter on one base tensor, in the shapes that the kind of the layer says.
 
-    `bias` is the bias of B, `magnitude` DoRA's vector; None where the adapter has none.
+    `bias` is the bias of B, `magnitude` DoRA's vector; None where the adapter has none. `b` is empty for a term
+    that has no B.
     """
 
     a: torch.Tensor
@@ -186,15 +187,19 @@ class LoraLayer(nn.Module):
 
     def lora_factors(self, name: str) -> Factors:
         """Return the tensors of one adapter in this layer."""
-        up: Any = self.lora_B[name]
+        down: Any = self.lora_A[name]
+        up: Any = self.lora_B._modules.get(name)
+        if up is None:
+            return Factors(down.weight, down.weight.new_empty(0))
         magnitudes: Any = self._modules.get("lora_magnitude_vector")
         magnitude = magnitudes[name].weight if magnitudes is not None and name in magnitudes else None
-        return Factors(self.lora_A[name].weight, up.weight, up.bias, magnitude)  # type: ignore[arg-type]
+        return Factors(down.weight, up.weight, up.bias, magnitude)
 
     def lora_put(self, name: str, term: LoraTerm, factors: Factors) -> None:
         """Add one adapter's factors, which are parameters, to the layer."""
         self.lora_A[name] = Factor(factors.a)  # type: ignore[arg-type]
-        self.lora_B[name] = Factor(factors.b, factors.bias)  # type: ignore[arg-type]
+        if factors.b.numel():
+            self.lora_B[name] = Factor(factors.b, factors.bias)  # type: ignore[arg-type]
         if factors.magnitude is not None:
             if "lora_magnitude_vector" not in self._modules:
                 self.lora_magnitude_vector = nn.ModuleDict()

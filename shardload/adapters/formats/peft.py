@@ -7,65 +7,95 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, canonical, listing
+from shardload.adapters.adapter import (
+    SHARDED,
+    AdapterContent,
+    LoraEntry,
+    ReplacedEntry,
+    RowsEntry,
+    canonical,
+    listing,
+)
 from shardload.adapters.adapter_report import AdapterFault, shown
-from shardload.adapters.foreign import foreign_style
+from shardload.adapters.formats.foreign import foreign_style
+from shardload.adapters.patterns import Patterns
 from shardload.adapters.settings import PeftSettings, read_settings
 from shardload.errors import NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shardload.adapters.adapter import AdapterFile
+    from shardload.adapters.adapter import AdapterFile, ReadOptions
     from shardload.tensor_ref import TensorRef
 
 _PREFIX = "base_model.model"
-_LORA = re.compile(r"(?:(?P<path>.+)\.)?(?P<part>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.(?P<leaf>weight|bias)")
+_LORA = re.compile(
+    r"(?:(?P<path>.+)\.)?(?:"
+    r"(?P<part>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.(?P<leaf>weight|bias)"
+    r"|(?P<bare>lora_embedding_[AB]|lora_magnitude_vector)(?:\.(?P<named>(?!weight$)[^.]+))?(?:\.weight)?)"
+)
+_ROWS = re.compile(r"(?:(?P<path>.+)\.)?token_adapter(?:\.[^.]+)?\.trainable_tokens_delta(?:\.[^.]+)?")
+_PARTS = {
+    "lora_A": "a",
+    "lora_B": "b",
+    "lora_embedding_A": "a",
+    "lora_embedding_B": "b",
+    "lora_magnitude_vector": "magnitude",
+}
 _VARIANTS = (
-    (re.compile(r"(.+\.)?lora_magnitude_vector(\..+)?"), "DoRA"),
-    (re.compile(r"(.+\.)?lora_embedding_[AB](\..+)?"), "LoRA on an embedding"),
-    (re.compile(r"(.+\.)?trainable_tokens_(delta|original)(\..+)?"), "trainable token indices"),
     (re.compile(r"(.+\.)?lora_diag(\..+)?"), "KaSA"),
     (re.compile(r"(.+\.)?lora_velora_\w+(\..+)?"), "VeLoRA"),
-)
-_SHARDED = (
-    "the tensor has no elements: the model was sharded (DeepSpeed ZeRO-3, FSDP) and not gathered when the "
-    "adapter was saved"
+    (re.compile(r"(.+\.)?lora_arrow(\..+)?"), "Arrow"),
 )
 
 
 class Peft:
-    """LoRA adapters as PEFT writes them since 0.3."""
+    """LoRA adapters as PEFT 0.2 to 0.21 writes them, with bare names too."""
 
     name = "PEFT LoRA"
 
     def matches(self, file: AdapterFile) -> bool:
         """Whether some key is `….lora_A.weight` or of a variant of it, or the config says that PEFT wrote it."""
         keys = file.checkpoint.tensors
-        if any(_LORA.fullmatch(key) or _variant(key) for key in keys):
+        if any(_LORA.fullmatch(key) or _ROWS.fullmatch(key) or _variant(key) for key in keys):
             return True
         return file.config is not None and "peft_type" in file.config and foreign_style(keys) is None
 
-    def read(self, file: AdapterFile, *, strict: bool) -> AdapterContent:
+    def read(self, file: AdapterFile, options: ReadOptions) -> AdapterContent:
         """Sort every stored tensor into an entry or a fault; no weight is read.
 
-        Raises NotFoundError without a config, UnsupportedError for variants, CorruptError for a broken config.
+        Raises NotFoundError without a config and alpha, UnsupportedError for variants, CorruptError for a broken
+        config.
         """
-        if file.config is None:
+        config = file.config
+        if config is None and options.alpha is None:
             raise NotFoundError(
                 f"there is no {file.config_name}: only it knows the scale (lora_alpha) of a PEFT adapter",
                 where=file.label,
-                cure=f"put the {file.config_name} that was saved with the adapter beside its weights",
+                cure=f"put the {file.config_name} that was saved with the adapter beside its weights, or pass alpha=",
             )
-        settings = read_settings(file.config, file.config_label, strict=strict)
+        settings = read_settings(
+            config or {"lora_alpha": options.alpha}, file.config_label, strict=options.strict
+        )
+        if config is not None and options.alpha is not None:
+            notes = (
+                *settings.warnings,
+                f"alpha = {options.alpha:g} was given; the config's is {settings.alpha:g}",
+            )
+            settings = replace(settings, alpha=options.alpha, alpha_pattern=Patterns(), warnings=notes)
+        if config is None:
+            # Without a config there are no flags to contradict; the keys say what there is.
+            settings = replace(settings, believes=True)
+        if options.enable_lora is not None:
+            settings = replace(settings, enable_lora=options.enable_lora)
         variants = [f"{shown(key)} ({_variant(key)})" for key in file.checkpoint.tensors if _variant(key)]
         if variants:
             raise UnsupportedError(
-                f"the adapter is more than plain LoRA on linear layers: {listing(variants, 4)}",
+                f"the adapter is more than LoRA: {listing(variants, 4)}",
                 where=file.label,
                 cure="merge it into its base with PEFT and load the result",
             )
-        return _Sorting(settings, strict).content(self.name, file)
+        return _Sorting(settings, options.strict and not settings.believes).content(self.name, file)
 
 
 def _variant(key: str) -> str | None:
@@ -78,24 +108,53 @@ class _Sorting:
 
     settings: PeftSettings
     strict: bool
-    parts: dict[str, dict[str, TensorRef]] = field(default_factory=dict)
+    parts: dict[tuple[str, int], dict[str, TensorRef]] = field(default_factory=dict)
+    rows: dict[str, RowsEntry] = field(default_factory=dict)
     others: dict[tuple[str, str], ReplacedEntry] = field(default_factory=dict)
     faults: list[AdapterFault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def content(self, name: str, file: AdapterFile) -> AdapterContent:
         """Return everything that the file holds."""
+        self._sort(file)
+        loras = tuple(self._loras())
+        if self.settings.tokens and not self.rows:
+            text = "the tensor is missing: the config says trainable_token_indices"
+            module = self.settings.tokens[0][0] or "embed_tokens"
+            key = f"{_PREFIX}.{module}.token_adapter.trainable_tokens_delta"
+            self.faults.append(AdapterFault("missing", key, text, nearest=module))
+        idle = self.settings.idle_patterns(entry.path for entry in loras)
+        if idle:
+            self.warnings.append(f"rank or alpha patterns that match no layer: {listing(idle)}")
+        return AdapterContent(
+            format=name,
+            loras=loras,
+            replaced=tuple(self.others.values()),
+            rows=tuple(self.rows.values()),
+            replication=self.settings.replication,
+            bias=self.settings.bias,
+            whole_modules=self.settings.whole_modules,
+            targets=self.settings.targets,
+            base=self.settings.base,
+            faults=tuple(self.faults),
+            warnings=(*self.settings.warnings, *self.warnings),
+        )
+
+    def _sort(self, file: AdapterFile) -> None:
+        """Put every stored tensor where it belongs; those of wrapped modules last, for they may be copies."""
         tensors = file.checkpoint.tensors
         odd = self._odd_ones_out(tensors)
         plain: list[TensorRef] = []
         wrapped: list[TensorRef] = []
         for key, ref in tensors.items():
             if not ref.numel:
-                self.faults.append(AdapterFault("empty", key, _SHARDED, _owner(key), ref.shape))
+                self.faults.append(AdapterFault("empty", key, SHARDED, _owner(key), ref.shape))
             elif key in odd:
                 self.faults.append(AdapterFault("unexpected", key, odd[key], _owner(key)))
             elif found := _LORA.fullmatch(key):
                 self._add_part(found, ref)
+            elif found := _ROWS.fullmatch(key):
+                self._add_rows(found, ref)
             else:
                 (wrapped if re.search(r"\.(modules_to_save|original_module)\.", key) else plain).append(ref)
         for ref in plain:
@@ -104,21 +163,6 @@ class _Sorting:
             self._add_wrapped(ref)
         for key in file.checkpoint.objects:
             self.faults.append(AdapterFault("unexpected", str(key), "the entry is no tensor"))
-        loras = tuple(self._loras())
-        idle = self.settings.idle_patterns(entry.path for entry in loras)
-        if idle:
-            self.warnings.append(f"rank or alpha patterns that match no layer: {listing(idle)}")
-        return AdapterContent(
-            format=name,
-            loras=loras,
-            replaced=tuple(self.others.values()),
-            bias=self.settings.bias,
-            whole_modules=self.settings.whole_modules,
-            targets=self.settings.targets,
-            base=self.settings.base,
-            faults=tuple(self.faults),
-            warnings=(*self.settings.warnings, *self.warnings),
-        )
 
     def _odd_ones_out(self, keys: Iterable[str]) -> dict[str, str]:
         """Return the keys that differ from the others in prefix or in adapter name, with what is odd.
@@ -130,7 +174,7 @@ class _Sorting:
         for key in keys:
             prefixes[key] = _PREFIX in key
             if found := _LORA.fullmatch(key):
-                names[key] = found["adapter"]
+                names[key] = found["adapter"] or found["named"]
         odd: dict[str, str] = {}
         for values, what in ((names, "adapter name in the key"), (prefixes, f"prefix {_PREFIX}")):
             counts = Counter(values.values()).most_common()
@@ -140,10 +184,11 @@ class _Sorting:
         return odd
 
     def _add_part(self, found: re.Match[str], ref: TensorRef) -> None:
-        path = canonical(found["path"] or "")
-        part = found["part"] if found["leaf"] == "weight" else f"{found['part']}.bias"
-        parts = self.parts.setdefault(path, {})
-        if part == "lora_A.bias":
+        path, depth = _place(found["path"] or "")
+        is_bias = found["leaf"] == "bias"
+        part = "bias" if is_bias else _PARTS[found["part"] or found["bare"]]
+        parts = self.parts.setdefault((path, depth), {})
+        if is_bias and found["part"] == "lora_A":
             self.faults.append(AdapterFault("unexpected", ref.name, "lora_A has no bias", nearest=path))
         elif part in parts:
             text = f"the same tensor is stored as {shown(parts[part].name)} too"
@@ -151,46 +196,85 @@ class _Sorting:
         else:
             parts[part] = ref
 
+    def _add_rows(self, found: re.Match[str], ref: TensorRef) -> None:
+        """Take the trained rows of an embedding; only the config knows which rows they are."""
+        path, _ = _place(found["path"] or "")
+        indices = self.settings.token_indices(path)
+        if indices is None:
+            text = "the config has no trainable_token_indices for this module: nothing tells which rows these are"
+            self.faults.append(AdapterFault("config", ref.name, text, nearest=path))
+        elif ref.shape[:1] != (len(indices),):
+            text = f"the file holds {ref.shape[0] if ref.shape else 0} rows, the config names {len(indices)} tokens"
+            self.faults.append(AdapterFault("config", ref.name, text, nearest=path))
+        elif path in self.rows:
+            text = f"the same tensor is stored as {shown(self.rows[path].ref.name)} too"
+            self.faults.append(AdapterFault("duplicate", ref.name, text, nearest=path))
+        else:
+            self.rows[path] = RowsEntry(path, ref, indices)
+
     def _loras(self) -> Iterable[LoraEntry]:
-        for path, parts in self.parts.items():
-            a, b, bias = parts.get("lora_A"), parts.get("lora_B"), parts.get("lora_B.bias")
+        settings = self.settings
+        for (path, depth), parts in self.parts.items():
+            a, b, bias, magnitude = (parts.get(part) for part in ("a", "b", "bias", "magnitude"))
             if a is None or b is None:
-                there = a or b or bias
+                there = a or b or bias or magnitude
                 if there is not None:
-                    self._fault_missing("lora_B" if a is not None else "lora_A", there, path)
+                    if a is None:
+                        self._fault_missing("lora_A", there, path)
+                    if b is None:
+                        self._fault_missing("lora_B", there, path)
                 continue
-            if bias is not None and not self.settings.lora_bias:
+            if bias is not None and not settings.lora_bias:
                 self._contradiction(bias, "the config says lora_bias = false", path)
-            if bias is None and self.settings.lora_bias:
+            if bias is None and settings.lora_bias and "embedding" not in b.name:
                 self._fault_missing("lora_B", b, path, leaf="bias")
+            if magnitude is not None and not settings.use_dora:
+                self._contradiction(magnitude, "the config says use_dora = false", path)
+            if magnitude is None and settings.use_dora:
+                self._fault_missing("lora_magnitude_vector", b, path)
             yield LoraEntry(
                 path=path,
                 a=a,
                 b=b,
                 bias=bias,
-                scaling=self.settings.scaling(path),
-                dropout=self.settings.dropout,
-                stated_rank=self.settings.rank(path),
+                magnitude=magnitude,
+                scaling=settings.scaling(path),
+                dropout=settings.dropout,
+                stated_rank=settings.rank(path),
+                parameters=settings.parameters(path),
+                depth=depth,
+                peft_version=settings.peft_version,
+                merged=settings.enable_lora is not None,
+                enable=settings.enable_lora,
+                initial=settings.initial,
             )
 
     def _fault_missing(self, part: str, beside: TensorRef, path: str, leaf: str = "weight") -> None:
         """Note that a layer's tensor is missing, under the key that it would have beside the one that is there."""
         head, _, tail = beside.name.rpartition(".lora_")
         middle = tail[1:].rpartition(".")[0]
-        key = f"{head}.{part}{middle}.{leaf}" if head else f"{part}{middle}.{leaf}"
+        if tail.startswith("embedding_"):
+            key = (
+                f"{head}.{part.replace('lora_', 'lora_embedding_', 1)}"
+                if part[-1] in "AB"
+                else f"{head}.{part}"
+            )
+        elif part[-1] in "AB":
+            key = f"{head}.{part}{middle}.{leaf}" if head else f"{part}{middle}.{leaf}"
+        else:
+            key = f"{head}.{part}" if head else part
         text = f"the tensor is missing, while {shown(beside.name)} is there"
         self.faults.append(AdapterFault("missing", key, text, nearest=path))
 
     def _add_plain(self, ref: TensorRef) -> None:
         """Take a key outside the LoRA layers: a bias, a tensor of modules_to_save, or one to judge by the model."""
         owner, _, attribute = ref.name.rpartition(".")
-        path = canonical(owner)
-        path = "" if path == "base_layer" else path.removesuffix(".base_layer")
+        path, _ = _place(owner)
         declared = self.settings.saves(path)
-        if attribute == "bias" and not declared:
+        if "bias" in attribute and not declared:
             if self.settings.bias == "none":
                 self._contradiction(ref, "the config says bias = none", path)
-            elif self.settings.bias == "lora_only" and path not in self.parts:
+            elif self.settings.bias == "lora_only" and not any(path == known for known, _ in self.parts):
                 text = "the config says bias = lora_only, and this module has no LoRA"
                 self.faults.append(AdapterFault("unexpected", ref.name, text, nearest=path))
             self._add_entry(ReplacedEntry(path, attribute, ref, tied=True))
@@ -242,7 +326,19 @@ class _Sorting:
 def _owner(key: str) -> str:
     """Return the path of the module that a key belongs to."""
     found = _LORA.fullmatch(key)
-    return canonical(key.rpartition(".")[0] if found is None else found["path"] or "")
+    return _place(key.rpartition(".")[0] if found is None else found["path"] or "")[0]
+
+
+def _place(owner: str) -> tuple[str, int]:
+    """Return the module path without PEFT's `base_layer` segments, and how many of them end it.
+
+    PEFT wraps a module once for each of its adapted parameters; MultiheadAttention's parts lie in the wrapped one.
+    """
+    segments = canonical(owner).split(".")
+    depth = 0
+    while depth < len(segments) and segments[-1 - depth] == "base_layer":
+        depth += 1
+    return ".".join(segment for segment in segments if segment != "base_layer"), depth
 
 
 def _join(base: str, inner: str) -> tuple[str, str]:

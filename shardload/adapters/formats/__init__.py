@@ -1,0 +1,64 @@
+"""The file formats of adapters, and the look-up of the one that a file is in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardload.adapters.adapter import listing
+from shardload.adapters.adapter_report import shown
+from shardload.adapters.formats.foreign import foreign_style
+from shardload.adapters.formats.loralib import Loralib
+from shardload.adapters.formats.minimind import MiniMind
+from shardload.adapters.formats.mlx import MlxLm
+from shardload.adapters.formats.peft import Peft
+from shardload.adapters.formats.torchtune import Torchtune
+from shardload.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from shardload.adapters.adapter import AdapterFile, AdapterFormat
+
+__all__ = ["FORMATS", "format_of"]
+
+FORMATS: dict[str, AdapterFormat] = {
+    "peft": Peft(),
+    "minimind": MiniMind(),
+    "torchtune": Torchtune(),
+    "mlx-lm": MlxLm(),
+    "loralib": Loralib(),
+}
+"""All adapter file formats by the names that `format=` takes, in the order in which they are tried."""
+
+
+def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
+    """Return the format of an adapter file, told by its keys, or the one that is wanted by name.
+
+    Raises UnsupportedError when it is none of them, UsageError when the file is not in the wanted format.
+    """
+    if wanted not in {"auto", *FORMATS}:
+        raise UsageError(f"format={wanted!r} is none of auto, {', '.join(FORMATS)}", where="format")
+    keys = file.checkpoint.tensors
+    matching = [known for known in FORMATS.values() if known.matches(file)]
+    if wanted != "auto":
+        if FORMATS[wanted] in matching:
+            return FORMATS[wanted]
+        is_of = f"its keys are those of {matching[0].name}" if matching else "its keys are of another"
+        raise UsageError(
+            f"the file is not in the format {wanted}: {is_of}",
+            where=f"{file.label}: {listing(list(keys), 3)}",
+            cure='leave format="auto": the keys tell the format',
+        )
+    style = foreign_style(keys)
+    if matching and (style is None or matching[0] is FORMATS["peft"]):
+        return matching[0]
+    if style is not None:
+        tool, key = style
+        raise UnsupportedError(
+            f"the adapter is in the format of {tool}, which this version does not read",
+            where=f"{file.label}: {shown(key)}",
+            cure="convert it to PEFT's format (adapter_model.safetensors with adapter_config.json)",
+        )
+    raise UnsupportedError(
+        "the file is no adapter of a known format: no key ends in lora_A.weight",
+        where=f"{file.label}: {listing(list(keys), 3)}",
+        cure="pass a LoRA adapter in PEFT's format; for a whole checkpoint use from_pretrained or fill",
+    )
