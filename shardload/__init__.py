@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         trainable_parameters,
     )
     from shardload.checkpoint import Checkpoint, open_checkpoint
+    from shardload.difference import Difference, diff
     from shardload.errors import (
         AccessError,
         CorruptError,
@@ -62,6 +63,7 @@ _HOMES = {
         "trainable_parameters",
     ),
     "checkpoint": ("Checkpoint", "open_checkpoint"),
+    "difference": ("Difference", "diff"),
     "errors": (
         "AccessError",
         "CorruptError",
@@ -95,6 +97,7 @@ __all__ = [
     "AdapterReport",
     "Checkpoint",
     "CorruptError",
+    "Difference",
     "KeyMap",
     "MismatchError",
     "NoInverseError",
@@ -119,6 +122,7 @@ __all__ = [
     "build_shell",
     "check",
     "delete_adapter",
+    "diff",
     "disable_adapter",
     "fill",
     "from_pretrained",

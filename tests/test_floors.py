@@ -27,7 +27,7 @@ FLOORS = [
     },
     {"formats", "index", "references", "shard", "shell", "walker", "writing"},
     {"checkpoint", "saving"},
-    {"plan", "targets", "diagnosis", "verification"},
+    {"plan", "targets", "diagnosis", "verification", "difference"},
     {"rehearsal", "stand_in", "ties", "report", "joins"},
     {"comparison", "finish", "remote_code"},
     {"stream", "tokenizer"},

@@ -1,8 +1,8 @@
-"""The command line: `shardload demo`, `load`, `inspect`, `chat`, `trust`, `verify`.
+"""The command line: one file a command.
 
-Data goes to stdout, messages and progress to stderr. Exit codes: 0 ok, 1 checkpoint and model disagree or a repo's
-code failed, 2 usage or I/O, 4 unsafe or corrupt, 70 a defect of shardload, 130 interrupted, 141 the reader of
-stdout has gone.
+Data goes to stdout, messages and progress to stderr. Exit codes: 0 ok, 1 checkpoint and model (or two checkpoints)
+disagree or a repo's code failed, 2 usage or I/O, 3 curable by a key map, 4 unsafe or corrupt, 70 a defect of
+shardload, 130 interrupted, 141 the reader of stdout has gone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shardload.errors import RemoteCodeError, ShardloadError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("chat", "demo", "inspect", "load", "trust", "verify")
+COMMANDS = ("chat", "demo", "diff", "inspect", "load", "trust", "verify")
 INTERRUPTED = 130
 READER_GONE = 141
 DEFECT = 70

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
+from shardload.cli import COMMANDS
 from tests.cli.conftest import COMMAND
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "load"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_help_has_an_example_and_costs_no_torch(command):
     code = (
         "import sys\n"
@@ -28,12 +29,8 @@ def test_each_help_has_an_example_and_costs_no_torch(command):
 def test_help_lists_the_commands(run_cli):
     done = run_cli("--help")
     assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.split("Commands:\n")[1].splitlines()[:4]] == [
-        "chat",
-        "demo",
-        "inspect",
-        "load",
-    ]
+    listed = done.stdout.split("Commands:\n")[1].split("\n\n")[0]
+    assert tuple(line.split()[0] for line in listed.splitlines()) == COMMANDS
 
 
 def test_version(run_cli):
