@@ -91,17 +91,18 @@ class Checkpoint:
         expected = self.identities.get(ref.shard)
         return read_tensor(self.source.open(ref.shard), ref, region, expected, self._mappings)
 
-    def read_derived(self, tensor: Derived) -> torch.Tensor:
+    def read_derived(self, tensor: Derived, *, copy: bool = False) -> torch.Tensor:
         """Return what a key map makes of stored tensors (`KeyMap.map_headers(checkpoint.tensors)`).
 
         A part or a transpose of a local file's tensor is a view of the mapped file; what is put together is a copy.
+        With `copy=True` nothing is mapped.
         """
         from shardload.keymap.assembly import assemble
         from shardload.shard import read_tensor
 
         def read(ref: TensorRef) -> torch.Tensor:
             expected = self.identities.get(ref.shard)
-            return read_tensor(self.source.open(ref.shard), ref, None, expected, self._mappings)
+            return read_tensor(self.source.open(ref.shard), ref, None, expected, self._mappings, copy=copy)
 
         return assemble(tensor, read)
 

@@ -84,7 +84,7 @@ def fill(
         before = sampler.sample()
         target.prepare(shell.model)
         references = References(shell.model)
-        compare_stored_copies(shell, comparison.plan, checkpoint)
+        compare_stored_copies(shell, comparison.plan, checkpoint, copy=copy)
         with verified or nullcontext():
             filled = stream(comparison, target, copy=copy, progress=progress, verified=verified)
         report.notes += finish(shell, filled, verdict.missing, target, lambda: references.renew(undo))

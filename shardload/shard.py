@@ -165,10 +165,12 @@ def read_tensor(
     region: Region | None,
     expected: FileIdentity | None = None,
     mappings: Mappings | None = None,
+    *,
+    copy: bool = False,
 ) -> torch.Tensor:
     """Return one tensor of a file, or a region of it: see `Checkpoint.read`."""
     if region is None:
-        with Shard(file.local_path(), expected=expected, mappings=mappings) as shard:
+        with Shard(file.local_path(), copy=copy, expected=expected, mappings=mappings) as shard:
             return shard.tensor(ref)
     _check_region(region, ref)
     dtype = torch_dtype(ref)

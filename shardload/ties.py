@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from shardload.shell import Shell
 
 
-def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint) -> None:
+def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint, *, copy: bool = False) -> None:
     """Raise MismatchError when a tied parameter is stored twice with different values; before anything is assigned.
 
-    Copies that are one span of one file (a pickle that kept the tie) are not read.
+    Copies that are one span of one file (a pickle that kept the tie) are not read. With `copy=True` no file is mapped.
     """
     if not shell.ties:
         return
@@ -30,7 +30,7 @@ def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint) -> N
     for group in shell.ties:
         copies = [(name, stored[name]) for name in group if name in stored]
         for (first_name, first), (second_name, second) in pairwise(copies):
-            if not _equal(first, second, checkpoint):
+            if not _equal(first, second, checkpoint, copy):
                 raise MismatchError(
                     f"{first_name} and {second_name} are one parameter in the model, and differ in the checkpoint",
                     where=f"{first.shard}, {second.shard} of {checkpoint.label}",
@@ -39,10 +39,11 @@ def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint) -> N
                 )
 
 
-def _equal(first: Derived, second: Derived, checkpoint: Checkpoint) -> bool:
+def _equal(first: Derived, second: Derived, checkpoint: Checkpoint, copy: bool) -> bool:
     if _place_in_file(first) == _place_in_file(second):
         return True
-    return same_bytes(checkpoint.read_derived(first), checkpoint.read_derived(second))
+    one, other = (checkpoint.read_derived(tensor, copy=copy) for tensor in (first, second))
+    return same_bytes(one, other)
 
 
 def _place_in_file(tensor: Derived) -> object:

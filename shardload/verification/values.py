@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shardload.shard import Shard
+from shardload.errors import CorruptError
+from shardload.shard import torch_dtype
 from shardload.verification.report import ValueFinding
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shardload.checkpoint import Checkpoint
     from shardload.progress import ProgressMeter
+    from shardload.sources.source import SourceFile
     from shardload.tensor_ref import TensorRef
 
 _CHUNK = 2**20  # elements
@@ -22,7 +26,7 @@ _SMALL_FLOATS = 1  # bytes an element: torch has few operations for these
 def screen_values(checkpoint: Checkpoint, meter: ProgressMeter) -> list[ValueFinding]:
     """Return what is odd in the tensors, in file order: NaN, Inf, matrices of zeros, tails of a page of zeros or more.
 
-    One tensor is looked at at a time, a few MB of it; mapped pages are let go again.
+    A few MB are read at a time and nothing is mapped, so a file that is cut meanwhile is an error and no signal.
     """
     found: list[ValueFinding] = []
     by_shard: dict[str, list[TensorRef]] = {}
@@ -30,38 +34,52 @@ def screen_values(checkpoint: Checkpoint, meter: ProgressMeter) -> list[ValueFin
         by_shard.setdefault(ref.shard, []).append(ref)
     for name, refs in by_shard.items():
         meter.shard(name)
-        path = checkpoint.source.open(name).local_path()
-        with Shard(path, expected=checkpoint.identities.get(name)) as shard:
-            for ref in refs:
-                found += _screen(ref, shard.tensor(ref))
-                shard.release(ref)
-                meter.tensor(ref.nbytes)
+        file = checkpoint.source.open(name)
+        for ref in refs:
+            found += _screen(ref, file)
+            meter.tensor(ref.nbytes)
     return found
 
 
-def _screen(ref: TensorRef, tensor: torch.Tensor) -> list[ValueFinding]:
-    flat = tensor.reshape(-1)
-    if flat.numel() == 0:
-        return []
-    nan = inf = 0
-    if flat.dtype.is_floating_point or flat.dtype.is_complex:
-        for start in range(0, flat.numel(), _CHUNK):
-            chunk = flat[start : start + _CHUNK]
-            if flat.dtype.itemsize == _SMALL_FLOATS:
-                chunk = chunk.float()
-            if not bool(torch.isfinite(chunk).all()):
-                nan += int(torch.isnan(chunk).sum())
-                inf += int(torch.isinf(chunk).sum())
-    kinds = [("NaN", nan, flat.numel()), ("Inf", inf, flat.numel())]
-    zeros = _trailing_zeros(flat)
-    nbytes = flat.numel() * flat.dtype.itemsize
-    if zeros == nbytes:
+def _screen(ref: TensorRef, file: SourceFile) -> list[ValueFinding]:
+    """Look at a tensor's bytes in the file: of a view with strides, at all that it spans."""
+    numel = ref.span.nbytes // torch_dtype(ref).itemsize
+    nan = inf = zeros = 0
+    for chunk in _chunks(ref, file):
+        if (chunk.dtype.is_floating_point or chunk.dtype.is_complex) and not _all_finite(chunk):
+            nan += int(torch.isnan(_wide(chunk)).sum())
+            inf += int(torch.isinf(_wide(chunk)).sum())
+        trailing = _trailing_zeros(chunk)
+        zeros = zeros + trailing if trailing == chunk.nbytes else trailing
+    kinds = [("NaN", nan, numel), ("Inf", inf, numel)]
+    if numel and zeros == ref.span.nbytes:
         # Biases are zero from the start; a matrix of more than one row is not.
         is_matrix = len(ref.shape) > 1 and min(ref.shape) > 1
-        kinds.append(("all zero", flat.numel() if is_matrix else 0, flat.numel()))
+        kinds.append(("all zero", numel if is_matrix else 0, numel))
     elif zeros >= _TAIL:
-        kinds.append(("zero tail", zeros, nbytes))
+        kinds.append(("zero tail", zeros, ref.span.nbytes))
     return [ValueFinding(ref.name, ref.shard, kind, count, of) for kind, count, of in kinds if count]  # type: ignore[arg-type]
+
+
+def _chunks(ref: TensorRef, file: SourceFile) -> Iterator[torch.Tensor]:
+    dtype = torch_dtype(ref)
+    step = _CHUNK * dtype.itemsize
+    for start in range(ref.span.start, ref.span.stop, step):
+        wanted = min(step, ref.span.stop - start)
+        raw = file.read_at(start, wanted)
+        if len(raw) != wanted:
+            raise CorruptError(
+                f"{ref.shard} ends inside {ref.name!r}", where=ref.shard, cure="fetch the file again"
+            )
+        yield torch.frombuffer(bytearray(raw), dtype=dtype)
+
+
+def _wide(chunk: torch.Tensor) -> torch.Tensor:
+    return chunk.float() if chunk.dtype.itemsize == _SMALL_FLOATS else chunk
+
+
+def _all_finite(chunk: torch.Tensor) -> bool:
+    return bool(torch.isfinite(_wide(chunk)).all())
 
 
 def _trailing_zeros(flat: torch.Tensor) -> int:
