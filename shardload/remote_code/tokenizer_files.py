@@ -7,6 +7,7 @@ import posixpath
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, NotFoundError
+from shardload.index import distinct_keys
 from shardload.remote_code.shim._special_tokens import ATTRIBUTES, AddedToken, as_token
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ _NOT_ARGUMENTS = ("auto_map", "tokenizer_class", "tokenizer_file", "init_inputs"
 
 
 def read_json(source: Source, name: str) -> dict[str, Any] | None:
-    """Return a JSON object of the repo, or None when it has no such file. Raises CorruptError."""
+    """Return a JSON object of the repo, or None when it has no such file. Raises CorruptError, also for a key twice."""
     if name not in source.names():
         return None
     where = f"{source.label}/{name}"
     try:
-        document = json.loads(_text(source, name))
+        document = json.loads(_text(source, name), object_pairs_hook=distinct_keys)
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{name} is no JSON: {error}", where=where) from error
     if not isinstance(document, dict):
