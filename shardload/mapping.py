@@ -52,6 +52,12 @@ def forget_pages(buffer: Buffer, start: int, stop: int) -> None:
         libc.madvise(ctypes.addressof(buffer) + first, length, mmap.MADV_DONTNEED)
 
 
+def advise(address: int, length: int, advice: int) -> bool:
+    """Tell the kernel something about whole pages of memory (madvise(2)); False where it does not know it."""
+    libc = _libc()
+    return libc is not None and libc.madvise(address, length, advice) == 0
+
+
 _loaded: list[ctypes.CDLL] = []
 
 

@@ -141,10 +141,11 @@ class Shard:
             flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=ref.span.start)
         return flat.view(ref.shape) if ref.strides is None else flat.as_strided(ref.shape, ref.strides)
 
-    def release(self, ref: TensorRef) -> None:
-        """Let go of the pages that hold `ref` alone; they are read from the file again if they are wanted."""
+    def release(self, ref: TensorRef, first: int = 0, stop: int | None = None) -> None:
+        """Let go of the pages that hold these bytes of `ref` alone; they are read again if they are wanted."""
         if self._map is not None:
-            forget_pages(self._map, *ref.span)
+            end = ref.span.stop if stop is None else ref.span.start + stop
+            forget_pages(self._map, ref.span.start + first, end)
 
 
 def torch_dtype(ref: Derived) -> torch.dtype:

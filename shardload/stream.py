@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,15 +21,18 @@ from shardload.rehearsal import failure, faults_of
 from shardload.report import ShardRow
 from shardload.shard import Shard
 from shardload.stand_in import StandIns
+from shardload.targets.target import OverlappingTarget
 from shardload.walker import Root, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from typing_extensions import Self
+
     from shardload.comparison import Comparison
     from shardload.plan import Fault
     from shardload.progress import ProgressOption
-    from shardload.targets.target import Target
+    from shardload.targets.target import Release, Target
     from shardload.tensor_ref import TensorRef
     from shardload.verification import VerifiedWhileLoading
 
@@ -50,8 +54,11 @@ def stream(
     by_shard = _by_shard(comparison)
     total = sum(ref.nbytes for pairs in by_shard.values() for _, ref in pairs)
     report = comparison.report
-    with ProgressMeter(progress, total) as meter, ReadAhead() as ahead:
-        carrier = _Stream(comparison, target, copy, ahead, verified)
+    with (
+        ProgressMeter(progress, total) as meter,
+        ReadAhead() as ahead,
+        _Stream(comparison, target, copy, ahead, verified) as carrier,
+    ):
         for name, pairs in by_shard.items():
             started = time.perf_counter()
             meter.shard(name)
@@ -93,6 +100,7 @@ class _Stream:
     ) -> None:
         self.comparison = comparison
         self.target = target
+        self.overlapping = target if isinstance(target, OverlappingTarget) else None
         self.copy = copy
         self.filled: set[str] = set()
         self.loaded = 0
@@ -111,6 +119,13 @@ class _Stream:
         }
         self.roots = {root.prefix: root for root in comparison.zones.roots}
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.overlapping:
+            self.overlapping.close()
+
     def shard(self, name: str, pairs: Pairs, meter: ProgressMeter) -> None:
         """Load one shard: plain modules tensor by tensor, subtrees with their own loaders once they are complete."""
         checkpoint = self.comparison.checkpoint
@@ -120,24 +135,32 @@ class _Stream:
         with Shard(path, copy=self.copy, expected=checkpoint.identities.get(name)) as shard:
             shard.read_ahead(self.ahead)
             for key, ref in pairs:
-                stored: torch.Tensor | None = shard.tensor(ref)
+                read = shard.tensor(ref)
+                stored: torch.Tensor | None = read
+                release: Release | None = partial(shard.release, ref)
                 if key in self.joins:
-                    stored = self.joins.take(key, ref, shard.tensor(ref))
+                    stored = self.joins.take(key, ref, read)
                     shard.release(ref)
-                if stored is not None and self._deliver(key, stored) is not stored:
-                    shard.release(ref)
+                    release = None
+                if stored is not None:
+                    self._deliver(key, stored, release)
                 meter.tensor(ref.nbytes)
+            if self.overlapping:
+                self.overlapping.wait()
 
     def without_parts(self) -> None:
         """Load tensors that a key map makes of nothing that is stored."""
         for key, tensor in self.joins.without_parts():
-            self._deliver(key, tensor)
+            self._deliver(key, tensor, None)
+        if self.overlapping:
+            self.overlapping.wait()
 
-    def _deliver(self, key: str, stored: torch.Tensor) -> torch.Tensor | None:
+    def _deliver(self, key: str, stored: torch.Tensor, release: Release | None) -> None:
         """Load a tensor of a plain module; keep one of a subtree with its own loader until the last has come."""
         root = self.comparison.zones.root_of(key)
         if root is None:
-            return self._load(key, stored)
+            self._load(key, stored, release)
+            return
         if key in self.comparison.plan.copied:
             stored = stored.clone()
         elif key in self.comparison.plan.turned:
@@ -146,7 +169,6 @@ class _Stream:
         self.waiting[root] -= 1
         if self.waiting[root] == 0:
             self._walk(self.roots[root])
-        return stored
 
     def roots_without_tensors(self) -> None:
         """Run loaders that were handed no tensor: an extra state, or keys that they may do without."""
@@ -154,17 +176,21 @@ class _Stream:
             if _tensor_count(self.comparison.plan.handed[prefix]) == 0:
                 self._walk(root)
 
-    def _load(self, key: str, stored: torch.Tensor) -> torch.Tensor | None:
+    def _load(self, key: str, stored: torch.Tensor, release: Release | None) -> None:
         """Place and assign one tensor of a plain module; a second copy of a tied one, compared before, is left out."""
         if self.filled.intersection(self.tied.get(key, ())):
             self.loaded += 1
-            return None
-        placed = self.target.place(key, stored)
+            return
+        if self.overlapping:
+            placed = self.overlapping.begin(key, stored, release)
+        else:
+            placed = self.target.place(key, stored)
+            if placed is not stored and release is not None:
+                release(0, stored.nbytes)
         if placed is stored and key in self.comparison.plan.copied:
             placed = stored.clone()
         self._assign(key, placed)
         self._count(key, stored.dtype)
-        return placed
 
     def _count(self, key: str, dtype: torch.dtype) -> None:
         self.filled.add(key)

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from shardload.casting import Casts
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from shardload.targets.target import Release
 
 _CASTABLE = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
@@ -26,14 +29,43 @@ class OnDevice:
     def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> None:
         self.device = _device(device)
         self.dtype = dtype
+        self._casts = Casts()
 
     def prepare(self, model: nn.Module) -> None:
         """Change nothing."""
 
     def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return `stored` cast and moved; the same object where neither is needed."""
-        dtype = self.dtype if stored.dtype in _CASTABLE else None
-        return stored.to(device=self.device, dtype=dtype)
+        dtype = self._wanted(stored)
+        if not self._casts_here(stored, dtype):
+            return stored.to(device=self.device, dtype=dtype)
+        placed = self._casts.begin(stored, dtype)
+        self._casts.wait()
+        return placed
+
+    def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
+        """Return what `place` returns, before a cast on the CPU is done."""
+        dtype = self._wanted(stored)
+        if self._casts_here(stored, dtype):
+            return self._casts.begin(stored, dtype, release)
+        placed = self.place(key, stored)
+        if placed is not stored and release is not None:
+            release(0, stored.nbytes)
+        return placed
+
+    def wait(self) -> None:
+        """Return when every cast is done."""
+        self._casts.wait()
+
+    def close(self) -> None:
+        """End the threads that cast."""
+        self._casts.close()
+
+    def _wanted(self, stored: torch.Tensor) -> torch.dtype:
+        return self.dtype if self.dtype is not None and stored.dtype in _CASTABLE else stored.dtype
+
+    def _casts_here(self, stored: torch.Tensor, dtype: torch.dtype) -> bool:
+        return dtype != stored.dtype and self.device.type == stored.device.type == "cpu"
 
     def finish(self, model: nn.Module) -> None:
         """Move the buffers that the class computed."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+Release = Callable[[int, int], None]
+"""Lets go of the bytes of a stored tensor between two offsets: they have been used. Called on any thread."""
 
 
 class Target(Protocol):
@@ -20,3 +25,21 @@ class Target(Protocol):
 
     def finish(self, model: nn.Module) -> None:
         """Bring along what was not loaded, such as computed buffers, once all weights are in."""
+
+
+@runtime_checkable
+class OverlappingTarget(Target, Protocol):
+    """A target that may still work on one tensor while the next is placed."""
+
+    def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
+        """Return what `place` returns, perhaps before it holds its values: nobody looks at them before `wait`.
+
+        `release`, if there is one, is called for bytes of `stored` that were copied, and never for a tensor that is
+        returned as it is.
+        """
+
+    def wait(self) -> None:
+        """Return when everything that was begun holds its values. Raises what went wrong."""
+
+    def close(self) -> None:
+        """Give up what is still being worked on, and threads; also called after an error."""
