@@ -153,6 +153,8 @@ def _install() -> None:
             _replace(nn.init, name, _free_on_meta(getattr(nn.init, name)))
         _replace(nn.Module, "__init__", _noted(nn.Module.__init__))
         _replace(nn.Parameter, "device", property(_device_of))
+        for name in ("to", "cpu", "cuda"):
+            _replace(torch.Tensor, name, _moved_on_meta(getattr(torch.Tensor, name)))
 
 
 def _uninstall() -> None:
@@ -249,6 +251,24 @@ def _apply_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Modul
         return original(self, safe, recurse)
 
     return apply
+
+
+def _moved_on_meta(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Let a tensor on meta stay there when it is moved, keeping the dtype that is asked for.
+
+    Constructors that quantize move weights, and what they computed from them, from device to device.
+    """
+
+    @functools.wraps(original)
+    def moved(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if _current() is None or torch.Tensor.device.__get__(self).type != "meta":
+            return original(self, *args, **kwargs)
+        asked = [*args, *kwargs.values()]
+        other = next((one.dtype for one in asked if isinstance(one, torch.Tensor)), self.dtype)
+        dtype = next((one for one in asked if isinstance(one, torch.dtype)), other)
+        return self if dtype == self.dtype else self.type(dtype)
+
+    return moved
 
 
 def _to_empty_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -153,6 +153,32 @@ def test_a_table_on_the_device_of_a_weight_is_real():
     assert model.weight.device.type == "meta", "outside of a constructor the device is what it is"
 
 
+class Quantized(nn.Module):
+    """A linear layer that quantizes another one's weight, moving it from device to device as published code does."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        whole = nn.Linear(6, 4)
+        weight = whole.weight.to(device)
+        scale = (weight.abs().max(dim=-1).values / 7).cpu()
+        self.weight = nn.Parameter(
+            torch.round(weight.cpu() / scale[:, None]).to(device, torch.int8), requires_grad=False
+        )
+        self.scale = nn.Parameter(scale.to(torch.empty(0, dtype=torch.float16)), requires_grad=False)
+        self.bias = nn.Parameter(whole.bias.to(device), requires_grad=False)
+        self.real = torch.ones(2).to(device)
+
+
+def test_a_constructor_that_quantizes_moves_nothing_to_a_device():
+    model, real = build_shell(lambda: Quantized("cpu")).model, Quantized("cpu")
+    assert {name: (p.shape, p.dtype, p.device.type) for name, p in model.named_parameters()} == {
+        name: (p.shape, p.dtype, "meta") for name, p in real.named_parameters()
+    }
+    assert not model.real.is_meta
+    with pytest.raises(NotImplementedError):
+        torch.empty(1, device="meta").cpu()  # torch is as it was
+
+
 def test_a_buffer_that_is_computed_from_a_weight_is_refused_at_once():
     class Derived(nn.Module):
         def __init__(self) -> None:

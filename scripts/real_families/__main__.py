@@ -2,10 +2,11 @@
 
     python scripts/real_families FOLDER [--oracle PYTHON] [--output TABLE.md] [--only NAME …]
 
-FOLDER holds one folder a repo, each with `config.json` (scaled down) and the repo's own .py files. Weights are
-random, in 7 shards, once as .bin and once as .safetensors, stored in the config's `torch_dtype`. The oracle is
-the same class, built on the CPU and filled by `load_state_dict(assign=True)`. The code's own requirements (einops,
-numpy, accelerate …) must be importable. PYTHON is an interpreter with transformers 4.41.2, for what is generated.
+FOLDER holds one folder a repo, each with `config.json` (scaled down) and the repo's own .py files; `inputs.json` says
+what a forward pass is given where that is not token ids (`Family.inputs`). Weights are random, in 7 shards, once as
+.bin and once as .safetensors, stored in the config's `torch_dtype`. The oracle is the same class, built on the CPU
+and filled by `load_state_dict(assign=True)`. The code's own requirements (einops, numpy, accelerate …) must be
+importable. PYTHON is an interpreter with transformers 4.41.2, for what is generated.
 
 A step is a function of a Family that returns the text of its cell and raises what went wrong; each file of steps
 has them in `STEPS`, by column.
@@ -65,24 +66,24 @@ def main() -> int:
         beside = "not installed"
 
     repos = sorted(path.parent for path in arguments.folder.glob("*/config.json"))
-    checked = [
-        check(repo, arguments.oracle) for repo in repos if not arguments.only or repo.name in arguments.only
-    ]
     header = ("repo", "its transformers is", *STEPS)
     lines = [
         f"torch {torch.__version__}, Python {sys.version.split()[0]}, transformers: {beside}",
         "",
-        *(
-            f"| {' | '.join(cells)} |"
-            for cells in (header, ["---"] * len(header), *(row for row, _, _ in checked))
-        ),
-        "",
+        *(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header))),
     ]
-    print("\n".join(lines))
-    print("".join(details for _, _, details in checked), file=sys.stderr)
+    print("\n".join(lines), flush=True)
+    verdicts = []
+    for repo in repos:
+        if not arguments.only or repo.name in arguments.only:
+            cells, good, details = check(repo, arguments.oracle)
+            verdicts.append(good)
+            lines.append(f"| {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+            print(details, end="", file=sys.stderr, flush=True)
     if arguments.output:
-        arguments.output.write_text("\n".join(lines), encoding="utf-8")
-    return 0 if checked and all(good for _, good, _ in checked) else 1
+        arguments.output.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return 0 if verdicts and all(verdicts) else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""One repo: its code, random weights for it in both formats, and the oracle."""
+"""One repo: its code, random weights for it in both formats, its inputs, and the oracle."""
 
 from __future__ import annotations
 
 import copy
 import ctypes
+import inspect
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ class Family:
         self.folder = folder
         self.work = work
         self.config_json = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        described = folder / "inputs.json"
+        self.described = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+        self.method = self.described.pop("_method", "forward")
         self.served_by: str | None = None
 
     def import_class(self) -> str:
@@ -59,6 +63,15 @@ class Family:
         for kind, suffix in (("pytorch_model", "bin"), ("model", "safetensors")):
             self._write(self.work / suffix, kind, suffix)
         return f"ok, {len(self.state)} tensors"
+
+    def shell(self) -> str:
+        """Build the class as a shell: every parameter takes no memory."""
+        shell = shardload.build_shell(lambda: self.resolved.make(copy.deepcopy(self.config)))
+        parameters = list(shell.model.parameters())
+        real = [name for name, value in shell.model.named_parameters() if not value.is_meta]
+        if real:
+            raise ValueError(f"real parameters: {', '.join(real)}")
+        return f"ok, {len(parameters)} on meta"
 
     def make_oracle(self) -> nn.Module:
         """Return the class built on the CPU and filled by torch."""
@@ -100,13 +113,59 @@ class Family:
             ids[0, 5:7] = torch.tensor([self.config_json["gmask_token_id"], self.config_json["bos_token_id"]])
         return ids
 
+    def inputs(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """Return what a forward pass is given: token ids, or what the repo's inputs.json describes.
+
+        There a list is a tensor of ids, {"shape": …} random numbers of the dtype, and anything else itself.
+        """
+        if not self.described:
+            return {"input_ids": self.ids()}
+        generator = torch.Generator().manual_seed(3)
+        dtype = dtype or next(self.oracle.parameters()).dtype
+        made: dict[str, Any] = {}
+        for name, value in self.described.items():
+            if isinstance(value, dict):
+                made[name] = torch.randn(value["shape"], generator=generator).to(dtype)
+            else:
+                made[name] = torch.tensor(value) if isinstance(value, list) else value
+        return made
+
+    def call(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> Any:
+        """Run the model's forward pass with those of the options that it takes, and return its output."""
+        method = getattr(model, self.method)
+        taken = inspect.signature(method).parameters
+        every = any(one.kind is one.VAR_KEYWORD for one in taken.values())
+        return method(**inputs, **{name: value for name, value in options.items() if every or name in taken})
+
+    def takes(self, model: nn.Module, *names: str) -> bool:
+        """Whether the model's forward pass names these arguments."""
+        return set(names) <= set(inspect.signature(getattr(model, self.method)).parameters)
+
     def loss(self, model: nn.Module) -> torch.Tensor:
-        """Return the model's own loss; where it has none, that of predicting each next token."""
-        output = model(self.ids(), labels=self.ids(), return_dict=True)
+        """Return the model's own loss; where it has none, that of predicting each next token, or the squares' sum."""
+        inputs = self.inputs(torch.float32)
+        ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))
+        labels = {"labels": ids} if self.takes(model, "labels") else {}
+        output = self.call(model, {**inputs, **labels}, return_dict=True)
         if getattr(output, "loss", None) is not None:
             return output.loss
-        logits = output.logits[:, :-1].float()
-        return functional.cross_entropy(logits.flatten(0, 1), self.ids()[0, 1:])
+        if getattr(output, "logits", None) is not None and ids is not None and not ids.is_floating_point():
+            logits = output.logits[:, :-1].float()
+            return functional.cross_entropy(logits.flatten(0, 1), ids[0, 1:])
+        return sum(value.float().square().sum() for value in tensors(output).values() if value.requires_grad)
+
+
+def tensors(output: Any, name: str = "output") -> dict[str, torch.Tensor]:
+    """Return every tensor in an output by its place: tuples, dictionaries and outputs are opened."""
+    if isinstance(output, torch.Tensor):
+        return {name: output}
+    if isinstance(output, dict):
+        pairs = list(output.items())
+    elif isinstance(output, (tuple, list)):
+        pairs = list(enumerate(output))
+    else:  # a cache, a distribution …
+        pairs = [(key, value) for key, value in getattr(output, "__dict__", {}).items() if key != "config"]
+    return {place: value for key, one in pairs for place, value in tensors(one, f"{name}.{key}").items()}
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -24,7 +24,11 @@ dynamic_module_utils.check_imports = dynamic_module_utils.get_relative_imports
 
 def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> Any:
     """Return the new tokens, or a text that says how generation failed."""
-    ids = torch.tensor(question["ids"])
+    ids = torch.tensor(settings.pop("_ids", question["ids"]))
+    if "_mask" in settings:
+        settings["attention_mask"] = torch.tensor(settings.pop("_mask"))
+    if "_dtype" in settings:
+        model.to(getattr(torch, settings.pop("_dtype")))
     base = "max_new_tokens" not in type(model).generate.__code__.co_varnames
     pad = {"pad_token_id": 0} if base else {}
     torch.manual_seed(5)

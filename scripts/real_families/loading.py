@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from family import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,39 +15,73 @@ if TYPE_CHECKING:
 
 
 def logits(family: Family, suffix: str) -> str:
-    """Compare the logits of a plain forward pass."""
+    """Compare all that a plain forward pass returns: logits, caches, features."""
     model = family.load(suffix)
     with torch.no_grad():
-        expected, got = (m(family.ids(), return_dict=True).logits for m in (family.oracle, model))
-    return same({"logits": expected}, {"logits": got}) + f", {str(got.dtype).removeprefix('torch.')}"
+        expected, got = (
+            tensors(family.call(m, family.inputs(), return_dict=True)) for m in (family.oracle, model)
+        )
+    first = next(iter(got.values()))
+    return same(expected, got) + f", {str(first.dtype).removeprefix('torch.')}"
 
 
 def outputs(family: Family) -> str:
     """Compare hidden states and the tuple that `return_dict=False` gives."""
-    results = []
+    results, beside = [], ""
     for model in (family.oracle, family.load("bin")):
+        results.append({})
         with torch.no_grad():
-            full = model(family.ids(), output_hidden_states=True, return_dict=True)
-            plain = model(family.ids(), return_dict=False)
-        shape = f"; return_dict=False gives a {type(plain).__name__}" * (type(plain) is not tuple)
-        states = full.hidden_states
-        states = states if isinstance(states, tuple) else (states,)
-        results.append({"logits": plain[0] if shape == "" else plain.logits})
-        results[-1] |= {f"hidden {n}": h for n, h in enumerate(states)}
-    return same(*results) + shape
+            if family.takes(model, "output_hidden_states"):
+                try:
+                    full = family.call(model, family.inputs(), output_hidden_states=True, return_dict=True)
+                    results[-1] |= tensors(full)
+                except (TypeError, NotImplementedError) as error:  # the class's own
+                    beside = f"; hidden states: {type(error).__name__} in both" * len(results)
+            if family.takes(model, "return_dict"):
+                try:
+                    plain = family.call(model, family.inputs(), return_dict=False)
+                except NotImplementedError as error:
+                    beside = f"; return_dict=False: {type(error).__name__}"
+                    continue
+                results[-1] |= tensors(plain, "tuple")
+                beside += f"; return_dict=False gives a {type(plain).__name__}" * (
+                    type(plain) is not tuple and len(results) == 1
+                )
+    return f"{same(*results)}{beside}" if results[0] else "the class returns neither"
 
 
 def cache(family: Family) -> str:
     """Decode three tokens with the cache; also compare their logits with a pass without it."""
+    if not generates(family):
+        return "the class does not generate"
     results, ids = [], family.ids()
     for model in (family.oracle, family.load("bin")):
         with torch.no_grad():
-            results.append(decode(model, ids, 3))
+            results.append(decode(family, model, ids, 3))
     verdict = same(*results)
     with torch.no_grad():
-        uncached = family.oracle(results[0]["ids"][:, :-1], return_dict=True).logits[:, -1]
+        whole = results[0]["ids"][:, :-1]
+        uncached = family.oracle(input_ids=whole, **full(family, whole)).logits[:, -1]
     difference = (uncached.float() - results[0]["logits 2"].float()).abs().max().item()
     return f"{verdict}; {difference:.1g} from no cache"
+
+
+def generates(family: Family) -> bool:
+    """Whether the class writes on from token ids with `generate`."""
+    model = family.oracle
+    return (
+        hasattr(model, "can_generate")
+        and model.can_generate()
+        and "prepare_inputs_for_generation" in dir(model)
+        and not model.config.is_encoder_decoder
+        and family.described.get("_generates", True)
+        and not set(family.described) - {"input_ids", "attention_mask", "_generates"}
+    )
+
+
+def full(family: Family, ids: torch.Tensor) -> dict[str, Any]:
+    """Return a mask of ones where the repo's inputs have a mask: some classes can't do without."""
+    return {"attention_mask": torch.ones_like(ids)} if "attention_mask" in family.described else {}
 
 
 def training(family: Family) -> str:
@@ -57,11 +92,14 @@ def training(family: Family) -> str:
         # A new oracle: some code keeps rotary tables of the dtype in which it ran first.
         for model in (family.make_oracle(), family.load("safetensors")):
             model.float().train()
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                return "no parameter of the class is to be trained"
             if way is not None:
                 if not model.supports_gradient_checkpointing:
                     continue
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=way)
-                model.enable_input_require_grads()
+                if "input_ids" in family.inputs(torch.float32):
+                    model.enable_input_require_grads()
                 assert model.is_gradient_checkpointing
             torch.manual_seed(1)
             loss = family.loss(model)
@@ -89,17 +127,18 @@ def on_meta(family: Family) -> str:
     return "nothing"
 
 
-def decode(model: nn.Module, ids: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
-    """Choose the likeliest token `steps` times with the class's own hooks for generation."""
+def decode(family: Family, model: nn.Module, ids: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    """Choose the likeliest token `steps` times with the class's own hooks for generation, as `generate` calls them."""
     kwargs: dict[str, Any] = {"use_cache": True}
+    if "gmask_token_id" not in family.config_json:  # there the class makes its own
+        kwargs["attention_mask"] = torch.ones_like(ids)
     results = {}
     for step in range(steps):
         inputs = model.prepare_inputs_for_generation(ids, **kwargs)
         inputs.setdefault("use_cache", True)
-        output = model(**inputs, return_dict=True)
-        for name in ("position_ids", "attention_mask"):
-            if step == 0 and inputs.get(name) is not None:
-                kwargs[name] = inputs[name]
+        output = family.call(model, inputs, return_dict=True)
+        if step == 0 and "attention_mask" not in kwargs and inputs.get("attention_mask") is not None:
+            kwargs["attention_mask"] = inputs["attention_mask"]
         kwargs = model._update_model_kwargs_for_generation(output, kwargs)
         results[f"logits {step}"] = output.logits[:, -1]
         ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True)], dim=1)
@@ -111,18 +150,24 @@ def same(expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> str
     if expected.keys() != got.keys():
         raise ValueError(f"different tensors: {sorted(expected.keys() ^ got.keys())[:4]}")
     for name, value in expected.items():
-        if not torch.isfinite(value).all():
+        if value.is_floating_point() and not torch.isfinite(value).all() and "logits" in name:
             raise ValueError(f"{name} of the oracle is not finite")
-        if value.dtype != got[name].dtype or not torch.equal(value, got[name]):
+        if value.dtype != got[name].dtype or not equal(value, got[name]):
             raise ValueError(
                 f"{name} differs by {(value.float() - got[name].float()).abs().max().item():.2g}"
             )
     return "equal"
 
 
+def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal, and NaN in the same places (masks and router scores have some)."""
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 STEPS: dict[str, Callable[[Family], str]] = {
     "import": lambda family: family.import_class(),
     "build": lambda family: family.build(),
+    "shell": lambda family: family.shell(),
     ".bin logits": lambda family: logits(family, "bin"),
     ".safetensors logits": lambda family: logits(family, "safetensors"),
     "hidden states, tuples": outputs,

@@ -42,6 +42,19 @@ def test_a_cache_under_its_name_before_4_26(tmp_path):
     assert made.seen[:3] == [5, 1, 1]
 
 
+def test_a_config_of_a_later_release_never_hands_over_past(tmp_path):
+    # That code takes `past` and would be wrong with one: those releases had renamed it, so it got none.
+    old = """
+    def prepare_inputs_for_generation(self, input_ids, past=None, attention_mask=None, **kwargs):
+        assert past is None
+        return {"input_ids": input_ids, "past_key_values": past}
+"""
+    made = model(tmp_path, old)
+    made.config.transformers_version = "4.27.4"
+    assert made.generate(prompt(), max_new_tokens=5)[0].tolist() == likeliest(made, prompt(), 5)
+    assert made.seen[:3] == [5, 6, 7]
+
+
 def test_a_cache_object_made_by_the_model(tmp_path):
     replace = (
         ("past = past_key_values or [None, None]", CACHE_OBJECT),

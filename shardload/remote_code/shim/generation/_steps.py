@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 import torch
@@ -69,8 +70,9 @@ class StepsMixin:
         """Return the next forward pass's keyword arguments from the class's own hook."""
         prepare = self.prepare_inputs_for_generation
         names = parameters(prepare)
-        if "past" in names and "past_key_values" not in names:
-            # Code before 4.26 has the cache under this name.
+        if "past" in names and "past_key_values" not in names and _knows_past(self.config):
+            # Later releases hand the cache over under its new name only: code that takes the old one, written for
+            # them, has never run with a cache, and some of it is wrong with one.
             cache = model_kwargs.get("past_key_values", model_kwargs.get("past"))
             model_kwargs = {**model_kwargs, "past": cache}
             model_kwargs.pop("past_key_values", None)
@@ -187,3 +189,9 @@ def cache_length(cache: Any) -> int:
         return int(cache[0][0].shape[-2])
     except (TypeError, IndexError, KeyError, AttributeError):
         return 0
+
+
+def _knows_past(config: Any) -> bool:
+    """Whether the config was saved by a release before 4.26, which had the cache under the name `past`."""
+    version = re.match(r"(\d+)\.(\d+)", str(getattr(config, "transformers_version", None) or "4.25"))
+    return version is None or (int(version[1]), int(version[2])) < (4, 26)
