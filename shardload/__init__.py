@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         delete_adapter,
         disable_adapter,
         load_adapter,
+        save_adapter,
         set_adapter,
         trainable_parameters,
     )
@@ -59,6 +60,7 @@ _HOMES = {
         "delete_adapter",
         "disable_adapter",
         "load_adapter",
+        "save_adapter",
         "set_adapter",
         "trainable_parameters",
     ),
@@ -133,6 +135,7 @@ __all__ = [
     "report_of",
     "resolve_class",
     "save",
+    "save_adapter",
     "set_adapter",
     "trainable_parameters",
     "verify",

@@ -13,7 +13,7 @@ AccessError AdapterReport Checkpoint CorruptError Difference KeyMap MismatchErro
 NotFoundError OnDevice Progress RemoteCodeError Report ShardloadError Shell Slot TensorRef UnsafeError
 UnsupportedError UntrustedCodeError UsageError Verification active_adapters adapter_batch attach_lora build_shell
 check delete_adapter diff disable_adapter fill from_pretrained load_adapter load_config load_tokenizer open_checkpoint
-report_of resolve_class save set_adapter trainable_parameters verify
+report_of resolve_class save save_adapter set_adapter trainable_parameters verify
 """.split()
 
 

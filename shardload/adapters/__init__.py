@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shardload import saving
 from shardload.adapters.adapter import AdapterFile, AdapterFormat
+from shardload.adapters.adapter_folder import save_adapter
 from shardload.adapters.adapter_report import AdapterFault, AdapterReport
 from shardload.adapters.attach import (
     activate,
@@ -55,6 +56,7 @@ __all__ = [
     "format_of",
     "load_adapter",
     "open_adapter",
+    "save_adapter",
     "set_adapter",
     "trainable_parameters",
 ]
@@ -136,6 +138,8 @@ def _attach(
     report.trainable = wishes.trainable
     check_owner(model, match)
     values = read_judged(file, match, report, dtype=wishes.dtype)
-    attach_values(model, name, values, trainable=wishes.trainable).report = report
+    attached = attach_values(model, name, values, trainable=wishes.trainable)
+    attached.report = report
+    attached.config = file.config if content.format.startswith("PEFT") else None
     report.active = name in active_adapters(model)
     return report

@@ -31,7 +31,7 @@ class AdapterRow:
 class AdapterFault:
     """One thing in which file and model, or file and config, disagree.
 
-    `kind` is one of "unexpected", "missing", "shape", "rank", "duplicate", "config", "ambiguous" (a
+    `kind` is one of "unexpected", "missing", "shape", "rank", "duplicate", "config", "ambiguous", "base" (a
     MismatchError), "unsupported" (UnsupportedError), "empty", "not finite", "dtype" (CorruptError).
     """
 

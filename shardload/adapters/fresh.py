@@ -21,7 +21,7 @@ from shardload.adapters.layers import kind_of
 from shardload.adapters.match import match_adapter
 from shardload.adapters.resolve import ModuleIndex, tensor_of
 from shardload.adapters.settings import PeftSettings, read_settings
-from shardload.adapters.targets import Targets
+from shardload.adapters.targets import targets_of
 from shardload.adapters.values import AdapterValues, LayerValues
 from shardload.errors import CorruptError, UsageError
 from shardload.gc_pause import gc_paused
@@ -179,13 +179,7 @@ class _Fresh:
     def content(self) -> AdapterContent:
         """Return the layers and tensors that the settings ask for."""
         index = ModuleIndex(self.model)
-        targets = Targets(
-            targets=_names(self.config["target_modules"]),
-            exclude=_names(self.config["exclude_modules"]),
-            layers=tuple(self.config["layers_to_transform"] or ()),
-            layers_pattern=tuple(self.config["layers_pattern"] or ()),
-            whole=self.settings.whole_modules,
-        )
+        targets = targets_of(self.config)
         paths = targets.choose(self.model, index)
         loras: dict[int, LoraEntry] = {}
         for path in paths:
@@ -289,10 +283,6 @@ class _Fresh:
                 yield AdapterRow(
                     "", target, tuple(tensor.shape), CODES[tensor.dtype], found.reading.term.scale
                 )
-
-
-def _names(given: Any) -> str | tuple[str, ...]:
-    return given if isinstance(given, str) else tuple(given or ())
 
 
 def _ref(name: str, shape: tuple[int, ...], dtype: str = "F32") -> TensorRef:

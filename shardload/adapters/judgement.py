@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from shardload.adapters.adapter_report import AdapterFault, AdapterReport, fault_lines, shown
+from shardload.adapters.fingerprint import METADATA_KEY, base_faults
 from shardload.adapters.match import match_adapter
 from shardload.adapters.values import read_values
 from shardload.errors import CorruptError, MismatchError, ShardloadError, UnsupportedError
@@ -29,6 +30,7 @@ def judge(
     No weight is read. Raises MismatchError (with the report), UnsupportedError or CorruptError for all faults.
     """
     match = match_adapter(model, content, strict=strict)
+    _compare_base(file, match, strict=strict)
     if not (match.layers or match.replaced or match.faults):
         match.faults.append(AdapterFault("missing", file.weights, "the file holds no LoRA weights"))
     loras = [found.reading.term for found in match.layers if found.reading.term.rank]
@@ -46,6 +48,24 @@ def judge(
     )
     refuse(report)
     return report, match
+
+
+def _compare_base(file: AdapterFile, match: AdapterMatch, *, strict: bool) -> None:
+    """Note it when the file remembers another base than the one at hand."""
+    text = file.checkpoint.metadata.get(METADATA_KEY)
+    if text is None:
+        return
+    base = {
+        f"{found.entry.path}.{found.reading.term.attribute}": found.layer._parameters.get(
+            found.reading.term.attribute
+        )
+        for found in match.layers
+    }
+    faults = list(base_faults(text, base))
+    if strict:
+        match.faults += faults
+    else:
+        match.warnings += [str(fault) for fault in faults]
 
 
 def read_judged(

@@ -5,18 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.layers import kind_of
 from shardload.adapters.layers.transposed import Transposed
+from shardload.adapters.patterns import is_risky
 from shardload.errors import UsageError
 from shardload.template import collapse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from shardload.adapters.resolve import ModuleIndex
 
@@ -50,11 +51,8 @@ class Targets:
         paths = {path: canonical(path) for path in index.modules if path}
         faults: list[str] = []
         wanted = self._wanted(model, index, paths, faults)
-        excluded = _matcher(self.exclude)
-        saved = re.compile(rf"(?:^|.*\.)(?:{'|'.join(self.whole)})(?:$|\..*)") if self.whole else None
-        kept = [
-            path for path in wanted if not excluded(paths[path]) and not (saved and saved.match(paths[path]))
-        ]
+        among = set(self._kept([paths[path] for path in wanted]))
+        kept = [path for path in wanted if paths[path] in among]
         faults += self._idle(paths.values(), wanted, paths)
         if not kept and not faults:
             faults.append("all targeted modules are excluded")
@@ -66,6 +64,26 @@ class Targets:
                 f'"{ALL_LINEAR}"',
             )
         return kept
+
+    def among(self, paths: Iterable[str]) -> list[str]:
+        """Return those of the paths, without wrapper segments, that are chosen; "all-linear" chooses none of them.
+
+        An expression that could be matched for ever, which a file may hold, chooses none either.
+        """
+        patterns = [one for one in (self.targets, self.exclude) if isinstance(one, str)]
+        if self.targets == ALL_LINEAR or any(map(is_risky, patterns)):
+            return []
+        matches = _matcher(self.targets)
+        found = [path for path in paths if matches(path)]
+        if self.layers:
+            found = [path for path in found if self._layer(path) in self.layers]
+        return self._kept(found)
+
+    def _kept(self, paths: Iterable[str]) -> list[str]:
+        """Return the paths that are neither excluded nor in modules_to_save."""
+        excluded = _matcher(self.exclude)
+        saved = re.compile(rf"(?:^|.*\.)(?:{'|'.join(self.whole)})(?:$|\..*)") if self.whole else None
+        return [path for path in paths if not excluded(path) and not (saved and saved.match(path))]
 
     def _wanted(
         self, model: nn.Module, index: ModuleIndex, paths: dict[str, str], faults: list[str]
@@ -125,6 +143,22 @@ class Targets:
             if not any(path.endswith(name) for path in names)
         ]
         return faults
+
+
+def targets_of(config: Mapping[str, Any]) -> Targets:
+    """Return the targets of an adapter_config.json."""
+    layers, pattern = config.get("layers_to_transform"), config.get("layers_pattern")
+    return Targets(
+        targets=_names(config.get("target_modules")),
+        exclude=_names(config.get("exclude_modules")),
+        layers=(layers,) if isinstance(layers, int) else tuple(layers or ()),
+        layers_pattern=(pattern,) if isinstance(pattern, str) else tuple(pattern or ()),
+        whole=tuple(config.get("modules_to_save") or ()),
+    )
+
+
+def _names(given: Any) -> str | tuple[str, ...]:
+    return given if isinstance(given, str) else tuple(given or ())
 
 
 def _matcher(names: str | tuple[str, ...]) -> Callable[[str], bool]:

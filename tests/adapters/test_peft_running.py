@@ -12,6 +12,7 @@ from shardload import (
     attach_lora,
     disable_adapter,
     load_adapter,
+    save_adapter,
     set_adapter,
     trainable_parameters,
 )
@@ -33,7 +34,7 @@ def two(tmp_path, dtype=torch.float64):
     wrapped.load_adapter(tmp_path / "b", adapter_name="b")
     model = Tiny(dtype)
     for name in ("a", "b"):
-        load_adapter(model, tmp_path / name, name=name)
+        load_adapter(model, tmp_path / name, name=name, trainable=True)
     return wrapped.eval(), model
 
 
@@ -70,7 +71,7 @@ def test_a_batch_of_several(tmp_path, names):
 def test_counts(tmp_path, settings, capsys):
     wrapped = trained(Tiny(), settings)
     model = Tiny()
-    load_adapter(model, save(wrapped, tmp_path))
+    load_adapter(model, save(wrapped, tmp_path), trainable=True)
     wrapped.print_trainable_parameters()
     assert str(trainable_parameters(model)) == capsys.readouterr().out.strip()
     assert trainable_parameters(model) == wrapped.get_nb_trainable_parameters()
@@ -178,3 +179,33 @@ def test_all_linear_of_a_causal_model_leaves_the_head():
     assert type(ours.lm_head) is torch.nn.Linear
     tokens = torch.arange(8)[None]
     assert error(ours.eval()(tokens).logits, wrapped.eval()(tokens).logits) <= 1e-5
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_what_is_saved_peft_loads(tmp_path, case):
+    _, ours = attached(TARGETS[case])
+    save_adapter(ours, tmp_path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        wrapped = peft.PeftModel.from_pretrained(Tiny(torch.float64), tmp_path).eval()
+    assert not [one for one in said if "missing" in str(one.message) or "unexpected" in str(one.message)]
+    assert error(ours.eval()(TOKENS), wrapped(TOKENS)) <= 1e-10
+    theirs = {path for path, module in wrapped.base_model.model.named_modules() if hasattr(module, "scaling")}
+    assert theirs == {path for path, module in ours.named_modules() if hasattr(module, "lora_terms")}
+
+
+def test_a_merged_linear_is_saved_as_the_pair_that_it_equals(tmp_path):
+    base = torch.nn.Sequential(torch.nn.Linear(6, 12)).double()
+    random = torch.Generator().manual_seed(0)
+    state = {
+        "0.lora_A": torch.randn(4, 6, generator=random, dtype=torch.float64),
+        "0.lora_B": torch.randn(8, 2, generator=random, dtype=torch.float64),
+    }
+    torch.save(state, tmp_path / "merged.pt")
+    load_adapter(base, tmp_path / "merged.pt", alpha=6, enable_lora=[True, False, True])
+    plain = torch.nn.Sequential(torch.nn.Linear(6, 12)).double()
+    plain.load_state_dict({name: base.state_dict()[name] for name in ("0.weight", "0.bias")})
+    save_adapter(base, tmp_path / "saved")
+    wrapped = peft.PeftModel.from_pretrained(plain, tmp_path / "saved")
+    x = torch.randn(3, 6, generator=random, dtype=torch.float64)
+    assert error(base(x), wrapped(x)) <= 1e-12

@@ -18,6 +18,7 @@ from shardload.adapters.layers.layer import (
     Shape,
     dora_factor,
 )
+from shardload.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +99,13 @@ class ConvMatrixTerm(LoraTerm):
         kernel = self.delta(factors, tuple(base.weight.shape))
         x = x if x.dtype == kernel.dtype else x.to(kernel.dtype)
         return torch.add(out, base._conv_forward(x, kernel, None), alpha=weight)
+
+    def stored(self, factors: Factors) -> tuple[int, dict[str, torch.Tensor]]:
+        """Raise UnsupportedError: PEFT's pair of convolutions can't hold loralib's pair of matrices."""
+        raise UnsupportedError(
+            "PEFT's format has no place for a convolution that was adapted with loralib",
+            cure="keep the loralib file, or merge the adapter",
+        )
 
 
 class LoraConv(LoraLayer):

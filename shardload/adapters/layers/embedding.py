@@ -52,6 +52,13 @@ class EmbeddingTerm(LoraTerm):
         ratio = dora_factor(layer, name, self, base.weight)
         return torch.add(out, (ratio - 1) * out + ratio * delta, alpha=weight)
 
+    def stored(self, factors: Factors) -> tuple[int, dict[str, torch.Tensor]]:
+        """Return A and B under the names that PEFT has for embeddings."""
+        tensors = {"lora_embedding_A": factors.a, "lora_embedding_B": factors.b}
+        if factors.magnitude is not None:
+            tensors["lora_magnitude_vector"] = factors.magnitude
+        return self.rank, tensors
+
 
 class LoraEmbedding(LoraLayer, nn.Embedding):
     """An nn.Embedding with adapters."""

@@ -115,6 +115,18 @@ class LoraTerm:
         full = factor * (base + delta)
         return full if weight == 1.0 else base + weight * (full - base)
 
+    def stored(self, factors: Factors) -> tuple[int, dict[str, torch.Tensor]]:
+        """Return the rank and the tensors as PEFT stores them, by the ends of their keys.
+
+        The scale is this term's, so `lora_alpha` is scale * rank (scale * sqrt(rank) with rsLoRA).
+        """
+        tensors = {"lora_A.weight": factors.a, "lora_B.weight": factors.b}
+        if factors.bias is not None:
+            tensors["lora_B.bias"] = factors.bias
+        if factors.magnitude is not None:
+            tensors["lora_magnitude_vector"] = factors.magnitude
+        return self.rank, tensors
+
     def norm_squares(self, base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         """Return the squared norms of `base + delta` along `dora_axis`; for axis 1, blocks of rows add up."""
         axis = 0 if self.dora_axis is None else self.dora_axis

@@ -66,6 +66,16 @@ class MergedTerm(LoraTerm):
             return delta
         return delta.new_zeros(out, delta.shape[1]).index_copy(0, self._places(out, b.device), delta)
 
+    def stored(self, factors: Factors) -> tuple[int, dict[str, torch.Tensor]]:
+        """Return the same delta as one plain pair of rank (rows of A): B is block-diagonal, with zeros where off."""
+        a, b = factors.a, factors.b
+        rows = b.shape[0] // sum(self.enable) * len(self.enable)
+        size, rank = b.shape[0] // self.groups, b.shape[1]
+        parts = (b[g * size : (g + 1) * size] for g in range(self.groups))
+        blocks = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
+        whole = b.new_zeros(rows, self.groups * rank).index_copy(0, self._places(rows, b.device), blocks)
+        return a.shape[0], {"lora_A.weight": a, "lora_B.weight": whole}
+
     def _places(self, out: int, device: torch.device) -> torch.Tensor:
         """Return the rows of the base weight that are on, (rows of B,)."""
         return (

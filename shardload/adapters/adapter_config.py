@@ -1,0 +1,129 @@
+"""adapter_config.json of an adapter that is attached: the settings it came with, checked against what it is now."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shardload.adapters.adapter import canonical
+from shardload.adapters.settings import read_settings
+from shardload.adapters.targets import Targets, targets_of
+from shardload.errors import ShardloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_DEFAULTS: dict[str, Any] = {
+    "peft_type": "LORA",
+    "task_type": None,
+    "base_model_name_or_path": None,
+    "inference_mode": True,
+    "r": 8,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "target_modules": None,
+    "exclude_modules": None,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "modules_to_save": None,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "init_lora_weights": True,
+    "use_rslora": False,
+    "use_dora": False,
+    "lora_bias": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+_MERGED_LINEAR = ("enable_lora", "merge_weights")
+"""Settings of PEFT 0.2: a MergedLinear is saved as the plain pair that it equals."""
+
+
+@dataclass(frozen=True)
+class LayerSetting:
+    """What a config has to say of one layer: its path in the model, its rank as stored, its scale, its dropout."""
+
+    path: str
+    rank: int
+    scale: float
+    dropout: float = 0.0
+
+
+def adapter_config(
+    given: Mapping[str, Any] | None, layers: Iterable[LayerSetting], paths: Iterable[str], **facts: Any
+) -> dict[str, Any]:
+    """Return a config that gives exactly these layers, ranks and scales; `paths` are all modules of the model.
+
+    What was `given` (the file's config, or the caller's settings) stays where it is still true; targets and patterns
+    that are not are written out layer by layer. `facts` go before what was given.
+    """
+    layers = [LayerSetting(canonical(one.path), one.rank, one.scale, one.dropout) for one in layers]
+    kept = {key: value for key, value in (given or {}).items() if key not in _MERGED_LINEAR}
+    config = {**_DEFAULTS, **kept, **facts, "inference_mode": True}
+    if layers:
+        config["lora_dropout"] = layers[0].dropout
+    if not _ranks_hold(config, layers):
+        config.update(_patterns(config, layers))
+    wanted, known = {one.path for one in layers}, [canonical(path) for path in paths if path]
+    if not _targets_hold(config, wanted, known):
+        config.update(exclude_modules=None, layers_to_transform=None, layers_pattern=None)
+        config["target_modules"] = _targets(wanted, known)
+    return config
+
+
+def _ranks_hold(config: Mapping[str, Any], layers: list[LayerSetting]) -> bool:
+    try:
+        settings = read_settings({"r": 8, **config, "target_modules": None}, "", strict=False)
+    except ShardloadError:
+        return False
+    return all(
+        settings.rank(one.path) == one.rank
+        and math.isclose(settings.scaling(one.path).of(one.rank), one.scale, rel_tol=1e-12)
+        for one in layers
+    )
+
+
+def _patterns(config: Mapping[str, Any], layers: list[LayerSetting]) -> dict[str, Any]:
+    """Return ranks and alphas that hold for all layers, by whole paths where they differ from most."""
+    alphas = {
+        one.path: one.scale * (math.sqrt(one.rank) if config["use_rslora"] else one.rank) for one in layers
+    }
+    # A whole number is written as one, as people write it.
+    alphas = {
+        path: round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha for path, alpha in alphas.items()
+    }
+    rank = Counter(one.rank for one in layers).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    found = {"r": rank, "lora_alpha": alpha}
+    ranks = {one.path: one.rank for one in layers}
+    few = {
+        "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
+        "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
+    }
+    if _ranks_hold({**config, **found, **few}, layers):
+        return {**found, **few}
+    # A path that is the end of another one is a pattern for that one too: the longest first, and all of them.
+    order = sorted(ranks, key=len, reverse=True)
+    return {
+        **found,
+        "rank_pattern": {path: ranks[path] for path in order},
+        "alpha_pattern": {path: alphas[path] for path in order},
+    }
+
+
+def _targets_hold(config: Mapping[str, Any], wanted: set[str], known: list[str]) -> bool:
+    if config.get("target_parameters"):
+        return True
+    return set(targets_of(config).among(known)) == wanted
+
+
+def _targets(wanted: set[str], known: list[str]) -> str | list[str]:
+    """Return the shortest of: last names, whole paths, an expression, that chooses exactly these paths."""
+    last = sorted({path.rpartition(".")[2] for path in wanted})
+    for names in (last, sorted(wanted)):
+        if set(Targets(tuple(names)).among(known)) == wanted:
+            return names
+    return "|".join(map(re.escape, sorted(wanted)))

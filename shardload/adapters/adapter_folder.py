@@ -1,0 +1,166 @@
+"""save_adapter: one adapter in a folder as PEFT lays it out, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from shardload.adapters.adapter import canonical, listing
+from shardload.adapters.adapter_config import LayerSetting, adapter_config
+from shardload.adapters.attach import record_of
+from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
+from shardload.adapters.resolve import ModuleIndex
+from shardload.atomic_file import no_space_said, require_space, sync_folder
+from shardload.errors import UsageError
+from shardload.saving import write_safetensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardload.adapters.attach import Attached
+    from shardload.adapters.layers import LoraLayer, LoraTerm
+
+_PREFIX = "base_model.model."
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = "default") -> list[Path]:
+    """Write one adapter of a model as PEFT does: adapter_model.safetensors and adapter_config.json; return both paths.
+
+    The files lie in `folder` itself, whatever the adapter is called (PEFT puts all but "default" in a subfolder), and
+    the tensors have the dtypes that they have now. The settings are those that the adapter came with; where they no
+    longer give the layers, ranks and scales that it has, they are written out. A few values of the base's layers go
+    into the file's metadata, by which load_adapter knows the base again. Whoever looks, even after a crash, finds the
+    old adapter, the new one, or no weights; never one's weights with the other's settings.
+
+    Raises UsageError for a name that is not attached and for weights that are on meta, empty, NaN or infinite;
+    UnsupportedError for what PEFT's format has no place for. Then nothing is written.
+    """
+    adapters = record_of(model)
+    attached = adapters.attached.get(name)
+    if attached is None:
+        raise UsageError(
+            f"no adapter called {name!r} is attached", where=f"attached: {listing(list(adapters.attached))}"
+        )
+    plan = _Plan(ModuleIndex(model), attached)
+    tensors = plan.tensors()
+    _check(tensors)
+    config = plan.config(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "") or None)
+    metadata = {METADATA_KEY: fingerprint_of(plan.base_tensors())}
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file", cure="pass a folder to write into")
+    target.mkdir(parents=True, exist_ok=True)
+    with no_space_said(target), tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as made:
+        staging = Path(made)
+        require_space(target, sum(tensor.nbytes for tensor in tensors.values()))
+        write_safetensors(staging / _WEIGHTS, tensors, metadata)
+        (staging / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _move_in(staging, target)
+    return [target / _WEIGHTS, target / _CONFIG]
+
+
+def _move_in(staging: Path, target: Path) -> None:
+    """Exchange both files: the old weights leave first and the new ones come last, so that no mixture is ever there."""
+    kept = staging / "replaced"
+    kept.mkdir()
+    old = [name for name in (_WEIGHTS, _CONFIG) if (target / name).exists()]
+    for name in (_CONFIG, _WEIGHTS):
+        with (staging / name).open("rb") as file:
+            os.fsync(file.fileno())
+    try:
+        for name in old:
+            (target / name).replace(kept / name)
+        for name in (_CONFIG, _WEIGHTS):
+            (staging / name).replace(target / name)
+        sync_folder(target)
+    except BaseException:
+        for name in old:
+            if (kept / name).exists():
+                (kept / name).replace(target / name)
+        raise
+
+
+class _Plan:
+    """What one adapter is, by the names of the model that it is attached to."""
+
+    def __init__(self, index: ModuleIndex, attached: Attached) -> None:
+        self.attached = attached
+        self.index = index
+        self.paths: dict[int, str] = {}
+        for path, module in index.modules.items():
+            self.paths.setdefault(id(module), path)
+        self.adapted = {id(layer) for layer in attached.layers}
+        self.settings: list[LayerSetting] = []
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by their keys in PEFT's file, and note what the config has to say of each layer."""
+        found: dict[str, torch.Tensor] = {}
+        for layer in self.attached.layers:
+            path = self.paths[id(layer)]
+            for term, end, tensors, rank in self._stored(layer):
+                inner = self._key(path, end)
+                found.update({f"{inner}.{part}": tensor for part, tensor in tensors.items()})
+                self.settings.append(LayerSetting(path, rank, term.scale, term.dropout))
+        for swap in self.attached.replaced:
+            path = canonical(self.paths[id(swap.module)])
+            # PEFT wraps a targeted layer; what is the base's own lies inside the wrapper.
+            inner = f"{path}.base_layer" if id(swap.module) in self.adapted else path
+            found[f"{_PREFIX}{inner}.{swap.attribute}" if inner else f"{_PREFIX}{swap.attribute}"] = swap.own
+        return found
+
+    def _stored(self, layer: LoraLayer) -> Iterator[tuple[LoraTerm, str, dict[str, torch.Tensor], int]]:
+        """Yield each adapted tensor of a layer: its term, what lies between path and part, the tensors, the rank."""
+        changes = list(layer.lora_changes(self.attached.name))
+        for place, (_, term, factors) in enumerate(changes):
+            rank, tensors = term.stored(factors)
+            # PEFT wraps one parameter after the other: the last one is outermost.
+            yield term, ".base_layer" * (len(changes) - 1 - place), tensors, rank
+
+    def _key(self, path: str, end: str) -> str:
+        parent = self.index.parents.get(path)
+        clean = canonical(path)
+        if isinstance(parent, nn.MultiheadAttention) and id(parent) in self.adapted:
+            head, _, last = clean.rpartition(".")
+            clean = f"{head}.base_layer.{last}" if head else f"base_layer.{last}"
+        return f"{_PREFIX}{clean}{end}"
+
+    def config(self, base: str | None) -> dict[str, Any]:
+        """Return the adapter_config.json."""
+        given = self.attached.config
+        facts: dict[str, Any] = {}
+        if not (given or {}).get("base_model_name_or_path"):
+            facts["base_model_name_or_path"] = base
+        return adapter_config(given, self.settings, list(self.index.modules), **facts)
+
+    def base_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the base's tensors that the adapter changes, by their names."""
+        found: dict[str, torch.Tensor] = {}
+        for layer in self.attached.layers:
+            for module, term, _ in layer.lora_changes(self.attached.name):
+                tensor = module._parameters.get(term.attribute)
+                if tensor is not None:
+                    found[f"{canonical(self.paths[id(module)])}.{term.attribute}"] = tensor
+        return found
+
+
+def _check(tensors: dict[str, torch.Tensor]) -> None:
+    wrong = []
+    for key, tensor in tensors.items():
+        if tensor.is_meta or not tensor.numel():
+            wrong.append(f"{key} is {'on meta' if tensor.is_meta else 'empty (sharded, and not gathered)'}")
+        elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            wrong.append(f"{key} holds NaN or Inf")
+    if wrong:
+        raise UsageError(
+            "the adapter can't be saved so that it could be loaded again; nothing was written",
+            where=listing(wrong),
+            cure="the training has diverged, or the model has to be loaded or gathered first",
+        )

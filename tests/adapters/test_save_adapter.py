@@ -1,0 +1,251 @@
+"""An adapter written as PEFT writes it: it comes back, it knows its base, it is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import shardload
+from shardload import (
+    MismatchError,
+    UnsupportedError,
+    UsageError,
+    attach_lora,
+    load_adapter,
+    save_adapter,
+    set_adapter,
+)
+from shardload.adapters.adapter_config import LayerSetting, adapter_config
+from shardload.adapters.fingerprint import METADATA_KEY
+from tests.adapters.tiny import PREFIX, TOKENS, Tiny, config, lora_tensors, write
+from tests.tiny import run_python
+
+SETTINGS = {
+    "plain": {"targets": ["q", "up"]},
+    "all": {"targets": "all-linear", "bias": "all", "modules_to_save": ["norm"]},
+    "head": {"targets": ["down"], "modules_to_save": ["score"], "bias": "lora_only", "dropout": 0.1},
+    "embedding": {"targets": ["embed"], "use_rslora": True},
+    "patterns": {"targets": r".*\.(q|up)", "rank_pattern": {"up": 3}, "alpha_pattern": {r"layers\.1\.q": 3}},
+    "lora_bias": {"targets": ["up"], "lora_bias": True, "exclude": ["layers.0.up"]},
+}
+
+
+def randomised(model):
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=random))
+    return model
+
+
+def content(folder):
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {key: (value.dtype, value.tolist()) for key, value in tensors.items()}, file.metadata()
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_there_and_back(tmp_path, case):
+    model = Tiny()
+    attach_lora(model, 2, 5, **SETTINGS[case])
+    wanted = randomised(model)(TOKENS)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    paths = save_adapter(model, tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == ["adapter_model.safetensors", "adapter_config.json"]
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    other = Tiny()
+    report = load_adapter(other, tmp_path / "new" / "folder")
+    assert torch.equal(other(TOKENS), wanted)
+    assert report.warnings == ()
+    stored = json.loads(paths[1].read_text())
+    assert stored["target_modules"] == SETTINGS[case]["targets"] or case == "all"
+    save_adapter(other, tmp_path / "again")
+    assert content(tmp_path / "again") == content(tmp_path / "new" / "folder")
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text()) == stored
+
+
+def test_settings_of_the_file_are_kept(tmp_path):
+    model = Tiny()
+    settings = config(
+        task_type="CAUSAL_LM", revision="abc", target_modules=["q", "up", "down"], lora_dropout=0.25
+    )
+    load_adapter(model, write(tmp_path / "a", lora_tensors(model), settings), name="mine")
+    save_adapter(model, tmp_path / "b", "mine")
+    stored = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert settings.items() <= stored.items()
+    assert stored["inference_mode"] is True
+
+
+def test_settings_that_are_not_true_any_more_are_written_out():
+    known = ["a.q", "b.a.q", "b.k", "q"]
+    layers = [LayerSetting("a.q", 4, 2.0), LayerSetting("q", 2, 1.5)]
+    made = adapter_config({"r": 8, "lora_alpha": 8, "target_modules": ["q"]}, layers, known)
+    # The names "a.q" and "q" would both choose "b.a.q" too.
+    assert made["target_modules"] == r"a\.q|q"
+    assert made["rank_pattern"] == {"a.q": 4, "q": 2}
+    assert made["alpha_pattern"] == {"a.q": 8, "q": 3}
+    made = adapter_config({"target_modules": ["x"], "use_rslora": True}, [LayerSetting("b.k", 4, 2.0)], known)
+    assert made["target_modules"] == ["k"]
+    assert (made["r"], made["lora_alpha"], made["rank_pattern"]) == (4, 4, {})
+
+
+def test_the_active_one_is_not_the_saved_one(tmp_path):
+    model = Tiny()
+    attach_lora(model, 2, 5, ["q"], modules_to_save=["score"])
+    first = randomised(model)(TOKENS)
+    attach_lora(model, 3, 5, ["q", "up"], name="second")
+    set_adapter(model, "second")
+    save_adapter(model, tmp_path)
+    other = Tiny()
+    load_adapter(other, tmp_path)
+    assert torch.equal(other(TOKENS), first)
+    with pytest.raises(
+        UsageError, match="no adapter called 'third' is attached\n  where: attached: default, second"
+    ):
+        save_adapter(model, tmp_path, "third")
+
+
+@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16, torch.float64])
+def test_it_knows_its_base_in_another_dtype(tmp_path, cast):
+    model = Tiny()
+    attach_lora(model, 2, 5, ["q", "up", "embed"])
+    save_adapter(model, tmp_path / "wide")
+    narrow = Tiny().to(cast)
+    load_adapter(narrow, tmp_path / "wide")
+    save_adapter(narrow, tmp_path / "narrow")
+    for other in (Tiny(), Tiny().to(cast), Tiny().to(cast).float()):
+        load_adapter(other, tmp_path / "narrow")
+
+
+def test_it_knows_another_base(tmp_path):
+    model = Tiny()
+    attach_lora(model, 2, 5, ["q", "up"])
+    randomised(model)
+    save_adapter(model, tmp_path)
+    other = Tiny()
+    with torch.no_grad():
+        for layer in other.layers:
+            layer.q.weight.mul_(1.001)
+    plain = other(TOKENS)
+    with pytest.raises(
+        MismatchError, match="trained on a base with other values of it and of 1 more"
+    ) as raised:
+        load_adapter(other, tmp_path)
+    assert raised.value.report.faults[0].key == "layers.0.q.weight"
+    assert torch.equal(other(TOKENS), plain)
+    report = load_adapter(other, tmp_path, strict=False)
+    assert "trained on a base with other values" in report.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"version": 1}',
+        '{"version": 1, "tensors": {"layers.0.q.weight": 3}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_fingerprint_that_is_none_says_nothing(tmp_path, text):
+    model = Tiny()
+    attach_lora(model, 2, 5, ["q"])
+    save_adapter(model, tmp_path)
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        assert METADATA_KEY in file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    shardload.saving.write_safetensors(tmp_path / "adapter_model.safetensors", tensors, {METADATA_KEY: text})
+    load_adapter(Tiny(), tmp_path)
+
+
+def test_what_can_not_be_saved(tmp_path):
+    model = Tiny()
+    attach_lora(model, 2, 5, ["q", "up"])
+    with torch.no_grad():
+        model.layers[0].q.lora_A["default"].weight[0, 0] = float("nan")
+    with pytest.raises(UsageError, match=r"layers.0.q.lora_A.weight holds NaN or Inf"):
+        save_adapter(model, tmp_path / "x")
+    with pytest.raises(UsageError, match="no adapter is attached"):
+        save_adapter(Tiny(), tmp_path / "x")
+    (tmp_path / "file").write_text("")
+    model.layers[0].q.lora_A["default"].weight.data.zero_()
+    with pytest.raises(UsageError, match="is a file"):
+        save_adapter(model, tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"]
+    with torch.device("meta"):
+        shell = Tiny()
+    attach_lora(shell, 2, 5, ["q"])
+    shell.to_empty(device="meta")
+    with pytest.raises(UsageError, match="is on meta"):
+        save_adapter(shell, tmp_path / "x")
+
+
+def test_an_attention_and_a_convolution(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        return nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2), "conv": nn.Conv1d(4, 6, 3)})
+
+    model = make()
+    attach_lora(model, 2, 5, ["attn", "conv"], init=False)
+    save_adapter(model, tmp_path)
+    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
+        assert f"{PREFIX}attn.base_layer.out_proj.lora_A.weight" in set(file.keys())
+    other = make()
+    load_adapter(other, tmp_path)
+    x, y = torch.randn(3, 1, 8), torch.randn(1, 4, 9)
+    assert torch.equal(other.attn(x, x, x)[0], model.attn(x, x, x)[0])
+    assert torch.equal(other.conv(y), model.conv(y))
+    assert UnsupportedError is shardload.UnsupportedError
+
+
+def test_killed_between_the_moves_there_is_no_mixture(tmp_path):
+    """A process that dies at any of its renames leaves the old adapter, the new one, or no weights."""
+    code = """
+        import os, sys, torch
+        from pathlib import Path
+        sys.path.insert(0, {root!r})
+        from shardload import attach_lora, save_adapter
+        from tests.adapters.tiny import Tiny
+        model = Tiny()
+        attach_lora(model, int(sys.argv[2]), 8, ["q"], seed=1)
+        die, count, replace = int(sys.argv[3]), 0, Path.replace
+        def counted(self, target):
+            global count
+            if count == die:
+                os._exit(9)
+            count += 1
+            return replace(self, target)
+        Path.replace = counted
+        save_adapter(model, sys.argv[1])
+    """
+    script = tmp_path / "save.py"
+    script.write_text(textwrap.dedent(code).format(root=os.getcwd()))
+    seen = []
+    for die in range(5):
+        folder = tmp_path / str(die)
+        run = [sys.executable, "-W", "ignore", str(script), str(folder)]
+        subprocess.run([*run, "2", "99"], check=True)
+        done = subprocess.run([*run, "5", str(die)], check=False).returncode
+        assert done == (0 if die == 4 else 9)
+        try:
+            report = load_adapter(Tiny(), folder)
+            seen.append(next(iter(report.ranks)))
+        except shardload.NotFoundError:
+            seen.append(None)
+    assert seen == [2, None, None, None, 5]
+    assert run_python("import shardload").returncode == 0
