@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         set_adapter,
         trainable_parameters,
     )
+    from shardload.adapters.merging import MergeReport, merge_to_disk
     from shardload.checkpoint import Checkpoint, open_checkpoint
     from shardload.difference import Difference, diff
     from shardload.errors import (
@@ -64,6 +65,7 @@ _HOMES = {
         "set_adapter",
         "trainable_parameters",
     ),
+    "adapters.merging": ("MergeReport", "merge_to_disk"),
     "checkpoint": ("Checkpoint", "open_checkpoint"),
     "difference": ("Difference", "diff"),
     "errors": (
@@ -101,6 +103,7 @@ __all__ = [
     "CorruptError",
     "Difference",
     "KeyMap",
+    "MergeReport",
     "MismatchError",
     "NoInverseError",
     "NoSpaceError",
@@ -131,6 +134,7 @@ __all__ = [
     "load_adapter",
     "load_config",
     "load_tokenizer",
+    "merge_to_disk",
     "open_checkpoint",
     "report_of",
     "resolve_class",

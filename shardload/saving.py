@@ -69,7 +69,7 @@ def save(
         raise UsageError(f"{target} is a file", cure="pass a folder to write into")
     state = _State(model)
     tensors = _stored_tensors(state, KeyMap.of(key_map))
-    shards = _split(tensors, _parse_size(max_shard_size))
+    shards = _split(tensors, parse_size(max_shard_size))
     beside = companions(model)
     _refuse_other_code(target, beside)
     target.mkdir(parents=True, exist_ok=True)
@@ -258,7 +258,8 @@ def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _parse_size(size: str | int) -> int:
+def parse_size(size: str | int) -> int:
+    """Return the bytes of a size: a number, or a text such as "5GB" or "5GiB". Raises UsageError."""
     if isinstance(size, int):
         limit = size
     else:

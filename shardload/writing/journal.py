@@ -24,12 +24,14 @@ class Journal:
     def __init__(self, path: Path, job: str) -> None:
         self.path = path
         self._finished: dict[str, FileIdentity] = {}
+        self.kept: dict[str, object] = {}
         lines = _lines(path)
         self.is_new = not lines or lines[0] != {"job": job}
         if not self.is_new:
             for line in lines[1:]:
                 if isinstance(line, dict) and {"name", "identity"} <= line.keys():
                     self._finished[str(line["name"])] = tuple(line["identity"])
+                    self.kept[str(line["name"])] = line.get("kept")
         else:
             lines = [{"job": job}]
         self._lines = lines
@@ -43,14 +45,16 @@ class Journal:
         """Whether any file is finished."""
         return bool(self._finished)
 
-    def add(self, name: str, path: Path) -> None:
-        """Note a file that is complete and flushed."""
+    def add(self, name: str, path: Path, kept: object = None) -> None:
+        """Note a file that is complete and flushed, and JSON data about it."""
         identity = file_identity(path)
+        line = {"name": name, "identity": identity} | ({} if kept is None else {"kept": kept})
         with self.path.open("a") as file:
-            file.write(json.dumps({"name": name, "identity": identity}) + "\n")
+            file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._finished[name] = identity
+        self.kept[name] = kept
 
     def holds(self, name: str, path: Path) -> bool:
         """Whether what lies at `path` is the finished file of this name."""

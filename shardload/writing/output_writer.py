@@ -22,6 +22,8 @@ from shardload.writing.shard_file import verify_copy, verify_shard, write_shard
 from shardload.writing.staging import Staging, staging
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shardload.progress import ProgressOption
     from shardload.writing.output import Output
 
@@ -44,12 +46,16 @@ class DiskRoom:
 
 @dataclass
 class Written:
-    """What a run did: the files in place, bytes by how they came, files that an earlier run had finished."""
+    """What a run did: the files in place, bytes by how they came, files that an earlier run had finished.
+
+    `kept` is what the caller wanted to know of each shard, those of an earlier run too.
+    """
 
     folder: Path
     files: list[Path] = field(default_factory=list)
     nbytes: Counter[str] = field(default_factory=Counter)
     resumed: list[str] = field(default_factory=list)
+    kept: dict[str, object] = field(default_factory=dict)
     cleaned: int = 0
     verified: bool = False
     seconds: float = 0.0
@@ -67,6 +73,16 @@ class Written:
         }
 
 
+@dataclass(frozen=True)
+class _How:
+    """The options of a run."""
+
+    verify: bool
+    link: bool
+    keep: Callable[[str], object] | None
+    progress: ProgressOption
+
+
 def write_output(
     folder: str | os.PathLike[str],
     output: Output,
@@ -74,13 +90,15 @@ def write_output(
     job: str = "",
     verify: bool = True,
     link: bool = True,
+    keep: Callable[[str], object] | None = None,
     progress: ProgressOption = None,
 ) -> Written:
     """Write a checkpoint into a new or empty folder: whole, or not there.
 
     `job` is whatever else decides the bytes (versions, options): a run that was killed goes on only where all of it
     is the same, and else starts anew. `verify` reads every written file back from the disk. `link=False` never
-    hard-links a file that stays as it is. Raises UsageError for a folder that can't be written into (a source, one
+    hard-links a file that stays as it is. `keep` is asked for JSON data about each shard once it is written, which the
+    journal remembers for a run that goes on. Raises UsageError for a folder that can't be written into (a source, one
     that holds weights, one that another process writes into), NoSpaceError, CorruptError where a source changed
     meanwhile or the disk gives back other bytes.
     """
@@ -92,7 +110,8 @@ def write_output(
         stage.refuse_others(output.names)
         written = Written(target, cleaned=stage.clean(), verified=verify)
         require_space(target, disk_room(target, output, stage).needed)
-        _write_files(stage, output, layouts, written, verify=verify, link=link, progress=progress)
+        how = _How(verify, link, keep, progress)
+        _write_files(stage, output, layouts, written, how)
         stage.move_in(output.names)
     written.files = [target / name for name in output.names]
     written.seconds = time.perf_counter() - start
@@ -123,13 +142,10 @@ def _write_files(
     output: Output,
     layouts: dict[str, Layout],
     written: Written,
-    *,
-    verify: bool,
-    link: bool,
-    progress: ProgressOption,
+    how: _How,
 ) -> None:
     texts = {**output.beside, **dict([output.index] if output.index else [])}
-    with ProgressMeter(progress, sum(layout.nbytes for layout in layouts.values()), "writing") as meter:
+    with ProgressMeter(how.progress, sum(layout.nbytes for layout in layouts.values()), "writing") as meter:
         for name, content in texts.items():
             if not stage.is_finished(name):
                 _write_beside(stage.draft(name), content)
@@ -143,18 +159,19 @@ def _write_files(
             draft = stage.draft(shard.name)
             if isinstance(shard, SameFile):
                 _check_same(shard)
-                kind = same_file(shard.path, draft, link=link)
+                kind = same_file(shard.path, draft, link=how.link)
                 written.nbytes[kind] += draft.stat().st_size
                 _flush(draft)
-                if verify and kind == "copied":
+                if how.verify and kind == "copied":
                     verify_copy(draft, shard.path)
             else:
                 layout = layouts[shard.name]
                 sums = write_shard(draft, layout, meter)
                 written.nbytes["written"] += layout.size
-                if verify:
+                if how.verify:
                     verify_shard(draft, layout, sums)
-            stage.finish(shard.name)
+            stage.finish(shard.name, how.keep(shard.name) if how.keep is not None else None)
+    written.kept = {shard.name: stage.journal.kept.get(shard.name) for shard in output.shards}
 
 
 def _refuse_target(target: Path, output: Output) -> None:

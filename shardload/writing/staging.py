@@ -56,11 +56,11 @@ class Staging:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def finish(self, name: str) -> None:
-        """Give a complete, flushed draft its name, and note it."""
+    def finish(self, name: str, kept: object = None) -> None:
+        """Give a complete, flushed draft its name, and note it with JSON data about it."""
         self.draft(name).replace(self.folder / name)
         sync_folder((self.folder / name).parent)
-        self.journal.add(name, self.folder / name)
+        self.journal.add(name, self.folder / name, kept)
 
     def refuse_others(self, names: Sequence[str]) -> None:
         """Raise UsageError for files in the target that would be replaced, or be read together with the new ones."""

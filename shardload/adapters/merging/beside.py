@@ -1,0 +1,46 @@
+"""What stands beside a base's weights and goes along with a merged checkpoint: settings, tokenizer, code."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shardload.checkpoint import Checkpoint
+
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx", ".onnx_data",
+    ".tflite", ".ot", ".npz", ".index.json",
+)  # fmt: skip
+_DTYPE_FIELDS = ("torch_dtype", "dtype")
+
+
+def files_beside(
+    checkpoint: Checkpoint, dtype: str | None, *, untied: bool, folder: str = ""
+) -> dict[str, bytes | Path]:
+    """Return the files of a base's repo that are no weights, by name.
+
+    config.json is changed in what would no longer be true: its dtype where `dtype` is given, and the tie of the
+    embeddings when they are `untied`; else it is the same bytes. `folder` is where in the repo the weights lie:
+    only what is there, or below it, belongs to them.
+    """
+    source = checkpoint.source
+    names = [name for name in source.names() if name.startswith(folder) and not name.endswith(_WEIGHTS)]
+    files: dict[str, bytes | Path] = {name[len(folder) :]: source.open(name).local_path() for name in names}
+    if checkpoint.config is not None and "config.json" in files and (dtype or untied):
+        config = _changed(checkpoint.config, dtype, untied=untied)
+        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+    return files
+
+
+def _changed(config: dict[str, Any], dtype: str | None, *, untied: bool) -> dict[str, Any]:
+    changed = dict(config)
+    if dtype is not None:
+        for field in _DTYPE_FIELDS:
+            if field in changed:
+                changed[field] = dtype
+    if untied:
+        changed["tie_word_embeddings"] = False
+    return changed

@@ -1,0 +1,192 @@
+"""Change: what adapters do to one tensor of the base, and the one loop that folds it in, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+
+from shardload.adapters.layers import Factors, LoraTerm
+from shardload.adapters.layers.experts import ExpertsTerm
+from shardload.adapters.layers.linear import LinearTerm
+from shardload.adapters.layers.transposed import TransposedTerm
+from shardload.errors import CorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shardload.adapters.layers.layer import Shape
+    from shardload.adapters.merging.survival import Survival
+
+Index = tuple["int | slice", ...]
+
+BLOCK = 1 << 20
+"""Elements of a block: 4 MB in fp32, a few of which fit into a core's caches."""
+
+_UNIT = 16  # rows: blocks are made of these
+_WIDEST = 4  # blocks' worth of elements that 16 rows may take together where rows are very long
+
+
+@dataclass(frozen=True)
+class BiasTerm(LoraTerm):
+    """The bias of B, scaled and added to the base's bias."""
+
+    def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:  # noqa: ARG002
+        """Return scale * bias, or some rows of it."""
+        if factors.bias is None:
+            raise AssertionError(self.attribute)
+        return (factors.bias if rows is None else factors.bias[rows]) * self.scale
+
+    @classmethod
+    def of(cls, term: LoraTerm) -> BiasTerm:
+        """Return the term on the bias that stands beside a term on the weight."""
+        return cls(term.rank, term.scale, attribute="bias")
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One adapter's change of a base tensor, at a weight."""
+
+    term: LoraTerm
+    factors: Factors
+    weight: float = 1.0
+
+
+@dataclass
+class Change:
+    """All that happens to one tensor of the base: a replacement first, then what is added."""
+
+    name: str
+    additions: list[Addition] = field(default_factory=list)
+    replacement: torch.Tensor | None = None
+    adapters: int = 0
+
+
+def merged_blocks(
+    base: torch.Tensor,
+    change: Change,
+    dtype: torch.dtype,
+    rounder: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
+    survival: Survival,
+) -> Iterator[tuple[Index, torch.Tensor]]:
+    """Yield a tensor with its change folded in, in blocks in C order, each with its index, rounded once to `dtype`.
+
+    The maths is that of `LoraTerm`, in fp32, or fp64 where base or factors have it; for one plain LoRA adapter the
+    operations are those of PEFT's merge, in their order. A few blocks and the factors are all that is in memory.
+    Raises CorruptError for a result that is not finite.
+    """
+    source = base if change.replacement is None else change.replacement
+    if change.additions and all(isinstance(each.term, ExpertsTerm) for each in change.additions):
+        # One expert may be larger than all that may be in memory: each is a matrix of its own.
+        for expert in range(source.shape[0]):
+            one = replace(change, additions=[_of_expert(each, expert, source) for each in change.additions])
+            for index, block in merged_blocks(source[expert], one, dtype, rounder, survival):
+                yield (expert, *index), block
+        return
+    if not change.additions:
+        for rows in row_blocks(tuple(source.shape)):
+            block = rounder(source[rows], dtype)
+            yield (rows,), _finite(block.contiguous(), change.name, dtype)
+        return
+    fold = _Fold(source, change)
+    for rows in row_blocks(tuple(source.shape)):
+        wide = source[rows].to(fold.dtype)
+        merged, delta = fold.rows(wide, rows)
+        block = _finite(rounder(merged, dtype).contiguous(), change.name, dtype)
+        survival.add(wide, delta, block)
+        yield (rows,), block
+
+
+def _of_expert(addition: Addition, expert: int, base: torch.Tensor) -> Addition:
+    """Return the addition to one expert's matrix, which is that of a Linear, or of a transposed one."""
+    term, factors, experts = addition.term, addition.factors, base.shape[0]
+    a = factors.a.view(experts, -1, factors.a.shape[1])[expert]
+    b = factors.b.view(factors.b.shape[0], -1, experts)[:, :, expert]
+    made = TransposedTerm if getattr(term, "inputs_first", False) else LinearTerm
+    one = made(term.rank, term.scale, attribute=term.attribute)
+    return replace(addition, term=one, factors=Factors(a, b))
+
+
+def row_blocks(shape: Shape) -> Iterator[slice]:
+    """Yield slices of dimension 0, each of about BLOCK elements, of even length.
+
+    None is much shorter than the others: BLAS takes another path for a few rows, which rounds otherwise.
+    """
+    count = shape[0]
+    width = max(prod(shape[1:]), 1)
+    step = BLOCK // width
+    if step < _UNIT:
+        step = min(_UNIT, max(1, _WIDEST * BLOCK // width))
+    unit = min(_UNIT, step)
+    units = -(-count // unit)
+    blocks = -(-units // max(step // unit, 1))
+    for number in range(blocks):
+        start, stop = (units * place // blocks * unit for place in (number, number + 1))
+        yield slice(start, min(stop, count))
+
+
+class _Fold:
+    """The additions of one tensor with their factors in the dtype of the maths, and norms where they need a pass."""
+
+    def __init__(self, base: torch.Tensor, change: Change) -> None:
+        self.dtype = torch.float32
+        for addition in change.additions:
+            self.dtype = torch.promote_types(self.dtype, addition.factors.a.dtype)
+        self.dtype = torch.promote_types(self.dtype, base.dtype)
+        self.shape = tuple(base.shape)
+        self.additions = [
+            replace(addition, factors=_on(addition.factors, base.device, self.dtype))
+            for addition in change.additions
+        ]
+        self.norms = [self._norm(base, addition) for addition in self.additions]
+
+    def _norm(self, base: torch.Tensor, addition: Addition) -> torch.Tensor | None:
+        """Return DoRA's norms where they run along the rows: a pass of its own. Else each block has its own."""
+        term, factors = addition.term, addition.factors
+        if factors.magnitude is None or not term.dora_axis:
+            return None
+        squares: torch.Tensor | None = None
+        for rows in row_blocks(self.shape):
+            block = term.norm_squares(base[rows].to(self.dtype), term.delta(factors, self.shape, rows))
+            squares = block if squares is None else squares + block
+        if squares is None:
+            raise AssertionError(self.shape)
+        return squares.sqrt()
+
+    def rows(self, wide: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a block with everything folded in, and the change alone."""
+        total: torch.Tensor | None = None
+        for addition, norm in zip(self.additions, self.norms, strict=True):
+            term, factors, weight = addition.term, addition.factors, addition.weight
+            if factors.magnitude is None or isinstance(term, BiasTerm):
+                delta = term.delta(factors, self.shape, rows)
+                delta = delta if weight == 1.0 else weight * delta
+            else:
+                changed = term.changed(wide, factors, weight, rows, self.shape, norm)
+                delta = changed - wide
+                if len(self.additions) == 1:
+                    return changed, delta
+            total = delta if total is None else total + delta
+        if total is None:
+            raise AssertionError(self.shape)
+        return wide + total, total
+
+
+def _on(factors: Factors, device: torch.device, dtype: torch.dtype) -> Factors:
+    """Return the factors in memory of their own: a view of a file may be unaligned, and BLAS rounds otherwise there."""
+    parts = (factors.a, factors.b, factors.bias, factors.magnitude)
+    return Factors(*(None if part is None else part.detach().to(device, dtype, copy=True) for part in parts))  # type: ignore[arg-type]
+
+
+def _finite(block: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+    if block.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(block)):
+        kind = str(dtype).removeprefix("torch.")
+        raise CorruptError(
+            f"the merged tensor holds NaN or Inf in {kind}",
+            where=name,
+            cure="pass a dtype of wider range (bfloat16, float32), or look at base and adapter: one of them holds "
+            "values that no weight should have",
+        )
+    return block

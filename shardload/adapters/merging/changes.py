@@ -1,0 +1,116 @@
+"""Which tensors of a checkpoint some adapters change, and how: planned from headers, values checked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardload.adapters import format_of, open_adapter
+from shardload.adapters.adapter_report import AdapterFault
+from shardload.adapters.judgement import judge, read_judged, refuse
+from shardload.adapters.merging.change import Addition, BiasTerm, Change
+from shardload.adapters.merging.skeleton import skeleton_of
+from shardload.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from shardload.adapters.adapter import AdapterFile
+    from shardload.adapters.adapter_report import AdapterReport
+    from shardload.adapters.layers import Factors, LoraTerm
+    from shardload.adapters.match import AdapterMatch, LayerMatch
+    from shardload.checkpoint import Checkpoint
+
+Changes = dict[str, Change]
+"""By the name of the base tensor."""
+
+Weighted = "str | os.PathLike[str] | tuple[str | os.PathLike[str], float]"
+
+
+def changes_on_disk(
+    checkpoint: Checkpoint, adapters: Sequence[Any], *, strict: bool, **hub: Any
+) -> tuple[Changes, list[AdapterReport], list[AdapterFile]]:
+    """Return what adapters change in a checkpoint, told from the headers of both; each is judged as when attached."""
+    changes: Changes = {}
+    reports, files = [], []
+    for number, (where, weight) in enumerate(_weighted(adapters)):
+        file = open_adapter(where, **hub)
+        content = format_of(file).read(file, strict=strict)
+        skeleton = skeleton_of(checkpoint, content, file.config or {})
+        report, match = judge(skeleton, file, content, str(number), strict=strict)
+        add_changes(changes, file, match, report, weight)
+        reports.append(report)
+        files.append(file)
+    return changes, reports, files
+
+
+def _weighted(adapters: Sequence[Any]) -> list[tuple[Any, float]]:
+    pairs = [entry if isinstance(entry, tuple) else (entry, 1.0) for entry in adapters]
+    if not pairs:
+        raise UsageError("there is no adapter to merge", where="adapters", cure="pass at least one")
+    return [(where, float(weight)) for where, weight in pairs]
+
+
+def add_changes(
+    changes: Changes, file: AdapterFile, match: AdapterMatch, report: AdapterReport, weight: float = 1.0
+) -> None:
+    """Read a matched adapter's values and add what it changes, under the names of the base's tensors.
+
+    Raises UnsupportedError, with the reasons, for layers that can't be merged.
+    """
+    report.faults = tuple(
+        AdapterFault("unmergeable", found.entry.a.name, f"{found.path} {reason}", found.path)
+        for found in match.layers
+        if (reason := why_not(found)) is not None
+    )
+    refuse_unmergeable(report)
+    refuse(report)
+    values = read_judged(file, match, report, as_stored=True)
+    for value in values.layers:
+        put_addition(changes, value.match.path, value.match.reading.term, value.factors, weight)
+    for found, tensor in values.replaced:
+        change = changes.setdefault(found.name, Change(found.name))
+        if change.replacement is not None:
+            raise UsageError(
+                "two adapters replace the same tensor of the base", where=found.name, cure="merge one of them"
+            )
+        change.replacement = tensor
+        change.adapters += 1
+
+
+def why_not(found: LayerMatch) -> str | None:
+    """Return why a matched layer can't be merged, or None."""
+    reason = found.kind.unmergeable(found.layer, found.reading.term)
+    if reason is None and found.entry.bias is not None and found.layer._parameters.get("bias") is None:
+        reason = "has no bias, which lora_bias could be added to"
+    return reason
+
+
+def put_addition(changes: Changes, path: str, term: LoraTerm, factors: Factors, weight: float) -> None:
+    """Add one layer's change, and that of its bias where B has one."""
+    prefix = f"{path}." if path else ""
+    terms = [term] if factors.bias is None else [term, BiasTerm.of(term)]
+    for each in terms:
+        name = prefix + each.attribute
+        change = changes.setdefault(name, Change(name))
+        change.additions.append(Addition(each, factors, weight))
+        change.adapters += 1
+
+
+def refuse_unmergeable(report: AdapterReport) -> None:
+    """Raise UnsupportedError for layers that can't be merged; return when there are none."""
+    faults = [fault for fault in report.faults if fault.kind == "unmergeable"]
+    if faults:
+        reasons = list(dict.fromkeys(fault.text for fault in faults))
+        more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
+        raise UnsupportedError(
+            f"{len(faults)} layers can't be merged",
+            where=f"{report.where}: " + "; ".join(reasons[:8]) + more,
+            cure="attach the adapter instead (load_adapter): it runs unmerged",
+        )
+
+
+def paths_of(model: nn.Module) -> dict[int, str]:
+    """Return the first path of every module, by its id."""
+    return {id(module): path for path, module in reversed(list(model.named_modules()))}

@@ -1,0 +1,188 @@
+"""Skeleton: a checkpoint's modules on meta, told from its headers alone, for an adapter to be matched with.
+
+A merge on disk needs no class and runs no code of the repo. What it has to know of a layer is which way round its
+weight lies: shapes tell, and for square weights the other layers of the same name do, or the adapter's config.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from shardload.adapters.resolve import ModuleIndex
+from shardload.errors import UnsupportedError
+from shardload.shard import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardload.adapters.adapter import AdapterContent, LoraEntry
+    from shardload.checkpoint import Checkpoint
+    from shardload.tensor_ref import TensorRef
+
+_CONVOLUTIONS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+
+Parts = dict[str, torch.Tensor]
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored transposed, (in, out), as GPT-2's."""
+
+    nf: int
+
+
+def skeleton_of(checkpoint: Checkpoint, content: AdapterContent, config: Mapping[str, object]) -> nn.Module:
+    """Return a tree of modules on meta that has every stored tensor as a parameter, under its stored name.
+
+    Modules that the adapter has an entry for get the kind that the shapes tell; `config` is the adapter's. Raises
+    UnsupportedError for a square weight of which nothing tells the direction.
+    """
+    owners: dict[str, Parts] = {}
+    for name, ref in checkpoint.tensors.items():
+        path, _, attribute = name.rpartition(".")
+        owners.setdefault(path, {})[attribute] = _on_meta(ref)
+    root = nn.Module()
+    modules = {"": root}
+    for path, parts in owners.items():
+        _fill(_child(root, modules, path), parts)
+    found = ModuleIndex(root).resolve(entry.path for entry in content.loras).found
+    transposed = _transposed_names(owners)
+    for entry in content.loras:
+        place = found.get(entry.path)
+        if place is not None and place in owners:
+            typed = _typed(place, owners[place], entry, transposed, config)
+            if typed is not None:
+                _replace(modules, place, typed)
+    return root
+
+
+def _on_meta(ref: TensorRef) -> torch.Tensor:
+    # A dtype that torch lacks can't be merged with; it is declined by its real name later.
+    return torch.empty(ref.shape, dtype=DTYPES.get(ref.dtype, torch.uint8), device="meta")
+
+
+def _child(root: nn.Module, modules: dict[str, nn.Module], path: str) -> nn.Module:
+    if path in modules:
+        return modules[path]
+    above, _, name = path.rpartition(".")
+    made = modules[path] = nn.Module()
+    _child(root, modules, above)._modules[name] = made
+    return made
+
+
+def _fill(module: nn.Module, parts: Parts) -> nn.Module:
+    for name, tensor in parts.items():
+        module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+    return module
+
+
+def _replace(modules: dict[str, nn.Module], path: str, module: nn.Module) -> None:
+    old = modules[path]
+    for name, child in old._modules.items():
+        module._modules.setdefault(name, child)
+    modules[path] = module
+    above, _, name = path.rpartition(".")
+    if path:
+        modules[above]._modules[name] = module
+
+
+def _typed(
+    path: str, parts: Parts, entry: LoraEntry, transposed: set[str], config: Mapping[str, object]
+) -> nn.Module | None:
+    """Return a module of the kind that a stored layer is, or None where a plain one will do."""
+    if "in_proj_weight" in parts:
+        return _attention(parts)
+    weight = parts.get("weight")
+    if weight is None or entry.parameters:
+        return None
+    if weight.dim() in _CONVOLUTIONS:
+        return _convolution(weight, parts, entry)
+    if weight.dim() != 2:
+        return None
+    if _is_transposed(path, weight, entry, transposed, config):
+        return _conv1d(weight, parts) if "bias" in parts else _embedding(weight, parts)
+    return _linear(weight, parts)
+
+
+def _is_transposed(
+    path: str,
+    weight: torch.Tensor,
+    entry: LoraEntry,
+    transposed: set[str],
+    config: Mapping[str, object],
+) -> bool:
+    """Whether the weight is (in, out), or a table of embeddings, whose delta has the same form."""
+    if len(entry.a.shape) != 2 or weight.shape[0] == weight.shape[1]:
+        return _square_is_transposed(path, entry, transposed, config)
+    into = entry.a.shape[0] if entry.columns else entry.a.shape[1]
+    return bool(into == weight.shape[0] != weight.shape[1])
+
+
+def _square_is_transposed(
+    path: str, entry: LoraEntry, transposed: set[str], config: Mapping[str, object]
+) -> bool:
+    if "lora_embedding_" in entry.a.name:
+        return True
+    by_name = path.rpartition(".")[2] in transposed
+    stated = config.get("fan_in_fan_out") is True
+    if stated and not transposed:
+        raise UnsupportedError(
+            "the headers do not tell which way round this square weight lies: the adapter's config says "
+            "fan_in_fan_out, and no other layer of the checkpoint is stored transposed",
+            where=path,
+            cure="merge in memory: from_pretrained(base, adapter=..., merge=True), then save",
+        )
+    return by_name or (stated and bool(transposed))
+
+
+def _transposed_names(owners: Mapping[str, Parts]) -> set[str]:
+    """Return the last names of layers that are stored transposed: their bias is as long as a row, not a column."""
+    votes: dict[str, set[bool]] = {}
+    for path, parts in owners.items():
+        weight, bias = parts.get("weight"), parts.get("bias")
+        if weight is None or bias is None or weight.dim() != 2 or bias.dim() != 1:
+            continue
+        rows, columns = weight.shape
+        if rows != columns and bias.shape[0] in {rows, columns}:
+            votes.setdefault(path.rpartition(".")[2], set()).add(bias.shape[0] == columns)
+    return {name for name, kinds in votes.items() if kinds == {True}}
+
+
+def _linear(weight: torch.Tensor, parts: Parts) -> nn.Module:
+    # Without nn.Linear's own constructor: it initialises, which takes its time on meta too.
+    layer = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(layer)
+    layer.out_features, layer.in_features = weight.shape
+    return _fill(layer, parts)
+
+
+def _conv1d(weight: torch.Tensor, parts: Parts) -> nn.Module:
+    layer = Conv1D()
+    layer.nf = weight.shape[1]
+    return _fill(layer, parts)
+
+
+def _embedding(weight: torch.Tensor, parts: Parts) -> nn.Module:
+    layer = nn.Embedding.__new__(nn.Embedding)
+    nn.Module.__init__(layer)
+    layer.num_embeddings, layer.embedding_dim = weight.shape
+    layer.padding_idx = layer.max_norm = None
+    return _fill(layer, parts)
+
+
+def _convolution(weight: torch.Tensor, parts: Parts, entry: LoraEntry) -> nn.Module:
+    out, inner, *kernel = weight.shape
+    groups = 1
+    if len(entry.a.shape) == weight.dim() and inner and entry.a.shape[1] % inner == 0:
+        groups = max(entry.a.shape[1] // inner, 1)
+    made = _CONVOLUTIONS[weight.dim()]
+    layer = made(inner * groups, out, tuple(kernel), groups=groups, bias="bias" in parts, device="meta")
+    return _fill(layer, parts)
+
+
+def _attention(parts: Parts) -> nn.Module:
+    width = parts["in_proj_weight"].shape[1]
+    layer = nn.MultiheadAttention(width, 1, bias="in_proj_bias" in parts, device="meta")
+    return _fill(layer, parts)

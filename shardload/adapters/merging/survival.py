@@ -1,0 +1,95 @@
+"""Survival: the share of a tensor's delta that is still there after the rounding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from shardload.adapters.merging.change import Change
+
+ENOUGH = 0.9
+"""A share below this is worth a warning."""
+
+
+@dataclass
+class Survival:
+    """What became of one tensor's delta D between the base W and the merged, rounded tensor M.
+
+    `share` is the projection <M - W, D> / <D, D>: 1 where all of it arrived, 0 where none did. `relative` is
+    |D| / |W|, Frobenius norms. Sums are taken in double precision over blocks of rows.
+    """
+
+    kept: float = 0.0
+    delta: float = 0.0
+    base: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """The share of the delta that survived; 1 for a delta of zero."""
+        return self.kept / self.delta if self.delta else 1.0
+
+    @property
+    def relative(self) -> float:
+        """The delta's size beside the base's."""
+        return math.sqrt(self.delta / self.base) if self.base else math.inf if self.delta else 0.0
+
+    def add(self, wide: torch.Tensor, change: torch.Tensor, rounded: torch.Tensor) -> None:
+        """Count one block: the base and its change in the wide dtype, and the result."""
+        flat = change.reshape(-1)
+        arrived = (rounded.to(wide.dtype) - wide).reshape(-1)
+        self.kept += torch.dot(arrived, flat).item()
+        self.delta += torch.dot(flat, flat).item()
+        base = wide.reshape(-1)
+        self.base += torch.dot(base, base).item()
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """One tensor that a merge changed. `dtype` is that of the result, `adapters` how many changed it.
+
+    `share` is None for a tensor that an adapter replaces: nothing of a delta is rounded there.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    adapters: int
+    share: float | None = None
+    relative: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as JSON-ready data."""
+        return {**vars(self), "shape": list(self.shape)}
+
+    @classmethod
+    def of(
+        cls, change: Change, shape: tuple[int, ...], dtype: torch.dtype, survival: Survival
+    ) -> MergedTensor:
+        """Return the row of a tensor whose change has been folded in."""
+        share, relative = (survival.share, survival.relative) if change.additions else (None, None)
+        return cls(
+            change.name, tuple(shape), str(dtype).removeprefix("torch."), change.adapters, share, relative
+        )
+
+    @classmethod
+    def of_dict(cls, data: dict[str, Any]) -> MergedTensor:
+        """Return the row of `to_dict`."""
+        return cls(**{**data, "shape": tuple(data["shape"])})
+
+
+def warnings_of(rows: list[MergedTensor], *, cure: str) -> list[str]:
+    """Return a warning when less than 0.9 of the delta survived somewhere; `cure` says what helps."""
+    lost = [row for row in rows if row.share is not None and row.share < ENOUGH]
+    if not lost:
+        return []
+    least = min(lost, key=lambda row: row.share or 0.0)
+    return [
+        (
+            f"in {len(lost)} of {len(rows)} merged tensors less than {ENOUGH} of the delta survived the rounding to "
+            f"{least.dtype} (least: {least.share:.2f} in {least.name}): {cure}"
+        )
+    ]

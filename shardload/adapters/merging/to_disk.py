@@ -1,0 +1,173 @@
+"""merge_to_disk: base shards and adapters become merged shards, row blocks at a time; the model is never built."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shardload.adapters.merging.beside import files_beside
+from shardload.adapters.merging.changes import Changes, changes_on_disk
+from shardload.adapters.merging.merge_report import MergeReport
+from shardload.adapters.merging.merged_output import MergedOutput
+from shardload.adapters.merging.rounding import check_rounding
+from shardload.adapters.merging.survival import MergedTensor, warnings_of
+from shardload.adapters.merging.tied import has_to_be_untied
+from shardload.checkpoint import open_checkpoint
+from shardload.errors import UnsupportedError
+from shardload.gc_pause import gc_paused
+from shardload.identity import file_identity
+from shardload.memory import PeakSampler
+from shardload.saving import parse_size
+from shardload.targets.device import parse_dtype
+from shardload.writing import disk_room, write_output
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from shardload.adapters.adapter import AdapterFile
+    from shardload.checkpoint import Checkpoint
+    from shardload.progress import ProgressOption
+
+_CASTABLE = ("F16", "BF16", "F32", "F64")
+
+
+@gc_paused()
+def merge_to_disk(
+    base: str | os.PathLike[str],
+    adapters: str | os.PathLike[str] | Sequence[Any],
+    out: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "base",
+    rounding: str = "nearest",
+    seed: int = 0,
+    max_shard_size: str | int | None = None,
+    verify: bool = True,
+    link: bool = True,
+    strict: bool = True,
+    progress: ProgressOption = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    allow_links: bool = False,
+) -> MergeReport:
+    """Write `base` with adapters merged into it as a new checkpoint in `out`; nothing of the base's size is in memory.
+
+    `base` and each adapter: a folder, a file, or `org/name[@revision]` on the Hub (`revision`, `subfolder` and
+    `variant` are the base's). `adapters` is one, or a list of them or of (adapter, weight) pairs; their deltas add
+    up. The maths is in fp32 (fp64 where base or adapter are), rounded once to `dtype`: "base" keeps every stored
+    dtype, another casts all floating tensors. `rounding="stochastic"` keeps small deltas on average, and is
+    reproducible by `seed`. For one adapter and "nearest" the result is bit for bit what PEFT merges.
+
+    Shards keep their names, and headers their bytes, unless `max_shard_size` (bytes, or "5GB") deals them anew.
+    Tensors that no adapter changes are copied by the kernel, whole shards of them cloned or hard-linked (`link=False`
+    copies them). Settings, tokenizer and code go along. `out` has to be new or empty; it is complete or has no
+    weights: a run that was killed is completed by the same call. `verify` reads back what was written.
+
+    Raises what `load_adapter` raises for the adapters, UnsupportedError for what can't be merged (quantised bases,
+    tied embeddings that are stored once, convolutions with groups), CorruptError for a result that is not finite or
+    a file that changed meanwhile, UsageError, NoSpaceError.
+    """
+    start = time.perf_counter()
+    hub: dict[str, Any] = {
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "allow_links": allow_links,
+    }
+    kind = check_rounding(rounding)
+    wanted = None if dtype == "base" else parse_dtype(dtype)
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    listed = list(adapters) if isinstance(adapters, (list, tuple)) else [adapters]
+
+    checkpoint = open_checkpoint(base, revision=revision, subfolder=subfolder, variant=variant, **hub)
+    refuse_quantised(checkpoint)
+    changes, reports, files = changes_on_disk(checkpoint, listed, strict=strict, **hub)
+    refuse_packed(checkpoint, changes)
+    untied = has_to_be_untied(checkpoint, changes)
+    name = None if wanted is None else str(wanted).removeprefix("torch.")
+    beside = files_beside(checkpoint, name, untied=untied)
+    merged = MergedOutput(
+        checkpoint, changes, dtype=wanted, rounding=kind, seed=seed, limit=limit, beside=beside
+    )
+    report = MergeReport(
+        base=checkpoint.label,
+        adapters=[each.where for each in reports],
+        dtype=name or "dtypes of the base",
+        rounding=kind,
+        adapter_reports=reports,
+        warnings=[warning for each in reports for warning in each.warnings],
+        room=disk_room(out, merged.output),
+    )
+    with PeakSampler() as sampler:
+        before = sampler.sample().anon
+        written = report.written = write_output(
+            out,
+            merged.output,
+            job=_job(files, listed, kind, seed),
+            verify=verify,
+            link=link,
+            keep=merged.rows_of,
+            progress=progress,
+        )
+    report.peak_anon = sampler.peak.anon - before
+    report.tensors = [MergedTensor.of_dict(row) for rows in written.kept.values() for row in _rows(rows)]
+    report.warnings += warnings_of(report.tensors, cure=_cure(kind))
+    if untied:
+        report.warnings.append(
+            "config.json now says tie_word_embeddings = false: one of two tied tensors changed"
+        )
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedError for a base whose config says that it is quantised."""
+    settings = (checkpoint.config or {}).get("quantization_config")
+    if settings:
+        method = settings.get("quant_method", "unnamed") if isinstance(settings, dict) else "unnamed"
+        raise UnsupportedError(
+            f"the base is quantised ({method}): its packed weights have no room for a delta",
+            where=f"{checkpoint.label}: config.json",
+            cure="merge into the full-precision base and quantise the result, or attach the adapter unmerged",
+        )
+
+
+def refuse_packed(checkpoint: Checkpoint, changes: Changes) -> None:
+    """Raise UnsupportedError for tensors to be changed that are no floating point of 16 bits or more."""
+    packed = [name for name in changes if checkpoint.tensors[name].dtype not in _CASTABLE]
+    if packed:
+        kinds = ", ".join(sorted({checkpoint.tensors[name].dtype for name in packed}))
+        raise UnsupportedError(
+            f"the adapter changes {len(packed)} tensors that are stored as {kinds}: they have no room for a delta",
+            where=f"{checkpoint.label}: {', '.join(packed[:4])}",
+            cure="merge into a base in float16, bfloat16 or float32",
+        )
+
+
+def _job(files: list[AdapterFile], adapters: list[Any], rounding: str, seed: int) -> str:
+    """Return what decides the bytes besides the base: the adapters' files and weights, the maths, the library."""
+    parts: list[object] = ["merge 1", torch.__version__, rounding, seed]
+    for file, given in zip(files, adapters, strict=True):
+        path = file.checkpoint.source.open(file.weights).local_path()
+        weight = given[1] if isinstance(given, tuple) else 1.0
+        parts += [file.label, file_identity(path), file.config, weight]
+    return repr(parts)
+
+
+def _rows(kept: object) -> list[dict[str, Any]]:
+    return kept if isinstance(kept, list) else []
+
+
+def _cure(rounding: str) -> str:
+    if rounding == "stochastic":
+        return 'pass dtype="float32" (or "float16", which has finer steps than bfloat16)'
+    return (
+        'pass dtype="float32" (or "float16", which has finer steps than bfloat16), or rounding="stochastic", '
+        "which keeps the delta on average"
+    )
