@@ -15,28 +15,40 @@ _WEIGHTS = (
     ".tflite", ".ot", ".npz", ".index.json",
 )  # fmt: skip
 _DTYPE_FIELDS = ("torch_dtype", "dtype")
+_VOCABULARY_FIELDS = ("vocab_size", "padded_vocab_size")
 
 
 def files_beside(
-    checkpoint: Checkpoint, dtype: str | None, *, untied: bool, folder: str = ""
+    checkpoint: Checkpoint,
+    dtype: str | None,
+    *,
+    untied: bool,
+    rows: tuple[int, int] | None,
+    folder: str = "",
 ) -> dict[str, bytes | Path]:
     """Return the files of a base's repo that are no weights, by name.
 
-    config.json is changed in what would no longer be true: its dtype where `dtype` is given, and the tie of the
-    embeddings when they are `untied`; else it is the same bytes. `folder` is where in the repo the weights lie:
-    only what is there, or below it, belongs to them.
+    config.json is changed in what would no longer be true: its dtype where `dtype` is given, the tie of the
+    embeddings when they are `untied`, the size of the vocabulary when its `rows` change from one to another; else
+    it is the same bytes. `folder` is where in the repo the weights lie: only what is there, or below it, belongs to
+    them.
     """
     source = checkpoint.source
     names = [name for name in source.names() if name.startswith(folder) and not name.endswith(_WEIGHTS)]
     files: dict[str, bytes | Path] = {name[len(folder) :]: source.open(name).local_path() for name in names}
-    if checkpoint.config is not None and "config.json" in files and (dtype or untied):
-        config = _changed(checkpoint.config, dtype, untied=untied)
+    if checkpoint.config is not None and "config.json" in files and (dtype or untied or rows):
+        config = _changed(checkpoint.config, dtype, rows, untied=untied)
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     return files
 
 
-def _changed(config: dict[str, Any], dtype: str | None, *, untied: bool) -> dict[str, Any]:
+def _changed(
+    config: dict[str, Any], dtype: str | None, rows: tuple[int, int] | None, *, untied: bool
+) -> dict[str, Any]:
     changed = dict(config)
+    for field in _VOCABULARY_FIELDS if rows else ():
+        if rows and changed.get(field) == rows[0]:
+            changed[field] = rows[1]
     if dtype is not None:
         for field in _DTYPE_FIELDS:
             if field in changed:

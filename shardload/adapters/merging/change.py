@@ -11,6 +11,7 @@ import torch
 from shardload.adapters.layers import Factors, LoraTerm
 from shardload.adapters.layers.experts import ExpertsTerm
 from shardload.adapters.layers.linear import LinearTerm
+from shardload.adapters.layers.rows import RowsTerm
 from shardload.adapters.layers.transposed import TransposedTerm
 from shardload.errors import CorruptError
 
@@ -56,12 +57,17 @@ class Addition:
 
 @dataclass
 class Change:
-    """All that happens to one tensor of the base: a replacement first, then what is added."""
+    """All that happens to one tensor of the base: a replacement first, then what is added.
+
+    `apart`: it is for this tensor alone, not for what is tied to it, as every delta is. Saved embeddings and single
+    rows are for both, as PEFT has it.
+    """
 
     name: str
     additions: list[Addition] = field(default_factory=list)
     replacement: torch.Tensor | None = None
     adapters: int = 0
+    apart: bool = False
 
 
 def merged_blocks(
@@ -160,7 +166,8 @@ class _Fold:
         total: torch.Tensor | None = None
         for addition, norm in zip(self.additions, self.norms, strict=True):
             term, factors, weight = addition.term, addition.factors, addition.weight
-            if factors.magnitude is None or isinstance(term, BiasTerm):
+            plain = factors.magnitude is None and not isinstance(term, RowsTerm)
+            if plain or isinstance(term, BiasTerm):
                 delta = term.delta(factors, self.shape, rows)
                 delta = delta if weight == 1.0 else weight * delta
             else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardload.adapters import format_of, open_adapter
 from shardload.adapters.adapter_report import AdapterFault
 from shardload.adapters.judgement import judge, read_judged, refuse
 from shardload.adapters.merging.change import Addition, BiasTerm, Change
 from shardload.adapters.merging.skeleton import skeleton_of
+from shardload.adapters.reading import read_content
+from shardload.adapters.source import open_adapter
 from shardload.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from shardload.adapters.adapter import AdapterFile
+    from shardload.adapters.adapter import AdapterFile, ReadOptions
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.adapters.layers import Factors, LoraTerm
     from shardload.adapters.match import AdapterMatch, LayerMatch
@@ -29,16 +30,22 @@ Weighted = "str | os.PathLike[str] | tuple[str | os.PathLike[str], float]"
 
 
 def changes_on_disk(
-    checkpoint: Checkpoint, adapters: Sequence[Any], *, strict: bool, **hub: Any
+    checkpoint: Checkpoint, adapters: Sequence[Any], options: ReadOptions, **hub: Any
 ) -> tuple[Changes, list[AdapterReport], list[AdapterFile]]:
     """Return what adapters change in a checkpoint, told from the headers of both; each is judged as when attached."""
     changes: Changes = {}
     reports, files = [], []
     for number, (where, weight) in enumerate(_weighted(adapters)):
         file = open_adapter(where, **hub)
-        content = format_of(file).read(file, strict=strict)
+        content = read_content(file, options=options)
+        if content.replication:
+            raise UnsupportedError(
+                "layer_replication repeats layers of the base, which no headers tell apart",
+                where=file.label,
+                cure="merge in memory: from_pretrained, load_adapter, merge, save",
+            )
         skeleton = skeleton_of(checkpoint, content, file.config or {})
-        report, match = judge(skeleton, file, content, str(number), strict=strict)
+        report, match = judge(skeleton, file, content, str(number), strict=options.strict)
         add_changes(changes, file, match, report, weight)
         reports.append(report)
         files.append(file)
@@ -76,13 +83,15 @@ def add_changes(
                 "two adapters replace the same tensor of the base", where=found.name, cure="merge one of them"
             )
         change.replacement = tensor
+        change.apart |= not found.entry.tied
         change.adapters += 1
 
 
 def why_not(found: LayerMatch) -> str | None:
     """Return why a matched layer can't be merged, or None."""
     reason = found.kind.unmergeable(found.layer, found.reading.term)
-    if reason is None and found.entry.bias is not None and found.layer._parameters.get("bias") is None:
+    biased = getattr(found.entry, "bias", None) is not None
+    if reason is None and biased and found.layer._parameters.get("bias") is None:
         reason = "has no bias, which lora_bias could be added to"
     return reason
 
@@ -95,6 +104,7 @@ def put_addition(changes: Changes, path: str, term: LoraTerm, factors: Factors, 
         name = prefix + each.attribute
         change = changes.setdefault(name, Change(name))
         change.additions.append(Addition(each, factors, weight))
+        change.apart |= bool(each.rank)  # single rows have none
         change.adapters += 1
 
 

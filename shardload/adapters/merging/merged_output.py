@@ -107,7 +107,9 @@ class MergedOutput:
             return None
         index = self.checkpoint.index
         names = {name: self._new_name(name) for name in self._refs}
-        same = self.dtype is None and all(old == new for old, new in names.items())
+        same = all(old == new for old, new in names.items()) and all(
+            self._tensor(ref).nbytes == ref.nbytes for refs in self._refs.values() for ref in refs
+        )
         if index is not None and same:
             file = self.checkpoint.source.open(index)
             return index, file.read_at(0, file.size)
@@ -138,7 +140,9 @@ class MergedOutput:
             return OutputTensor(ref.name, ref.dtype, ref.shape, content)
         if dtype is None:
             raise AssertionError(ref.dtype)
-        return OutputTensor(ref.name, CODES[dtype], ref.shape, partial(self._blocks, ref, change, dtype))
+        new = None if change is None else change.replacement
+        shape = ref.shape if new is None else tuple(new.shape)
+        return OutputTensor(ref.name, CODES[dtype], shape, partial(self._blocks, ref, change, dtype))
 
     def _blocks(self, ref: TensorRef, change: Change | None, dtype: torch.dtype) -> Iterator[torch.Tensor]:
         """Yield a tensor's blocks: what is changed folded in, the rest cast. The file's pages are let go after."""

@@ -47,7 +47,10 @@ def skeleton_of(checkpoint: Checkpoint, content: AdapterContent, config: Mapping
     modules = {"": root}
     for path, parts in owners.items():
         _fill(_child(root, modules, path), parts)
-    found = ModuleIndex(root).resolve(entry.path for entry in content.loras).found
+    index = ModuleIndex(root)
+    paths = [entry.path for entry in content.loras] + [entry.path for entry in content.replaced]
+    found = index.resolve([*paths, *(entry.path for entry in content.rows)]).found
+    _type_embeddings(modules, owners, content, found)
     transposed = _transposed_names(owners)
     for entry in content.loras:
         place = found.get(entry.path)
@@ -56,6 +59,30 @@ def skeleton_of(checkpoint: Checkpoint, content: AdapterContent, config: Mapping
             if typed is not None:
                 _replace(modules, place, typed)
     return root
+
+
+def _type_embeddings(
+    modules: dict[str, nn.Module],
+    owners: Mapping[str, Parts],
+    content: AdapterContent,
+    found: Mapping[str, str],
+) -> None:
+    """Make embeddings of what has rows to be replaced, and of what is replaced without, or besides, its config's word.
+
+    Only tables of embeddings are saved so; a head, which has no bias then, can be taken for one.
+    """
+    paths = [entry.path for entry in content.rows]
+    paths += [entry.path for entry in content.replaced if entry.attribute == "weight" and not entry.declared]
+    for path in paths:
+        place = found.get(path)
+        parts = owners.get(place) if place is not None else None
+        if (
+            place is not None
+            and parts is not None
+            and parts.keys() == {"weight"}
+            and parts["weight"].dim() == 2
+        ):
+            _replace(modules, place, _embedding(parts["weight"], parts))
 
 
 def _on_meta(ref: TensorRef) -> torch.Tensor:

@@ -31,7 +31,14 @@ def has_to_be_untied(checkpoint: Checkpoint, changes: Changes) -> bool:
     config = checkpoint.config or {}
     tied = _stated(config, "tie_word_embeddings")
     tables = _tables(checkpoint, config)
-    touched = [name for name in tables if name in changes]
+    touched = [name for name in tables if name in changes and changes[name].apart]
+    followers = [name for name in tables if name in changes and name not in touched]
+    if tied is True and followers and len(followers) < len(tables) and not touched:
+        raise UnsupportedError(
+            "the adapter changes the embedding and what is tied to it, and the base stores the two apart",
+            where=", ".join(tables),
+            cure="merge in memory: from_pretrained, load_adapter, merge, save",
+        )
     if not touched or tied is False:
         return False
     if len(tables) > 1:

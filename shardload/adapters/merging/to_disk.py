@@ -14,6 +14,7 @@ from shardload.adapters.merging.merged_output import MergedOutput
 from shardload.adapters.merging.rounding import check_rounding
 from shardload.adapters.merging.survival import MergedTensor, warnings_of
 from shardload.adapters.merging.tied import has_to_be_untied
+from shardload.adapters.reading import checked_options
 from shardload.checkpoint import open_checkpoint
 from shardload.errors import UnsupportedError
 from shardload.gc_pause import gc_paused
@@ -46,6 +47,8 @@ def merge_to_disk(
     max_shard_size: str | int | None = None,
     verify: bool = True,
     link: bool = True,
+    alpha: float | None = None,
+    enable_lora: Sequence[bool] | None = None,
     strict: bool = True,
     progress: ProgressOption = None,
     revision: str | None = None,
@@ -65,9 +68,10 @@ def merge_to_disk(
     reproducible by `seed`. For one adapter and "nearest" the result is bit for bit what PEFT merges.
 
     Shards keep their names, and headers their bytes, unless `max_shard_size` (bytes, or "5GB") deals them anew.
-    Tensors that no adapter changes are copied by the kernel, whole shards of them cloned or hard-linked (`link=False`
-    copies them). Settings, tokenizer and code go along. `out` has to be new or empty; it is complete or has no
-    weights: a run that was killed is completed by the same call. `verify` reads back what was written.
+    Tensors that no adapter changes are copied by the kernel, whole shards of them cloned or hard-linked
+    (`link=False` copies them). Settings, tokenizer and code go along. `out` has to be new or empty; it is complete or
+    has no weights: a run that was killed is completed by the same call. `verify` reads back what was written. `alpha`
+    and `enable_lora` are as in `load_adapter`, for all adapters.
 
     Raises what `load_adapter` raises for the adapters, UnsupportedError for what can't be merged (quantised bases,
     tied embeddings that are stored once, convolutions with groups), CorruptError for a result that is not finite or
@@ -80,6 +84,7 @@ def merge_to_disk(
         "local_files_only": local_files_only,
         "allow_links": allow_links,
     }
+    options = checked_options(alpha, enable_lora, strict=strict)
     kind = check_rounding(rounding)
     wanted = None if dtype == "base" else parse_dtype(dtype)
     limit = None if max_shard_size is None else parse_size(max_shard_size)
@@ -87,11 +92,11 @@ def merge_to_disk(
 
     checkpoint = open_checkpoint(base, revision=revision, subfolder=subfolder, variant=variant, **hub)
     refuse_quantised(checkpoint)
-    changes, reports, files = changes_on_disk(checkpoint, listed, strict=strict, **hub)
+    changes, reports, files = changes_on_disk(checkpoint, listed, options, **hub)
     refuse_packed(checkpoint, changes)
     untied = has_to_be_untied(checkpoint, changes)
     name = None if wanted is None else str(wanted).removeprefix("torch.")
-    beside = files_beside(checkpoint, name, untied=untied)
+    beside = files_beside(checkpoint, name, untied=untied, rows=resized_rows(checkpoint, changes))
     merged = MergedOutput(
         checkpoint, changes, dtype=wanted, rounding=kind, seed=seed, limit=limit, beside=beside
     )
@@ -109,7 +114,7 @@ def merge_to_disk(
         written = report.written = write_output(
             out,
             merged.output,
-            job=_job(files, listed, kind, seed),
+            job=_job(files, listed, (kind, seed, options)),
             verify=verify,
             link=link,
             keep=merged.rows_of,
@@ -138,6 +143,15 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
         )
 
 
+def resized_rows(checkpoint: Checkpoint, changes: Changes) -> tuple[int, int] | None:
+    """Return the rows of a vocabulary before and after, where an adapter resizes it; None where none does."""
+    for name, change in changes.items():
+        before = checkpoint.tensors[name].shape
+        if change.replacement is not None and change.replacement.shape != before:
+            return before[0], change.replacement.shape[0]
+    return None
+
+
 def refuse_packed(checkpoint: Checkpoint, changes: Changes) -> None:
     """Raise UnsupportedError for tensors to be changed that are no floating point of 16 bits or more."""
     packed = [name for name in changes if checkpoint.tensors[name].dtype not in _CASTABLE]
@@ -150,9 +164,9 @@ def refuse_packed(checkpoint: Checkpoint, changes: Changes) -> None:
         )
 
 
-def _job(files: list[AdapterFile], adapters: list[Any], rounding: str, seed: int) -> str:
+def _job(files: list[AdapterFile], adapters: list[Any], maths: tuple[object, ...]) -> str:
     """Return what decides the bytes besides the base: the adapters' files and weights, the maths, the library."""
-    parts: list[object] = ["merge 1", torch.__version__, rounding, seed]
+    parts: list[object] = ["merge 1", torch.__version__, maths]
     for file, given in zip(files, adapters, strict=True):
         path = file.checkpoint.source.open(file.weights).local_path()
         weight = given[1] if isinstance(given, tuple) else 1.0
