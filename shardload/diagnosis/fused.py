@@ -1,0 +1,161 @@
+"""One tensor here, several there: q, k and v or gate and up in one matrix (cat), or cut out of one (split)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import combinations
+from typing import TYPE_CHECKING, NamedTuple
+
+from shardload.diagnosis.board import Link
+from shardload.diagnosis.layouts import HALVES, HEADS, ORDER, telling_segment
+from shardload.diagnosis.words import words_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from shardload.diagnosis.board import Board
+    from shardload.diagnosis.key_family import KeyFamily, Shape
+
+_ROLES = (("q", "k", "v"), ("gate", "up"), ("k", "v"), ("q", "k"), ("q", "kv"))
+_ATTENTION = frozenset("q k v kv".split())
+# torch's own MultiheadAttention keeps these: q, k and v follow one another by definition.
+_DEFINED = frozenset({"in_proj_weight", "in_proj_bias"})
+
+
+class _Found(NamedTuple):
+    score: float
+    whole: KeyFamily
+    parts: tuple[KeyFamily, ...]
+    dim: int
+    spelled: bool
+
+
+def pair_fused(board: Board) -> None:
+    """Link a family with the siblings that it is made of: sizes add up, and names say which is which."""
+    for splits in (True, False):
+        while found := _best(board, splits=splits):
+            stored = (found.whole,) if splits else found.parts
+            wanted = found.parts if splits else (found.whole,)
+            board.add(
+                Link(
+                    "split" if splits else "cat",
+                    stored,
+                    wanted,
+                    confidence=0.97 if found.spelled else 0.8,
+                    dim=found.dim,
+                    unproven=_doubt(found),
+                )
+            )
+
+
+def _doubt(found: _Found) -> str:
+    segment = telling_segment(found.whole.template)
+    if segment in _DEFINED:
+        return ""
+    words = {word for part in found.parts for word in words_of(telling_segment(part.template))}
+    if words & _ATTENTION:
+        return HEADS
+    if {"gate", "up"} <= words:
+        return "" if found.spelled else HALVES
+    return ORDER
+
+
+def _best(board: Board, *, splits: bool) -> _Found | None:
+    wholes, parts = (board.stored, board.wanted) if splits else (board.wanted, board.stored)
+    groups = _sibling_groups(parts)
+    found: list[_Found] = []
+    for whole in wholes:
+        index = frozenset(whole.members)
+        for siblings in groups.get((index, leaf_of(whole.template)), []):
+            for chosen, spelled in _in_order(whole, siblings):
+                dim = joining_dim(whole, chosen)
+                if dim is not None:
+                    found.append(
+                        _Found(_score(board, whole, chosen, splits=splits), whole, chosen, dim, spelled)
+                    )
+    if not found:
+        return None
+    found.sort(key=lambda item: (-item.spelled, -len(item.parts), -item.score))
+    return found[0]
+
+
+def _score(board: Board, whole: KeyFamily, parts: Sequence[KeyFamily], *, splits: bool) -> float:
+    pairs = [(whole, part) if splits else (part, whole) for part in parts]
+    return sum(board.likeness.score(old.template, new.template) for old, new in pairs) / len(pairs)
+
+
+def leaf_of(template: str) -> str:
+    """Return "weight" or "bias", as the tensor's name says; "weight" where it says neither."""
+    leaf = template.rpartition(".")[2]
+    return "bias" if leaf == "bias" or leaf.endswith("_bias") else "weight"
+
+
+def _sibling_groups(families: Sequence[KeyFamily]) -> dict[tuple[object, str], list[list[KeyFamily]]]:
+    groups: dict[tuple[object, str, str], list[KeyFamily]] = defaultdict(list)
+    for family in families:
+        segments = family.template.split(".")
+        depth = 2 if segments[-1] in {"weight", "bias"} else 1
+        parent = ".".join(segments[:-depth])
+        groups[(frozenset(family.members), leaf_of(family.template), parent)].append(family)
+    result: dict[tuple[object, str], list[list[KeyFamily]]] = defaultdict(list)
+    for (index, leaf, _), members in groups.items():
+        if len(members) > 1:
+            result[(index, leaf)].append(members)
+    return result
+
+
+def _in_order(
+    whole: KeyFamily, siblings: Sequence[KeyFamily]
+) -> Iterator[tuple[tuple[KeyFamily, ...], bool]]:
+    """Yield siblings in the order that they have in the whole, and whether the whole's name spells that order."""
+    spelled = roles_in(telling_segment(whole.template))
+    by_role = {
+        role: [family for family in siblings if role in words_of(telling_segment(family.template))]
+        for role in {role for roles in (*_ROLES, spelled) for role in roles}
+    }
+    for roles in dict.fromkeys((spelled, *_ROLES)):
+        if len(roles) < 2 or not all(len(by_role[role]) == 1 for role in roles):
+            continue
+        chosen = tuple(by_role[role][0] for role in roles)
+        if len(set(map(id, chosen))) == len(chosen):
+            yield chosen, roles == spelled
+
+
+def roles_in(segment: str) -> tuple[str, ...]:
+    """Return the roles that a fused name spells, in order: `gate_up_proj` has gate and up, `qkv` q, k and v."""
+    roles: list[str] = []
+    for word in words_of(segment):
+        if word == "qkv":
+            roles += ["q", "k", "v"]
+        elif word == "kv":
+            roles += ["k", "v"]
+        elif word in {"q", "k", "v", "gate", "up"}:
+            roles.append(word)
+    return tuple(roles)
+
+
+def joining_dim(whole: KeyFamily, parts: Sequence[KeyFamily]) -> int | None:
+    """Return the dimension along which the parts add up to the whole, for every index; None where there is none."""
+    first = next(iter(whole.members.values()))
+    for dim in range(len(first)):
+        if all(
+            adds_up(shape, [part.members[indices] for part in parts], dim)
+            for indices, shape in whole.members.items()
+        ):
+            return dim
+    return None
+
+
+def adds_up(whole: Shape, parts: Sequence[Shape], dim: int) -> bool:
+    """Whether shapes put together along `dim` give the whole."""
+    if any(len(part) != len(whole) for part in parts):
+        return False
+    rest = {(*part[:dim], *part[dim + 1 :]) for part in parts}
+    return rest == {(*whole[:dim], *whole[dim + 1 :])} and sum(part[dim] for part in parts) == whole[dim]
+
+
+def pairs_of(siblings: Sequence[KeyFamily]) -> Iterator[tuple[KeyFamily, ...]]:
+    """Yield every two of some families, in both orders."""
+    for one, two in combinations(siblings, 2):
+        yield one, two
+        yield two, one

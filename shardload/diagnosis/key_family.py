@@ -1,0 +1,95 @@
+"""KeyFamily: the keys of one template, each with its indices and its shape."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shardload.template import split_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from shardload.template import Indices
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class KeyFamily:
+    """Keys that differ in numbers only: `layers.{}.mlp.weight`, with a shape for each tuple of indices.
+
+    Numbers may also be part of the template (`mlp.0.weight`): where they name parts instead of counting them.
+    """
+
+    template: str
+    members: dict[Indices, Shape] = field(repr=False)
+
+    @property
+    def segments(self) -> list[str]:
+        """The template's segments."""
+        return self.template.split(".")
+
+    @property
+    def arity(self) -> int:
+        """How many indices each key has."""
+        return len(next(iter(self.members)))
+
+    @property
+    def shapes(self) -> frozenset[Shape]:
+        """The shapes that its tensors have."""
+        return frozenset(self.members.values())
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of all its tensors, or None where they differ."""
+        shapes = self.shapes
+        return next(iter(shapes)) if len(shapes) == 1 else None
+
+    def signature(self) -> frozenset[tuple[Indices, Shape]]:
+        """Return what has to be equal for two families to be each other's under another name."""
+        return frozenset(self.members.items())
+
+    def key(self, indices: Indices) -> str:
+        """Return the key that has the given indices."""
+        return fill(self.template, indices)
+
+    def keys(self) -> list[str]:
+        """Return its keys."""
+        return [self.key(indices) for indices in self.members]
+
+    def where(self, indices: Iterable[Indices]) -> KeyFamily:
+        """Return the part of the family that has the given indices."""
+        return KeyFamily(self.template, {index: self.members[index] for index in indices})
+
+    def with_literal(self, position: int) -> list[KeyFamily]:
+        """Return one family for each number at an index position, the number a part of the template."""
+        groups: dict[int, dict[Indices, Shape]] = defaultdict(dict)
+        for indices, shape in self.members.items():
+            groups[indices[position]][(*indices[:position], *indices[position + 1 :])] = shape
+        parts = self.template.split("{}")
+        result = []
+        for number, members in groups.items():
+            joints = ["{}"] * (len(parts) - 1)
+            joints[position] = str(number)
+            text = "".join(part + joint for part, joint in zip(parts, [*joints, ""], strict=True))
+            result.append(KeyFamily(text, members))
+        return result
+
+
+def fill(template: str, indices: Indices) -> str:
+    """Return the template with its `{}` replaced in order."""
+    if not indices:
+        return template
+    parts = template.split("{}")
+    return parts[0] + "".join(f"{index}{part}" for index, part in zip(indices, parts[1:], strict=True))
+
+
+def families_of(shapes: Mapping[str, Shape]) -> list[KeyFamily]:
+    """Return the families of some keys, in order of first appearance."""
+    groups: dict[str, dict[Indices, Shape]] = {}
+    for key, shape in shapes.items():
+        template, indices = split_key(key)
+        groups.setdefault(template, {})[indices] = shape
+    return [KeyFamily(template, members) for template, members in groups.items()]

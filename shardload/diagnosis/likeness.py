@@ -1,0 +1,175 @@
+"""How alike two key families are by their names, in the light of what has been paired before."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from shardload.diagnosis.words import words_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shardload.diagnosis.key_family import KeyFamily
+
+# Words that tell one tensor of a block from its neighbours.
+_TELLING = frozenset(
+    "q k v o qkv gate up down weight bias pre post norm embed head router experts shared conv sink scale position "
+    "token class patch lambda cross vision text audio encoder decoder final".split()
+)
+_LEAVES = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
+_OTHER_LEAVES = {"gamma": "weight", "beta": "bias", "kernel": "weight", "g": "weight", "b": "bias"}
+
+
+@lru_cache(maxsize=100_000)
+def _weighted(template: str, ranks: tuple[str, ...]) -> Counter[str]:
+    """Return the words of a template with their weights; those further back say more."""
+    segments = template.split(".")
+    bag: Counter[str] = Counter()
+    leaf = segments[-1]
+    depth = len(segments)
+    for place, segment in enumerate(segments):
+        last = place == depth - 1
+        if segment == "{}":
+            continue
+        if last and leaf in _LEAVES:
+            bag["leaf:" + leaf] += 4
+            continue
+        if last and leaf in _OTHER_LEAVES and depth > 1:
+            bag["leaf:" + _OTHER_LEAVES[leaf]] += 3
+            continue
+        nearness = 1.0 if depth - place <= 3 else 0.6
+        for word in words_of(segment):
+            bag[word] = max(bag[word], (3 if word in _TELLING else 1.5) * nearness)
+    for rank in ranks:
+        bag[rank] += 3
+    return bag
+
+
+class Likeness:
+    """Scores pairs of families between 0 and about 1.5; learns from pairs that were accepted."""
+
+    def __init__(self, stored: Iterable[KeyFamily], wanted: Iterable[KeyFamily]) -> None:
+        self._ranks = {0: _sibling_ranks(stored), 1: _sibling_ranks(wanted)}
+        self._parents: dict[str, Counter[str]] = defaultdict(Counter)
+        self._segments: Counter[tuple[str, str]] = Counter()
+
+    def learn(self, old: str, new: str, weight: int = 1) -> None:
+        """Take notice that a stored template belongs to a wanted one."""
+        for before, after in _ancestors(old, new):
+            self._parents[before][after] += weight
+        first, second = old.split("."), new.split(".")
+        while first and second and first[-1] == second[-1]:
+            first.pop()
+            second.pop()
+        if first and second:
+            self._segments[(first[-1], second[-1])] += weight
+
+    def score(self, old: str, new: str) -> float:
+        """Return how well two templates go together."""
+        return self._words(old, new) + self._context(old, new)
+
+    def names_agree(self, old: str, new: str) -> float:
+        """Return how alike the words are alone, between 0 and 1."""
+        return self._words(old, new)
+
+    def _words(self, old: str, new: str) -> float:
+        one = _weighted(old, self._ranks[0].get(old, ()))
+        two = _weighted(new, self._ranks[1].get(new, ()))
+        common = sum(min(weight, two[word]) for word, weight in one.items())
+        dice = 2 * common / max(sum(one.values()) + sum(two.values()), 1)
+        first, second = old.split("."), new.split(".")
+        same = 0
+        while same < min(len(first), len(second)) and first[-1 - same] == second[-1 - same]:
+            same += 1
+        if same == 1 and first[-1] in _LEAVES:
+            same = 0
+        return dice + 0.08 * min(same, 4)
+
+    def _context(self, old: str, new: str) -> float:
+        total = 0.0
+        for (before, after), gain in zip(_ancestors(old, new), (0.2, 0.25, 0.2, 0.2), strict=False):
+            votes = self._parents.get(before)
+            if votes:
+                share = votes[after] / max(votes.values())
+                total += gain * (share if share else -1)
+        first, second = old.split("."), new.split(".")
+        while first and second and first[-1] == second[-1]:
+            first.pop()
+            second.pop()
+        if first and second and self._segments[(first[-1], second[-1])]:
+            total += 0.15
+        return total
+
+
+@lru_cache(maxsize=200_000)
+def _ancestors(old: str, new: str) -> tuple[tuple[str, str], ...]:
+    """Return corresponding ancestors: the modules that hold the tensors, and what each number counts."""
+    pairs = []
+    first, second = old.split("."), new.split(".")
+    pairs.append((".".join(first[:-1]), ".".join(second[:-1])))
+    pairs.append((".".join(first[:-2]) + "|", ".".join(second[:-2]) + "|"))
+    ones = [place for place, segment in enumerate(first) if segment == "{}"]
+    twos = [place for place, segment in enumerate(second) if segment == "{}"]
+    if len(ones) == len(twos):
+        for one, two in reversed(list(zip(ones, twos, strict=True))):
+            pair = (".".join(first[:one]) + ".{}", ".".join(second[:two]) + ".{}")
+            if pair not in pairs:
+                pairs.append(pair)
+    return tuple(pairs)
+
+
+_ORDINALS = {"pre": 1, "input": 1, "before": 1, "post": 2, "after": 2, "output": 2}
+
+
+def _sibling_ranks(families: Iterable[KeyFamily]) -> dict[str, tuple[str, ...]]:
+    """Return for each template how it stands among siblings that are numbered or ordered by their names.
+
+    `norm1` and `norm2` are the first and the second of two norms, and so are `input_layernorm` and
+    `post_attention_layernorm`.
+    """
+    groups: dict[tuple[str, str, str], dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for family in families:
+        segments = family.segments
+        if len(segments) < 2:
+            continue
+        parent, module, leaf = ".".join(segments[:-2]), segments[-2], segments[-1]
+        if module == "{}":
+            continue
+        kind, order = _ordinal(module)
+        if order is not None:
+            groups[(parent, kind, leaf)][order].append(family.template)
+    ranks: dict[str, tuple[str, ...]] = {}
+    for (_, kind, _), members in groups.items():
+        if len(members) < 2 or any(len(templates) > 1 for templates in members.values()):
+            continue
+        for place, order in enumerate(sorted(members)):
+            ranks[members[order][0]] = (f"{kind}#{place + 1}of{len(members)}",)
+    return ranks
+
+
+def _ordinal(module: str) -> tuple[str, int | None]:
+    words = words_of(module)
+    numbers = [int(word) for word in words if word.isdigit()]
+    if "norm" in words:
+        if {"q", "k", "v"} & set(words):
+            return "norm", None
+        if "attn" in words:
+            return "norm", 20 if "post" in words else 10
+        if "mlp" in words:
+            return "norm", 30 if "post" in words else 20
+        if "pre" in words:
+            return "norm", 10
+        if "post" in words:
+            return "norm", 20
+        if "final" in words:
+            return "norm", 20
+        if len(numbers) == 1:
+            return "norm", 10 * numbers[0] + 1
+        return "norm", None
+    if len(numbers) == 1:
+        return "linear", numbers[0]
+    if words and words[-1] in {"up", "down"}:
+        return "linear", 1 if words[-1] == "up" else 2
+    return "", None

@@ -1,0 +1,135 @@
+"""Families of equal indices and shapes under other names: paired by their words, the widest margin first."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from shardload.diagnosis.board import Link
+from shardload.diagnosis.layouts import layout_doubt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from shardload.diagnosis.board import Board
+    from shardload.diagnosis.key_family import KeyFamily, Shape
+
+_MOST_PAIRS = 40_000  # of one bucket: scoring them all would take longer than anybody waits
+_STEPS = (0.45, 0.3, 0.2, 0.12, 0.07)
+_TURNED = 0.2  # what a transpose costs: names have to speak for it
+_OWN_NAME = 0.4  # what it costs to leave a namesake of another shape behind
+ALONE = 9.0  # the margin where nothing else has that signature
+
+
+class Choice(NamedTuple):
+    """Two families that suit each other best, and by how much."""
+
+    score: float
+    margin: float
+    old: KeyFamily
+    new: KeyFamily
+
+
+def pair_renamed(board: Board, *, least: float = 0.35, alone: bool = False) -> None:
+    """Link families whose indices and shapes are equal, or would be if the last two dimensions changed places.
+
+    Margins are judged from wide to narrow; each link teaches the next. `least` is the lowest score. With `alone`,
+    families that are the only ones of their signature are linked whatever they are called.
+    """
+    pair(board, lambda family: _unordered(family), least=least, alone=alone)
+
+
+def pair(
+    board: Board, bucket: Callable[[KeyFamily], Hashable], *, least: float, alone: bool = False
+) -> None:
+    """Link families of equal buckets by their names."""
+    for step in _STEPS:
+        while True:
+            accepted = [
+                choice for choice in _choices(board, bucket) if _is_clear(choice, step, least, alone=alone)
+            ]
+            for choice in accepted:
+                board.add(_link(board, choice))
+            if not accepted:
+                break
+
+
+def _is_clear(choice: Choice, step: float, least: float, *, alone: bool) -> bool:
+    if choice.margin >= ALONE:
+        return choice.score >= (0.0 if alone else max(least, step))
+    return choice.margin >= step and choice.score >= least
+
+
+def _unordered(family: KeyFamily) -> Hashable:
+    return frozenset((indices, _sorted(shape)) for indices, shape in family.members.items())
+
+
+def _sorted(shape: Shape) -> Shape:
+    return (*shape[:-2], *sorted(shape[-2:])) if len(shape) in {2, 3} else shape
+
+
+def is_turned(old: KeyFamily, new: KeyFamily) -> bool:
+    """Whether the shapes of two families are equal only after their last two dimensions changed places."""
+    return next(iter(old.members.values())) != next(iter(new.members.values()))
+
+
+def _link(board: Board, choice: Choice) -> Link:
+    score, margin, old, new = choice
+    words = board.likeness.names_agree(old.template, new.template)
+    shift = tuple(
+        after - before for before, after in zip(min(old.members), min(new.members), strict=True)
+    )
+    return Link(
+        "transpose" if is_turned(old, new) else "rename",
+        (old,),
+        (new,),
+        confidence=_confidence(score, margin, words),
+        margin=min(margin, 1.0),
+        offset=shift if any(shift) else (),
+        unproven=layout_doubt(old, new),
+    )
+
+
+def _confidence(score: float, margin: float, words: float) -> float:
+    sure = 0.5 + 0.5 * min(score, 1.0) * min(margin / 0.2, 1.0)
+    return round(min(sure, 0.5 + 0.5 * min(words * 1.3, 1.0)), 3)
+
+
+def _choices(board: Board, bucket: Callable[[KeyFamily], Hashable]) -> list[Choice]:
+    """Return each pair that is the best for both sides, the widest margin first."""
+    buckets: dict[Hashable, tuple[list[KeyFamily], list[KeyFamily]]] = defaultdict(lambda: ([], []))
+    for family in board.stored:
+        buckets[bucket(family)][0].append(family)
+    for family in board.wanted:
+        buckets[bucket(family)][1].append(family)
+    names = {family.template for family in board.stored} & {family.template for family in board.wanted}
+    found: list[Choice] = []
+    for olds, news in buckets.values():
+        if olds and news and len(olds) * len(news) <= _MOST_PAIRS:
+            found += _best_pairs(board, olds, news, names)
+    return sorted(found, key=lambda choice: -choice.margin)
+
+
+def _best_pairs(
+    board: Board, olds: Sequence[KeyFamily], news: Sequence[KeyFamily], names: set[str]
+) -> list[Choice]:
+    def score(old: KeyFamily, new: KeyFamily) -> float:
+        value = board.likeness.score(old.template, new.template)
+        if old.template != new.template and (old.template in names or new.template in names):
+            value -= _OWN_NAME
+        return value - _TURNED if is_turned(old, new) else value
+
+    if len(olds) == len(news) == 1:
+        return [Choice(score(olds[0], news[0]), ALONE, olds[0], news[0])]
+    table = [[score(old, new) for new in news] for old in olds]
+    columns = list(zip(*table, strict=True))
+    found = []
+    for row, scores in enumerate(table):
+        best = max(range(len(scores)), key=scores.__getitem__)
+        rival = max(
+            [value for place, value in enumerate(scores) if place != best]
+            + [value for place, value in enumerate(columns[best]) if place != row]
+        )
+        if scores[best] > rival:
+            found.append(Choice(scores[best], scores[best] - rival, olds[row], news[best]))
+    return found

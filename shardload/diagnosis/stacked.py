@@ -1,0 +1,171 @@
+"""Experts one by one here, in one tensor there: stack and unstack, with gate and up put together besides."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from shardload.diagnosis.board import Link
+from shardload.diagnosis.fused import adds_up, leaf_of, pairs_of, roles_in
+from shardload.diagnosis.layouts import HALVES, telling_segment
+from shardload.diagnosis.words import words_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from shardload.diagnosis.board import Board
+    from shardload.diagnosis.key_family import KeyFamily, Shape
+    from shardload.template import Indices
+
+_CLEAR = 0.05
+
+
+class _Found(NamedTuple):
+    score: float
+    tall: KeyFamily
+    flat: tuple[KeyFamily, ...]
+    counted: int
+    dim: int
+    turned: bool
+    spelled: bool
+
+
+def pair_stacked(board: Board) -> None:
+    """Link numbered families with the tensor that has one dimension more, the best by name first."""
+    for stacks in (True, False):
+        while True:
+            found = sorted(_candidates(board, stacks=stacks), key=lambda item: -item.score)
+            chosen = next((item for item in found if _is_clear(item, found)), None)
+            if chosen is None:
+                break
+            stored, wanted = (chosen.flat, (chosen.tall,)) if stacks else ((chosen.tall,), chosen.flat)
+            rival = max((item.score for item in found if _rivals(item, chosen)), default=None)
+            margin = 1.0 if rival is None else chosen.score - rival
+            board.add(
+                Link(
+                    "stack" if stacks else "unstack",
+                    stored,
+                    wanted,
+                    confidence=round(0.5 + 0.49 * min(max(chosen.score, 0) / 0.8, 1) * min(margin / 0.1, 1), 3),
+                    margin=round(min(margin, 1.0), 3),
+                    dim=chosen.dim,
+                    counted=chosen.counted,
+                    turned=chosen.turned,
+                    unproven=HALVES if len(chosen.flat) > 1 and not chosen.spelled else "",
+                )
+            )
+
+
+def _rivals(item: _Found, chosen: _Found) -> bool:
+    return item is not chosen and bool(
+        item.tall is chosen.tall or set(map(id, item.flat)) & set(map(id, chosen.flat))
+    )
+
+
+def _is_clear(item: _Found, found: Sequence[_Found]) -> bool:
+    return all(item.score - other.score >= _CLEAR for other in found if _rivals(other, item))
+
+
+def _candidates(board: Board, *, stacks: bool) -> Iterator[_Found]:
+    flats, talls = (board.stored, board.wanted) if stacks else (board.wanted, board.stored)
+    slots: dict[tuple[frozenset[Indices], int, str], list[tuple[KeyFamily, int]]] = defaultdict(list)
+    for flat in flats:
+        if flat.arity and flat.shape is not None:
+            for counted in range(flat.arity):
+                height = _height(flat, counted)
+                if height:
+                    rest = frozenset((*i[:counted], *i[counted + 1 :]) for i in flat.members)
+                    slots[(rest, height, leaf_of(flat.template))].append((flat, counted))
+    for tall in talls:
+        shape = tall.shape
+        if shape is None or len(shape) < 2:
+            continue
+        members = slots.get((frozenset(tall.members), shape[0], leaf_of(tall.template)), [])
+        for flat, counted in members:
+            yield from _alone(board, tall, flat, counted, shape, stacks=stacks)
+        by_place: dict[tuple[int, str], list[KeyFamily]] = defaultdict(list)
+        for flat, counted in members:
+            by_place[(counted, _parent(flat, counted))].append(flat)
+        for (counted, _), siblings in by_place.items():
+            for pair in pairs_of(siblings):
+                yield from _together(board, tall, pair, counted, shape, stacks=stacks)
+
+
+def _height(flat: KeyFamily, counted: int) -> int:
+    """Return how many numbers stand at an index position, if they are 0, 1, 2, … for all other indices; else 0."""
+    numbers: dict[Indices, set[int]] = defaultdict(set)
+    for indices in flat.members:
+        numbers[(*indices[:counted], *indices[counted + 1 :])].add(indices[counted])
+    heights = {len(found) for found in numbers.values()}
+    height = heights.pop() if len(heights) == 1 else 0
+    return height if height and all(found == set(range(height)) for found in numbers.values()) else 0
+
+
+def _parent(flat: KeyFamily, counted: int) -> str:
+    return "{}".join(flat.template.split("{}")[: counted + 1])
+
+
+def _alone(
+    board: Board, tall: KeyFamily, flat: KeyFamily, counted: int, shape: Shape, *, stacks: bool
+) -> Iterator[_Found]:
+    own = flat.shape or ()
+    score = _score(board, tall, (flat,), counted, stacks=stacks)
+    if own == shape[1:]:
+        yield _Found(score, tall, (flat,), counted, 0, turned=False, spelled=True)
+    elif len(own) == 2 and own[::-1] == shape[1:]:
+        yield _Found(score - 0.2, tall, (flat,), counted, 0, turned=True, spelled=True)
+
+
+def _together(
+    board: Board,
+    tall: KeyFamily,
+    pair: tuple[KeyFamily, ...],
+    counted: int,
+    shape: Shape,
+    *,
+    stacks: bool,
+) -> Iterator[_Found]:
+    roles = roles_in(telling_segment(tall.template))
+    words = [set(words_of(telling_segment(flat.template))) for flat in pair]
+    if not all(role in own for role, own in zip(roles or ("gate", "up"), words, strict=False)):
+        return
+    spelled = len(roles) == 2
+    for turned in (False, True):
+        parts = [(flat.shape or ())[:: -1 if turned else 1] for flat in pair]
+        for dim in range(len(shape) - 1):
+            if adds_up(shape[1:], parts, dim):
+                score = _score(board, tall, pair, counted, stacks=stacks)
+                score += (0.3 if spelled else 0) - (0.2 if turned else 0)
+                yield _Found(score, tall, pair, counted, dim + 1, turned, spelled)
+                break
+
+
+def _score(
+    board: Board, tall: KeyFamily, flat: Sequence[KeyFamily], counted: int, *, stacks: bool
+) -> float:
+    total = 0.0
+    for family in flat:
+        name = without_index(family.template, counted)
+        old, new = (name, tall.template) if stacks else (tall.template, name)
+        total += board.likeness.score(old, new)
+        total -= 0.4 * _other_counters(old, new)
+    return total / len(flat)
+
+
+def without_index(template: str, position: int) -> str:
+    """Return a template without one of its `{}`."""
+    segments = template.split(".")
+    places = [place for place, segment in enumerate(segments) if segment == "{}"]
+    del segments[places[position]]
+    return ".".join(segments)
+
+
+def _other_counters(old: str, new: str) -> int:
+    """Return how many numbers of two templates count different things: layers here, experts there."""
+    count = 0
+    one, two = old.split("."), new.split(".")
+    ones = [words_of(one[place - 1]) for place, segment in enumerate(one) if segment == "{}" and place]
+    twos = [words_of(two[place - 1]) for place, segment in enumerate(two) if segment == "{}" and place]
+    for before, after in zip(ones, twos, strict=False):
+        count += not set(before) & set(after)
+    return count

@@ -1,0 +1,138 @@
+"""What the names of a model's parts mean: `query`, `wq` and `q_proj` are one word. No model is known here by name."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+# A word, and the spellings that published code has for it. Order matters nowhere.
+_SPELLINGS = {
+    "q": "q query queries wq qproj",
+    "k": "k key keys wk kproj",
+    "v": "v value values wv vproj",
+    "o": "o wo",
+    "qkv": "qkv wqkv",
+    "gate": "gate gating g",
+    "up": "up",
+    "down": "down",
+    "attn": "attn attention atten mha selfattention",
+    "cross": "cross crossattention encdec encdecattention xattn",
+    "mlp": "mlp ffn ff feedforward densereludense",
+    "experts": "experts expert",
+    "moe": "moe",
+    "norm": "norm ln layernorm lnorm rmsnorm layrnorm groupnorm bn batchnorm",
+    "embed": "embed embedding embeddings emb embedder wte wpe",
+    "token": "token tokens tok word words wte",
+    "position": "position positions positional pos wpe",
+    "patch": "patch patches patchify patchifier patchembed",
+    "layers": "layers layer blocks block h resblocks",
+    "encoder": "encoder enc",
+    "decoder": "decoder dec",
+    "vision": "vision visual vit image",
+    "text": "text language llm lm",
+    "audio": "audio speech",
+    "projector": "projector",
+    "head": "head heads classifier",
+    "final": "final last f",
+    "pre": "pre before input in",
+    "post": "post after output out",
+    "conv": "conv convolution conv1d conv2d conv3d sconv",
+    "scale": "scale scales gamma1",
+    "weight": "weight kernel",
+    "bias": "bias",
+    "downsample": "downsample downsampler downsampling",
+    "upsample": "upsample upsampler upsampling",
+    "class": "class cls",
+    "router": "router",
+    "shared": "shared",
+    "sink": "sink sinks",
+    "lambda": "lambda gamma",
+    "quantizer": "quantizer vq quantize",
+}
+_WORD_OF = {spelling: word for word, text in _SPELLINGS.items() for spelling in text.split()}
+_WORDS_OF = {
+    # Spellings that stand for two words, or for one that depends on its neighbours.
+    "wte": ("embed", "token"),
+    "wpe": ("embed", "position"),
+    "selfattention": ("attn",),
+    "encdecattention": ("cross", "attn"),
+    "crossattention": ("cross", "attn"),
+    "patchembed": ("patch", "embed"),
+    "patchifier": ("patch", "embed"),
+    "unembed": ("text", "head"),
+}
+_RUNS = {
+    # Runs of parts of one segment, before the parts are looked up one by one.
+    ("query", "key", "value"): ("qkv",),
+    ("q", "k", "v"): ("qkv",),
+    ("c", "attn"): ("qkv",),
+    ("in", "proj"): ("qkv",),
+    ("lm", "head"): ("text", "head"),
+    ("embed", "out"): ("text", "head"),
+    ("out", "proj"): ("o",),
+    ("out", "lin"): ("o",),
+    ("output", "layer"): ("text", "head"),
+    ("feed", "forward"): ("mlp",),
+    ("layer", "norm"): ("norm",),
+    ("rms", "norm"): ("norm",),
+    ("group", "norm"): ("norm",),
+    ("batch", "norm"): ("norm",),
+    ("self", "attn"): ("attn",),
+    ("self", "attention"): ("attn",),
+    ("layer", "scale"): ("layerscale",),
+    ("learnable", "sink", "param"): ("sink",),
+    ("softmax", "offset"): ("sink",),
+    ("block", "sparse", "moe"): ("mlp",),
+    ("dense", "h", "to", "4h"): ("up",),
+    ("dense", "4h", "to", "h"): ("down",),
+    ("w", "1"): ("gate",),
+    ("w", "2"): ("down",),
+    ("w", "3"): ("up",),
+    ("w", "13"): ("gate", "up"),
+    ("wi", "0"): ("gate",),
+    ("wi", "1"): ("up",),
+    ("c", "fc"): ("up",),
+    ("c", "proj"): ("out#",),
+    ("final", "layer", "norm"): ("final", "norm"),
+    ("e", "score", "correction", "bias"): ("expert", "bias"),
+}
+# Words that say little: almost every name has them, or leaves them out.
+_FILLERS = frozenset(
+    "proj projection linear dense lin fc model module transformer backbone base self net network main the kernel".split()
+)
+_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+h(?![a-z])|[0-9]+|\{\}")
+
+
+@lru_cache(maxsize=50_000)
+def parts_of(segment: str) -> tuple[str, ...]:
+    """Return the parts of one segment in lower case: `LayerNorm2` has `layer`, `norm`, `2`."""
+    return tuple(part.lower() for part in _PARTS.findall(segment))
+
+
+@lru_cache(maxsize=50_000)
+def words_of(segment: str) -> tuple[str, ...]:
+    """Return what one segment of a key says, as words; fillers are left out.
+
+    `query`, `wq` and `q_proj` are all `("q",)`; `post_attention_layernorm` is `("post", "attn", "norm")`.
+    """
+    parts = parts_of(segment)
+    whole = "".join(parts)
+    if whole in _WORDS_OF:
+        return _WORDS_OF[whole]
+    words: list[str] = []
+    at = 0
+    while at < len(parts):
+        for length in (4, 3, 2):
+            run = _RUNS.get(parts[at : at + length]) if len(parts) - at >= length else None
+            if run is not None:
+                words += run
+                at += length
+                break
+        else:
+            part = parts[at]
+            if part in _WORDS_OF:
+                words += _WORDS_OF[part]
+            elif part not in _FILLERS:
+                words.append(_WORD_OF.get(part, part))
+            at += 1
+    return tuple(words)
