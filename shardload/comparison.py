@@ -11,7 +11,7 @@ from torch import nn
 from shardload.diagnosis import diagnose
 from shardload.diagnosis.finding import Case
 from shardload.errors import MismatchError, UnsupportedError
-from shardload.keymap import leaves
+from shardload.keymap import KeyMap, leaves
 from shardload.memory import size_of
 from shardload.plan import Fault, Plan, Verdict, judge, match, settle_ties
 from shardload.rehearsal import rehearse
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint import Checkpoint
     from shardload.diagnosis.finding import Finding
-    from shardload.keymap import KeyMap
     from shardload.shell import Shell
 
 
@@ -38,6 +37,8 @@ class Comparison:
         started = time.perf_counter()
         self.shell = shell
         self.checkpoint = checkpoint
+        self._key_map = key_map
+        self._cure: KeyMap | None = None
         _refuse_own_load_state_dict(shell.model)
         _refuse_scripted(shell.model)
         self.zones = zones_of(shell.model)
@@ -57,6 +58,7 @@ class Comparison:
             class_name=type(self.shell.model).__name__,
             faults=tuple(plan.faults),
             findings=self._found,
+            key_map=self._cure,
             seconds={"plan": seconds},
         )
         report.notes += [*self.checkpoint.warnings, *self.unproven, *_notes(plan, self.shell)]
@@ -78,8 +80,12 @@ class Comparison:
             unexpected=keys.get("unexpected", ()),
             misshapen=keys.get("misshapen", ()),
             config=self.checkpoint.config or {},
+            module_classes=_module_classes(self.shell.model),
         )
-        return diagnose(case)
+        findings = diagnose(case)
+        if not any(finding.declines for finding in findings) and case.solution.key_map.rules:
+            self._cure = KeyMap((*self._key_map.rules, *case.solution.key_map.rules))
+        return findings
 
     def judge(self, **leniency: Any) -> Verdict:
         """Set aside what is allowed; the report's faults are what is left."""
@@ -88,6 +94,7 @@ class Comparison:
         self.report.allowed = verdict.allowed
         if not verdict.faults:
             self.report.findings = tuple(finding for finding in self._found if finding.declines)
+            self.report.key_map = None
         return verdict
 
     def refuse_if_faulty(self, verdict: Verdict) -> None:
@@ -146,6 +153,10 @@ def _renamed_versions(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str,
             before, after = before[:-1], after[:-1]
             paths.setdefault(".".join(before), ".".join(after))
     return {paths.get(path, path): entry for path, entry in checkpoint.versions.items()}
+
+
+def _module_classes(model: nn.Module) -> dict[str, str]:
+    return {path: type(module).__name__ for path, module in model.named_modules()}
 
 
 def _refuse_own_load_state_dict(model: nn.Module) -> None:
@@ -217,7 +228,14 @@ def mismatch(report: Report, faults: Sequence[Fault]) -> MismatchError:
 
 def _cure(report: Report, faults: Sequence[Fault]) -> str:
     if report.findings:
-        return report.findings[0].cure
+        first = report.findings[0]
+        if report.key_map is None or (first.key_map and len(report.key_map.rules) == 1):
+            return first.cure
+        rules = (
+            f"{len(report.key_map.rules)} rules, error.report.key_map: write them with `shardload doctor … "
+            "--write-map map.json`, look at them, and load with `--map map.json`"
+        )
+        return rules if first.key_map else f"{first.cure}; and {rules}"
     kinds = {fault.kind for fault in faults}
     hints = [
         f"allow_{kind}=[…] for keys that may differ" for kind in ("missing", "unexpected") if kind in kinds

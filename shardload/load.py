@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from shardload.checkpoint import Checkpoint
     from shardload.keymap import KeyMap, Names
     from shardload.progress import ProgressOption
     from shardload.remote_code.importer import RemoteBase
@@ -186,6 +187,29 @@ def resolve_class(
     files: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "allow_links": allow_links}
     repo = _Repo.find(where, files, {**trust, **hub})
     return repo.resolve(auto_class).make
+
+
+def model_maker(
+    where: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    *,
+    model_class: Callable[[Any], nn.Module] | None = None,
+    auto_class: str | None = None,
+    trust_remote_code: Trust = False,
+    remote_base: RemoteBase = "auto",
+    revision: str | None = None,
+    code_revision: str | None = None,
+    **hub: Any,
+) -> Callable[[], nn.Module]:
+    """Return what makes the model of an opened checkpoint, config and class chosen as in `from_pretrained`."""
+    trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
+    config_json = checkpoint.config
+    if config_json is None and model_class is None:
+        config_json = read_config(checkpoint.source)
+    repo = _Repo(checkpoint.source, config_json, {**trust, **hub})
+    settled = repo.config(None, model_class)
+    resolved = repo.resolve(auto_class, model_class)
+    return lambda: resolved.make(settled.config)
 
 
 def report_of(model: nn.Module) -> Report:

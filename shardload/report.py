@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardload.diagnosis.finding_text import finding_lines
 from shardload.errors import printable
 from shardload.memory import size_of
 from shardload.template import group_keys
@@ -13,10 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shardload.diagnosis.finding import Finding
+    from shardload.keymap import KeyMap
     from shardload.memory import Memory
     from shardload.plan import Fault
 
 _MOST_LINES = 12  # patterns a kind of fault; the rest is counted
+_FEW_LINES = 4  # the same, where a finding explains them
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Report:
     """How a model was (or would be) loaded.
 
     `faults` stop a strict load; `allowed` are those that the caller or the class permits, by reason. `notes` are
-    lines worth reading that are no faults. `seconds` has one figure a stage. `adapters` are AdapterReports.
+    lines worth reading that are no faults. `key_map` is the map that cures what can be cured, tried on headers.
+    `seconds` has one figure a stage. `adapters` are AdapterReports.
     """
 
     where: str
@@ -66,6 +70,7 @@ class Report:
     faults: tuple[Fault, ...] = ()
     allowed: dict[str, list[Fault]] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    key_map: KeyMap | None = None
     notes: list[str] = field(default_factory=list)
     memory: MemoryUse | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -89,6 +94,7 @@ class Report:
             "faults": [fault.to_dict() for fault in self.faults],
             "allowed": {reason: [fault.key for fault in faults] for reason, faults in self.allowed.items()},
             "findings": [finding.to_dict() for finding in self.findings],
+            "key_map": [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None,
             "notes": self.notes,
             "memory": self.memory.to_dict() if self.memory else None,
             "seconds": self.seconds,
@@ -158,12 +164,10 @@ def headline(faults: Sequence[Fault]) -> str:
 def fault_text(faults: Sequence[Fault], findings: Sequence[Finding] = ()) -> str:
     """Return faults grouped by template, with exact index ranges, shapes and shards; findings and cures first."""
     lines: list[str] = []
-    for finding in findings:
-        lines += [
-            f"{finding.code}  {finding.cause}",
-            f"  explains {finding.explained} keys; cure: {finding.cure}",
-            "",
-        ]
+    if findings:
+        lines += [*finding_lines(findings), ""]
+    # What a finding cures need not be listed at length.
+    most = _FEW_LINES if any(finding.key_map for finding in findings) else _MOST_LINES
     titles = {
         "misshapen": "misshapen (other shape in the checkpoint than in the model)",
         "missing": "missing (in the model, not in the checkpoint)",
@@ -177,14 +181,14 @@ def fault_text(faults: Sequence[Fault], findings: Sequence[Finding] = ()) -> str
         lines.append(f"{title}: {len(of_kind)}")
         labels = {key: _describe(fault) for key, fault in of_kind.items()}
         groups = group_keys(labels)
-        for group in groups[:_MOST_LINES]:
+        for group in groups[:most]:
             shards = dict.fromkeys(shard for key in group.keys if (shard := of_kind[key].shard))
             where = f"  in {_shard_list(list(shards))}" if shards else ""
             count = f"  ({len(group.keys)} tensors)" if len(group.keys) > 1 else ""
             lines.append(f"  {printable(group.pattern)}  {group.label}{count}{where}")
-        if len(groups) > _MOST_LINES:
-            rest = sum(len(group.keys) for group in groups[_MOST_LINES:])
-            lines.append(f"  … and {len(groups) - _MOST_LINES} more patterns ({rest} tensors)")
+        if len(groups) > most:
+            rest = sum(len(group.keys) for group in groups[most:])
+            lines.append(f"  … and {len(groups) - most} more patterns ({rest} tensors)")
     return "\n".join(lines)
 
 

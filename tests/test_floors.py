@@ -35,7 +35,7 @@ FLOORS = [
     {"filling"},
     {"adapters"},
     {"load"},
-    {"demo"},
+    {"demo", "examination"},
     {"cli"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -4,17 +4,50 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardload.diagnosis.ambiguous import AmbiguousRule
+from shardload.diagnosis.layers import LayersRule
+from shardload.diagnosis.other_model import OtherModelRule
+from shardload.diagnosis.packed import PackedRule
+from shardload.diagnosis.placeholders import PlaceholderRule
 from shardload.diagnosis.quantised import QuantisedRule
+from shardload.diagnosis.renamed import RenamedRule
+from shardload.diagnosis.restructured import RestructuredRule
+from shardload.diagnosis.sizes import SizesRule
+from shardload.diagnosis.tensor_parallel import TensorParallelRule
 from shardload.diagnosis.vocabulary import VocabularyRule
-from shardload.diagnosis.wrapper import WrapperRule
+from shardload.diagnosis.wrapped import WrappedRule
 
 if TYPE_CHECKING:
     from shardload.diagnosis.finding import Case, Finding, Rule
 
-RULES: tuple[Rule, ...] = (QuantisedRule(), WrapperRule(), VocabularyRule())
+SIGNATURES: tuple[Rule, ...] = (PlaceholderRule(), PackedRule(), QuantisedRule())
+"""Rules that tell by a look at the headers that a file is no plain checkpoint; nothing is paired then."""
+
+RULES: tuple[Rule, ...] = (
+    TensorParallelRule(),
+    OtherModelRule(),
+    VocabularyRule(),
+    SizesRule(),
+    LayersRule(),
+    WrappedRule(),
+    RenamedRule(),
+    RestructuredRule(),
+    AmbiguousRule(),
+)
 
 
 def diagnose(case: Case) -> tuple[Finding, ...]:
-    """Return the findings of every rule, those that explain the most keys first."""
-    findings = [finding for rule in RULES for finding in rule.examine(case)]
-    return tuple(sorted(findings, key=lambda finding: (not finding.declines, -finding.explained)))
+    """Return the findings of every rule, the worst first: what no map cures, what one does, what needs none."""
+    for rules in (SIGNATURES, RULES):
+        findings = [finding for rule in rules for finding in rule.examine(case)]
+        declining = [finding for finding in findings if finding.declines]
+        if declining:
+            return tuple(declining)
+        if rules is RULES:
+            return tuple(sorted(findings, key=_rank))
+    return ()
+
+
+def _rank(finding: Finding) -> tuple[bool, bool, bool, int]:
+    no_fault = finding.code.startswith("W-")
+    return not finding.unsafe, no_fault, finding.key_map is not None, -finding.explained

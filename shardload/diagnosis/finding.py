@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from shardload.diagnosis.pairing.solution import Solution
+from shardload.diagnosis.rule_text import rule_text
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from shardload.diagnosis.pairing.board import Link
     from shardload.keymap import Derived, KeyMap
 
 Shape = tuple[int, ...]
@@ -18,7 +23,8 @@ class Case:
     """A model and a checkpoint that disagree, by names, shapes and headers alone.
 
     `slots` are the model's keys that a checkpoint has to fill; `stored` the checkpoint's tensors under the names
-    they were compared by. `missing`, `unexpected` and `misshapen` are keys of faults.
+    they were compared by. `missing`, `unexpected` and `misshapen` are keys of faults. `module_classes` maps the
+    path of a module to the name of its class, where a model is at hand. `config` is config.json.
     """
 
     slots: Mapping[str, Shape]
@@ -27,14 +33,51 @@ class Case:
     unexpected: Sequence[str] = ()
     misshapen: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    module_classes: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        slots: Mapping[str, Shape],
+        stored: Mapping[str, Derived],
+        config: Mapping[str, Any] | None = None,
+        module_classes: Mapping[str, str] | None = None,
+    ) -> Case:
+        """Return the case of two sets of keys, judged by names and shapes."""
+        return cls(
+            slots,
+            stored,
+            missing=[key for key in slots if key not in stored],
+            unexpected=[key for key in stored if key not in slots],
+            misshapen=[key for key in stored if key in slots and slots[key] != stored[key].shape],
+            config=config or {},
+            module_classes=module_classes or {},
+        )
+
+    @cached_property
+    def solution(self) -> Solution:
+        """What was found by pairing the keys of both sides, and the map that it amounts to, tried."""
+        faulty = {*self.unexpected, *self.misshapen}
+        open_slots = {*self.missing, *self.misshapen}
+        fitting = {key for key, ref in self.stored.items() if self.slots.get(key) == ref.shape}
+        stored = {key: ref for key, ref in self.stored.items() if key in faulty or key in fitting}
+        wanted = {key: shape for key, shape in self.slots.items() if key in open_slots or key in fitting}
+        return Solution.of(stored, wanted, self.config, self.module_classes)
+
+    def nbytes(self, keys: Iterable[str]) -> int:
+        """Return the bytes of stored tensors."""
+        return sum(self.stored[key].nbytes for key in keys if key in self.stored)
 
 
 @dataclass(frozen=True)
 class Finding:
     """A cause that was tried: what it explains and what cures it.
 
-    `code` is stable, such as "E-WRAP". `explained` counts faulty keys that the cure settles. `key_map` is the
-    cure as a map, where there is one. `declines` marks checkpoints that this version does not load at all.
+    `code` is stable, such as "E-WRAP"; "W-" marks what needs no cure. `explained` counts the checkpoint's keys that
+    the cure settles (the model's, where the checkpoint lacks them), `nbytes` their bytes. `evidence` are lines that
+    show it. `confidence` lies between 0 and 1, `margin` is the distance to the runner-up. `key_map` is the cure as
+    a map, where there is one. `unproven` says what names and shapes can't show: such a map is never applied by
+    itself. `declines` marks checkpoints that this version does not load at all, `unsafe` what is corrupt.
     """
 
     code: str
@@ -43,11 +86,42 @@ class Finding:
     cure: str
     key_map: KeyMap | None = None
     declines: bool = False
+    nbytes: int = 0
+    evidence: tuple[str, ...] = ()
+    confidence: float = 1.0
+    margin: float = 1.0
+    unproven: tuple[str, ...] = ()
+    unsafe: bool = False
+
+    @classmethod
+    def of_links(cls, case: Case, code: str, links: Sequence[Link], cause: str, rules: KeyMap) -> Finding:
+        """Return the finding of links of one kind; what they explain, how surely, and their part of the map."""
+        stored = {key for link in links for family in link.stored for key in family.names()}
+        made = {key for link in links for family in link.wanted for key in family.names()}
+        back = {name: key for key, name in case.solution.names.items()}
+        count = len(rules.rules)
+        return cls(
+            code,
+            cause,
+            explained=len(made) if all(link.kind == "alias" for link in links) else len(stored),
+            nbytes=case.nbytes(back.get(key, key) for key in stored),
+            cure=f"the map's {count} rule{'s' * (count != 1)} of this kind",
+            key_map=rules,
+            evidence=tuple(rule_text(rule) for rule in rules.rules),
+            confidence=min(link.confidence for link in links),
+            margin=min(link.margin for link in links),
+            unproven=tuple(dict.fromkeys(link.unproven for link in links if link.unproven)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as JSON data."""
         rules = [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None
-        return {**vars(self), "key_map": rules}
+        return {
+            **vars(self),
+            "evidence": list(self.evidence),
+            "unproven": list(self.unproven),
+            "key_map": rules,
+        }
 
 
 class Rule(Protocol):

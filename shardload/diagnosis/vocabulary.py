@@ -1,13 +1,17 @@
-"""Embeddings and heads that differ in their number of rows only: a resized vocabulary."""
+"""E-VOCAB: embeddings and heads that differ in their number of rows only."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
+from shardload.diagnosis.sizes import fields_of, misshapen_pairs
+from shardload.template import collapse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_MOST = 4  # tensors with a row a token: embeddings and heads, twice where there is an encoder and a decoder
 
 
 class VocabularyRule:
@@ -15,23 +19,33 @@ class VocabularyRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that says which vocabulary size the checkpoint has."""
-        pairs = [(case.slots[key], case.stored[key].shape) for key in case.misshapen if key in case.stored]
-        if not pairs or len(pairs) > 4 or len(pairs) != len(case.misshapen):
+        pairs = misshapen_pairs(case)
+        if not pairs or len(pairs) > _MOST:
             return ()
         rows = {
-            (model[0], stored[0]) for model, stored in pairs if model and stored and model[1:] == stored[1:]
+            (model[0], stored[0])
+            for _, model, stored in pairs
+            if model and stored and model[1:] == stored[1:]
         }
-        if len(rows) != 1 or any(model[1:] != stored[1:] for model, stored in pairs):
+        if len(rows) != 1 or any(model[1:] != stored[1:] for _, model, stored in pairs):
             return ()
         wanted, have = next(iter(rows))
-        fields = [key for key, value in case.config.items() if value == wanted and "vocab" in key]
+        fields = [name for name, value in fields_of(case.config) if value == wanted and "vocab" in name]
         field = fields[0] if fields else "the vocabulary size"
+        keys = [key for key, _, _ in pairs]
+        lost = (
+            f"; to leave rows out instead is your word to give: a key map's slice_rows to {wanted}"
+            if have > wanted
+            else ""
+        )
         return (
             Finding(
                 "E-VOCAB",
-                f"only {', '.join(case.misshapen)} differ{'s' if len(pairs) == 1 else ''}, in rows: "
+                f"only {', '.join(collapse(keys))} differ{'s' if len(pairs) == 1 else ''}, in rows: "
                 f"the checkpoint's vocabulary has {have} entries, the model's {wanted}",
                 len(pairs),
-                f"set {field} to {have} in config.json, or in the config that you pass",
+                f"set {field} to {have} in config.json, or in the config that you pass (nothing is lost){lost}",
+                nbytes=case.nbytes(case.misshapen),
+                confidence=0.97,
             ),
         )

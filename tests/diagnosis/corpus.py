@@ -62,7 +62,7 @@ def build(model_type: str) -> Pair | None:
         for scale in (16, 8, 4, 2, 1):
             try:
                 model = _small_model(model_type, scale)
-            except Exception:  # noqa: S112 - a size that this family does not take
+            except Exception:
                 continue
             if model is None:
                 return None
@@ -109,7 +109,9 @@ def _numbered(model: nn.Module) -> dict[str, torch.Tensor]:
     count = 1
     for key, value in model.state_dict(keep_vars=True).items():
         if id(value) not in seen:
-            seen[id(value)] = torch.arange(count, count + value.numel(), dtype=torch.int32).reshape(value.shape)
+            seen[id(value)] = torch.arange(count, count + value.numel(), dtype=torch.int32).reshape(
+                value.shape
+            )
             count += value.numel()
         state[key] = seen[id(value)]
     return state

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.words import words_of
+from shardload.diagnosis.pairing.words import words_of
 
 if TYPE_CHECKING:
-    from shardload.diagnosis.key_family import KeyFamily
+    from shardload.diagnosis.pairing.key_family import KeyFamily
 
 _LEAVES = frozenset({"weight", "bias"})
 
 HEADS = "whether the rows of q, k and v follow one another or are interleaved per head"
 ORDER = "which of the equal parts is which"
 ROTARY = "whether the rows of q and k are permuted for another rotary layout"
-HALVES = "whether the two halves of the fused tensor follow one another or are interleaved, and in which order"
+HALVES = (
+    "whether the two halves of the fused tensor follow one another or are interleaved, and in which order"
+)
 
 
 def telling_segment(template: str) -> str:

@@ -6,20 +6,18 @@ from collections import defaultdict
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
-from shardload.diagnosis.board import Link
-from shardload.diagnosis.layouts import HALVES, HEADS, ORDER, telling_segment
-from shardload.diagnosis.words import words_of
+from shardload.diagnosis.pairing.board import Link
+from shardload.diagnosis.pairing.layouts import HALVES, HEADS, ORDER, telling_segment
+from shardload.diagnosis.pairing.words import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from shardload.diagnosis.board import Board
-    from shardload.diagnosis.key_family import KeyFamily, Shape
+    from shardload.diagnosis.pairing.board import Board
+    from shardload.diagnosis.pairing.key_family import KeyFamily, Shape
 
 _ROLES = (("q", "k", "v"), ("gate", "up"), ("k", "v"), ("q", "k"), ("q", "kv"))
-_ATTENTION = frozenset("q k v kv".split())
-# torch's own MultiheadAttention keeps these: q, k and v follow one another by definition.
-_DEFINED = frozenset({"in_proj_weight", "in_proj_bias"})
+_ATTENTION = frozenset(["q", "k", "v", "kv"])
 
 
 class _Found(NamedTuple):
@@ -49,9 +47,6 @@ def pair_fused(board: Board) -> None:
 
 
 def _doubt(found: _Found) -> str:
-    segment = telling_segment(found.whole.template)
-    if segment in _DEFINED:
-        return ""
     words = {word for part in found.parts for word in words_of(telling_segment(part.template))}
     if words & _ATTENTION:
         return HEADS

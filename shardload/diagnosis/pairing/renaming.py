@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from shardload.diagnosis.board import Link
-from shardload.diagnosis.layouts import layout_doubt
+from shardload.diagnosis.pairing.board import Link
+from shardload.diagnosis.pairing.layouts import layout_doubt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from shardload.diagnosis.board import Board
-    from shardload.diagnosis.key_family import KeyFamily, Shape
+    from shardload.diagnosis.pairing.board import Board
+    from shardload.diagnosis.pairing.key_family import KeyFamily, Shape
 
 _MOST_PAIRS = 40_000  # of one bucket: scoring them all would take longer than anybody waits
 _STEPS = (0.45, 0.3, 0.2, 0.12, 0.07)
@@ -36,12 +36,10 @@ def pair_renamed(board: Board, *, least: float = 0.35, alone: bool = False) -> N
     Margins are judged from wide to narrow; each link teaches the next. `least` is the lowest score. With `alone`,
     families that are the only ones of their signature are linked whatever they are called.
     """
-    pair(board, lambda family: _unordered(family), least=least, alone=alone)
+    pair(board, _unordered, least=least, alone=alone)
 
 
-def pair(
-    board: Board, bucket: Callable[[KeyFamily], Hashable], *, least: float, alone: bool = False
-) -> None:
+def pair(board: Board, bucket: Callable[[KeyFamily], Hashable], *, least: float, alone: bool = False) -> None:
     """Link families of equal buckets by their names."""
     for step in _STEPS:
         while True:
@@ -76,9 +74,7 @@ def is_turned(old: KeyFamily, new: KeyFamily) -> bool:
 def _link(board: Board, choice: Choice) -> Link:
     score, margin, old, new = choice
     words = board.likeness.names_agree(old.template, new.template)
-    shift = tuple(
-        after - before for before, after in zip(min(old.members), min(new.members), strict=True)
-    )
+    shift = tuple(after - before for before, after in zip(min(old.members), min(new.members), strict=True))
     return Link(
         "transpose" if is_turned(old, new) else "rename",
         (old,),

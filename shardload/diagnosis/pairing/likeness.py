@@ -6,27 +6,28 @@ from collections import Counter, defaultdict
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.words import words_of
+from shardload.diagnosis.pairing.words import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shardload.diagnosis.key_family import KeyFamily
+    from shardload.diagnosis.pairing.key_family import KeyFamily
 
 # Words that tell one tensor of a block from its neighbours.
-_TELLING = frozenset(
-    "q k v o qkv gate up down weight bias pre post norm embed head router experts shared conv sink scale position "
-    "token class patch lambda cross vision text audio encoder decoder final".split()
-)
+_TELLING = frozenset({
+    "q", "k", "v", "o", "qkv", "gate", "up", "down", "weight", "bias", "pre", "post", "norm", "embed",
+    "head", "router", "experts", "shared", "conv", "sink", "scale", "position", "token", "class",
+    "patch", "lambda", "cross", "vision", "text", "audio", "encoder", "decoder", "final",
+})  # fmt: skip
 _LEAVES = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
 _OTHER_LEAVES = {"gamma": "weight", "beta": "bias", "kernel": "weight", "g": "weight", "b": "bias"}
 
 
 @lru_cache(maxsize=100_000)
-def _weighted(template: str, ranks: tuple[str, ...]) -> Counter[str]:
+def _weighted(template: str, ranks: tuple[str, ...]) -> dict[str, float]:
     """Return the words of a template with their weights; those further back say more."""
     segments = template.split(".")
-    bag: Counter[str] = Counter()
+    bag: dict[str, float] = defaultdict(float)
     leaf = segments[-1]
     depth = len(segments)
     for place, segment in enumerate(segments):
@@ -68,16 +69,17 @@ class Likeness:
 
     def score(self, old: str, new: str) -> float:
         """Return how well two templates go together."""
+        old, new = _plain(old), _plain(new)
         return self._words(old, new) + self._context(old, new)
 
     def names_agree(self, old: str, new: str) -> float:
         """Return how alike the words are alone, between 0 and 1."""
-        return self._words(old, new)
+        return self._words(_plain(old), _plain(new))
 
     def _words(self, old: str, new: str) -> float:
         one = _weighted(old, self._ranks[0].get(old, ()))
         two = _weighted(new, self._ranks[1].get(new, ()))
-        common = sum(min(weight, two[word]) for word, weight in one.items())
+        common = sum(min(weight, two.get(word, 0)) for word, weight in one.items())
         dice = 2 * common / max(sum(one.values()) + sum(two.values()), 1)
         first, second = old.split("."), new.split(".")
         same = 0
@@ -93,7 +95,7 @@ class Likeness:
             votes = self._parents.get(before)
             if votes:
                 share = votes[after] / max(votes.values())
-                total += gain * (share if share else -1)
+                total += gain * (share or -1)
         first, second = old.split("."), new.split(".")
         while first and second and first[-1] == second[-1]:
             first.pop()
@@ -101,6 +103,21 @@ class Likeness:
         if first and second and self._segments[(first[-1], second[-1])]:
             total += 0.15
         return total
+
+
+# What torch's own weight_norm called its tensors, and calls them since it is a parametrization.
+_PARAMETRIZED = {
+    ".parametrizations.weight.original0": ".weight_g",
+    ".parametrizations.weight.original1": ".weight_v",
+}
+
+
+def _plain(template: str) -> str:
+    """Return a template with a parametrized weight under its older name."""
+    for new, old in _PARAMETRIZED.items():
+        if template.endswith(new):
+            return template.removesuffix(new) + old
+    return template
 
 
 @lru_cache(maxsize=200_000)
@@ -118,9 +135,6 @@ def _ancestors(old: str, new: str) -> tuple[tuple[str, str], ...]:
             if pair not in pairs:
                 pairs.append(pair)
     return tuple(pairs)
-
-
-_ORDINALS = {"pre": 1, "input": 1, "before": 1, "post": 2, "after": 2, "output": 2}
 
 
 def _sibling_ranks(families: Iterable[KeyFamily]) -> dict[str, tuple[str, ...]]:
@@ -150,26 +164,27 @@ def _sibling_ranks(families: Iterable[KeyFamily]) -> dict[str, tuple[str, ...]]:
 
 
 def _ordinal(module: str) -> tuple[str, int | None]:
+    """Return the kind of a numbered module, and its place among those of its kind."""
     words = words_of(module)
     numbers = [int(word) for word in words if word.isdigit()]
     if "norm" in words:
-        if {"q", "k", "v"} & set(words):
-            return "norm", None
-        if "attn" in words:
-            return "norm", 20 if "post" in words else 10
-        if "mlp" in words:
-            return "norm", 30 if "post" in words else 20
-        if "pre" in words:
-            return "norm", 10
-        if "post" in words:
-            return "norm", 20
-        if "final" in words:
-            return "norm", 20
-        if len(numbers) == 1:
-            return "norm", 10 * numbers[0] + 1
-        return "norm", None
+        return "norm", _place_of_norm(set(words), numbers)
     if len(numbers) == 1:
         return "linear", numbers[0]
     if words and words[-1] in {"up", "down"}:
         return "linear", 1 if words[-1] == "up" else 2
     return "", None
+
+
+def _place_of_norm(words: set[str], numbers: list[int]) -> int | None:
+    """Return where in a block a norm stands: before attention, before or after the feed-forward part."""
+    if words & {"q", "k", "v"}:
+        return None
+    if "attn" in words:
+        return 20 if "post" in words else 10
+    if "mlp" in words:
+        return 30 if "post" in words else 20
+    for word, place in (("pre", 10), ("post", 20), ("final", 20)):
+        if word in words:
+            return place
+    return 10 * numbers[0] + 1 if len(numbers) == 1 else None

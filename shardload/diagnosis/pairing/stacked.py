@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from shardload.diagnosis.board import Link
-from shardload.diagnosis.fused import adds_up, leaf_of, pairs_of, roles_in
-from shardload.diagnosis.layouts import HALVES, telling_segment
-from shardload.diagnosis.words import words_of
+from shardload.diagnosis.pairing.board import Link
+from shardload.diagnosis.pairing.fused import adds_up, leaf_of, pairs_of, roles_in
+from shardload.diagnosis.pairing.layouts import HALVES, telling_segment
+from shardload.diagnosis.pairing.words import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from shardload.diagnosis.board import Board
-    from shardload.diagnosis.key_family import KeyFamily, Shape
+    from shardload.diagnosis.pairing.board import Board
+    from shardload.diagnosis.pairing.key_family import KeyFamily, Shape
     from shardload.template import Indices
 
 _CLEAR = 0.05
@@ -46,7 +46,9 @@ def pair_stacked(board: Board) -> None:
                     "stack" if stacks else "unstack",
                     stored,
                     wanted,
-                    confidence=round(0.5 + 0.49 * min(max(chosen.score, 0) / 0.8, 1) * min(margin / 0.1, 1), 3),
+                    confidence=round(
+                        0.5 + 0.49 * min(max(chosen.score, 0) / 0.8, 1) * min(margin / 0.1, 1), 3
+                    ),
                     margin=round(min(margin, 1.0), 3),
                     dim=chosen.dim,
                     counted=chosen.counted,
@@ -66,36 +68,44 @@ def _is_clear(item: _Found, found: Sequence[_Found]) -> bool:
     return all(item.score - other.score >= _CLEAR for other in found if _rivals(other, item))
 
 
+_Layers = dict[tuple[object, int, str], list[tuple["KeyFamily", int]]]
+
+
 def _candidates(board: Board, *, stacks: bool) -> Iterator[_Found]:
     flats, talls = (board.stored, board.wanted) if stacks else (board.wanted, board.stored)
-    slots: dict[tuple[frozenset[Indices], int, str], list[tuple[KeyFamily, int]]] = defaultdict(list)
-    for flat in flats:
-        if flat.arity and flat.shape is not None:
-            for counted in range(flat.arity):
-                height = _height(flat, counted)
-                if height:
-                    rest = frozenset((*i[:counted], *i[counted + 1 :]) for i in flat.members)
-                    slots[(rest, height, leaf_of(flat.template))].append((flat, counted))
+    layers = _layers(flats)
     for tall in talls:
         shape = tall.shape
         if shape is None or len(shape) < 2:
             continue
-        members = slots.get((frozenset(tall.members), shape[0], leaf_of(tall.template)), [])
-        for flat, counted in members:
-            yield from _alone(board, tall, flat, counted, shape, stacks=stacks)
+        members = layers.get((frozenset(tall.members), shape[0], leaf_of(tall.template)), [])
         by_place: dict[tuple[int, str], list[KeyFamily]] = defaultdict(list)
         for flat, counted in members:
+            yield from _alone(board, tall, flat, counted, shape, stacks=stacks)
             by_place[(counted, _parent(flat, counted))].append(flat)
         for (counted, _), siblings in by_place.items():
             for pair in pairs_of(siblings):
                 yield from _together(board, tall, pair, counted, shape, stacks=stacks)
 
 
+def _layers(flats: Sequence[KeyFamily]) -> _Layers:
+    """Return families by the indices that they have beside one that counts, and how far that one counts."""
+    layers: _Layers = defaultdict(list)
+    for flat in flats:
+        for counted in range(flat.arity if flat.shape is not None else 0):
+            height = _height(flat, counted)
+            if height:
+                rest = frozenset((*i[:counted], *i[counted + 1 :]) for i in flat.members)
+                layers[(rest, height, leaf_of(flat.template))].append((flat, counted))
+    return layers
+
+
 def _height(flat: KeyFamily, counted: int) -> int:
     """Return how many numbers stand at an index position, if they are 0, 1, 2, … for all other indices; else 0."""
     numbers: dict[Indices, set[int]] = defaultdict(set)
     for indices in flat.members:
-        numbers[(*indices[:counted], *indices[counted + 1 :])].add(indices[counted])
+        rest = (*indices[:counted], *indices[counted + 1 :])
+        numbers[rest].add(indices[counted])
     heights = {len(found) for found in numbers.values()}
     height = heights.pop() if len(heights) == 1 else 0
     return height if height and all(found == set(range(height)) for found in numbers.values()) else 0
@@ -140,9 +150,7 @@ def _together(
                 break
 
 
-def _score(
-    board: Board, tall: KeyFamily, flat: Sequence[KeyFamily], counted: int, *, stacks: bool
-) -> float:
+def _score(board: Board, tall: KeyFamily, flat: Sequence[KeyFamily], counted: int, *, stacks: bool) -> float:
     total = 0.0
     for family in flat:
         name = without_index(family.template, counted)

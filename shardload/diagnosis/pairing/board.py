@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from shardload.diagnosis.key_family import KeyFamily, families_of
-from shardload.diagnosis.likeness import Likeness
+from shardload.diagnosis.pairing.key_family import KeyFamily, families_of
+from shardload.diagnosis.pairing.likeness import Likeness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from shardload.diagnosis.key_family import Shape
+    from shardload.diagnosis.pairing.key_family import Shape
 
-LinkKind = Literal["rename", "transpose", "split", "cat", "stack", "unstack", "alias"]
+LinkKind = Literal["rename", "transpose", "split", "cat", "stack", "unstack", "alias", "drop"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,9 +22,9 @@ class Link:
 
     `rename` and `transpose` link one family with one; `split` one with several along `dim`, `cat` several with one,
     `stack` several (the number at index position `counted` is stacked; more than one family is put together along
-    `dim` besides) with one, `unstack` the other way round. `offset` is added to the first index. `confidence` lies
-    between 0 and 1, `margin` is the distance to the runner-up's score. `unproven` says what names and shapes can't
-    show.
+    `dim` besides) with one, `unstack` the other way round; `drop` has no family of the model. `offset` is what
+    is added to each index. `confidence` lies between 0 and 1, `margin` is the distance to the runner-up's score.
+    `unproven` says what names and shapes can't show.
     """
 
     kind: LinkKind
@@ -82,7 +82,9 @@ class Board:
                 if before.arity == after.arity:
                     self.likeness.learn(before.template, after.template)
 
-    def replace(self, side: Literal["stored", "wanted"], family: KeyFamily, parts: Sequence[KeyFamily]) -> None:
+    def replace(
+        self, side: Literal["stored", "wanted"], family: KeyFamily, parts: Sequence[KeyFamily]
+    ) -> None:
         """Put parts of a family in its place."""
         families: list[KeyFamily] = getattr(self, side)
         place = families.index(family)

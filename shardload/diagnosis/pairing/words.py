@@ -97,9 +97,10 @@ _RUNS = {
     ("e", "score", "correction", "bias"): ("expert", "bias"),
 }
 # Words that say little: almost every name has them, or leaves them out.
-_FILLERS = frozenset(
-    "proj projection linear dense lin fc model module transformer backbone base self net network main the kernel".split()
-)
+_FILLERS = frozenset({
+    "proj", "projection", "linear", "dense", "lin", "fc", "model", "module", "transformer", "backbone",
+    "base", "self", "net", "network", "main", "the", "kernel",
+})  # fmt: skip
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+h(?![a-z])|[0-9]+|\{\}")
 
 

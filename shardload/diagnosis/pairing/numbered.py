@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.renaming import pair, pair_renamed
+from shardload.diagnosis.pairing.renaming import pair, pair_renamed
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from shardload.diagnosis.board import Board
-    from shardload.diagnosis.key_family import KeyFamily
+    from shardload.diagnosis.pairing.board import Board
+    from shardload.diagnosis.pairing.key_family import KeyFamily
 
 _MOST_NAMES = 8  # numbers that may be names: a Sequential of more parts is a list of layers
 
@@ -22,7 +22,7 @@ def pair_shifted(board: Board) -> None:
 
 def _from_zero(family: KeyFamily) -> Hashable:
     if not family.arity:
-        return None, family.template  # meets nobody
+        return id(family)  # meets nobody
     low = tuple(min(indices[place] for indices in family.members) for place in range(family.arity))
     return frozenset(
         (tuple(index - least for index, least in zip(indices, low, strict=True)), shape)
@@ -38,7 +38,7 @@ def pair_named_parts(board: Board) -> None:
             for family in list(getattr(board, side)):
                 parts = _as_names(family)
                 if parts:
-                    board.replace(side, family, parts)  # type: ignore[arg-type]
+                    board.replace(side, family, parts)
                     changed = True
         if not changed:
             return

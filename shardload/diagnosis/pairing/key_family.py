@@ -55,7 +55,7 @@ class KeyFamily:
         """Return the key that has the given indices."""
         return fill(self.template, indices)
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return its keys."""
         return [self.key(indices) for indices in self.members]
 
@@ -67,7 +67,8 @@ class KeyFamily:
         """Return one family for each number at an index position, the number a part of the template."""
         groups: dict[int, dict[Indices, Shape]] = defaultdict(dict)
         for indices, shape in self.members.items():
-            groups[indices[position]][(*indices[:position], *indices[position + 1 :])] = shape
+            rest = (*indices[:position], *indices[position + 1 :])
+            groups[indices[position]][rest] = shape
         parts = self.template.split("{}")
         result = []
         for number, members in groups.items():

@@ -1,0 +1,91 @@
+"""`shardload doctor`: why weights and model disagree, and what cures it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardload.cli import output
+from shardload.cli.options import json_option, source_keywords, source_options, trust_options, trust_word
+from shardload.errors import UsageError
+
+if TYPE_CHECKING:
+    from shardload.examination import Examination
+
+EXAMPLES = """\b
+Examples:
+  shardload doctor ./weights.pth --model mypackage.model:MyModel
+  shardload doctor ./weights.pth --model mypackage.model:MyModel --write-map map.json
+  shardload doctor ./old-checkpoint --like ./new-checkpoint
+  shardload doctor ./chatglm2-6b --trust-remote-code
+  shardload doctor ./base-model --trust-remote-code --adapter ./my-lora
+"""
+
+
+@click.command("doctor", epilog=EXAMPLES, short_help="Say why weights and model disagree, and the cure.")
+@click.argument("where")
+@click.option(
+    "--model", "--model-class", "model", metavar="MODULE:CLASS", help="Class that takes the config."
+)
+@click.option("--like", metavar="OTHER", help="A checkpoint whose keys and shapes are wanted.")
+@click.option("--adapter", metavar="WHERE", help="Judge this adapter on the model instead.")
+@click.option(
+    "--write-map",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the map that cures it, for `load --map`.",
+)
+@trust_options
+@click.option("--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it.")
+@click.option("--auto-class", metavar="NAME", help="Entry of the config's auto_map, such as AutoModel.")
+@source_options
+@json_option
+def command(
+    where: str,
+    model: str | None,
+    like: str | None,
+    adapter: str | None,
+    write_map: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Say why a checkpoint and a model disagree, and what cures it. Only headers are read.
+
+    WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub. It is compared with the class of
+    --model, with the keys of --like, or with the repo's own class. Exit code: 0 clean, 1 findings, 2 usage or I/O,
+    3 findings that the map cures, 4 unsafe or corrupt.
+    """
+    from shardload.cli.load import find_class
+    from shardload.examination import examine
+
+    if like is not None and (model is not None or adapter is not None):
+        raise UsageError(
+            "--like stands for a model", cure="pass --like, or --model (with --adapter), not both"
+        )
+    found = examine(
+        where,
+        model_class=None if model is None else find_class(model),
+        like=like,
+        adapter=adapter,
+        trust_remote_code=trust_word(options),
+        **source_keywords(options),
+        **options,
+    )
+    if write_map is not None:
+        _write(found, write_map)
+    if as_json:
+        output.say_json(found.to_dict())
+        return found.exit_code
+    output.say("\n".join(output.escape(output.in_options(line)) for line in found.lines()))
+    for note in found.notes[:4]:
+        output.tell(f"note: {note}")
+    return found.exit_code
+
+
+def _write(found: Examination, path: Path) -> None:
+    if found.key_map is None:
+        output.tell(f"no map was written: {'nothing to cure' if not found.findings else 'no map cures this'}")
+        return
+    path.write_text(found.key_map.to_json() + "\n", encoding="utf-8")
+    output.tell(f"wrote {path}")

@@ -1,0 +1,79 @@
+"""E-LAYERS: layers that one side has and the other lacks, with the exact holes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from shardload.diagnosis.finding import Case, Finding
+from shardload.diagnosis.sizes import field_of
+from shardload.template import ranges, split_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+class LayersRule:
+    """Compares, list by list, the layers that the keys of both sides count."""
+
+    def examine(self, case: Case) -> Sequence[Finding]:
+        """Return a finding for layers without weights, and one for weights without layers."""
+        names = case.solution.names
+        stored = _layers(names.values())
+        wanted = _layers(case.slots)
+        found = []
+        for path in wanted.keys() & stored.keys():
+            lacking, extra = wanted[path] - stored[path], stored[path] - wanted[path]
+            if lacking and lacking <= set(range(max(stored[path]))):
+                found.append(_holes(case, path, lacking, stored[path]))
+            elif lacking or extra:
+                found.append(_other_count(case, path, lacking, extra, stored[path], wanted[path]))
+        return found
+
+
+def _layers(keys: Iterable[str]) -> Mapping[str, set[int]]:
+    """Return {path of a list: numbers in it} for the first number of each key, as far as it counts something."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for key in keys:
+        template, indices = split_key(key)
+        if indices:
+            found[template.partition("{}")[0]].add(indices[0])
+    return found
+
+
+def _below(keys: Iterable[str], path: str, numbers: set[int]) -> list[str]:
+    chosen = []
+    for key in keys:
+        template, indices = split_key(key)
+        if indices and template.partition("{}")[0] == path and indices[0] in numbers:
+            chosen.append(key)
+    return chosen
+
+
+def _holes(case: Case, path: str, lacking: set[int], stored: set[int]) -> Finding:
+    keys = _below(case.slots, path, lacking)
+    return Finding(
+        "E-LAYERS",
+        f"the checkpoint has no layers {path}{ranges(lacking)}, and has {ranges(stored)}: it is incomplete",
+        explained=len(keys),
+        cure="fetch the shards that hold them; no file here names them",
+        evidence=(f"{len(keys)} keys of the model are missing in these layers",),
+    )
+
+
+def _other_count(
+    case: Case, path: str, lacking: set[int], extra: set[int], stored: set[int], wanted: set[int]
+) -> Finding:
+    count, model = max(stored) + 1, max(wanted) + 1
+    names = {name: key for key, name in case.solution.names.items()}
+    keys = _below(case.slots, path, lacking) if lacking else _below(names, path, extra)
+    field = field_of(case.config, model, "layer") or field_of(case.config, model, "depth")
+    says = f"; config.json says {field} = {model}" if field else ""
+    return Finding(
+        "E-LAYERS",
+        f"the checkpoint has {count} layers in {path}{ranges(stored)}, the model {model}{says}",
+        explained=len(keys),
+        nbytes=case.nbytes(names.get(key, key) for key in keys),
+        cure=f"set {field or 'the number of layers'} to {count} in config.json, or in the config that you pass",
+        evidence=(f"{'missing' if lacking else 'unexpected'}: {path}{ranges(lacking or extra)}",),
+    )

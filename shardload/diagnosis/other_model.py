@@ -1,0 +1,53 @@
+"""E-OTHER: keys that have next to nothing to do with the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardload.diagnosis.finding import Case, Finding
+from shardload.template import collapse, split_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector")
+
+
+class OtherModelRule:
+    """Says that a file is an adapter, or of another architecture, when hardly any key finds its place."""
+
+    def examine(self, case: Case) -> Sequence[Finding]:
+        """Return one finding, or none where a fifth of the keys has a place."""
+        adapter = [key for key in case.stored if any(part in _LORA for part in key.split("."))]
+        if (
+            adapter
+            and 2 * len(adapter) >= len(case.stored)
+            and not any(".lora_" in key for key in case.slots)
+        ):
+            return (
+                Finding(
+                    "E-ADAPTER",
+                    f"this is a LoRA adapter ({len(adapter)} of {len(case.stored)} tensors), not a model's weights",
+                    explained=len(adapter),
+                    nbytes=case.nbytes(adapter),
+                    cure="load the base model, and the adapter on top: adapter=…",
+                    evidence=tuple(collapse(adapter)[:2]),
+                    declines=True,
+                ),
+            )
+        known = {split_key(key)[0] for key in case.slots}
+        strange = [family for family in case.solution.board.stored if family.template not in known]
+        left = sum(len(family.members) for family in strange)
+        if len(case.stored) < 5 or 5 * left < 4 * len(case.stored):
+            return ()
+        names = collapse(key for family in strange for key in family.names())
+        return (
+            Finding(
+                "E-OTHER",
+                f"{left} of {len(case.stored)} keys have no place in the model: it seems to be another architecture",
+                explained=left,
+                cure="use the class and config that belong to this checkpoint",
+                evidence=(f"in the checkpoint: {', '.join(names[:3])} …",),
+                confidence=0.6,
+            ),
+        )

@@ -1,0 +1,152 @@
+"""cure_of: the links of a board as a KeyMap, kind by kind, tried on the checkpoint's headers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardload.diagnosis.pairing.key_family import KeyFamily, fill
+from shardload.diagnosis.pairing.renames import one_template, rename_rules
+from shardload.diagnosis.pairing.stacked import without_index
+from shardload.keymap import Alias, Cat, Drop, KeyMap, Split, Stack, Transpose, Unstack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shardload.diagnosis.pairing.board import Board, Link
+    from shardload.keymap import Rule
+
+_NAMES = ("rename", "transpose")
+
+
+class Cure:
+    """Rules for the links of a board. `of` gives those of one kind; `whole` all of them in their order."""
+
+    def __init__(self, board: Board) -> None:
+        links = [link for link in board.links if link.kind in _NAMES]
+        pairs, names = _wanted_names(links)
+        kept = [family.template for family in board.exact]
+        names |= {key: key for family in board.exact for key in family.names()}
+        self.renames = rename_rules(pairs, kept, names)
+        self.structure: list[tuple[Link, tuple[Rule, ...]]] = []
+        for link in board.links:
+            rules = _RULES[link.kind](link, self._now(link))
+            if rules:
+                self.structure.append((link, tuple(rules)))
+
+    @property
+    def whole(self) -> KeyMap:
+        """The map of all links."""
+        rules = list(self.renames.rules)
+        # A second name first: what it is taken from may be changed by others.
+        ordered = sorted(self.structure, key=lambda item: item[0].kind == "alias")
+        return KeyMap((*rules, *dict.fromkeys(rule for _, group in ordered for rule in group)))
+
+    def of(self, kind: str) -> KeyMap:
+        """Return the rules of one kind of link alone."""
+        return KeyMap(tuple(rule for link, rules in self.structure if link.kind == kind for rule in rules))
+
+    def _now(self, link: Link) -> list[str]:
+        """Return the templates that a link's stored families have after the renames."""
+        return [self._template_now(family) for family in link.stored]
+
+    def _template_now(self, family: KeyFamily) -> str:
+        if not self.renames.rules:
+            return family.template
+        marked = self.renames.apply(fill(family.template, tuple(range(7001, 7001 + family.arity))))
+        template = one_template(self.renames.apply(key) or key for key in family.names())
+        literal = marked or family.template
+        for number in range(7001, 7001 + family.arity):
+            literal = literal.replace(str(number), "{}", 1)
+        # A literal number in a template is not an index; otherwise both ways agree.
+        return literal if literal.count("{}") == family.arity else template or family.template
+
+
+def _wanted_names(links: Sequence[Link]) -> tuple[dict[str, str], dict[str, str]]:
+    pairs: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for link in links:
+        old, new = link.stored[0], link.wanted[0]
+        pairs[old.template] = with_offsets(new.template, link.offset)
+        for indices in old.members:
+            names[old.key(indices)] = new.key(shifted(indices, link.offset))
+    return pairs, names
+
+
+def shifted(indices: tuple[int, ...], offset: tuple[int, ...]) -> tuple[int, ...]:
+    """Return indices with an offset added."""
+    return tuple(a + b for a, b in zip(indices, offset, strict=True)) if offset else indices
+
+
+def with_offsets(template: str, offset: tuple[int, ...]) -> str:
+    """Return a template whose placeholders say what is added to each number."""
+    if not any(offset):
+        return template
+    parts = template.split("{}")
+    holes = [f"{{{step:+d}}}" if step else "{}" for step in offset]
+    return parts[0] + "".join(hole + part for hole, part in zip(holes, parts[1:], strict=True))
+
+
+def _no_rules(_: Link, __: Sequence[str]) -> list[Rule]:
+    return []
+
+
+def _transpose(link: Link, _: Sequence[str]) -> list[Rule]:
+    return [Transpose(link.wanted[0].template)]
+
+
+def _split(link: Link, now: Sequence[str]) -> list[Rule]:
+    sizes = tuple((part.shape or (0,) * 9)[link.dim] for part in link.wanted)
+    exact = sizes if all(sizes) else None
+    return [Split(now[0], tuple(part.template for part in link.wanted), exact, link.dim)]
+
+
+def _cat(link: Link, now: Sequence[str]) -> list[Rule]:
+    return [Cat(tuple(now), link.wanted[0].template, link.dim)]
+
+
+def _stack(link: Link, now: Sequence[str]) -> list[Rule]:
+    target = link.wanted[0].template
+    rules: list[Rule] = [Transpose(template) for template in now] if link.turned else []
+    if len(now) == 1:
+        return [*rules, Stack(_counting(now[0], link.counted), target)]
+    aside = [without_index(template, link.counted) for template in now]
+    rules += [Stack(_counting(old, link.counted), new) for old, new in zip(now, aside, strict=True)]
+    return [*rules, Cat(tuple(aside), target, link.dim)]
+
+
+def _unstack(link: Link, now: Sequence[str]) -> list[Rule]:
+    targets = [family.template for family in link.wanted]
+    rules: list[Rule] = []
+    if len(targets) == 1:
+        rules.append(Unstack(now[0], _counting(targets[0], link.counted)))
+    else:
+        aside = [without_index(template, link.counted) for template in targets]
+        rules.append(Split(now[0], tuple(aside), None, link.dim))
+        rules += [Unstack(old, _counting(new, link.counted)) for old, new in zip(aside, targets, strict=True)]
+    return [*rules, *(Transpose(template) for template in targets if link.turned)]
+
+
+def _alias(link: Link, now: Sequence[str]) -> list[Rule]:
+    return [Alias(now[0], link.wanted[0].template)]
+
+
+def _drop(_: Link, now: Sequence[str]) -> list[Rule]:
+    return [Drop(template) for template in now]
+
+
+def _counting(template: str, position: int) -> str:
+    parts = template.split("{}")
+    holes = ["{n}" if place == position else "{}" for place in range(len(parts) - 1)]
+    return parts[0] + "".join(hole + part for hole, part in zip(holes, parts[1:], strict=True))
+
+
+_RULES: dict[str, Callable[[Link, Sequence[str]], list[Rule]]] = {
+    "rename": _no_rules,
+    "transpose": _transpose,
+    "split": _split,
+    "cat": _cat,
+    "stack": _stack,
+    "unstack": _unstack,
+    "alias": _alias,
+    "drop": _drop,
+}

@@ -1,0 +1,151 @@
+"""Pairs of templates as few rename rules: whole subtrees where they move together."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, NamedTuple
+
+from shardload.keymap import KeyMap, Rename
+from shardload.template import split_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Segments = tuple[str, ...]
+
+_ASIDE = "renamed"  # where names wait that would meet others on the way
+
+
+class _Move(NamedTuple):
+    """`before.{...}.tail` becomes `after.{...}.end`."""
+
+    before: Segments
+    tail: Segments
+    after: Segments
+    end: Segments
+
+    def rule(self) -> Rename:
+        return Rename(
+            ".".join((*self.before, "{...}", *self.tail)), ".".join((*self.after, "{...}", *self.end))
+        )
+
+
+def rename_rules(pairs: Mapping[str, str], kept: Iterable[str], names: Mapping[str, str]) -> KeyMap:
+    """Return renames that turn every old template into its new one, and leave `kept` templates alone.
+
+    Templates that are in neither may be renamed along with what stands around them. `names` are the stored keys
+    with the name that each shall have; the rules are tried on them, and where short ones do not come true, exact
+    ones are given.
+    """
+    changed = {old: new for old, new in pairs.items() if old != new}
+    if not changed:
+        return KeyMap()
+    short = _short_rules(changed, (*kept, *(old for old, new in pairs.items() if old == new)))
+    if _comes_true(short, names):
+        return short
+    exact = KeyMap(tuple(Rename(old, new) for old, new in changed.items()))
+    if _comes_true(exact, names):
+        return exact
+    # Names that are taken on the way: everything waits aside until all have moved.
+    return KeyMap(
+        (
+            *(Rename(old, f"{_ASIDE}.{new}") for old, new in changed.items()),
+            Rename(f"{_ASIDE}.{{...}}", "{...}"),
+        )
+    )
+
+
+def _comes_true(key_map: KeyMap, names: Mapping[str, str]) -> bool:
+    return all(key_map.apply(old) == new for old, new in names.items())
+
+
+def _short_rules(changed: Mapping[str, str], kept: Iterable[str]) -> KeyMap:
+    pairs = {tuple(old.split(".")): tuple(new.split(".")) for old, new in changed.items()}
+    stays = {tuple(old.split(".")): tuple(old.split(".")) for old in kept}
+    moves = _prefix_moves(pairs, stays)
+    open_pairs = {old: new for old, new in pairs.items() if old not in moves}
+    moves |= _middle_moves(open_pairs, {**stays, **pairs})
+    rules: dict[Rename, None] = {}
+    for old, new in pairs.items():
+        move = moves.get(old)
+        rules[move.rule() if move else Rename(".".join(old), ".".join(new))] = None
+    # Rules for single names first: a subtree's rule must not carry them off before.
+    ordered: list[Rename] = sorted(rules, key=_specific_first)
+    return KeyMap(tuple(ordered))
+
+
+def _specific_first(rule: Rename) -> tuple[bool, int]:
+    return "{...}" in rule.source, -rule.source.count(".")
+
+
+def _prefix_moves(
+    pairs: Mapping[Segments, Segments], stays: Mapping[Segments, Segments]
+) -> dict[Segments, _Move]:
+    """Return for each old template the move of the largest subtree around it that moves as one."""
+    votes: Counter[tuple[Segments, Segments]] = Counter()
+    below: Counter[Segments] = Counter()
+    for old, new in (*pairs.items(), *stays.items()):
+        for length in range(1, len(old) + 1):
+            below[old[: len(old) - length]] += 1
+        for length in range(1, _common_end(old, new) + 1):
+            votes[(old[: len(old) - length], new[: len(new) - length])] += 1
+    moves: dict[Segments, _Move] = {}
+    for old, new in pairs.items():
+        for length in range(_common_end(old, new), 0, -1):
+            before, after = old[: len(old) - length], new[: len(new) - length]
+            if (
+                before != after
+                and before.count("{}") == after.count("{}")
+                and votes[(before, after)] == below[before]
+            ):
+                moves[old] = _Move(before, (), after, ())
+                break
+    single = Counter((move.before, move.after) for move in moves.values())
+    return {
+        old: move
+        for old, move in moves.items()
+        if single[(move.before, move.after)] > 1 or len(old) - len(move.before) > 1
+    }
+
+
+def _middle_moves(
+    pairs: Mapping[Segments, Segments], everything: Mapping[Segments, Segments]
+) -> dict[Segments, _Move]:
+    """Return moves that change the beginning and the end of names and leave the middle."""
+    groups: dict[_Move, list[Segments]] = defaultdict(list)
+    for old, new in pairs.items():
+        block = SequenceMatcher(None, old, new, autojunk=False).find_longest_match()
+        stop, end = block.a + block.size, block.b + block.size
+        move = _Move(old[: block.a], old[stop:], new[: block.b], new[end:])
+        if block.size > 1 and move.tail and move.before.count("{}") == move.after.count("{}"):
+            groups[move].append(old)
+    result: dict[Segments, _Move] = {}
+    for move, olds in groups.items():
+        covered = [
+            (old, new)
+            for old, new in everything.items()
+            if old[: len(move.before)] == move.before
+            and old[-len(move.tail) :] == move.tail
+            and len(old) > len(move.before) + len(move.tail)
+        ]
+        if len(olds) > 1 and all(_moved(move, old) == new for old, new in covered):
+            result |= dict.fromkeys(olds, move)
+    return result
+
+
+def _moved(move: _Move, old: Segments) -> Segments:
+    return (*move.after, *old[len(move.before) : len(old) - len(move.tail)], *move.end)
+
+
+def _common_end(old: Sequence[str], new: Sequence[str]) -> int:
+    length = 0
+    while length < min(len(old), len(new)) and old[-1 - length] == new[-1 - length]:
+        length += 1
+    return length
+
+
+def one_template(keys: Iterable[str]) -> str | None:
+    """Return the template that all keys have, or None."""
+    found = {split_key(key)[0] for key in keys}
+    return found.pop() if len(found) == 1 else None

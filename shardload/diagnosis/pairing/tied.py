@@ -1,0 +1,58 @@
+"""An output layer that the checkpoint does not have, because it shares the embedding's numbers: alias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from shardload.diagnosis.pairing.board import Link
+from shardload.diagnosis.pairing.words import words_of
+
+if TYPE_CHECKING:
+    from shardload.diagnosis.pairing.board import Board
+    from shardload.diagnosis.pairing.key_family import KeyFamily
+
+DOUBT = "whether the output layer shares the embedding's numbers"
+
+
+def pair_tied(board: Board, config: Mapping[str, Any]) -> None:
+    """Link an output layer that nothing fills with the stored embedding of its shape."""
+    places = tied_in(config)
+    for new in list(board.wanted):
+        if new.arity or len(new.shape or ()) != 2 or not {"head"} & _words(new.template):
+            continue
+        rows = [family for family in _placed(board) if family.shape == new.shape and _is_embedding(family)]
+        if len(rows) == 1:
+            said = f"config.json says so in {', '.join(places)}" if places else ""
+            board.add(
+                Link(
+                    "alias",
+                    (rows[0],),
+                    (new,),
+                    confidence=0.97 if places else 0.6,
+                    unproven="" if places else DOUBT,
+                    evidence=said,
+                )
+            )
+
+
+def tied_in(config: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return where a config, or one inside it, says that embedding and output layer share their numbers."""
+    found = [f"{path}tie_word_embeddings"] if config.get("tie_word_embeddings") is True else []
+    for name, value in config.items():
+        if isinstance(value, Mapping) and path.count(".") < 4:
+            found += tied_in(value, f"{path}{name}.")
+    return found
+
+
+def _placed(board: Board) -> list[KeyFamily]:
+    return [*board.exact, *(link.stored[0] for link in board.links if link.kind == "rename")]
+
+
+def _is_embedding(family: KeyFamily) -> bool:
+    words = _words(family.template)
+    return not family.arity and "embed" in words and not words & {"position", "type", "patch"}
+
+
+def _words(template: str) -> set[str]:
+    return {word for segment in template.split(".") for word in words_of(segment)}

@@ -1,0 +1,68 @@
+"""Square matrices that show no mismatch, and are turned like their neighbours: Conv1D here, Linear there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shardload.diagnosis.pairing.board import Link
+
+if TYPE_CHECKING:
+    from shardload.diagnosis.pairing.board import Board
+    from shardload.diagnosis.pairing.key_family import KeyFamily
+
+DOUBT = "whether square matrices are turned as their neighbours are"
+
+
+def turn_squares(board: Board) -> None:
+    """Turn the square weights of blocks whose other matrices are all turned, as far as their module class says so.
+
+    Without known classes the neighbours decide alone, and the link says that this is unproven.
+    """
+    turned: dict[str, set[str]] = defaultdict(set)
+    straight: dict[str, set[str]] = defaultdict(set)
+    squares: list[tuple[str, str, Link | None, KeyFamily]] = []
+    for link, old, new in _matrices(board):
+        shape = new.shape
+        if shape is None or len(shape) != 2:
+            continue
+        block, kind = _block(new.template), _class_of(board, new)
+        if shape[0] == shape[1]:
+            squares.append((block, kind, link, old))
+        elif link is not None and link.kind == "transpose":
+            turned[block].add(kind)
+        else:
+            straight[block].add(kind)
+    for block, kind, link, old in squares:
+        if kind not in turned[block] or kind in straight[block]:
+            continue
+        doubt = DOUBT if kind == "?" else ""
+        if link is None:
+            board.exact.remove(old)
+            board.links.append(Link("transpose", (old,), (old,), 0.96, unproven=doubt))
+        else:
+            at = board.links.index(link)
+            board.links[at] = replace(link, kind="transpose", unproven=link.unproven or doubt)
+
+
+def _matrices(board: Board) -> list[tuple[Link | None, KeyFamily, KeyFamily]]:
+    found: list[tuple[Link | None, KeyFamily, KeyFamily]] = [
+        (link, link.stored[0], link.wanted[0])
+        for link in board.links
+        if link.kind in {"rename", "transpose"} and not link.misshapen
+    ]
+    found += [(None, family, family) for family in board.exact]
+    return [item for item in found if item[2].template.endswith(".weight")]
+
+
+def _block(template: str) -> str:
+    """Return the template up to its last number: what stands in one layer."""
+    head, found, _ = template.rpartition("{}")
+    return head if found else ""
+
+
+def _class_of(board: Board, family: KeyFamily) -> str:
+    """Return the class of the module that holds a family; "?" where it is not known."""
+    key = family.key(next(iter(family.members)))
+    return board.module_classes.get(key.rpartition(".")[0], "?")

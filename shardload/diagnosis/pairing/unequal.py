@@ -1,0 +1,90 @@
+"""Families that are each other's by name, and differ: in the layers that they have, or in their shapes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from shardload.diagnosis.pairing.board import Link
+from shardload.diagnosis.pairing.layouts import layout_doubt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardload.diagnosis.pairing.board import Board
+    from shardload.diagnosis.pairing.key_family import KeyFamily
+
+_SURE = 0.75
+_CLEAR = 0.12
+_MOST_PAIRS = 40_000
+
+
+def pair_other_layers(board: Board) -> None:
+    """Link families of one shape by name where one side has layers that the other lacks."""
+    _pair(board, same_shape=True)
+
+
+def pair_misshapen(board: Board) -> None:
+    """Link families by name whose shapes differ: the names are cured, and the shapes are told."""
+    _pair(board, same_shape=False)
+
+
+def _pair(board: Board, *, same_shape: bool) -> None:
+    groups: dict[object, tuple[list[KeyFamily], list[KeyFamily]]] = defaultdict(lambda: ([], []))
+    namesakes = {family.template for family in board.stored} & {family.template for family in board.wanted}
+    for side, families in enumerate((board.stored, board.wanted)):
+        for family in families:
+            if family.template not in namesakes:
+                shape = family.shape
+                groups[(family.arity, shape if same_shape else len(shape or ()))][side].append(family)
+    for olds, news in groups.values():
+        if len(olds) * len(news) > _MOST_PAIRS:
+            continue
+        for old in olds:
+            new, score, margin = _best(board, old, news)
+            if new is None or score < _SURE or margin < _CLEAR or _best_old(board, new, olds) is not old:
+                continue
+            common = [indices for indices in old.members if indices in new.members]
+            if common and new in board.wanted and old in board.stored:
+                _link(board, old, new, common, min(score, 1.0), margin)
+
+
+def _link(
+    board: Board,
+    old: KeyFamily,
+    new: KeyFamily,
+    common: Sequence[tuple[int, ...]],
+    score: float,
+    margin: float,
+) -> None:
+    rest = [indices for indices in old.members if indices not in new.members]
+    lacking = [indices for indices in new.members if indices not in old.members]
+    before, after = old.where(common), new.where(common)
+    board.replace("stored", old, [before, old.where(rest)] if rest else [before])
+    board.replace("wanted", new, [after, new.where(lacking)] if lacking else [after])
+    board.add(
+        Link(
+            "rename",
+            (before,),
+            (after,),
+            confidence=round(0.5 + 0.45 * score * min(margin / 0.3, 1), 3),
+            margin=margin,
+            misshapen=before.signature() != after.signature(),
+            unproven=layout_doubt(before, after),
+        )
+    )
+
+
+def _best(board: Board, old: KeyFamily, news: Sequence[KeyFamily]) -> tuple[KeyFamily | None, float, float]:
+    scored = sorted(
+        ((board.likeness.score(old.template, new.template), place) for place, new in enumerate(news)),
+        reverse=True,
+    )
+    if not scored:
+        return None, 0.0, 0.0
+    margin = scored[0][0] - scored[1][0] if len(scored) > 1 else 1.0
+    return news[scored[0][1]], scored[0][0], margin
+
+
+def _best_old(board: Board, new: KeyFamily, olds: Sequence[KeyFamily]) -> KeyFamily:
+    return max(olds, key=lambda old: board.likeness.score(old.template, new.template))

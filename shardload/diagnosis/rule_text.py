@@ -1,0 +1,38 @@
+"""A rule of a key map as one line for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardload.keymap import Alias, Cat, Drop, Rename, Split, Stack, Unstack
+
+if TYPE_CHECKING:
+    from shardload.keymap import Rule
+
+
+def rule_text(rule: Rule) -> str:
+    """Return a rule as people read it: "rename a -> b", "split a -> b [4096], c [256]"."""
+    text = f"{rule.op} "
+    if isinstance(rule, Rename):
+        text += (
+            f"{rule.source} -> {rule.target or 'nothing'}{' wherever it stands' if rule.everywhere else ''}"
+        )
+    elif isinstance(rule, Split):
+        sizes = rule.sizes or ("equal",) * len(rule.targets)
+        parts = ", ".join(f"{name} [{size}]" for name, size in zip(rule.targets, sizes, strict=True))
+        text += f"{rule.source} -> {parts}{_along(rule.dim)}"
+    elif isinstance(rule, Cat):
+        text += f"{', '.join(rule.sources)} -> {rule.target}{_along(rule.dim)}"
+    elif isinstance(rule, (Stack, Unstack)):
+        text += f"{rule.source} -> {rule.target}"
+    elif isinstance(rule, Alias):
+        text += f"{rule.source} also as {rule.target}"
+    elif isinstance(rule, Drop):
+        text += rule.pattern
+    else:
+        text += " ".join(f"{value}" for name, value in rule.to_dict().items() if name != "op")
+    return text
+
+
+def _along(dim: int) -> str:
+    return f" along dimension {dim}" if dim else ""

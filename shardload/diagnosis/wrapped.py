@@ -1,0 +1,56 @@
+"""E-WRAP: keys that carry, or lack, whole segments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardload.diagnosis.finding import Case, Finding
+from shardload.keymap import KeyMap
+from shardload.template import split_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardload.diagnosis.pairing.wrapper import Wrapping
+
+
+class WrappedRule:
+    """Says which segments the stored keys have too many or too few, and what usually puts them there."""
+
+    def examine(self, case: Case) -> Sequence[Finding]:
+        """Return one finding for all changes of whole segments, tried together."""
+        wrappings = case.solution.wrappings
+        if not wrappings or case.solution.failed:
+            return ()
+        rules = KeyMap(tuple(rule for wrapping in wrappings for rule in wrapping.key_map.rules))
+        moved = [key for key, name in case.solution.names.items() if name != key]
+        example = next(iter(moved), "")
+        return (
+            Finding(
+                "E-WRAP",
+                "; ".join(_cause(wrapping) for wrapping in wrappings),
+                explained=len(moved),
+                nbytes=case.nbytes(moved),
+                cure=_cure(rules),
+                key_map=rules,
+                evidence=(
+                    f"{split_key(example)[0]} is {split_key(case.solution.names.get(example, ''))[0]}",
+                ),
+                confidence=1.0 if all(wrapping.gained for wrapping in wrappings) else 0.95,
+            ),
+        )
+
+
+def _cause(wrapping: Wrapping) -> str:
+    if wrapping.adds:
+        return f'checkpoint keys lack "{wrapping.segments}.", which the model\'s names begin with'
+    by = f" ({wrapping.by})" if wrapping.by else ""
+    place = "" if wrapping.key_map.rules[0].to_dict().get("everywhere") else " in front of the model's names"
+    return f'checkpoint keys carry "{wrapping.segments}."{place}{by}'
+
+
+def _cure(rules: KeyMap) -> str:
+    (first, *others) = (rule.to_dict() for rule in rules.rules)
+    if others or first.get("everywhere"):
+        return f"the map's first {len(rules.rules)} rules" if others else "the map's first rule"
+    return f"key_map={{{first['source']!r}: {first['target']!r}}}"
