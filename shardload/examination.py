@@ -322,8 +322,9 @@ def _absent_shards(
 
 
 def _adapted(shell: Shell, adapter: str | os.PathLike[str], hub: dict[str, Any]) -> Examination:
-    from shardload.adapters import format_of, open_adapter
+    from shardload.adapters import open_adapter
     from shardload.adapters.judgement import judge
+    from shardload.adapters.reading import read_content
 
     file = open_adapter(adapter, **hub)
     tensors = file.checkpoint.tensors
@@ -332,7 +333,7 @@ def _adapted(shell: Shell, adapter: str | os.PathLike[str], hub: dict[str, Any])
         file.label, against=against, keys=len(tensors), nbytes=sum(ref.nbytes for ref in tensors.values())
     )
     try:
-        report, _ = judge(shell.model, file, format_of(file).read(file, strict=True), "default", strict=True)
+        report, _ = judge(shell.model, file, read_content(file), "default", strict=True)
     except (MismatchError, UnsupportedError, CorruptError) as error:
         result.findings = tuple(_adapter_findings(error))
     else:
