@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from shardload.adapters.merging import MergeReport, merge_to_disk
     from shardload.checkpoint import Checkpoint, open_checkpoint
+    from shardload.conversion import convert
     from shardload.difference import Difference, diff
     from shardload.errors import (
         AccessError,
@@ -67,6 +68,7 @@ _HOMES = {
     ),
     "adapters.merging": ("MergeReport", "merge_to_disk"),
     "checkpoint": ("Checkpoint", "open_checkpoint"),
+    "conversion": ("convert",),
     "difference": ("Difference", "diff"),
     "errors": (
         "AccessError",
@@ -126,6 +128,7 @@ __all__ = [
     "attach_lora",
     "build_shell",
     "check",
+    "convert",
     "delete_adapter",
     "diff",
     "disable_adapter",

@@ -13,6 +13,7 @@ import safetensors
 import torch
 
 from shardload.atomic_file import no_space_said, require_space, sync_folder
+from shardload.byte_size import parse_size
 from shardload.companions import companions
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap import KeyMap
@@ -27,17 +28,6 @@ if TYPE_CHECKING:
 
     from shardload.keymap import Derived, Names
 
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-}
 _INDEX = "model.safetensors.index.json"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index*.json")
@@ -256,23 +246,6 @@ def _packed(tensor: torch.Tensor) -> torch.Tensor:
 
 def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def parse_size(size: str | int) -> int:
-    """Return the bytes of a size: a number, or a text such as "5GB" or "5GiB". Raises UsageError."""
-    if isinstance(size, int):
-        limit = size
-    else:
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
-        unit = match[2].upper() if match else None
-        if match is None or unit not in _UNITS:
-            raise UsageError(
-                f"max_shard_size={size!r} is no size", cure='pass bytes, or a text such as "5GB"'
-            )
-        limit = int(float(match[1]) * _UNITS[unit])
-    if limit <= 0:
-        raise UsageError(f"max_shard_size={size!r} holds no tensor")
-    return limit
 
 
 def _refuse_other_weights(folder: Path, shards: int) -> None:

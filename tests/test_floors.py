@@ -12,7 +12,7 @@ import shardload
 PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
-    {"errors", "gc_pause", "identity", "mapping", "tensor_ref", "template"},
+    {"byte_size", "errors", "gc_pause", "identity", "mapping", "tensor_ref", "template"},
     {
         "atomic_file",
         "companions",
@@ -29,7 +29,7 @@ FLOORS = [
     {"casting", "formats", "index", "references", "shard", "shell", "walker", "writing"},
     {"checkpoint", "saving"},
     {"plan", "targets", "diagnosis", "verification", "difference"},
-    {"rehearsal", "stand_in", "ties", "report", "joins"},
+    {"rehearsal", "stand_in", "ties", "report", "joins", "conversion"},
     {"comparison", "finish", "remote_code"},
     {"stream", "tokenizer"},
     {"filling"},

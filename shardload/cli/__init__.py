@@ -24,7 +24,18 @@ from shardload.errors import RemoteCodeError, ShardloadError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("chat", "demo", "diff", "doctor", "inspect", "load", "merge", "trust", "verify")
+COMMANDS = (
+    "chat",
+    "convert",
+    "demo",
+    "diff",
+    "doctor",
+    "inspect",
+    "load",
+    "merge",
+    "trust",
+    "verify",
+)
 INTERRUPTED = 130
 READER_GONE = 141
 DEFECT = 70

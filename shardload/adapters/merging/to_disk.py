@@ -15,12 +15,12 @@ from shardload.adapters.merging.rounding import check_rounding
 from shardload.adapters.merging.survival import MergedTensor, warnings_of
 from shardload.adapters.merging.tied import has_to_be_untied
 from shardload.adapters.reading import checked_options
+from shardload.byte_size import parse_size
 from shardload.checkpoint import open_checkpoint
 from shardload.errors import UnsupportedError
 from shardload.gc_pause import gc_paused
 from shardload.identity import file_identity
 from shardload.memory import PeakSampler
-from shardload.saving import parse_size
 from shardload.targets.device import parse_dtype
 from shardload.writing import disk_room, write_output
 

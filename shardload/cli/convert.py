@@ -1,0 +1,92 @@
+"""`shardload convert`: a checkpoint written anew as safetensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardload.cli import output
+from shardload.cli.options import json_option, source_keywords, source_options
+
+if TYPE_CHECKING:
+    from shardload.writing import Written
+
+EXAMPLES = """\b
+Examples:
+  shardload convert ./chatglm2-6b -o ./chatglm2-6b-safetensors
+  shardload convert ./model -o ./small-shards --max-shard-size 2GB
+  shardload convert ./mixtral -o ./fused --map map.json --dtype bfloat16
+"""
+
+SCHEMA = "shardload.convert/1"
+
+
+@click.command(
+    "convert", epilog=EXAMPLES, short_help="Write a checkpoint as safetensors: cast, cut, renamed."
+)
+@click.argument("where")
+@click.option("-o", "--out", required=True, metavar="FOLDER", help="New or empty folder to write into.")
+@click.option("--map", "map_file", metavar="FILE", help="Key map that says what becomes of the tensors.")
+@click.option(
+    "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
+)
+@click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Largest shard.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["safetensors"]),
+    default="safetensors",
+    help="Format of the new files.",
+)
+@click.option("--no-verify", is_flag=True, help="Do not read the new files back.")
+@source_options
+@json_option
+def command(
+    where: str,
+    out: str,
+    map_file: str | None,
+    dtype: str,
+    max_shard_size: str,
+    file_format: str,  # noqa: ARG001 - there is one so far
+    no_verify: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write the checkpoint WHERE as safetensors shards with an index, and what stands beside them, into a new folder.
+
+    Tensors are streamed. Files appear in the folder when all are complete; a run that was stopped goes on where it
+    stopped when the same command is given again.
+    """
+    from shardload.conversion import convert
+
+    written = convert(
+        where,
+        out,
+        key_map=map_file,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        verify=not no_verify,
+        progress=False if as_json else None,
+        **source_keywords(options),
+    )
+    if as_json:
+        output.say_json({"schema": SCHEMA, **written.to_dict()})
+    else:
+        output.say("\n".join(written_lines(written)))
+
+
+def written_lines(written: Written) -> list[str]:
+    """Return what was written as text."""
+    sizes = [(output.escape(str(path)), output.size_of(path.stat().st_size)) for path in written.files]
+    lines = output.columns([("file", "size"), *sizes], right=(1,), indent="  ")
+    lines[0] = output.paint(lines[0], dim=True)
+    moved = ", ".join(f"{output.size_of(nbytes)} {kind}" for kind, nbytes in written.nbytes.items())
+    checked = "read back and compared" if written.verified else "not read back"
+    rate = (
+        f" ({sum(written.nbytes.values()) / written.seconds / 1e9:.2f} GB/s)" if written.seconds > 1 else ""
+    )
+    lines.append(f"  {moved or 'nothing'} in {written.seconds:.2f} s{rate}, {checked}")
+    if written.resumed:
+        lines.append(f"  {len(written.resumed)} files were complete from an earlier run")
+    return lines
