@@ -12,9 +12,10 @@ import shardload
 PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
-    {"byte_size", "errors", "gc_pause", "identity", "mapping", "tensor_ref", "template"},
+    {"errors", "gc_pause", "identity", "mapping", "tensor_ref", "template"},
     {
         "atomic_file",
+        "byte_size",
         "companions",
         "declined",
         "fresh_pages",
