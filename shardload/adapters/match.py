@@ -192,7 +192,11 @@ class _Matching:
         return reading
 
     def _tied_heads(self, module: nn.Module) -> tuple[nn.Module, ...]:
-        """Return the linear layers whose weight is this embedding's."""
+        """Return the linear layers that are tied to this embedding, as the model's config says, and PEFT asks it."""
+        config = getattr(self.model, "config", None)
+        said = config.get("tie_word_embeddings") if isinstance(config, dict) else None
+        if not (said or getattr(config, "tie_word_embeddings", False)):
+            return ()
         weight = module._parameters.get("weight")
         others = dict.fromkeys(
             each for each in self.index.modules.values() if each is not module and isinstance(each, nn.Linear)
@@ -298,12 +302,13 @@ class _Matching:
     def _resizes(self, entry: ReplacedEntry, module: nn.Module, shape: tuple[int, ...]) -> bool:
         """Whether an embedding's stored weight differs from the model's in its number of rows alone."""
         size = "num_embeddings" if isinstance(module, nn.Embedding) else "out_features"
-        weights = {id(module), *(id(head) for head in self._tied_heads(module))}
-        biased = [
+        weight = module._parameters.get("weight")
+        users = [
             m
             for m in self.index.modules.values()
-            if id(m) in weights and m._parameters.get("bias") is not None
+            if weight is not None and m._parameters.get("weight") is weight
         ]
+        biased = [user for user in users if user._parameters.get("bias") is not None]
         return (
             entry.attribute == "weight"
             and len(entry.ref.shape) == len(shape) == 2

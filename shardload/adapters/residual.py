@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from shardload.adapters.layers import Factors
+from shardload.adapters.layers.embedding import EmbeddingTerm
 from shardload.adapters.layers.linear import LinearTerm
 from shardload.adapters.layers.transposed import TransposedTerm
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 def initial_unfit(initial: str, module: nn.Module, term: LoraTerm) -> str | None:
     """Return why the initialisation can't be computed again for this layer, or None."""
     weight = module._parameters.get(term.attribute)
-    if type(term) is not LinearTerm and not (initial == "pissa" and type(term) is TransposedTerm):
+    if type(term) is EmbeddingTerm:
+        # PEFT starts an embedding's adapter as any other, and leaves its weight alone.
+        return None
+    if type(term) not in {LinearTerm, TransposedTerm}:
         return f"is a {type(module).__name__}, for which the initialisation {initial!r} is not defined"
     if weight is None or not weight.is_floating_point():
         return f"is quantised, and {initial} needs the full-precision weight that the adapter started from"
@@ -36,12 +40,18 @@ def relative_to_base(
     Such an adapter was trained over `W - scale * B0 @ A0`, with A0 and B0 computed from W. So W + scale * (B @ A -
     B0 @ A0) is what it computes: [A; A0] and [B, -B0], as PEFT's own conversion stores it. The base stays untouched.
     """
+    if isinstance(term, EmbeddingTerm):
+        return term, factors
     weight: Any = module._parameters[term.attribute]
     wide = torch.promote_types(weight.dtype, torch.float32)
     base = weight.detach().to(wide)
-    if isinstance(term, TransposedTerm):
+    turned = isinstance(term, TransposedTerm)
+    # PEFT turns a transposed weight before PiSSA; OLoRA it takes as it lies, and subtracts as it lies.
+    if turned and initial == "pissa":
         base = base.T
     a, b = _START[initial](base, term.rank, term.scale)
+    if turned and initial == "olora":
+        a, b = b.T, a.T
     joined = Factors(
         _parameter(torch.cat([factors.a, a.to(factors.a.dtype)])),
         _parameter(torch.cat([factors.b, -b.to(factors.b.dtype)], dim=1)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -11,10 +11,19 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from shardload.adapters.layers.layer import Factors, LoraLayer, LoraTerm, Reading, Shape
 from shardload.adapters.layers.linear import Linear, LinearTerm
-from shardload.adapters.layers.weights import changed_weights, in_place_of
+from shardload.adapters.layers.weights import changed_bias, changed_weights, in_place_of
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import LoraEntry
+
+
+@dataclass(frozen=True)
+class InputTerm(LinearTerm):
+    """The fused input projection: A is (rank, width), B is (3 * width, rank), and a bias of B is never added."""
+
+    attribute: str = "in_proj_weight"
+
+    adds_bias: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class LoraAttention(LoraLayer, nn.MultiheadAttention):
         weights = list(changed_weights(self))
         if isinstance(self.out_proj, LoraLayer):
             weights += changed_weights(self.out_proj)
+            weights += changed_bias(self.out_proj)
         with in_place_of(weights):
             return super(LoraLayer, self).forward(*args, **kwargs)
 
@@ -67,26 +77,24 @@ class Attention:
             )
         if entry.magnitude is not None:
             return "is a MultiheadAttention, for which DoRA is not defined"
-        if entry.bias is not None:
-            return "is a MultiheadAttention, for which a bias of B is not defined"
         return None
 
     def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
         """Read A (rank, width), B (3 * width, rank)."""
         rank = entry.rank_by_shapes()
-        return Reading(
-            self.term(module, rank, entry.scaling.of(rank), entry.dropout), self.shapes(module, rank)
-        )
+        note = "" if entry.bias is None else "its bias is not added, as in PEFT"
+        term = self.term(module, rank, entry.scaling.of(rank), entry.dropout)
+        return Reading(term, self.shapes(module, rank), note=note)
 
     def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
-        """Return A (rank, width), B (3 * width, rank)."""
+        """Return A (rank, width), B (3 * width, rank), bias (3 * width,)."""
         attention: Any = module
         width = attention.embed_dim
-        return {"a": (rank, width), "b": (3 * width, rank)}
+        return {"a": (rank, width), "b": (3 * width, rank), "bias": (3 * width,)}
 
     def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
-        """Return a LinearTerm on `in_proj_weight`; PEFT applies no dropout here."""
-        return LinearTerm(rank, scale, attribute="in_proj_weight")
+        """Return an InputTerm; PEFT applies no dropout here."""
+        return InputTerm(rank, scale)
 
     def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
         """Return None: it can always be merged."""
@@ -103,9 +111,9 @@ class AttentionOutput(Linear):
         return isinstance(module, NonDynamicallyQuantizableLinear)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """Refuse a bias of B, which would never be added."""
-        if entry.bias is not None or entry.magnitude is not None:
-            return "is the output projection of a MultiheadAttention, for which DoRA and lora_bias are not defined"
+        """Refuse DoRA."""
+        if entry.magnitude is not None:
+            return "is the output projection of a MultiheadAttention, for which DoRA is not defined"
         return super().unfit(module, entry)
 
     def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
@@ -116,8 +124,8 @@ class AttentionOutput(Linear):
         )
 
     def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
-        """Return A (rank, width), B (width, rank)."""
-        return {part: shape for part, shape in super().shapes(module, rank).items() if part in {"a", "b"}}
+        """Return A (rank, width), B (width, rank), bias (width,)."""
+        return {part: shape for part, shape in super().shapes(module, rank).items() if part != "magnitude"}
 
     def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
         """Return an OutputTerm; PEFT applies no dropout here."""

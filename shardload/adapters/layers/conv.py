@@ -42,10 +42,18 @@ class ConvTerm(LoraTerm):
     dora_axis: ClassVar[int | None] = 0
 
     def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
-        """Return scale * the kernel of B after A, or some rows of it. Defined without groups only."""
-        b = factors.b if rows is None else factors.b[rows]
-        kernel = torch.mm(b.reshape(b.shape[0], -1), factors.a.reshape(factors.a.shape[0], -1))
-        return (kernel * self.scale).reshape(b.shape[0], *shape[1:])
+        """Return scale * the kernel of B after A, or some rows of it.
+
+        With groups there is no such kernel; what is returned is what PEFT takes DoRA's norm of.
+        """
+        rank = factors.a.shape[0]
+        grouped = factors.b.shape[1] != rank
+        b = factors.b if rows is None or grouped else factors.b[rows]
+        kernel = torch.mm(b.reshape(-1, rank), factors.a.reshape(rank, -1)) * self.scale
+        if not grouped:
+            return kernel.reshape(b.shape[0], *shape[1:])
+        whole = kernel.reshape(shape)
+        return whole if rows is None else whole[rows]
 
     def add(
         self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
@@ -132,8 +140,6 @@ class Conv:
             return "is a convolution, for which loralib has no DoRA"
         if len(entry.a.shape) != 2 and entry.a.shape and entry.a.shape[0] % conv.groups:
             return f"is a convolution with groups = {conv.groups}, which rank {entry.a.shape[0]} is no multiple of"
-        if entry.magnitude is not None and conv.groups > 1:
-            return "is a convolution with groups, for which DoRA's norm is not defined"
         return None
 
     def read(self, module: nn.Module, entry: LoraEntry) -> Reading:

@@ -66,7 +66,7 @@ class LoraTerm:
     `dora_axis` is the dimension of the base tensor that a DoRA magnitude runs along: 0 means that a block of rows
     can be changed without the others, 1 that the norms need a pass over all rows first, None that DoRA is not
     defined. `replicated` says that the base tensor is shared with other layers by layer_replication: it has to be
-    copied before it is changed in place.
+    copied before it is changed in place. `adds_bias`: the bias of B, times the scale, is added to the module's.
     """
 
     rank: int
@@ -76,6 +76,7 @@ class LoraTerm:
     replicated: bool = False
 
     dora_axis: ClassVar[int | None] = None
+    adds_bias: ClassVar[bool] = True
 
     def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
         """Return scale * (B @ A) as a tensor of the base's `shape`, in the factors' dtype; DoRA not applied.

@@ -45,6 +45,18 @@ def changed_weights(layer: LoraLayer) -> Iterator[tuple[nn.Module, str, torch.Te
         yield module, attribute, value if base is None else value.to(base.dtype)
 
 
+def changed_bias(layer: LoraLayer) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
+    """Yield the layer's bias with every active adapter's bias of B added, where there is one."""
+    bias = layer._parameters.get("bias")
+    value = bias
+    for name, weight in layer.lora_switch.active.items():
+        for _, term, factors in layer.lora_changes(name):
+            if value is not None and factors.bias is not None and term.adds_bias:
+                value = torch.add(value, factors.bias, alpha=term.scale * weight)  # type: ignore[assignment]
+    if bias is not None and value is not None and value is not bias:
+        yield layer, "bias", value.to(bias.dtype)
+
+
 @contextmanager
 def in_place_of(weights: Iterable[tuple[nn.Module, str, torch.Tensor]]) -> Iterator[None]:
     """Put tensors in the places of parameters, and the parameters back at the end. Not for several threads at once."""

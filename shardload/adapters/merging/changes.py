@@ -90,7 +90,7 @@ def add_changes(
 def why_not(found: LayerMatch) -> str | None:
     """Return why a matched layer can't be merged, or None."""
     reason = found.kind.unmergeable(found.layer, found.reading.term)
-    biased = getattr(found.entry, "bias", None) is not None
+    biased = found.reading.term.adds_bias and getattr(found.entry, "bias", None) is not None
     if reason is None and biased and found.layer._parameters.get("bias") is None:
         reason = "has no bias, which lora_bias could be added to"
     return reason
@@ -99,7 +99,7 @@ def why_not(found: LayerMatch) -> str | None:
 def put_addition(changes: Changes, path: str, term: LoraTerm, factors: Factors, weight: float) -> None:
     """Add one layer's change, and that of its bias where B has one."""
     prefix = f"{path}." if path else ""
-    terms = [term] if factors.bias is None else [term, BiasTerm.of(term)]
+    terms = [term] if factors.bias is None or not term.adds_bias else [term, BiasTerm.of(term)]
     for each in terms:
         name = prefix + each.attribute
         change = changes.setdefault(name, Change(name))
