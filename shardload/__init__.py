@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         set_adapter,
         trainable_parameters,
     )
-    from shardload.adapters.merging import MergeReport, merge_to_disk
+    from shardload.adapters.merging import MergeReport, merge, merge_to_disk, unmerge
     from shardload.checkpoint import Checkpoint, open_checkpoint
     from shardload.conversion import convert
     from shardload.difference import Difference, diff
@@ -66,7 +66,7 @@ _HOMES = {
         "set_adapter",
         "trainable_parameters",
     ),
-    "adapters.merging": ("MergeReport", "merge_to_disk"),
+    "adapters.merging": ("MergeReport", "merge", "merge_to_disk", "unmerge"),
     "checkpoint": ("Checkpoint", "open_checkpoint"),
     "conversion": ("convert",),
     "difference": ("Difference", "diff"),
@@ -137,6 +137,7 @@ __all__ = [
     "load_adapter",
     "load_config",
     "load_tokenizer",
+    "merge",
     "merge_to_disk",
     "open_checkpoint",
     "report_of",
@@ -145,6 +146,7 @@ __all__ = [
     "save_adapter",
     "set_adapter",
     "trainable_parameters",
+    "unmerge",
     "verify",
 ]
 

@@ -14,6 +14,7 @@ from shardload.finish import finish
 from shardload.gc_pause import gc_paused
 from shardload.keymap import KeyMap
 from shardload.memory import PeakSampler
+from shardload.origin import remember_origin
 from shardload.references import References
 from shardload.report import MemoryUse, Report
 from shardload.shell import Shell
@@ -88,6 +89,7 @@ def fill(
         with verified or nullcontext():
             filled = stream(comparison, target, copy=copy, progress=progress, verified=verified)
         report.notes += finish(shell, filled, verdict.missing, target, lambda: references.renew(undo))
+    remember_origin(shell.model, checkpoint, comparison.plan.tensors)
     report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
     return report
 

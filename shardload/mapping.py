@@ -11,6 +11,8 @@ import mmap
 import os
 import sys
 import weakref
+from bisect import bisect_right
+from pathlib import Path
 
 Buffer = mmap.mmap | ctypes.Array[ctypes.c_char]
 """The memory of a mapping, writable; the file stays mapped as long as anything holds it."""
@@ -56,6 +58,30 @@ def advise(address: int, length: int, advice: int) -> bool:
     """Tell the kernel something about whole pages of memory (madvise(2)); False where it does not know it."""
     libc = _libc()
     return libc is not None and libc.madvise(address, length, advice) == 0
+
+
+class PrivateMappings:
+    """What this process has mapped privately from files, as /proc/self/maps (proc(5)) says it now; empty elsewhere."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[int, int, int, int]] = []
+        try:
+            lines = Path("/proc/self/maps").read_text().splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
+            span, mode, offset, _, inode, *_ = line.split()
+            if inode != "0" and mode.endswith("p"):
+                start, stop = (int(bound, 16) for bound in span.split("-"))
+                self._spans.append((start, stop, int(inode), int(offset, 16)))
+
+    def place_of(self, address: int) -> tuple[int, int] | None:
+        """Return the inode and the offset in its file that an address stands for; None for other memory."""
+        at = bisect_right(self._spans, address, key=lambda span: span[0]) - 1
+        if at < 0 or address >= self._spans[at][1]:
+            return None
+        start, _, inode, offset = self._spans[at]
+        return inode, offset + address - start
 
 
 _loaded: list[ctypes.CDLL] = []

@@ -29,7 +29,7 @@ FLOORS = [
     },
     {"casting", "formats", "index", "references", "shard", "shell", "walker", "writing"},
     {"checkpoint", "saving"},
-    {"plan", "targets", "diagnosis", "verification", "difference"},
+    {"origin", "plan", "targets", "diagnosis", "verification", "difference"},
     {"rehearsal", "stand_in", "ties", "report", "joins", "conversion"},
     {"comparison", "finish", "remote_code"},
     {"stream", "tokenizer"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -75,11 +75,18 @@ class Attached:
                 yield swap.own
 
 
+class Merged(Protocol):
+    """What `merge` left behind: the adapters with their weights, and what it takes to undo it."""
+
+    weights: Mapping[str, float]
+
+
 @dataclass
 class Adapters:
     """Everything that is attached to one model, kept on the model itself so that it is copied and pickled with it.
 
-    `placed` are the adapters whose own tensors are in the places of the base's now. `frozen` are the places of the
+    `placed` are the adapters whose own tensors are in the places of the base's now. `merged` is what `merge` changed
+    and has to put back, None while the weights are the base's own. `frozen` are the places of the
     base's parameters that required gradients before the first adapter came: module and name. The parameters
     themselves may be replaced meanwhile, as `fill` does.
     """
@@ -87,6 +94,7 @@ class Adapters:
     switch: Switch = field(default_factory=Switch)
     attached: dict[str, Attached] = field(default_factory=dict)
     placed: tuple[str, ...] = ()
+    merged: Merged | None = None
     frozen: list[tuple[nn.Module, str]] = field(default_factory=list)
 
 
@@ -106,6 +114,16 @@ def record_of(model: nn.Module) -> Adapters:
             cure="pass the module that load_adapter or attach_lora was called with",
         )
     return adapters
+
+
+def check_unmerged(adapters: Adapters) -> None:
+    """Raise UsageError while adapters are merged into the base's weights: another choice would add to them."""
+    if adapters.merged is not None:
+        raise UsageError(
+            f"adapters are merged into the weights: {listing(list(adapters.merged.weights))}",
+            where="model",
+            cure="call unmerge(model) first",
+        )
 
 
 def active_adapters(model: nn.Module) -> dict[str, float]:
@@ -145,8 +163,10 @@ def check_name(model: nn.Module, name: str) -> None:
 
 
 def check_owner(model: nn.Module, match: AdapterMatch) -> None:
-    """Raise UsageError when a layer was adapted through another root: one switch rules one model."""
+    """Raise UsageError when a layer was adapted through another root (one switch rules one model), or is merged."""
     adapters = adapters_of(model)
+    if adapters is not None:
+        check_unmerged(adapters)
     own = None if adapters is None else adapters.switch
     for found in match.layers:
         if isinstance(found.layer, LoraLayer) and found.layer.lora_switch is not own:
@@ -215,6 +235,7 @@ def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
     """
     with LOCK:
         adapters = record_of(model)
+        check_unmerged(adapters)
         unknown = [name for name in weights if name not in adapters.attached]
         if unknown:
             raise UsageError(
@@ -296,6 +317,7 @@ def detach(model: nn.Module, name: str) -> None:
                 f"no adapter called {name!r} is attached",
                 where=f"attached: {listing(list(adapters.attached))}",
             )
+        check_unmerged(adapters)
         if any(name in choice.weights for choice in adapters.switch.live):
             raise UsageError(
                 f"a `with` block that is open runs with the adapter {name!r}",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def without_adapters(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return a model's state dict without what adapters added and replaced, and warn of the adapters by name.
 
+    While they are merged their change stays in, and there is nothing to warn of.
+
     Raises UsageError for a part of a model whose adapters were attached to the whole: what they replace is known
     there.
     """
@@ -36,14 +38,16 @@ def without_adapters(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[s
     added = tuple(f"{path}.{part}." if path else f"{part}." for path in layers for part in LORA_PARTS)
     base = {key: value for key, value in state.items() if not key.startswith(added)}
     paths = {id(module): path for path, module in reversed(modules.items())}
+    if records and all(record.merged is not None for record in records):
+        return base  # the adapters are in the weights
     for record in records:
-        for name in record.placed:
+        for name in record.placed if record.merged is None else ():
             for swap in record.attached[name].replaced:
                 path = paths[id(swap.module)]
                 key = f"{path}.{swap.attribute}" if path else swap.attribute
                 if key in base:
                     # As `detach` puts it back: in the dtype that the model has now.
                     base[key] = swap.original.to(dtype=base[key].dtype)
-    names = ", ".join(name for record in records for name in record.attached)
+    names = ", ".join(name for record in records if record.merged is None for name in record.attached)
     warnings.warn(f"adapters are not saved, only their base: {names}", stacklevel=4)
     return base

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.adapter import listing
-from shardload.adapters.attach import activate, adapters_of, check_apart, detach, place, record_of
+from shardload.adapters.attach import (
+    activate,
+    adapters_of,
+    check_apart,
+    check_unmerged,
+    detach,
+    place,
+    record_of,
+)
 from shardload.adapters.rows import Rows
 from shardload.adapters.switch import LOCK, Choice, close_scope, open_scope, scoped_choice
 from shardload.errors import UsageError
@@ -88,6 +96,7 @@ class AdapterScope:
     def __enter__(self) -> None:
         with LOCK:
             adapters = record_of(self._model)
+            check_unmerged(adapters)
             _check_names(adapters, self._given)
             choice = Choice(self._given.weights, self._given.rows)
             placed = adapters.placed

@@ -1,0 +1,253 @@
+"""merge and unmerge: the active adapters folded into a model's own weights, and taken out again, bit for bit."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from shardload.adapters.adapter import listing
+from shardload.adapters.attach import check_unmerged, record_of
+from shardload.adapters.layers import kind_of
+from shardload.adapters.merging.change import Addition, BiasTerm, Change, merged_blocks
+from shardload.adapters.merging.merge_report import MergeReport
+from shardload.adapters.merging.merged_weight import MergedWeight, Way
+from shardload.adapters.merging.rounding import Rounding
+from shardload.adapters.merging.survival import MergedTensor, Survival, warnings_of
+from shardload.adapters.switch import LOCK, Choice
+from shardload.errors import CorruptError, UnsupportedError, UsageError
+from shardload.mapping import PrivateMappings
+from shardload.memory import size_of
+from shardload.origin import origin_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from shardload.adapters.attach import Adapters
+    from shardload.adapters.layers import Factors, LoraTerm
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass
+class Merge:
+    """What a merge left: the choice that it took in, and every weight that it changed."""
+
+    weights: Mapping[str, float]
+    changed: list[MergedWeight]
+
+
+def merge(model: nn.Module, *, keep_copies: bool | None = None) -> MergeReport:
+    """Fold the active adapters into the weights of the layers, in place, until `unmerge`; their layers then run bare.
+
+    Each delta is computed in fp32 (fp64 where base or factors are) and rounded once; the report has the share of it
+    that survived. What `unmerge` needs costs nothing for weights that came from a shard and are still what it holds:
+    they are read, mapped and cast again, or were mapped and stay so. A weight that was changed since, that never came
+    from a shard, or whose shard has changed, is kept as a copy: `keep_copies=None` warns of the bytes before it keeps
+    them, True keeps them quietly, False raises UsageError. A parameter that other modules share is taken apart: they
+    keep the base's.
+
+    While it is merged, adapters can't be switched, attached or deleted, and `save` writes the merged weights. Raises
+    UsageError (nothing is active, or merged already), UnsupportedError with the reasons for layers that can't be
+    merged, CorruptError for a result that is not finite: the model is as it was then.
+    """
+    start = time.perf_counter()
+    with LOCK, torch.no_grad():
+        adapters = record_of(model)
+        check_unmerged(adapters)
+        weights = dict(adapters.switch.chosen.weights)
+        _check_choice(adapters, weights)
+        wanted = _weights_to_change(model, adapters, weights)
+        copied = sum(weight.nbytes for weight, _ in wanted if weight.way is Way.COPY)
+        _allow_copies(copied, [weight.name for weight, _ in wanted if weight.way is Way.COPY], keep_copies)
+        rows = _change_all(wanted)
+        adapters.merged = Merge(weights, [weight for weight, _ in wanted])
+        adapters.switch.chosen = Choice({})
+    report = MergeReport(
+        base=type(model).__name__,
+        adapters=list(weights),
+        dtype="dtypes of the base",
+        tensors=rows,
+        copied_bytes=copied,
+        seconds=time.perf_counter() - start,
+    )
+    report.warnings += warnings_of(rows, cure="leave the adapter attached, or load the base in float32 first")
+    return report
+
+
+def unmerge(model: nn.Module) -> None:
+    """Put every weight back to what it was at the moment of the merge, bit for bit; the adapters run again.
+
+    Weights follow the model where it has been moved or cast since. Raises UsageError when nothing is merged,
+    CorruptError when a shard that has to be read again has changed: the model stays merged then.
+    """
+    with LOCK, torch.no_grad():
+        adapters = record_of(model)
+        merged = adapters.merged
+        if not isinstance(merged, Merge):
+            raise UsageError("no adapter is merged into this model", where="model")
+        lost = [weight.name for weight in merged.changed if not weight.can_be_undone()]
+        if lost:
+            raise CorruptError(
+                f"the shards of {len(lost)} weights have changed since the merge: what they were is gone",
+                where=listing(lost),
+                cure="put the shards back, or load the model again",
+            )
+        for weight in merged.changed:
+            weight.undo()
+        adapters.merged = None
+        adapters.switch.chosen = Choice(dict(merged.weights))
+
+
+def _check_choice(adapters: Adapters, weights: Mapping[str, float]) -> None:
+    if not weights:
+        raise UsageError(
+            "no adapter is active, so there is nothing to merge",
+            where=f"attached: {listing(list(adapters.attached))}",
+            cure="call set_adapter first",
+        )
+    if adapters.switch.live:
+        raise UsageError(
+            "a `with` block of disable_adapter or adapter_batch is open", cure="leave the block, then merge"
+        )
+
+
+Wanted = list[tuple[MergedWeight, Change]]
+
+
+def _weights_to_change(model: nn.Module, adapters: Adapters, weights: Mapping[str, float]) -> Wanted:
+    """Return every weight that the active adapters change, judged, with the way in which it will be undone."""
+    owners: dict[int, set[tuple[int, str]]] = {}
+    paths: dict[int, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), path)
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), set()).add((id(module), name))
+    found: dict[tuple[int, str], tuple[nn.Module, Change]] = {}
+    reasons: list[str] = []
+    for adapter, weight in weights.items():
+        for module, term, factors in _changes_of(adapters, adapter):
+            name = ".".join(part for part in (paths[id(module)], term.attribute) if part)
+            reason = _why_not(module, term)
+            if reason is not None:
+                reasons.append(f"{name.rpartition('.')[0]} {reason}")
+                continue
+            change = found.setdefault((id(module), term.attribute), (module, Change(name)))[1]
+            change.additions.append(Addition(term, factors, weight))
+            change.adapters += 1
+    if reasons:
+        reasons = list(dict.fromkeys(reasons))
+        raise UnsupportedError(
+            f"{len(reasons)} layers can't be merged",
+            where="; ".join(reasons[:8]),
+            cure="leave the adapter attached: it runs unmerged",
+        )
+    judge = _Judge(model, owners)
+    return [(judge(module, change), change) for module, change in _once(found, owners)]
+
+
+class _Judge:
+    """Decides how each weight will be undone; what is known of the whole model is gathered once."""
+
+    def __init__(self, model: nn.Module, owners: dict[int, set[tuple[int, str]]]) -> None:
+        self.owners = owners
+        self.origin = origin_of(model)
+        self.mappings = PrivateMappings()
+        # A tied weight is stored under one of its names.
+        self.names: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            self.names.setdefault(id(parameter), []).append(name)
+
+    def __call__(self, module: nn.Module, change: Change) -> MergedWeight:
+        attribute = change.additions[0].term.attribute
+        parameter: Any = module._parameters[attribute]
+        refs = {} if self.origin is None else self.origin.refs
+        stored = next((name for name in self.names.get(id(parameter), ()) if name in refs), change.name)
+        return MergedWeight.judge(
+            change.name,
+            module,
+            attribute,
+            shared=len(self.owners[id(parameter)]) > 1,
+            origin=self.origin,
+            stored_name=stored,
+            mappings=self.mappings,
+        )
+
+
+def _changes_of(adapters: Adapters, adapter: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
+    """Yield the base tensors that an adapter changes; the bias of B changes the layer's own."""
+    for layer in adapters.attached[adapter].layers:
+        for module, term, factors in layer.lora_changes(adapter):
+            yield module, term, factors
+            if factors.bias is not None:
+                yield module, BiasTerm.of(term), factors
+
+
+def _why_not(module: nn.Module, term: LoraTerm) -> str | None:
+    kind = kind_of(module)
+    weight = module._parameters.get(term.attribute)
+    if isinstance(term, BiasTerm):
+        return "has no bias, which lora_bias could be added to" if weight is None else None
+    reason = kind.unmergeable(module, term) if kind is not None else None
+    if reason is None and (weight is None or weight.dtype not in _FLOATING):
+        reason = f"is a quantised {type(module).__name__}: its packed weight has no room for a delta"
+    return reason
+
+
+def _once(
+    found: dict[tuple[int, str], tuple[nn.Module, Change]], owners: dict[int, set[tuple[int, str]]]
+) -> Iterator[tuple[nn.Module, Change]]:
+    """Yield what is to be changed; of a parameter whose owners all get the same rows, one place stands for all."""
+    seen: set[int] = set()
+    for module, change in found.values():
+        parameter = module._parameters[change.additions[0].term.attribute]
+        places = owners[id(parameter)]
+        shared = len(places) > 1 and all(not addition.term.rank for addition in change.additions)
+        if shared and places <= found.keys():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                places.clear()  # together they are one
+                yield module, change
+        elif id(parameter) not in seen:
+            yield module, change
+
+
+def _allow_copies(nbytes: int, names: list[str], keep_copies: bool | None) -> None:
+    if not nbytes or keep_copies:
+        return
+    text = f"unmerging exactly takes copies of {len(names)} weights, {size_of(nbytes)}: they differ from their shards, "
+    text += "or never came from any"
+    if keep_copies is None:
+        warnings.warn(f"{text} ({listing(names, 3)})", stacklevel=3)
+        return
+    raise UsageError(
+        text,
+        where=listing(names),
+        cure="pass keep_copies=True, or merge at load (from_pretrained(merge=True))",
+    )
+
+
+def _change_all(wanted: Wanted) -> list[MergedTensor]:
+    """Fold every change in; if one fails, the weights that were changed before it are put back."""
+    rows, done = [], []
+    try:
+        for weight, change in wanted:
+            done.append(weight)
+            base, result = weight.begin()
+            survival = Survival()
+            for index, block in merged_blocks(
+                base, change, base.dtype, Rounding("nearest", 0, change.name), survival
+            ):
+                result[index] = block
+            weight.put(result)
+            rows.append(MergedTensor.of(change, tuple(base.shape), base.dtype, survival))
+    except BaseException:
+        for weight in reversed(done):
+            weight.undo()
+        raise
+    return rows
