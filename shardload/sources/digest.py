@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,12 @@ class Digest(NamedTuple):
     kind: Literal["sha256", "git"]
     hex: str
     by: str
+
+    def of(self, content: bytes) -> str:
+        """Return the hash of this kind that some bytes have."""
+        if self.kind == "sha256":
+            return hashlib.sha256(content).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
     @classmethod
     def of_blob_name(cls, name: str, by: str) -> Digest | None:

@@ -30,8 +30,11 @@ class HubFile:
     repo, `name` its name in the source, without the subfolder.
     """
 
-    def __init__(self, name: str, path: str, size: int, repo: PinnedRepo) -> None:
+    def __init__(
+        self, name: str, path: str, size: int, repo: PinnedRepo, digest: Digest | None = None
+    ) -> None:
         self.name = name
+        self._digest = digest
         self._path = path
         self._size = size
         self._repo = repo
@@ -65,9 +68,27 @@ class HubFile:
         """Download the file into the cache, unless it is there, and return its path. Raises typed errors."""
         if self._local is None:
             found = self._repo.download(self._path, quiet=self._size <= SMALL)
-            self._local = _of_size(found, self._size, self._repo)
+            fault = self._fault_of(found)
+            if fault is not None:
+                found.close()
+                self._repo.forget(self._path)  # or every later load would find it
+                raise CorruptError(
+                    f"the download of {self._path!r} is not the file that the Hub lists: {fault}",
+                    where=f"{self._repo.label}/{self._path}",
+                    cure="it was thrown away: try again; if it stays so, a proxy or the file on the server is broken",
+                )
+            self._local = found
             self._ranges = None
         return self._local.local_path()
+
+    def _fault_of(self, local: LocalFile) -> str | None:
+        """Say what is wrong with a fresh download: its size, or a small file's hash; large ones verify=True hashes."""
+        if local.size != self._size:
+            return f"it has {local.size:,} bytes, listed are {self._size:,}"
+        if self._digest is None or self._size > SMALL:
+            return None
+        actual = self._digest.of(local.read_at(0, self._size))
+        return None if actual == self._digest.hex else f"its {self._digest.kind} hash is {actual}"
 
     def close(self) -> None:
         """Close what is open of it; a later read opens it again."""
@@ -137,7 +158,9 @@ class HubSource:
                 where=str(self._repo.snapshot),
                 cure=f"load {self.label} once with the network on; " + suggest(name, self.names()),
             )
-        return HubFile(name, path, self._repo.ask_size(path) if size is None else size, self._repo)
+        listed = self._listing[path]
+        asked = self._repo.ask_size(path) if size is None else size
+        return HubFile(name, path, asked, self._repo, listed.digest)
 
     def digest(self, name: str) -> Digest | None:
         """Return the hash that the Hub's listing gives; offline, the one by which the cache names the file."""
@@ -189,7 +212,7 @@ def open_hub(
             raise hub_errors.not_cached(repo, asked, cache, f"the Hub is not asked ({reason})")
         return HubSource(found, None, subfolder=subfolder)
     try:
-        commit, listing = ask_listing(repo, asked, token)
+        commit, listing = _listing(repo, asked, token)
     except hub_errors.client_errors() as error:
         fault = hub_errors.from_client(error, hub_errors.Asked(repo, asked, has_token=has_token(token)))
         found = pinned_in_cache(repo, asked, cache, token) if hub_errors.is_unreachable(error) else None
@@ -205,6 +228,16 @@ def open_hub(
     return HubSource(
         PinnedRepo(repo, commit, asked, cache, token), safe, subfolder=subfolder, warnings=warnings
     )
+
+
+def _listing(repo: str, revision: str, token: str | bool | None) -> tuple[str, dict[str, Listed]]:
+    """Ask for the listing, again where a kept connection turned out to be broken: a new one is made then."""
+    try:
+        return ask_listing(repo, revision, token)
+    except hub_errors.client_errors() as error:
+        if not hub_errors.is_broken_connection(error):
+            raise
+        return ask_listing(repo, revision, token)
 
 
 def _of_size(file: LocalFile, size: int | None, repo: PinnedRepo, name: str | None = None) -> LocalFile:

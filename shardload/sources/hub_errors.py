@@ -69,6 +69,12 @@ def is_unreachable(error: BaseException) -> bool:
     return status is None or is_transient(status)
 
 
+def is_broken_connection(error: BaseException) -> bool:
+    """Whether a server answered with what is no HTTP, or hung up, as on a connection that was kept too long."""
+    names = {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
+    return status_of(error)[0] is None and bool(names & {"ProtocolError", "ReadError", "RemoteDisconnected"})
+
+
 def is_transient(status: int) -> bool:
     """Whether a request that got this status may succeed when it is sent again."""
     return status in {408, 429} or status >= 500

@@ -84,6 +84,15 @@ class PinnedRepo:
             raise NotFoundError(f"the download of {file!r} is not in the cache", where=str(self.snapshot))
         return found
 
+    def forget(self, file: str) -> None:
+        """Take a file that turned out to be wrong out of the cache again: its link, and its blob."""
+        link = self.snapshot / file
+        with suppress(OSError):
+            blob = link.resolve()
+            link.unlink()
+            if blob.parent == (_cache_folder(self.cache, self.repo) / "blobs").resolve():
+                blob.unlink()
+
     def ask_size(self, file: str) -> int:
         """Return the size of `file` in bytes from its own headers, for a Hub that doesn't list sizes."""
         from huggingface_hub import constants, get_hf_file_metadata
