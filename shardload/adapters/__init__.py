@@ -21,6 +21,7 @@ from shardload.adapters.attach import (
 from shardload.adapters.base_state import without_adapters
 from shardload.adapters.formats import FORMATS, format_of
 from shardload.adapters.fresh import attach_lora
+from shardload.adapters.inspection import AdapterInspection, inspect_adapter
 from shardload.adapters.judgement import judge, read_judged
 from shardload.adapters.reading import checked_options, read_content
 from shardload.adapters.selection import adapter_batch, delete_adapter, disable_adapter, set_adapter
@@ -44,6 +45,7 @@ __all__ = [
     "AdapterFault",
     "AdapterFile",
     "AdapterFormat",
+    "AdapterInspection",
     "AdapterReport",
     "TrainableParameters",
     "activate",
@@ -54,6 +56,7 @@ __all__ = [
     "detach",
     "disable_adapter",
     "format_of",
+    "inspect_adapter",
     "load_adapter",
     "open_adapter",
     "save_adapter",

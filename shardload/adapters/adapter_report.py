@@ -91,7 +91,7 @@ class AdapterReport:
             "seconds": self.seconds,
             "rows": [{**vars(row), "shape": list(row.shape)} for row in self.rows],
             "warnings": list(self.warnings),
-            "faults": [_fault_dict(fault) for fault in self.faults],
+            "faults": [fault_dict(fault) for fault in self.faults],
         }
 
     def __str__(self) -> str:
@@ -104,8 +104,8 @@ class AdapterReport:
         state = "active" if self.active else "attached, not active"
         state += ", trainable" if self.trainable else ", frozen"
         lines.append(
-            f"  adapts       {self.modules} layers, rank {_counted(self.ranks)}, scale {_counted(self.scales)}, "
-            f"{_size(self.nbytes)} in {self.seconds:.2f} s; {state}"
+            f"  adapts       {self.modules} layers, rank {counted(self.ranks)}, scale {counted(self.scales)}, "
+            f"{size_of(self.nbytes)} in {self.seconds:.2f} s; {state}"
         )
         labels = {row.target: (row.shape, row.dtype, row.note) for row in self.rows}
         for group in group_keys(labels):
@@ -128,17 +128,20 @@ def shown(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _size(nbytes: int) -> str:
+def size_of(nbytes: int) -> str:
+    """Return a size in bytes as people read it."""
     return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
 
 
-def _counted(values: dict[Any, int]) -> str:
+def counted(values: dict[Any, int]) -> str:
+    """Return the values, with how many layers have each where there are several."""
     if len(values) == 1:
         return f"{next(iter(values)):g}"
     return ", ".join(f"{value:g} ({count} layers)" for value, count in values.items()) or "none"
 
 
-def _fault_dict(fault: AdapterFault) -> dict[str, Any]:
+def fault_dict(fault: AdapterFault) -> dict[str, Any]:
+    """Return a fault as JSON-ready data."""
     shapes = {
         key: None if shape is None else list(shape)
         for key, shape in (("stored_shape", fault.stored_shape), ("model_shape", fault.model_shape))

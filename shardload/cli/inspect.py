@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
+from shardload.cli.adapter_view import is_adapter
+from shardload.cli.adapter_view import show as show_adapter
 from shardload.cli.options import json_option, source_keywords, source_options
 from shardload.cli.tree import TensorGroup, build_tree, group_tensors, walk
 from shardload.gc_pause import gc_paused
@@ -32,6 +34,7 @@ Examples:
   shardload inspect ./model.safetensors --tensors
   shardload inspect ./chatglm2-6b --code
   shardload inspect THUDM/chatglm2-6b@main --json
+  shardload inspect ./my-lora --base ./chatglm2-6b
 """
 
 
@@ -41,13 +44,20 @@ Examples:
 @click.option(
     "--code", "of_code", is_flag=True, help="Show what the repo's code asks of transformers instead."
 )
+@click.option("--base", metavar="BASE", help="WHERE is an adapter: show how it fits this base checkpoint.")
+@click.option("--alpha", type=float, help="lora_alpha of an adapter whose file does not hold it.")
 @source_options
 @json_option
 def command(where: str, list_all: bool, of_code: bool, as_json: bool, **options: Any) -> None:
     """Show what a checkpoint holds: modules, shapes, dtypes, sizes, shards, config.
 
-    WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub, of which only headers are fetched.
+    WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub, of which only headers are fetched. Of an
+    adapter it shows format, rank, scale, variants, and what would keep it from loading (then it exits with 1).
     """
+    base, alpha = options.pop("base"), options.pop("alpha")
+    if base is not None or alpha is not None or is_adapter(where, options["subfolder"]):
+        show_adapter(where, base, alpha, source_keywords(options), as_json=as_json)
+        return
     if of_code:
         from shardload.cli.code_view import show
 

@@ -1,0 +1,39 @@
+"""`shardload inspect` of an adapter: what its headers and its config say, and how it fits a base."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardload.cli import output
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = re.compile(r"adapter(_model|s|_\d+)\.(safetensors|bin|pt)")
+
+
+def is_adapter(where: str, subfolder: str | None) -> bool:
+    """Whether a path on this disk is an adapter's folder, or its weight file; nothing but names is looked at."""
+    path = Path(where).expanduser()
+    if path.is_dir():
+        path = path / (subfolder or "")
+        return (path / _CONFIG).is_file() and not (path / "config.json").is_file()
+    return path.is_file() and (path.name == _CONFIG or _WEIGHTS.fullmatch(path.name) is not None)
+
+
+def show(
+    where: str, base: str | None, alpha: float | None, keywords: dict[str, Any], *, as_json: bool
+) -> None:
+    """Print the inspection, and exit with 1 when a load would raise."""
+    from shardload.adapters.inspection import inspect_adapter
+
+    keywords.pop("variant", None)
+    found = inspect_adapter(where, base, alpha=alpha, **keywords)
+    if as_json:
+        output.say_json(found.to_dict())
+    else:
+        output.say(output.escape_lines(str(found)))
+    if found.faults:
+        raise click.exceptions.Exit(1)
