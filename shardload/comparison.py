@@ -16,6 +16,7 @@ from shardload.memory import size_of
 from shardload.plan import Fault, Plan, Verdict, judge, match, settle_ties
 from shardload.rehearsal import rehearse
 from shardload.report import Report, fault_text, headline
+from shardload.shell import modules_of
 from shardload.template import collapse
 from shardload.walker import zones_of
 
@@ -170,7 +171,7 @@ def _refuse_own_load_state_dict(model: nn.Module) -> None:
 
 
 def _refuse_scripted(model: nn.Module) -> None:
-    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    scripted = [path[:-1] for path, module in modules_of(model) if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
         raise UnsupportedError(
             "a scripted module keeps its parameters out of Python's reach: they can't be assigned",

@@ -155,6 +155,7 @@ def _install() -> None:
         _replace(nn.Parameter, "device", property(_device_of))
         for name in ("to", "cpu", "cuda"):
             _replace(torch.Tensor, name, _moved_on_meta(getattr(torch.Tensor, name)))
+        _replace(nn.Module, "__setattr__", _plain_values_at_once(nn.Module.__setattr__))
 
 
 def _uninstall() -> None:
@@ -190,6 +191,32 @@ def _noted(original: Callable[..., None]) -> Callable[..., None]:
         original(self, *args, **kwargs)
 
     return init
+
+
+_PLAIN = frozenset({int, float, bool, str, type(None), tuple, torch.dtype})
+
+
+def _plain_values_at_once(original: Callable[..., None]) -> Callable[..., None]:
+    """Set a number, a text or a None as any object does, where no parameter, buffer or module has that name.
+
+    nn.Module asks seven questions first, some of a metaclass in Python: a tenth of a shell's time.
+    """
+    plainly = object.__setattr__
+
+    @functools.wraps(original)
+    def set_attribute(self: nn.Module, name: str, value: Any) -> None:
+        if type(value) in _PLAIN:
+            own = self.__dict__
+            if (
+                name not in own.get("_parameters", ())
+                and name not in own.get("_buffers", ())
+                and name not in own.get("_modules", ())
+            ):
+                plainly(self, name, value)
+                return
+        original(self, name, value)
+
+    return set_attribute
 
 
 def _device_of(parameter: nn.Parameter) -> torch.device:

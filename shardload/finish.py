@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from shardload.errors import MismatchError
-from shardload.shell import class_values, modules_of
+from shardload.shell import TensorTypes, class_values, modules_of
 from shardload.template import collapse
 from shardload.ties import retie
 
@@ -84,8 +84,10 @@ def _get(modules: dict[str, nn.Module], name: str) -> nn.Parameter | None:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    tensors = TensorTypes()
     for path, module in modules_of(model):
-        for slots in (module._parameters, module._buffers, module.__dict__):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+        for slots in tables:
             for name, value in slots.items():
-                if isinstance(value, torch.Tensor) and not nn.parameter.is_lazy(value):
+                if tensors[type(value)] and not nn.parameter.is_lazy(value):
                     yield path + name, value

@@ -26,11 +26,12 @@ class References:
         self._model = model
         # The old tensors are held, so that their ids stay theirs. A buffer that is a parameter counts as that.
         self._places: dict[int, tuple[torch.Tensor, nn.Module, str]] = {}
-        for module in model.modules():
+        modules = _modules(model)
+        for module in modules:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     self._places[id(parameter)] = (parameter, module, name)
-        for module in model.modules():
+        for module in modules:
             for name, buffer in module._buffers.items():
                 if buffer is not None and name not in module._non_persistent_buffers_set:
                     self._places.setdefault(id(buffer), (buffer, module, name))
@@ -40,13 +41,17 @@ class References:
         renewed = _Renewed(self._replaced(), undo)
         if not renewed.by_id:
             return
-        for module in self._model.modules():
+        for module in _modules(self._model):
             for name, buffer in module._buffers.items():
                 if id(buffer) in renewed.by_id:
                     renewed.put(module._buffers, name, renewed.by_id[id(buffer)])
-            for name, value in list(module.__dict__.items()):
-                if type(value) not in _HOLDERS or name in _TABLES:
-                    continue  # nearly all attributes are numbers and empty hook tables
+            # Nearly all attributes are numbers and empty hook tables.
+            held = [
+                (name, value)
+                for name, value in module.__dict__.items()
+                if type(value) in _HOLDERS and name not in _TABLES
+            ]
+            for name, value in held:
                 new = renewed.of(value)
                 if new is not value:
                     renewed.put(module.__dict__, name, new)
@@ -65,6 +70,18 @@ class References:
                     # What a class notes on its parameters (no weight decay, say) is theirs, not the tensor's.
                     now.__dict__.update(old.__dict__)
         return found
+
+
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """Return every module once, by a loop: `model.modules()` hands each one up through all the levels above it."""
+    found = {id(model): model}
+    pending = [model]
+    while pending:
+        for child in pending.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                pending.append(child)
+    return list(found.values())
 
 
 class _Renewed:

@@ -79,13 +79,34 @@ class PickleMachine:
             raise self._corrupt(str(error)[:200] or type(error).__name__) from None
 
     def _run(self) -> None:
-        data, actions, costs = self._data, self.actions, self.costs
-        while (opcode := data[self.position]) != _STOP:
-            self.position += 1
-            self._room -= costs[opcode]
-            if self._room < 0:
-                self._too_large()
-            actions[opcode](self)
+        data, actions, costs, memo = self._data, self.actions, self.costs, self._memo
+        position, room, stack = self.position, self._room, self._stack
+        try:
+            while (opcode := data[position]) != _STOP:
+                position += 1
+                room -= costs[opcode]
+                if room < 0:
+                    self._too_large()
+                # Three opcodes are two thirds of a checkpoint's: without a call each, a third of the time is saved.
+                if opcode == _PUT4:
+                    index = _UINT(data, position)[0]
+                    position += 4
+                    if index == len(memo):
+                        memo.append(stack[-1])
+                    else:
+                        self._put(index)
+                elif opcode == _GET1:
+                    stack.append(memo[data[position]])
+                    position += 1
+                elif opcode == _INT1:
+                    stack.append(data[position])
+                    position += 1
+                else:
+                    self.position, self._room = position, room
+                    actions[opcode](self)
+                    position, room, stack = self.position, self._room, self._stack
+        finally:
+            self.position = max(position, self.position)
         self.position += 1
 
     def _corrupt(self, what: str) -> CorruptError:
@@ -148,10 +169,6 @@ class PickleMachine:
     def _int4(self) -> None:
         self._stack.append(_INT(self._data, self.position)[0])
         self.position += 4
-
-    def _int1(self) -> None:
-        self._stack.append(self._data[self.position])
-        self.position += 1
 
     def _int2(self) -> None:
         self._stack.append(_USHORT(self._data, self.position)[0])
@@ -261,14 +278,6 @@ class PickleMachine:
         self.position += 1
         self._put(index)
 
-    def _put4(self) -> None:
-        index = _UINT(self._data, self.position)[0]
-        self.position += 4
-        if index == len(self._memo):
-            self._memo.append(self._stack[-1])
-        else:
-            self._put(index)
-
     def _put(self, index: int) -> None:
         memo = self._memo
         if index == len(memo):
@@ -280,10 +289,6 @@ class PickleMachine:
         else:
             raise ValueError(f"memo index {index:,} after {len(memo):,}")
 
-    def _get1(self) -> None:
-        self._stack.append(self._memo[self._data[self.position]])
-        self.position += 1
-
     def _get4(self) -> None:
         self._stack.append(self._memo[_UINT(self._data, self.position)[0]])
         self.position += 4
@@ -293,16 +298,16 @@ class PickleMachine:
 
 
 _UNSET = Unreadable("an object that the pickle never made")
-_STOP = ord(".")
+_STOP, _PUT4, _GET1, _INT1 = b".rhK"
 
-# Opcode, action, cost.
+# Opcode, action, cost. The three that `_run` does itself have a cost only.
 _TABLE: tuple[tuple[bytes, Callable[[Any], None], int], ...] = (
     (b"\x80", PickleMachine._proto, 0),
     (b"N", PickleMachine._none, 8),
     (b"\x88", PickleMachine._true, 8),
     (b"\x89", PickleMachine._false, 8),
     (b"J", PickleMachine._int4, 50),
-    (b"K", PickleMachine._int1, 8),
+    (b"K", PickleMachine._unknown, 8),
     (b"M", PickleMachine._int2, 50),
     (b"\x8a", PickleMachine._long, 60),
     (b"G", PickleMachine._float, 50),
@@ -321,8 +326,8 @@ _TABLE: tuple[tuple[bytes, Callable[[Any], None], int], ...] = (
     (b"s", PickleMachine._setitem, 140),
     (b"u", PickleMachine._setitems, 140),
     (b"q", PickleMachine._put1, 8),
-    (b"r", PickleMachine._put4, 8),
-    (b"h", PickleMachine._get1, 8),
+    (b"r", PickleMachine._unknown, 8),
+    (b"h", PickleMachine._unknown, 8),
     (b"j", PickleMachine._get4, 8),
 )
 
