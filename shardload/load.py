@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from shardload.remote_code.importer import RemoteBase
     from shardload.remote_code.trust import Trust
     from shardload.report import Report
+    from shardload.shell import Shell
     from shardload.sources.source import Source
+    from shardload.targets.target import Target
 
 # By id until the model is gone: a report never keeps a model alive, a model is not pickled with its report, and a
 # class may call any two of its models equal.
@@ -53,6 +55,7 @@ def from_pretrained(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     adapter: str | os.PathLike[str] | None = None,
+    merge: bool = False,
     strict: bool = True,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
@@ -80,10 +83,11 @@ def from_pretrained(
     `remote_base` says who serves that code's imports of transformers: shardload's stand-in ("shim"), the installed
     "transformers", or by default the stand-in, and the other for the whole repo where it lacks a name.
     `dtype="auto"` keeps every tensor's stored dtype; another casts floating parameters and persistent buffers, and is
-    what the constructor sees as `config.torch_dtype`. `adapter`: a LoRA adapter to attach on top. The rest is as in
-    `fill` and `open_checkpoint`: `revision` is a branch, tag or commit (`code_revision`: the commit of code that
-    another repo holds), `subfolder` a folder inside the repo, `variant` a part of the files' names such as "fp16";
-    `allow_links` follows links that lead out of a folder.
+    what the constructor sees as `config.torch_dtype`. `adapter`: a LoRA adapter to attach on top, judged before the
+    base is loaded; with `merge=True` it is folded into the weights as they stream by, before their only cast, and
+    the model is a plain one. The rest is as in `fill` and `open_checkpoint`: `revision` is a branch, tag or commit
+    (`code_revision`: the commit of code that another repo holds), `subfolder` a folder inside the repo, `variant` a
+    part of the files' names such as "fp16"; `allow_links` follows links that lead out of a folder.
     `report_of(model)` tells what was done. Keywords of other loaders (`device_map`, `torch_dtype`, …) are declined
     by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
@@ -112,11 +116,12 @@ def from_pretrained(
     # Before a weight is read: the file may be broken.
     generation = remote_code.attach_generation_config(shell.model, checkpoint.source)
     clock.stage("shell")
+    adapted = _Adapted(shell, adapter, merge=merge, hub=hub)
     report = fill(
         shell,
         checkpoint,
         key_map=key_map,
-        target=target,
+        target=adapted.target(target),
         strict=strict,
         allow_missing=allow_missing,
         allow_unexpected=allow_unexpected,
@@ -130,10 +135,7 @@ def from_pretrained(
     report.remote_base = resolved.remote_base
     report.seconds = {**clock.seconds, **report.seconds}
     _remember(model, report)
-    if adapter is not None:
-        from shardload.adapters import load_adapter
-
-        report.adapters.append(load_adapter(model, adapter, **hub))
+    report.adapters += adapted.finish(model)
     return model
 
 
@@ -225,6 +227,49 @@ def report_of(model: nn.Module) -> Report:
 def _remember(model: nn.Module, report: Report) -> None:
     _reports[id(model)] = report
     weakref.finalize(model, _reports.pop, id(model), None).atexit = False
+
+
+class _Adapted:
+    """The adapter that the caller wants on a model, judged by the shell before a weight of the base is read."""
+
+    def __init__(
+        self, shell: Shell, adapter: str | os.PathLike[str] | None, *, merge: bool, hub: dict[str, Any]
+    ) -> None:
+        self.adapter = adapter
+        self.hub = hub
+        self.plan: Any = None
+        self.merging: Any = None
+        if adapter is None:
+            if merge:
+                raise UsageError("merge=True merges an adapter, and there is none", cure="pass adapter=")
+            return
+        # Adapters are imported by those who have some.
+        from shardload.adapters.merging import at_load
+
+        if merge:
+            self.plan = at_load.plan_merge(shell, adapter, **hub)
+        else:
+            at_load.judge_before_load(shell.model, adapter, **hub)
+
+    def target(self, target: OnDevice) -> Target:
+        """Return the target that the base is loaded to: one that merges, if that is wanted."""
+        if self.plan is None:
+            return target
+        from shardload.adapters.merging.at_load import MergingTarget
+
+        self.merging = MergingTarget(target, target.dtype, self.plan[0])
+        return self.merging  # type: ignore[no-any-return]
+
+    def finish(self, model: nn.Module) -> list[Any]:
+        """Attach what was not merged; return the adapter's report, if there is an adapter."""
+        if self.adapter is None:
+            return []
+        from shardload.adapters import load_adapter
+        from shardload.adapters.merging.at_load import finish_report
+
+        if self.merging is None:
+            return [load_adapter(model, self.adapter, **self.hub)]
+        return [finish_report(self.plan[1], self.merging)]
 
 
 class _Repo:

@@ -267,8 +267,9 @@ class _Stream:
         slot = self.comparison.shell.slots.get(prefix + name)
         if slot is not None and not slot.is_stored:
             return False
-        placed = self.target.place(prefix + name, value.detach())
-        if placed.dtype != value.dtype or placed.device != value.device:
+        bare = value.detach()
+        placed = self.target.place(prefix + name, bare)
+        if placed is not bare:
             if isinstance(value, nn.Parameter):
                 placed = nn.Parameter(placed, requires_grad=value.requires_grad)
             if type(module).__setattr__ is nn.Module.__setattr__:

@@ -60,6 +60,8 @@ class AdapterReport:
 
     `base` is the base model that the adapter's config names. `modules` counts the adapted layers, `ranks` and
     `scales` count layers by value. `nbytes` is the size of the stored tensors, `seconds` the whole call.
+    `merged`: it was folded into the base while that was loaded; `least_share` is then the smallest share of a delta
+    that survived the rounding.
     """
 
     name: str
@@ -68,6 +70,8 @@ class AdapterReport:
     base: str | None = None
     active: bool = False
     trainable: bool = False
+    merged: bool = False
+    least_share: float | None = None
     rows: tuple[AdapterRow, ...] = ()
     modules: int = 0
     ranks: dict[int, int] = field(default_factory=dict)
@@ -79,9 +83,8 @@ class AdapterReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data; shapes are lists, ranks and scales lists of pairs."""
-        plain = {
-            key: getattr(self, key) for key in ("name", "where", "format", "base", "active", "trainable")
-        }
+        names = ("name", "where", "format", "base", "active", "trainable", "merged", "least_share")
+        plain = {key: getattr(self, key) for key in names}
         return {
             **plain,
             "modules": self.modules,
@@ -103,6 +106,9 @@ class AdapterReport:
             lines.append(f"  made for     {shown(self.base)}")
         state = "active" if self.active else "attached, not active"
         state += ", trainable" if self.trainable else ", frozen"
+        if self.merged:
+            share = self.least_share
+            state = "merged" if share is None else f"merged, at least {share:.1%} of each delta survived"
         lines.append(
             f"  adapts       {self.modules} layers, rank {counted(self.ranks)}, scale {counted(self.scales)}, "
             f"{size_of(self.nbytes)} in {self.seconds:.2f} s; {state}"

@@ -32,6 +32,7 @@ Examples:
 @click.command("load", epilog=EXAMPLES, short_help="Load a checkpoint and show how it went.")
 @click.argument("where")
 @click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach on top.")
+@click.option("--merge", is_flag=True, help="Fold the adapter into the weights while they are loaded.")
 @click.option(
     "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
 )

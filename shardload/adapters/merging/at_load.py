@@ -1,0 +1,178 @@
+"""Merging while a base is loaded: each delta is folded in as its tensor streams by, before its only cast."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shardload.adapters.judgement import judge, read_judged
+from shardload.adapters.merging.change import merged_blocks
+from shardload.adapters.merging.changes import Changes, add_changes
+from shardload.adapters.merging.rounding import Rounding
+from shardload.adapters.merging.survival import MergedTensor, Survival, warnings_of
+from shardload.adapters.reading import read_content
+from shardload.adapters.source import open_adapter
+from shardload.errors import UnsupportedError
+from shardload.targets.target import OverlappingTarget
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import nn
+
+    from shardload.adapters.adapter_report import AdapterReport
+    from shardload.shell import Shell
+    from shardload.targets.target import Release, Target
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def judge_before_load(model: nn.Module, where: str | os.PathLike[str], **hub: Any) -> None:
+    """Judge an adapter, headers and values, by a model that has no weights yet: what is wrong is said before the load.
+
+    Raises what `load_adapter` raises. What only the weights tell (PiSSA, OLoRA) is left to it.
+    """
+    file = open_adapter(where, **hub)
+    content = read_content(file)
+    if any(entry.initial is not None for entry in content.loras):
+        return
+    report, match = judge(model, file, content, "default", strict=True)
+    read_judged(file, match, report, as_stored=True)
+
+
+class MergingTarget:
+    """A target that folds an adapter into the tensors that it changes, and hands everything to the target inside.
+
+    `dtype` is what floating tensors are cast to, None for their stored dtypes: a changed tensor is computed in fp32
+    and rounded once to it, in blocks of rows, so that nothing but the result is in memory.
+    """
+
+    def __init__(self, inner: Target, dtype: torch.dtype | None, changes: Changes) -> None:
+        self.inner = inner
+        self.dtype = dtype
+        self.changes = changes
+        self.rows: dict[str, MergedTensor] = {}
+
+    def prepare(self, model: nn.Module) -> None:
+        """Prepare the target inside."""
+        self.inner.prepare(model)
+
+    def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:
+        """Return the tensor that fills `key`, with its change folded in if there is one."""
+        return self.inner.place(key, self._merged(key, stored))
+
+    def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
+        """Return what `place` returns; what is not changed may still be worked on."""
+        merged = self._merged(key, stored)
+        if merged is not stored:
+            if release is not None:
+                release(0, stored.nbytes)
+            return self.inner.place(key, merged)
+        if isinstance(self.inner, OverlappingTarget):
+            return self.inner.begin(key, stored, release)
+        placed = self.inner.place(key, stored)
+        if placed is not stored and release is not None:
+            release(0, stored.nbytes)
+        return placed
+
+    def wait(self) -> None:
+        """Wait for the target inside."""
+        if isinstance(self.inner, OverlappingTarget):
+            self.inner.wait()
+
+    def close(self) -> None:
+        """Close the target inside."""
+        if isinstance(self.inner, OverlappingTarget):
+            self.inner.close()
+
+    def finish(self, model: nn.Module) -> None:
+        """Finish the target inside, then fold in what no stored tensor came for."""
+        self.inner.finish(model)
+        done = {id(self.changes[name]) for name in self.rows}
+        for name in [name for name, change in self.changes.items() if id(change) not in done]:
+            path, _, attribute = name.rpartition(".")
+            parameter: Any = model.get_submodule(path)._parameters[attribute]
+            parameter.data = self._merged(name, parameter.data)
+
+    def _merged(self, key: str, stored: torch.Tensor) -> torch.Tensor:
+        change = self.changes.get(key)
+        if change is None:
+            return stored
+        if stored.dtype not in _FLOATING:
+            raise UnsupportedError(
+                f"the adapter changes a tensor of dtype {stored.dtype}: it has no room for a delta",
+                where=key,
+                cure="attach the adapter instead of merging it",
+            )
+        dtype = self.dtype or stored.dtype
+        result = torch.empty(stored.shape, dtype=dtype, device=stored.device)
+        survival = Survival()
+        for index, block in merged_blocks(stored, change, dtype, Rounding("nearest", 0, key), survival):
+            result[index] = block
+        self.rows[key] = MergedTensor.of(change, tuple(stored.shape), dtype, survival)
+        return result
+
+
+def plan_merge(shell: Shell, where: str | os.PathLike[str], **hub: Any) -> tuple[Changes, AdapterReport]:
+    """Judge an adapter by a shell, and return what it changes by the model's names, with its report so far.
+
+    Raises what `load_adapter` raises, and UnsupportedError for what can only be merged into a loaded model: tied
+    weights that the adapter changes one of, repeated layers, resized vocabularies.
+    """
+    start = time.perf_counter()
+    file = open_adapter(where, **hub)
+    content = read_content(file)
+    report, match = judge(shell.model, file, content, "default", strict=True)
+    if content.replication or any(found.resized for found in match.replaced):
+        what = (
+            "repeats the layers of the base" if content.replication else "resizes the vocabulary of the base"
+        )
+        raise UnsupportedError(
+            f"the adapter {what}, which has to be loaded for it",
+            where=file.label,
+            cure="load it without merge=True, and call merge(model)",
+        )
+    changes: Changes = {}
+    add_changes(changes, file, match, report)
+    for found in match.replaced:
+        _also(changes, found.name, [name for name in _ties_of(shell, found.name) if found.entry.tied])
+    _follow_ties(shell, changes)
+    report.seconds = time.perf_counter() - start
+    return changes, report
+
+
+def finish_report(report: AdapterReport, target: MergingTarget) -> AdapterReport:
+    """Note in an adapter's report that it was merged, and how much of it survived the rounding."""
+    report.merged = True
+    rows = list(target.rows.values())
+    report.least_share = min((row.share for row in rows if row.share is not None), default=None)
+    report.warnings += tuple(warnings_of(rows, cure='pass dtype="float32", or attach it (merge=False)'))
+    return report
+
+
+def _ties_of(shell: Shell, name: str) -> list[str]:
+    return [other for group in shell.ties if name in group for other in group if other != name]
+
+
+def _also(changes: Changes, name: str, others: list[str]) -> None:
+    for other in others:
+        changes.setdefault(other, changes[name])
+
+
+def _follow_ties(shell: Shell, changes: Changes) -> None:
+    """Give a change to all names of a tied parameter where it is for all of them; refuse one that is not."""
+    apart = []
+    for name, change in list(changes.items()):
+        ties = _ties_of(shell, name)
+        if ties and change.apart and not all(changes.get(other) is change for other in ties):
+            apart.append(f"{name} (tied to {', '.join(ties)})")
+        else:
+            _also(changes, name, ties)
+    if apart:
+        raise UnsupportedError(
+            "the adapter changes one of several tied weights, and merged into the load it would change all",
+            where="; ".join(apart),
+            cure="load it without merge=True, and call merge(model): that takes them apart",
+        )
