@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from shardload.filling import check, fill
+    from shardload.forecast import Forecast, plan_load
     from shardload.keymap import KeyMap
     from shardload.load import from_pretrained, load_config, report_of, resolve_class
     from shardload.progress import Progress
@@ -87,6 +88,7 @@ _HOMES = {
         "UsageError",
     ),
     "filling": ("check", "fill"),
+    "forecast": ("Forecast", "plan_load"),
     "keymap": ("KeyMap",),
     "load": ("from_pretrained", "load_config", "report_of", "resolve_class"),
     "progress": ("Progress",),
@@ -106,6 +108,7 @@ __all__ = [
     "Checkpoint",
     "CorruptError",
     "Difference",
+    "Forecast",
     "KeyMap",
     "MergeReport",
     "MismatchError",
@@ -143,6 +146,7 @@ __all__ = [
     "merge",
     "merge_to_disk",
     "open_checkpoint",
+    "plan_load",
     "report_of",
     "resolve_class",
     "save",

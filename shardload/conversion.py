@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.byte_size import parse_size
 from shardload.checkpoint import Checkpoint, open_checkpoint
+from shardload.dtype_names import float_code
 from shardload.errors import UnsupportedError, UsageError
 from shardload.gc_pause import gc_paused
 from shardload.keymap import KeyMap, as_view
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from shardload.writing import Written
 
 _BLOCK = 64 << 20  # bytes of a tensor that are computed at once
-_FLOATS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
-_SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 # Files of a repo that hold weights, of this format or of others, and lists of them.
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data",
@@ -57,7 +56,7 @@ def convert(
     are those of `open_checkpoint`. Raises UsageError, UnsupportedError, NoSpaceError, CorruptError.
     """
     checkpoint = where if isinstance(where, Checkpoint) else open_checkpoint(where, **options)
-    code = _code_of(dtype)
+    code = float_code(dtype)
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)
     rules.require_fit(checkpoint.tensors, mapped)
@@ -108,19 +107,6 @@ def _pieces(tensor: Derived) -> Iterator[Derived]:
             yield piece
         else:
             yield Joined(piece.dtype, piece.shape, 0, (piece,))
-
-
-def _code_of(dtype: str | torch.dtype) -> str | None:
-    name = str(dtype).removeprefix("torch.")
-    name = _SHORT.get(name, name)
-    if name == "auto":
-        return None
-    if name not in _FLOATS:
-        raise UsageError(
-            f"dtype={dtype!r} is not a dtype to convert weights to",
-            cure=f'pass "auto" (as stored) or one of {", ".join(_FLOATS)}',
-        )
-    return _FLOATS[name]
 
 
 def _refuse_objects(checkpoint: Checkpoint, rules: KeyMap, tensors: Mapping[str, Derived]) -> None:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardload.errors import UsageError
-from shardload.keymap import Derived, Residence, as_view, residence
+from shardload.keymap import Derived, Residence, as_view, residence, second_views
 from shardload.tensor_ref import TORCH_NAMES, TensorRef
 
 if TYPE_CHECKING:
@@ -115,18 +115,10 @@ def _apply(key_map: KeyMap, checkpoint: Checkpoint, plan: Plan) -> None:
     plan.mapped = {key: as_view(tensor) or tensor for key, tensor in mapped.tensors.items()}
     plan.dropped += mapped.dropped
     # Two parameters that were views of the same bytes would be one: what is written to either would show in both.
-    ends: dict[str, list[tuple[int, int]]] = {}
-    aliases = any(rule.op == "alias" for rule in key_map.rules)
+    plan.copied |= second_views(key_map.rules, plan.mapped)
     for key, ref in plan.mapped.items():
-        if not isinstance(ref, TensorRef):
-            continue
-        if ref.strides is not None and checkpoint.tensors.get(ref.name) != ref:
+        if isinstance(ref, TensorRef) and ref.strides is not None and checkpoint.tensors.get(ref.name) != ref:
             plan.turned.add(key)
-        if aliases:
-            spans = ends.setdefault(ref.name, [])
-            if any(start < ref.span.stop and ref.span.start < stop for start, stop in spans):
-                plan.copied.add(key)
-            spans.append(ref.span)
 
 
 def settle_ties(plan: Plan, shell: Shell) -> None:

@@ -16,6 +16,7 @@ FLOORS = [
     {
         "atomic_file",
         "byte_size",
+        "dtype_names",
         "companions",
         "declined",
         "fresh_pages",
@@ -35,7 +36,7 @@ FLOORS = [
     {"stream", "tokenizer"},
     {"filling"},
     {"adapters"},
-    {"load"},
+    {"load", "forecast"},
     {"demo", "examination"},
     {"cli"},
 ]

@@ -32,7 +32,9 @@ COMMANDS = (
     "doctor",
     "inspect",
     "load",
+    "map",
     "merge",
+    "plan",
     "trust",
     "verify",
 )

@@ -7,7 +7,7 @@ from shardload.keymap.derived import Derived, Joined, as_view, leaves
 from shardload.keymap.drop import Drop
 from shardload.keymap.fingerprint import Fingerprint
 from shardload.keymap.key_map import KeyMap, Names
-from shardload.keymap.mapped import MappedHeaders
+from shardload.keymap.mapped import MappedHeaders, second_views
 from shardload.keymap.rename import Rename
 from shardload.keymap.residence import Residence, residence
 from shardload.keymap.rows import PadRows, SliceRows
@@ -41,4 +41,5 @@ __all__ = [
     "leaves",
     "residence",
     "rule_of",
+    "second_views",
 ]

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from shardload.keymap.drop import Drop
 from shardload.keymap.rename import Rename
 from shardload.keymap.rule import refuse_clashes
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from shardload.keymap.derived import Derived
     from shardload.keymap.rule import Rule
+    from shardload.tensor_ref import Span
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,24 @@ class _Run:
                     return current
                 claimed[place] += 1
                 current, after = self._rules[place].apply(current) or current, place
+
+
+def second_views(rules: Iterable[Rule], tensors: Mapping[str, Derived]) -> set[str]:
+    """Return names of tensors that are views of bytes which an earlier one has already: an alias made them.
+
+    Spans decide, so parts that only interlace, as columns do, are taken for such too.
+    """
+    spans: dict[str, list[Span]] = {}
+    doubled: set[str] = set()
+    if not any(rule.op == "alias" for rule in rules):
+        return doubled
+    for name, tensor in tensors.items():
+        if isinstance(tensor, TensorRef):
+            met = spans.setdefault(tensor.name, [])
+            if any(tensor.span.start < other.stop and other.start < tensor.span.stop for other in met):
+                doubled.add(name)
+            met.append(tensor.span)
+    return doubled
 
 
 def is_name_rule(rule: Rule) -> bool:

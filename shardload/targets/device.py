@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from shardload.casting import Casts
+from shardload.dtype_names import SHORT_NAMES
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from shardload.targets.target import Release
 
 _CASTABLE = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-
-_SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 
 
 class OnDevice:
@@ -84,7 +83,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     found = dtype
     if isinstance(dtype, str):
         name = dtype.removeprefix("torch.")
-        found = getattr(torch, _SHORT.get(name, name), dtype)
+        found = getattr(torch, SHORT_NAMES.get(name, name), dtype)
     if not isinstance(found, torch.dtype) or found not in _CASTABLE:
         raise UsageError(
             f"dtype={dtype!r} is not a dtype to load weights in",

@@ -1,0 +1,126 @@
+"""`shardload plan`: what a load would download, read, hold and peak at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shardload.cli import output
+from shardload.cli.options import json_option, source_keywords, source_options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardload.forecast import Amounts, Forecast
+
+EXAMPLES = """\b
+Examples:
+  shardload plan ./chatglm2-6b
+  shardload plan org/name --revision COMMIT --dtype float32
+  shardload plan ./mixtral --map map.json --device cuda --adapter ./my-lora
+"""
+
+DOES_NOT_FIT = 1
+
+
+@click.command("plan", epilog=EXAMPLES, short_help="Show what a load would download, read, hold and peak at.")
+@click.argument("where")
+@click.option(
+    "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
+)
+@click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
+@click.option("--map", "map_file", metavar="FILE", help="Key map: JSON, as shardload doctor writes it.")
+@click.option("--adapter", metavar="WHERE", help="LoRA adapter on top.")
+@click.option("--copy", is_flag=True, help="As of load: read the weights instead of mapping the files.")
+@source_options
+@json_option
+def command(where: str, map_file: str | None, as_json: bool, **options: Any) -> int:
+    """Show what a load of WHERE would download, read, hold and peak at; nothing but headers is read.
+
+    WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub, of which no weight is fetched. Exits
+    with 1 where the anonymous memory would not suffice.
+    """
+    from shardload.forecast import plan_load
+
+    forecast = plan_load(where, key_map=map_file, **source_keywords(options), **options)
+    if as_json:
+        output.say_json(forecast.to_dict())
+    else:
+        output.say("\n".join(forecast_lines(forecast)))
+    return 0 if forecast.fits else DOES_NOT_FIT
+
+
+def forecast_lines(forecast: Forecast) -> list[str]:
+    """Return a forecast as text."""
+    size = output.size_of
+    dtypes = ", ".join(f"{name} {size(nbytes)}" for name, nbytes in forecast.dtypes.items())
+    shards = f"{forecast.shards} shard" + "s" * (forecast.shards != 1)
+    rows = [
+        ("tensors", f"{forecast.tensors:,} in {shards}: {dtypes}"),
+        ("download", size(forecast.download) if forecast.download else "nothing"),
+        ("read", size(forecast.read)),
+        ("hold", _amounts(forecast.held)),
+    ]
+    if forecast.adapter:
+        rows.append(("adapter", f"{_amounts(forecast.adapter)} more"))
+    added = forecast.peak_anon - forecast.work_space
+    work = f"{size(added)} anonymous, and at most {size(forecast.work_space)} to work in"
+    rows.append(("peak", work + _room(forecast)))
+    title = f"{forecast.where}: dtype {forecast.dtype}, device {forecast.device}"
+    lines = [output.paint(output.escape(title), bold=True)]
+    lines += [f"  {output.paint(label.ljust(8), dim=True)}  {output.escape(text)}" for label, text in rows]
+    lines += _map_lines(forecast)
+    lines += [f"  note: {output.escape(note)}" for note in forecast.notes]
+    return lines
+
+
+def _amounts(amounts: Amounts) -> str:
+    if amounts.device:
+        return f"{output.size_of(amounts.device)} on the device"
+    return f"{output.size_of(amounts.file)} file-backed, {output.size_of(amounts.anon)} anonymous"
+
+
+def _room(forecast: Forecast) -> str:
+    if not forecast.free:
+        return ""
+    free = f"{output.size_of(forecast.free)} may still be taken"
+    return f"; {free}" if forecast.fits else f": it does not fit, {free}"
+
+
+def _map_lines(forecast: Forecast) -> list[str]:
+    if not forecast.rules:
+        return []
+    lines = ["", *rule_lines(forecast.rules)]
+    joins = forecast.joins
+    if joins.joined:
+        lines.append(
+            f"  put together: {joins.joined:,} tensors, {output.size_of(joins.nbytes)} in memory of their own; "
+            f"{joins.across:,} have parts in several shards, at most {output.size_of(joins.peak)} is begun at once"
+        )
+    if forecast.dropped:
+        lines.append(f"  dropped: {forecast.dropped:,} stored tensors")
+    return lines
+
+
+def rule_lines(rules: Sequence[tuple[dict[str, Any], int]]) -> list[str]:
+    """Return a line a rule, with the number of names that it takes."""
+    rows = [("takes", "rule of the key map")]
+    rows += [(f"{count:,}", output.escape(rule_text(rule))) for rule, count in rules]
+    first, *lines = output.columns(rows, right=(0,), indent="  ")
+    return [output.paint(first, dim=True), *lines]
+
+
+def rule_text(rule: dict[str, Any]) -> str:
+    """Return a rule as one line: its name, what it takes, what it gives, and what else it says."""
+    fields = dict(rule)
+    op = fields.pop("op")
+    left = fields.pop("source", None) or fields.pop("sources", None) or fields.pop("pattern", "")
+    right = fields.pop("target", None) or fields.pop("targets", None)
+    text = f"{op} {_names(left)}" + (f" -> {_names(right)}" if right else "")
+    more = ", ".join(f"{name} {value}" for name, value in fields.items())
+    return f"{text} ({more})" if more else text
+
+
+def _names(value: Any) -> str:
+    return " + ".join(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,67 @@
+import json
+
+import torch
+
+from shardload import KeyMap
+from tests.tiny import write_checkpoint
+
+STATE = {f"m.{n}.{w}": torch.ones(50, 20) for n in range(2) for w in ("gate", "x", "up")}
+MAP = KeyMap().rename("m.{...}", "layers.{...}").cat(["layers.{}.gate", "layers.{}.up"], "layers.{}.gate_up")
+
+
+def test_plan_says_what_a_load_would_take(tmp_path, call_cli):
+    where = write_checkpoint(tmp_path / "w", STATE)
+    (tmp_path / "map.json").write_text(MAP.to_json())
+    done = call_cli("plan", where, "--map", tmp_path / "map.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hold      8.0 kB file-backed, 16.0 kB anonymous" in done.stdout
+    assert "16.0 kB anonymous, and at most 67.1 MB to work in" in done.stdout
+    assert "cat layers.{}.gate + layers.{}.up -> layers.{}.gate_up" in done.stdout
+    assert "put together: 2 tensors, 16.0 kB in memory of their own" in done.stdout
+    done = call_cli("plan", where, "--dtype", "bf16", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["schema"] == "shardload.plan/1"
+    assert document["held"] == {"anon": 12_000, "file": 0, "device": 0}
+
+
+def test_what_does_not_fit_is_a_finding(tmp_path, call_cli, write_headers):
+    path = write_headers({"huge": (1 << 20, 1 << 18)})
+    done = call_cli("plan", path, "--dtype", "float32")
+    assert done.returncode == 1
+    assert "it does not fit" in done.stdout
+
+
+def test_a_map_that_does_not_fit_is_a_usage_error(tmp_path, call_cli):
+    where = write_checkpoint(tmp_path / "w", STATE)
+    (tmp_path / "map.json").write_text(KeyMap().cat(["m.{}.gate", "m.{}.down"], "m.{}.gd").to_json())
+    done = call_cli("plan", where, "--map", tmp_path / "map.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "m.0.gd lacks its part m.0.down" in done.stderr
+
+
+def test_map_apply_and_invert(tmp_path, call_cli):
+    where = write_checkpoint(tmp_path / "w", STATE)
+    (tmp_path / "map.json").write_text(MAP.to_json())
+    done = call_cli("map", "invert", tmp_path / "map.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a cat without sizes can't be undone" in done.stderr
+    done = call_cli("map", "apply", tmp_path / "map.json", where, "-o", tmp_path / "bound.json")
+    assert done.returncode == 0
+    assert "6 stored tensors become 4" in done.stdout
+    assert "layers.{0-1}.gate_up  [100, 20] float32" in done.stdout
+    bound = KeyMap.read(tmp_path / "bound.json")
+    assert bound.source.keys == 6
+    done = call_cli("map", "invert", tmp_path / "bound.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert KeyMap.from_json(done.stdout) == bound.invert()
+    done = call_cli("map", "apply", tmp_path / "bound.json", where, "--json")
+    assert json.loads(done.stdout)["tensors"]["layers.0.gate_up"] == {
+        "shape": [100, 20],
+        "dtype": "float32",
+        "from": ["m.0.gate", "m.0.up"],
+    }
+    other = write_checkpoint(tmp_path / "o", STATE | {"m.0.x": torch.ones(2)})
+    done = call_cli("map", "apply", tmp_path / "bound.json", other)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "another checkpoint" in done.stderr
