@@ -35,6 +35,7 @@ class Family:
         described = folder / "inputs.json"
         self.described = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
         self.method = self.described.pop("_method", "forward")
+        self.may_generate = self.described.pop("_generates", True)  # false: in a way of its own
         self.served_by: str | None = None
 
     def import_class(self) -> str:
@@ -116,19 +117,23 @@ class Family:
     def inputs(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
         """Return what a forward pass is given: token ids, or what the repo's inputs.json describes.
 
-        There a list is a tensor of ids, {"shape": …} random numbers of the dtype, and anything else itself.
+        There a list of numbers is a tensor of ids, {"shape": …} random numbers of the dtype, and anything else itself.
         """
         if not self.described:
             return {"input_ids": self.ids()}
         generator = torch.Generator().manual_seed(3)
         dtype = dtype or next(self.oracle.parameters()).dtype
-        made: dict[str, Any] = {}
-        for name, value in self.described.items():
+
+        def made(value: Any) -> Any:
+            if isinstance(value, dict) and "shape" in value:
+                return torch.randn(value["shape"], generator=generator).to(dtype)
             if isinstance(value, dict):
-                made[name] = torch.randn(value["shape"], generator=generator).to(dtype)
-            else:
-                made[name] = torch.tensor(value) if isinstance(value, list) else value
-        return made
+                return {name: made(one) for name, one in value.items()}
+            if isinstance(value, list):
+                return [made(one) for one in value] if "{" in json.dumps(value) else torch.tensor(value)
+            return value
+
+        return {name: made(value) for name, value in self.described.items()}
 
     def call(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> Any:
         """Run the model's forward pass with those of the options that it takes, and return its output."""

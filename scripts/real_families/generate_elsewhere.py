@@ -27,8 +27,6 @@ def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> An
     ids = torch.tensor(settings.pop("_ids", question["ids"]))
     if "_mask" in settings:
         settings["attention_mask"] = torch.tensor(settings.pop("_mask"))
-    if "_dtype" in settings:
-        model.to(getattr(torch, settings.pop("_dtype")))
     base = "max_new_tokens" not in type(model).generate.__code__.co_varnames
     pad = {"pad_token_id": 0} if base else {}
     torch.manual_seed(5)
@@ -46,10 +44,16 @@ def main() -> None:
     folder = Path(question["folder"])
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     auto = "AutoModelForCausalLM" if "AutoModelForCausalLM" in config["auto_map"] else "AutoModel"
-    dtype = getattr(torch, config.get("torch_dtype", "float32"))
-    kind = getattr(transformers, auto)
-    model = kind.from_pretrained(folder, trust_remote_code=True, torch_dtype=dtype).eval()
-    print(json.dumps([answer(model, question, settings) for settings in question["cases"]]))
+    kind, models, answers = getattr(transformers, auto), {}, []
+    for settings in question["cases"]:
+        dtype = settings.pop("_dtype", config.get("torch_dtype", "float32"))
+        if (
+            dtype not in models
+        ):  # tables are computed in the dtype that is asked for: a later cast is not the same
+            loaded = kind.from_pretrained(folder, trust_remote_code=True, torch_dtype=getattr(torch, dtype))
+            models[dtype] = loaded.eval()
+        answers.append(answer(models[dtype], question, settings))
+    print(json.dumps(answers))
 
 
 if __name__ == "__main__":

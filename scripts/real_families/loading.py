@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,55 +17,70 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class ClassFailsError(Exception):
+    """The repo's own class fails at something, built and filled by torch alone, and in the same way when loaded."""
+
+
+def in_both(function: Callable[[nn.Module], Any], *models: nn.Module) -> list[Any]:
+    """Return a function's results for the models; raises ClassFailsError where it fails in the same way for all."""
+    results, errors = [], []
+    for model in models:
+        try:
+            with torch.no_grad():
+                results.append(function(model))
+        except Exception as error:  # noqa: BLE001 - compared below
+            errors.append(error)
+    if errors and not results and len({(type(error), str(error)) for error in errors}) == 1:
+        raise ClassFailsError(f"{type(errors[0]).__name__}: {str(errors[0]).strip().splitlines()[0][:70]}")
+    if errors:
+        raise errors[-1]
+    return results
+
+
 def logits(family: Family, suffix: str) -> str:
     """Compare all that a plain forward pass returns: logits, caches, features."""
-    model = family.load(suffix)
-    with torch.no_grad():
-        expected, got = (
-            tensors(family.call(m, family.inputs(), return_dict=True)) for m in (family.oracle, model)
-        )
+    expected, got = in_both(
+        lambda model: tensors(family.call(model, family.inputs(), return_dict=True)),
+        family.oracle,
+        family.load(suffix),
+    )
     first = next(iter(got.values()))
     return same(expected, got) + f", {str(first.dtype).removeprefix('torch.')}"
 
 
 def outputs(family: Family) -> str:
     """Compare hidden states and the tuple that `return_dict=False` gives."""
-    results, beside = [], ""
-    for model in (family.oracle, family.load("bin")):
-        results.append({})
-        with torch.no_grad():
-            if family.takes(model, "output_hidden_states"):
-                try:
-                    full = family.call(model, family.inputs(), output_hidden_states=True, return_dict=True)
-                    results[-1] |= tensors(full)
-                except (TypeError, NotImplementedError) as error:  # the class's own
-                    beside = f"; hidden states: {type(error).__name__} in both" * len(results)
-            if family.takes(model, "return_dict"):
-                try:
-                    plain = family.call(model, family.inputs(), return_dict=False)
-                except NotImplementedError as error:
-                    beside = f"; return_dict=False: {type(error).__name__}"
-                    continue
-                results[-1] |= tensors(plain, "tuple")
-                beside += f"; return_dict=False gives a {type(plain).__name__}" * (
-                    type(plain) is not tuple and len(results) == 1
-                )
-    return f"{same(*results)}{beside}" if results[0] else "the class returns neither"
+    models, cells = (family.oracle, family.load("bin")), []
+    for name, options in (
+        ("hidden states", {"output_hidden_states": True, "return_dict": True}),
+        ("tuple", {"return_dict": False}),
+    ):
+        if family.takes(family.oracle, next(iter(options))):
+            try:
+                outputs = in_both(lambda m, o=options: family.call(m, family.inputs(), **o), *models)
+            except ClassFailsError as error:
+                cells.append(f"{name}: the class itself fails, {error}")
+                continue
+            beside = "" if name != "tuple" or type(outputs[0]) is tuple else f" ({type(outputs[0]).__name__})"
+            cells.append(f"{name} {same(*map(tensors, outputs))}{beside}")
+    return "; ".join(cells) or "the class gives neither"
 
 
 def cache(family: Family) -> str:
     """Decode three tokens with the cache; also compare their logits with a pass without it."""
     if not generates(family):
         return "the class does not generate"
-    results, ids = [], family.ids()
-    for model in (family.oracle, family.load("bin")):
-        with torch.no_grad():
-            results.append(decode(family, model, ids, 3))
-    verdict = same(*results)
-    with torch.no_grad():
-        whole = results[0]["ids"][:, :-1]
-        uncached = family.oracle(input_ids=whole, **full(family, whole)).logits[:, -1]
-    difference = (uncached.float() - results[0]["logits 2"].float()).abs().max().item()
+    results = in_both(
+        lambda model: decode(family, model, family.inputs()["input_ids"], 3),
+        family.oracle,
+        family.load("bin"),
+    )
+    verdict, whole = same(*results), results[0]["ids"][:, :-1]
+    try:
+        (again,) = in_both(lambda model: model(input_ids=whole, **full(family, whole)), family.oracle)
+    except ClassFailsError:
+        return f"{verdict}; the class can't go on without it"
+    difference = (again.logits[:, -1].float() - results[0]["logits 2"].float()).abs().max().item()
     return f"{verdict}; {difference:.1g} from no cache"
 
 
@@ -75,7 +93,9 @@ def generates(family: Family) -> bool:
         and "prepare_inputs_for_generation" in dir(model)
         and not model.config.is_encoder_decoder
         and family.described.get("_generates", True)
-        and not set(family.described) - {"input_ids", "attention_mask", "_generates"}
+        and family.may_generate
+        and not set(family.described) - {"input_ids", "attention_mask", "use_cache"}
+        and not family.inputs()["input_ids"].is_floating_point()
     )
 
 
@@ -102,7 +122,7 @@ def training(family: Family) -> str:
                     model.enable_input_require_grads()
                 assert model.is_gradient_checkpointing
             torch.manual_seed(1)
-            loss = family.loss(model)
+            loss = _loss(family, model)
             loss.backward()
             gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             results.append({"loss": loss.detach(), **gradients})
@@ -113,6 +133,16 @@ def training(family: Family) -> str:
     if len(set(counts)) != 1:
         raise ValueError(f"different numbers of gradients: {counts}")
     return f"equal, {counts[0]} gradients{ways}"
+
+
+def _loss(family: Family, model: nn.Module) -> torch.Tensor:
+    try:
+        return family.loss(model)
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if last.parent != family.folder.resolve():
+            raise
+        raise ClassFailsError(f"{type(error).__name__} in {last.name}") from error
 
 
 def on_meta(family: Family) -> str:
@@ -132,6 +162,8 @@ def decode(family: Family, model: nn.Module, ids: torch.Tensor, steps: int) -> d
     kwargs: dict[str, Any] = {"use_cache": True}
     if "gmask_token_id" not in family.config_json:  # there the class makes its own
         kwargs["attention_mask"] = torch.ones_like(ids)
+    if "cache_position" in inspect.signature(model.prepare_inputs_for_generation).parameters:
+        kwargs["cache_position"] = torch.arange(ids.shape[1])
     results = {}
     for step in range(steps):
         inputs = model.prepare_inputs_for_generation(ids, **kwargs)

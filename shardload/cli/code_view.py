@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MEANINGS = {
     "not available": "answers False",
+    "base": "as the general class: settings from config.json alone",
     "placeholder": "raises when it is used",
     "not there": "the code goes on without it",
     "lacks it": "importing the code fails",

@@ -12,7 +12,7 @@ from shardload.remote_code.importer import own_code
 from shardload.remote_code.imports import home_of
 from shardload.remote_code.shim._index import has_module, homes, names_by_module
 from shardload.remote_code.shim._module import guarded_lines
-from shardload.remote_code.shim._placeholders import is_probe, is_torch_probe, placeholder
+from shardload.remote_code.shim._placeholders import is_model_base, is_probe, is_torch_probe, placeholder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from shardload.remote_code.code import Code, CodeFile
     from shardload.sources.source import Source
 
-Answer = Literal["has it", "not available", "placeholder", "not there", "lacks it"]
+Answer = Literal["has it", "not available", "base", "placeholder", "not there", "lacks it"]
 """What the stand-in does with a name.
 
-"not available": an unknown probe, which answers False. "placeholder": an unknown class, which raises when it is used.
-"not there": unknown, asked for inside a `try`, which goes on without it. "lacks it": importing the code fails.
+"not available": an unknown probe, which answers False. "base": the config class or the base class of one model, for
+which the general ones stand. "placeholder": an unknown class, which raises when it is used. "not there": unknown,
+asked for inside a `try`, which goes on without it. "lacks it": importing the code fails.
 """
 
 
@@ -151,6 +152,8 @@ class _Reader:
             return "not available"
         if self._within(line, self.guards):
             return "not there"
+        if is_model_base(module, name):
+            return "base"
         in_a_module = not module or has_module(module)
         if in_a_module and (has_module(own) or placeholder(module, name) is not None):
             return "placeholder"

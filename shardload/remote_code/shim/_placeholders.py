@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 _PROBE = re.compile(r"is_\w+_available|is_\w*greater_or_equal\w*|is_\w+_less_than\w*")
 _TORCH_PROBE = re.compile(r"is_torch_(greater_or_equal|less)_than_(\d+)_(\d+)")
+_MODEL_BASE = re.compile(r"[A-Z]\w*(?:Config|PreTrainedModel)")
+# Names of the same form at the top that belong to no model: ways to quantize, to watermark, to export.
+_NO_MODEL = re.compile(
+    r"(Aqlm|Awq|BitNetQuant|BitsAndBytes|CompressedTensors|Eetq|Fbgemm|FineGrained|FPQuant|Generation|GPTQ|Higgs|Hqq"
+    r"|Mxfp4|Onnx|Quanto|Quark|SpQR|SynthIDText|TorchAo|Vptq|Watermarking)\w*Config"
+)
 _DOCUMENTATION: dict[str, Any] = {"DOCSTRING": "", "_FOR_DOC": "", "ARCHIVE_LIST": (), "ARCHIVE_MAP": {}}
 
 
@@ -49,6 +55,13 @@ def is_probe(name: str) -> bool:
     return _PROBE.fullmatch(name) is not None and _TORCH_PROBE.fullmatch(name) is None
 
 
+def is_model_base(module: str, name: str) -> bool:
+    """Return whether a name is that of one model's config class or base class, which general ones stand for."""
+    if not module and _NO_MODEL.match(name):
+        return False
+    return (not module or module.startswith("models.")) and _MODEL_BASE.fullmatch(name) is not None
+
+
 def is_torch_probe(name: str) -> bool:
     """Return whether a name asks for a version of torch, which is answered with the truth."""
     return _TORCH_PROBE.fullmatch(name) is not None
@@ -69,17 +82,24 @@ def probe(name: str) -> Any:
 def placeholder(module: str, name: str) -> Any:
     """Return what stands for `name` of a module of transformers, the same object each time; None for what none can.
 
-    A class can be imported, subclassed and used in isinstance; constructing it or a subclass raises. Texts for
-    documentation are empty. In modules of single models a function can be imported, and raises when it is called.
+    The config class and the base class of a model are served by the general ones (`_model_bases.py`). Any other class
+    can be imported, subclassed and used in isinstance; constructing it or a subclass raises. Texts for documentation
+    are empty. In modules of single models, and that of downloads, a function can be imported, and raises
+    when it is called.
     """
     for ending, text in _DOCUMENTATION.items():
         if name.endswith(ending):
             return type(text)(text)
     bare = name.lstrip("_")
     full = f"transformers.{module}.{name}" if module else f"transformers.{name}"
+    if is_model_base(module, name):
+        # torch is not needed to tell what a repo asks for
+        from shardload.remote_code.shim._model_bases import model_base
+
+        return model_base(name, full)
     if bare[:1].isupper() and not bare.isupper():
         return _class(name, full)
-    if module.startswith("models.") and bare[:1].islower():
+    if module.startswith(("models.", "utils.hub")) and bare[:1].islower():
         return _function(name, full)
     return None
 

@@ -52,6 +52,9 @@ __all__ = [
 ]
 
 
+_init_weights = True  # a switch that old code sets before it quantizes; nothing reads it here
+
+
 class AttentionInterface(dict[str, Any]):
     """Attention functions by the names that `config._attn_implementation` has; "eager" is the model's own."""
 

@@ -68,6 +68,50 @@ def test_a_cache_object_made_by_the_model(tmp_path):
     assert output.sequences[0].tolist() == likeliest(made, prompt(), 9)
 
 
+NEEDS_A_CACHE = (
+    (
+        "past = past_key_values or [None, None]",
+        """if use_cache and past_key_values is None:
+            raise ValueError("pass a cache object")
+        past = list(past_key_values or []) or [None, None]""",
+    ),
+    (
+        "past_key_values=cache if use_cache else None",
+        "past_key_values=None if past_key_values is None else keep(past_key_values, cache)",
+    ),
+    ("config_class = TinyConfig", "config_class = TinyConfig\n    _supports_cache_class = True"),
+)
+COUNTS = """
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, use_cache=None, **kwargs):
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        return {"input_ids": input_ids[:, seen:], "past_key_values": past_key_values, "use_cache": use_cache}
+"""
+
+
+def test_a_class_of_4_42_and_later_is_handed_its_cache(tmp_path):
+    made = model(tmp_path, COUNTS, replace=(*NEEDS_A_CACHE, ("class Layer", KEEP)))
+    with pytest.raises(ValueError, match="pass a cache object"):
+        made.generate(prompt(), max_new_tokens=3)  # as in the releases before: no config says otherwise
+    made.config.transformers_version = "4.46.3"
+    made.seen.clear()
+    output = made.generate(prompt(), max_new_tokens=9, return_dict_in_generate=True)
+    assert made.seen[:3] == [5, 1, 1]
+    assert output.past_key_values.get_seq_length() == 13
+    cacheless = [made(output.sequences[:, :n], use_cache=False).logits[0, -1].argmax() for n in range(5, 14)]
+    assert output.sequences[0, 5:].tolist() == [int(token) for token in cacheless]
+
+
+def test_a_class_that_makes_a_kind_of_its_own_is_not(tmp_path):
+    own = COUNTS.replace(
+        "        seen", "        assert past_key_values is None or type(past_key_values) is Own\n        seen"
+    ).replace('"past_key_values": past_key_values', '"past_key_values": past_key_values or Own()')
+    kinds = KEEP.replace("class Layer", "class Own(DynamicCache): pass\n\nclass Layer")
+    made = model(tmp_path, own, replace=(*NEEDS_A_CACHE, ("class Layer", kinds)))
+    made.config.transformers_version = "4.46.3"
+    made.generate(prompt(), max_new_tokens=9)
+    assert made.seen[:3] == [5, 1, 1]
+
+
 CACHE_OBJECT = """if past_key_values is None:
             past_key_values = DynamicCache()
         past = list(past_key_values) or [None, None]"""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from shardload.remote_code.shim.generation import logits_process as ours
+from shardload.remote_code.shim.generation.utils import top_k_top_p_filtering
 
 INF = math.inf
 
@@ -214,3 +215,10 @@ def test_random_scores_as_in_transformers(name, settings):
         scores = 3 * torch.randn(3, 40, generator=generator)
         expected = getattr(theirs, name)(**settings)(ids, scores.clone())
         assert torch.equal(getattr(ours, name)(**settings)(ids, scores.clone()), expected)
+
+
+def test_the_old_function_cuts_as_the_warpers_do():
+    scores = torch.tensor([[2.0, -1.0, 1.5, 1.0]])
+    cut = top_k_top_p_filtering(scores, top_k=3, top_p=0.71)
+    assert torch.equal(cut, ours.TopPLogitsWarper(0.71)(None, ours.TopKLogitsWarper(3)(None, scores)))
+    assert torch.equal(top_k_top_p_filtering(scores), scores)

@@ -70,7 +70,7 @@ class StepsMixin:
         """Return the next forward pass's keyword arguments from the class's own hook."""
         prepare = self.prepare_inputs_for_generation
         names = parameters(prepare)
-        if "past" in names and "past_key_values" not in names and _knows_past(self.config):
+        if "past" in names and "past_key_values" not in names and not _written_for(self.config, (4, 26)):
             # Later releases hand the cache over under its new name only: code that takes the old one, written for
             # them, has never run with a cache, and some of it is wrong with one.
             cache = model_kwargs.get("past_key_values", model_kwargs.get("past"))
@@ -165,9 +165,13 @@ class StepsMixin:
         """Return the keyword arguments with an empty cache object for classes that leave its making to `generate`.
 
         A class that prepares its own inputs makes its own cache, and may take a cache for a sign that the
-        first step is over.
+        first step is over; but not one that was written for a release since 4.42, which made every class's cache, save
+        of those that have a kind of their own.
         """
-        leaves_it = type(self).prepare_inputs_for_generation is StepsMixin.prepare_inputs_for_generation
+        prepare = type(self).prepare_inputs_for_generation
+        leaves_it = prepare is StepsMixin.prepare_inputs_for_generation or (
+            _written_for(self.config, (4, 42)) and not _makes_a_cache(prepare)
+        )
         made = leaves_it and getattr(self, "_supports_cache_class", False)
         absent = model_kwargs.get("past_key_values") is None
         if not (made and absent and model_kwargs.get("use_cache", True)):
@@ -191,7 +195,15 @@ def cache_length(cache: Any) -> int:
         return 0
 
 
-def _knows_past(config: Any) -> bool:
-    """Whether the config was saved by a release before 4.26, which had the cache under the name `past`."""
-    version = re.match(r"(\d+)\.(\d+)", str(getattr(config, "transformers_version", None) or "4.25"))
-    return version is None or (int(version[1]), int(version[2])) < (4, 26)
+def _written_for(config: Any, release: tuple[int, int]) -> bool:
+    """Whether the config says that it was saved by this release of transformers or a later one."""
+    version = re.match(r"(\d+)\.(\d+)", str(getattr(config, "transformers_version", None)))
+    return version is not None and (int(version[1]), int(version[2])) >= release
+
+
+def _makes_a_cache(function: Any) -> bool:
+    """Whether a function of the repo speaks of a cache class that is not one of the stand-in's."""
+    code = getattr(function, "__code__", None)
+    named = (function.__globals__.get(name) for name in code.co_names) if code else ()
+    kinds = [found for found in named if isinstance(found, type) and issubclass(found, Cache)]
+    return any(kind.__module__ != Cache.__module__ for kind in kinds)

@@ -33,7 +33,11 @@ from shardload.remote_code.shim.generation._signatures import parameters
 from shardload.remote_code.shim.generation._steps import StepsMixin
 from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig, GenerationMode
 from shardload.remote_code.shim.generation.logits_process import *  # noqa: F403 - code imports them from here too
-from shardload.remote_code.shim.generation.logits_process import LogitsProcessorList
+from shardload.remote_code.shim.generation.logits_process import (
+    LogitsProcessorList,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from shardload.remote_code.shim.generation.stopping_criteria import (
     EosTokenCriteria,
     MaxLengthCriteria,
@@ -74,6 +78,7 @@ __all__ = [
     "SampleOutput",
     "StoppingCriteria",
     "StoppingCriteriaList",
+    "top_k_top_p_filtering",
     "validate_stopping_criteria",
 ]
 
@@ -81,6 +86,23 @@ logger = logging.get_logger(__name__)
 
 # Code looks the setting `cache_implementation` up in it: the stand-in sets up no cache of that kind.
 NEED_SETUP_CACHE_CLASSES_MAPPING: dict[str, Any] = {}
+
+
+def top_k_top_p_filtering(
+    logits: torch.Tensor,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    filter_value: float = float("-inf"),
+    min_tokens_to_keep: int = 1,
+) -> torch.Tensor:
+    """Return logits, (batch, vocabulary), cut to the likeliest `top_k`, and of them to those that reach `top_p`."""
+    keep = {"filter_value": filter_value, "min_tokens_to_keep": min_tokens_to_keep}
+    if top_k > 0:
+        logits = TopKLogitsWarper(top_k, **keep)(None, logits)  # type: ignore[arg-type]  # they look at no ids
+    if 0 <= top_p <= 1:
+        logits = TopPLogitsWarper(top_p, **keep)(None, logits)  # type: ignore[arg-type]
+    return logits
+
 
 _SHIM = __name__.partition(".generation")[0] + "."
 _DONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
