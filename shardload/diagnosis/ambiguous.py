@@ -29,7 +29,7 @@ class AmbiguousRule:
         for side, families in enumerate((board.stored, board.wanted)):
             for family in families:
                 if family.template not in namesakes:
-                    groups[family.signature()][side].append(family)
+                    groups[family.signature][side].append(family)
         both = [(olds, news) for olds, news in groups.values() if olds and news]
         if not both:
             return ()

@@ -98,13 +98,12 @@ class Finding:
         """Return the finding of links of one kind; what they explain, how surely, and their part of the map."""
         stored = {key for link in links for family in link.stored for key in family.names()}
         made = {key for link in links for family in link.wanted for key in family.names()}
-        back = {name: key for key, name in case.solution.names.items()}
         count = len(rules.rules)
         return cls(
             code,
             cause,
             explained=len(made) if all(link.kind == "alias" for link in links) else len(stored),
-            nbytes=case.nbytes(back.get(key, key) for key in stored),
+            nbytes=case.nbytes(case.solution.stored_names(stored)),
             cure=f"the map's {count} rule{'s' * (count != 1)} of this kind",
             key_map=rules,
             evidence=tuple(rule_text(rule) for rule in rules.rules),

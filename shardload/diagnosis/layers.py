@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
 from shardload.diagnosis.sizes import field_of
-from shardload.template import ranges, split_key
+from shardload.template import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from shardload.diagnosis.pairing.key_family import KeyFamily
 
 
 class LayersRule:
@@ -18,9 +20,8 @@ class LayersRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return a finding for layers without weights, and one for weights without layers."""
-        names = case.solution.names
-        stored = _layers(names.values())
-        wanted = _layers(case.slots)
+        stored = _layers(case.solution.unwrapped)
+        wanted = _layers(case.solution.wanted)
         found = []
         for path in wanted.keys() & stored.keys():
             lacking, extra = wanted[path] - stored[path], stored[path] - wanted[path]
@@ -31,27 +32,27 @@ class LayersRule:
         return found
 
 
-def _layers(keys: Iterable[str]) -> Mapping[str, set[int]]:
+def _layers(families: Iterable[KeyFamily]) -> Mapping[str, set[int]]:
     """Return {path of a list: numbers in it} for the first number of each key, as far as it counts something."""
     found: dict[str, set[int]] = defaultdict(set)
-    for key in keys:
-        template, indices = split_key(key)
-        if indices:
-            found[template.partition("{}")[0]].add(indices[0])
+    for family in families:
+        if family.arity:
+            found[family.template.partition("{}")[0]].update({indices[0] for indices in family.members})
     return found
 
 
-def _below(keys: Iterable[str], path: str, numbers: set[int]) -> list[str]:
-    chosen = []
-    for key in keys:
-        template, indices = split_key(key)
-        if indices and template.partition("{}")[0] == path and indices[0] in numbers:
-            chosen.append(key)
-    return chosen
+def _below(families: Iterable[KeyFamily], path: str, numbers: set[int]) -> list[str]:
+    return [
+        family.key(indices)
+        for family in families
+        if family.arity and family.template.partition("{}")[0] == path
+        for indices in family.members
+        if indices[0] in numbers
+    ]
 
 
 def _holes(case: Case, path: str, lacking: set[int], stored: set[int]) -> Finding:
-    keys = _below(case.slots, path, lacking)
+    keys = _below(case.solution.wanted, path, lacking)
     return Finding(
         "E-LAYERS",
         f"the checkpoint has no layers {path}{ranges(lacking)}, and has {ranges(stored)}: it is incomplete",
@@ -65,15 +66,15 @@ def _other_count(
     case: Case, path: str, lacking: set[int], extra: set[int], stored: set[int], wanted: set[int]
 ) -> Finding:
     count, model = max(stored) + 1, max(wanted) + 1
-    names = {name: key for key, name in case.solution.names.items()}
-    keys = _below(case.slots, path, lacking) if lacking else _below(names, path, extra)
+    solution = case.solution
+    keys = _below(solution.wanted, path, lacking) if lacking else _below(solution.unwrapped, path, extra)
     field = field_of(case.config, model, "layer") or field_of(case.config, model, "depth")
     says = f"; config.json says {field} = {model}" if field else ""
     return Finding(
         "E-LAYERS",
         f"the checkpoint has {count} layers in {path}{ranges(stored)}, the model {model}{says}",
         explained=len(keys),
-        nbytes=case.nbytes(names.get(key, key) for key in keys),
+        nbytes=0 if lacking else case.nbytes(solution.stored_names(keys)),
         cure=f"set {field or 'the number of layers'} to {count} in config.json, or in the config that you pass",
         evidence=(f"{'missing' if lacking else 'unexpected'}: {path}{ranges(lacking or extra)}",),
     )

@@ -62,14 +62,17 @@ class SizesRule:
 
 def misshapen_pairs(case: Case) -> list[tuple[str, Shape, Shape]]:
     """Return (model key, model shape, stored shape) where names fit, or fit once they are cured, and shapes do not."""
-    names = case.solution.names
+    solution = case.solution
+    there = {family.template: family.members for family in solution.wanted}
     pairs = [
-        (name, case.slots[name], case.stored[key].shape)
-        for key, name in names.items()
-        if name in case.slots and case.slots[name] != case.stored[key].shape
+        (family.key(indices), model, shape)
+        for family in solution.unwrapped
+        if (members := there.get(family.template)) is not None and members != family.members
+        for indices, shape in family.members.items()
+        if (model := members.get(indices)) is not None and model != shape
     ]
     taken = {name for name, _, _ in pairs}
-    for link in case.solution.board.links:
+    for link in solution.board.links:
         if link.misshapen:
             old, new = link.stored[0], link.wanted[0]
             pairs += [
@@ -77,8 +80,8 @@ def misshapen_pairs(case: Case) -> list[tuple[str, Shape, Shape]]:
                 for indices, shape in old.members.items()
                 if new.members[indices] != shape and new.key(indices) not in taken
             ]
-    turned = {key for link in case.solution.links("transpose") for key in link.wanted[0].names()}
-    return [pair for pair in pairs if pair[0] not in turned and pair[0] not in case.solution.filled]
+    turned = {key for link in solution.links("transpose") for key in link.wanted[0].names()}
+    return [pair for pair in pairs if pair[0] not in turned and pair[0] not in solution.filled]
 
 
 def infer_sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:

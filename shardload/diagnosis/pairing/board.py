@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from shardload.diagnosis.pairing.key_family import KeyFamily, families_of
 from shardload.diagnosis.pairing.likeness import Likeness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from shardload.diagnosis.pairing.key_family import Shape
+    from shardload.diagnosis.pairing.key_family import KeyFamily
+    from shardload.template import Indices
 
 LinkKind = Literal["rename", "transpose", "split", "cat", "stack", "unstack", "alias", "drop"]
 
@@ -55,32 +55,42 @@ class Board:
     @classmethod
     def of(
         cls,
-        stored: Mapping[str, Shape],
-        wanted: Mapping[str, Shape],
+        stored: Sequence[KeyFamily],
+        wanted: Sequence[KeyFamily],
         module_classes: Mapping[str, str] | None = None,
     ) -> Board:
-        """Return the board of two sets of keys; keys with equal names and shapes are explained already."""
-        exact = [key for key, shape in stored.items() if wanted.get(key) == shape]
-        all_stored, all_wanted = families_of(stored), families_of(wanted)
-        board = cls([], [], Likeness(all_stored, all_wanted), module_classes=module_classes or {})
-        same = set(exact)
-        board.stored = families_of({key: shape for key, shape in stored.items() if key not in same})
-        board.wanted = families_of({key: shape for key, shape in wanted.items() if key not in same})
-        board.exact = families_of({key: stored[key] for key in exact})
+        """Return the board of the families of two sides; keys with equal names and shapes are explained already."""
+        board = cls([], [], Likeness(stored, wanted), module_classes=module_classes or {})
+        there = {family.template: family for family in wanted}
+        for family in stored:
+            other = there.get(family.template)
+            same = _same(family, other) if other is not None else []
+            if len(same) == len(family.members):
+                board.exact.append(family)
+            elif same:
+                board.exact.append(family.where(same))
+            if len(same) < len(family.members):
+                left = family.without(same)
+                board.stored.append(left)
+            if other is not None and same:
+                there[family.template] = other.without(same)
+        board.wanted = [family for name in there if (family := there[name]).members]
         for family in board.exact:
             board.likeness.learn(family.template, family.template)
         return board
 
-    def add(self, link: Link) -> None:
-        """Accept a link: its families are no longer open."""
-        self.links.append(link)
-        if link.kind != "alias":
-            self.stored = _without(self.stored, link.stored)
-        self.wanted = _without(self.wanted, link.wanted)
-        for before in link.stored:
-            for after in link.wanted:
-                if before.arity == after.arity:
-                    self.likeness.learn(before.template, after.template)
+    def add(self, *links: Link) -> None:
+        """Accept links: their families are no longer open."""
+        self.links += links
+        used = {id(family) for link in links if link.kind != "alias" for family in link.stored}
+        filled = {id(family) for link in links for family in link.wanted}
+        self.stored = [family for family in self.stored if id(family) not in used]
+        self.wanted = [family for family in self.wanted if id(family) not in filled]
+        for link in links:
+            for before in link.stored:
+                for after in link.wanted:
+                    if before.arity == after.arity:
+                        self.likeness.learn(before.template, after.template)
 
     def replace(
         self, side: Literal["stored", "wanted"], family: KeyFamily, parts: Sequence[KeyFamily]
@@ -91,6 +101,7 @@ class Board:
         families[place : place + 1] = parts
 
 
-def _without(families: list[KeyFamily], gone: Sequence[KeyFamily]) -> list[KeyFamily]:
-    ids = set(map(id, gone))
-    return [family for family in families if id(family) not in ids]
+def _same(family: KeyFamily, other: KeyFamily) -> list[Indices]:
+    if family.members == other.members:
+        return list(family.members)
+    return [indices for indices, shape in family.members.items() if other.members.get(indices) == shape]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.pairing.key_family import KeyFamily, fill
-from shardload.diagnosis.pairing.renames import one_template, rename_rules
+from shardload.diagnosis.pairing.renames import rename_rules
 from shardload.diagnosis.pairing.stacked import without_index
 from shardload.keymap import Alias, Cat, Drop, KeyMap, Split, Stack, Transpose, Unstack
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from shardload.keymap import Rule
 
 _NAMES = ("rename", "transpose")
+_MARK = 700_000_001
+_TRIED = 24  # keys of a family at either end that renames are tried on; the whole map is tried on all
 
 
 class Cure:
@@ -25,7 +27,8 @@ class Cure:
         links = [link for link in board.links if link.kind in _NAMES]
         pairs, names = _wanted_names(links)
         kept = [family.template for family in board.exact]
-        names |= {key: key for family in board.exact for key in family.names()}
+        for family in board.exact:
+            names |= {key: key for key in _some(family)}
         self.renames = rename_rules(pairs, kept, names)
         self.structure: list[tuple[Link, tuple[Rule, ...]]] = []
         for link in board.links:
@@ -37,7 +40,7 @@ class Cure:
     def whole(self) -> KeyMap:
         """The map of all links."""
         rules = list(self.renames.rules)
-        # A second name first: what it is taken from may be changed by others.
+        # Second names last: what they are taken from has its own by then.
         ordered = sorted(self.structure, key=lambda item: item[0].kind == "alias")
         return KeyMap((*rules, *dict.fromkeys(rule for _, group in ordered for rule in group)))
 
@@ -52,13 +55,12 @@ class Cure:
     def _template_now(self, family: KeyFamily) -> str:
         if not self.renames.rules:
             return family.template
-        marked = self.renames.apply(fill(family.template, tuple(range(7001, 7001 + family.arity))))
-        template = one_template(self.renames.apply(key) or key for key in family.names())
-        literal = marked or family.template
-        for number in range(7001, 7001 + family.arity):
-            literal = literal.replace(str(number), "{}", 1)
-        # A literal number in a template is not an index; otherwise both ways agree.
-        return literal if literal.count("{}") == family.arity else template or family.template
+        # Numbers that no template has: those that come out again are the indices.
+        marks = [str(_MARK + place) for place in range(family.arity)]
+        name = self.renames.apply(fill(family.template, tuple(map(int, marks)))) or family.template
+        for mark in marks:
+            name = name.replace(mark, "{}", 1)
+        return name
 
 
 def _wanted_names(links: Sequence[Link]) -> tuple[dict[str, str], dict[str, str]]:
@@ -67,9 +69,19 @@ def _wanted_names(links: Sequence[Link]) -> tuple[dict[str, str], dict[str, str]
     for link in links:
         old, new = link.stored[0], link.wanted[0]
         pairs[old.template] = with_offsets(new.template, link.offset)
-        for indices in old.members:
+        for indices in _some_indices(old):
             names[old.key(indices)] = new.key(shifted(indices, link.offset))
     return pairs, names
+
+
+def _some(family: KeyFamily) -> list[str]:
+    return [family.key(indices) for indices in _some_indices(family)]
+
+
+def _some_indices(family: KeyFamily) -> list[tuple[int, ...]]:
+    """Return the first and the last indices of a family: a rule treats those between like them."""
+    everything = list(family.members)
+    return everything if len(everything) <= 2 * _TRIED else everything[:_TRIED] + everything[-_TRIED:]
 
 
 def shifted(indices: tuple[int, ...], offset: tuple[int, ...]) -> tuple[int, ...]:

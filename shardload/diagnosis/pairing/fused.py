@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.key_family import KeyFamily, Shape
 
 _ROLES = (("q", "k", "v"), ("gate", "up"), ("k", "v"), ("q", "k"), ("q", "kv"))
+_CLEAR = 0.02  # what the best has to be ahead by
 _ATTENTION = frozenset(["q", "k", "v", "kv"])
 
 
@@ -31,19 +32,19 @@ class _Found(NamedTuple):
 def pair_fused(board: Board) -> None:
     """Link a family with the siblings that it is made of: sizes add up, and names say which is which."""
     for splits in (True, False):
-        while found := _best(board, splits=splits):
-            stored = (found.whole,) if splits else found.parts
-            wanted = found.parts if splits else (found.whole,)
-            board.add(
-                Link(
-                    "split" if splits else "cat",
-                    stored,
-                    wanted,
-                    confidence=0.97 if found.spelled else 0.8,
-                    dim=found.dim,
-                    unproven=_doubt(found),
-                )
-            )
+        while found := _clear(_candidates(board, splits=splits)):
+            board.add(*[_link(item, splits=splits) for item in found])
+
+
+def _link(found: _Found, *, splits: bool) -> Link:
+    return Link(
+        "split" if splits else "cat",
+        (found.whole,) if splits else found.parts,
+        found.parts if splits else (found.whole,),
+        confidence=0.97 if found.spelled else 0.8,
+        dim=found.dim,
+        unproven=_doubt(found),
+    )
 
 
 def _doubt(found: _Found) -> str:
@@ -55,23 +56,37 @@ def _doubt(found: _Found) -> str:
     return ORDER
 
 
-def _best(board: Board, *, splits: bool) -> _Found | None:
+def _candidates(board: Board, *, splits: bool) -> list[_Found]:
     wholes, parts = (board.stored, board.wanted) if splits else (board.wanted, board.stored)
     groups = _sibling_groups(parts)
     found: list[_Found] = []
     for whole in wholes:
-        index = frozenset(whole.members)
-        for siblings in groups.get((index, leaf_of(whole.template)), []):
+        for siblings in groups.get((whole.index, leaf_of(whole.template)), []):
             for chosen, spelled in _in_order(whole, siblings):
                 dim = joining_dim(whole, chosen)
                 if dim is not None:
-                    found.append(
-                        _Found(_score(board, whole, chosen, splits=splits), whole, chosen, dim, spelled)
-                    )
-    if not found:
-        return None
-    found.sort(key=lambda item: (-item.spelled, -len(item.parts), -item.score))
-    return found[0]
+                    score = _score(board, whole, chosen, splits=splits)
+                    found.append(_Found(score, whole, chosen, dim, spelled))
+    return sorted(found, key=_strength, reverse=True)
+
+
+def _strength(item: _Found) -> tuple[bool, int, float]:
+    """Return what candidates are ordered by: a spelled name, then more parts, then likeness."""
+    return item.spelled, len(item.parts), item.score
+
+
+def _clear(found: Sequence[_Found]) -> list[_Found]:
+    """Return those that are better than all others that would take one of their families."""
+    return [
+        item
+        for item in found
+        if not any(
+            other is not item
+            and (other.whole is item.whole or set(map(id, other.parts)) & set(map(id, item.parts)))
+            and (*_strength(other)[:2], other.score + _CLEAR) > _strength(item)
+            for other in found
+        )
+    ]
 
 
 def _score(board: Board, whole: KeyFamily, parts: Sequence[KeyFamily], *, splits: bool) -> float:
@@ -91,7 +106,7 @@ def _sibling_groups(families: Sequence[KeyFamily]) -> dict[tuple[object, str], l
         segments = family.template.split(".")
         depth = 2 if segments[-1] in {"weight", "bias"} else 1
         parent = ".".join(segments[:-depth])
-        groups[(frozenset(family.members), leaf_of(family.template), parent)].append(family)
+        groups[(family.index, leaf_of(family.template), parent)].append(family)
     result: dict[tuple[object, str], list[list[KeyFamily]]] = defaultdict(list)
     for (index, leaf, _), members in groups.items():
         if len(members) > 1:

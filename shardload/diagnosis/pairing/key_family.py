@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from shardload.template import split_key
@@ -36,20 +37,28 @@ class KeyFamily:
         """How many indices each key has."""
         return len(next(iter(self.members)))
 
-    @property
-    def shapes(self) -> frozenset[Shape]:
-        """The shapes that its tensors have."""
-        return frozenset(self.members.values())
-
-    @property
+    @cached_property
     def shape(self) -> Shape | None:
         """The shape of all its tensors, or None where they differ."""
-        shapes = self.shapes
-        return next(iter(shapes)) if len(shapes) == 1 else None
+        shapes = set(self.members.values())
+        return shapes.pop() if len(shapes) == 1 else None
 
+    @cached_property
     def signature(self) -> frozenset[tuple[Indices, Shape]]:
-        """Return what has to be equal for two families to be each other's under another name."""
+        """What has to be equal for two families to be each other's under another name."""
         return frozenset(self.members.items())
+
+    @cached_property
+    def unordered(self) -> frozenset[tuple[Indices, Shape]]:
+        """The signature, with the last two dimensions of matrices and stacks of them in order of size."""
+        if all(len(shape) not in {2, 3} or shape[-2] <= shape[-1] for shape in set(self.members.values())):
+            return self.signature
+        return frozenset((indices, _sorted(shape)) for indices, shape in self.members.items())
+
+    @cached_property
+    def index(self) -> frozenset[Indices]:
+        """The indices of its keys."""
+        return frozenset(self.members)
 
     def key(self, indices: Indices) -> str:
         """Return the key that has the given indices."""
@@ -62,6 +71,11 @@ class KeyFamily:
     def where(self, indices: Iterable[Indices]) -> KeyFamily:
         """Return the part of the family that has the given indices."""
         return KeyFamily(self.template, {index: self.members[index] for index in indices})
+
+    def without(self, indices: Iterable[Indices]) -> KeyFamily:
+        """Return the part of the family that has other indices than the given ones; itself where there are none."""
+        gone = set(indices)
+        return self.where(index for index in self.members if index not in gone) if gone else self
 
     def with_literal(self, position: int) -> list[KeyFamily]:
         """Return one family for each number at an index position, the number a part of the template."""
@@ -77,6 +91,10 @@ class KeyFamily:
             text = "".join(part + joint for part, joint in zip(parts, [*joints, ""], strict=True))
             result.append(KeyFamily(text, members))
         return result
+
+
+def _sorted(shape: Shape) -> Shape:
+    return (*shape[:-2], *sorted(shape[-2:])) if len(shape) in {2, 3} else shape
 
 
 def fill(template: str, indices: Indices) -> str:

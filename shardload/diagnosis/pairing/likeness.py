@@ -23,7 +23,7 @@ _LEAVES = frozenset({"weight", "bias", "running_mean", "running_var", "num_batch
 _OTHER_LEAVES = {"gamma": "weight", "beta": "bias", "kernel": "weight", "g": "weight", "b": "bias"}
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=20_000)
 def _weighted(template: str, ranks: tuple[str, ...]) -> dict[str, float]:
     """Return the words of a template with their weights; those further back say more."""
     segments = template.split(".")
@@ -120,7 +120,7 @@ def _plain(template: str) -> str:
     return template
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=20_000)
 def _ancestors(old: str, new: str) -> tuple[tuple[str, str], ...]:
     """Return corresponding ancestors: the modules that hold the tensors, and what each number counts."""
     pairs = []

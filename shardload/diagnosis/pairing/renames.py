@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardload.keymap import KeyMap, Rename
-from shardload.template import split_key
+from shardload.keymap.mapped import renamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +57,8 @@ def rename_rules(pairs: Mapping[str, str], kept: Iterable[str], names: Mapping[s
 
 
 def _comes_true(key_map: KeyMap, names: Mapping[str, str]) -> bool:
-    return all(key_map.apply(old) == new for old, new in names.items())
+    rules = [rule for rule in key_map.rules if isinstance(rule, Rename)]
+    return renamed(names, rules, [0] * len(rules)) == names
 
 
 def _short_rules(changed: Mapping[str, str], kept: Iterable[str]) -> KeyMap:
@@ -143,9 +144,3 @@ def _common_end(old: Sequence[str], new: Sequence[str]) -> int:
     while length < min(len(old), len(new)) and old[-1 - length] == new[-1 - length]:
         length += 1
     return length
-
-
-def one_template(keys: Iterable[str]) -> str | None:
-    """Return the template that all keys have, or None."""
-    found = {split_key(key)[0] for key in keys}
-    return found.pop() if len(found) == 1 else None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from shardload.diagnosis.pairing.board import Board
-    from shardload.diagnosis.pairing.key_family import KeyFamily, Shape
+    from shardload.diagnosis.pairing.key_family import KeyFamily
 
 _MOST_PAIRS = 40_000  # of one bucket: scoring them all would take longer than anybody waits
 _STEPS = (0.45, 0.3, 0.2, 0.12, 0.07)
@@ -36,7 +36,7 @@ def pair_renamed(board: Board, *, least: float = 0.35, alone: bool = False) -> N
     Margins are judged from wide to narrow; each link teaches the next. `least` is the lowest score. With `alone`,
     families that are the only ones of their signature are linked whatever they are called.
     """
-    pair(board, _unordered, least=least, alone=alone)
+    pair(board, lambda family: family.unordered, least=least, alone=alone)
 
 
 def pair(board: Board, bucket: Callable[[KeyFamily], Hashable], *, least: float, alone: bool = False) -> None:
@@ -46,8 +46,7 @@ def pair(board: Board, bucket: Callable[[KeyFamily], Hashable], *, least: float,
             accepted = [
                 choice for choice in _choices(board, bucket) if _is_clear(choice, step, least, alone=alone)
             ]
-            for choice in accepted:
-                board.add(_link(board, choice))
+            board.add(*[_link(board, choice) for choice in accepted])
             if not accepted:
                 break
 
@@ -56,14 +55,6 @@ def _is_clear(choice: Choice, step: float, least: float, *, alone: bool) -> bool
     if choice.margin >= ALONE:
         return choice.score >= (0.0 if alone else max(least, step))
     return choice.margin >= step and choice.score >= least
-
-
-def _unordered(family: KeyFamily) -> Hashable:
-    return frozenset((indices, _sorted(shape)) for indices, shape in family.members.items())
-
-
-def _sorted(shape: Shape) -> Shape:
-    return (*shape[:-2], *sorted(shape[-2:])) if len(shape) in {2, 3} else shape
 
 
 def is_turned(old: KeyFamily, new: KeyFamily) -> bool:

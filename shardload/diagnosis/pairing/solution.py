@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from shardload.diagnosis.pairing.board import Board
 from shardload.diagnosis.pairing.buffers import drop_recomputed
 from shardload.diagnosis.pairing.cure import Cure
 from shardload.diagnosis.pairing.fused import pair_fused
+from shardload.diagnosis.pairing.key_family import KeyFamily, families_of
+from shardload.diagnosis.pairing.moved import pair_moved_trees
 from shardload.diagnosis.pairing.numbered import pair_named_parts, pair_shifted
 from shardload.diagnosis.pairing.renaming import pair_renamed
 from shardload.diagnosis.pairing.stacked import pair_stacked
@@ -20,7 +23,7 @@ from shardload.errors import UsageError
 from shardload.keymap import KeyMap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from shardload.diagnosis.pairing.board import Link
     from shardload.diagnosis.pairing.key_family import Shape
@@ -31,13 +34,14 @@ SURE = 0.95
 
 
 def solve(
-    stored: Mapping[str, Shape],
-    wanted: Mapping[str, Shape],
+    stored: Sequence[KeyFamily],
+    wanted: Sequence[KeyFamily],
     config: Mapping[str, Any] | None = None,
     module_classes: Mapping[str, str] | None = None,
 ) -> Board:
     """Return the board after every stage: links for what was found, the rest open."""
     board = Board.of(stored, wanted, module_classes)
+    pair_moved_trees(board)
     pair_renamed(board)
     pair_stacked(board)
     pair_fused(board)
@@ -52,26 +56,29 @@ def solve(
     return board
 
 
-def _is_akin(board: Board, stored: Mapping[str, Shape]) -> bool:
+def _is_akin(board: Board, stored: Sequence[KeyFamily]) -> bool:
     """Whether most keys have been explained: only then a tensor's shape alone says which one it is."""
     left = sum(len(family.members) for family in board.stored)
-    return 2 * left <= len(stored)
+    return 2 * left <= sum(len(family.members) for family in stored)
 
 
 @dataclass
 class Solution:
     """What pairing found: `wrappings` first, then the links of `board`, whose rules are `cure`.
 
-    `key_map` is all of it, tried on the headers; `filled` are the model's keys that it fills with their shape,
-    `names` the stored keys under the names that they have without their wrappings. `failed` says why the map of
-    all links could not be carried out, where that is so; no map is given then.
+    `stored` are the checkpoint's families under their stored names, `unwrapped` the same without their wrappings,
+    `wanted` the model's. `key_map` is all that was found, tried on the headers; `filled` are the model's keys that
+    it fills with their shape. `failed` says why the map of all links could not be carried out, where that is so;
+    no map is given then.
     """
 
+    stored: list[KeyFamily]
+    unwrapped: list[KeyFamily]
+    wanted: list[KeyFamily]
     wrappings: list[Wrapping]
     board: Board
     cure: Cure
     key_map: KeyMap = field(default_factory=KeyMap)
-    names: dict[str, str] = field(default_factory=dict)
     filled: set[str] = field(default_factory=set)
     failed: str = ""
 
@@ -84,29 +91,41 @@ class Solution:
         module_classes: Mapping[str, str],
     ) -> Solution:
         """Pair the keys, make the map and try it."""
-        shapes = {key: ref.shape for key, ref in stored.items()}
-        wrappings = unwrap(shapes, wanted)
-        names = {key: key for key in stored}
-        key_map = KeyMap()
-        for wrapping in wrappings:
-            names = {key: wrapping.names[name] for key, name in names.items()}
-            key_map += wrapping.key_map
-        board = solve({names[key]: shape for key, shape in shapes.items()}, wanted, config, module_classes)
-        solution = cls(wrappings, board, Cure(board), key_map, names)
+        have, want = families_of({key: ref.shape for key, ref in stored.items()}), families_of(wanted)
+        wrappings, unwrapped = unwrap(have, want)
+        board = solve(unwrapped, want, config, module_classes)
+        solution = cls(have, unwrapped, want, wrappings, board, Cure(board))
         solution._try(stored, wanted)
         return solution
 
     def _try(self, stored: Mapping[str, Derived], wanted: Mapping[str, Shape]) -> None:
-        whole = KeyMap((*self.key_map.rules, *self.cure.whole.rules))
+        table: Mapping[str, Derived] = stored
+        rules = [rule for wrapping in self.wrappings for rule in wrapping.key_map.rules]
+        whole = KeyMap((*rules, *self.cure.whole.rules))
         try:
-            table = whole.map_headers(dict(stored)).tensors
+            table = whole.map_headers(dict(stored)).tensors if whole.rules else stored
         except UsageError as error:
             self.failed = str(error)
-            self.key_map = KeyMap()
-            table = dict(stored)
         else:
             self.key_map = whole
-        self.filled = {key for key, shape in wanted.items() if key in table and table[key].shape == shape}
+        self.filled = {
+            key for key, shape in wanted.items() if (ref := table.get(key)) is not None and ref.shape == shape
+        }
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The stored keys, under the names that they have without their wrappings."""
+        found: dict[str, str] = {}
+        for before, after in zip(self.stored, self.unwrapped, strict=True):
+            found |= dict(zip(before.names(), after.names(), strict=True))
+        return found
+
+    def stored_names(self, names: Iterable[str]) -> list[str]:
+        """Return what keys are stored as, given their names without wrappings."""
+        if not self.wrappings:
+            return list(names)
+        back = {name: key for key, name in self.names.items()}
+        return [back.get(name, name) for name in names]
 
     def links(self, *kinds: str) -> list[Link]:
         """Return the links of some kinds."""

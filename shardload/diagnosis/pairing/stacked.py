@@ -35,27 +35,27 @@ def pair_stacked(board: Board) -> None:
     for stacks in (True, False):
         while True:
             found = sorted(_candidates(board, stacks=stacks), key=lambda item: -item.score)
-            chosen = next((item for item in found if _is_clear(item, found)), None)
-            if chosen is None:
+            clear = [item for item in found if _is_clear(item, found)]
+            if not clear:
                 break
-            stored, wanted = (chosen.flat, (chosen.tall,)) if stacks else ((chosen.tall,), chosen.flat)
-            rival = max((item.score for item in found if _rivals(item, chosen)), default=None)
-            margin = 1.0 if rival is None else chosen.score - rival
-            board.add(
-                Link(
-                    "stack" if stacks else "unstack",
-                    stored,
-                    wanted,
-                    confidence=round(
-                        0.5 + 0.49 * min(max(chosen.score, 0) / 0.8, 1) * min(margin / 0.1, 1), 3
-                    ),
-                    margin=round(min(margin, 1.0), 3),
-                    dim=chosen.dim,
-                    counted=chosen.counted,
-                    turned=chosen.turned,
-                    unproven=HALVES if len(chosen.flat) > 1 and not chosen.spelled else "",
-                )
-            )
+            board.add(*[_link(item, found, stacks=stacks) for item in clear])
+
+
+def _link(chosen: _Found, found: Sequence[_Found], *, stacks: bool) -> Link:
+    stored, wanted = (chosen.flat, (chosen.tall,)) if stacks else ((chosen.tall,), chosen.flat)
+    rival = max((item.score for item in found if _rivals(item, chosen)), default=None)
+    margin = 1.0 if rival is None else chosen.score - rival
+    return Link(
+        "stack" if stacks else "unstack",
+        stored,
+        wanted,
+        confidence=round(0.5 + 0.49 * min(max(chosen.score, 0) / 0.8, 1) * min(margin / 0.1, 1), 3),
+        margin=round(min(margin, 1.0), 3),
+        dim=chosen.dim,
+        counted=chosen.counted,
+        turned=chosen.turned,
+        unproven=HALVES if len(chosen.flat) > 1 and not chosen.spelled else "",
+    )
 
 
 def _rivals(item: _Found, chosen: _Found) -> bool:
@@ -78,7 +78,7 @@ def _candidates(board: Board, *, stacks: bool) -> Iterator[_Found]:
         shape = tall.shape
         if shape is None or len(shape) < 2:
             continue
-        members = layers.get((frozenset(tall.members), shape[0], leaf_of(tall.template)), [])
+        members = layers.get((tall.index, shape[0], leaf_of(tall.template)), [])
         by_place: dict[tuple[int, str], list[KeyFamily]] = defaultdict(list)
         for flat, counted in members:
             yield from _alone(board, tall, flat, counted, shape, stacks=stacks)

@@ -69,7 +69,7 @@ def _link(
             (after,),
             confidence=round(0.5 + 0.45 * score * min(margin / 0.3, 1), 3),
             margin=margin,
-            misshapen=before.signature() != after.signature(),
+            misshapen=before.signature != after.signature,
             unproven=layout_doubt(before, after),
         )
     )

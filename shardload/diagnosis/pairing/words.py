@@ -104,13 +104,13 @@ _FILLERS = frozenset({
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+h(?![a-z])|[0-9]+|\{\}")
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def parts_of(segment: str) -> tuple[str, ...]:
     """Return the parts of one segment in lower case: `LayerNorm2` has `layer`, `norm`, `2`."""
     return tuple(part.lower() for part in _PARTS.findall(segment))
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def words_of(segment: str) -> tuple[str, ...]:
     """Return what one segment of a key says, as words; fillers are left out.
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from shardload.diagnosis.pairing.key_family import KeyFamily
 from shardload.keymap import KeyMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from shardload.diagnosis.pairing.key_family import Shape
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _LONGEST = 4  # segments; real wrappers nest three deep
 _MOST_TRIED = 12
@@ -29,73 +28,76 @@ WRAPPERS = {
 
 @dataclass(frozen=True)
 class Wrapping:
-    """Whole segments to take out of the stored keys, or to put in front of them, and how many keys that fits."""
+    """Whole segments to take out of the stored keys, or to put in front of them, and how many keys that fits.
+
+    `rename` is what `key_map` does to one name, a template among them.
+    """
 
     key_map: KeyMap
-    names: dict[str, str]
+    rename: Callable[[str], str]
     segments: str
     adds: bool
-    gained: int
     by: str = ""
+    gained: int = 0
 
 
-def unwrap(stored: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> list[Wrapping]:
-    """Return what has to be done to the keys' segments, one change after the other, each tried on all keys.
+def unwrap(
+    stored: Sequence[KeyFamily], wanted: Sequence[KeyFamily]
+) -> tuple[list[Wrapping], list[KeyFamily]]:
+    """Return what has to be done to the keys' segments, one change after the other, and the families after it.
 
-    A change is accepted only if more keys fit the model afterwards, or if it takes out what a wrapper leaves and
-    the model has nowhere: a real child of that name is never lost.
+    A change is accepted only if half of what did not fit the model fits it afterwards, or if it takes out what a
+    wrapper leaves and the model has nowhere: a real child of that name is never lost.
     """
     found: list[Wrapping] = []
-    names = {key: key for key in stored}
+    families = list(stored)
+    there = {family.template: family for family in wanted}
     for _ in range(_LONGEST):
-        shapes = {names[key]: shape for key, shape in stored.items()}
-        change = _best_change(shapes, wanted)
+        change = _best_change(families, there)
         if change is None:
             break
-        names = {key: change.names[name] for key, name in names.items()}
+        families = _renamed(families, change)
         found.append(change)
-    return found
+    return found, families
 
 
-def _best_change(stored: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Wrapping | None:
-    before = _fitting(stored.items(), wanted)
-    if before == len(stored):
-        return None
+def _renamed(families: Sequence[KeyFamily], change: Wrapping) -> list[KeyFamily]:
+    return [KeyFamily(change.rename(family.template), family.members) for family in families]
+
+
+def _best_change(stored: Sequence[KeyFamily], wanted: Mapping[str, KeyFamily]) -> Wrapping | None:
+    before = _fitting(stored, wanted)
+    open_keys = sum(len(family.members) for family in stored) - before
     best: Wrapping | None = None
-    for key_map, rename, segments, adds, by in _candidates(stored, wanted):
-        names = {key: rename(key) for key in stored}
-        if len(set(names.values())) != len(names):
+    for change in _candidates(stored, wanted) if open_keys else ():
+        after = _renamed(stored, change)
+        if len({family.template for family in after}) != len(after):
             continue
-        gained = _fitting(((names[key], shape) for key, shape in stored.items()), wanted) - before
-        foreign = not adds and bool(by)
-        enough = gained >= 0 if foreign else 2 * gained >= len(stored) - before
+        gained = _fitting(after, wanted) - before
+        enough = gained >= 0 if change.by and not change.adds else 2 * gained >= open_keys
         if enough and (best is None or gained > best.gained):
-            best = Wrapping(key_map, names, segments, adds, gained, by)
+            best = replace(change, gained=gained)
     return best
 
 
-_Candidate = tuple[KeyMap, "Callable[[str], str]", str, bool, str]
-
-
-def _candidates(stored: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Iterator[_Candidate]:
-    open_keys = [key for key, shape in stored.items() if wanted.get(key) != shape]
-    missing = [key for key in wanted if key not in stored]
-    children = {segment for key in wanted for segment in key.split(".")}
-    seen = {segment for key in open_keys for segment in key.split(".")}
-    for prefix in _prefixes(open_keys):
+def _candidates(stored: Sequence[KeyFamily], wanted: Mapping[str, KeyFamily]) -> Iterator[Wrapping]:
+    strange = [family for family in stored if not _fits(family, wanted)]
+    own = {family.template for family in stored}
+    missing = [family for family in wanted.values() if family.template not in own]
+    children = {segment for template in wanted for segment in template.split(".")}
+    for prefix in _prefixes(strange):
+        parts = prefix.split(".")
+        by = " inside ".join(WRAPPERS[part] for part in reversed(parts) if part in WRAPPERS)
         key_map = KeyMap().rename(f"{prefix}.{{...}}", "{...}")
-        by = " inside ".join(WRAPPERS[part] for part in reversed(prefix.split(".")) if part in WRAPPERS)
-        foreign = by if not set(prefix.split(".")) & children else ""
-        yield key_map, _stripper(prefix), prefix, False, foreign
+        yield Wrapping(key_map, _stripper(prefix), prefix, adds=False, by="" if set(parts) & children else by)
+    seen = {segment for family in strange for segment in family.segments}
     for segment, by in WRAPPERS.items():
         if segment in seen and segment not in children:
-            yield _without(segment), _remover(segment), segment, False, by
+            key_map = KeyMap().rename(segment, "", everywhere=True)
+            yield Wrapping(key_map, _remover(segment), segment, adds=False, by=by)
     for prefix in _prefixes(missing):
-        yield KeyMap().rename("{...}", f"{prefix}.{{...}}"), _adder(prefix), prefix, True, ""
-
-
-def _without(segment: str) -> KeyMap:
-    return KeyMap().rename(segment, "", everywhere=True)
+        key_map = KeyMap().rename("{...}", f"{prefix}.{{...}}")
+        yield Wrapping(key_map, _adder(prefix), prefix, adds=True)
 
 
 def _remover(segment: str) -> Callable[[str], str]:
@@ -115,22 +117,40 @@ def _adder(prefix: str) -> Callable[[str], str]:
     return lambda key: f"{prefix}.{key}"
 
 
-def _prefixes(keys: Sequence[str]) -> list[str]:
-    """Return the leading runs of segments that at least half of the keys share, the shortest first.
+def _prefixes(families: Sequence[KeyFamily]) -> list[str]:
+    """Return the leading runs of segments that at least half of the keys share, the most frequent first.
 
-    Braces in a key would be placeholders in a template, so such runs are left out.
+    Placeholders, and braces of a key's own, have no place in them.
     """
     counts: Counter[str] = Counter()
-    for key in keys:
-        segments = key.split(".", _LONGEST)
+    total = 0
+    for family in families:
+        size = len(family.members)
+        total += size
+        segments = family.template.split(".", _LONGEST)
         for length in range(1, min(_LONGEST, len(segments) - 1) + 1):
-            counts[".".join(segments[:length])] += 1
+            counts[".".join(segments[:length])] += size
     return [
         prefix
         for prefix, count in counts.most_common(_MOST_TRIED)
-        if 2 * count >= len(keys) and not {"{", "}"} & set(prefix)
+        if 2 * count >= total and not {"{", "}"} & set(prefix)
     ]
 
 
-def _fitting(stored: object, wanted: Mapping[str, Shape]) -> int:
-    return sum(wanted.get(key) == shape for key, shape in stored)  # type: ignore[attr-defined]
+def _fitting(stored: Iterable[KeyFamily], wanted: Mapping[str, KeyFamily]) -> int:
+    """Return how many keys the model has, with the same shape."""
+    count = 0
+    for family in stored:
+        other = wanted.get(family.template)
+        if other is None:
+            continue
+        if other.members == family.members:
+            count += len(family.members)
+        else:
+            count += sum(other.members.get(indices) == shape for indices, shape in family.members.items())
+    return count
+
+
+def _fits(family: KeyFamily, wanted: Mapping[str, KeyFamily]) -> bool:
+    other = wanted.get(family.template)
+    return other is not None and other.members == family.members
