@@ -17,7 +17,7 @@ from benchmarks.machine import machine, versions
 from benchmarks.measure import ROOT
 from benchmarks.report import data_of, markdown_of
 from benchmarks.run import Run
-from benchmarks.tables import FULL, QUICK, TABLES
+from benchmarks.tables import FULL, QUICK, chosen, names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.platform != "linux":
         parser.error("memory is read from /proc: the benchmarks run on Linux")
     started, clock = datetime.now(timezone.utc), time.monotonic()
-    tables = [table for table in TABLES if not options.only or table.name in options.only]
+    tables = chosen(options.only)
     cache = Path(options.cache or tempfile.mkdtemp(prefix="shardload-benchmarks-")).absolute()
     try:
         run = Run(tables, options.loaders, QUICK if options.quick else FULL, cache)
@@ -58,8 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.results or not options.quick:
         results = Path(options.results or ROOT / "benchmarks" / "results")
         results.mkdir(parents=True, exist_ok=True)
-        (results / "bench.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        (results / "bench.md").write_text(text, encoding="utf-8")
+        files = {table.file for table in tables}
+        file = files.pop() if len(files) == 1 else "bench"
+        (results / f"{file}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (results / f"{file}.md").write_text(text, encoding="utf-8")
     print(text)
     return int(any(row.error for rows in run.rows.values() for row in rows))
 
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pairs", type=int, default=5, help="rounds at most (default 5)")
     parser.add_argument("--minutes", type=float, default=9, help="begin no round that would end later")
     parser.add_argument("--quick", action="store_true", help="tiny checkpoints: does the suite work?")
-    parser.add_argument("--only", nargs="+", choices=[table.name for table in TABLES], metavar="TABLE")
+    parser.add_argument(
+        "--only", nargs="+", choices=names(), metavar="TABLE", help=f"of {', '.join(names())}"
+    )
     parser.add_argument("--loaders", nargs="+", choices=LOADERS, default=LOADERS, metavar="LOADER")
     parser.add_argument("--cache", help="keep the checkpoints (9 GB) in this folder for the next run")
     parser.add_argument("--results", help="where JSON and Markdown go (default: benchmarks/results)")

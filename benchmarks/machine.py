@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.measure import ROOT
 
-PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "shardload")
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "shardload")
 
 
 def machine() -> dict[str, Any]:

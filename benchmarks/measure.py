@@ -9,9 +9,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.memory import memory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_SECONDS = 0.005
@@ -65,6 +68,13 @@ def command(arguments: list[str]) -> dict[str, float]:
     before = _children_cpu()
     _finish(_start([sys.executable, *arguments]), None)
     return {"wall_s": time.monotonic() - started, "cpu_s": _children_cpu() - before}
+
+
+def probe(arguments: Sequence[str]) -> dict[str, float]:
+    """Run `python -m benchmarks.probes.NAME ARGUMENT…` and return the figures that it prints."""
+    name, *rest = arguments
+    out = _finish(_start([sys.executable, "-m", f"benchmarks.probes.{name}", *rest]), None)
+    return json.loads(out.splitlines()[-1])
 
 
 def warm(folder: str) -> None:

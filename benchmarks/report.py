@@ -6,7 +6,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.tables import Command
+from benchmarks.tables import Command, Probe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +35,8 @@ def data_of(run: Run) -> dict[str, Any]:
 
 def _table(table: Table, rows: list[Row]) -> dict[str, Any]:
     found = {"name": table.name, "title": table.title, "what": table.what, "dtype": table.dtype, "rows": []}
+    if table.columns:
+        found["columns"] = [asdict(column) for column in table.columns]
     peer = next((row for row in rows if getattr(row.what, "loader", "") == _PEER), None)
     by_label = {row.label: row for row in rows}
     for row in rows:
@@ -42,7 +44,9 @@ def _table(table: Table, rows: list[Row]) -> dict[str, Any]:
         entry.pop("most", None)
         names = row.runs[0] if row.runs else ()
         entry["median"] = {name: median(run[name] for run in row.runs) for name in names if name != "round"}
-        if isinstance(row.what, Command):
+        if isinstance(row.what, Probe):
+            pass
+        elif isinstance(row.what, Command):
             base = by_label.get(row.what.over)
             entry["over"] = base and {
                 "label": base.label,
@@ -88,6 +92,9 @@ def markdown_of(data: Mapping[str, Any]) -> str:
         lines += [noise, ""]
     for table in data["tables"]:
         lines += [f"## {table['title']}", "", table["what"], ""]
+        if table.get("columns"):
+            lines += _probes(table)
+            continue
         is_commands = all("arguments" in row for row in table["rows"])
         lines += _commands(table) if is_commands else _loads(table)
     return "\n".join(lines)
@@ -132,6 +139,31 @@ def _commands(table: Mapping[str, Any]) -> list[str]:
         cells = [row["label"], _spread(row, "wall_s"), wall, f"{row['median']['cpu_s']:.2f} s", cpu]
         lines.append(f"| {' | '.join(cells)} | {len(row['runs'])} |")
     return [*lines, ""]
+
+
+def _probes(table: Mapping[str, Any]) -> list[str]:
+    columns = table["columns"]
+    lines = [
+        "| " + " | ".join(["", *(column["title"] for column in columns), "runs"]) + " |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for row in table["rows"]:
+        if not row["runs"]:
+            empty = " |" * len(columns)
+            lines.append(f"| {row['label']} | failed: {_one_line(row['error'])}{empty} 0 |")
+            continue
+        cells = [_figure(row["median"].get(column["name"]), column["unit"]) for column in columns]
+        lines.append("| " + " | ".join([row["label"], *cells, str(len(row["runs"]))]) + " |")
+    return [*lines, ""]
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    if unit == "x":
+        return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    scale, name = {"s": (1, "s"), "ms": (1e3, "ms"), "us": (1e6, "µs")}[unit]
+    return f"{value * scale:.3g} {name}" if value * scale < 1000 else f"{value * scale:.0f} {name}"
 
 
 def _spread(row: Mapping[str, Any], name: str) -> str:

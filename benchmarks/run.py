@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import checkpoints, measure
 from benchmarks.loaders import find
 from benchmarks.machine import load_average
-from benchmarks.tables import Command, Load, Table, checkpoints_of
+from benchmarks.tables import Command, Load, Probe, Table, checkpoints_of
 from benchmarks.verify import expected_path
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Row:
     """One contestant's figures, a dict a round; `error` is what it said if it failed, and then it is left out."""
 
-    what: Load | Command
+    what: Load | Command | Probe
     label: str
     runs: list[dict[str, float]] = field(default_factory=list)
     error: str | None = None
@@ -49,7 +49,7 @@ class Run:
             table.name: [
                 Row(row, _label(row))
                 for row in table.rows
-                if isinstance(row, Command) or row.loader in loaders
+                if not isinstance(row, Load) or row.loader in loaders
             ]
             for table in tables
         }
@@ -87,6 +87,8 @@ class Run:
         try:
             if isinstance(row.what, Load):
                 figures = measure.load(self._job(row.what, table))
+            elif isinstance(row.what, Probe):
+                figures = measure.probe(row.what.arguments)
             else:
                 figures = measure.command([self._folder(word) for word in row.what.arguments])
         except measure.MeasureError as error:
@@ -117,8 +119,8 @@ class Run:
         return str(self.cache / word[1:-1]) if word.startswith("{") else word
 
 
-def _label(row: Load | Command) -> str:
-    if isinstance(row, Command):
+def _label(row: Load | Command | Probe) -> str:
+    if not isinstance(row, Load):
         return row.label
     label = find(row.loader).LABEL
     return f"{label}, {row.note}" if row.note else label

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from benchmarks.checkpoints import Spec, chatglm, llama, many
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FULL: dict[str, Spec] = {
     "llama": llama(hidden=2048, ffn=5632, layers=16, vocab=32000),
@@ -46,12 +50,40 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """One `python -m benchmarks.probes.…`, which measures several contestants in turn and prints its figures."""
+
+    label: str
+    arguments: tuple[str, ...]
+    most: int = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a probe, and how it is shown: "s", "ms", "us" for seconds, "x" for a ratio."""
+
+    name: str
+    title: str
+    unit: str
+
+
+Row = Load | Command | Probe
+
+
+@dataclass(frozen=True)
 class Table:
+    """Contestants on one task. The part of the name before a hyphen names several tables together.
+
+    `file` is where its results go; a run without --only measures those of "bench".
+    """
+
     name: str
     title: str
     what: str
-    rows: tuple[Load | Command, ...]
+    rows: tuple[Row, ...]
     dtype: str = "auto"
+    columns: tuple[Column, ...] = ()
+    file: str = "bench"
 
 
 def _ready(suffix: str) -> Table:
@@ -135,7 +167,83 @@ _COMMANDS = Table(
     ),
 )
 
-TABLES = (_ready("safetensors"), _ready("bin"), _CAST, _MANY, _COMMANDS)
+_ATTACH = Table(
+    "adapters-attach",
+    "Attaching and loading LoRA adapters (rank 8) on linear layers of width 64, beside PEFT",
+    "One process a row: the first four adapters with shardload, then with PEFT (`from_pretrained`, `load_adapter`, "
+    "low_cpu_mem_usage=True, its faster way); the files are in the page cache, and the weights of the first and last "
+    "layer are compared with the file. PEFT's time grows with the square of the layers, so 8,000 is measured for two.",
+    (
+        Probe("500 layers", ("attach", "500", "4"), most=2),
+        Probe("2,000 layers", ("attach", "2000", "4")),
+        Probe("8,000 layers", ("attach", "8000", "2")),
+    ),
+    columns=(
+        Column("ours_1", "first", "s"),
+        Column("peft_1", "PEFT", "s"),
+        Column("times_1", "PEFT / ours", "x"),
+        Column("ours_2", "second", "s"),
+        Column("peft_2", "PEFT", "s"),
+        Column("times_2", "PEFT / ours", "x"),
+        Column("ours_4", "fourth", "s"),
+        Column("peft_4", "PEFT", "s"),
+        Column("times_4", "PEFT / ours", "x"),
+    ),
+    file="adapters",
+)
+
+_CALL = Table(
+    "adapters-call",
+    "What one adapted Linear costs a call (width 64, rank 8, float32, one thread), beside PEFT",
+    "The bare layer, ours and PEFT's in turn, blocks of 1,000 calls; what is more than the bare layer's time is taken "
+    "block by block. Both compute the same, which is checked first.",
+    (
+        Probe("1 row, inference mode", ("call", "1", "inference")),
+        Probe("16 rows, training, forward only", ("call", "16", "training")),
+    ),
+    columns=(
+        Column("bare_s", "bare layer", "us"),
+        Column("ours_over_s", "more with ours", "us"),
+        Column("peft_over_s", "more with PEFT's", "us"),
+        Column("share_of_peft", "ours / PEFT", "x"),
+    ),
+    file="adapters",
+)
+
+_BATCH = Table(
+    "adapters-batch",
+    "`adapter_batch`: 32 rows with 32 adapters (rank 8) in one layer of width 4096, float32, beside PEFT",
+    "In turn, in inference mode; ratios are taken round by round. PEFT's is `adapter_names=`. Both compute the same.",
+    (Probe("1 token a row", ("batch", "1")), Probe("16 tokens a row", ("batch", "16"))),
+    columns=(
+        Column("base_s", "base alone", "ms"),
+        Column("one_s", "one adapter", "ms"),
+        Column("batch_s", "32 adapters", "ms"),
+        Column("batch_times_one", "32 / one", "x"),
+        Column("peft_one_s", "PEFT, one", "ms"),
+        Column("peft_batch_s", "PEFT, 32", "ms"),
+        Column("peft_batch_times_one", "PEFT, 32 / one", "x"),
+    ),
+    file="adapters",
+)
+
+TABLES = (_ready("safetensors"), _ready("bin"), _CAST, _MANY, _COMMANDS, _ATTACH, _CALL, _BATCH)
+
+
+def chosen(names: Sequence[str] | None) -> list[Table]:
+    """Return the tables of these names, or of names that begin so ("ready", "adapters")."""
+    if names is None:
+        return [table for table in TABLES if table.file == "bench"]
+    return [table for table in TABLES if table.name in names or table.name.partition("-")[0] in names]
+
+
+def names() -> list[str]:
+    """Return the names that `chosen` knows."""
+    return list(
+        dict.fromkeys(
+            [*(table.name.partition("-")[0] for table in TABLES), *(table.name for table in TABLES)]
+        )
+    )
 
 
 def checkpoints_of(table: Table) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -65,6 +66,22 @@ def test_a_table_from_end_to_end_and_a_wrong_model_is_refused(tmp_path, capsys):
     assert "failed: not loaded as written" in text
 
 
+def test_a_probe_measures_several_contestants_in_one_process(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    from benchmarks import tables
+
+    (attach,) = (table for table in tables.TABLES if table.name == "adapters-attach")
+    few = replace(attach, rows=(tables.Probe("8 layers", ("attach", "8", "4")),))
+    monkeypatch.setattr(tables, "TABLES", (few,))
+    assert main(["--pairs", "1", "--only", "adapters", "--results", str(tmp_path)]) == 0
+    data = json.loads((tmp_path / "adapters.json").read_text())
+    (row,) = data["tables"][0]["rows"]
+    assert row["median"].keys() >= {column.name for column in attach.columns}
+    assert all(value > 0 for value in row["median"].values())
+    assert "| 8 layers | " in (tmp_path / "adapters.md").read_text()
+    assert data["versions"]["peft"]
+
+
 def test_what_counts_as_loaded(tmp_path):
     folder = tmp_path / "many.safetensors"
     write(QUICK["fewer"], "safetensors", folder)
@@ -100,8 +117,9 @@ def test_the_full_checkpoints_are_as_the_tables_say():
     assert len(many.shapes) == 46_000
 
 
-def test_the_committed_table_is_made_from_the_committed_figures():
-    if not (RESULTS / "bench.json").exists():
+@pytest.mark.parametrize("name", ["bench", "adapters"])
+def test_the_committed_table_is_made_from_the_committed_figures(name):
+    if not (RESULTS / f"{name}.json").exists():
         pytest.skip("no run has been committed")
-    data = json.loads((RESULTS / "bench.json").read_text())
-    assert (RESULTS / "bench.md").read_text() == markdown_of(data)
+    data = json.loads((RESULTS / f"{name}.json").read_text())
+    assert (RESULTS / f"{name}.md").read_text() == markdown_of(data)

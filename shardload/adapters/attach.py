@@ -253,8 +253,8 @@ def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
         place(adapters, wanted)
         adapters.switch.chosen = Choice(dict(weights))
         for name, attached in adapters.attached.items():
-            for parameter in attached.parameters():
-                parameter.requires_grad_(attached.trainable and name in weights)
+            for parameter in attached.parameters() if attached.trainable else ():
+                parameter.requires_grad_(name in weights)
 
 
 def check_apart(adapters: Adapters, weights: Mapping[str, float]) -> None:

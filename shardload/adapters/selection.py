@@ -164,7 +164,7 @@ def _check_names(adapters: Adapters, choice: Choice) -> None:
         )
     check_apart(adapters, choice.weights)
     rows = choice.rows
-    replacing = [name for name in choice.weights if adapters.attached[name].replaced]
+    replacing = [name for name in choice.weights if adapters.attached[name].changes_base]
     if rows is not None and replacing and not rows.alike:
         raise UsageError(
             "an adapter that replaces tensors of the base (a bias, or modules_to_save) can't be one row's alone",
@@ -175,7 +175,7 @@ def _check_names(adapters: Adapters, choice: Choice) -> None:
 
 def _place_for(adapters: Adapters, choice: Choice) -> None:
     """Exchange the base's tensors for those of the choice, which other threads must not notice in their blocks."""
-    wanted = tuple(name for name in choice.weights if adapters.attached[name].replaced)
+    wanted = tuple(name for name in choice.weights if adapters.attached[name].changes_base)
     if wanted == adapters.placed:
         return
     if any(other.thread != choice.thread for other in adapters.switch.live):

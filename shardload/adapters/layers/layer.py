@@ -148,10 +148,13 @@ class LoraTerm:
 class Factor(nn.Module):
     """The weight of A or B, and B's bias if it has one. It is no nn.Linear: nothing should adapt or quantise it."""
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
         super().__init__()
-        self.weight = weight
-        self.bias = bias
+        # Straight into the table: thousands are made at once, and nn.Module's checks are half of what one costs.
+        self._parameters.update(weight=weight, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x @ weight.T (+ bias), in the weight's dtype."""
@@ -210,9 +213,9 @@ class LoraLayer(nn.Module):
 
     def lora_put(self, name: str, term: LoraTerm, factors: Factors) -> None:
         """Add one adapter's factors, which are parameters, to the layer."""
-        self.lora_A[name] = Factor(factors.a)  # type: ignore[arg-type]
+        self.lora_A._modules[name] = Factor(factors.a)  # type: ignore[arg-type]
         if factors.b.numel():
-            self.lora_B[name] = Factor(factors.b, factors.bias)  # type: ignore[arg-type]
+            self.lora_B._modules[name] = Factor(factors.b, factors.bias)  # type: ignore[arg-type]
         if factors.magnitude is not None:
             if "lora_magnitude_vector" not in self._modules:
                 self.lora_magnitude_vector = nn.ModuleDict()
@@ -330,8 +333,7 @@ def adapt(module: nn.Module, host: type[LoraLayer], switch: Switch) -> LoraLayer
         raise UnsupportedError(
             f"layers of class {type(module).__name__} can't be adapted in place: {error}"
         ) from error
-    module.lora_A = nn.ModuleDict()
-    module.lora_B = nn.ModuleDict()
+    module._modules.update(lora_A=nn.ModuleDict(), lora_B=nn.ModuleDict())
     return module  # type: ignore[return-value]
 
 
