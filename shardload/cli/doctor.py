@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shardload.atomic_file import write_atomically
 from shardload.cli import output
 from shardload.cli.options import json_option, source_keywords, source_options, trust_options, trust_word
 from shardload.errors import UsageError
@@ -87,5 +88,5 @@ def _write(found: Examination, path: Path) -> None:
     if found.key_map is None:
         output.tell(f"no map was written: {'nothing to cure' if not found.findings else 'no map cures this'}")
         return
-    path.write_text(found.key_map.to_json() + "\n", encoding="utf-8")
+    write_atomically(path, f"{found.key_map.to_json()}\n".encode())
     output.tell(f"wrote {path}")

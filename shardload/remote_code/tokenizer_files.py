@@ -7,7 +7,7 @@ import posixpath
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, NotFoundError
-from shardload.index import distinct_keys
+from shardload.index import distinct_keys, refuse_json_bomb
 from shardload.remote_code.shim._special_tokens import ATTRIBUTES, AddedToken, as_token
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ def read_json(source: Source, name: str) -> dict[str, Any] | None:
         return None
     where = f"{source.label}/{name}"
     try:
-        document = json.loads(_text(source, name), object_pairs_hook=distinct_keys)
+        text = _text(source, name)
+        refuse_json_bomb(text.encode(), name, source.label)
+        document = json.loads(text, object_pairs_hook=distinct_keys)
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{name} is no JSON: {error}", where=where) from error
     if not isinstance(document, dict):
