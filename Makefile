@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WHAT_INSTALLS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-plain test-oracles lint bench clean
+.PHONY: demo test test-plain test-oracles lint bench fuzz clean
 
 demo: .venv/installed
 	.venv/bin/shardload demo
@@ -41,6 +41,10 @@ bench: .venv-oracles/installed
 	$(PYTHON) -m venv .venv-lint
 	.venv-lint/bin/pip install $(PIP_FLAGS) 'ruff==0.17.6' 'mypy==2.4.1'
 	@touch $@
+
+# A million inputs of each kind on one core, about half an hour; writes the table of docs/safety.md.
+fuzz: .venv/installed
+	nice .venv/bin/python -W ignore -m tests.fuzz
 
 clean:
 	rm -rf .venv .venv-oracles .venv-lint build *.egg-info

@@ -112,12 +112,16 @@ def _changed(approval: Approval, source: Source, code: Code) -> UntrustedCodeErr
     if approval.commit and approval.source == name_of(source) and approval.commit != source.revision:
         cure += f"; or load what was approved: revision={approval.commit!r}"
     error = UntrustedCodeError(
-        f"the code of {source.label} is not what was approved{at}: {len(changes)} files differ",
+        f"the code of {source.label} is not what was approved{at}: {_differ(len(changes))}",
         where="\n    ".join(lines),
         cure=cure,
     )
     error.changes = changes
     return error
+
+
+def _differ(count: int) -> str:
+    return "1 file differs" if count == 1 else f"{count} files differ"
 
 
 def untrusted_other_repo(reference: str) -> UntrustedCodeError:

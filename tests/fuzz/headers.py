@@ -73,7 +73,9 @@ def fuzz_safetensors(seed: int, count: int) -> Tally:
             continue
         theirs = librarys_reading(data)
         if isinstance(ours, ShardloadError):
-            if theirs is None or any(reason in ours.what for reason in STRICTER):
+            # With a space before the brace it is not even taken for this format.
+            spaced = data[8:9].isspace()
+            if theirs is None or spaced or any(reason in ours.what for reason in STRICTER):
                 tally.refused += 1
             else:
                 tally.wrong(data, ours)

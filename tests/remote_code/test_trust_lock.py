@@ -73,7 +73,7 @@ def test_changed_bytes_are_refused_with_a_diff_and_nothing_runs(repo, tmp_path):
     path.write_text(
         MODEL.replace("        return Causal", f"        open({str(mark)!r}, 'w')\n        return Causal")
     )
-    with pytest.raises(UntrustedCodeError, match="1 files differ") as caught:
+    with pytest.raises(UntrustedCodeError, match="1 file differs") as caught:
         shardload.resolve_class(repo, trust_remote_code="locked")
     (change,) = caught.value.changes
     (hunk,) = change.hunks
@@ -154,7 +154,7 @@ def test_the_tokenizers_code_is_approved_with_the_models(tmp_path):
     assert shardload.load_tokenizer(folder, trust_remote_code="locked").encode("a")
     path = folder / "tokenization_tiny.py"
     path.write_text("raise SystemExit('ran')\n" + path.read_text())
-    with pytest.raises(UntrustedCodeError, match="differ"):
+    with pytest.raises(UntrustedCodeError, match="1 file differs"):
         shardload.load_tokenizer(folder, trust_remote_code="locked")
 
 
