@@ -28,6 +28,8 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# Packages that pip installed are compiled; so shall be those that lie in a source tree.
+_ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class MeasureError(Exception):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from shardload.gc_pause import gc_paused
+
 if TYPE_CHECKING:
     from shardload.adapters import (
         AdapterReport,
@@ -161,7 +163,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'shardload' has no attribute {name!r}")
-    value = getattr(import_module(f"shardload.{_HOME_OF[name]}"), name)
+    with gc_paused():  # one full collection among torch's million objects is 0.1 s, and finds nothing
+        value = getattr(import_module(f"shardload.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 
