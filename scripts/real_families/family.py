@@ -48,7 +48,14 @@ class Family:
     def build(self) -> str:
         """Build the class on the CPU, give it random weights, and write them in both formats."""
         torch.manual_seed(0)
-        model = self.resolved.make(copy.deepcopy(self.config))
+        beside = ""
+        try:
+            model = self.make()
+        except Exception as error:  # noqa: BLE001 - a class whose initialisation fails is never built without weights
+            kind = type(shardload.build_shell(self.make).model)
+            kind._init_weights = lambda _self, _module: None  # type: ignore[attr-defined]
+            model = self.make()
+            beside = f"; its _init_weights fails: {str(error.__cause__ or error)[:60]}"
         dtype = getattr(torch, self.config_json.get("torch_dtype", "float32"))
         self.tied: dict[str, str] = {}
         first: dict[int, str] = {}
@@ -63,11 +70,15 @@ class Family:
         self.oracle = self.make_oracle()
         for kind, suffix in (("pytorch_model", "bin"), ("model", "safetensors")):
             self._write(self.work / suffix, kind, suffix)
-        return f"ok, {len(self.state)} tensors"
+        return f"ok, {len(self.state)} tensors{beside}"
+
+    def make(self) -> nn.Module:
+        """Return a new model of the class."""
+        return self.resolved.make(copy.deepcopy(self.config))
 
     def shell(self) -> str:
         """Build the class as a shell: every parameter takes no memory."""
-        shell = shardload.build_shell(lambda: self.resolved.make(copy.deepcopy(self.config)))
+        shell = shardload.build_shell(self.make)
         parameters = list(shell.model.parameters())
         real = [name for name, value in shell.model.named_parameters() if not value.is_meta]
         if real:
@@ -76,7 +87,7 @@ class Family:
 
     def make_oracle(self) -> nn.Module:
         """Return the class built on the CPU and filled by torch."""
-        model = self.resolved.make(copy.deepcopy(self.config))
+        model = self.make()
         model.load_state_dict({name: value.clone() for name, value in self.state.items()}, assign=True)
         for name, other in self.tied.items():  # assigning made two parameters of one
             path, _, last = name.rpartition(".")

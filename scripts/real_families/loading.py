@@ -100,8 +100,9 @@ def generates(family: Family) -> bool:
 
 
 def full(family: Family, ids: torch.Tensor) -> dict[str, Any]:
-    """Return a mask of ones where the repo's inputs have a mask: some classes can't do without."""
-    return {"attention_mask": torch.ones_like(ids)} if "attention_mask" in family.described else {}
+    """Return what else than ids a pass over all of them is given: a mask of ones, where the repo's inputs have one."""
+    more = {name: value for name, value in family.described.items() if name != "input_ids"}
+    return {**more, **({"attention_mask": torch.ones_like(ids)} if "attention_mask" in more else {})}
 
 
 def training(family: Family) -> str:
@@ -123,6 +124,8 @@ def training(family: Family) -> str:
                 assert model.is_gradient_checkpointing
             torch.manual_seed(1)
             loss = _loss(family, model)
+            if not isinstance(loss, torch.Tensor):
+                return "nothing that it returns has a gradient"
             loss.backward()
             gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
             results.append({"loss": loss.detach(), **gradients})
@@ -159,9 +162,9 @@ def on_meta(family: Family) -> str:
 
 def decode(family: Family, model: nn.Module, ids: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
     """Choose the likeliest token `steps` times with the class's own hooks for generation, as `generate` calls them."""
-    kwargs: dict[str, Any] = {"use_cache": True}
-    if "gmask_token_id" not in family.config_json:  # there the class makes its own
-        kwargs["attention_mask"] = torch.ones_like(ids)
+    kwargs: dict[str, Any] = {"use_cache": True, "attention_mask": torch.ones_like(ids)}
+    if hasattr(model, "_initial_cache"):
+        kwargs = model._initial_cache(kwargs)
     if "cache_position" in inspect.signature(model.prepare_inputs_for_generation).parameters:
         kwargs["cache_position"] = torch.arange(ids.shape[1])
     results = {}
@@ -169,8 +172,6 @@ def decode(family: Family, model: nn.Module, ids: torch.Tensor, steps: int) -> d
         inputs = model.prepare_inputs_for_generation(ids, **kwargs)
         inputs.setdefault("use_cache", True)
         output = family.call(model, inputs, return_dict=True)
-        if step == 0 and "attention_mask" not in kwargs and inputs.get("attention_mask") is not None:
-            kwargs["attention_mask"] = inputs["attention_mask"]
         kwargs = model._update_model_kwargs_for_generation(output, kwargs)
         results[f"logits {step}"] = output.logits[:, -1]
         ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True)], dim=1)

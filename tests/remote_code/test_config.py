@@ -126,7 +126,7 @@ def test_architectures_name_a_class_of_an_installed_transformers(tmp_path):
     assert type(loaded.config) is transformers.LlamaConfig
     assert loaded.config.dtype is torch.float16
     resolved = resolve_class(source, LLAMA)
-    assert resolved.make is transformers.LlamaForCausalLM
+    assert type(resolved.make(loaded.config)) is transformers.LlamaForCausalLM
     assert resolved.remote_base is None
     assert f"transformers {transformers.__version__}" in resolved.origin
     assert resolved.make(loaded.config).config.hidden_size == 16
@@ -136,7 +136,8 @@ def test_auto_class_picks_another_class_of_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     source, _ = write(tmp_path, {}, LLAMA)
     resolved = resolve_class(source, LLAMA, auto_class="AutoModelForSequenceClassification")
-    assert resolved.make is transformers.LlamaForSequenceClassification
+    loaded = load_config(source, LLAMA)
+    assert type(resolved.make(loaded.config)) is transformers.LlamaForSequenceClassification
 
 
 def test_settings_that_their_class_refuses_are_a_corrupt_config(tmp_path):

@@ -62,6 +62,13 @@ def test_a_default_that_config_json_does_not_say_is_named(tmp_path):
     assert caught.value.where == f"{tmp_path / 'modeling_tiny.py'}:13"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="it serves the repo then")
+def test_settings_by_position_are_the_models_own(tmp_path):
+    source, config = tiny(tmp_path, config=CONFIG.replace("(n_embd=n_embd, ", "(n_embd, "), model=MODEL)
+    with pytest.raises(RemoteCodeError, match=r"transformers\.XConfig\(…\) with settings by position"):
+        build(source, config)
+
+
 def test_such_a_repo_loads(tmp_path):
     files = {"configuration_tiny.py": CONFIG, "modeling_tiny.py": MODEL}
     write(tmp_path, files, {"auto_map": AUTO_MAP, "n_inner": 2, "use_bias": False})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardload.remote_code.shim._missing import MissingAttributeError, lacking
+from shardload.remote_code.shim._missing import MissingAttributeError, MissingFromShimError, lacking
 from shardload.remote_code.shim.configuration_utils import PretrainedConfig
 from shardload.remote_code.shim.modeling_utils import PreTrainedModel
 
@@ -31,6 +31,11 @@ class ModelConfig(PretrainedConfig):
     """
 
     _stands_for: str
+
+    def __init__(self, *positional: Any, **kwargs: Any) -> None:
+        if positional:  # their names are the model's own
+            raise lacking(MissingFromShimError, f"{self._stands_for}(…) with settings by position")
+        super().__init__(**kwargs)
 
     def __getattr__(self, name: str) -> Any:
         for other in _STANDARD.get(name, ()):

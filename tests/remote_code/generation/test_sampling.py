@@ -198,3 +198,17 @@ def test_the_same_processor_twice(tmp_path):
             eos_token_id=2,
             logits_processor=[MinLengthLogitsProcessor(3, 2)],
         )
+
+
+@pytest.mark.parametrize(("version", "dtype"), [("4.44.2", torch.bfloat16), ("4.45.0", torch.float32)])
+def test_processors_see_float32_since_4_45(tmp_path, version, dtype):
+    seen = []
+
+    class Look(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            seen.append(scores.dtype)
+            return scores
+
+    made = model(tmp_path, transformers_version=version).bfloat16()
+    made.generate(prompt(), max_new_tokens=2, do_sample=True, logits_processor=LogitsProcessorList([Look()]))
+    assert seen == [dtype, dtype]

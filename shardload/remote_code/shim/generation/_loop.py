@@ -12,6 +12,7 @@ from shardload.remote_code.shim.generation._outputs import (
 )
 from shardload.remote_code.shim.generation._processor import LogitsProcessorList, token_ids
 from shardload.remote_code.shim.generation._signatures import accepted
+from shardload.remote_code.shim.generation._steps import written_for
 from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig
 from shardload.remote_code.shim.generation.stopping_criteria import (
     EosTokenCriteria,
@@ -62,6 +63,8 @@ class LoopMixin:
             inputs = self._model_inputs(input_ids, model_kwargs)
             outputs = self(**{**inputs, **forward_options})  # type: ignore[operator]  # mixed into a Module
             logits = outputs.logits[:, -1, :]
+            if written_for(self.config, (4, 45)):  # since then they are processed, and drawn from, in float32
+                logits = logits.float()
             scores = processors(input_ids, logits)
             if settings.do_sample and logits_warper is not None:
                 scores = logits_warper(input_ids, scores)

@@ -70,7 +70,7 @@ class StepsMixin:
         """Return the next forward pass's keyword arguments from the class's own hook."""
         prepare = self.prepare_inputs_for_generation
         names = parameters(prepare)
-        if "past" in names and "past_key_values" not in names and not _written_for(self.config, (4, 26)):
+        if "past" in names and "past_key_values" not in names and not written_for(self.config, (4, 26)):
             # Later releases hand the cache over under its new name only: code that takes the old one, written for
             # them, has never run with a cache, and some of it is wrong with one.
             cache = model_kwargs.get("past_key_values", model_kwargs.get("past"))
@@ -170,7 +170,7 @@ class StepsMixin:
         """
         prepare = type(self).prepare_inputs_for_generation
         leaves_it = prepare is StepsMixin.prepare_inputs_for_generation or (
-            _written_for(self.config, (4, 42)) and not _makes_a_cache(prepare)
+            written_for(self.config, (4, 42)) and not _makes_a_cache(prepare)
         )
         made = leaves_it and getattr(self, "_supports_cache_class", False)
         absent = model_kwargs.get("past_key_values") is None
@@ -195,7 +195,7 @@ def cache_length(cache: Any) -> int:
         return 0
 
 
-def _written_for(config: Any, release: tuple[int, int]) -> bool:
+def written_for(config: Any, release: tuple[int, int]) -> bool:
     """Whether the config says that it was saved by this release of transformers or a later one."""
     version = re.match(r"(\d+)\.(\d+)", str(getattr(config, "transformers_version", None)))
     return version is not None and (int(version[1]), int(version[2])) >= release
