@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shardload.diagnosis.pairing.key_family import KeyFamily
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 # Words that tell one tensor of a block from its neighbours.
 _TELLING = frozenset({
@@ -166,7 +169,8 @@ def _sibling_ranks(families: Iterable[KeyFamily]) -> dict[str, tuple[str, ...]]:
 def _ordinal(module: str) -> tuple[str, int | None]:
     """Return the kind of a numbered module, and its place among those of its kind."""
     words = words_of(module)
-    numbers = [int(word) for word in words if word.isdigit()]
+    # Names are anybody's: int() refuses thousands of digits, and digits such as "²".
+    numbers = [int(word) for word in words if _NUMBER.fullmatch(word)]
     if "norm" in words:
         return "norm", _place_of_norm(set(words), numbers)
     if len(numbers) == 1:
