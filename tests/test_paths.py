@@ -191,3 +191,34 @@ for call in (
 print("UnsafeError" in said, opened)
 """
     assert run_python(code, str(base / "outside"), str(base / "repo")).stdout == "True []\n"
+
+
+@pytest.mark.parametrize("command", ["convert", "merge"])
+def test_what_stands_beside_the_weights_is_not_copied_from_outside(base, command, capsys):
+    """Tokenizer files and the like are copied: a link among them would carry off a file of the reader's."""
+    from shardload.cli import run
+
+    repo, out = base / "repo", base / "out"
+    for path in repo.iterdir():
+        if path.is_symlink():
+            path.unlink()
+    (base / "outside" / "secret.json").write_text("{}")
+    (repo / "tokenizer.json").symlink_to(base / "outside" / "secret.json")
+    arguments = [str(repo), *([str(repo / "adapter")] if command == "merge" else []), "-o", str(out)]
+    assert run([command, *arguments]) == 4
+    assert "link that leads out" in capsys.readouterr().err
+    assert not out.exists() or list(out.iterdir()) == []
+    (repo / "tokenizer.json").unlink()
+    assert run([command, *arguments]) == 0
+
+
+@pytest.mark.parametrize("command", ["convert", "merge"])
+def test_nothing_is_written_into_the_source(base, command):
+    from shardload.cli import run
+
+    repo = base / "repo"
+    before = {path: path.read_bytes() for path in repo.rglob("*") if path.is_file()}
+    more = [str(repo / "adapter")] if command == "merge" else []
+    for out in (repo, repo / "sub" / ".." / "." / ""):
+        assert run([command, str(repo), *more, "-o", str(out)]) == 2
+    assert {path: path.read_bytes() for path in repo.rglob("*") if path.is_file()} == before

@@ -141,7 +141,7 @@ ROWS = (
         "Control, bidi and invisible characters are escaped wherever a name is printed; JSON output is ASCII. No page "
         "(HTML) is written by this version.",
         ("tests/cli/test_payloads.py",),
-        f"{len(PAYLOADS)} payloads × 12 commands, reports, errors, adapters",
+        f"{len(PAYLOADS)} payloads × 22 commands, reports, errors, adapters",
     ),
     Row(
         "A crash or a full disk while writing",
