@@ -98,6 +98,10 @@ def narrowed(tensor: Derived | Filled, dim: int, start: int, length: int) -> Der
     if isinstance(tensor, Filled):
         return Filled(tensor.dtype, shape, tensor.value)
     if isinstance(tensor, TensorRef):
+        if dim == 0 and tensor.strides is None and DTYPE_BITS[tensor.dtype] % 8 == 0:
+            row = tensor.span.nbytes // size
+            span = Span(tensor.span.start + start * row, tensor.span.start + (start + length) * row)
+            return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, span)
         strides = _strides(tensor)
         return _view(tensor, shape, strides, start * strides[dim])
     if dim != tensor.dim:
@@ -131,15 +135,19 @@ def unsqueezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
     if isinstance(tensor, Filled):
         return Filled(tensor.dtype, shape, tensor.value)
     if isinstance(tensor, TensorRef):
-        strides = _strides(tensor)
+        if tensor.strides is None:
+            return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, tensor.span)
+        strides = tensor.strides
         own = strides[dim] * tensor.shape[dim] if dim < len(strides) else 1
         return _view(tensor, shape, (*strides[:dim], own, *strides[dim:]), 0)
     return join([unsqueezed(part, dim) for part in tensor.parts], tensor.dim + (dim <= tensor.dim))
 
 
-def selected(tensor: Derived | Filled, dim: int, index: int) -> Derived | Filled:
-    """Return one entry of a dimension, without that dimension."""
-    return _squeezed(narrowed(tensor, dim, index, 1), dim)
+def entries(tensor: Derived | Filled, dim: int) -> list[Derived | Filled]:
+    """Return every entry of a dimension, without that dimension."""
+    if isinstance(tensor, Joined) and tensor.dim == dim:
+        return [entry for part in tensor.parts for entry in entries(part, dim)]
+    return [_squeezed(narrowed(tensor, dim, index, 1), dim) for index in range(tensor.shape[dim])]
 
 
 def _squeezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
@@ -147,8 +155,9 @@ def _squeezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
     if isinstance(tensor, Filled):
         return Filled(tensor.dtype, shape, tensor.value)
     if isinstance(tensor, TensorRef):
-        strides = _strides(tensor)
-        return _view(tensor, shape, (*strides[:dim], *strides[dim + 1 :]), 0)
+        if tensor.strides is None:
+            return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, tensor.span)
+        return _view(tensor, shape, (*tensor.strides[:dim], *tensor.strides[dim + 1 :]), 0)
     # join() leaves no single part along a dimension of size 1: the parts lie along another one.
     return join([_squeezed(part, dim) for part in tensor.parts], tensor.dim - (dim < tensor.dim))
 

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import UsageError
+from shardload.gc_pause import gc_paused
 from shardload.keymap import document
 from shardload.keymap.alias import Alias
 from shardload.keymap.derived import leaves, stored_as
@@ -178,14 +179,20 @@ class KeyMap:
             )
         return renamed(keys, rules, [0] * len(rules))
 
+    @gc_paused()
     def map_headers(self, tensors: Mapping[str, Derived]) -> MappedHeaders:
         """Return what the rules make of tensors known by their headers: names, exact shapes, places of bytes.
 
         No file is opened. Raises UsageError with every tensor that a rule does not fit, and when two get one name.
         """
+        return self._walk(tensors)[0]
+
+    def _walk(self, tensors: Mapping[str, Derived]) -> tuple[MappedHeaders, tuple[Rule, ...]]:
+        """Apply rule after rule; return the end, and the rules as each is bound to the table that it met."""
         table = dict(tensors)
         taken: set[str] = set()
         counts: list[int] = []
+        bound: list[Rule] = []
         for by_name, group in groupby(self.rules, is_name_rule):
             rules = list(group)
             claimed = [0] * len(rules)
@@ -194,8 +201,10 @@ class KeyMap:
                 refuse_meeting(names)
                 taken |= _stored(table, [old for old, new in names.items() if old != new])
                 table = {new: table[old] for old, new in names.items() if new is not None}
+                bound += rules
             else:
                 for place, rule in enumerate(rules):
+                    bound.append(rule.bound(table))
                     step = rule.transform(table)
                     taken |= _stored(table, step.claimed)
                     claimed[place] = len(step.claimed)
@@ -203,16 +212,18 @@ class KeyMap:
             counts += claimed
         if any(tensor.name != name for name, tensor in tensors.items()):
             # Made by another map: what became of its names is told by tensors that are called so.
-            told = self.map_headers({name: stored_as(name, tensor) for name, tensor in tensors.items()})
-            return replace(told, tensors=table)
+            told, _ = self._walk({name: stored_as(name, tensor) for name, tensor in tensors.items()})
+            return replace(told, tensors=table), tuple(bound)
         used = _stored(table, table) if taken else tensors
-        return MappedHeaders(
+        mapped = MappedHeaders(
             table,
             tuple(name for name in tensors if name not in used),
             tuple(name for name in tensors if name not in taken),
             tuple(counts),
         )
+        return mapped, tuple(bound)
 
+    @gc_paused()
     def bind(
         self,
         tensors: Mapping[str, Derived],
@@ -228,13 +239,7 @@ class KeyMap:
         of the model that nothing fills. Raises UsageError as `map_headers` does, and for an unresolved key that a
         rule takes.
         """
-        rules: list[Rule] = []
-        table = dict(tensors)
-        for rule in self.rules:
-            rules.append(rule.bound(table))
-            if not self.only_names:
-                table = KeyMap((rule,)).map_headers(table).tensors
-        mapped = self.map_headers(tensors)
+        mapped, rules = self._walk(tensors)
         left = set(mapped.unchanged)
         wrong = [key for key in unresolved_source if key not in left]
         if wrong:
@@ -242,17 +247,18 @@ class KeyMap:
                 f"{len(wrong)} keys are called unresolved, and a rule takes them or they are not there",
                 where=", ".join(wrong[:5]),
             )
-        shards = dict.fromkeys(ref.shard for tensor in tensors.values() for ref in leaves(tensor))
+        unresolved = set(unresolved_source)
+        shards = {ref.shard for tensor in tensors.values() for ref in leaves(tensor)}
         return KeyMap(
-            tuple(rules),
-            Fingerprint.of(tensors),
-            Fingerprint.of(mapped.tensors),
-            tuple(collapse(key for key in mapped.unchanged if key not in set(unresolved_source))),
-            tuple(collapse(unresolved_source)),
-            tuple(collapse(unresolved_target)),
-            tuple(unproven),
-            confidence,
-            residence(mapped.tensors, sorted(shards)).peak,
+            rules,
+            source=Fingerprint.of(tensors),
+            target=Fingerprint.of(mapped.tensors),
+            unchanged=tuple(collapse(key for key in mapped.unchanged if key not in unresolved)),
+            unresolved_source=tuple(collapse(unresolved_source)),
+            unresolved_target=tuple(collapse(unresolved_target)),
+            unproven=tuple(unproven),
+            confidence=confidence,
+            resident_bytes=residence(mapped.tensors, sorted(shards)).peak,
         )
 
     def require_fit(self, tensors: Mapping[str, Derived], mapped: MappedHeaders | None = None) -> None:

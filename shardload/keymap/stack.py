@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from shardload.keymap.derived import Derived, join, selected, unsqueezed
+from shardload.keymap.derived import Derived, entries, join, unsqueezed
 from shardload.keymap.key_template import key_template, same_placeholders
 from shardload.keymap.rule import RuleBase, Step, dimension, only, rebuilt, shown, whole_number
 from shardload.template import ranges
@@ -114,9 +114,9 @@ class Unstack(RuleBase):
             made[name] = [
                 (
                     target.fill((*values[:at], str(number), *values[at:])) or "",
-                    cast("Derived", selected(tensor, self.dim % rank, number)),
+                    cast("Derived", entry),
                 )
-                for number in range(count)
+                for number, entry in enumerate(entries(tensor, self.dim % rank))
             ]
         self._refuse(faults)
         return Step(rebuilt(table, made, made), list(made))
