@@ -184,20 +184,23 @@ def join(parts: Sequence[Derived | Filled], dim: int) -> Derived | Filled:
 
 
 def as_view(tensor: Derived) -> TensorRef | None:
-    """Return the one view that a joined tensor is where its parts happen to lie side by side in one file.
+    """Return the one view that a joined tensor is where its parts happen to lie packed, one behind the other.
 
-    A TensorRef is one itself. The view's name is that of the first part.
+    A TensorRef is one itself. The view's name is that of the first part. Parts at equal distances would be a view
+    too, but not a contiguous one: kernels that take experts in one tensor count on that, so they are copied.
     """
     if isinstance(tensor, TensorRef):
         return tensor
-    views = [part if isinstance(part, TensorRef) else None for part in tensor.parts]
-    if any(isinstance(part, Joined) for part in tensor.parts):
-        views = [
-            as_view(part) if isinstance(part, Joined) else view
-            for part, view in zip(tensor.parts, views, strict=True)
-        ]
-    whole = views[0]
-    for view in views[1:]:
+    view = _one_view(tensor)
+    return view if view is not None and view.strides is None else None
+
+
+def _one_view(tensor: Derived | Filled) -> TensorRef | None:
+    if not isinstance(tensor, Joined):
+        return tensor if isinstance(tensor, TensorRef) else None
+    whole = _one_view(tensor.parts[0])
+    for part in tensor.parts[1:]:
+        view = _one_view(part)
         if whole is None or view is None:
             return None
         whole = _side_by_side(whole, view, tensor.dim)
