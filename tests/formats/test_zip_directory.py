@@ -117,7 +117,7 @@ def test_one_storage_with_two_types(tmp_path):
         ({"byteorder": b"middle"}, CorruptError, "byte order b'middle' is unknown"),
         ({"version": b"11\n"}, CorruptError, "format version"),
         ({"version": b"three"}, CorruptError, "format version"),
-        ({"version": b"9" * 5000}, CorruptError, "format version"),
+        ({"version": b"9" * 5000}, CorruptError, "of 5,000 bytes"),
         ({"constants.pkl": b"\x80\x02)."}, UnsupportedError, "TorchScript"),
         ({"code/a.py": b""}, UnsupportedError, "TorchScript"),
     ],
