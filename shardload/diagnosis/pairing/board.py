@@ -104,4 +104,6 @@ class Board:
 def _same(family: KeyFamily, other: KeyFamily) -> list[Indices]:
     if family.members == other.members:
         return list(family.members)
+    if len(family.members) == len(other.members) and family.from_zero == other.from_zero:
+        return []  # numbered from another layer on: layers that have the same number are not the same
     return [indices for indices, shape in family.members.items() if other.members.get(indices) == shape]

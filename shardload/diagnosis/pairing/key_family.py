@@ -56,6 +56,15 @@ class KeyFamily:
         return frozenset((indices, _sorted(shape)) for indices, shape in self.members.items())
 
     @cached_property
+    def from_zero(self) -> frozenset[tuple[Indices, Shape]]:
+        """The unordered signature, with each number counted from the least one."""
+        low = tuple(min(indices[place] for indices in self.members) for place in range(self.arity))
+        return frozenset(
+            (tuple(index - least for index, least in zip(indices, low, strict=True)), shape)
+            for indices, shape in self.unordered
+        )
+
+    @cached_property
     def index(self) -> frozenset[Indices]:
         """The indices of its keys."""
         return frozenset(self.members)

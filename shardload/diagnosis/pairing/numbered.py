@@ -23,11 +23,7 @@ def pair_shifted(board: Board) -> None:
 def _from_zero(family: KeyFamily) -> Hashable:
     if not family.arity:
         return id(family)  # meets nobody
-    low = tuple(min(indices[place] for indices in family.members) for place in range(family.arity))
-    return frozenset(
-        (tuple(index - least for index, least in zip(indices, low, strict=True)), shape)
-        for indices, shape in family.members.items()
-    )
+    return family.from_zero
 
 
 def pair_named_parts(board: Board) -> None:

@@ -136,4 +136,6 @@ def words_of(segment: str) -> tuple[str, ...]:
             elif part not in _FILLERS:
                 words.append(_WORD_OF.get(part, part))
             at += 1
+    if {"attn", "norm"} <= set(words) and not {"pre", "post", "q", "k", "v"} & set(words):
+        words.insert(0, "pre")  # the norm of attention stands before it
     return tuple(words)

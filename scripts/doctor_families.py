@@ -1,0 +1,76 @@
+"""Run the doctor on every model family that transformers converts checkpoints of, one half at a time.
+
+    python scripts/doctor_families.py development
+    python scripts/doctor_families.py held-out > table.md
+
+Needs transformers (the extra `oracles`). The rule of the split, and what is counted, is in tests/diagnosis/halves.py.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from shardload.template import collapse
+from tests.diagnosis import corpus
+from tests.diagnosis.halves import is_held_out
+from tests.diagnosis.scoring import Score, score
+
+
+def main() -> None:
+    """Print a table of one half, and the sums."""
+    half = sys.argv[1] if len(sys.argv) > 1 else "development"
+    if half not in {"development", "held-out"}:
+        sys.exit(__doc__)
+    chosen, shared = [], set()
+    for family, package in corpus.families().items():
+        pair = corpus.build(family)
+        if pair is None:
+            continue
+        if is_held_out(package) == (half == "held-out"):
+            chosen.append((_scored(pair), pair.shared_with))
+        else:
+            shared.add(pair.shared_with)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    print(f"half: {half}; engine: commit {commit.strip()}; transformers {_version()}\n")
+    print("| family | keys | right | applied | wrong | missed |\n|---|---|---|---|---|---|")
+    for result, _ in chosen:
+        missed = "; ".join(f"`{pattern}`" for pattern in collapse(result.missed)[:4])
+        print(
+            f"| {result.family} | {result.keys} | {result.right} | {result.applied} | {result.wrong} | {missed} |"
+        )
+    print()
+    print(_sums("all", [result for result, _ in chosen]))
+    own = [result for result, conversions in chosen if conversions not in shared]
+    print(_sums("with a conversion that no family of the other half has", own))
+
+
+def _scored(pair: corpus.Pair) -> Score:
+    try:
+        return score(pair)
+    except Exception as error:  # noqa: BLE001 - a family on which the doctor fails has nothing right
+        return Score(pair.family, len(pair.new), missed=[f"{type(error).__name__}: {error}"])
+
+
+def _sums(title: str, results: list[Score]) -> str:
+    keys, right = sum(r.keys for r in results), sum(r.right for r in results)
+    applied, wrong = sum(r.applied for r in results), sum(r.wrong for r in results)
+    perfect = sum(r.perfect for r in results)
+    return (
+        f"{title}: {len(results)} families, {keys:,} keys; right {100 * right / max(keys, 1):.2f}%; "
+        f"wrong among applied {wrong}/{applied:,} = {100 * wrong / max(applied, 1):.3f}%; "
+        f"perfect {perfect}/{len(results)} = {100 * perfect / max(len(results), 1):.1f}%"
+    )
+
+
+def _version() -> str:
+    import transformers
+
+    return str(transformers.__version__)
+
+
+if __name__ == "__main__":
+    main()
