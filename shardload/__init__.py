@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shardload.errors import (
         AccessError,
         CorruptError,
+        MemoryLimitError,
         MismatchError,
         NoInverseError,
         NoSpaceError,
@@ -78,6 +79,7 @@ _HOMES = {
     "errors": (
         "AccessError",
         "CorruptError",
+        "MemoryLimitError",
         "MismatchError",
         "NoInverseError",
         "NoSpaceError",
@@ -112,6 +114,7 @@ __all__ = [
     "Difference",
     "Forecast",
     "KeyMap",
+    "MemoryLimitError",
     "MergeReport",
     "MismatchError",
     "NoInverseError",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from shardload.spill import Spill
+
 _PIECE = 2**20  # elements that one worker casts at a time
 _INLINE = 2**15  # elements that torch itself casts on the calling thread, whatever the number of threads
 _AHEAD = 2**25  # bytes of source that may wait for a worker: progress is told when a tensor is begun
@@ -27,9 +29,13 @@ _MOST_WORKERS = 8
 
 
 class Casts:
-    """Casts tensors on workers of its own. `wait` returns when all that was begun is done, and raises what failed."""
+    """Casts tensors on workers of its own. `wait` returns when all that was begun is done, and raises what failed.
 
-    def __init__(self) -> None:
+    With `spill` the results of all but small tensors lie in its file.
+    """
+
+    def __init__(self, spill: Spill | None = None) -> None:
+        self.spill = spill
         self._pool: ThreadPoolExecutor | None = None
         self._begun: deque[tuple[Future[None], int]] = deque()
         self._waiting = 0
@@ -47,11 +53,20 @@ class Casts:
             if release is not None:
                 release(0, stored.nbytes)
             return result
-        result = torch.empty(stored.shape, dtype=dtype, device="cpu")
+        result = (
+            torch.empty(stored.shape, dtype=dtype, device="cpu")
+            if self.spill is None
+            else self.spill.empty(stored.shape, dtype)
+        )
         source, target = stored.view(-1), result.view(-1)
         for start in range(0, source.numel(), _PIECE):
             self._submit(source[start : start + _PIECE], target[start : start + _PIECE], start, release)
         return result
+
+    def result_bytes(self, numel: int, dtype: torch.dtype) -> tuple[int, int]:
+        """Return what a cast takes for its result, in bytes of anonymous memory and of the spill's file."""
+        nbytes = numel * dtype.itemsize
+        return (0, nbytes) if self.spill is not None and numel > _INLINE else (nbytes, 0)
 
     def wait(self) -> None:
         """Return when every cast that was begun is done."""
@@ -63,6 +78,8 @@ class Casts:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+        if self.spill is not None:
+            self.spill.close()
         self._begun.clear()
         self._waiting = 0
 
@@ -92,7 +109,8 @@ class Casts:
         first: int,
         release: Callable[[int, int], None] | None,
     ) -> None:
-        self._pages.touch(target.data_ptr(), target.nbytes)
+        if self.spill is None:
+            self._pages.touch(target.data_ptr(), target.nbytes)
         target.copy_(source)
         if release is not None:
             release(first, first + source.nbytes)

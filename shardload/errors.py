@@ -6,6 +6,7 @@ ShardloadError
 ├── NotFoundError         a folder, file, repo, revision or tensor is not there exit code 2
 │   └── AccessError       it is there, but not for this token                   exit code 2
 ├── NoSpaceError          the disk is full, or would be                         exit code 2
+├── MemoryLimitError      the load takes more memory than it was allowed        exit code 2
 ├── UnsupportedError      known, named, and not done by this version            exit code 2
 ├── MismatchError         checkpoint (or adapter) and model disagree            exit code 1
 ├── RemoteCodeError       a repo's own code failed, or asks for what is lacking exit code 1
@@ -81,6 +82,10 @@ class AccessError(NotFoundError):
 
 class NoSpaceError(ShardloadError):
     """The disk is full, or would be: said before anything is written where it can be known."""
+
+
+class MemoryLimitError(ShardloadError):
+    """The load would take more anonymous memory than `max_memory`: said before a weight is read, with both figures."""
 
 
 class UnsupportedError(ShardloadError):

@@ -14,12 +14,14 @@ from shardload.finish import finish
 from shardload.gc_pause import gc_paused
 from shardload.keymap import KeyMap
 from shardload.memory import PeakSampler
+from shardload.memory_plan import memory_plan, refuse_above
 from shardload.origin import remember_origin
 from shardload.references import References
 from shardload.report import MemoryUse, Report
 from shardload.shell import Shell
 from shardload.stream import stream
 from shardload.targets.device import OnDevice
+from shardload.targets.target import AccountedTarget
 from shardload.ties import compare_stored_copies
 from shardload.verification import VerifiedWhileLoading
 from shardload.walker import Snapshot, Zones
@@ -61,6 +63,8 @@ def fill(
     progress: ProgressOption = None,
     copy: bool = False,
     verify: bool = False,
+    spill: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
 ) -> Report:
     """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
 
@@ -71,15 +75,22 @@ def fill(
     on whole keys; parameters that are allowed to be missing get the value that the class gives them. `key_map` is
     a KeyMap, a mapping of names, or the path of a map's JSON file: parts and transposes of stored tensors stay
     views, what is put together is copied. Parameters of an existing module are replaced: make optimizers
-    afterwards. Raises MismatchError, UnsupportedError, CorruptError, UsageError.
+    afterwards. `max_memory` is the most that the load may add to this process's anonymous memory, in bytes: one that
+    states more is refused before a weight is read. `spill` is a folder for a file that casts go to instead, whose
+    pages the system can write out and drop (see OnDevice, which takes it too). Raises MismatchError, MemoryLimitError,
+    NoSpaceError, UnsupportedError, CorruptError, UsageError.
     """
     shell = _as_shell(shell_or_module)
-    target = target or OnDevice()
+    target = _target(target, spill)
     comparison = Comparison(shell, _as_checkpoint(checkpoint), KeyMap.of(key_map))
     verdict = comparison.judge(strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
     comparison.refuse_if_faulty(verdict)
     comparison.refuse_oversized(verdict)
     report = comparison.report
+    report.stated = memory_plan(comparison.plan, shell, verdict.missing, target, copy=copy)
+    refuse_above(report.stated, max_memory)
+    if report.stated.spilled and isinstance(target, AccountedTarget) and target.spill:
+        target.spill.require(report.stated.spilled)
     verified = VerifiedWhileLoading(checkpoint) if verify else None
     with PeakSampler() as sampler, _all_or_nothing(comparison.zones) as undo:
         before = sampler.sample()
@@ -92,6 +103,15 @@ def fill(
     remember_origin(shell.model, checkpoint, comparison.plan.tensors)
     report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
     return report
+
+
+def _target(target: Target | None, spill: str | os.PathLike[str] | None) -> Target:
+    if target is not None and spill is not None:
+        raise UsageError(
+            "spill= says where the default target's casts go, and a target was given",
+            cure="give it to the target: OnDevice(dtype=…, spill=…)",
+        )
+    return target or OnDevice(spill=spill)
 
 
 def _as_shell(shell_or_module: Shell | nn.Module) -> Shell:

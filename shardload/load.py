@@ -62,6 +62,8 @@ def from_pretrained(
     key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     copy: bool = False,
     verify: bool = False,
+    spill: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
     progress: ProgressOption = None,
     revision: str | None = None,
     code_revision: str | None = None,
@@ -92,7 +94,7 @@ def from_pretrained(
     by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     refuse(declined, "from_pretrained")
-    target = OnDevice(device, parse_dtype(dtype))
+    target = OnDevice(device, parse_dtype(dtype), spill)
     hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
     clock = _Clock()
@@ -122,6 +124,7 @@ def from_pretrained(
         checkpoint,
         key_map=key_map,
         target=adapted.target(target),
+        max_memory=max_memory,
         strict=strict,
         allow_missing=allow_missing,
         allow_unexpected=allow_unexpected,

@@ -28,11 +28,20 @@ def map_file(descriptor: int, size: int) -> Buffer:
     MAP_NORESERVE keeps a file larger than RAM mappable: without it the kernel counts a writable private mapping
     as memory that may be needed in full. Raises OSError or ValueError where the file can't be mapped.
     """
+    return _map(descriptor, 0, size, mmap.MAP_PRIVATE | _NORESERVE, mmap.ACCESS_COPY)
+
+
+def map_shared(descriptor: int, start: int, size: int) -> Buffer:
+    """Map a stretch of an open file, from a page's start: what is written goes to the file, when the kernel likes."""
+    return _map(descriptor, start, size, mmap.MAP_SHARED, mmap.ACCESS_WRITE)
+
+
+def _map(descriptor: int, start: int, size: int, flags: int, access: int) -> Buffer:
     libc = _libc()
     if libc is None:
-        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+        return mmap.mmap(descriptor, size, access=access, offset=start)
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    address = libc.mmap(None, size, protection, mmap.MAP_PRIVATE | _NORESERVE, descriptor, 0)
+    address = libc.mmap(None, size, protection, flags, descriptor, start)
     if address in (None, _FAILED):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shardload.diagnosis.finding import Finding
     from shardload.keymap import KeyMap
     from shardload.memory import Memory
+    from shardload.memory_plan import MemoryPlan
     from shardload.plan import Fault
 
 _MOST_LINES = 12  # patterns a kind of fault; the rest is counted
@@ -72,6 +73,7 @@ class Report:
     findings: tuple[Finding, ...] = ()
     key_map: KeyMap | None = None
     notes: list[str] = field(default_factory=list)
+    stated: MemoryPlan | None = None
     memory: MemoryUse | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     adapters: list[Any] = field(default_factory=list)
@@ -96,6 +98,7 @@ class Report:
             "findings": [finding.to_dict() for finding in self.findings],
             "key_map": [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None,
             "notes": self.notes,
+            "stated": self.stated.to_dict() if self.stated else None,
             "memory": self.memory.to_dict() if self.memory else None,
             "seconds": self.seconds,
             "adapters": [adapter.to_dict() for adapter in self.adapters],
@@ -109,8 +112,9 @@ class Report:
         if self.memory:
             before, after, peak = self.memory.before, self.memory.after, self.memory.peak
             added, most = size_of(after.anon - before.anon), size_of(peak.anon - before.anon)
+            stated = f", {size_of(self.stated.peak)} stated before" if self.stated else ""
             lines.append(
-                f"  memory  anonymous {added} added (peak {most}), "
+                f"  memory  anonymous {added} added (peak {most}{stated}), "
                 f"file-backed {size_of(after.file - before.file)} added"
             )
         if self.seconds:

@@ -9,8 +9,11 @@ import torch
 from shardload.casting import Casts
 from shardload.dtype_names import SHORT_NAMES
 from shardload.errors import UsageError
+from shardload.spill import Spill
 
 if TYPE_CHECKING:
+    import os
+
     from torch import nn
 
     from shardload.targets.target import Release
@@ -22,13 +25,27 @@ class OnDevice:
     """Puts weights on one device, and casts the floating ones where `dtype` is given.
 
     Integers, bool, fp8 and complex keep their dtype; so do computed buffers. With the stored dtype on the CPU a
-    weight stays a view of its file.
+    weight stays a view of its file. `spill`: a folder for a file that casts go to, whose pages the kernel can write
+    out and drop: a checkpoint larger than the memory can be cast.
     """
 
-    def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        spill: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.device = _device(device)
         self.dtype = dtype
-        self._casts = Casts()
+        self.spill = None if spill is None else Spill(spill)
+        self._casts = Casts(self.spill)
+
+    def result_bytes(self, dtype: torch.dtype, numel: int) -> tuple[int, int]:
+        """Return what a stored tensor takes beside its file: bytes of anonymous memory, and of the spill's file."""
+        wanted = self.dtype if self.dtype is not None and dtype in _CASTABLE else dtype
+        if self.device.type != "cpu" or wanted == dtype:
+            return 0, 0
+        return self._casts.result_bytes(numel, wanted)
 
     def prepare(self, model: nn.Module) -> None:
         """Change nothing."""

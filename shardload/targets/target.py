@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from shardload.spill import Spill
+
 
 Release = Callable[[int, int], None]
 """Lets go of the bytes of a stored tensor between two offsets: they have been used. Called on any thread."""
@@ -43,3 +45,13 @@ class OverlappingTarget(Target, Protocol):
 
     def close(self) -> None:
         """Give up what is still being worked on, and threads; also called after an error."""
+
+
+@runtime_checkable
+class AccountedTarget(Target, Protocol):
+    """A target that can say beforehand what it will take."""
+
+    spill: Spill | None
+
+    def result_bytes(self, dtype: torch.dtype, numel: int) -> tuple[int, int]:
+        """Return what a stored tensor takes beside its file: bytes of anonymous memory, and of the spill's file."""
