@@ -50,6 +50,19 @@ def to_document(key_map: KeyMap) -> dict[str, Any]:
     return document
 
 
+def to_text(key_map: KeyMap) -> str:
+    """Return a map as JSON text, a line a rule and a line a pattern."""
+    parts = []
+    for name, value in to_document(key_map).items():
+        if isinstance(value, list) and value:
+            lines = ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in value)
+            text = f"[\n    {lines}\n  ]"
+        else:
+            text = json.dumps(value, ensure_ascii=False)
+        parts.append(f"  {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}"
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """Return a map file's text. Raises NotFoundError, and UsageError for what can't be one."""
     file = Path(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -308,7 +307,7 @@ class KeyMap:
 
     def to_json(self) -> str:
         """Return the map as a JSON document."""
-        return json.dumps(document.to_document(self), indent=2, ensure_ascii=False)
+        return document.to_text(self)
 
     @classmethod
     def from_json(cls, text: str) -> KeyMap:
