@@ -21,12 +21,19 @@ from shardload.adapters.attach import (
 from shardload.adapters.base_state import without_adapters
 from shardload.adapters.formats import FORMATS, format_of
 from shardload.adapters.fresh import attach_lora
+from shardload.adapters.hot_swap import swap_adapter
 from shardload.adapters.inspection import AdapterInspection, inspect_adapter
 from shardload.adapters.judgement import judge, read_judged
+from shardload.adapters.merging.on_eval import follow_training
 from shardload.adapters.reading import checked_options, read_content
 from shardload.adapters.selection import adapter_batch, delete_adapter, disable_adapter, set_adapter
 from shardload.adapters.source import open_adapter
-from shardload.adapters.trainable import TrainableParameters, trainable_parameters
+from shardload.adapters.trainable import (
+    TrainableParameters,
+    lora_state_dict,
+    mark_only_lora_as_trainable,
+    trainable_parameters,
+)
 from shardload.adapters.values import checked_dtype
 from shardload.gc_pause import gc_paused
 
@@ -58,9 +65,12 @@ __all__ = [
     "format_of",
     "inspect_adapter",
     "load_adapter",
+    "lora_state_dict",
+    "mark_only_lora_as_trainable",
     "open_adapter",
     "save_adapter",
     "set_adapter",
+    "swap_adapter",
     "trainable_parameters",
 ]
 
@@ -79,6 +89,7 @@ def load_adapter(
     dtype: str | torch.dtype = "file",
     trainable: bool = False,
     enable_lora: Sequence[bool] | None = None,
+    merge_on_eval: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -98,7 +109,8 @@ def load_adapter(
     stored dtype, wider where the base layer's is; "base" the base layer's; or a floating torch dtype. The base is
     frozen; with `trainable` gradients flow to the adapter alone. The first adapter becomes the active one; a further
     one, under another name, is attached and not active. With `strict=False` tensors without a place, and missing
-    ones, are warnings in the report.
+    ones, are warnings in the report. With `merge_on_eval` the model's eval() merges what is active and train() takes it
+    back, bit for bit; without it neither touches the base.
 
     Raises MismatchError (with `.report`) when file and model disagree, UnsupportedError for variants and formats
     that are known and not done, CorruptError for NaN, Inf, empty tensors or a broken config: all faults at once,
@@ -120,6 +132,8 @@ def load_adapter(
     with gc_paused():
         content = read_content(file, format=format, options=options, key_map=key_map)
         report = _attach(model, file, content, name, _Wishes(strict, trainable, wanted))
+    if merge_on_eval:
+        follow_training(model)
     report.seconds = time.perf_counter() - start
     return report
 

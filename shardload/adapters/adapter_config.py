@@ -40,6 +40,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 _MERGED_LINEAR = ("enable_lora", "merge_weights")
 """Settings of PEFT 0.2: a MergedLinear is saved as the plain pair that it equals."""
+_PLAIN_INITS = ("gaussian", "orthogonal", "eva", "mica")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ def adapter_config(
     layers = [LayerSetting(canonical(one.path), one.rank, one.scale, one.dropout) for one in layers]
     kept = {key: value for key, value in (given or {}).items() if key not in _MERGED_LINEAR}
     config = {**_DEFAULTS, **kept, **facts, "inference_mode": True}
+    if isinstance(config["init_lora_weights"], str) and config["init_lora_weights"] not in _PLAIN_INITS:
+        # Such an adapter was made relative to the base as it is when it was attached: it is a plain one now.
+        config["init_lora_weights"] = True
     if layers:
         config["lora_dropout"] = layers[0].dropout
     if not _ranks_hold(config, layers):

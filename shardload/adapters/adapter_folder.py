@@ -53,7 +53,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = "
     tensors = plan.tensors()
     _check(tensors)
     config = plan.config(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "") or None)
-    metadata = {METADATA_KEY: fingerprint_of(plan.base_tensors())}
+    # Merged weights are not the base's.
+    metadata = {METADATA_KEY: fingerprint_of(plan.base_tensors())} if adapters.merged is None else {}
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file", cure="pass a folder to write into")
@@ -104,11 +105,17 @@ class _Plan:
         """Return the tensors by their keys in PEFT's file, and note what the config has to say of each layer."""
         found: dict[str, torch.Tensor] = {}
         for layer in self.attached.layers:
-            path = self.paths[id(layer)]
+            path = self.paths.get(id(layer))
+            if path is None:
+                raise UsageError(
+                    "the adapter repeats layers of the base, and is not active: its layers have no places now",
+                    cure="make it active, then save it",
+                )
             for term, end, tensors, rank in self._stored(layer):
                 inner = self._key(path, end)
                 found.update({f"{inner}.{part}": tensor for part, tensor in tensors.items()})
-                self.settings.append(LayerSetting(path, rank, term.scale, term.dropout))
+                if rank:
+                    self.settings.append(LayerSetting(path, rank, term.scale, term.dropout))
         for swap in self.attached.replaced:
             path = canonical(self.paths[id(swap.module)])
             # PEFT wraps a targeted layer; what is the base's own lies inside the wrapper.

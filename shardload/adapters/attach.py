@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from shardload.adapters.adapter import listing
-from shardload.adapters.layers import LoraLayer, adapt
+from shardload.adapters.input_gradients import hook_inputs, unhook_inputs
+from shardload.adapters.layers import Factor, LoraLayer, adapt
 from shardload.adapters.resolve import tensor_of
 from shardload.adapters.switch import LOCK, Choice, Switch
 from shardload.adapters.values import as_parameter
@@ -194,10 +195,46 @@ def attach_values(model: nn.Module, name: str, values: AdapterValues, *, trainab
         _put_replaced(model, attached, values)
         if len(adapters.attached) == 1:
             activate(model, {name: 1.0})
+        if trainable:
+            hook_inputs(model)
     except BaseException:
         detach(model, name)
         raise
     return attached
+
+
+def exchange(model: nn.Module, old: Attached, values: AdapterValues) -> Attached:
+    """Put read tensors in the place of an attached adapter's, which is not in the places of the base's now.
+
+    Raises UsageError when the new one can't be active as the old one is: then nothing has been changed.
+    """
+    adapters, name = record_of(model), old.name
+    new = Attached(name, old.trainable)
+    _put_replaced(model, new, values)
+    chosen = adapters.switch.chosen.weights
+    if name in chosen and (old.changes_base or new.changes_base) and adapters.switch.live:
+        raise UsageError(
+            "these adapters replace tensors of the base, and a `with` block is open that has its own choice",
+            where=name,
+            cure="leave the block first",
+        )
+    if name in chosen:
+        adapters.attached[name] = new
+        try:
+            check_apart(adapters, chosen)
+        except UsageError:
+            adapters.attached[name] = old
+            raise
+    adapters.attached[name] = new
+    staying = {id(module) for value in values.layers for module in (value.match.layer, *value.match.ties)}
+    for layer in old.layers:
+        if id(layer) in staying:
+            layer.lora_remove(name)
+        else:
+            layer.lora_drop(name)
+    _put_layers(new, values, adapters.switch)
+    activate(model, dict(chosen))
+    return new
 
 
 def _put_layers(attached: Attached, values: AdapterValues, switch: Switch) -> None:
@@ -226,6 +263,21 @@ def _put_replaced(model: nn.Module, attached: Attached, values: AdapterValues) -
             attached.swaps += _resizes(model, [module for module, _ in places], len(original), len(own))
     if values.replication is not None:
         attached.swaps += [Swap(*swap) for swap in values.replication.swaps()]
+
+
+def add_biases(model: nn.Module, attached: Attached, bias: str) -> None:
+    """Let copies of the base's biases ("lora_only": of the adapter's layers, or "all") belong to an adapter.
+
+    No adapter's tensors may be in the places of the base's now.
+    """
+    known = {(id(swap.module), swap.attribute) for swap in attached.replaced}
+    own: dict[int, nn.Parameter] = {}
+    for module in model.modules() if bias == "all" else attached.layers:
+        original = module._parameters.get("bias")
+        if original is not None and (id(module), "bias") not in known and not isinstance(module, Factor):
+            copy = own.setdefault(id(original), as_parameter(original.detach().clone()))
+            attached.replaced.append(Replaced(module, "bias", original, copy))
+    attached.config = {**(attached.config or {}), "bias": bias}
 
 
 def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
@@ -334,6 +386,7 @@ def detach(model: nn.Module, name: str) -> None:
                 parameter = module._parameters.get(attribute)
                 if parameter is not None:
                     parameter.requires_grad_(True)
+            unhook_inputs(model)
             del vars(model)[_RECORD]
 
 

@@ -19,6 +19,7 @@ from shardload.adapters.initial import INITS, initial_factors
 from shardload.adapters.judgement import refuse
 from shardload.adapters.layers import kind_of
 from shardload.adapters.match import match_adapter
+from shardload.adapters.merging.on_eval import follow_training
 from shardload.adapters.resolve import ModuleIndex, tensor_of
 from shardload.adapters.settings import PeftSettings, read_settings
 from shardload.adapters.targets import targets_of
@@ -56,6 +57,7 @@ def attach_lora(
     init: bool | str = True,
     seed: int | None = None,
     dtype: torch.dtype | None = None,
+    merge_on_eval: bool = False,
     name: str = "default",
 ) -> AdapterReport:
     """Attach a fresh LoRA to a model, in place: it changes nothing yet, and only its own parameters train.
@@ -68,7 +70,8 @@ def attach_lora(
     that is wider; `dtype` says otherwise. With `bias` and `modules_to_save` copies of the base's tensors train in
     their places, and the base keeps its own.
 
-    The base is frozen. The first adapter becomes the active one; a further one is attached and not active.
+    The base is frozen. The first adapter becomes the active one; a further one is attached and not active. With
+    `merge_on_eval` the model's eval() merges what is active and train() takes it back, bit for bit.
     Raises UsageError for settings that no adapter can have, and, naming the nearest modules, when nothing is
     targeted or a name matches nothing; UnsupportedError for modules that take no LoRA. Then the model is as it was.
     """
@@ -114,6 +117,8 @@ def attach_lora(
     attached.report, attached.config = report, config
     report.rows, report.nbytes = tuple(values.rows), fresh.nbytes
     report.active = name in active_adapters(model)
+    if merge_on_eval:
+        follow_training(model)
     report.seconds = time.perf_counter() - start
     return report
 

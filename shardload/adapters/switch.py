@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from shardload.adapters.rows import Rows
 
@@ -33,13 +33,15 @@ class Switch:
 
     `chosen` holds for the model. A `with` block puts another choice before it, for the code that runs inside the block
     alone: other threads and tasks see what they saw. `live` are the choices of all blocks that are open anywhere.
+    `follow` is called when a layer's `training` is set, where somebody asked for that.
     """
 
-    __slots__ = ("__weakref__", "chosen", "live")
+    __slots__ = ("__weakref__", "chosen", "follow", "live")
 
     def __init__(self, chosen: Choice | None = None) -> None:
         self.chosen = Choice() if chosen is None else chosen
         self.live: tuple[Choice, ...] = ()
+        self.follow: Callable[..., None] | None = None
 
     @property
     def choice(self) -> Choice:
@@ -53,13 +55,13 @@ class Switch:
         """The adapters that run where this is asked, and their weights."""
         return self.choice.weights
 
-    def __getstate__(self) -> Choice:
+    def __getstate__(self) -> tuple[Choice, Any]:
         # A copy is not inside anybody's block: it begins with what holds where it is made.
         choice = self.choice
-        return self.chosen if choice.rows is not None else Choice(dict(choice.weights))
+        return (self.chosen if choice.rows is not None else Choice(dict(choice.weights))), self.follow
 
-    def __setstate__(self, state: Choice) -> None:
-        self.chosen = state
+    def __setstate__(self, state: tuple[Choice, Any]) -> None:
+        self.chosen, self.follow = state
         self.live = ()
 
 

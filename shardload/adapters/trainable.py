@@ -1,4 +1,4 @@
-"""How many of a model's parameters train."""
+"""Which of a model's parameters train: counted, marked, and taken out as a state dict."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from shardload.adapters.attach import adapters_of
+from shardload.adapters.attach import activate, adapters_of, add_biases, place, record_of
+from shardload.adapters.input_gradients import hook_inputs
+from shardload.adapters.layers import LORA_PARTS, LoraLayer
+from shardload.adapters.switch import LOCK
+from shardload.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
+
+_BIASES = ("none", "lora_only", "all")
 
 
 class TrainableParameters(NamedTuple):
@@ -35,6 +43,56 @@ def trainable_parameters(model: nn.Module) -> TrainableParameters:
     seen: dict[int, nn.Parameter] = {id(parameter): parameter for parameter in _parameters(model)}
     trainable = sum(_numel(parameter) for parameter in seen.values() if parameter.requires_grad)
     return TrainableParameters(trainable, sum(map(_numel, seen.values())))
+
+
+def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
+    """Let the active adapters train and nothing else, as loralib's function of this name does.
+
+    `bias`: "none", "lora_only" (those of the adapted layers) or "all". Unlike in loralib, copies of the biases train,
+    which belong to the first active adapter from then on and are saved with it; the base keeps its own. Raises
+    UsageError when no adapter is active, or for another `bias`.
+    """
+    with LOCK:
+        adapters = record_of(model)
+        chosen = dict(adapters.switch.chosen.weights)
+        if bias not in _BIASES or not chosen:
+            raise UsageError(
+                f"bias must be one of {', '.join(_BIASES)}, not {bias!r}"
+                if chosen
+                else "no adapter is active"
+            )
+        for name, attached in adapters.attached.items():
+            attached.trainable = attached.trainable or name in chosen
+        first = adapters.attached[next(iter(chosen))]
+        if bias != "none":
+            place(adapters, ())
+            add_biases(model, first, bias)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        activate(model, chosen)
+        hook_inputs(model)
+
+
+def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, torch.Tensor]:
+    """Return the part of `model.state_dict()` that is the adapters', as loralib's function of this name does.
+
+    `bias`: "none", "lora_only" or "all" adds biases, those of the adapted layers or all, as they are now. It goes back
+    with `load_state_dict(..., strict=False)` into a model with the same adapters attached; `save_adapter` writes files
+    that others load.
+    """
+    if bias not in _BIASES:
+        raise UsageError(f"bias must be one of {', '.join(_BIASES)}, not {bias!r}")
+    state: dict[str, torch.Tensor] = model.state_dict()
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+    starts = tuple(f"{path}.{part}." if path else f"{part}." for path in layers for part in LORA_PARTS)
+    biases = {f"{path}.bias" if path else "bias" for path in layers}
+    return {
+        key: value
+        for key, value in state.items()
+        if key.startswith(starts)
+        or (bias == "all" and key.rpartition(".")[2] == "bias")
+        or (bias == "lora_only" and key in biases)
+    }
 
 
 def _parameters(model: nn.Module) -> Iterator[nn.Parameter]:

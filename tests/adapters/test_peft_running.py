@@ -209,3 +209,29 @@ def test_a_merged_linear_is_saved_as_the_pair_that_it_equals(tmp_path):
     wrapped = peft.PeftModel.from_pretrained(plain, tmp_path / "saved")
     x = torch.randn(3, 6, generator=random, dtype=torch.float64)
     assert error(base(x), wrapped(x)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora", "use_rslora": True},
+        {"trainable_token_indices": {"embed": [1, 5, 9]}},
+        {"trainable_token_indices": {"embed": [2]}, "modules_to_save": ["score"], "use_dora": True},
+    ],
+)
+def test_what_peft_saved_is_saved_again(tmp_path, settings):
+    """From PEFT to ours and back: PEFT computes the same from our file."""
+    # PEFT computes PiSSA and OLoRA in float32 only.
+    dtype, limit = (torch.float32, 1e-5) if "init_lora_weights" in settings else (torch.float64, 1e-10)
+    wrapped = trained(Tiny(dtype), settings)
+    wanted = wrapped(TOKENS)
+    ours = Tiny(dtype)
+    load_adapter(ours, save(wrapped, tmp_path / "theirs"))
+    assert error(ours(TOKENS), wanted) <= limit
+    save_adapter(ours, tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(Tiny(dtype), tmp_path / "ours").eval()
+    assert error(again(TOKENS), wanted) <= limit
+    back = Tiny(dtype)
+    load_adapter(back, tmp_path / "ours")
+    assert error(back(TOKENS), wanted) <= limit

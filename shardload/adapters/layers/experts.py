@@ -68,11 +68,11 @@ class LoraParameters(LoraLayer):
         down[term.attribute], up[term.attribute] = factors.a, factors.b
         self.lora_terms[f"{name}.{term.attribute}"] = term
 
-    def lora_drop(self, name: str) -> None:
-        """Take one adapter's factors from the module; the last one restores its own class."""
+    def lora_remove(self, name: str) -> None:
+        """Take one adapter's factors from the module."""
         for key in [key for key in self.lora_terms if key.partition(".")[0] == name]:
             del self.lora_terms[key]
-        super().lora_drop(name)
+        super().lora_remove(name)
 
 
 class Experts:

@@ -27,6 +27,8 @@ from shardload.errors import UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from typing_extensions import Self
+
     from shardload.adapters.adapter import LoraEntry
     from shardload.adapters.switch import Switch
 
@@ -229,15 +231,27 @@ class LoraLayer(nn.Module):
             if holder is not None and name in holder:
                 yield from holder[name].parameters()
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, as any module does, and tell whoever asked to be told (merge_on_eval)."""
+        super().train(mode)
+        if self.lora_switch.follow is not None:
+            self.lora_switch.follow(mode=mode)
+        return self
+
     def lora_drop(self, name: str) -> None:
         """Take one adapter's factors from the layer; the last one restores the layer's own class."""
+        self.lora_remove(name)
+        if not self.lora_terms:
+            restore(self)
+
+    def lora_remove(self, name: str) -> None:
+        """Take one adapter's factors from the layer, which stays an adapted one."""
         for part in LORA_PARTS:
             holder: Any = self._modules.get(part)
             if holder is not None:
                 holder._modules.pop(name, None)
         self.lora_terms.pop(name, None)
-        if not self.lora_terms:
-            restore(self)
+        self.__dict__.get(DORA_CACHE, {}).pop(name, None)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle and copy by the layer's own class: the class made here can't be imported by name."""

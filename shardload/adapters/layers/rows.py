@@ -50,6 +50,10 @@ class RowsTerm(LoraTerm):
         old = out.index_select(-1, index)
         return out.index_copy(-1, index, torch.lerp(old.to(new.dtype), new, weight).to(out.dtype))
 
+    def stored(self, factors: Factors) -> tuple[int, dict[str, torch.Tensor]]:
+        """Return the rows under PEFT's name for them; which tokens they are stands in the config."""
+        return 0, {"token_adapter.trainable_tokens_delta": factors.a}
+
     def changed(
         self,
         base: torch.Tensor,

@@ -1,0 +1,96 @@
+"""swap_adapter: other weights for an adapter that is attached, while it stays attached."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from shardload.adapters.adapter import listing
+from shardload.adapters.attach import active_adapters, check_owner, exchange, place, record_of
+from shardload.adapters.judgement import judge, read_judged
+from shardload.adapters.reading import checked_options, read_content
+from shardload.adapters.source import open_adapter
+from shardload.adapters.switch import LOCK
+from shardload.adapters.values import checked_dtype
+from shardload.errors import UsageError
+from shardload.gc_pause import gc_paused
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from torch import nn
+
+    from shardload.adapters.adapter_report import AdapterReport
+    from shardload.keymap import KeyMap
+
+
+@gc_paused()
+def swap_adapter(
+    model: nn.Module,
+    name: str,
+    where: str | os.PathLike[str],
+    *,
+    format: str = "auto",  # noqa: A002 - as in load_adapter
+    alpha: float | None = None,
+    strict: bool = True,
+    key_map: KeyMap | Mapping[str, str | None] | None = None,
+    dtype: str | torch.dtype = "file",
+    enable_lora: Sequence[bool] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    allow_links: bool = False,
+) -> AdapterReport:
+    """Give an attached adapter the weights and settings of another file, under the same name.
+
+    It stays as active, as weighted and as trainable as it is; alpha, patterns, ranks, layers and variants are the new
+    file's. Layers that both have keep their class and their hooks. The keywords are load_adapter's. A forward pass
+    that runs in another thread meanwhile may meet both; parameters are new objects, so an optimizer has to be made
+    again.
+
+    Raises what load_adapter raises, UsageError for a name that is not attached, and while a `with` block that is open
+    runs with it: then the adapter is as it was.
+    """
+    start = time.perf_counter()
+    options, wanted = checked_options(alpha, enable_lora, strict=strict), checked_dtype(dtype)
+    with LOCK:
+        adapters = record_of(model)
+        old = adapters.attached.get(name)
+        if old is None:
+            raise UsageError(
+                f"no adapter called {name!r} is attached",
+                where=f"attached: {listing(list(adapters.attached))}",
+            )
+        if any(name in choice.weights for choice in adapters.switch.live):
+            raise UsageError(
+                f"a `with` block that is open runs with the adapter {name!r}", cure="leave the block first"
+            )
+        file = open_adapter(
+            where,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            subfolder=subfolder,
+            allow_links=allow_links,
+        )
+        content = read_content(file, format=format, options=options, key_map=key_map)
+        placed = adapters.placed
+        # The new file is judged by the base's own tensors, not by those that the old one put in their places.
+        place(adapters, tuple(other for other in placed if other != name))
+        try:
+            report, match = judge(model, file, content, name, strict=strict)
+            check_owner(model, match)
+            values = read_judged(file, match, report, dtype=wanted)
+            new = exchange(model, old, values)
+        except BaseException:
+            place(adapters, placed)
+            raise
+        new.report, new.config = report, file.config if content.format.startswith("PEFT") else None
+    report.trainable, report.active = new.trainable, name in active_adapters(model)
+    report.seconds = time.perf_counter() - start
+    return report
