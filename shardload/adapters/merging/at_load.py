@@ -12,6 +12,7 @@ from shardload.adapters.merging.change import merged_blocks
 from shardload.adapters.merging.changes import Changes, add_changes
 from shardload.adapters.merging.rounding import Rounding
 from shardload.adapters.merging.survival import MergedTensor, Survival, warnings_of
+from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import read_content
 from shardload.adapters.source import open_adapter
 from shardload.errors import UnsupportedError
@@ -54,6 +55,7 @@ class MergingTarget:
         self.dtype = dtype
         self.changes = changes
         self.rows: dict[str, MergedTensor] = {}
+        self._workers = Workers()
 
     def prepare(self, model: nn.Module) -> None:
         """Prepare the target inside."""
@@ -83,7 +85,8 @@ class MergingTarget:
             self.inner.wait()
 
     def close(self) -> None:
-        """Close the target inside."""
+        """Close the target inside, and end the workers."""
+        self._workers.close()
         if isinstance(self.inner, OverlappingTarget):
             self.inner.close()
 
@@ -95,6 +98,7 @@ class MergingTarget:
             path, _, attribute = name.rpartition(".")
             parameter: Any = model.get_submodule(path)._parameters[attribute]
             parameter.data = self._merged(name, parameter.data)
+        self._workers.close()
 
     def _merged(self, key: str, stored: torch.Tensor) -> torch.Tensor:
         change = self.changes.get(key)
@@ -108,8 +112,8 @@ class MergingTarget:
             )
         dtype = self.dtype or stored.dtype
         result = torch.empty(stored.shape, dtype=dtype, device=stored.device)
-        survival = Survival()
-        for index, block in merged_blocks(stored, change, dtype, Rounding("nearest", 0, key), survival):
+        survival, rounding = Survival(), Rounding("nearest", 0, key)
+        for index, block in merged_blocks(stored, change, dtype, rounding, survival, self._workers):
             result[index] = block
         self.rows[key] = MergedTensor.of(change, tuple(stored.shape), dtype, survival)
         return result

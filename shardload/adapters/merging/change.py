@@ -13,21 +13,26 @@ from shardload.adapters.layers.experts import ExpertsTerm
 from shardload.adapters.layers.linear import LinearTerm
 from shardload.adapters.layers.rows import RowsTerm
 from shardload.adapters.layers.transposed import TransposedTerm
+from shardload.adapters.merging.survival import Survival
 from shardload.errors import CorruptError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from shardload.adapters.layers.layer import Shape
-    from shardload.adapters.merging.survival import Survival
+    from shardload.adapters.merging.rounding import Rounding
+    from shardload.adapters.merging.survival import Sums
+    from shardload.adapters.merging.workers import Workers
+
+Folded = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 Index = tuple["int | slice", ...]
 
-BLOCK = 1 << 20
-"""Elements of a block: 4 MB in fp32, a few of which fit into a core's caches."""
+BLOCK = 1 << 18
+"""Elements of a block: 1 MB in fp32, so that the five forms of it that are at hand fit into a core's caches."""
 
 _UNIT = 16  # rows: blocks are made of these
-_WIDEST = 4  # blocks' worth of elements that 16 rows may take together where rows are very long
+_WIDEST = 16  # blocks' worth of elements that 16 rows may take together where rows are very long
 
 
 @dataclass(frozen=True)
@@ -74,34 +79,47 @@ def merged_blocks(
     base: torch.Tensor,
     change: Change,
     dtype: torch.dtype,
-    rounder: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
+    rounding: Rounding,
     survival: Survival,
+    workers: Workers | None = None,
 ) -> Iterator[tuple[Index, torch.Tensor]]:
     """Yield a tensor with its change folded in, in blocks in C order, each with its index, rounded once to `dtype`.
 
     The maths is that of `LoraTerm`, in fp32, or fp64 where base or factors have it; for one plain LoRA adapter the
     operations are those of PEFT's merge, in their order. A few blocks and the factors are all that is in memory.
-    Raises CorruptError for a result that is not finite.
+    `workers` compute blocks ahead. Raises CorruptError for a result that is not finite.
     """
     source = base if change.replacement is None else change.replacement
     if change.additions and all(isinstance(each.term, ExpertsTerm) for each in change.additions):
         # One expert may be larger than all that may be in memory: each is a matrix of its own.
         for expert in range(source.shape[0]):
             one = replace(change, additions=[_of_expert(each, expert, source) for each in change.additions])
-            for index, block in merged_blocks(source[expert], one, dtype, rounder, survival):
+            for index, block in merged_blocks(source[expert], one, dtype, rounding, survival, workers):
                 yield (expert, *index), block
         return
+    compute = map if workers is None or source.device.type != "cpu" else workers.map
     if not change.additions:
         for rows in row_blocks(tuple(source.shape)):
-            block = rounder(source[rows], dtype)
+            block = rounding(source[rows], dtype)
             yield (rows,), _finite(block.contiguous(), change.name, dtype)
         return
-    fold = _Fold(source, change)
-    for rows in row_blocks(tuple(source.shape)):
-        wide = source[rows].to(fold.dtype)
-        merged, delta = fold.rows(wide, rows)
-        block = _finite(rounder(merged, dtype).contiguous(), change.name, dtype)
-        survival.add(wide, delta, block)
+    fold = _Fold(source, change, compute)
+
+    def rounded(parts: Folded) -> tuple[torch.Tensor, Sums]:
+        wide, merged, delta = parts
+        block = _finite(rounding(merged, dtype).contiguous(), change.name, dtype)
+        return block, Survival.sums_of(wide, delta, block)
+
+    def whole(rows: slice) -> tuple[slice, torch.Tensor, Sums]:
+        return rows, *rounded(fold.rows(rows))
+
+    blocks = row_blocks(tuple(source.shape))
+    if rounding.is_in_order:
+        results = ((rows, *rounded(parts)) for rows, parts in compute(fold.with_rows, blocks))
+    else:
+        results = compute(whole, blocks)  # type: ignore[assignment]
+    for rows, block, sums in results:
+        survival.count(sums)
         yield (rows,), block
 
 
@@ -136,7 +154,10 @@ def row_blocks(shape: Shape) -> Iterator[slice]:
 class _Fold:
     """The additions of one tensor with their factors in the dtype of the maths, and norms where they need a pass."""
 
-    def __init__(self, base: torch.Tensor, change: Change) -> None:
+    def __init__(
+        self, base: torch.Tensor, change: Change, compute: Callable[..., Iterable[torch.Tensor]]
+    ) -> None:
+        self.base = base
         self.dtype = torch.float32
         for addition in change.additions:
             self.dtype = torch.promote_types(self.dtype, addition.factors.a.dtype)
@@ -146,23 +167,31 @@ class _Fold:
             replace(addition, factors=_on(addition.factors, base.device, self.dtype))
             for addition in change.additions
         ]
-        self.norms = [self._norm(base, addition) for addition in self.additions]
+        self.norms = [self._norm(addition, compute) for addition in self.additions]
 
-    def _norm(self, base: torch.Tensor, addition: Addition) -> torch.Tensor | None:
+    def _norm(
+        self, addition: Addition, compute: Callable[..., Iterable[torch.Tensor]]
+    ) -> torch.Tensor | None:
         """Return DoRA's norms where they run along the rows: a pass of its own. Else each block has its own."""
         term, factors = addition.term, addition.factors
         if factors.magnitude is None or not term.dora_axis:
             return None
-        squares: torch.Tensor | None = None
-        for rows in row_blocks(self.shape):
-            block = term.norm_squares(base[rows].to(self.dtype), term.delta(factors, self.shape, rows))
-            squares = block if squares is None else squares + block
-        if squares is None:
-            raise AssertionError(self.shape)
-        return squares.sqrt()
 
-    def rows(self, wide: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a block with everything folded in, and the change alone."""
+        def squares(rows: slice) -> torch.Tensor:
+            return term.norm_squares(self.base[rows].to(self.dtype), term.delta(factors, self.shape, rows))
+
+        total = torch.zeros((), dtype=self.dtype, device=self.base.device)
+        for block in compute(squares, row_blocks(self.shape)):
+            total = total + block
+        return total.sqrt()
+
+    def with_rows(self, rows: slice) -> tuple[slice, Folded]:
+        """Return rows with what `rows` gives for them."""
+        return rows, self.rows(rows)
+
+    def rows(self, rows: slice) -> Folded:
+        """Return a block of the base in the dtype of the maths, with everything folded in, and the change alone."""
+        wide = self.base[rows].to(self.dtype)
         total: torch.Tensor | None = None
         for addition, norm in zip(self.additions, self.norms, strict=True):
             term, factors, weight = addition.term, addition.factors, addition.weight
@@ -174,11 +203,11 @@ class _Fold:
                 changed = term.changed(wide, factors, weight, rows, self.shape, norm)
                 delta = changed - wide
                 if len(self.additions) == 1:
-                    return changed, delta
+                    return wide, changed, delta
             total = delta if total is None else total + delta
         if total is None:
             raise AssertionError(self.shape)
-        return wide + total, total
+        return wide, wide + total, total
 
 
 def _on(factors: Factors, device: torch.device, dtype: torch.dtype) -> Factors:

@@ -18,6 +18,7 @@ from shardload.adapters.merging.merge_report import MergeReport
 from shardload.adapters.merging.merged_weight import MergedWeight, Way
 from shardload.adapters.merging.rounding import Rounding
 from shardload.adapters.merging.survival import MergedTensor, Survival, warnings_of
+from shardload.adapters.merging.workers import Workers
 from shardload.adapters.switch import LOCK, Choice
 from shardload.errors import CorruptError, UnsupportedError, UsageError
 from shardload.mapping import PrivateMappings
@@ -236,16 +237,15 @@ def _change_all(wanted: Wanted) -> list[MergedTensor]:
     """Fold every change in; if one fails, the weights that were changed before it are put back."""
     rows, done = [], []
     try:
-        for weight, change in wanted:
-            done.append(weight)
-            base, result = weight.begin()
-            survival = Survival()
-            for index, block in merged_blocks(
-                base, change, base.dtype, Rounding("nearest", 0, change.name), survival
-            ):
-                result[index] = block
-            weight.put(result)
-            rows.append(MergedTensor.of(change, tuple(base.shape), base.dtype, survival))
+        with Workers() as workers:
+            for weight, change in wanted:
+                done.append(weight)
+                base, result = weight.begin()
+                survival, rounding = Survival(), Rounding("nearest", 0, change.name)
+                for index, block in merged_blocks(base, change, base.dtype, rounding, survival, workers):
+                    result[index] = block
+                weight.put(result)
+                rows.append(MergedTensor.of(change, tuple(base.shape), base.dtype, survival))
     except BaseException:
         for weight in reversed(done):
             weight.undo()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from shardload.adapters.merging.changes import Changes
+    from shardload.adapters.merging.workers import Workers
     from shardload.checkpoint import Checkpoint
     from shardload.tensor_ref import TensorRef
 
@@ -51,6 +52,7 @@ class MergedOutput:
         seed: int,
         limit: int | None,
         beside: Mapping[str, bytes | Path],
+        workers: Workers,
     ) -> None:
         self.checkpoint = checkpoint
         self.changes = changes
@@ -59,6 +61,7 @@ class MergedOutput:
         self.seed = seed
         self.limit = limit
         self.beside = beside
+        self.workers = workers
         self.rows: dict[str, MergedTensor] = {}
         self._paths = {
             info.name: checkpoint.source.open(info.name).local_path() for info in checkpoint.shards
@@ -154,8 +157,8 @@ class MergedOutput:
                     yield base[rows].to(dtype).contiguous()
             else:
                 survival = Survival()
-                rounder = Rounding(self.rounding, self.seed, ref.name)
-                for _, block in merged_blocks(base, change, dtype, rounder, survival):
+                rounding = Rounding(self.rounding, self.seed, ref.name)
+                for _, block in merged_blocks(base, change, dtype, rounding, survival, self.workers):
                     yield block
                 self.rows[ref.name] = MergedTensor.of(change, ref.shape, dtype, survival)
             shard.release(ref)

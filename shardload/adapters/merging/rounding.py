@@ -32,6 +32,11 @@ class Rounding:
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         self._random.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
+    @property
+    def is_in_order(self) -> bool:
+        """Whether blocks have to come in their order, from one thread: random bits are drawn for each."""
+        return self.kind == "stochastic"
+
     def __call__(self, wide: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return a block in `dtype`; the same object where it has it already."""
         dropped = _DROPPED_BITS.get(dtype)

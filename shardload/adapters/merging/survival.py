@@ -15,6 +15,10 @@ ENOUGH = 0.9
 """A share below this is worth a warning."""
 
 
+Sums = tuple[float, float, float]
+"""Of one block: <M - W, D>, <D, D>, <W, W>."""
+
+
 @dataclass
 class Survival:
     """What became of one tensor's delta D between the base W and the merged, rounded tensor M.
@@ -37,14 +41,19 @@ class Survival:
         """The delta's size beside the base's."""
         return math.sqrt(self.delta / self.base) if self.base else math.inf if self.delta else 0.0
 
-    def add(self, wide: torch.Tensor, change: torch.Tensor, rounded: torch.Tensor) -> None:
-        """Count one block: the base and its change in the wide dtype, and the result."""
-        flat = change.reshape(-1)
-        arrived = (rounded.to(wide.dtype) - wide).reshape(-1)
-        self.kept += torch.dot(arrived, flat).item()
-        self.delta += torch.dot(flat, flat).item()
-        base = wide.reshape(-1)
-        self.base += torch.dot(base, base).item()
+    @staticmethod
+    def sums_of(wide: torch.Tensor, change: torch.Tensor, rounded: torch.Tensor) -> Sums:
+        """Return the three sums of one block: the base and its change in the wide dtype, and the result."""
+        flat, base = change.reshape(-1), wide.reshape(-1)
+        arrived = rounded.to(wide.dtype, copy=True).sub_(wide).reshape(-1)
+        return torch.dot(arrived, flat).item(), torch.dot(flat, flat).item(), torch.dot(base, base).item()
+
+    def count(self, sums: Sums) -> None:
+        """Add the sums of one block."""
+        kept, delta, base = sums
+        self.kept += kept
+        self.delta += delta
+        self.base += base
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from shardload.adapters.merging.merged_output import MergedOutput
 from shardload.adapters.merging.rounding import check_rounding
 from shardload.adapters.merging.survival import MergedTensor, warnings_of
 from shardload.adapters.merging.tied import has_to_be_untied
+from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import checked_options
 from shardload.byte_size import parse_size
 from shardload.checkpoint import open_checkpoint
@@ -97,8 +98,16 @@ def merge_to_disk(
     untied = has_to_be_untied(checkpoint, changes)
     name = None if wanted is None else str(wanted).removeprefix("torch.")
     beside = files_beside(checkpoint, name, untied=untied, rows=resized_rows(checkpoint, changes))
+    workers = Workers()
     merged = MergedOutput(
-        checkpoint, changes, dtype=wanted, rounding=kind, seed=seed, limit=limit, beside=beside
+        checkpoint,
+        changes,
+        dtype=wanted,
+        rounding=kind,
+        seed=seed,
+        limit=limit,
+        beside=beside,
+        workers=workers,
     )
     report = MergeReport(
         base=checkpoint.label,
@@ -109,7 +118,7 @@ def merge_to_disk(
         warnings=[warning for each in reports for warning in each.warnings],
         room=disk_room(out, merged.output),
     )
-    with PeakSampler() as sampler:
+    with PeakSampler() as sampler, workers:
         before = sampler.sample().anon
         written = report.written = write_output(
             out,
