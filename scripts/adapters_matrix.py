@@ -30,13 +30,14 @@ HEAD = """# What loads, cell by cell
 
 Each cell is a file that its own tool wrote for a small model, loaded with `load_adapter` into a model with the same
 base weights. *attached* is the largest difference between the logits and the tool's, over the largest logit, with the
-adapter attached in both; *merged* is the same with it folded into the base in both, by the layers' own maths whole and
-by blocks of rows. fp32 has to be within 1e-5 and fp64 within 1e-10 (`<=` says that it is). The oracles are PEFT {peft}
-and loralib {loralib}; MiniMind, mlx-lm, torchtune, PEFT 0.2 and the experts of PEFT 0.17 are one line of arithmetic
-each. PEFT's files are safetensors in fp32 and `.bin` in fp64.
+adapter attached in both; *merged* is the same after `merge` in memory, against the tool's own merge (`unmerge` gives
+the attached logits again, bit for bit); *on disk* after `merge_to_disk` of the stored base, which sees headers and no
+module. fp32 has to be within 1e-5 and fp64 within 1e-10 (`<=` says that it is). The oracles are PEFT {peft} and loralib
+{loralib}; MiniMind, mlx-lm, torchtune, PEFT 0.2 and the experts of PEFT 0.17 are one line of arithmetic each. PEFT's
+files are safetensors in fp32 and `.bin` in fp64.
 
 *impossible*: the tool refuses the combination itself, or fails on it; its own words are given. *declined*: shardload
-refuses it by name, with the reason and the cure.
+refuses it by name, with the reason and the cure. *refused*: the headers alone do not tell enough; `merge` does it.
 
 This page is written by `scripts/adapters_matrix.py`; `tests/adapters/test_matrix.py` runs the same cells.
 """
@@ -94,27 +95,29 @@ def run(cell: Cell, dtype: torch.dtype) -> Outcome:
 
 def row(cell: Cell, single: Outcome, double: Outcome) -> str:
     """Return a cell's line of the table."""
-    limits = list(LIMITS.values())
-    attached = [
-        verdict(found, found.attached, limit) for found, limit in zip((single, double), limits, strict=True)
-    ]
-    merged = [
-        verdict(found, found.merged, limit, found.no_merge)
-        for found, limit in zip((single, double), limits, strict=True)
-    ]
-    notes = [found.why if found.status == "impossible" else found.no_merge for found in (single, double)]
-    notes += [first_line(found.why) for found in (single, double) if found.status == "declined"]
+    both = list(zip((single, double), LIMITS.values(), strict=True))
+    numbers = [verdict(found, found.attached, limit) for found, limit in both]
+    numbers += [verdict(found, found.merged, limit, found.no_merge) for found, limit in both]
+    numbers += [verdict(found, found.on_disk, limit, found.no_merge, found.no_disk) for found, limit in both]
+    notes = [found.why if found.status == "impossible" else found.no_merge for found, _ in both]
+    notes += [found.no_disk and f"on disk: {first_sentence(found.no_disk)}" for found, _ in both]
+    notes += [first_line(found.why) for found, _ in both if found.status == "declined"]
     note = "; ".join(dict.fromkeys(note.replace("|", "/") for note in notes if note))
-    return f"| {cell.format} | {cell.layer} | {cell.variant} | {' | '.join(attached)} | {' | '.join(merged)} | {note} |"
+    return f"| {cell.format} | {cell.layer} | {cell.variant} | {' | '.join(numbers)} | {note} |"
 
 
-def verdict(found: Outcome, error: float | None, limit: float, no_merge: str = "") -> str:
+def verdict(found: Outcome, error: float | None, limit: float, no_merge: str = "", no_disk: str = "") -> str:
     """Return what one number of a cell says."""
     if found.status != "passed":
         return found.status
     if error is None:
-        return "impossible" if no_merge else "-"
+        return "impossible" if no_merge else "refused" if no_disk else "-"
     return f"<= {limit:.0e}" if error <= limit else f"FAILED {error:.0e}"
+
+
+def first_sentence(text: str) -> str:
+    """Return the reason without the key that it was found at, which may follow it."""
+    return text.partition(" base_model.")[0]
 
 
 def first_line(text: str) -> str:

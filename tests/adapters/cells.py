@@ -257,7 +257,7 @@ def _unshared(wrapped):
 def old_experts_case(cell, dtype, folder):
     """A file as PEFT 0.17 and 0.18 wrote it: every parameter taken for (experts, in, out). Oracle: the formula."""
     square = "square" in cell.layer
-    model = make_experts(dtype, models.WIDTH if square else models.INNER)
+    model = make_experts(dtype, models.WIDTH // 2 if square else models.INNER)
     random = torch.Generator().manual_seed(3)
     rank, scale, experts = 2, 10 / 2, models.EXPERTS
     tensors, merged = {}, copy.deepcopy(model)

@@ -69,11 +69,14 @@ class MultiQuery(Body):
 
 
 class Experts(nn.Module):
-    """Fused experts as transformers has them: (experts, in, out) where `is_transposed`, else (experts, out, in)."""
+    """Fused experts as transformers has them: (experts, in, out) where `is_transposed`, else (experts, out, in).
+
+    The first holds gate and up side by side.
+    """
 
     def __init__(self, inner=INNER, is_transposed=False, flag=True):
         super().__init__()
-        up, down = (WIDTH, inner), (inner, WIDTH)
+        up, down = (WIDTH, 2 * inner), (inner, WIDTH)
         if not is_transposed:
             up, down = up[::-1], down[::-1]
         self.up_proj = nn.Parameter(torch.randn(EXPERTS, *up) / 3)
@@ -85,7 +88,8 @@ class Experts(nn.Module):
     def forward(self, x):
         up = self.up_proj if self.transposed else self.up_proj.mT
         down = self.down_proj if self.transposed else self.down_proj.mT
-        inner = torch.tanh(torch.einsum("bti,eio->beto", x, up))
+        gate, inner = torch.einsum("bti,eio->beto", x, up).chunk(2, dim=-1)
+        inner = torch.tanh(gate) * inner
         return torch.einsum("beto,eoi->bti", inner, down)
 
 

@@ -69,7 +69,7 @@ def peft_all():
         "attention.base_layer.out_proj.lora_A.weight": ones(RANK, WIDTH),
         "attention.base_layer.out_proj.lora_B.weight": ones(WIDTH, RANK),
         "experts.base_layer.lora_A.weight": ones(3 * RANK, WIDTH),
-        "experts.base_layer.lora_B.weight": ones(6, RANK * 3),
+        "experts.base_layer.lora_B.weight": ones(12, RANK * 3),
         "experts.lora_A.weight": ones(3 * RANK, 6),
         "experts.lora_B.weight": ones(WIDTH, RANK * 3),
         "tokens.token_adapter.trainable_tokens_delta": ones(3, WIDTH),

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
+from shardload import merge, merge_to_disk, unmerge
 from shardload.adapters import load_adapter, set_adapter
 from shardload.adapters.attach import record_of
 from shardload.errors import UnsupportedError
 from tests.adapters.cells import DECLINABLE, Cell, ImpossibleError, cells
 from tests.adapters.models import TOKENS
+from tests.tiny import write_checkpoint
 
+load_file = pytest.importorskip("safetensors.torch").load_file
 pytest.importorskip("peft")
 pytest.importorskip("loralib")
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}
 CELLS = dict(cells())
 
+NOT_ON_DISK = (
+    "PiSSA",
+    "OLoRA",
+    "layer_replication",
+    "Conv1D of transformers",
+    "Conv1D of the stand-in",
+)
+"""What needs the weights of the base, or its modules: headers do not tell which way round a square weight lies when no
+other layer of its name is stored transposed. Refused on disk, merged in memory."""
+
 
 @dataclass
 class Outcome:
-    """What became of a cell: "passed", "impossible" or "declined", why, and the relative errors of the logits."""
+    """What became of a cell: "passed", "impossible" or "declined", why, and the relative errors of the logits.
+
+    `no_merge` and `no_disk` say why there is no merge in memory or on disk.
+    """
 
     status: str
     why: str = ""
     attached: float | None = None
     merged: float | None = None
+    on_disk: float | None = None
     no_merge: str = ""
+    no_disk: str = ""
 
 
 def error(ours, wanted):
@@ -42,41 +61,54 @@ def logits_of(case):
         return getattr(out, "logits", out)
 
 
-def fold(model):
-    """Fold the active adapter into the base by the terms' own maths, each weight once; return why not, or ""."""
-    record = record_of(model)
-    changes = [c for layer in record.attached["default"].layers for c in layer.lora_changes("default")]
-    for module, term, _ in changes:
-        from shardload.adapters.layers import kind_of
-
-        kind = kind_of(module)
-        reason = kind.unmergeable(module, term) if kind is not None else None
-        if reason:
-            return reason
-    done = set()
-    with torch.no_grad():
-        for module, term, factors in changes:
+def check_blocks(model):
+    """The delta of some rows is those rows of the whole delta, whatever the kind of layer: merging on disk needs it."""
+    for layer in record_of(model).attached["default"].layers:
+        for module, term, factors in layer.lora_changes("default"):
             base = module._parameters[term.attribute]
-            if not term.rank and id(base) in done:
+            if factors.magnitude is not None and term.dora_axis != 0:
                 continue
-            done.add(id(base))
-            value = term.changed(base, factors)
-            blocks = [
-                term.changed(base[n : n + 3], factors, rows=slice(n, n + 3), shape=tuple(base.shape))
-                for n in range(0, len(base), 3)
-                if factors.magnitude is None or term.dora_axis == 0
-            ]
-            if blocks:
-                assert torch.allclose(torch.cat(blocks), value, rtol=1e-5, atol=1e-6)
-            if term.replicated:
-                module._parameters[term.attribute] = nn.Parameter(value)
-            else:
-                base.copy_(value)
-            if factors.bias is not None and term.adds_bias:
-                module.bias = nn.Parameter(module.bias + term.scale * factors.bias)
-    for layer in record.attached["default"].layers:
-        layer.lora_switch.chosen.weights.clear()
-    return ""
+            shape = tuple(base.shape)
+            blocks = [slice(n, n + 3) for n in range(0, len(base), 3)]
+            pieces = [term.changed(base[rows], factors, rows=rows, shape=shape) for rows in blocks]
+            assert torch.allclose(torch.cat(pieces), term.changed(base, factors), rtol=1e-5, atol=1e-6)
+
+
+def merge_in_memory(case):
+    """Return the error of the merged logits, or why there are none; then the adapter runs again, bit for bit."""
+    attached = logits_of(case)
+    try:
+        merge(case.model, keep_copies=True)
+    except UnsupportedError as refused:
+        return None, reason_of(refused)
+    result = logits_of(case)
+    unmerge(case.model)
+    assert torch.equal(logits_of(case), attached)
+    return (None if case.merged is None else error(result, case.merged)), ""
+
+
+def merge_on_disk(cell, case, base, state, folder):
+    """Return the error of the logits of what merge_to_disk writes, or why there are none."""
+    tied = cell.variant.endswith("tied head")
+    if tied:
+        state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+    write_checkpoint(folder / "base", state, shards=1, config={"tie_word_embeddings": tied})
+    where = case.where if "subfolder" not in case.options else case.where / case.options["subfolder"]
+    options = {name: value for name, value in case.options.items() if name != "subfolder"}
+    try:
+        merge_to_disk(folder / "base", where, folder / "out", progress=False, **options)
+    except UnsupportedError as refused:
+        return None, reason_of(refused)
+    for name, tensor in load_file(folder / "out" / "model.safetensors").items():
+        path, _, attribute = name.rpartition(".")
+        base.get_submodule(path)._parameters[attribute] = nn.Parameter(tensor)
+    if tied:
+        base.lm_head.weight = base.model.embed_tokens.weight
+    return error(logits_of(replace(case, model=base)), case.merged), ""
+
+
+def reason_of(refused):
+    return " ".join(str(refused.where or refused.what).split()).partition(": ")[2] or refused.what
 
 
 def outcome(cell: Cell, dtype, folder) -> Outcome:
@@ -86,22 +118,26 @@ def outcome(cell: Cell, dtype, folder) -> Outcome:
         case = CELLS[cell](cell, dtype, folder, **form)
     except ImpossibleError as reason:
         return Outcome("impossible", str(reason))
-    plain = logits_of(case)
+    plain = None if not len(case.attached) else logits_of(case)
+    base = copy.deepcopy(case.model)
+    state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     try:
         report = load_adapter(case.model, case.where, **case.options)
     except UnsupportedError as refused:
         return Outcome("declined", str(refused))
+    assert report.rows
     with torch.no_grad():
         logits = logits_of(case)
         assert plain.shape != logits.shape or error(plain, case.attached) > 1e-3, "the adapter does nothing"
         result = Outcome("passed", attached=error(logits, case.attached), no_merge=case.no_merge)
-        assert report.rows
         set_adapter(case.model, {})
         assert torch.equal(logits_of(case), plain), "the base is not what it was"
         set_adapter(case.model, "default")
+        check_blocks(case.model)
+        result.merged, refused = merge_in_memory(case)
+        assert bool(refused) == bool(case.no_merge), (refused, case.no_merge)
         if case.merged is not None:
-            assert fold(case.model) == ""
-            result.merged = error(logits_of(case), case.merged)
+            result.on_disk, result.no_disk = merge_on_disk(cell, case, base, state, folder.parent)
     return result
 
 
@@ -119,6 +155,10 @@ def test_cell(cell, dtype, tmp_path):
     assert found.attached <= LIMITS[dtype]
     assert found.merged is None or found.merged <= LIMITS[dtype]
     assert found.merged is not None or found.no_merge
+    assert found.on_disk is None or found.on_disk <= LIMITS[dtype]
+    assert found.on_disk is not None or found.no_merge or {cell.variant, cell.layer} & set(NOT_ON_DISK), (
+        found.no_disk
+    )
 
 
 def test_the_tokens_are_those_of_the_models():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,6 +14,8 @@ from shardload.adapters.layers.linear import Linear, LinearTerm
 from shardload.adapters.layers.weights import changed_bias, changed_weights, in_place_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shardload.adapters.adapter import LoraEntry
 
 
@@ -50,6 +52,11 @@ class LoraAttention(LoraLayer, nn.MultiheadAttention):
             weights += changed_bias(self.out_proj)
         with in_place_of(weights):
             return super(LoraLayer, self).forward(*args, **kwargs)
+
+    def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
+        """Yield the fused projection; the bias of its B is kept and never added."""
+        for module, term, factors in super().lora_changes(name):
+            yield module, term, replace(factors, bias=None)
 
 
 LoraAttention.lora_base = nn.MultiheadAttention

@@ -93,6 +93,11 @@ class Experts:
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
         """Refuse a parameter that is not found, or whose layout nothing tells."""
         parameter = self._parameter(module, entry)
+        if parameter is None and type(module) is nn.Module:
+            return (
+                f"has the targeted parameters {', '.join(entry.parameters)}, and neither the headers of the checkpoint "
+                "nor the shapes tell which of them this is (load the model and merge in memory)"
+            )
         if parameter is None:
             return f"has fewer targeted parameters than the file holds: {', '.join(entry.parameters)}"
         if entry.magnitude is not None or entry.bias is not None:
@@ -100,8 +105,8 @@ class Experts:
         shape = self._shape(module, parameter) or ()
         if len(shape) == 3 and self._inputs_first(module, entry, shape) is None:
             return (
-                f"has square experts in {parameter!r}, whose layout changed with PEFT 0.19, and the config does not "
-                'say which version wrote the file (add "peft_version" to it)'
+                f"has square experts in {parameter!r}, whose layout changed with PEFT 0.19, and nothing says which "
+                'it is (the config can, with "peft_version", and the module, with `is_transposed`)'
             )
         return None
 
@@ -149,10 +154,22 @@ class Experts:
         return tuple(parameter.shape) if parameter is not None and parameter.dim() in {2, 3} else None
 
     def _parameter(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """Return the parameter of an entry: PEFT wraps them in the module's order, the last one outermost."""
+        """Return the parameter of an entry: the one that its shapes fit, or by the order in which PEFT wraps them.
+
+        That is the module's order, the last one outermost. Of modules that are told from a checkpoint's headers the
+        order is not known; then only the shapes tell.
+        """
         targeted = [name for name in module._parameters if name in entry.parameters]
+        if type(module) is nn.Module and len(targeted) > 1:
+            fitting = [name for name in targeted if self._could_be(entry, self._shape(module, name) or ())]
+            return fitting[0] if len(fitting) == 1 else None
         place = len(targeted) - 1 - entry.depth
         return targeted[place] if place >= 0 else None
+
+    def _could_be(self, entry: LoraEntry, shape: Shape) -> bool:
+        """Whether A and B have the widths of a parameter, either way round."""
+        widths = {(shape[1], shape[2]), (shape[2], shape[1])} if len(shape) == 3 else {(shape[1], shape[0])}
+        return (entry.a.shape[1:], entry.b.shape[:1]) in {((into,), (out,)) for into, out in widths}
 
     def _inputs_first(self, module: nn.Module, entry: LoraEntry, shape: Shape) -> bool | None:
         """Return whether the parameter is (experts, in, out) for this file, None where nothing tells.
@@ -162,11 +179,10 @@ class Experts:
         """
         if shape[1] != shape[2]:
             return entry.a.shape[1:] == shape[1:2] and entry.b.shape[:1] == shape[2:]
-        if _is_transposed(module):
+        if _is_transposed(module) or (entry.peft_version is not None and entry.peft_version < (0, 19)):
             return True
-        if entry.peft_version is None:
-            return None
-        return entry.peft_version < (0, 19)
+        # What is told from headers has no `is_transposed` that could say it.
+        return None if entry.peft_version is None or type(module) is nn.Module else False
 
 
 def _is_transposed(module: nn.Module) -> bool:

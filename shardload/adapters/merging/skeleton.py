@@ -126,8 +126,15 @@ def _typed(
         return None
     if weight.dim() in _CONVOLUTIONS:
         return _convolution(weight, parts, entry)
-    if weight.dim() != 2:
-        return None
+    return _matrix(path, parts, entry, transposed, config) if weight.dim() == 2 else None
+
+
+def _matrix(
+    path: str, parts: Parts, entry: LoraEntry, transposed: set[str], config: Mapping[str, object]
+) -> nn.Module:
+    weight = parts["weight"]
+    if "lora_embedding_" in entry.a.name:
+        return _embedding(weight, parts)
     if _is_transposed(path, weight, entry, transposed, config):
         return _conv1d(weight, parts) if "bias" in parts else _embedding(weight, parts)
     return _linear(weight, parts)
@@ -202,8 +209,12 @@ def _embedding(weight: torch.Tensor, parts: Parts) -> nn.Module:
 def _convolution(weight: torch.Tensor, parts: Parts, entry: LoraEntry) -> nn.Module:
     out, inner, *kernel = weight.shape
     groups = 1
-    if len(entry.a.shape) == weight.dim() and inner and entry.a.shape[1] % inner == 0:
-        groups = max(entry.a.shape[1] // inner, 1)
+    # PEFT's A has a row of channels a kernel position, loralib's matrix a run of them.
+    channels = entry.a.shape[1] if len(entry.a.shape) > 1 else 0
+    if len(entry.a.shape) == 2:
+        channels //= kernel[0]
+    if inner and channels % inner == 0:
+        groups = max(channels // inner, 1)
     made = _CONVOLUTIONS[weight.dim()]
     layer = made(inner * groups, out, tuple(kernel), groups=groups, bias="bias" in parts, device="meta")
     return _fill(layer, parts)
