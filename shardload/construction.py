@@ -283,12 +283,16 @@ def _apply_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Modul
 def _moved_on_meta(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Let a tensor on meta stay there when it is moved, keeping the dtype that is asked for.
 
-    Constructors that quantize move weights, and what they computed from them, from device to device.
+    Constructors that quantize move weights, and what they computed from them, from device to device. A constructor
+    that writes `.cuda()` behind a table leaves that on the CPU of a machine without CUDA.
     """
 
     @functools.wraps(original)
     def moved(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if _current() is None or torch.Tensor.device.__get__(self).type != "meta":
+        if _current() is None:
+            return original(self, *args, **kwargs)
+        on_meta = torch.Tensor.device.__get__(self).type == "meta"
+        if not on_meta and (original.__name__ != "cuda" or torch.cuda.is_available()):
             return original(self, *args, **kwargs)
         asked = [*args, *kwargs.values()]
         other = next((one.dtype for one in asked if isinstance(one, torch.Tensor)), self.dtype)

@@ -179,6 +179,20 @@ def test_a_constructor_that_quantizes_moves_nothing_to_a_device():
         torch.empty(1, device="meta").cpu()  # torch is as it was
 
 
+class WrittenForCuda(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.inv_freq = (1.0 / torch.arange(1.0, 3.0)).cuda()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the table is on the GPU then, as the class says")
+def test_a_table_that_is_sent_to_a_gpu_which_is_not_there_stays():
+    assert build_shell(WrittenForCuda).model.inv_freq.tolist() == [1.0, 0.5]
+    with pytest.raises((AssertionError, RuntimeError)):
+        WrittenForCuda()
+
+
 def test_a_buffer_that_is_computed_from_a_weight_is_refused_at_once():
     class Derived(nn.Module):
         def __init__(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 import shardload
+from shardload.construction import constructing
 from shardload.remote_code import load_config, resolve_class
 from shardload.sources import find_source
 from shardload.tensor_ref import TORCH_NAMES
@@ -35,6 +36,8 @@ class Family:
         described = folder / "inputs.json"
         self.described = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
         self.method = self.described.pop("_method", "forward")
+        self.attributes = self.described.pop("_attributes", {})  # what the class's own chat() sets first
+        self.own_generation = self.described.pop("_generation", None)  # {name of a method: its arguments}
         self.may_generate = self.described.pop("_generates", True)  # false: in a way of its own
         self.served_by: str | None = None
 
@@ -73,8 +76,15 @@ class Family:
         return f"ok, {len(self.state)} tensors{beside}"
 
     def make(self) -> nn.Module:
-        """Return a new model of the class."""
-        return self.resolved.make(copy.deepcopy(self.config))
+        """Return a new model of the class; where it writes `.cuda()` and there is no such device, on the CPU."""
+        config, cuda = copy.deepcopy(self.config), torch.Tensor.cuda
+        if constructing() or torch.cuda.is_available():
+            return self.resolved.make(config)
+        torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
+        try:
+            return self.resolved.make(config)
+        finally:
+            torch.Tensor.cuda = cuda  # type: ignore[method-assign]
 
     def shell(self) -> str:
         """Build the class as a shell: every parameter takes no memory."""
@@ -132,6 +142,10 @@ class Family:
         """
         if not self.described:
             return {"input_ids": self.ids()}
+        return self.made(self.described, dtype)
+
+    def made(self, described: dict[str, Any], dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """Return arguments from their description."""
         generator = torch.Generator().manual_seed(3)
         dtype = dtype or next(self.oracle.parameters()).dtype
 
@@ -144,14 +158,20 @@ class Family:
                 return [made(one) for one in value] if "{" in json.dumps(value) else torch.tensor(value)
             return value
 
-        return {name: made(value) for name, value in self.described.items()}
+        return {name: made(value) for name, value in described.items()}
 
     def call(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> Any:
         """Run the model's forward pass with those of the options that it takes, and return its output."""
-        method = getattr(model, self.method)
+        method = getattr(self.prepared(model), self.method)
         taken = inspect.signature(method).parameters
         every = any(one.kind is one.VAR_KEYWORD for one in taken.values())
         return method(**inputs, **{name: value for name, value in options.items() if every or name in taken})
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """Return the model with the attributes set that the class's own entry point sets first."""
+        for name, value in self.attributes.items():
+            setattr(model, name, value)
+        return model
 
     def takes(self, model: nn.Module, *names: str) -> bool:
         """Whether the model's forward pass names these arguments."""

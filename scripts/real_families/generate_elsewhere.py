@@ -42,6 +42,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     question = json.load(sys.stdin)
     folder = Path(question["folder"])
+    sys.path.append(str(folder))  # for code that imports its own files without a dot
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     auto = "AutoModelForCausalLM" if "AutoModelForCausalLM" in config["auto_map"] else "AutoModel"
     kind, models, answers = getattr(transformers, auto), {}, []
