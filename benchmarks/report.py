@@ -160,6 +160,10 @@ def _probes(table: Mapping[str, Any]) -> list[str]:
 def _figure(value: float | None, unit: str) -> str:
     if value is None:
         return ""
+    if unit == "MB":
+        return f"{value / _MB:,.0f} MB"
+    if unit == "n":
+        return f"{value:.0f}"
     if unit == "x":
         return f"{value:.2f}" if value < 10 else f"{value:.0f}"
     scale, name = {"s": (1, "s"), "ms": (1e3, "ms"), "us": (1e6, "µs")}[unit]

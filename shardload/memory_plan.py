@@ -60,7 +60,7 @@ def memory_plan(
     anonymous = spilled = mapped = largest = 0
     for key, tensor in plan.tensors:
         own = copy or not isinstance(tensor, TensorRef) or key in plan.copied
-        taken, on_disk = _result_bytes(tensor, target)
+        taken, on_disk = _result_bytes(key, tensor, target)
         spilled += on_disk
         if taken or on_disk:
             anonymous += taken
@@ -75,10 +75,10 @@ def memory_plan(
     return MemoryPlan(anonymous, room + _A_TENSOR * len(shell.slots) + largest, spilled, mapped)
 
 
-def _result_bytes(tensor: Derived, target: Target) -> tuple[int, int]:
+def _result_bytes(key: str, tensor: Derived, target: Target) -> tuple[int, int]:
     dtype = DTYPES[tensor.dtype]
     if isinstance(target, AccountedTarget):
-        return target.result_bytes(dtype, tensor.numel)
+        return target.result_bytes(key, dtype, tensor.numel)
     return tensor.numel * max(4, dtype.itemsize), 0
 
 

@@ -40,7 +40,7 @@ class OnDevice:
         self.spill = None if spill is None else Spill(spill)
         self._casts = Casts(self.spill)
 
-    def result_bytes(self, dtype: torch.dtype, numel: int) -> tuple[int, int]:
+    def result_bytes(self, key: str, dtype: torch.dtype, numel: int) -> tuple[int, int]:  # noqa: ARG002
         """Return what a stored tensor takes beside its file: bytes of anonymous memory, and of the spill's file."""
         wanted = self.dtype if self.dtype is not None and dtype in _CASTABLE else dtype
         if self.device.type != "cpu" or wanted == dtype:

@@ -53,5 +53,8 @@ class AccountedTarget(Target, Protocol):
 
     spill: Spill | None
 
-    def result_bytes(self, dtype: torch.dtype, numel: int) -> tuple[int, int]:
-        """Return what a stored tensor takes beside its file: bytes of anonymous memory, and of the spill's file."""
+    def result_bytes(self, key: str, dtype: torch.dtype, numel: int) -> tuple[int, int]:
+        """Return what the tensor that fills `key` takes beside its file: bytes of anonymous memory, and of the spill's.
+
+        `dtype` and `numel` are those of the stored one.
+        """

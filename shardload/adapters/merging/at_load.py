@@ -16,7 +16,7 @@ from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import read_content
 from shardload.adapters.source import open_adapter
 from shardload.errors import UnsupportedError
-from shardload.targets.target import OverlappingTarget
+from shardload.targets.target import AccountedTarget, OverlappingTarget
 
 if TYPE_CHECKING:
     import os
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.shell import Shell
+    from shardload.spill import Spill
     from shardload.targets.target import Release, Target
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -56,6 +57,18 @@ class MergingTarget:
         self.changes = changes
         self.rows: dict[str, MergedTensor] = {}
         self._workers = Workers()
+
+    @property
+    def spill(self) -> Spill | None:
+        """Where the target inside spills to."""
+        return getattr(self.inner, "spill", None)
+
+    def result_bytes(self, key: str, dtype: torch.dtype, numel: int) -> tuple[int, int]:
+        """Return what the target inside takes; for a changed tensor its result, anonymous or in the spill's file."""
+        if key not in self.changes and isinstance(self.inner, AccountedTarget):
+            return self.inner.result_bytes(key, dtype, numel)
+        nbytes = numel * (self.dtype or dtype).itemsize
+        return (nbytes, 0) if self.spill is None else (0, nbytes)
 
     def prepare(self, model: nn.Module) -> None:
         """Prepare the target inside."""
@@ -111,7 +124,10 @@ class MergingTarget:
                 cure="attach the adapter instead of merging it",
             )
         dtype = self.dtype or stored.dtype
-        result = torch.empty(stored.shape, dtype=dtype, device=stored.device)
+        if self.spill is not None and stored.device.type == "cpu" and stored.numel():
+            result = self.spill.empty(stored.shape, dtype)
+        else:
+            result = torch.empty(stored.shape, dtype=dtype, device=stored.device)
         survival, rounding = Survival(), Rounding("nearest", 0, key)
         for index, block in merged_blocks(stored, change, dtype, rounding, survival, self._workers):
             result[index] = block

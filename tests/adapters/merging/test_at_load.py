@@ -8,6 +8,7 @@ from torch import nn
 
 from shardload import (
     CorruptError,
+    MemoryLimitError,
     MismatchError,
     UnsupportedError,
     UsageError,
@@ -17,6 +18,7 @@ from shardload import (
     merge_to_disk,
     open_checkpoint,
     report_of,
+    unmerge,
 )
 from shardload.shard import Shard
 from tests.adapters import tiny
@@ -55,6 +57,48 @@ def test_the_bits_are_those_of_a_merge_on_disk(tmp_path, base, adapter, dtype, c
     assert report.merged
     assert 0.9 < report.least_share < 1.1
     assert "merged, at least" in str(report)
+
+
+def changed_bytes(model):
+    ends = ("q.weight", "up.weight", "down.weight")
+    return sum(tensor.nbytes for name, tensor in model.named_parameters() if name.endswith(ends))
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_spilled_results_are_the_same_bits(tmp_path, base, adapter, dtype):
+    """Merged while loading, and merged and unmerged after it, with the results in an evictable file."""
+    wanted = loaded(base, adapter=adapter, merge=True, dtype=dtype)
+    (tmp_path / "spill").mkdir()
+    model = loaded(base, adapter=adapter, merge=True, dtype=dtype, spill=tmp_path / "spill")
+    stated = report_of(model).stated
+    changed = sum(
+        p.nbytes
+        for name, p in model.named_parameters()
+        if name.endswith(("q.weight", "up.weight", "down.weight"))
+    )
+    assert stated.spilled >= changed
+    plain = loaded(base, dtype=dtype, spill=tmp_path / "spill")
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    load_adapter(plain, adapter)
+    merge(plain, keep_copies=False)
+    for name, tensor in wanted.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+        assert torch.equal(plain.state_dict()[name], tensor), name
+    unmerge(plain)
+    for name, tensor in before.items():
+        assert torch.equal(plain.state_dict()[name], tensor), name
+
+
+def test_the_memory_is_stated_and_held_to(base, adapter):
+    model = loaded(base, adapter=adapter, merge=True)
+    changed = sum(
+        p.nbytes
+        for name, p in model.named_parameters()
+        if name.endswith(("q.weight", "up.weight", "down.weight"))
+    )
+    assert report_of(model).stated.anonymous == changed
+    with pytest.raises(MemoryLimitError):
+        loaded(base, adapter=adapter, merge=True, max_memory=changed - 1)
 
 
 class Own(Tiny):
