@@ -162,35 +162,46 @@ LINKED = ["config.json", "model.safetensors.index.json", "tokenizer_config.json"
           "adapter/adapter_model.safetensors", "model-00001-of-00002.safetensors", "SHA256SUMS"]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LINKED)
-def test_a_file_that_is_a_link_to_outside_is_refused_and_not_opened(base, name):
-    target = base / "outside" / name.replace("/", "-")
-    path = base / "repo" / name
-    target.write_bytes(path.read_bytes() if path.exists() else b"")
-    path.unlink(missing_ok=True)
-    path.symlink_to(target)
+def test_a_file_that_is_a_link_to_outside_is_refused_and_not_opened(base):
+    """Each of them in turn, and put back again."""
     code = """
-import os, sys
+import json, os, pathlib, sys
 sys.path.insert(0, ".")
 import shardload
 from tests.adapters import tiny as adapters
-outside, opened = sys.argv[1], []
-sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" and isinstance(args[0], str)
-                 and os.path.realpath(args[0]).startswith(outside) else None)
-repo, said = sys.argv[2], []
-for call in (
-    lambda: shardload.open_checkpoint(repo), lambda: shardload.load_config(repo),
-    lambda: shardload.load_tokenizer(repo), lambda: shardload.load_adapter(adapters.Tiny(), repo + "/adapter"),
-    lambda: shardload.verify(repo),
-):
-    try:
-        call()
-        said.append("done")
-    except shardload.ShardloadError as error:
-        said.append(type(error).__name__)
-print("UnsafeError" in said, opened)
+from tests.test_paths import LINKED
+base, opened, results = pathlib.Path(sys.argv[1]), [], {}
+repo, outside, watching = base / "repo", str(base / "outside"), False
+sys.addaudithook(lambda event, args: opened.append(args[0]) if watching and event == "open"
+                 and isinstance(args[0], (str, bytes)) and os.path.realpath(args[0]).startswith(outside) else None)
+for name in LINKED:
+    path, target = repo / name, base / "outside" / name.replace("/", "-")
+    content = path.read_bytes() if path.exists() else None
+    target.write_bytes(content or b"")
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+    watching, said = True, []
+    for call in (
+        lambda: shardload.open_checkpoint(repo), lambda: shardload.load_config(repo),
+        lambda: shardload.load_tokenizer(repo), lambda: shardload.load_adapter(adapters.Tiny(), repo / "adapter"),
+        lambda: shardload.verify(repo),
+    ):
+        try:
+            call()
+            said.append("done")
+        except shardload.ShardloadError as error:
+            said.append(type(error).__name__)
+    watching = False
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    results[name] = said
+print(json.dumps([opened, results]))
 """
-    assert run_python(code, str(base / "outside"), str(base / "repo")).stdout == "True []\n"
+    opened, results = json.loads(run_python(code, str(base)).stdout)
+    assert opened == []
+    assert set(results) == set(LINKED)
+    assert {name for name, said in results.items() if "UnsafeError" not in said} == set()
 
 
 @pytest.mark.parametrize("command", ["convert", "merge"])
