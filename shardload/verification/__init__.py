@@ -10,7 +10,7 @@ from shardload.errors import CorruptError, NotFoundError, UnsupportedError
 from shardload.gc_pause import gc_paused
 from shardload.index import find_weight_files
 from shardload.progress import ProgressMeter
-from shardload.sources import find_source
+from shardload.sources import LocalFile, find_source
 from shardload.verification.hashing import hash_files
 from shardload.verification.manifest import MANIFEST, read_manifest
 from shardload.verification.report import FileVerdict, ValueFinding, Verification
@@ -125,7 +125,7 @@ def _expectations(
     expected: dict[str, list[Digest]] = {}
     absent = set()
     for name in sorted({*there, *shards, *manifest} - {MANIFEST}):
-        if name not in there or source.open(name).is_remote:
+        if name not in there or not isinstance(source.open(name), LocalFile):
             absent.add(name)
             continue
         known = source.digest(name)

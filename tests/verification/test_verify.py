@@ -114,7 +114,20 @@ def test_the_hubs_listing_and_its_caches_names(hub, folder):
     for path in [*folder.glob("model-*"), *folder.glob("*.index.json")]:
         path.unlink()
     hub.commit("org/name", folder)
-    assert verify("org/name").unverified == ["model.safetensors"]  # nothing is in the cache yet
+    (folder / "README.md").write_text("# not asked for")
+    hub.commit("org/name", folder)
+    first = verify(
+        "org/name"
+    )  # nothing is in the cache yet: what the structure is read from is fetched, no more
+    assert first.unverified == ["model.safetensors"]
+    assert "README.md" not in hub.fetched()
+    assert {file.name: file.status for file in first.files} == {
+        "README.md": "absent",
+        "config.json": "ok",
+        "model.safetensors": "absent",
+    }
+    (folder / "README.md").unlink()
+    hub.commit("org/name", folder)
     source = open_checkpoint("org/name").source
     paths = {name: source.open(name).local_path() for name in source.names()}
     report = verify("org/name")
