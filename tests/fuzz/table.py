@@ -167,7 +167,7 @@ ROWS = (
         "A map is data: names and arithmetic on shapes. Applied and inverted it gives the same headers; a mutated file "
         "is one typed error or a map that is written as it was read.",
         ("tests/keymap/test_random_maps.py", "tests/keymap/test_document.py"),
-        "every rule, and random compositions of six",
+        "every rule, and random compositions of up to six, four layouts of shards each",
         ("key map round trips", "key map files"),
     ),
 )
