@@ -173,8 +173,8 @@ FIXES = [
         "an entry that is no tensor is dropped",
         "test_an_entry_that_is_no_tensor_is_never_dropped",
         "plan.py",
-        "                plan.faults.append(_not_a_tensor(key, stored, checkpoint))\n",
-        "                pass\n",
+        "            plan.faults.append(_not_a_tensor(name, stored, checkpoint))\n",
+        "            pass\n",
     ),
     Fix(
         "an overridden load_state_dict is passed over",
@@ -229,7 +229,7 @@ FIXES = [
         "two stored copies of a tie: the last one wins in silence",
         "test_two_stored_copies_of_a_tie_that_differ_are_never_overwritten_in_silence",
         "filling.py",
-        "        compare_stored_copies(shell, comparison.plan, checkpoint)\n",
+        "        compare_stored_copies(shell, comparison.plan, checkpoint, copy=copy)\n",
         "",
     ),
     Fix(
@@ -385,8 +385,36 @@ FIXES = [
         "versions are lost under a key map",
         "test_versions_follow_a_key_map",
         "comparison.py",
-        "        self.versions = _renamed_versions(checkpoint, key_map)\n",
+        "        self.versions = _renamed_versions(checkpoint, self.plan)\n",
         "        self.versions = checkpoint.versions\n",
+    ),
+    Fix(
+        "two names of one stored tensor are one memory",
+        "test_a_second_name_gets_memory_of_its_own_unless_it_is_tied",
+        "stream.py",
+        "        if placed is stored and key in self.comparison.plan.copied:\n",
+        "        if False:\n",
+    ),
+    Fix(
+        "a loader that counts on contiguous tensors is handed a turned view",
+        "test_hooks_get_what_a_converted_file_would_give",
+        "stream.py",
+        "        elif key in self.comparison.plan.turned:\n",
+        "        elif False:\n",
+    ),
+    Fix(
+        "a key map is applied to another checkpoint",
+        "test_a_map_is_read_from_its_file_and_refused_for_another_checkpoint",
+        "plan.py",
+        "    key_map.require_fit(checkpoint.tensors, mapped)\n",
+        "",
+    ),
+    Fix(
+        "save leaves out what its key map can't make again",
+        "test_what_would_be_lost_is_refused",
+        "saving.py",
+        "        _refuse_loss(state, key_map.map_headers(made).tensors)\n",
+        "",
     ),
     Fix(
         "headers import torch",
@@ -413,10 +441,10 @@ FIXES = [
 
 
 def run_test(folder: Path, test: str) -> bool:
-    """Return whether a test (of test_traps, test_shell or test_filling) passes in `folder`."""
+    """Return whether a test passes in `folder`."""
     name = test.partition("[")[0]
     file = next(
-        path for path in sorted((folder / "tests").glob("test_*.py")) if f"def {name}(" in path.read_text()
+        path for path in sorted((folder / "tests").rglob("test_*.py")) if f"def {name}(" in path.read_text()
     )
     done = subprocess.run(
         [
@@ -427,7 +455,7 @@ def run_test(folder: Path, test: str) -> bool:
             "-x",
             "-p",
             "no:cacheprovider",
-            f"tests/{file.name}",
+            str(file.relative_to(folder)),
             "-k",
             name,
         ],

@@ -197,7 +197,7 @@ def _notes(plan: Plan, shell: Shell) -> list[str]:
 
 def _key_map_notes(plan: Plan) -> list[str]:
     """Say what the key map costs: copies, and views that are not contiguous."""
-    notes = []
+    notes = [f"key map: this rule takes no tensor: {rule}" for rule in plan.idle_rules]
     held = plan.held
     if held.joined:
         notes.append(

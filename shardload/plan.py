@@ -51,12 +51,12 @@ class Plan:
     """Where every stored tensor goes.
 
     `direct` maps a slot's name to the tensor that fills it. `handed` maps the prefix of each subtree with a
-    loader of its own (an override or a hook) to everything that is handed to it. `computed` are stored copies of
-    what the class computes. `dropped` are keys that the key map leaves out, `forgiven` names that are missing and
-    that a hook of the class takes off the list. `mapped` is all that the key map makes of the checkpoint, by the
-    model's keys; `turned` are keys among them whose views of the file are not contiguous, `copied` those that get
-    memory of their own because another has the same bytes;
-    `held` is what takes memory because it is put together.
+    loader of its own (an override or a hook) to everything that is handed to it. `computed` are stored copies
+    of what the class computes. `dropped` are keys that the key map leaves out, `forgiven` names that are
+    missing and that a hook of the class takes off the list. `mapped` is all that the key map makes of the
+    checkpoint, by the model's keys, `idle_rules` those of its rules that take no tensor; `turned` are keys
+    among them whose views of the file are not contiguous, `copied` those that get memory of their own because
+    another has the same bytes; `held` is what takes memory because it is put together.
     """
 
     direct: dict[str, Derived] = field(default_factory=dict)
@@ -67,6 +67,7 @@ class Plan:
     forgiven: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     mapped: dict[str, Derived] = field(default_factory=dict)
+    idle_rules: list[dict[str, Any]] = field(default_factory=list)
     turned: set[str] = field(default_factory=set)
     copied: set[str] = field(default_factory=set)
     held: Residence = field(default_factory=Residence)
@@ -114,6 +115,9 @@ def _apply(key_map: KeyMap, checkpoint: Checkpoint, plan: Plan) -> None:
     key_map.require_fit(checkpoint.tensors, mapped)
     plan.mapped = {key: as_view(tensor) or tensor for key, tensor in mapped.tensors.items()}
     plan.dropped += mapped.dropped
+    plan.idle_rules += [
+        rule.to_dict() for rule, count in zip(key_map.rules, mapped.claimed, strict=True) if not count
+    ]
     # Two parameters that were views of the same bytes would be one: what is written to either would show in both.
     plan.copied |= second_views(key_map.rules, plan.mapped)
     for key, ref in plan.mapped.items():

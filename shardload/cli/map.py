@@ -56,11 +56,10 @@ def apply(map_file: str, where: str, out: str | None, as_json: bool, **options: 
     checkpoint = open_checkpoint(where, **source_keywords(options))
     mapped = key_map.map_headers(checkpoint.tensors)
     key_map.require_fit(checkpoint.tensors, mapped)
-    bound = key_map.bind(
-        checkpoint.tensors,
-        unproven=key_map.unproven,
-        confidence=key_map.confidence,
-    )
+    bound = key_map
+    if key_map.source is None:
+        said = {"unproven": key_map.unproven, "confidence": key_map.confidence}
+        bound = key_map.bind(checkpoint.tensors, **said)  # type: ignore[arg-type]
     if out is not None:
         write_atomically(Path(out), bound.to_json().encode() + b"\n")
     if as_json:
