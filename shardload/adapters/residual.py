@@ -25,6 +25,12 @@ def initial_unfit(initial: str, module: nn.Module, term: LoraTerm) -> str | None
         return None
     if type(term) not in {LinearTerm, TransposedTerm}:
         return f"is a {type(module).__name__}, for which the initialisation {initial!r} is not defined"
+    own = getattr(module, "lora_base", type(module))
+    if isinstance(module, nn.Linear) and own.forward is not nn.Linear.forward:
+        return (
+            f"is a {own.__name__}, whose own forward may do more with its weight than multiply: what {initial} took "
+            "from the weight can't be put back as an adapter"
+        )
     if weight is None or not weight.is_floating_point():
         return f"is quantised, and {initial} needs the full-precision weight that the adapter started from"
     if weight.device.type == "meta":

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+import shardload
 from shardload import (
     adapter_batch,
     attach_lora,
@@ -214,8 +215,8 @@ def test_a_merged_linear_is_saved_as_the_pair_that_it_equals(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"init_lora_weights": "pissa"},
-        {"init_lora_weights": "olora", "use_rslora": True},
+        {"init_lora_weights": "pissa", "target_modules": ["q", "up"]},
+        {"init_lora_weights": "olora", "target_modules": ["q", "up"], "use_rslora": True},
         {"trainable_token_indices": {"embed": [1, 5, 9]}},
         {"trainable_token_indices": {"embed": [2]}, "modules_to_save": ["score"], "use_dora": True},
     ],
@@ -235,3 +236,10 @@ def test_what_peft_saved_is_saved_again(tmp_path, settings):
     back = Tiny(dtype)
     load_adapter(back, tmp_path / "ours")
     assert error(back(TOKENS), wanted) <= limit
+
+
+def test_a_changed_base_under_a_forward_of_its_own_is_declined(tmp_path):
+    """`down` doubles what its weight gives: PiSSA's residual is doubled with it, which no adapter can be."""
+    wrapped = trained(Tiny(), {"init_lora_weights": "pissa", "target_modules": ["down"]})
+    with pytest.raises(shardload.UnsupportedError, match="is a Scaled, whose own forward may do more"):
+        load_adapter(Tiny(), save(wrapped, tmp_path))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +24,6 @@ from shardload import (
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
 from shardload.adapters.fingerprint import METADATA_KEY
 from tests.adapters.tiny import PREFIX, TOKENS, Tiny, config, lora_tensors, write
-from tests.tiny import run_python
 
 SETTINGS = {
     "plain": {"targets": ["q", "up"]},
@@ -213,39 +210,33 @@ def test_an_attention_and_a_convolution(tmp_path):
     assert UnsupportedError is shardload.UnsupportedError
 
 
-def test_killed_between_the_moves_there_is_no_mixture(tmp_path):
+def test_killed_between_the_moves_there_is_no_mixture(tmp_path, monkeypatch):
     """A process that dies at any of its renames leaves the old adapter, the new one, or no weights."""
-    code = """
-        import os, sys, torch
-        from pathlib import Path
-        sys.path.insert(0, {root!r})
-        from shardload import attach_lora, save_adapter
-        from tests.adapters.tiny import Tiny
-        model = Tiny()
-        attach_lora(model, int(sys.argv[2]), 8, ["q"], seed=1)
-        die, count, replace = int(sys.argv[3]), 0, Path.replace
-        def counted(self, target):
-            global count
-            if count == die:
+    old, new = Tiny(), Tiny()
+    attach_lora(old, 2, 8, ["q"], init=False)
+    attach_lora(new, 5, 8, ["q"], init=False)
+    replace, seen = Path.replace, []
+    for last in range(5):
+        folder, renames = tmp_path / str(last), []
+
+        def dying(self, target, last=last, renames=renames):
+            if len(renames) == last:
                 os._exit(9)
-            count += 1
+            renames.append(target)
             return replace(self, target)
-        Path.replace = counted
-        save_adapter(model, sys.argv[1])
-    """
-    script = tmp_path / "save.py"
-    script.write_text(textwrap.dedent(code).format(root=os.getcwd()))
-    seen = []
-    for die in range(5):
-        folder = tmp_path / str(die)
-        run = [sys.executable, "-W", "ignore", str(script), str(folder)]
-        subprocess.run([*run, "2", "99"], check=True)
-        done = subprocess.run([*run, "5", str(die)], check=False).returncode
-        assert done == (0 if die == 4 else 9)
+
+        save_adapter(old, folder)
+        child = os.fork()
+        if not child:
+            monkeypatch.setattr(Path, "replace", dying)
+            try:
+                save_adapter(new, folder)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == (0 if last == 4 else 9)
         try:
-            report = load_adapter(Tiny(), folder)
-            seen.append(next(iter(report.ranks)))
+            seen.append(next(iter(load_adapter(Tiny(), folder).ranks)))
         except shardload.NotFoundError:
             seen.append(None)
     assert seen == [2, None, None, None, 5]
-    assert run_python("import shardload").returncode == 0
