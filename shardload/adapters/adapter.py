@@ -224,7 +224,9 @@ def canonical(path: str) -> str:
     Whole segments only: `_orig_mod`, `_fsdp_wrapped_module`, `_checkpoint_wrapped_module` anywhere,
     `base_model.model` and `module` at the front.
     """
-    segments = [segment for segment in path.split(".") if segment not in _WRAPPERS]
+    segments = path.split(".")
+    if "_" in path:
+        segments = [segment for segment in segments if segment not in _WRAPPERS]
     while segments:
         if segments[0] == "module":
             segments = segments[1:]

@@ -53,6 +53,8 @@ class Patterns:
 
     def key_for(self, path: str) -> str | None:
         """Return the pattern that counts for the module at `path`, or None."""
+        if not self._keys:
+            return None
         orders = [self._plain[end] for end in _ends(path) if end in self._plain]
         first = min(orders, default=len(self._keys))
         for order, regex in self._regex:

@@ -37,6 +37,8 @@ def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
     if wanted not in {"auto", *FORMATS}:
         raise UsageError(f"format={wanted!r} is none of auto, {', '.join(FORMATS)}", where="format")
     keys = file.checkpoint.tensors
+    if wanted in {"auto", "peft"} and FORMATS["peft"].matches(file):
+        return FORMATS["peft"]
     matching = [known for known in FORMATS.values() if known.matches(file)]
     if wanted != "auto":
         if FORMATS[wanted] in matching:
@@ -48,7 +50,7 @@ def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
             cure='leave format="auto": the keys tell the format',
         )
     style = foreign_style(keys)
-    if matching and (style is None or matching[0] is FORMATS["peft"]):
+    if matching and style is None:
         return matching[0]
     if style is not None:
         tool, key = style

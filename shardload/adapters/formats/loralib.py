@@ -23,7 +23,9 @@ class Loralib:
 
     def matches(self, file: AdapterFile) -> bool:
         """Whether some key ends in `lora_A` or `lora_B` and nothing more."""
-        return any(_KEY.fullmatch(key) for key in file.checkpoint.tensors)
+        return any(
+            key.endswith(("lora_A", "lora_B")) and _KEY.fullmatch(key) for key in file.checkpoint.tensors
+        )
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterContent:
         """Sort every stored tensor into an entry or a fault; no weight is read.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile, ReadOptions
 
 _KEY = re.compile(r"(?:(?P<path>.+)\.)?lora\.(?P<part>[AB])\.weight")
+_ENDS = ("lora.A.weight", "lora.B.weight")
 _SPELLING = {"a": "A", "b": "B"}
 
 
@@ -22,7 +23,7 @@ class MiniMind:
 
     def matches(self, file: AdapterFile) -> bool:
         """Whether some key ends in `lora.A.weight` or `lora.B.weight`."""
-        return any(_KEY.fullmatch(key) for key in file.checkpoint.tensors)
+        return any(key.endswith(_ENDS) and _KEY.fullmatch(key) for key in file.checkpoint.tensors)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterContent:
         """Sort every stored tensor into an entry or a fault; no weight is read."""

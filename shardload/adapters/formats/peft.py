@@ -23,7 +23,7 @@ from shardload.adapters.settings import PeftSettings, read_settings
 from shardload.errors import NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from shardload.adapters.adapter import AdapterFile, ReadOptions
     from shardload.tensor_ref import TensorRef
@@ -99,6 +99,8 @@ class Peft:
 
 
 def _variant(key: str) -> str | None:
+    if ".lora_A." in key or ".lora_B." in key:
+        return None
     return next((name for pattern, name in _VARIANTS if pattern.fullmatch(key)), None)
 
 
@@ -143,7 +145,8 @@ class _Sorting:
     def _sort(self, file: AdapterFile) -> None:
         """Put every stored tensor where it belongs; those of wrapped modules last, for they may be copies."""
         tensors = file.checkpoint.tensors
-        odd = self._odd_ones_out(tensors)
+        parts = {key: _LORA.fullmatch(key) for key in tensors}
+        odd = self._odd_ones_out(parts)
         plain: list[TensorRef] = []
         wrapped: list[TensorRef] = []
         for key, ref in tensors.items():
@@ -151,7 +154,7 @@ class _Sorting:
                 self.faults.append(AdapterFault("empty", key, SHARDED, _owner(key), ref.shape))
             elif key in odd:
                 self.faults.append(AdapterFault("unexpected", key, odd[key], _owner(key)))
-            elif found := _LORA.fullmatch(key):
+            elif found := parts[key]:
                 self._add_part(found, ref)
             elif found := _ROWS.fullmatch(key):
                 self._add_rows(found, ref)
@@ -164,16 +167,16 @@ class _Sorting:
         for key in file.checkpoint.objects:
             self.faults.append(AdapterFault("unexpected", str(key), "the entry is no tensor"))
 
-    def _odd_ones_out(self, keys: Iterable[str]) -> dict[str, str]:
+    def _odd_ones_out(self, parts: Mapping[str, re.Match[str] | None]) -> dict[str, str]:
         """Return the keys that differ from the others in prefix or in adapter name, with what is odd.
 
         One adapter has one prefix and one name: a mixture is a file put together of several.
         """
         prefixes: dict[str, bool] = {}
         names: dict[str, str | None] = {}
-        for key in keys:
+        for key, found in parts.items():
             prefixes[key] = _PREFIX in key
-            if found := _LORA.fullmatch(key):
+            if found:
                 names[key] = found["adapter"] or found["named"]
         odd: dict[str, str] = {}
         for values, what in ((names, "adapter name in the key"), (prefixes, f"prefix {_PREFIX}")):
