@@ -22,6 +22,7 @@ from shardload.adapters.layers.layer import (
 )
 from shardload.adapters.layers.linear import Linear
 from shardload.adapters.layers.merged import Merged
+from shardload.adapters.layers.quantised import Quantised
 from shardload.adapters.layers.rows import Rows
 from shardload.adapters.layers.transposed import Transposed
 
@@ -50,6 +51,7 @@ KINDS: tuple[LayerKind, ...] = (
     Merged(),
     AttentionOutput(),
     Linear(),
+    Quantised(),
     Transposed(),
     Embedding(),
     Conv(),
