@@ -20,6 +20,7 @@ from shardload.errors import (
 from shardload.filling import check
 from shardload.index import find_weight_files
 from shardload.load import model_maker
+from shardload.memory import size_of
 from shardload.shell import build_shell
 from shardload.sources import find_source
 from shardload.template import collapse
@@ -107,7 +108,9 @@ class Examination:
         count = len(self.key_map.rules)
         left = "it cures everything" if self.cured else "it cures a part"
         doubt = "; it holds unproven layouts, so look at it first" if self.unproven else ""
-        return [f"map: {count} rule{'s' * (count != 1)}, tried on the headers: {left}{doubt}"]
+        held = self.key_map.resident_bytes or 0
+        memory = f"; a load puts together up to {size_of(held)} at a time" if held else ""
+        return [f"map: {count} rule{'s' * (count != 1)}, tried on the headers: {left}{memory}{doubt}"]
 
 
 def examine(

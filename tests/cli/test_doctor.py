@@ -1,0 +1,170 @@
+"""`shardload doctor`: exit codes, the map that it writes, JSON, and never more than forty lines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from shardload import fill, open_checkpoint
+from shardload.keymap import KeyMap
+from shardload.shell import build_shell
+from tests.tiny import Net, assert_same_state, random_state, torch_filled, write_checkpoint
+
+CODE = """
+from tests.tiny import Net
+
+def make(config=None):
+    return Net()
+"""
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A module of the working folder that makes a Net."""
+    (tmp_path / "doctor_case.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    return ["--model", "doctor_case:make"]
+
+
+def renamed(state):
+    """Every kind of change at once: wrapper, names, a transpose of the blocks' matrices."""
+    result = {}
+    for key, value in state.items():
+        name = key.replace("layers.", "encoder.h.").replace(".up.", ".fc1.").replace(".down.", ".fc2.")
+        turned = value.dim() == 2 and ".fc" in name
+        result[f"_orig_mod.{name}"] = value.t().contiguous() if turned else value
+    return result
+
+
+def test_a_clean_checkpoint_is_exit_code_0(tmp_path, call_cli, model):
+    folder = write_checkpoint(tmp_path / "ok", random_state(Net()))
+    done = call_cli("doctor", folder, *model)
+    assert done.returncode == 0
+    assert "fits Net (22 keys)" in done.stdout
+
+
+def test_a_curable_one_is_exit_code_3_and_the_map_cures_it(tmp_path, call_cli, model):
+    state = random_state(Net())
+    folder = write_checkpoint(tmp_path / "old", renamed(state))
+    done = call_cli("doctor", folder, *model, "--write-map", tmp_path / "map.json")
+    assert done.returncode == 3
+    assert "wrote " in done.stderr
+    assert [line.split()[0] for line in done.stdout.split("\n") if line.startswith("E-")] == [
+        "E-WRAP",
+        "E-RENAME",
+        "E-TRANSPOSE",
+    ]
+    assert "tried on the headers: it cures everything" in done.stdout
+    shell = build_shell(Net)
+    fill(shell, open_checkpoint(folder), key_map=KeyMap.read(tmp_path / "map.json"))
+    assert_same_state(shell.model, torch_filled(Net, state))
+
+
+def test_the_json_says_the_same_with_a_version(tmp_path, call_cli, model):
+    folder = write_checkpoint(tmp_path / "old", renamed(random_state(Net())))
+    done = call_cli("doctor", folder, *model, "--json")
+    document = json.loads(done.stdout)
+    assert document["schema"] == 1
+    assert document["exit_code"] == done.returncode == 3
+    assert document["cured"] is True
+    assert {finding["code"] for finding in document["findings"]} == {"E-WRAP", "E-RENAME", "E-TRANSPOSE"}
+    for finding in document["findings"]:
+        assert {"cause", "evidence", "explained", "nbytes", "confidence", "margin", "cure", "key_map"} <= set(
+            finding
+        )
+    assert document["key_map"][0] == {"op": "rename", "source": "_orig_mod.{...}", "target": "{...}"}
+
+
+def test_what_no_map_cures_is_exit_code_1(tmp_path, call_cli, model):
+    folder = write_checkpoint(tmp_path / "big", random_state(Net(vocab=16)), config={"vocab_size": 12})
+    done = call_cli("doctor", folder, *model, "--write-map", tmp_path / "map.json")
+    assert done.returncode == 1
+    assert "set vocab_size to 16" in done.stdout
+    assert not (tmp_path / "map.json").exists()
+    assert "no map was written" in done.stderr
+
+
+def test_corrupt_files_are_exit_code_4(tmp_path, call_cli, model):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (tmp_path / "model.safetensors").write_bytes(pointer)
+    done = call_cli("doctor", tmp_path / "model.safetensors", *model)
+    assert done.returncode == 4
+    assert done.stdout.startswith(str(tmp_path)[:4])
+    assert "E-LFS" in done.stdout
+    assert "git lfs pull" in done.stdout
+
+
+def test_an_index_that_lies_is_exit_code_4(tmp_path, call_cli, model):
+    folder = write_checkpoint(tmp_path / "ok", random_state(Net()))
+    index = folder / "model.safetensors.index.json"
+    document = json.loads(index.read_text())
+    document["weight_map"]["head.bias"] = document["weight_map"].pop("head.weight")
+    index.write_text(json.dumps(document))
+    done = call_cli("doctor", folder, *model)
+    assert done.returncode == 4
+    assert "E-INDEX" in done.stdout
+    assert "in the index, in no shard: head.bias" in done.stdout
+    assert "in a shard, not in the index: head.weight" in done.stdout
+
+
+def test_nothing_there_is_exit_code_2(tmp_path, call_cli):
+    assert call_cli("doctor", tmp_path / "nowhere").returncode == 2
+
+
+def test_another_checkpoint_stands_for_a_model(tmp_path, call_cli):
+    state = random_state(Net())
+    old = write_checkpoint(tmp_path / "old", renamed(state))
+    new = write_checkpoint(tmp_path / "new", state)
+    done = call_cli("doctor", old, "--like", new)
+    assert done.returncode == 3
+    assert str(new) in done.stdout.split("\n")[0]
+
+
+def test_without_a_model_headers_are_judged_alone(tmp_path, call_cli):
+    folder = write_checkpoint(tmp_path / "ok", random_state(Net()))
+    done = call_cli("doctor", folder)
+    assert done.returncode == 0
+    assert "headers and index are sound" in done.stdout
+    assert "no model" in done.stderr
+
+
+def test_never_more_than_forty_lines(tmp_path, call_cli, model):
+    generator = torch.Generator().manual_seed(1)
+    strange = {
+        f"part_{number}.{name}.x{number * 7}y": torch.rand(number % 5 + 1, 3, generator=generator)
+        for number in range(80)
+        for name in ("a", "b", "c")
+    }
+    folder = write_checkpoint(tmp_path / "odd", {**renamed(random_state(Net(vocab=16))), **strange})
+    done = call_cli("doctor", folder, *model)
+    assert done.returncode == 1
+    assert len(done.stdout.strip().split("\n")) <= 40
+
+
+def test_an_adapter_is_judged_on_its_base(tmp_path, call_cli, model):
+    folder = write_checkpoint(tmp_path / "base", random_state(Net()))
+    lora = {
+        f"base_model.model.layers.{layer}.{name}.lora_{part}.weight": torch.zeros(shape)
+        for layer in range(3)
+        for name in ("up", "sideways")
+        for part, shape in (("A", (2, 8)), ("B", (16, 2)))
+    }
+    adapter = write_checkpoint(tmp_path / "lora", {}, shards=0)
+    from tests.tiny import save_safetensors
+
+    save_safetensors(lora, adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up", "sideways"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    done = call_cli("doctor", folder, *model, "--adapter", adapter)
+    assert done.returncode == 1
+    assert "E-LORA-UNEXPECTED" in done.stdout
+    assert "sideways" in done.stdout
+    assert "E-LORA" in done.stdout
+
+
+def test_help_has_an_example(call_cli):
+    done = call_cli("doctor", "--help")
+    assert done.returncode == 0
+    assert "shardload doctor ./old-checkpoint --like ./new-checkpoint" in done.stdout
