@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         UntrustedCodeError,
         UsageError,
     )
+    from shardload.examination import Examination, examine
     from shardload.filling import check, fill
     from shardload.forecast import Forecast, plan_load
     from shardload.keymap import KeyMap
@@ -97,6 +98,7 @@ _HOMES = {
         "UntrustedCodeError",
         "UsageError",
     ),
+    "examination": ("Examination", "examine"),
     "filling": ("check", "fill"),
     "forecast": ("Forecast", "plan_load"),
     "keymap": ("KeyMap",),
@@ -118,6 +120,7 @@ __all__ = [
     "Checkpoint",
     "CorruptError",
     "Difference",
+    "Examination",
     "Forecast",
     "KeyMap",
     "MemoryLimitError",
@@ -148,6 +151,7 @@ __all__ = [
     "delete_adapter",
     "diff",
     "disable_adapter",
+    "examine",
     "fill",
     "from_pretrained",
     "inspect_adapter",

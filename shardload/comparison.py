@@ -230,7 +230,9 @@ def mismatch(report: Report, faults: Sequence[Fault]) -> MismatchError:
 def _cure(report: Report, faults: Sequence[Fault]) -> str:
     if report.findings:
         first = report.findings[0]
-        if report.key_map is None or (first.key_map and len(report.key_map.rules) == 1):
+        if report.key_map is None:
+            return "; ".join(dict.fromkeys(finding.cure for finding in report.findings[:2]))
+        if first.key_map and len(report.key_map.rules) == 1:
             return first.cure
         rules = (
             f"{len(report.key_map.rules)} rules, error.report.key_map: write them with `shardload doctor … "
