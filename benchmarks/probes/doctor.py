@@ -21,9 +21,7 @@ def main() -> None:
     renamed |= rest("transformer.h.{}.", "attn.w{}", ("attention_norm", "ffn_norm"))
     stacked = keys((EXPERTS, 128, 32), "model.layers.{}.mlp.experts.gate_up_proj", LAYERS)
     stacked |= keys((EXPERTS, 32, 64), "model.layers.{}.mlp.experts.down_proj", LAYERS)
-    stacked |= rest(
-        "model.layers.{}.", "self_attn.{}_proj", ("input_layernorm", "post_attention_layernorm")
-    )
+    stacked |= rest("model.layers.{}.", "self_attn.{}_proj", ("input_layernorm", "post_attention_layernorm"))
     same = {key.removeprefix("_orig_mod."): shape for key, shape in stored.items()}
     figures: dict[str, float] = {"keys": len(stored)}
     for name, wanted in (("wrapped", same), ("renamed", renamed), ("stacked", stacked)):
