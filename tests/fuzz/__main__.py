@@ -12,6 +12,7 @@ a copied load died by a signal.
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import subprocess
 import sys
@@ -45,19 +46,28 @@ TARGETS = {
 }
 
 
-def fuzz(name: str, seed: int, count: int) -> Tally:
-    """Run one target a piece at a time, each from its own seed, and say how it goes; Ctrl-C ends it early."""
+def fuzz(name: str, seed: int, count: int, minutes: float) -> Tally:
+    """Run one target a piece at a time, each from its own seed, for at most so long; say how it goes."""
     target, share = TARGETS[name]
     wanted, tally, started = max(1, int(count * share)), Tally(), time.perf_counter()
-    try:
-        while tally.tried < wanted:
-            tally += target(seed + tally.tried, min(PIECE, wanted - tally.tried))
-    except KeyboardInterrupt:
-        print(f"{name}: ended early", flush=True)
+    while tally.tried < wanted and time.perf_counter() - started < 60 * minutes:
+        tally += target(seed + tally.tried, min(PIECE, wanted - tally.tried))
     print(f"{name}: {tally} ({time.perf_counter() - started:.0f} s)", flush=True)
     for line in tally.others[:5]:
         print(f"  {line}", flush=True)
     return tally
+
+
+def kept_or_new(name: str, arguments: argparse.Namespace) -> Tally:
+    """Return the tally that the results file has of a target, or run the target and note it there."""
+    file: Path | None = arguments.results
+    results = json.loads(file.read_text()) if file and file.exists() else {}
+    if name not in results:
+        tally = fuzz(name, arguments.seed, arguments.count, arguments.minutes)
+        results[name] = vars(tally)
+        if file:
+            file.write_text(json.dumps(results, indent=1))
+    return Tally(**results[name])
 
 
 def changes(runs: int) -> tuple[str, bool]:
@@ -122,13 +132,17 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=1_000_000, help="the slices of the test suite begin at 1 to 6"
     )
+    parser.add_argument("--minutes", type=float, default=600, help="the longest that a target may take")
     parser.add_argument("--target", choices=list(TARGETS))
+    parser.add_argument(
+        "--results", type=Path, help="a file to keep tallies in: a run that was ended goes on from it"
+    )
     arguments = parser.parse_args()
     names = [arguments.target] if arguments.target else list(TARGETS)
     whole = not arguments.target and arguments.count >= 1_000_000
     figure, kept = changes(100) if whole else ("", True)
     passed = passed_tests() if whole else {}
-    tallies = {name: fuzz(name, arguments.seed, arguments.count) for name in names}
+    tallies = {name: kept_or_new(name, arguments) for name in names}
     bad = [name for name, tally in tallies.items() if tally.other]
     if not whole:
         raise SystemExit(f"neither accepted nor refused: {bad}" if bad else 0)

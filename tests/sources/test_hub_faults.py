@@ -68,7 +68,7 @@ def files(tmp_path_factory):
 def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(ranges, "RETRY_DELAYS", (0, 0))
     with HubServer(tmp_path / "hub") as server:
-        server.use(monkeypatch, cache=tmp_path / "cache", timeout=0.25)
+        server.use(monkeypatch, cache=tmp_path / "cache", timeout=0.5)
         yield server
         forget_connections()
 
