@@ -24,6 +24,16 @@ def test_the_report_is_printed(small_repo, call_cli):
     assert "\x1b" not in done.stdout
 
 
+def test_an_adapter_is_merged_while_loading(small_repo, call_cli):
+    adapter = ["--adapter", small_repo / "adapter"]
+    done = call_cli("load", small_repo, "--trust-remote-code", *adapter, "--merge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "merged, at least" in done.stdout
+    alone = call_cli("load", small_repo, "--trust-remote-code", "--merge")
+    assert alone.returncode == 2
+    assert "pass --adapter" in alone.stderr
+
+
 def test_json_is_the_report(small_repo, call_cli):
     done = call_cli("load", small_repo, "--trust-remote-code", "--dtype", "bfloat16", "--json")
     assert (done.returncode, done.stderr) == (0, "")

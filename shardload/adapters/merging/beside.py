@@ -31,10 +31,19 @@ def files_beside(
     config.json is changed in what would no longer be true: its dtype where `dtype` is given, the tie of the
     embeddings when they are `untied`, the size of the vocabulary when its `rows` change from one to another; else
     it is the same bytes. `folder` is where in the repo the weights lie: only what is there, or below it, belongs to
-    them.
+    them; folders with weights of their own do not.
     """
     source = checkpoint.source
-    names = [name for name in source.names() if name.startswith(folder) and not name.endswith(_WEIGHTS)]
+    below = [name for name in source.names() if name.startswith(folder)]
+    # A folder with weights of its own is another model: an adapter, a training state, another format.
+    others = {name.rpartition("/")[0] for name in below if name.endswith(_WEIGHTS)} - {folder.rstrip("/")}
+    names = [
+        name
+        for name in below
+        if not name.endswith(_WEIGHTS)
+        and name.rpartition("/")[0] not in others
+        and name != f"{folder}adapter_config.json"
+    ]
     files: dict[str, bytes | Path] = {name[len(folder) :]: source.open(name).local_path() for name in names}
     if checkpoint.config is not None and "config.json" in files and (dtype or untied or rows):
         config = _changed(checkpoint.config, dtype, rows, untied=untied)
