@@ -34,6 +34,14 @@ class Origin:
     checkpoint: Checkpoint
     refs: dict[str, TensorRef]
 
+    def __deepcopy__(self, memo: object) -> Origin:
+        """Return the same object: a copy of a model came from the same files."""
+        return self
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        """Pickle as None: where the pickle is read, the files may not be."""
+        return _nowhere, ()
+
     def is_unchanged(self, ref: TensorRef) -> bool:
         """Whether the file of a stored tensor is still the one whose header was read."""
         expected = self.checkpoint.identities.get(ref.shard)
@@ -51,6 +59,10 @@ class Origin:
     def expected(self, ref: TensorRef) -> FileIdentity | None:
         """Return the identity that a tensor's file had when its header was read; None for a file of the Hub."""
         return self.checkpoint.identities.get(ref.shard)
+
+
+def _nowhere() -> None:
+    return None
 
 
 def remember_origin(model: nn.Module, checkpoint: Checkpoint, filled: Iterable[tuple[str, object]]) -> None:

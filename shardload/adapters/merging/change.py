@@ -31,6 +31,7 @@ Index = tuple["int | slice", ...]
 BLOCK = 1 << 18
 """Elements of a block: 1 MB in fp32, so that the five forms of it that are at hand fit into a core's caches."""
 
+_INLINE = 1 << 15  # elements; the grain of torch's own threads
 _UNIT = 16  # rows: blocks are made of these
 _WIDEST = 16  # blocks' worth of elements that 16 rows may take together where rows are very long
 
@@ -97,7 +98,9 @@ def merged_blocks(
             for index, block in merged_blocks(source[expert], one, dtype, rounding, survival, workers):
                 yield (expert, *index), block
         return
-    compute = map if workers is None or source.device.type != "cpu" else workers.map
+    # Of small tensors torch's own operations stay on one thread, and handing them over takes longer than they do.
+    inline = workers is None or source.device.type != "cpu" or source.numel() <= _INLINE
+    compute = map if inline or workers is None else workers.map
     if not change.additions:
         for rows in row_blocks(tuple(source.shape)):
             block = rounding(source[rows], dtype)

@@ -94,7 +94,7 @@ def unmerge(model: nn.Module) -> None:
         lost = [weight.name for weight in merged.changed if not weight.can_be_undone()]
         if lost:
             raise CorruptError(
-                f"the shards of {len(lost)} weights have changed since the merge: what they were is gone",
+                f"the shards of {len(lost)} weights have changed since, or are not known: their values are gone",
                 where=listing(lost),
                 cure="put the shards back, or load the model again",
             )

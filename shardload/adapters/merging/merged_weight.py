@@ -87,10 +87,9 @@ class MergedWeight:
 
     def can_be_undone(self) -> bool:
         """Whether what `undo` needs is still there."""
-        needs_file = self.way in {Way.REREAD, Way.MAPPED}
-        if not needs_file or self.origin is None or self.ref is None:
-            return self.original is not None
-        return self.origin.is_unchanged(self.ref)
+        if self.way in {Way.REREAD, Way.MAPPED} and self.origin is not None and self.ref is not None:
+            return self.origin.is_unchanged(self.ref)
+        return self.original is not None  # a pickle has no files, and mapped values by copy
 
     def undo(self) -> None:
         """Put the base's values back; a model that was moved or cast meanwhile keeps its device and dtype."""
