@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
-from shardload import KeyMap, UnsupportedError, UsageError, convert, fill, open_checkpoint
+from shardload import KeyMap, UnsupportedError, UsageError, convert, diff, fill, open_checkpoint
 from shardload.shell import build_shell
+from shardload.sources import ranges
+from tests.hub_server import HubServer, forget_connections
 from tests.keymap.random_maps import RandomMap
 from tests.keymap.test_filling import module_of
 from tests.tiny import run_python, tensor_bytes, write_checkpoint
@@ -197,3 +199,24 @@ def test_the_peak_is_a_block_whatever_the_size(tmp_path):
     # A block of 64 MiB put together, its cast, and its contiguous copy: 64 + 32 + 32 MB.
     assert 32e6 < json.loads(out.stdout) < 150e6
     assert open_checkpoint(tmp_path / "b2").tensors["layers.0.ab"].shape == (4096, 4096)
+
+
+def test_a_repo_of_the_hub_is_converted_with_what_stands_beside(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranges, "RETRY_DELAYS", (0, 0, 0))
+    state = {"m.a": torch.randn(30, 4), "m.b": torch.randn(7)}
+    folder = write_checkpoint(
+        tmp_path / "repo", state, config={"torch_dtype": "float32"}, kind="bin", shards=2
+    )
+    (folder / "tokenizer.json").write_text("{}")
+    with HubServer(tmp_path / "hub") as server:
+        server.use(monkeypatch, cache=tmp_path / "cache")
+        commit = server.commit("org/model", folder)
+        rename = KeyMap().rename("m.{...}", "{...}")
+        convert("org/model", tmp_path / "out", revision=commit, key_map=rename, progress=False)
+        forget_connections()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert diff(folder, tmp_path / "out", key_map=rename, values=True, progress=False).ok

@@ -38,7 +38,7 @@ def command() -> None:
     """
 
 
-@command.command("apply", epilog=EXAMPLES)
+@command.command("apply", epilog=EXAMPLES, short_help="Show what a map makes of a checkpoint; bind it.")
 @click.argument("map_file", metavar="MAP")
 @click.argument("where")
 @click.option("-o", "--out", metavar="FILE", help="Write the map as it is bound to this checkpoint.")
@@ -70,7 +70,7 @@ def apply(map_file: str, where: str, out: str | None, as_json: bool, **options: 
         output.tell(f"written: {out}")
 
 
-@command.command("invert", epilog=EXAMPLES)
+@command.command("invert", epilog=EXAMPLES, short_help="Turn a map round.")
 @click.argument("map_file", metavar="MAP")
 @click.option("-o", "--out", metavar="FILE", help="Write the inverse here instead of to stdout.")
 @click.option("--json", "as_json", is_flag=True, hidden=True)
