@@ -156,9 +156,13 @@ def greedy(family: Family) -> str:
     beside = f", {len(set(got[0][0]))} different"
     if isinstance(expected[0], str):
         beside += f"; that of loops, for the other release: {expected[0]}" * bool(family.transformers)
-        with torch.no_grad():
-            cached = decode(family, built(family, model), ids, NEW)["ids"][:, ids.shape[1] :].tolist()
-        expected = [cached, [argmax(family, model, ids)]]
+        loop = [argmax(family, model, ids)]
+        expected = [loop, loop]
+        if family.served_by == "shim":
+            with torch.no_grad():
+                expected[0] = decode(family, built(family, model), ids, NEW)["ids"][
+                    :, ids.shape[1] :
+                ].tolist()
     _same(got, expected)
     return f"equal{beside}"
 

@@ -222,3 +222,18 @@ def test_the_scores_of_what_was_written(tmp_path):
         logits = made(output.sequences).logits.log_softmax(-1)
     expected = [logits[0, 4 + n, output.sequences[0, 5 + n]] for n in range(3)]
     assert torch.allclose(scores, torch.stack(expected)[None], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["greedy_search", "_greedy_search"])
+def test_a_greedy_loop_of_the_classs_own_is_the_one_that_runs(tmp_path, name):
+    own = f"""
+    def {name}(self, input_ids, logits_processor=None, stopping_criteria=None, eos_token_id=None, **kwargs):
+        self.ran = sorted(kwargs)
+        while True:
+            input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], 7)], 1)
+            if bool(torch.as_tensor(stopping_criteria(input_ids, None)).all()):
+                return input_ids
+"""
+    made = model(tmp_path, PREPARE + own)
+    assert made.generate(prompt(), max_new_tokens=3)[0, -4:].tolist() == [5, 7, 7, 7]
+    assert {"pad_token_id", "streamer", "synced_gpus", "use_cache"} <= set(made.ran)

@@ -260,8 +260,11 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin, Helpers
     ) -> Any:
         """Run the loop: the class's own where it has one, by the interface of the release that had it."""
         warp = {"logits_warper": logits_warper} if settings.do_sample else {}
-        name = "sample" if settings.do_sample else "greedy_search"
-        if getattr(type(self), name) is getattr(GenerationMixin, name):
+        # 4.39 and 4.40 had the greedy loop under a private name; later ones have one loop for both.
+        names = ("sample",) if settings.do_sample else ("greedy_search", "_greedy_search")
+        differs = (getattr(type(self), n, None) is not getattr(GenerationMixin, n, None) for n in names)
+        name = next((n for n, own in zip(names, differs, strict=True) if own), None)
+        if name is None:
             options = {"generation_config": settings, "synced_gpus": False, **common, **warp}
             return self._sample(input_ids, **options, **model_kwargs)
         old = ("pad_token_id", "eos_token_id", "output_scores", "return_dict_in_generate")
