@@ -87,4 +87,8 @@ def _why_not(init: str) -> str:
         return "it draws random numbers, and changes the base weights by what they gave"
     if init in {"corda", "lora_ga"}:
         return "it changes the base weights by what the training data gave"
+    if init == "loftq":
+        return (
+            "it replaces the base weights by what bitsandbytes on a GPU made of them in 4 or 8 bits and back"
+        )
     return "such an initialisation changes the base weights too"

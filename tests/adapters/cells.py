@@ -19,7 +19,7 @@ from tests.adapters import models
 from tests.adapters.models import TOKENS, VOCABULARY, WIDTH, make
 from tests.adapters.tiny import save_file
 
-DECLINABLE = ("QALoRA", "KaSA", "aLoRA", "Arrow", "CorDA", "LoRA-GA", "kohya", "diffusers")
+DECLINABLE = ("QALoRA", "KaSA", "aLoRA", "Arrow", "CorDA", "LoRA-GA", "LoftQ", "kohya", "diffusers")
 """The only things that may be declined."""
 
 
@@ -73,6 +73,7 @@ DECLINED_SETTINGS: dict[str, dict[str, Any]] = {
     "aLoRA": {"alora_invocation_tokens": [3, 4]},
     "Arrow": {"arrow_config": {"top_k": 2, "router_temperature": 1.0}},
     "CorDA": {"init_lora_weights": "corda", "corda_config": {"corda_method": "ipm"}},
+    "LoftQ": {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}},
     "LoRA-GA": {"init_lora_weights": "lora_ga", "lora_ga_config": {"direction": "ArB2r"}},
 }
 
