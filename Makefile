@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WHAT_INSTALLS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-plain test-oracles lint bench fuzz clean
+.PHONY: demo test test-plain test-oracles lint bench bench-full fuzz clean
 
 demo: .venv/installed
 	.venv/bin/shardload demo
@@ -23,9 +23,14 @@ lint: .venv/installed .venv-lint/installed
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/mypy --python-executable .venv/bin/python
 
-# About ten minutes; needs some 10 GB of free disk. Results go to benchmarks/results/.
+# About ten minutes; needs some 18 GB of free disk. Results go to benchmarks/results/.
 bench: .venv-oracles/installed
 	.venv-oracles/bin/python -m benchmarks
+
+# More rounds, and ChatGLM2-6B at full size besides (benchmarks/results/full.*): half an hour.
+bench-full: .venv-oracles/installed
+	.venv-oracles/bin/python -m benchmarks --minutes 24 --pairs 9
+	.venv-oracles/bin/python -m benchmarks --only full --pairs 3 --minutes 5
 
 .venv/installed: $(WHAT_INSTALLS)
 	$(PYTHON) -m venv .venv

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from benchmarks.loaders import LOADERS
 from benchmarks.machine import machine, versions
 from benchmarks.measure import ROOT
+from benchmarks.plots import plots_of
 from benchmarks.report import data_of, markdown_of
 from benchmarks.run import Run
 from benchmarks.tables import FULL, QUICK, chosen, names
@@ -62,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file = files.pop() if len(files) == 1 else "bench"
         (results / f"{file}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         (results / f"{file}.md").write_text(text, encoding="utf-8")
+        for name, svg in plots_of(data).items():
+            (results / name).write_text(svg, encoding="utf-8")
     print(text)
-    return int(any(row.error for rows in run.rows.values() for row in rows))
+    return int(any(row.failed for rows in run.rows.values() for row in rows))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=names(), metavar="TABLE", help=f"of {', '.join(names())}"
     )
     parser.add_argument("--loaders", nargs="+", choices=LOADERS, default=LOADERS, metavar="LOADER")
-    parser.add_argument("--cache", help="keep the checkpoints (9 GB) in this folder for the next run")
+    parser.add_argument("--cache", help="keep the checkpoints (18 GB) in this folder for the next run")
     parser.add_argument("--results", help="where JSON and Markdown go (default: benchmarks/results)")
     return parser
 

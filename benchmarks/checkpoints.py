@@ -35,6 +35,7 @@ class Spec:
     kind: str
     shards: int
     config: dict[str, Any]
+    stored: str = "bfloat16"
 
     @property
     def shapes(self) -> Shapes:
@@ -42,21 +43,25 @@ class Spec:
 
     @property
     def dtype(self) -> str:
-        return "float16" if self.kind == "chatglm" else "bfloat16"
+        return "float16" if self.kind == "chatglm" else self.stored
 
     @property
     def nbytes(self) -> int:
-        return 2 * sum(prod(shape) for shape in self.shapes.values())
+        return self.itemsize * sum(prod(shape) for shape in self.shapes.values())
+
+    @property
+    def itemsize(self) -> int:
+        return getattr(torch, self.dtype).itemsize
 
     def describe(self) -> dict[str, Any]:
         return {**asdict(self), "dtype": self.dtype, "tensors": len(self.shapes), "nbytes": self.nbytes}
 
 
-def llama(hidden: int, ffn: int, layers: int, vocab: int, shards: int = 7) -> Spec:
+def llama(hidden: int, ffn: int, layers: int, vocab: int, shards: int = 7, stored: str = "bfloat16") -> Spec:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "torch_dtype": "bfloat16",
+        "torch_dtype": stored,
         "hidden_size": hidden,
         "intermediate_size": ffn,
         "num_hidden_layers": layers,
@@ -65,7 +70,7 @@ def llama(hidden: int, ffn: int, layers: int, vocab: int, shards: int = 7) -> Sp
         "vocab_size": vocab,
         "tie_word_embeddings": False,
     }
-    return Spec("llama", shards, config)
+    return Spec("llama", shards, config, stored)
 
 
 def chatglm(hidden: int, ffn: int, layers: int, vocab: int, shards: int = 7) -> Spec:
@@ -138,7 +143,9 @@ def write(spec: Spec, suffix: str, folder: Path) -> None:
 def _write_plain(spec: Spec, suffix: str, folder: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(spec.config, indent=2))
-    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.bfloat16)
+    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02)
+    # bfloat16 numbers whatever the dtype: a cast down changes no value, and so no sum that is compared.
+    block = block.to(torch.bfloat16).to(getattr(torch, spec.dtype))
     names, shapes = _cut(spec), spec.shapes
     weight_map: dict[str, str] = {}
     for number, part in enumerate(names, start=1):
@@ -158,7 +165,7 @@ def _cut(spec: Spec) -> list[list[str]]:
     shards: list[list[str]] = [[] for _ in range(spec.shards)]
     done, total = 0, spec.nbytes
     for name, shape in spec.shapes.items():
-        nbytes = 2 * prod(shape)
+        nbytes = spec.itemsize * prod(shape)
         middle = (done + nbytes / 2) / total
         shards[min(int(middle * spec.shards), spec.shards - 1)].append(name)
         done += nbytes

@@ -9,10 +9,28 @@ import json
 import os
 import sys
 import time
+from typing import Any
+
+
+def _forwards(model: Any) -> dict[str, float]:
+    """Return the seconds of the first forward after a load, and of the second."""
+    import torch
+
+    tokens = torch.arange(16)[None]
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(2):
+            started = time.monotonic()
+            model(tokens)
+            seconds.append(time.monotonic() - started)
+    return {"forward_s": seconds[0], "forward_again_s": seconds[1]}
 
 
 def main() -> None:
     job = json.loads(sys.argv[1])
+    if job.get("procs"):
+        with open(job["procs"], "w") as file:  # noqa: PTH123 - joins its memory cgroup before it imports anything
+            file.write("0")
     from benchmarks.loaders import find
     from benchmarks.memory import memory
 
@@ -22,6 +40,8 @@ def main() -> None:
     ready, cpu = time.monotonic(), time.process_time()
     after = memory()
     result = {"imported": imported, "ready": ready, "cpu_s": cpu}
+    if model is not None and job.get("forward"):
+        result |= _forwards(model)
     if model is not None:
         from benchmarks.verify import faults
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.group import MemoryGroup, NoGroupError
 from benchmarks.memory import memory
 
 if TYPE_CHECKING:
@@ -41,9 +42,21 @@ def load(job: dict[str, Any]) -> dict[str, float]:
 
     `ready_s` counts from just before the process is started. `anon_peak` is the highest anonymous memory from
     the end of the imports until every page was touched, over that at the end of the imports; `resident_peak` has
-    file-backed pages in it besides, which the kernel can drop.
+    file-backed pages in it besides, which the kernel can drop. With `cold` in the job the page cache holds nothing of
+    the checkpoint; with `limit` (bytes) besides, the process lives in a memory cgroup, and `limited` is how often
+    the limit bit.
     """
-    warm(job["folder"])
+    evict(job["folder"]) if job.get("cold") else warm(job["folder"])
+    if not job.get("limit"):
+        return _load(job)
+    try:
+        with MemoryGroup(job["limit"]) as group:
+            return _load({**job, "procs": group.procs}) | {"limited": group.limited()}
+    except NoGroupError as error:
+        raise MeasureError(f"no memory cgroup can be made here: {error}") from error
+
+
+def _load(job: dict[str, Any]) -> dict[str, float]:
     started = time.monotonic()
     process = _start([sys.executable, "-m", "benchmarks.child", json.dumps(job)])
     watch = _Watch(process.pid)
@@ -61,7 +74,10 @@ def load(job: dict[str, Any]) -> dict[str, float]:
         "resident_peak": max(map(sum, [before, after, *seen])) - sum(before),
         "samples": len(seen),
     }
-    return figures | ({"touch_s": said["touch_s"]} if "touch_s" in said else {})
+    figures["touched_s"] = figures["load_s"] + said.get("touch_s", 0)
+    return figures | {
+        name: said[name] for name in ("touch_s", "forward_s", "forward_again_s") if name in said
+    }
 
 
 def command(arguments: list[str]) -> dict[str, float]:
@@ -87,6 +103,16 @@ def warm(folder: str) -> None:
             with path.open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
+
+
+def evict(folder: str) -> None:
+    """Have the page cache drop all files of a checkpoint."""
+    for path in Path(folder).iterdir():
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
 
 
 class _Watch:
@@ -123,7 +149,8 @@ def _finish(process: subprocess.Popen[str], watch: _Watch | None) -> str:
     if watch:
         watch.join()
     if process.returncode:
-        raise MeasureError(err.strip()[-500:] or f"exit status {process.returncode}")
+        killed = "killed by the system" if process.returncode == -9 else f"exit status {process.returncode}"
+        raise MeasureError(err.strip()[-500:] or killed)
     return out
 
 

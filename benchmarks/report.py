@@ -6,7 +6,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.tables import Command, Probe
+from benchmarks.tables import Command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +35,8 @@ def data_of(run: Run) -> dict[str, Any]:
 
 def _table(table: Table, rows: list[Row]) -> dict[str, Any]:
     found = {"name": table.name, "title": table.title, "what": table.what, "dtype": table.dtype, "rows": []}
+    if table.plot:
+        found["plot"] = table.plot
     if table.columns:
         found["columns"] = [asdict(column) for column in table.columns]
     peer = next((row for row in rows if getattr(row.what, "loader", "") == _PEER), None)
@@ -44,8 +46,8 @@ def _table(table: Table, rows: list[Row]) -> dict[str, Any]:
         entry.pop("most", None)
         names = row.runs[0] if row.runs else ()
         entry["median"] = {name: median(run[name] for run in row.runs) for name in names if name != "round"}
-        if isinstance(row.what, Probe):
-            pass
+        if table.columns:
+            entry["median"] |= _ratios(table, row, rows)
         elif isinstance(row.what, Command):
             base = by_label.get(row.what.over)
             entry["over"] = base and {
@@ -59,6 +61,25 @@ def _table(table: Table, rows: list[Row]) -> dict[str, Any]:
                 name: _paired(row, peer, name, lambda a, b: a / b) for name in ("ready_s", "load_s")
             }
         found["rows"].append(entry)
+    return found
+
+
+def _ratios(table: Table, row: Row, rows: list[Row]) -> dict[str, float]:
+    """Return the columns that are "FIGURE x LOADER", where both have the figure."""
+    found = {}
+    for column in table.columns:
+        figure, times, loader = column.name.partition(" x ")
+        other = next((r for r in rows if getattr(r.what, "loader", "") == loader), None) if times else None
+        if (
+            other
+            and row.runs
+            and other.runs
+            and figure in row.runs[0]
+            and getattr(row.what, "comparable", True)
+        ):
+            ratio = _paired(row, other, figure, lambda a, b: a / b)
+            if ratio is not None:
+                found[column.name] = ratio
     return found
 
 
@@ -92,6 +113,8 @@ def markdown_of(data: Mapping[str, Any]) -> str:
         lines += [noise, ""]
     for table in data["tables"]:
         lines += [f"## {table['title']}", "", table["what"], ""]
+        if table.get("plot"):
+            lines += [f"![{table['title']}]({table['name']}.svg)", ""]
         if table.get("columns"):
             lines += _probes(table)
             continue
@@ -163,7 +186,7 @@ def _figure(value: float | None, unit: str) -> str:
     if unit == "MB":
         return f"{value / _MB:,.0f} MB"
     if unit == "n":
-        return f"{value:.0f}"
+        return f"{value:,.0f}"
     if unit == "x":
         return f"{value:.2f}" if value < 10 else f"{value:.0f}"
     scale, name = {"s": (1, "s"), "ms": (1e3, "ms"), "us": (1e6, "µs")}[unit]

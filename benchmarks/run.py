@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from benchmarks.checkpoints import Spec
 
 
+_LEAST_LIMIT = 500_000_000  # bytes: less, and the imports alone do not fit
+
+
 @dataclass
 class Row:
     """One contestant's figures, a dict a round; `error` is what it said if it failed, and then it is left out."""
@@ -30,6 +33,12 @@ class Row:
     runs: list[dict[str, float]] = field(default_factory=list)
     error: str | None = None
     seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error that is not what the row shows, nor for want of a cgroup."""
+        expected = getattr(self.what, "may_fail", False) or (self.error or "").startswith("no memory cgroup")
+        return self.error is not None and not expected
 
     @property
     def wanted(self) -> bool:
@@ -88,7 +97,7 @@ class Run:
             if isinstance(row.what, Load):
                 figures = measure.load(self._job(row.what, table))
             elif isinstance(row.what, Probe):
-                figures = measure.probe(row.what.arguments)
+                figures = measure.probe([self._folder(word) for word in row.what.arguments])
             else:
                 figures = measure.command([self._folder(word) for word in row.what.arguments])
         except measure.MeasureError as error:
@@ -102,14 +111,19 @@ class Run:
 
     def _job(self, load: Load, table: Table) -> dict[str, Any]:
         spec = self._spec(load.checkpoint)
+        dtype = load.dtype or table.dtype
         return {
             "loader": load.loader,
             "folder": str(self.cache / load.checkpoint),
             "suffix": load.checkpoint.rpartition(".")[2],
             "kind": spec.kind,
             "config": spec.config,
-            "dtype": table.dtype,
-            "dtype_loaded": spec.dtype if table.dtype == "auto" else table.dtype,
+            "dtype": dtype,
+            "dtype_loaded": spec.dtype if dtype == "auto" else dtype,
+            "spill": str(self.cache) if load.spill else None,
+            "cold": table.cold,
+            "limit": max(int(spec.nbytes * table.limit), _LEAST_LIMIT) if table.limit else 0,
+            "forward": table.forward,
         }
 
     def _spec(self, checkpoint: str) -> Spec:

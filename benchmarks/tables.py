@@ -16,6 +16,18 @@ FULL: dict[str, Spec] = {
     "llama-1gb": llama(hidden=2048, ffn=5632, layers=8, vocab=32000),
     "many": many(layers=200, per_layer=230),
     "fewer": many(layers=50, per_layer=230, shards=15),
+    "llama-fp32": llama(hidden=2048, ffn=5632, layers=8, vocab=32000, stored="float32"),
+    "many-1-shard": many(layers=200, per_layer=230, shards=1),
+    "many-7-shards": many(layers=200, per_layer=230, shards=7),
+    "many-5k": many(layers=20, per_layer=250, shards=8),
+    "many-20k": many(layers=80, per_layer=250, shards=8),
+    "many-50k": many(layers=200, per_layer=250, shards=8),
+    "many-100k": many(layers=400, per_layer=250, shards=8),
+    "many-200k": many(layers=800, per_layer=250, shards=8),
+    "wide-0.3gb": many(layers=4, per_layer=2, width=4096, shards=8),
+    "wide-1gb": many(layers=16, per_layer=2, width=4096, shards=8),
+    "wide-2gb": many(layers=32, per_layer=2, width=4096, shards=8),
+    "chatglm2-6b": chatglm(hidden=4096, ffn=13696, layers=28, vocab=65024),
 }
 QUICK: dict[str, Spec] = {
     "llama": llama(hidden=256, ffn=704, layers=7, vocab=2000),
@@ -23,6 +35,18 @@ QUICK: dict[str, Spec] = {
     "llama-1gb": llama(hidden=256, ffn=704, layers=7, vocab=2000),
     "many": many(layers=4, per_layer=50, shards=6),
     "fewer": many(layers=2, per_layer=50, shards=3),
+    "llama-fp32": llama(hidden=256, ffn=704, layers=7, vocab=2000, stored="float32"),
+    "many-1-shard": many(layers=4, per_layer=50, shards=1),
+    "many-7-shards": many(layers=4, per_layer=50, shards=4),
+    "many-5k": many(layers=1, per_layer=50, shards=2),
+    "many-20k": many(layers=2, per_layer=50, shards=2),
+    "many-50k": many(layers=3, per_layer=50, shards=2),
+    "many-100k": many(layers=4, per_layer=50, shards=2),
+    "many-200k": many(layers=5, per_layer=50, shards=2),
+    "wide-0.3gb": many(layers=1, per_layer=2, width=512, shards=2),
+    "wide-1gb": many(layers=2, per_layer=2, width=512, shards=2),
+    "wide-2gb": many(layers=4, per_layer=2, width=512, shards=2),
+    "chatglm2-6b": chatglm(hidden=256, ffn=704, layers=2, vocab=2000),
 }
 
 
@@ -31,6 +55,8 @@ class Load:
     """One loader on one checkpoint ("NAME.SUFFIX").
 
     `most` bounds the rounds of a slow one. `comparable` is False for one that has less to do than the others.
+    `dtype` is the row's own where it is not the table's; `spill` sends its casts to a file. One that `may_fail` is
+    there to show that it does. `x` is the row's place in a plot.
     """
 
     loader: str
@@ -38,6 +64,10 @@ class Load:
     note: str = ""
     most: int = 99
     comparable: bool = True
+    dtype: str = ""
+    spill: bool = False
+    may_fail: bool = False
+    x: float = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +90,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of a probe, and how it is shown: "s", "ms", "us" for seconds, "x" for a ratio."""
+    """A figure, and how it is shown: "s", "ms", "us" for seconds, "MB" for bytes, "n" for a count, "x" for a ratio.
+
+    "FIGURE x LOADER" is the median over the rounds of this row's figure by that of the loader's row.
+    """
 
     name: str
     title: str
@@ -74,7 +107,9 @@ Row = Load | Command | Probe
 class Table:
     """Contestants on one task. The part of the name before a hyphen names several tables together.
 
-    `file` is where its results go; a run without --only measures those of "bench".
+    `file` is where its results go; a run without --only measures those of "bench". `cold`: nothing of the checkpoint
+    is in the page cache when the process starts. `limit`: the share of the checkpoint's bytes that the process may
+    have as memory. `forward`: two forward passes are timed. `plot` names what a plot of the rows has on its x axis.
     """
 
     name: str
@@ -84,6 +119,10 @@ class Table:
     dtype: str = "auto"
     columns: tuple[Column, ...] = ()
     file: str = "bench"
+    cold: bool = False
+    limit: float = 0
+    forward: bool = False
+    plot: str = ""
 
 
 def _ready(suffix: str) -> Table:
@@ -253,7 +292,172 @@ _MERGE = Table(
     ),
 )
 
-TABLES = (_ready("safetensors"), _ready("bin"), _CAST, _MANY, _COMMANDS, _ATTACH, _CALL, _BATCH, _MERGE)
+_SECONDS = Column("load_s", "load alone", "s")
+_PEAK = Column("anon_peak", "peak anonymous", "MB")
+_CPU = Column("cpu_s", "CPU to ready, imports too", "s")
+
+_CAST_DOWN = Table(
+    "cast-down",
+    "float32 → bfloat16 and float16 while loading, 2.2 GB in 7 `.safetensors` shards",
+    "As above; the result is 1.1 GB. The stored values are such that no cast changes them.",
+    tuple(
+        Load(loader, "llama-fp32.safetensors", note, dtype=dtype)
+        for dtype, note in (("bfloat16", "to bfloat16"), ("float16", "to float16"))
+        for loader in ("ours", "transformers_loader")
+    ),
+    columns=(
+        _SECONDS,
+        _CPU,
+        _PEAK,
+        Column("resident_peak", "peak resident", "MB"),
+    ),
+)
+
+_COLD = Table(
+    "cold",
+    "Cold page cache, every page touched: 1.9 GB in 7 `.safetensors` shards",
+    "The files are evicted before each start. Load alone, and then one element of every page is read.",
+    (
+        Load("plain_read", "llama.safetensors"),
+        Load("ours", "llama.safetensors", "transformers' class"),
+        Load("transformers_loader", "llama.safetensors"),
+        Load("assign", "llama.safetensors"),
+    ),
+    columns=(
+        Column("touched_s", "loaded and touched", "s"),
+        Column("touched_s x plain_read", "x plain read", "x"),
+        Column("touched_s x transformers_loader", "x transformers", "x"),
+        _PEAK,
+    ),
+    cold=True,
+)
+
+_LIMIT = Table(
+    "limit",
+    "A checkpoint larger than the memory: 2.1 GB in a memory cgroup of 40% of that",
+    "64 Linears of width 4096 in bfloat16, files evicted first, values compared afterwards. The last column counts "
+    "how often the limit was met and pages were taken back. A cast does not fit: with `spill=` it goes to a file.",
+    (
+        Load("ours", "wide-2gb.safetensors", "stored dtype"),
+        Load("transformers_loader", "wide-2gb.safetensors", "stored dtype", may_fail=True),
+        Load("ours", "wide-2gb.safetensors", "to float32, `spill=`", dtype="float32", spill=True),
+        Load("ours", "wide-2gb.safetensors", "to float32", dtype="float32", may_fail=True),
+        Load("transformers_loader", "wide-2gb.safetensors", "to float32", dtype="float32", may_fail=True),
+    ),
+    columns=(
+        Column("touched_s", "loaded and touched", "s"),
+        _PEAK,
+        Column("limited", "limit met", "n"),
+    ),
+    cold=True,
+    limit=0.4,
+)
+
+_FORWARD = Table(
+    "forward",
+    "First forward after a load: LlamaForCausalLM, 1.1 GB, 16 tokens",
+    "Page cache warm, stored dtype. The first pass maps the pages that a zero-copy load left in the page cache.",
+    (
+        Load("ours", "llama-1gb.safetensors", "transformers' class"),
+        Load("transformers_loader", "llama-1gb.safetensors"),
+    ),
+    columns=(
+        Column("forward_s", "first forward", "s"),
+        Column("forward_s x transformers_loader", "x transformers", "x"),
+        Column("forward_again_s", "second", "s"),
+    ),
+    forward=True,
+)
+
+_PARTIAL = Table(
+    "partial",
+    "A region of each matrix, cold page cache: the middle quarter, 1.9 GB checkpoint",
+    "Seconds, and bytes that the disk gave by bytes that were asked for, beside safetensors' `get_slice`.",
+    (
+        Probe("rows", ("partial", "{llama.safetensors}", "rows"), most=3),
+        Probe("columns", ("partial", "{llama.safetensors}", "columns"), most=3),
+    ),
+    columns=(
+        Column("ours_s", "shardload", "s"),
+        Column("ours_times", "read / asked", "x"),
+        Column("safetensors_s", "safetensors", "s"),
+        Column("safetensors_times", "read / asked", "x"),
+    ),
+)
+
+
+def _scaling(name: str, title: str, plot: str, rows: tuple[Load, ...]) -> Table:
+    what = "Linears, the class given, page cache warm, stored dtype; seconds after the imports."
+    return Table(f"scaling-{name}", title, what, rows, columns=(_SECONDS, _CPU, _PEAK), plot=plot)
+
+
+_SCALING = (
+    _scaling(
+        "tensors",
+        "Time and memory against the number of tensors (16x16, 8 shards)",
+        "tensors",
+        tuple(
+            Load(loader, f"many-{count}k.safetensors", f"{count},000", most=3, x=count * 1000)
+            for loader, counts in (("ours", (5, 20, 50, 100, 200)), ("transformers_loader", (5, 20)))
+            for count in counts
+        ),
+    ),
+    _scaling(
+        "shards",
+        "Time and memory against the number of shards (46,000 tensors)",
+        "shards",
+        (
+            Load("ours", "many-1-shard.safetensors", "1", most=5, x=1),
+            Load("ours", "many-7-shards.safetensors", "7", most=5, x=7),
+            Load("ours", "many.safetensors", "60", most=5, x=60),
+        ),
+    ),
+    _scaling(
+        "bytes",
+        "Time and memory against bytes (Linears of width 4096, 8 shards)",
+        "GB",
+        tuple(
+            Load(loader, f"wide-{size}gb.safetensors", f"{size} GB", most=3, x=x)
+            for loader in ("ours", "transformers_loader")
+            for size, x in (("0.3", 0.27), ("1", 1.07), ("2", 2.15))
+        ),
+    ),
+)
+
+_FULL_SIZE = Table(
+    "full",
+    "Full size: ChatGLM2-6B's shapes, 12.5 GB in 7 `.safetensors` shards, its own code",
+    "Page cache as warm as the memory allows; 16 tokens. Values are compared after the figures are taken.",
+    (Load("ours", "chatglm2-6b.safetensors", "remote code"),),
+    columns=(
+        Column("ready_s", "start → ready", "s"),
+        _SECONDS,
+        _PEAK,
+        Column("anon_kept", "anonymous kept", "MB"),
+        Column("forward_s", "first forward", "s"),
+    ),
+    forward=True,
+    file="full",
+)
+
+TABLES = (
+    _ready("safetensors"),
+    _ready("bin"),
+    _CAST,
+    _CAST_DOWN,
+    _MANY,
+    _FORWARD,
+    _COLD,
+    _LIMIT,
+    _PARTIAL,
+    *_SCALING,
+    _COMMANDS,
+    _FULL_SIZE,
+    _ATTACH,
+    _CALL,
+    _BATCH,
+    _MERGE,
+)
 
 
 def chosen(names: Sequence[str] | None) -> list[Table]:
@@ -275,5 +479,5 @@ def names() -> list[str]:
 def checkpoints_of(table: Table) -> set[str]:
     """Return the checkpoints that a table needs, as "NAME.SUFFIX"."""
     loads = {row.checkpoint for row in table.rows if isinstance(row, Load)}
-    words = [word for row in table.rows if isinstance(row, Command) for word in row.arguments]
+    words = [word for row in table.rows if not isinstance(row, Load) for word in row.arguments]
     return loads | {word[1:-1] for word in words if word.startswith("{")}

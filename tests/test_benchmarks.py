@@ -7,6 +7,7 @@ import mmap
 from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
+from xml.etree import ElementTree as ET
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ if find_spec("transformers") is None or find_spec("numpy") is None:
 
 from benchmarks.__main__ import main
 from benchmarks.checkpoints import write
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, evict, probe, warm
 from benchmarks.memory import memory
 from benchmarks.models import ManyLinears
+from benchmarks.plots import plots_of
 from benchmarks.report import markdown_of
 from benchmarks.tables import FULL, QUICK
 from benchmarks.verify import expected_path, faults
+from shardload.read_ahead import is_cold
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -117,9 +120,41 @@ def test_the_full_checkpoints_are_as_the_tables_say():
     assert len(many.shapes) == 46_000
 
 
-@pytest.mark.parametrize("name", ["bench", "adapters"])
+@pytest.mark.parametrize("name", ["bench", "full", "adapters"])
 def test_the_committed_table_is_made_from_the_committed_figures(name):
     if not (RESULTS / f"{name}.json").exists():
         pytest.skip("no run has been committed")
     data = json.loads((RESULTS / f"{name}.json").read_text())
     assert (RESULTS / f"{name}.md").read_text() == markdown_of(data)
+    for plot, svg in plots_of(data).items():
+        assert (RESULTS / plot).read_text() == svg
+
+
+def test_a_scaling_table_has_a_plot_of_all_its_rows(tmp_path):
+    arguments = ["--quick", "--pairs", "1", "--only", "scaling-shards", "--loaders", "ours"]
+    assert main([*arguments, "--results", str(tmp_path)]) == 0
+    data = json.loads((tmp_path / "bench.json").read_text())
+    svg = ET.parse(tmp_path / "scaling-shards.svg").getroot()
+    circles = [node for node in svg.iter() if node.tag.endswith("circle")]
+    assert len(circles) == 2 * len(data["tables"][0]["rows"]) == 6
+    assert all(0 < float(node.get("cx")) < 400 for node in circles)
+    assert all(0 < float(node.get("cy")) < 250 for node in circles)
+    assert "scaling-shards.svg" in (tmp_path / "bench.md").read_text()
+
+
+def test_an_evicted_file_is_not_in_the_page_cache(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2**22))
+    warm(str(tmp_path))
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        if is_cold(mapping):
+            pytest.skip("this file system does not keep its pages, or can't tell")
+        evict(str(tmp_path))
+        assert is_cold(mapping)
+
+
+def test_a_region_is_read_as_safetensors_reads_it(tmp_path):
+    write(QUICK["llama"], "safetensors", tmp_path / "llama.safetensors")
+    figures = probe(["partial", str(tmp_path / "llama.safetensors"), "columns"])
+    assert figures["ours_s"] > 0

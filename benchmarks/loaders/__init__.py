@@ -5,7 +5,7 @@ Each has `LABEL` and `prepare(job) -> load`. `prepare` imports what the loader n
 reads the labels.
 
 A job is a dict: `folder`, `kind` and `config` of its checkpoint (see `checkpoints.Spec`), `suffix` of its
-files, and `dtype`, which is "auto" (as stored) or "float32".
+files, and `dtype`, which is "auto" (as stored) or the dtype to cast to; `spill` is a folder or None.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-LOADERS = ("floor", "ours", "transformers_loader", "accelerate_loader", "assign", "tutorial")
+LOADERS = ("floor", "plain_read", "ours", "transformers_loader", "accelerate_loader", "assign", "tutorial")
 
 
 class Loader(Protocol):

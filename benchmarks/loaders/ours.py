@@ -16,7 +16,7 @@ LABEL = "shardload"
 def prepare(job: dict[str, Any]) -> Callable[[], nn.Module]:
     from shardload import from_pretrained
 
-    options: dict[str, Any] = {"dtype": job["dtype"], "progress": False}
+    options: dict[str, Any] = {"dtype": job["dtype"], "progress": False, "spill": job.get("spill")}
     if job["kind"] == "many":
         from benchmarks.models import ManyLinears
 
