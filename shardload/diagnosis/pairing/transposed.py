@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily
 
+_TOGETHER = 2  # matrices of one block that have to be turned before it is sure that squares are
+_LONE = 0.8
 DOUBT = "whether square matrices are turned as their neighbours are"
 
 
@@ -20,8 +22,10 @@ def turn_squares(board: Board) -> None:
 
     Without known classes the neighbours decide alone, and the link says that this is unproven.
     """
+    _doubt_lone(board)
     turned: dict[str, set[str]] = defaultdict(set)
     straight: dict[str, set[str]] = defaultdict(set)
+    count: Counter[str] = Counter()
     squares: list[tuple[str, str, Link | None, KeyFamily]] = []
     for link, old, new in _matrices(board):
         shape = new.shape
@@ -32,18 +36,27 @@ def turn_squares(board: Board) -> None:
             squares.append((block, kind, link, old))
         elif link is not None and link.kind == "transpose":
             turned[block].add(kind)
+            count[block] += 1
         else:
             straight[block].add(kind)
     for block, kind, link, old in squares:
         if kind not in turned[block] or kind in straight[block]:
             continue
-        doubt = DOUBT if kind == "?" else ""
+        doubt = DOUBT if kind == "?" or count[block] < _TOGETHER else ""
         if link is None:
             board.exact.remove(old)
             board.links.append(Link("transpose", (old,), (old,), 0.96, unproven=doubt))
         else:
             at = board.links.index(link)
             board.links[at] = replace(link, kind="transpose", unproven=link.unproven or doubt)
+
+
+def _doubt_lone(board: Board) -> None:
+    """Lower the confidence of a turned matrix that has no turned neighbour: what stores one turned stores all so."""
+    blocks = Counter(_block(link.wanted[0].template) for link in board.links if link.kind == "transpose")
+    for place, link in enumerate(board.links):
+        if link.kind == "transpose" and blocks[_block(link.wanted[0].template)] < _TOGETHER:
+            board.links[place] = replace(link, confidence=min(link.confidence, _LONE))
 
 
 def _matrices(board: Board) -> list[tuple[Link | None, KeyFamily, KeyFamily]]:
