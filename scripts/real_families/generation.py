@@ -53,7 +53,7 @@ def lively(family: Family) -> Path:
             if value is None or not value.is_floating_point():
                 continue
             random = torch.randn(value.shape, generator=generator)
-            if value.dim() == 1:
+            if value.dim() < 2:
                 random = random * 0.1 + (1 if name == "weight" else 0)
             else:
                 random *= 0.3 if isinstance(module, nn.Embedding) else 3 / value.shape[-1] ** 0.5
