@@ -135,8 +135,8 @@ class ZipDirectory:
                 where=f"{self._file.name}: {size:,} bytes",
                 cure=REFETCH,
             )
-        _, disk, _, here, count, length, start, comment = _END(tail[at : at + _END_SIZE])
-        if disk or at + _END_SIZE + comment != len(tail):
+        _, disk, first_disk, here, count, length, start, comment = _END(tail[at : at + _END_SIZE])
+        if disk or first_disk or at + _END_SIZE + comment != len(tail):
             raise self._corrupt("it has several volumes, or bytes after its end")
         end = begin + at
         if (
@@ -162,8 +162,8 @@ class ZipDirectory:
         if signature != b"PK\6\7" or where < begin or where + 56 > begin + at - 20:
             raise self._corrupt("its zip64 end is not where it should be")
         record = tail[where - begin : where - begin + 56]
-        signature, _, _, _, disk, _, here, count, length, start = _END64(record)
-        if signature != b"PK\6\6" or disk or here != count:
+        signature, _, _, _, disk, first_disk, here, count, length, start = _END64(record)
+        if signature != b"PK\6\6" or disk or first_disk or here != count:
             raise self._corrupt("its zip64 end is not one")
         return start, length, count, where
 

@@ -264,3 +264,14 @@ def test_a_directory_of_too_many_entries(tmp_path):
     path.write_bytes(b"PK\3\4" + bytes(26 + 46 * 10**6) + end64 + locator + end)
     with pytest.raises(UnsupportedError, match="1,000,000 entries"):
         read(path)
+
+
+@pytest.mark.parametrize("field", [4, 6], ids=["this volume", "the volume that the directory begins on"])
+def test_an_archive_of_several_volumes(tmp_path, field):
+    """torch's reader refuses it, too: found by mutation."""
+    data = bytearray(torch_zip(pickled(), {"0": bytes(24)}))
+    data[data.rfind(b"PK\5\6") + field] = 2
+    with pytest.raises(CorruptError, match="several volumes"):
+        read_bytes(tmp_path, bytes(data))
+    with pytest.raises(RuntimeError, match="multidisk"):
+        torch.load(tmp_path / "model.bin", weights_only=True)
