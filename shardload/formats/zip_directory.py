@@ -158,7 +158,9 @@ class ZipDirectory:
     def _find_directory64(self, tail: bytes, at: int, begin: int) -> tuple[int, int, int, int]:
         if at < 20:
             raise self._corrupt("its zip64 end is not there")
-        signature, _, where, _ = _END64_AT(tail[at - 20 : at])
+        signature, first_disk, where, disks = _END64_AT(tail[at - 20 : at])
+        if first_disk or disks != 1:
+            raise self._corrupt("it has several volumes")
         if signature != b"PK\6\7" or where < begin or where + 56 > begin + at - 20:
             raise self._corrupt("its zip64 end is not where it should be")
         record = tail[where - begin : where - begin + 56]
