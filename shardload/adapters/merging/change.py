@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from shardload.adapters.layers import Factors, LoraTerm
+from shardload.adapters.layers.embedding import EmbeddingTerm
 from shardload.adapters.layers.experts import ExpertsTerm
 from shardload.adapters.layers.linear import LinearTerm
 from shardload.adapters.layers.rows import RowsTerm
@@ -30,6 +31,9 @@ Index = tuple["int | slice", ...]
 
 BLOCK = 1 << 18
 """Elements of a block: 1 MB in fp32, so that the five forms of it that are at hand fit into a core's caches."""
+
+LARGE = 1 << 23
+"""Elements of a factor, 32 MB in fp32: a vocabulary's with a high rank is many times that."""
 
 _INLINE = 1 << 15  # elements; the grain of torch's own threads
 _UNIT = 16  # rows: blocks are made of these
@@ -167,7 +171,9 @@ class _Fold:
         self.dtype = torch.promote_types(self.dtype, base.dtype)
         self.shape = tuple(base.shape)
         self.additions = [
-            replace(addition, factors=_on(addition.factors, base.device, self.dtype))
+            addition
+            if _is_large(addition)
+            else replace(addition, factors=_on(addition.factors, base.device, self.dtype))
             for addition in change.additions
         ]
         self.norms = [self._norm(addition, compute) for addition in self.additions]
@@ -200,7 +206,7 @@ class _Fold:
             term, factors, weight = addition.term, addition.factors, addition.weight
             plain = factors.magnitude is None and not isinstance(term, RowsTerm)
             if plain or isinstance(term, BiasTerm):
-                delta = term.delta(factors, self.shape, rows)
+                delta = self._delta(addition, rows)
                 delta = delta if weight == 1.0 else weight * delta
             else:
                 changed = term.changed(wide, factors, weight, rows, self.shape, norm)
@@ -211,6 +217,26 @@ class _Fold:
         if total is None:
             raise AssertionError(self.shape)
         return wide, wide + total, total
+
+    def _delta(self, addition: Addition, rows: slice) -> torch.Tensor:
+        """Return some rows of a delta; of a large factor only their part is taken into memory."""
+        term, factors = addition.term, addition.factors
+        if not _is_large(addition):
+            return term.delta(factors, self.shape, rows)
+        a, b = factors.a, factors.b
+        if isinstance(term, LinearTerm) and not isinstance(term, TransposedTerm):
+            b = b[rows]
+        else:
+            a = a[:, rows]
+        shape = (rows.stop - rows.start, *self.shape[1:])
+        return term.delta(_on(Factors(a, b), self.base.device, self.dtype), shape)
+
+
+def _is_large(addition: Addition) -> bool:
+    """Whether the factor that a block takes some rows of is too large to be at hand as a whole, in the wide dtype."""
+    plain = type(addition.term) in {LinearTerm, TransposedTerm, EmbeddingTerm}
+    factors = addition.factors
+    return plain and factors.magnitude is None and max(factors.a.numel(), factors.b.numel()) > LARGE
 
 
 def _on(factors: Factors, device: torch.device, dtype: torch.dtype) -> Factors:

@@ -60,6 +60,22 @@ def test_every_bit_of_linear_layers(tmp_path, dtype, rank, alpha, block, monkeyp
     assert_bits(tmp_path / "out", peft_merged(wrapped))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("targets", [r"layers\.\d+", "embed"])
+def test_large_factors_are_taken_in_parts(tmp_path, dtype, targets, monkeypatch):
+    """As those of a vocabulary at a high rank are: the same bits."""
+    torch.manual_seed(1)
+    base = Shapes().to(dtype)
+    folder = write_checkpoint(tmp_path / "base", base.state_dict(), shards=3)
+    adapter = save(trained(base, {"r": 7, "lora_alpha": 10, "target_modules": targets}), tmp_path / "lora")
+    monkeypatch.setattr(change_module, "BLOCK", 1 << 14)
+    merge_to_disk(folder, adapter, tmp_path / "whole")
+    monkeypatch.setattr(change_module, "LARGE", 0)
+    merge_to_disk(folder, adapter, tmp_path / "parts")
+    whole = open_checkpoint(tmp_path / "whole")
+    assert_bits(tmp_path / "parts", {name: whole.read(name) for name in whole.tensors})
+
+
 CASES = {
     "rslora": {"use_rslora": True},
     "patterns": {"rank_pattern": {"layers.1.up": 5}, "alpha_pattern": {"q": 9}},
