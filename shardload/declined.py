@@ -17,7 +17,6 @@ _ON_THE_CONFIG = "set it in config.json, or on the config that you pass as confi
 
 _UNSUPPORTED = {
     "device_map": _ONE_DEVICE,
-    "max_memory": _NO_OFFLOAD,
     "offload_folder": _NO_OFFLOAD,
     "offload_state_dict": _NO_OFFLOAD,
     "offload_buffers": _NO_OFFLOAD,

@@ -17,7 +17,6 @@ def folder(tmp_path):
     ("name", "value", "cure"),
     [
         ("device_map", "auto", "device="),
-        ("max_memory", {0: "1GB"}, "device="),
         ("offload_folder", "x", "mapped"),
         ("load_in_8bit", True, "dtype="),
         ("load_in_4bit", False, "dtype="),
@@ -46,6 +45,12 @@ def test_what_has_another_name_here_is_told(folder, name, cure):
     with pytest.raises(UsageError, match=name) as caught:
         from_pretrained(folder, model_class=lambda _: Net(), **{name: None})
     assert cure in caught.value.cure
+
+
+def test_a_limit_by_device_is_refused_and_told_what_max_memory_is_here(folder):
+    with pytest.raises(UsageError, match="max_memory") as caught:
+        from_pretrained(folder, model_class=lambda _: Net(), max_memory={0: "1GB"})
+    assert "anonymous memory" in caught.value.cure
 
 
 def test_a_name_that_nobody_knows_is_a_type_error(folder):
