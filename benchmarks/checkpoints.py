@@ -144,8 +144,8 @@ def _write_plain(spec: Spec, suffix: str, folder: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(spec.config, indent=2))
     block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    # bfloat16 numbers whatever the dtype: a cast down changes no value, and so no sum that is compared.
-    block = block.to(torch.bfloat16).to(getattr(torch, spec.dtype))
+    # Numbers that bfloat16 and float16 both have, whatever the dtype: a cast down changes no sum that is compared.
+    block = block.to(torch.bfloat16).to(torch.float16).to(getattr(torch, spec.dtype))
     names, shapes = _cut(spec), spec.shapes
     weight_map: dict[str, str] = {}
     for number, part in enumerate(names, start=1):
