@@ -51,9 +51,9 @@ def theirs(modules, folders):
     def load():
         nonlocal wrapped
         if wrapped is None:
-            wrapped = peft.PeftModel.from_pretrained(base, folder, adapter_name=name, low_cpu_mem_usage=True)
+            wrapped = peft.PeftModel.from_pretrained(base, folder, adapter_name=name)
         else:
-            wrapped.load_adapter(folder, adapter_name=name, low_cpu_mem_usage=True)
+            wrapped.load_adapter(folder, adapter_name=name)
 
     for number, folder in enumerate(folders):
         name = f"a{number}"
