@@ -210,8 +210,8 @@ _ATTACH = Table(
     "adapters-attach",
     "Attaching and loading LoRA adapters (rank 8) on linear layers of width 64, beside PEFT",
     "One process a row: the first four adapters with shardload, then with PEFT (`from_pretrained`, `load_adapter`, its "
-    "defaults; low_cpu_mem_usage=True took as long, on 1,000 layers). The files are in the page cache, and the weights of "
-    "the first and last layer are compared with the file. At 8,000 layers PEFT is measured for two.",
+    "defaults; low_cpu_mem_usage=True took as long, on 1,000 layers). The files are in the page cache, and the weights "
+    "of the first and last layer are compared with the file. At 8,000 layers PEFT is measured for two.",
     (
         Probe("500 layers", ("attach", "500", "4"), most=2),
         Probe("2,000 layers", ("attach", "2000", "4")),
