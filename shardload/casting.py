@@ -111,7 +111,9 @@ class Casts:
     ) -> None:
         if self.spill is None:
             self._pages.touch(target.data_ptr(), target.nbytes)
-        target.copy_(source)
+        # A worker has modes of its own, and what a caller makes in inference mode may be written to in that mode only.
+        with torch.inference_mode():
+            target.copy_(source)
         if release is not None:
             release(first, first + source.nbytes)
 

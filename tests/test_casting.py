@@ -41,6 +41,17 @@ def test_a_tensor_that_is_not_contiguous_is_cast_as_torch_does():
     assert result.stride() == stored.to(torch.float32).stride()
 
 
+def test_a_cast_in_inference_mode_is_done_there_too():
+    stored = torch.randn(2**21).to(torch.bfloat16)
+    casts = Casts()
+    with torch.inference_mode():
+        result = casts.begin(stored, torch.float32)
+        casts.wait()
+    casts.close()
+    assert result.is_inference()
+    assert torch.equal(result, stored.to(torch.float32))
+
+
 def test_what_fails_on_a_worker_is_raised_by_wait_and_no_thread_is_left():
     before = threading.active_count()
     casts = Casts()
