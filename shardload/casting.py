@@ -8,17 +8,16 @@ the same pages; large pages (see `fresh_pages`) 0.38 s with one thread and 0.21 
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from threading import Thread
 from typing import TYPE_CHECKING
 
 import torch
 
 from shardload.fresh_pages import FreshPages
+from shardload.worker_pool import worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from shardload.spill import Spill
 
@@ -119,17 +118,5 @@ class Casts:
 
     def _workers(self) -> ThreadPoolExecutor:
         if self._pool is None:
-            threads = torch.get_num_threads()
-            self._pool = ThreadPoolExecutor(
-                min(threads, _MOST_WORKERS), "shardload-cast", initializer=_be_one_thread, initargs=(threads,)
-            )
+            self._pool = worker_pool(min(torch.get_num_threads(), _MOST_WORKERS), "shardload-cast")
         return self._pool
-
-
-def _be_one_thread(before: int) -> None:
-    """Let torch use this thread alone for what this thread asks of it."""
-    torch.set_num_threads(1)
-    # torch notes the last number that any thread sets, for threads to come: they shall get what they would have got.
-    other = Thread(target=torch.set_num_threads, args=(before,))
-    other.start()
-    other.join()

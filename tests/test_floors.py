@@ -12,7 +12,7 @@ import shardload
 PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
-    {"errors", "gc_pause", "identity", "mapping", "tensor_ref", "template"},
+    {"errors", "gc_pause", "identity", "mapping", "tensor_ref", "template", "worker_pool"},
     {
         "atomic_file",
         "byte_size",
@@ -29,7 +29,7 @@ FLOORS = [
         "chat_template",
     },
     {"formats", "index", "references", "shard", "shell", "spill", "walker", "writing"},
-    {"casting", "checkpoint", "saving"},
+    {"casting", "checkpoint", "pinned_ring", "saving"},
     {"origin", "plan", "targets", "diagnosis", "verification", "difference"},
     {"memory_plan"},
     {"rehearsal", "stand_in", "ties", "report", "joins", "conversion"},

@@ -9,6 +9,7 @@ import torch
 from shardload.casting import Casts
 from shardload.dtype_names import SHORT_NAMES
 from shardload.errors import UsageError
+from shardload.pinned_ring import CudaCopies, PinnedRing
 from shardload.spill import Spill
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class OnDevice:
         self.dtype = dtype
         self.spill = None if spill is None else Spill(spill)
         self._casts = Casts(self.spill)
+        self._ring = PinnedRing(CudaCopies(self.device)) if self.device.type == "cuda" else None
 
     def result_bytes(self, key: str, dtype: torch.dtype, numel: int) -> tuple[int, int]:  # noqa: ARG002
         """Return what a stored tensor takes beside its file: bytes of anonymous memory, and of the spill's file."""
@@ -60,8 +62,10 @@ class OnDevice:
         return placed
 
     def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
-        """Return what `place` returns, before a cast on the CPU is done."""
+        """Return what `place` returns, before a cast on the CPU, or the way to a GPU, is done."""
         dtype = self._wanted(stored)
+        if self._ring is not None and stored.device.type == "cpu":
+            return self._ring.begin(stored, dtype, release)
         if self._casts_here(stored, dtype):
             return self._casts.begin(stored, dtype, release)
         placed = self.place(key, stored)
@@ -70,12 +74,16 @@ class OnDevice:
         return placed
 
     def wait(self) -> None:
-        """Return when every cast is done."""
+        """Return when everything that was begun is done."""
         self._casts.wait()
+        if self._ring is not None:
+            self._ring.wait()
 
     def close(self) -> None:
-        """End the threads that cast."""
+        """End the threads that cast and copy."""
         self._casts.close()
+        if self._ring is not None:
+            self._ring.close()
 
     def _wanted(self, stored: torch.Tensor) -> torch.dtype:
         return self.dtype if self.dtype is not None and stored.dtype in _CASTABLE else stored.dtype

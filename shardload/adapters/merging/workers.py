@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from shardload.worker_pool import worker_pool
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from typing_extensions import Self
 
@@ -24,15 +24,10 @@ _AHEAD = 2
 
 
 class Workers:
-    """A pool whose threads ask torch for one thread each; a `with` block ends them.
-
-    Blocks are small, and torch's own threads would meet after each of their many operations: on a machine that is
-    busy besides, each meeting waits for whoever is not running.
-    """
+    """A pool whose threads ask torch for one thread each, for blocks are small; a `with` block ends them."""
 
     def __init__(self) -> None:
-        self._threads = torch.get_num_threads()
-        self._count = min(self._threads, _MOST)
+        self._count = min(torch.get_num_threads(), _MOST)
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
@@ -50,9 +45,7 @@ class Workers:
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield `function(item)` for every item, in order, computed a few items ahead. Raises what it raises."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(
-                self._count, "shardload-merge", initializer=_be_one_thread, initargs=(self._threads,)
-            )
+            self._pool = worker_pool(self._count, "shardload-merge")
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -64,12 +57,3 @@ class Workers:
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _be_one_thread(before: int) -> None:
-    """Let torch use this thread alone for what this thread asks of it."""
-    torch.set_num_threads(1)
-    # torch notes the last number that any thread sets, for threads to come: they shall get what they would have got.
-    other = Thread(target=torch.set_num_threads, args=(before,))
-    other.start()
-    other.join()
