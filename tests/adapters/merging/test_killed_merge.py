@@ -19,7 +19,7 @@ WIDTH, LAYERS = 768, 14
 
 # Processes are forked from one that has imported torch and computed nothing, so that a kill costs no start.
 DRIVER = """
-import json, os, random, signal, sys, time
+import json, os, random, shutil, signal, sys, time
 import torch
 import shardload.adapters.merging, shardload.cli.merge
 from shardload import merge_to_disk
@@ -47,7 +47,8 @@ code, seconds = whole(f"{root}/undisturbed")
 assert code == 0
 moments = random.Random(20)
 results = []
-for number in range(kills):
+for attempt in range(5 * kills):
+    number = len(results)
     out = f"{root}/{number}"
     # Stratified: each run has its own twentieth of the time, so that no phase is left out.
     wait = (number + moments.random()) / kills * seconds
@@ -55,10 +56,17 @@ for number in range(kills):
     time.sleep(wait)
     os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 0:
+        # It was done before: this machine is quicker now than in the undisturbed run.
+        seconds *= 0.8
+        shutil.rmtree(out)
+        continue
     visible = sorted(os.listdir(out)) if os.path.isdir(out) else []
     hidden = os.path.join(out, ".shardload-output")
     finished = sorted(os.listdir(hidden)) if os.path.isdir(hidden) else []
     results.append({"number": number, "wait": wait, "code": code, "visible": visible, "staging": finished})
+    if len(results) == kills:
+        break
 print(json.dumps(results))
 """
 
@@ -110,7 +118,7 @@ def test_killed_at_twenty_moments(tmp_path):
     killed = run(DRIVER, base, adapter, tmp_path, KILLS)
     wanted = contents(tmp_path / "undisturbed")
     assert len(wanted) == 9
-    assert sum(result["code"] == -9 for result in killed) >= KILLS // 2
+    assert [result["code"] for result in killed] == [-9] * KILLS
     stages = {len(result["staging"]) for result in killed}
     assert len(stages) >= 4, killed  # kills fell into different shards
 
