@@ -38,6 +38,9 @@ class Family:
         self.method = self.described.pop("_method", "forward")
         self.attributes = self.described.pop("_attributes", {})  # what the class's own chat() sets first
         self.own_generation = self.described.pop("_generation", None)  # {name of a method: its arguments}
+        self.prompt = self.described.pop(
+            "_prompt", None
+        )  # what `generate` is given, where that is not token ids
         self.may_generate = self.described.pop("_generates", True)  # false: in a way of its own
         self.served_by: str | None = None
 

@@ -24,17 +24,31 @@ dynamic_module_utils.check_imports = dynamic_module_utils.get_relative_imports
 
 def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> Any:
     """Return the new tokens, or a text that says how generation failed."""
-    ids = torch.tensor(settings.pop("_ids", question["ids"]))
+    if "arguments" in question:
+        given, start = {name: tensor(one) for name, one in question["arguments"].items()}, 0
+    else:
+        ids = torch.tensor(settings.pop("_ids", question["ids"]))
+        given, start = {}, ids.shape[1]
     if "_mask" in settings:
         settings["attention_mask"] = torch.tensor(settings.pop("_mask"))
     base = "max_new_tokens" not in type(model).generate.__code__.co_varnames
     pad = {"pad_token_id": 0} if base else {}
     torch.manual_seed(5)
     try:
-        every = model.generate(ids, max_new_tokens=question["new"], eos_token_id=None, **pad, **settings)
+        settings |= {"max_new_tokens": question["new"], "eos_token_id": None, **pad}
+        every = model.generate(**{**given, **settings}) if given else model.generate(ids, **settings)
     except Exception as error:  # noqa: BLE001 - the caller says what the other release does
         return f"{type(error).__name__}: {str(error)[:60]}"
-    return every[:, ids.shape[1] :].tolist()
+    return every[:, start:].tolist()
+
+
+def tensor(value: Any) -> Any:
+    """Return the tensor of a dtype and numbers; anything else is itself."""
+    return (
+        torch.tensor(value["numbers"], dtype=getattr(torch, value["dtype"]))
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def main() -> None:

@@ -56,7 +56,10 @@ def lively(family: Family) -> Path:
             if value.dim() < 2:
                 random = random * 0.1 + (1 if name == "weight" else 0)
             else:
-                random *= 0.3 if isinstance(module, nn.Embedding) else 3 / value.shape[-1] ** 0.5
+                inputs = (
+                    value[0].numel() if value.dim() == 4 else value.shape[-1]
+                )  # of images, a window of channels
+                random *= 0.3 if isinstance(module, nn.Embedding) else 3 / inputs**0.5
             state[f"{path}.{name}".lstrip(".")] = random.to(value.dtype)
     for name, other in {**family.tied, **_ties(model)}.items():
         state[name] = state[other]
@@ -77,8 +80,13 @@ def _ties(model: nn.Module) -> dict[str, str]:
     return {names[id(output.weight)]: names[id(model.get_input_embeddings().weight)]}
 
 
-def prompt(family: Family, length: int = 12) -> torch.Tensor:
-    """Return token ids, (1, length), with the special tokens that ChatGLM-6B looks for at the end."""
+def prompt(family: Family, length: int = 12) -> Any:
+    """Return token ids, (1, length), with the special tokens that ChatGLM-6B looks for at the end.
+
+    Where the repo's inputs.json describes the arguments of `generate` under `_prompt`, return those by name.
+    """
+    if family.prompt:
+        return family.made(family.prompt)
     ids = torch.arange(3, 3 + length)[None] * 7 % 150 + 4
     if "gmask_token_id" in family.config_json:
         ids[0, -2:] = torch.tensor([family.config_json[f"{n}_token_id"] for n in ("gmask", "bos")])
@@ -90,13 +98,15 @@ def load(family: Family, dtype: Any = "auto") -> Any:
     return shardload.from_pretrained(lively(family), trust_remote_code=True, dtype=dtype)
 
 
-def run(model: Any, ids: torch.Tensor, **settings: Any) -> list[list[int]]:
-    """Return the new tokens of `generate`, with no end before the last."""
+def run(model: Any, ids: Any, **settings: Any) -> list[list[int]]:
+    """Return the new tokens of `generate`, with no end before the last; all of them for a prompt by names."""
     # A repo's own generate may know no padding token.
     pad = {} if model.generation_config is None or not _is_base(model) else {"pad_token_id": 0}
     torch.manual_seed(5)
-    every = model.generate(ids, max_new_tokens=NEW, eos_token_id=None, **pad, **settings)
-    return every[:, ids.shape[1] :].tolist()
+    settings |= {"max_new_tokens": NEW, "eos_token_id": None, **pad}
+    if isinstance(ids, dict):
+        return model.generate(**{**ids, **settings}).tolist()
+    return model.generate(ids, **settings)[:, ids.shape[1] :].tolist()
 
 
 def _is_base(model: Any) -> bool:
@@ -109,8 +119,13 @@ def oracle(family: Family, cases: list[dict[str, Any]]) -> list[Any]:
     It is asked once for all that the steps compare: it takes longer to start than to generate.
     """
     if not hasattr(family, "generated"):
-        every = [*GREEDY, *SAMPLED, padded(family)[2]]
-        question = {"folder": str(lively(family)), "ids": prompt(family).tolist(), "new": NEW, "cases": every}
+        every, ids = [*GREEDY, *SAMPLED], prompt(family)
+        question = {"folder": str(lively(family)), "new": NEW, "cases": every}
+        if isinstance(ids, dict):
+            question["arguments"] = {name: _as_json(value) for name, value in ids.items()}
+        else:
+            question["ids"] = ids.tolist()
+            every.append(padded(family)[2])
         script = Path(__file__).with_name("generate_elsewhere.py")
         answer = subprocess.run(
             [family.transformers, "-W", "ignore", script],
@@ -126,6 +141,13 @@ def oracle(family: Family, cases: list[dict[str, Any]]) -> list[Any]:
             found = json.loads(answer.stdout.splitlines()[-1])
         family.generated = {json.dumps(case): one for case, one in zip(every, found, strict=True)}
     return [family.generated[json.dumps(case)] for case in cases]
+
+
+def _as_json(value: Any) -> Any:
+    """Return a tensor as its dtype and numbers; anything else is itself."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return {"dtype": str(value.dtype).removeprefix("torch."), "numbers": value.tolist()}
 
 
 def argmax(family: Family, model: Any, ids: torch.Tensor) -> list[int]:
@@ -154,6 +176,8 @@ def greedy(family: Family) -> str:
             raise ClassFailsError(f"{expected[0]} (the other release too)") from error
         raise
     beside = f", {len(set(got[0][0]))} different"
+    if isinstance(expected[0], str) and family.prompt:
+        raise ValueError(f"no other release to compare with: {expected[0]}")
     if isinstance(expected[0], str):
         beside += f"; that of loops, for the other release: {expected[0]}" * bool(family.transformers)
         loop = [argmax(family, model, ids)]
@@ -215,7 +239,7 @@ def padding(family: Family) -> str:
 
     Both in float32: halves round differently.
     """
-    if not generates(family):
+    if not generates(family) or family.prompt:
         return "-"
     if "gmask_token_id" in family.config_json:
         return "its tokenizer makes the masks"

@@ -71,7 +71,7 @@ def cache(family: Family) -> str:
     """Decode three tokens with the cache; also compare their logits with a pass without it."""
     if not generates(family):
         return "the class does not generate"
-    if family.served_by == "transformers":
+    if family.served_by == "transformers" or family.prompt:
         return "by its generate: see the tokens"
     results = in_both(
         lambda model: decode(family, model, family.inputs()["input_ids"], 3),
@@ -90,6 +90,8 @@ def cache(family: Family) -> str:
 def generates(family: Family) -> bool:
     """Whether the class writes on from token ids with `generate`."""
     model = family.oracle
+    if family.prompt:
+        return True
     return (
         hasattr(model, "can_generate")
         and model.can_generate()

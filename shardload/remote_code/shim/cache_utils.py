@@ -157,7 +157,72 @@ class DynamicCache(Cache):
         return cache
 
 
-# Caches of a fixed size, of several parts or of fewer bits: code tests for them with isinstance, and only makes
+class EncoderDecoderCache(Cache):
+    """The cache of a decoder beside an encoder: a growing one of its own tokens, and one of the encoder's.
+
+    `is_updated` says of each layer whether the encoder's keys and values are in it. Indexing, `len` and iteration
+    treat it as the old tuple of per-layer (key, value, encoder's key, encoder's value).
+    """
+
+    def __init__(self, self_attention_cache: Any, cross_attention_cache: Any) -> None:
+        self.self_attention_cache = self_attention_cache
+        self.cross_attention_cache = cross_attention_cache
+        held = range(len(cross_attention_cache))
+        self.is_updated = {layer: cross_attention_cache.get_seq_length(layer) > 0 for layer in held}
+
+    def __getitem__(self, layer_idx: int) -> tuple[torch.Tensor, ...]:
+        own = self.self_attention_cache[layer_idx]
+        return (*own, *self.cross_attention_cache[layer_idx]) if self.is_updated.get(layer_idx) else own
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        return (self[layer] for layer in range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.self_attention_cache)
+
+    def get_seq_length(self, layer_idx: int | None = 0) -> int:
+        """Return how many of the decoder's tokens a layer holds."""
+        return int(self.self_attention_cache.get_seq_length(layer_idx or 0))
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Reorder the batch to the beams that go on."""
+        for part in self._parts:
+            part.reorder_cache(beam_idx)
+
+    def crop(self, maximum_length: int) -> None:
+        """Keep the decoder's first tokens; a negative number is how many to drop."""
+        self.self_attention_cache.crop(maximum_length)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence of the batch."""
+        for part in self._parts:
+            part.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these sequences of the batch."""
+        for part in self._parts:
+            part.batch_select_indices(indices)
+
+    @property
+    def _parts(self) -> tuple[Any, Any]:
+        return self.self_attention_cache, self.cross_attention_cache
+
+    def to_legacy_cache(self) -> tuple[tuple[torch.Tensor, ...], ...]:
+        """Return the tuple of per-layer (key, value, encoder's key, encoder's value)."""
+        return tuple(self)
+
+    @classmethod
+    def from_legacy_cache(cls, past_key_values: Any = None) -> EncoderDecoderCache:
+        """Return a cache with the tensors of an old tuple."""
+        own, cross = DynamicCache(), DynamicCache()
+        for layer, (key, value, *encoded) in enumerate(past_key_values or ()):
+            own.update(key, value, layer)
+            if encoded:
+                cross.update(encoded[0], encoded[1], layer)
+        return cls(own, cross)
+
+
+# Caches of a fixed size or of fewer bits: code tests for them with isinstance, and only makes
 # one when its caller asks for that kind of generation.
 StaticCache = later_class("StaticCache", __name__)
 SlidingWindowCache = later_class("SlidingWindowCache", __name__)
@@ -165,4 +230,3 @@ HybridCache = later_class("HybridCache", __name__)
 SinkCache = later_class("SinkCache", __name__)
 QuantizedCache = later_class("QuantizedCache", __name__)
 OffloadedCache = later_class("OffloadedCache", __name__)
-EncoderDecoderCache = later_class("EncoderDecoderCache", __name__)

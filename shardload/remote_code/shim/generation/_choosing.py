@@ -15,6 +15,12 @@ from shardload.remote_code.shim.generation.stopping_criteria import (
     StoppingCriteriaList,
     StopStringCriteria,
 )
+from shardload.remote_code.shim.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# Settings that look at the prompt's ids: the values at which they do nothing.
+_BY_PROMPT = {"encoder_repetition_penalty": (None, 1.0), "encoder_no_repeat_ngram_size": (None, 0)}
 
 
 class ChoosingMixin:
@@ -109,19 +115,27 @@ class ChoosingMixin:
 
 def _repetition(setting: Any, prompt: Any) -> list[Any]:
     made: list[Any] = []
+    by_prompt = [name for name, off in _BY_PROMPT.items() if setting(name) not in off]
+    if by_prompt and not _is_ids(prompt):
+        logger.warning("%s: without effect, as the prompt is not given as ids", ", ".join(by_prompt))
     if setting("sequence_bias") is not None:
         made.append(process.SequenceBiasLogitsProcessor(setting("sequence_bias")))
-    if setting("encoder_repetition_penalty") not in (None, 1.0):
+    if "encoder_repetition_penalty" in by_prompt and _is_ids(prompt):
         penalty = setting("encoder_repetition_penalty")
         made.append(process.EncoderRepetitionPenaltyLogitsProcessor(penalty, prompt))
     if setting("repetition_penalty") not in (None, 1.0):
         made.append(process.RepetitionPenaltyLogitsProcessor(setting("repetition_penalty")))
     if (setting("no_repeat_ngram_size") or 0) > 0:
         made.append(process.NoRepeatNGramLogitsProcessor(setting("no_repeat_ngram_size")))
-    if (setting("encoder_no_repeat_ngram_size") or 0) > 0:
+    if "encoder_no_repeat_ngram_size" in by_prompt and _is_ids(prompt):
         size = setting("encoder_no_repeat_ngram_size")
         made.append(process.EncoderNoRepeatNGramLogitsProcessor(size, prompt))
     return made
+
+
+def _is_ids(prompt: Any) -> bool:
+    """Whether a prompt is ids, and not embeddings, pixels, or the placeholder for what was encoded before."""
+    return prompt is not None and not prompt.is_floating_point() and bool((prompt >= 0).all())
 
 
 def _lengths(setting: Any, prompt_length: int) -> list[Any]:

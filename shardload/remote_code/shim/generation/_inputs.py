@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shardload.remote_code.shim.configuration_utils import GENERATION_DEFAULTS
+from shardload.remote_code.shim.generation._encoder_decoder import has_encoder
 from shardload.remote_code.shim.generation._processor import token_ids
 from shardload.remote_code.shim.generation._signatures import parameters, takes_any
 from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig
@@ -30,6 +31,8 @@ class InputsMixin:
     main_input_name: str
     forward: Any
     prepare_inputs_for_generation: Any
+    _names_of_parts: Any
+    _get_decoder_start_token_id: Any
 
     def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Return a copy of the settings with `kwargs` in them, and the keyword arguments that are no setting.
@@ -52,6 +55,8 @@ class InputsMixin:
         """
         prepare = self.prepare_inputs_for_generation
         known = parameters(prepare) | _LOOP_KEYWORDS
+        if has_encoder(self.config):
+            known |= self._names_of_parts()
         if takes_any(prepare):
             if takes_any(self.forward):
                 return
@@ -74,12 +79,16 @@ class InputsMixin:
 
         Raises ValueError where inputs come twice, or as embeddings that the class does not take.
         """
-        name = self.main_input_name
+        name = self._name_of_inputs()
         kwargs = {key: v for key, v in (model_kwargs or {}).items() if v is not None or key != name}
         named = kwargs.pop(name, None)
         if named is not None and inputs is not None:
             raise ValueError(f"the inputs are given twice: as `inputs` and as `{name}`")
         inputs = named if inputs is None else inputs
+        if name == "input_ids" and kwargs.get("inputs_embeds") is not None and has_encoder(self.config):
+            if inputs is not None:
+                raise ValueError("the encoder's inputs are given twice: as ids and as inputs_embeds")
+            return kwargs["inputs_embeds"], "inputs_embeds", kwargs
         if name == "input_ids" and kwargs.get("inputs_embeds") is not None:
             if "inputs_embeds" not in parameters(self.prepare_inputs_for_generation):
                 raise ValueError(
@@ -93,12 +102,20 @@ class InputsMixin:
             return embeds, "inputs_embeds", kwargs
         return self._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, kwargs), name, kwargs
 
+    def _name_of_inputs(self) -> str:
+        """Return the name of what is read: the encoder's where it differs, pixels say."""
+        encoder = getattr(self, "encoder", None) if has_encoder(self.config) else None
+        return str(getattr(encoder, "main_input_name", self.main_input_name))
+
     def _maybe_initialize_input_ids_for_generation(
         self, inputs: Any = None, bos_token_id: Any = None, model_kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Return the inputs, or where there are none a start token for each row of the batch."""
         if inputs is not None:
             return inputs
+        encoded = (model_kwargs or {}).get("encoder_outputs") if has_encoder(self.config) else None
+        if encoded is not None:  # nothing is to be encoded: ids that stand for the batch, and are none
+            return encoded[0].new_full(encoded[0].shape[:2], -100, dtype=torch.long)
         if bos_token_id is None:
             raise ValueError("generate needs input_ids, or a bos_token_id to begin with")
         others = [v for v in (model_kwargs or {}).values() if isinstance(v, torch.Tensor)]
@@ -131,6 +148,10 @@ class InputsMixin:
             generation_config.pad_token_id = token_ids(generation_config.eos_token_id)[0]
             if kwargs_has_attention_mask is False:
                 logger.info("no attention mask, and ends are the padding: padding in the prompt is not seen")
+        if has_encoder(self.config):
+            generation_config.decoder_start_token_id = self._get_decoder_start_token_id(
+                generation_config.decoder_start_token_id, generation_config.bos_token_id
+            )
         for kind in ("bos", "eos", "pad", "decoder_start"):
             ids = token_ids(getattr(generation_config, f"{kind}_token_id", None))
             value = torch.tensor(ids if kind == "eos" else ids[0], device=device) if ids else None
@@ -146,7 +167,8 @@ class InputsMixin:
         inputs_tensor: Any = None,
     ) -> Any:
         """Return the settings with counts of new tokens as lengths: those of the ids that `generate` returns."""
-        is_embeds = model_input_name == "inputs_embeds" and inputs_tensor.shape[1] != input_ids_length
+        prompt_is_embeds = model_input_name == "inputs_embeds" and not has_encoder(self.config)
+        is_embeds = prompt_is_embeds and inputs_tensor.shape[1] != input_ids_length
         embeds_length = inputs_tensor.shape[1] if is_embeds else 0
         if generation_config.max_new_tokens is not None:
             generation_config.max_length = generation_config.max_new_tokens + input_ids_length
@@ -181,16 +203,20 @@ class InputsMixin:
     ) -> tuple[Any, dict[str, Any]]:
         """Return ids and keyword arguments with each row repeated `expand_size` times in a row."""
 
-        def expand(values: Any) -> None:
-            for name, value in values.items():
-                if isinstance(value, torch.Tensor) and name != "cache_position":
-                    values[name] = value.repeat_interleave(expand_size, dim=0)
+        def expand(values: Any) -> dict[str, Any]:
+            return {
+                name: value.repeat_interleave(expand_size, dim=0)
+                if isinstance(value, torch.Tensor) and name != "cache_position"
+                else value
+                for name, value in values.items()
+            }
 
         if expand_size > 1:
             input_ids = None if input_ids is None else input_ids.repeat_interleave(expand_size, dim=0)
-            expand(model_kwargs)
+            model_kwargs = expand(model_kwargs)
             if is_encoder_decoder:
-                expand(model_kwargs["encoder_outputs"])
+                encoded = model_kwargs["encoder_outputs"]
+                model_kwargs["encoder_outputs"] = type(encoded)(**expand(encoded))
         return input_ids, model_kwargs
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardload.remote_code.shim.generation._encoder_decoder import has_encoder
 from shardload.remote_code.shim.generation._outputs import (
     GenerateDecoderOnlyOutput,
     GenerateEncoderDecoderOutput,
@@ -206,7 +207,7 @@ class _Record:
         if not self._in_dict:
             return sequences
         cache = model_kwargs.get("past_key_values")
-        if not getattr(config, "is_encoder_decoder", False):
+        if not has_encoder(config):
             return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=cache, **self.steps)
         encoder = model_kwargs["encoder_outputs"]
         return GenerateEncoderDecoderOutput(

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 import torch
 
 from shardload.errors import UnsupportedError
-from shardload.remote_code.shim.cache_utils import Cache, DynamicCache
+from shardload.remote_code.shim.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from shardload.remote_code.shim.generation._encoder_decoder import has_encoder
 from shardload.remote_code.shim.generation._signatures import accepted, parameters, takes_any
 
 # Under which names outputs hold a cache, and under which name the next step is given it.
@@ -45,17 +46,22 @@ class StepsMixin:
             unseen = input_ids[:, -cache_position.shape[0] :]
         else:
             unseen = input_ids
+        encodes = has_encoder(self.config)
         first = not has_state or cache_length(past_key_values) == 0
-        if inputs_embeds is not None and first:
+        if inputs_embeds is not None and first and not encodes:
             inputs = {"input_ids": None, "inputs_embeds": inputs_embeds}
             length = inputs_embeds.shape[1]
         else:
-            inputs, length = {"input_ids": unseen}, unseen.shape[1]
-        if attention_mask is not None and kwargs.get("position_ids") is None:
-            positions = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
-            kwargs["position_ids"] = positions[:, -length:]
-        elif kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = kwargs["position_ids"][..., -length:]
+            inputs, length = {"decoder_input_ids" if encodes else "input_ids": unseen}, unseen.shape[1]
+        # With an encoder, its own mask goes along as it is, and positions are the decoder's.
+        mask, name = attention_mask, "position_ids"
+        if encodes:
+            mask, name = kwargs.get("decoder_attention_mask"), "decoder_position_ids"
+        if mask is not None and kwargs.get(name) is None:
+            positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 1)
+            kwargs[name] = positions[:, -length:]
+        elif kwargs.get(name) is not None:
+            kwargs[name] = kwargs[name][..., -length:]
         inputs |= {
             **kwargs,
             "past_key_values": past_key_values,
@@ -135,7 +141,7 @@ class StepsMixin:
     ) -> dict[str, Any]:
         """Return the keyword arguments of the next step from the class's own hook."""
         update = self._update_model_kwargs_for_generation
-        options = {"is_encoder_decoder": bool(getattr(self.config, "is_encoder_decoder", False))}
+        options = {"is_encoder_decoder": has_encoder(self.config)}
         if "model_inputs" in parameters(update):
             options["model_inputs"] = model_inputs  # type: ignore[assignment]  # 4.39 and 4.40 gave it
         kwargs: dict[str, Any] = update(outputs, model_kwargs, **accepted(update, options))
@@ -148,7 +154,7 @@ class StepsMixin:
             return model_kwargs
         if not model_kwargs.get("use_cache", True):
             return {**model_kwargs, "cache_position": None}
-        embeds = model_kwargs.get("inputs_embeds")
+        embeds = None if has_encoder(self.config) else model_kwargs.get("inputs_embeds")
         length = input_ids.shape[-1] if embeds is None else embeds.shape[1]
         past = min(cache_length(model_kwargs.get("past_key_values")), max(length - 1, 0))
         return {**model_kwargs, "cache_position": torch.arange(past, length, device=input_ids.device)}
@@ -178,7 +184,9 @@ class StepsMixin:
             return model_kwargs
         if "past_key_values" not in parameters(self.forward):
             return model_kwargs
-        return {**model_kwargs, "past_key_values": DynamicCache()}
+        if not has_encoder(self.config):
+            return {**model_kwargs, "past_key_values": DynamicCache()}
+        return {**model_kwargs, "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 
     def _reorder_cache(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Refuse: classes that can reorder their cache for beam search define it."""

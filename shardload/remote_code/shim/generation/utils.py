@@ -8,6 +8,7 @@ import torch
 
 from shardload.errors import UnsupportedError
 from shardload.remote_code.shim.generation._choosing import ChoosingMixin
+from shardload.remote_code.shim.generation._encoder_decoder import EncoderDecoderMixin, has_encoder
 from shardload.remote_code.shim.generation._helpers import HelpersMixin
 from shardload.remote_code.shim.generation._inputs import InputsMixin
 from shardload.remote_code.shim.generation._loop import LoopMixin
@@ -108,7 +109,7 @@ _SHIM = __name__.partition(".generation")[0] + "."
 _DONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
-class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin, HelpersMixin):
+class GenerationMixin(InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixin, LoopMixin, HelpersMixin):
     """What every model class inherits for generation."""
 
     @classmethod
@@ -136,9 +137,10 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin, Helpers
     ) -> Any:
         """Write on from ids, (batch, length), and return them with what was written, (batch, longer).
 
-        Settings come from `generation_config` (the model's own where it is absent) and from `kwargs`, which
-        also hold what the forward pass takes. Raises UnsupportedError for beam search and for what else is not
-        done, ValueError for arguments that nothing takes. A streamer hears of an error, so that nobody waits.
+        With an encoder, it reads the ids, and the answer holds the decoder's. Settings come from `generation_config`
+        (the model's own where it is absent) and from `kwargs`, which also hold what the forward pass takes. Raises
+        UnsupportedError for beam search and for what else is not done, ValueError for arguments that nothing takes.
+        A streamer hears of an error, so that nobody waits.
         """
         try:
             self._refuse_what_is_not_done(synced_gpus, negative_prompt_ids, negative_prompt_attention_mask)
@@ -163,11 +165,6 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin, Helpers
             raise UnsupportedError("generate with synced_gpus, for parameters that are spread over machines")
         if any(given is not None for given in negative_prompt):
             raise UnsupportedError("generate with a negative prompt", cure="leave it out")
-        if getattr(self.config, "is_encoder_decoder", False):
-            raise UnsupportedError(
-                f"generate on an encoder-decoder ({type(self).__name__})",
-                cure="call the encoder and the decoder yourself",
-            )
 
     def _settings(
         self, generation_config: Any, assistant_model: Any, kwargs: dict[str, Any]
@@ -200,16 +197,20 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin, Helpers
     ) -> Any:
         tokenizer = model_kwargs.pop("tokenizer", None)
         has_mask = model_kwargs.get("attention_mask") is not None
+        encoded, encodes = model_kwargs.get("encoder_outputs") is not None, has_encoder(self.config)
         start = settings.bos_token_id
         first, name, model_kwargs = self._prepare_model_inputs(inputs, start, model_kwargs)
         self._prepare_special_tokens(settings, has_mask, device=first.device)
-        # With embeddings, a cache is how the class knows that the first step is over.
-        model_kwargs["use_cache"] = True if name == "inputs_embeds" else settings.use_cache
-        if not has_mask and "attention_mask" in parameters(self.forward):
+        # With embeddings, a cache is how a decoder alone knows that the first step is over.
+        model_kwargs["use_cache"] = True if name == "inputs_embeds" and not encodes else settings.use_cache
+        if not has_mask and not encoded and "attention_mask" in parameters(self.forward):
             model_kwargs["attention_mask"] = self._prepare_attention_mask_for_generation(
                 first, settings.pad_token_id, settings.eos_token_id
             )
-        input_ids = model_kwargs.pop("input_ids") if name == "inputs_embeds" else first
+        if encodes:
+            input_ids, model_kwargs = self._begin_decoding(first, name, settings, model_kwargs)
+        else:
+            input_ids = model_kwargs.pop("input_ids") if name == "inputs_embeds" else first
         if streamer is not None:
             streamer.put(input_ids.cpu())
         length = input_ids.shape[-1]
@@ -225,7 +226,7 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin, Helpers
         made = self._get_logits_processor(
             generation_config=settings,
             input_ids_seq_length=length,
-            encoder_input_ids=input_ids,
+            encoder_input_ids=first if encodes else input_ids,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             logits_processor=LogitsProcessorList() if processors is None else processors,
         )
@@ -237,7 +238,10 @@ class GenerationMixin(InputsMixin, ChoosingMixin, StepsMixin, LoopMixin, Helpers
         )
         warper = self._get_logits_warper(settings) if settings.do_sample else None
         input_ids, model_kwargs = self._expand_inputs_for_generation(
-            expand_size=settings.num_return_sequences or 1, input_ids=input_ids, **model_kwargs
+            expand_size=settings.num_return_sequences or 1,
+            is_encoder_decoder=encodes,
+            input_ids=input_ids,
+            **model_kwargs,
         )
         return self._run_loop(
             settings,
