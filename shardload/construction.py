@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from shardload.errors import MismatchError
 from shardload.gc_pause import gc_paused
+from shardload.registration import quick_ways
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ def constructing() -> bool:
     return state is not None and not state.real
 
 
+_META = torch.device("meta")
+_TENSORS = (torch.Tensor, nn.Parameter)
 _UNINITIALISED = "_shardload_uninitialised"
 _SMALL = 64 * 2**20  # bytes: buffers are no larger, and large parameters would cost time
 
@@ -151,11 +154,12 @@ def _install() -> None:
         _replace(nn.Module, "to_empty", _to_empty_on_meta(nn.Module.to_empty))
         for name in _initialisers():
             _replace(nn.init, name, _free_on_meta(getattr(nn.init, name)))
+        for name, quick in quick_ways().items():
+            _replace(nn.Module, name, quick)
         _replace(nn.Module, "__init__", _noted(nn.Module.__init__))
         _replace(nn.Parameter, "device", property(_device_of))
         for name in ("to", "cpu", "cuda"):
             _replace(torch.Tensor, name, _moved_on_meta(getattr(torch.Tensor, name)))
-        _replace(nn.Module, "__setattr__", _plain_values_at_once(nn.Module.__setattr__))
 
 
 def _uninstall() -> None:
@@ -193,32 +197,6 @@ def _noted(original: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-_PLAIN = frozenset({int, float, bool, str, type(None), tuple, torch.dtype})
-
-
-def _plain_values_at_once(original: Callable[..., None]) -> Callable[..., None]:
-    """Set a number, a text or a None as any object does, where no parameter, buffer or module has that name.
-
-    nn.Module asks seven questions first, some of a metaclass in Python: a tenth of a shell's time.
-    """
-    plainly = object.__setattr__
-
-    @functools.wraps(original)
-    def set_attribute(self: nn.Module, name: str, value: Any) -> None:
-        if type(value) in _PLAIN:
-            own = self.__dict__
-            if (
-                name not in own.get("_parameters", ())
-                and name not in own.get("_buffers", ())
-                and name not in own.get("_modules", ())
-            ):
-                plainly(self, name, value)
-                return
-        original(self, name, value)
-
-    return set_attribute
-
-
 def _device_of(parameter: nn.Parameter) -> torch.device:
     """Say "cpu" of a parameter on meta: a table that is computed on its weight's device has to be real.
 
@@ -242,12 +220,12 @@ def _new_parameter(original: Callable[..., nn.Parameter]) -> Callable[..., nn.Pa
         **more: Any,
     ) -> nn.Parameter:
         state = _current()
-        if state is None or type(data) not in (torch.Tensor, nn.Parameter):
+        if state is None or type(data) not in _TENSORS:
             return original(cls, data, requires_grad, **more)
         assert data is not None
         if not data.is_meta:
             if len(state.created) not in state.real:
-                data = torch.empty_like(data, device="meta")
+                data = torch.empty_like(data, device=_META)
             elif getattr(data, _UNINITIALISED, False) and data.is_floating_point():
                 data.fill_(float("nan"))
         parameter = original(cls, data, requires_grad, **more)

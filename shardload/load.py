@@ -12,6 +12,7 @@ from shardload.checkpoint import open_checkpoint, read_config
 from shardload.declined import refuse
 from shardload.errors import UsageError
 from shardload.filling import fill
+from shardload.finish import switch_to_eval
 from shardload.gc_pause import gc_paused
 from shardload.shell import build_shell
 from shardload.sources import find_source
@@ -132,7 +133,8 @@ def from_pretrained(
         copy=copy,
         verify=verify,
     )
-    model = shell.model.eval()
+    model = shell.model
+    switch_to_eval(model)
     report.notes += [generation] if generation else []
     report.config_from, report.class_from = settled.origin, resolved.origin
     report.remote_base = resolved.remote_base

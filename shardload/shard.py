@@ -125,20 +125,22 @@ class Shard:
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """Return the stored tensor, in its stored dtype, with a storage of its own extent."""
         dtype = torch_dtype(ref)
-        if ref.span.nbytes == 0:
+        start, stop = ref.span
+        if start == stop:
             return torch.empty(ref.shape, dtype=dtype, device="cpu")
-        if ref.span.stop > self._opened[1]:
+        if stop > self._opened[1]:
             raise CorruptError(
                 f"{self.path.name} ends before {ref.name!r}",
-                where=f"{self.path}: {self._opened[1]:,} bytes, the tensor ends at {ref.span.stop:,}",
+                where=f"{self.path}: {self._opened[1]:,} bytes, the tensor ends at {stop:,}",
                 cure="fetch the file again",
             )
-        if self._map is None or ref.span.start % dtype.itemsize:
+        itemsize = dtype.itemsize
+        if self._map is None or start % itemsize:
             # An unaligned tensor is copied: torch's kernels may count on alignment.
-            flat = _read(self._descriptor, ref.span.start, ref.span.nbytes, dtype)
+            flat = _read(self._descriptor, start, stop - start, dtype)
         else:
-            count = ref.span.nbytes // dtype.itemsize
-            flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=ref.span.start)
+            count = (stop - start) // itemsize
+            flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
         return flat.view(ref.shape) if ref.strides is None else flat.as_strided(ref.shape, ref.strides)
 
     def release(self, ref: TensorRef, first: int = 0, stop: int | None = None) -> None:

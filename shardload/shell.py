@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
 SlotKind = Literal["parameter", "buffer", "computed", "attribute"]
+_STORED = frozenset({"parameter", "buffer"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Slot:
     @property
     def is_stored(self) -> bool:
         """Whether a checkpoint has to fill it."""
-        return self.kind in {"parameter", "buffer"}
+        return self.kind in _STORED
 
 
 @dataclass
@@ -66,7 +67,10 @@ class Shell:
         """Return the shell itself, its slots and ties those of the model as it now is: it may have been changed."""
         seen: list[object] = []
         for path, module in modules_of(self.model):
-            seen += (path, *map(id, module._parameters.values()), *map(id, module._buffers.values()))
+            seen.append(path)
+            seen += map(id, module._parameters.values())
+            if module._buffers:
+                seen += map(id, module._buffers.values())
         if seen != self._surveyed:
             self.slots, self.ties = survey(self.model)
             self._surveyed = seen
@@ -167,36 +171,56 @@ def rebuild_with(make: Callable[[], nn.Module], real: set[int]) -> nn.Module:
 
 def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ...]]:
     """Return every slot of a model by its state-dict name, and the groups of names that share one tensor."""
-    slots: dict[str, Slot] = {}
-    owners: dict[int, list[str]] = {}
-    tensors = TensorTypes()
+    found = _Survey()
+    search = TensorSearch()
     for path, module in modules_of(model):
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                slots[path + name] = Slot(path + name, parameter.dtype, _shape(parameter), "parameter")
-                owners.setdefault(id(parameter), []).append(path + name)
+                found.add(path + name, parameter, "parameter")
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 persistent = name not in module._non_persistent_buffers_set
-                kind: SlotKind = "buffer" if persistent else "computed"
-                slots[path + name] = Slot(path + name, buffer.dtype, _shape(buffer), kind)
-                if persistent:
-                    owners.setdefault(id(buffer), []).append(path + name)
-        for name, value in module.__dict__.items():
-            if tensors[type(value)]:
-                slots.setdefault(path + name, Slot(path + name, value.dtype, _shape(value), "attribute"))
-    return slots, tuple(tuple(names) for names in owners.values() if len(names) > 1)
+                found.add(path + name, buffer, "buffer" if persistent else "computed")
+        for name, value in search.among(module.__dict__):
+            if path + name not in found.slots:
+                found.add(path + name, value, "attribute")
+    return found.slots, tuple(map(tuple, found.shared.values()))
 
 
-class TensorTypes(dict[type, bool]):
-    """Whether a type is a tensor's, asked once a type: a module has twenty attributes, and none of them is one.
+class _Survey:
+    """What a survey has found so far; `shared` has the names of a tensor that has several, by the first of them."""
 
-    The survey and the check at the end take half as long as with isinstance, 0.15 s less for 46,000 modules each.
+    def __init__(self) -> None:
+        self.slots: dict[str, Slot] = {}
+        self.shared: dict[str, list[str]] = {}
+        self._owners: dict[int, str] = {}
+
+    def add(self, name: str, tensor: torch.Tensor, kind: SlotKind) -> None:
+        self.slots[name] = Slot(name, tensor.dtype, _shape(tensor), kind)
+        if kind in _STORED:
+            owner = self._owners.setdefault(id(tensor), name)
+            if owner is not name:
+                self.shared.setdefault(owner, [owner]).append(name)
+
+
+class TensorSearch:
+    """Finds the tensors among a module's attributes: it has twenty, and hardly ever is one a tensor.
+
+    The types of all of them are looked up by one call, and a type is asked once whether it is a tensor's: the survey
+    and the check at the end take a third of what they take with isinstance, 0.2 s less for 46,000 modules each.
     """
 
-    def __missing__(self, kind: type) -> bool:
-        self[kind] = answer = issubclass(kind, torch.Tensor)
-        return answer
+    def __init__(self) -> None:
+        self._others: set[type] = set()
+
+    def among(self, attributes: dict[str, Any]) -> list[tuple[str, torch.Tensor]]:
+        """Return the attributes that are tensors, with their names."""
+        if self._others.issuperset(map(type, attributes.values())):
+            return []
+        found = [(name, value) for name, value in attributes.items() if isinstance(value, torch.Tensor)]
+        tensors = {type(value) for _, value in found}
+        self._others.update(kind for kind in map(type, attributes.values()) if kind not in tensors)
+        return found
 
 
 def modules_of(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -214,7 +238,7 @@ def modules_of(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
     # A lazy parameter has no shape before its first forward; its own loader judges it.
-    return () if nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
+    return () if type(tensor) is not nn.Parameter and nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
 def _sweep(model: nn.Module, born: Mapping[int, nn.Module]) -> None:

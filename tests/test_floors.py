@@ -12,7 +12,7 @@ import shardload
 PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
-    {"errors", "gc_pause", "identity", "mapping", "tensor_ref", "template", "worker_pool"},
+    {"errors", "gc_pause", "identity", "mapping", "registration", "tensor_ref", "template", "worker_pool"},
     {
         "atomic_file",
         "byte_size",

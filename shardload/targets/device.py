@@ -55,6 +55,8 @@ class OnDevice:
     def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return `stored` cast and moved; the same object where neither is needed."""
         dtype = self._wanted(stored)
+        if dtype == stored.dtype and stored.device == self.device:
+            return stored
         if not self._casts_here(stored, dtype):
             return stored.to(device=self.device, dtype=dtype)
         placed = self._casts.begin(stored, dtype)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
+import weakref
 
 import pytest
 
@@ -52,3 +54,30 @@ def test_the_last_thread_turns_it_on():
     leave.set()
     thread.join()
     assert gc.isenabled()
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_what_was_made_meanwhile_is_old_and_is_collected_with_the_old():
+    gc.collect()
+    with gc_paused():
+        garbage = weakref.ref(Cycle())
+    if sys.version_info < (3, 14):  # later ones go through the old a little each time
+        gc.collect(1)
+        assert garbage() is not None
+    gc.collect()
+    assert garbage() is None
+
+
+def test_objects_that_somebody_froze_stay_frozen():
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with gc_paused():
+            pass
+        assert gc.get_freeze_count() >= frozen - 100
+    finally:
+        gc.unfreeze()
