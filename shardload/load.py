@@ -135,7 +135,8 @@ def from_pretrained(
     )
     model = shell.model
     switch_to_eval(model)
-    report.notes += [generation] if generation else []
+    finished = remote_code.finish_by_its_class(model, checkpoint.source, report)
+    report.notes += [note for note in (generation, finished) if note]
     report.config_from, report.class_from = settled.origin, resolved.origin
     report.remote_base = resolved.remote_base
     report.seconds = {**clock.seconds, **report.seconds}

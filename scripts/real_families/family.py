@@ -7,6 +7,7 @@ import ctypes
 import inspect
 import json
 import shutil
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,8 @@ from torch.nn import functional
 
 import shardload
 from shardload.construction import constructing
-from shardload.remote_code import load_config, resolve_class
+from shardload.remote_code import finish_by_its_class, load_config, resolve_class
+from shardload.report import Report
 from shardload.sources import find_source
 from shardload.tensor_ref import TORCH_NAMES
 
@@ -58,10 +60,11 @@ class Family:
         try:
             model = self.make()
         except Exception as error:  # noqa: BLE001 - a class whose initialisation fails is never built without weights
-            kind = type(shardload.build_shell(self.make).model)
-            kind._init_weights = lambda _self, _module: None  # type: ignore[attr-defined]
-            model = self.make()
+            model = self.make_uninitialised()
             beside = f"; its _init_weights fails: {str(error.__cause__ or error)[:60]}"
+        if {n: p.shape for n, p in model.named_parameters()} != self.declared():
+            model = self.make_uninitialised()
+            beside = "; its _init_weights changes shapes, which loading never does"
         dtype = getattr(torch, self.config_json.get("torch_dtype", "float32"))
         self.tied: dict[str, str] = {}
         first: dict[int, str] = {}
@@ -77,6 +80,18 @@ class Family:
         for kind, suffix in (("pytorch_model", "bin"), ("model", "safetensors")):
             self._write(self.work / suffix, kind, suffix)
         return f"ok, {len(self.state)} tensors{beside}"
+
+    def declared(self) -> dict[str, torch.Size]:
+        """Return the shapes of the parameters as the constructors make them: nothing is initialised in a shell."""
+        return {n: p.shape for n, p in shardload.build_shell(self.make).model.named_parameters()}
+
+    def make_uninitialised(self) -> nn.Module:
+        """Return a model of the class without its own initialisation, from now on."""
+        kind = type(shardload.build_shell(self.make).model)
+        for owner in kind.__mro__:  # the inner model, of another class, inherits it too
+            if "_init_weights" in vars(owner) and ".repos." in owner.__module__:
+                owner._init_weights = lambda _self, _module: None  # type: ignore[attr-defined]
+        return self.make()
 
     def make(self) -> nn.Module:
         """Return a new model of the class; where it writes `.cuda()` and there is no such device, on the CPU."""
@@ -105,6 +120,13 @@ class Family:
         for name, other in self.tied.items():  # assigning made two parameters of one
             path, _, last = name.rpartition(".")
             setattr(model.get_submodule(path), last, model.get_parameter(other))
+        return self.finished(model.eval())
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """Return the model after what its class's own `from_pretrained` does around the loading."""
+        source, _ = find_source(self.folder)
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            finish_by_its_class(model, source, Report(str(self.folder)))
         return model.eval()
 
     def _write(self, folder: Path, kind: str, suffix: str) -> None:
@@ -188,8 +210,9 @@ class Family:
         output = self.call(model, {**inputs, **labels}, return_dict=True)
         if getattr(output, "loss", None) is not None:
             return output.loss
-        if getattr(output, "logits", None) is not None and ids is not None and not ids.is_floating_point():
-            logits = output.logits[:, :-1].float()
+        logits = getattr(output, "logits", None)
+        if isinstance(logits, torch.Tensor) and ids is not None and not ids.is_floating_point():
+            logits = logits[:, :-1].float()
             return functional.cross_entropy(logits.flatten(0, 1), ids[0, 1:])
         return sum(value.float().square().sum() for value in tensors(output).values() if value.requires_grad)
 

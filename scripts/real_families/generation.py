@@ -195,7 +195,7 @@ def built(family: Family, model: Any) -> Any:
     """Return the class built on the CPU with a loaded model's weights."""
     reference = family.make()
     reference.load_state_dict(model.state_dict(), assign=True)
-    return reference.eval()
+    return family.finished(reference.eval())
 
 
 def own(family: Family) -> str:

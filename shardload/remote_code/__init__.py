@@ -8,6 +8,7 @@ from shardload.remote_code.config import LoadedConfig, attach_generation_config,
 from shardload.remote_code.export import exported_code
 from shardload.remote_code.importer import Word
 from shardload.remote_code.listing import ListedFile, code_files
+from shardload.remote_code.own_loading import finish_by_its_class
 from shardload.remote_code.tokenizer import make_tokenizer
 from shardload.remote_code.trust import Trust
 
@@ -19,6 +20,7 @@ __all__ = [
     "Word",
     "attach_generation_config",
     "code_files",
+    "finish_by_its_class",
     "load_config",
     "make_tokenizer",
     "resolve_class",

@@ -146,7 +146,8 @@ class _Reader:
     def _answer(self, module: str, name: str, line: int) -> Answer:
         own = f"{module}.{name}" if module else name
         known = name in homes() or name in names_by_module().get(module, ()) or own in names_by_module()
-        if name == "*" or name.startswith("__") or known or is_torch_probe(name):
+        known = known or name.startswith("__") or (name == "*" and module in names_by_module())
+        if known or is_torch_probe(name):
             return "has it"
         if is_probe(name):
             return "not available"

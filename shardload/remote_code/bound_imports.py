@@ -93,9 +93,11 @@ class _Importer:
 def _import_from_shim(target: str, name: str, fromlist: Sequence[str] | None, asker: FrameType) -> ModuleType:
     """Import a module of the stand-in and see that it has an answer for every name asked for."""
     from shardload.remote_code.shim._missing import MissingFromShimError, lacking
-    from shardload.remote_code.shim._module import answer
+    from shardload.remote_code.shim._module import answer, is_without_content
 
     module = _shim_module(target, name, asker)
+    if "*" in (fromlist or ()) and is_without_content(module):
+        raise lacking(MissingFromShimError, f"{name}.*")
     for item in fromlist or ():
         if item != "*" and answer(module, item, asker) is None:
             raise lacking(MissingFromShimError, f"{name}.{item}")

@@ -10,6 +10,7 @@ from shardload.remote_code.auto_map import ClassRef, parse_reference
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, Word, open_code
 from shardload.remote_code.library import is_installed, library
+from shardload.remote_code.repo_folder import folder_of
 from shardload.remote_code.tokenizer_files import (
     FAST_FILE,
     SETTINGS,
@@ -82,7 +83,7 @@ def _from_code(repo: RepoCode, ref: ClassRef, source: Source) -> Any:
     try:
         if namespace.base == "transformers":
             vocabulary_files(source, getattr(cls, "vocab_files_names", {}))
-            return cls.from_pretrained(_folder_of(source))
+            return cls.from_pretrained(folder_of(source))
         return cls(**constructor_arguments(source, cls))
     except Exception as error:
         if repo.fall_back(error, namespace):
@@ -126,16 +127,7 @@ def _from_library(source: Source, settings: dict[str, Any]) -> Any:
     if not isinstance(cls, type):
         return None
     vocabulary_files(source, getattr(cls, "vocab_files_names", {}))
-    return cls.from_pretrained(_folder_of(source))  # type: ignore[attr-defined]
-
-
-def _folder_of(source: Source) -> str:
-    """Return a folder with the repo's small files, for a class that reads them by itself."""
-    names = [name for name in source.names() if "/" not in name and name.endswith((".json", ".jinja"))]
-    paths = [source.open(name).local_path() for name in names if not name.endswith(".index.json")]
-    if not paths:
-        raise NotFoundError("the repo has no settings of a tokenizer", where=source.label)
-    return str(paths[0].parent)
+    return cls.from_pretrained(folder_of(source))  # type: ignore[attr-defined]
 
 
 def _nothing(source: Source, settings: dict[str, Any]) -> NotFoundError:

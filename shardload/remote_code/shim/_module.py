@@ -99,6 +99,11 @@ def placeholder_module(inside: str) -> ModuleType:
     return made
 
 
+def is_without_content(module: ModuleType) -> bool:
+    """Whether the module is one of placeholders only: nobody knows what `import *` takes from it."""
+    return _relative(module) not in names_by_module()
+
+
 def _is_empty(own: str) -> bool:
     parts = own.split(".")
     in_models = parts[0] == "models" and (

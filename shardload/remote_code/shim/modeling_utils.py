@@ -6,13 +6,14 @@ import contextlib
 import functools
 import importlib.util
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from shardload.remote_code.shim._embeddings import EmbeddingsMixin
+from shardload.remote_code.shim._filled import taken
 from shardload.remote_code.shim._missing import later
 from shardload.remote_code.shim._module_surface import ModuleUtilsMixin
 from shardload.remote_code.shim.configuration_utils import PretrainedConfig
@@ -251,9 +252,12 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
             torch.set_default_dtype(before)
 
     @classmethod
-    def from_pretrained(cls, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refuse: shardload's own loader fills models."""
-        later(f"{cls.__name__}.from_pretrained", "shardload.from_pretrained(where, model_class=…)")
+    def from_pretrained(cls, *_args: Any, **kwargs: Any) -> Any:
+        """Give the model that shardload has just filled, to the class's own `from_pretrained`; refuse otherwise."""
+        found = taken(cls, with_info=bool(kwargs.get("output_loading_info")))
+        if found is None:
+            later(f"{cls.__name__}.from_pretrained", "shardload.from_pretrained(where, model_class=…)")
+        return found
 
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
         """Write the weights as safetensors shards, config.json and generation_config.json into a folder."""

@@ -1,0 +1,90 @@
+"""finish_by_its_class: what a class's own `from_pretrained` does around the loading of its weights."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from shardload.remote_code.failures import explain
+from shardload.remote_code.namespaces import namespace_of
+from shardload.remote_code.repo_folder import folder_of
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+    from torch import nn
+
+    from shardload.remote_code.namespaces import Namespace
+    from shardload.report import Report
+    from shardload.sources.source import Source
+
+
+def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str | None:
+    """Run the repo's own `from_pretrained` around a filled model, and return a line for the report, if any.
+
+    Such a classmethod sets up what is not stored: a memory, settings of its own. It asks the base's for the model,
+    and the stand-in's base gives the one that shardload has filled. One that never asks is a loader by itself, and
+    is not run. One that fails leaves the filled model as it is, with a RuntimeWarning where it had the model already.
+    """
+    override, namespace = _override_of(type(model))
+    if override is None or namespace is None:
+        return None
+    line = f"{override.co_filename}:{override.co_firstlineno}"
+    if "super" not in _names_in(override):
+        return f"{line}: the class has a loader of its own, which was not run"
+
+    from shardload.remote_code.shim._filled import Filled, offered
+
+    filled, failed = Filled(model, _loading_info(report)), None
+    try:
+        with offered(filled):
+            type(model).from_pretrained(folder_of(source), config=model.config)  # type: ignore[attr-defined]
+    except Exception as error:  # noqa: BLE001 - any code may run here
+        failed = _reason(error, namespace)
+    model.eval()  # with what was added
+    own = f"{line}: the class's own from_pretrained"
+    if not filled.asked:
+        why = f"failed before it asked for the weights: {failed}" if failed else "never asked for the weights"
+        return f"{own} {why}; what it made is left out"
+    if failed:
+        warnings.warn(
+            f"{type(model).__name__}: what its own from_pretrained does once the weights are loaded failed: {failed}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return f"{own} failed after the weights were loaded: {failed}"
+    return f"{own} ran around the loading"
+
+
+def _override_of(cls: type[Any]) -> tuple[CodeType | None, Namespace | None]:
+    """Return the code of the repo's own `from_pretrained`, where the stand-in serves the repo and it has one."""
+    for owner in cls.__mro__:
+        if "from_pretrained" in vars(owner):
+            namespace = namespace_of(owner.__module__)
+            function = inspect.unwrap(getattr(vars(owner)["from_pretrained"], "__func__", owner))
+            code = getattr(function, "__code__", None)
+            served = namespace is not None and namespace.base == "shim"
+            return (code, namespace) if served else (None, None)
+    return None, None
+
+
+def _names_in(code: CodeType) -> set[str]:
+    return {*code.co_names, *code.co_freevars}
+
+
+def _loading_info(report: Report) -> dict[str, list[Any]]:
+    faults = [fault for allowed in report.allowed.values() for fault in allowed]
+    keys = {kind: [fault.key for fault in faults if fault.kind == kind] for kind in ("missing", "unexpected")}
+    return {
+        "missing_keys": keys["missing"],
+        "unexpected_keys": keys["unexpected"],
+        "mismatched_keys": [],
+        "error_msgs": [],
+    }
+
+
+def _reason(error: Exception, namespace: Namespace) -> str:
+    told = explain(error, namespace, "loading")
+    text = told.what if told is error else f"{type(error).__name__}: {error}"
+    return f"{text} ({told.where})" if told.where else text
