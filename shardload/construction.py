@@ -26,6 +26,13 @@ def constructing() -> bool:
     return state is not None and not state.real
 
 
+def begin_again() -> None:
+    """Forget the parameters of a constructor that failed and is about to be run once more."""
+    state = _current()
+    if state is not None:
+        state.created.clear()
+
+
 _META = torch.device("meta")
 _TENSORS = (torch.Tensor, nn.Parameter)
 _UNINITIALISED = "_shardload_uninitialised"

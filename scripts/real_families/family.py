@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from shardload.remote_code.importer import RemoteBase
+
 SHARDS = 7
 
 
 class Family:
     """One repo: its code, random weights for it, and the oracle."""
 
-    def __init__(self, folder: Path, work: Path) -> None:
+    def __init__(self, folder: Path, work: Path, remote_base: RemoteBase = "auto") -> None:
         self.folder = folder
+        self.remote_base: RemoteBase = remote_base
         self.work = work
         self.config_json = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         described = folder / "inputs.json"
@@ -49,8 +52,9 @@ class Family:
     def import_class(self) -> str:
         """Import the repo's config and model classes; name the packages that it cannot do without."""
         source, _ = find_source(self.folder)
-        self.config = load_config(source, self.config_json, trust_remote_code=True).config
-        self.resolved = resolve_class(source, self.config_json, trust_remote_code=True)
+        options = {"trust_remote_code": True, "remote_base": self.remote_base}
+        self.config = load_config(source, self.config_json, **options).config
+        self.resolved = resolve_class(source, self.config_json, **options)
         return "ok"
 
     def build(self) -> str:
@@ -149,9 +153,15 @@ class Family:
 
     def load(self, suffix: str) -> nn.Module:
         """Load one format with shardload."""
-        model = shardload.from_pretrained(self.work / suffix, trust_remote_code=True)
+        model = self.from_pretrained(self.work / suffix)
         self.served_by = shardload.report_of(model).remote_base
         return model
+
+    def from_pretrained(self, folder: Path, dtype: Any = "auto") -> nn.Module:
+        """Load a folder with shardload, its code served as the caller says."""
+        return shardload.from_pretrained(
+            folder, trust_remote_code=True, dtype=dtype, remote_base=self.remote_base
+        )
 
     def ids(self, length: int = 12) -> torch.Tensor:
         """Return token ids, (1, length), with the special tokens that ChatGLM-6B looks for."""

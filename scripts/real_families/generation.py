@@ -18,8 +18,6 @@ from family import tensors, write_safetensors
 from loading import ClassFailsError, decode, full, generates, in_both, same
 from torch import nn
 
-import shardload
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -95,7 +93,7 @@ def prompt(family: Family, length: int = 12) -> Any:
 
 def load(family: Family, dtype: Any = "auto") -> Any:
     """Load the lively weights with shardload."""
-    return shardload.from_pretrained(lively(family), trust_remote_code=True, dtype=dtype)
+    return family.from_pretrained(lively(family), dtype)
 
 
 def run(model: Any, ids: Any, **settings: Any) -> list[list[int]]:

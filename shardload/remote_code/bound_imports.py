@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from shardload.remote_code.imports import home_of
+from shardload.remote_code.star_imports import bring_old_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,8 @@ class _Importer:
     ) -> ModuleType:
         """Do what an import statement of the repo's code asks for."""
         importer = globals or {}
+        if level == 0 and "*" in (fromlist or ()) and name.split(".", maxsplit=1)[0] == "torch":
+            bring_old_names(importer)
         if level > 0:
             self._refuse_escape(name, importer, level)
         elif name.split(".", maxsplit=1)[0] == "importlib":

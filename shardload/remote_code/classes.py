@@ -117,17 +117,31 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
         cls, namespace = repo.load(ref), repo.namespace
         resolved.origin, resolved.remote_base = code_origin(repo, ref), repo.base
         try:
-            model: nn.Module = cls(convert_config(repo, config))
+            return _constructed(cls, convert_config(repo, config))
         except (Exception, SystemExit) as error:
             if repo.fall_back(error, namespace):
                 return make(config)
             if _met_a_shell(error):
                 raise
-            raise explain(error, namespace, f"constructing {ref}") from error
-        return model
+            raise explain(error, namespace, f"constructing {ref}", repo.written_for) from error
 
     resolved = ResolvedClass(make, ref.name, code_origin(repo, ref), repo.base)
     return resolved
+
+
+def _constructed(cls: Callable[[Any], nn.Module], config: Any) -> nn.Module:
+    """Return `cls(config)`; a constructor that asks for CUDA where there is none runs again with the CPU for it."""
+    from shardload.construction import begin_again
+    from shardload.remote_code.absent_cuda import CpuForCuda, asks_for_cuda
+
+    try:
+        return cls(config)
+    except Exception as error:
+        if not asks_for_cuda(error):
+            raise
+    begin_again()
+    with CpuForCuda():
+        return cls(config)
 
 
 def _met_a_shell(error: BaseException) -> bool:

@@ -111,7 +111,7 @@ def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> Loade
     except (Exception, SystemExit) as error:
         if repo.fall_back(error, namespace):
             return _from_code(repo, ref, settings)
-        raise explain(error, namespace, f"making the config {ref}") from error
+        raise explain(error, namespace, f"making the config {ref}", repo.written_for) from error
     return LoadedConfig(config, code_origin(repo, ref))
 
 
@@ -167,7 +167,8 @@ def convert_config(repo: RepoCode, config: Any) -> Any:
         cls = getattr(importlib.import_module(f"{repo.namespace.package}.{module}"), type(config).__name__)
         return _make(cls, config.to_dict())
     except (Exception, SystemExit) as error:
-        raise explain(error, repo.namespace, "remaking the config for transformers") from error
+        doing = "remaking the config for transformers"
+        raise explain(error, repo.namespace, doing, repo.written_for) from error
 
 
 def attach_generation_config(model: nn.Module, source: Source) -> str | None:

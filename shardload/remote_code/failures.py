@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardload.errors import RemoteCodeError, ShardloadError
 from shardload.remote_code.bound_imports import SHIM
-from shardload.remote_code.library import is_installed
+from shardload.remote_code.library import is_installed, version
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shardload.remote_code.namespaces import Namespace
 
 # What pip calls the packages that published repos import under another name.
@@ -24,29 +27,52 @@ _PIP_NAMES = {
 }
 
 
-def explain(error: BaseException, namespace: Namespace, doing: str) -> ShardloadError:
+def explain(
+    error: BaseException, namespace: Namespace, doing: str, written_for: str | None = None
+) -> ShardloadError:
     """Return the error to raise for one that escaped from a repo's code while `doing` ("importing …").
 
-    A ShardloadError is returned as it is.
+    `written_for` is the release of transformers that the repo names, if it does: the cure for code that the installed
+    one can't serve. A ShardloadError is returned as it is.
     """
     if isinstance(error, ShardloadError):
         return error
     where = _line_of(error, namespace)
     if isinstance(error, ImportError) and str(error.name).split(".")[0] == "transformers" and is_installed():
         return RemoteCodeError(
-            f"the repo's code does not fit the installed transformers: {error}",
+            f"the repo's code does not fit the installed {version()}: {error}",
             where=where,
-            cure="install the transformers version that the repo names, or pass model_class=…",
+            cure=_other_release(written_for),
         )
     if isinstance(error, ModuleNotFoundError) and error.name:
         return _not_found(error.name, namespace, where)
     if isinstance(error, ImportError) and error.name and not error.path and "." not in error.name:
         return _not_found(error.name, namespace, where)
+    failed = f"the repo's own code failed while {doing}: {type(error).__name__}: {error}"
+    if namespace.base == "transformers" and written_for is not None and version() != written_for:
+        return RemoteCodeError(
+            f"{failed} (served by the installed {version()})", where=where, cure=_other_release(written_for)
+        )
     return RemoteCodeError(
-        f"the repo's own code failed while {doing}: {type(error).__name__}: {error}",
+        failed,
         where=where,
         cure="correct that line of the repo's code, or pass model_class=… with a class of your own",
     )
+
+
+def _other_release(written_for: str | None) -> str:
+    if written_for is None:
+        return "install the transformers version that the repo names, or pass model_class=…"
+    return (
+        f"install the release that its config.json names (pip install {written_for.replace(' ', '==')}), in an "
+        "environment of its own where the others need a newer one; or pass model_class=…"
+    )
+
+
+def release_of(config_json: Mapping[str, Any] | None) -> str | None:
+    """Return the release of transformers that a config.json was saved by ("transformers 4.41.0"), or None."""
+    named = re.match(r"\d+\.\d+(\.\d+)?", str((config_json or {}).get("transformers_version")))
+    return f"transformers {named[0]}" if named else None
 
 
 def lacks_a_name(error: BaseException) -> bool:
@@ -64,18 +90,20 @@ def lacks_a_name(error: BaseException) -> bool:
     return str(getattr(owner, "__spec__", None) and getattr(owner, "__name__", "")).startswith(SHIM)
 
 
-def as_lacking(error: BaseException, namespace: Namespace) -> ShardloadError:
+def as_lacking(error: BaseException, namespace: Namespace, written_for: str | None = None) -> ShardloadError:
     """Return the error for a name that the stand-in lacks: what is missing, the line, the choices."""
-    from shardload.remote_code.shim._missing import CHOICES, MissingAttributeError
+    from shardload.remote_code.shim._missing import CHOICES, MissingAttributeError, choices
 
     if isinstance(error, ShardloadError):
+        if error.cure == CHOICES:
+            error.cure = choices(written_for)
         return error
     assert isinstance(error, AttributeError)
     owner = str(getattr(error.obj, "__name__", SHIM)).replace(SHIM, "transformers", 1)
     return MissingAttributeError(
         f"the code asks for {owner}.{error.name}, which shardload's own stand-in for transformers lacks",
         where=_line_of(error, namespace),
-        cure=CHOICES,
+        cure=choices(written_for),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from shardload.errors import RemoteCodeError, UnsafeError, UsageError
 from shardload.remote_code.auto_map import ClassRef, config_entry, model_entries
 from shardload.remote_code.code import collect, file_of
-from shardload.remote_code.failures import as_lacking, explain, lacks_a_name
+from shardload.remote_code.failures import as_lacking, explain, lacks_a_name, release_of
 from shardload.remote_code.library import is_installed
 from shardload.remote_code.namespaces import namespace_of, trust
 from shardload.remote_code.trust import is_word, locked_commit, require_trust, untrusted_other_repo
@@ -50,6 +50,7 @@ class RepoCode:
     source: Source
     code: Code
     wanted: RemoteBase = "auto"
+    written_for: str | None = None  # the release of transformers that its config.json names
 
     @property
     def base(self) -> Base:
@@ -74,7 +75,7 @@ class RepoCode:
         except (Exception, SystemExit) as error:
             if self.fall_back(error, namespace):
                 return self.load(ref)
-            raise explain(error, namespace, f"importing {ref}") from error
+            raise explain(error, namespace, f"importing {ref}", self.written_for) from error
 
     def fall_back(self, error: BaseException, namespace: Namespace) -> bool:
         """Hand the repo to the installed transformers, where the error says that the stand-in lacks a name.
@@ -85,7 +86,7 @@ class RepoCode:
         if namespace.base != "shim" or not lacks_a_name(error):
             return False
         if self.wanted == "shim" or not is_installed():
-            missing = as_lacking(error, namespace)
+            missing = as_lacking(error, namespace, self.written_for)
             raise missing from (None if missing is error else error)
         with _lock:
             _needs_transformers.add(self.code.sha256("shim"))
@@ -122,7 +123,7 @@ def open_code(source: Source, config_json: Mapping[str, Any] | None, ref: ClassR
     require_trust(
         home, code, trust_remote_code=word.trust_remote_code, revision_given=given, argument=argument
     )
-    return RepoCode(home, code, word.remote_base)
+    return RepoCode(home, code, word.remote_base, release_of(config_json))
 
 
 def require_base(remote_base: str) -> None:

@@ -13,7 +13,7 @@ from shardload.cli import run
 from shardload.errors import RemoteCodeError, UsageError
 from shardload.remote_code.shim.modeling_utils import PreTrainedModel
 
-from .repos import MODEL, tiny
+from .repos import MODEL, build, tiny
 
 LACKING = "from transformers.dynamic_module_utils import get_class_in_module\n"
 installed = importlib.util.find_spec("transformers") is not None
@@ -82,3 +82,39 @@ def test_the_command_has_the_choice(tmp_path, capsys):
     code = run(["load", where, "--trust-remote-code", "--remote-base", "transformers"])
     assert code == (0 if installed else 2)
     assert installed or "not installed" in capsys.readouterr().err
+
+
+FAILS = MODEL.replace("super().__init__(config)", "super().__init__(config)\n        {}['type']")
+
+
+@pytest.mark.parametrize("named", ["4.38.1", "4.38.1.dev0"])
+def test_code_that_the_installed_transformers_can_not_serve_names_the_release_that_can(tmp_path, named):
+    transformers = pytest.importorskip("transformers")
+    source, config = tiny(tmp_path, model=FAILS)
+    written = {**config, "transformers_version": named}
+    with pytest.raises(RemoteCodeError, match="KeyError: 'type'") as caught:
+        build(source, written, remote_base="transformers")
+    assert f"served by the installed transformers {transformers.__version__}" in caught.value.what
+    assert "pip install transformers==4.38.1)" in caught.value.cure
+    # Where that release is the one that served it, or nothing names one, the code itself is at fault.
+    for version in (transformers.__version__, None, "latest"):
+        with pytest.raises(RemoteCodeError) as caught:
+            build(source, {**config, "transformers_version": version}, remote_base="transformers")
+        assert "correct that line" in caught.value.cure
+
+
+def test_an_import_that_the_installed_transformers_lacks_names_the_release_that_has_it(tmp_path):
+    pytest.importorskip("transformers")
+    source, config = tiny(tmp_path, model="from transformers import no_such_function\n" + MODEL)
+    with pytest.raises(RemoteCodeError, match="does not fit the installed transformers") as caught:
+        build(source, {**config, "transformers_version": "4.38.1"})
+    assert "pip install transformers==4.38.1)" in caught.value.cure
+
+
+@without
+def test_a_name_that_the_stand_in_lacks_names_the_release_to_install(tmp_path):
+    for line in (LACKING, "import transformers; transformers.modeling_utils.lacking\n"):
+        source, config = tiny(tmp_path / str(len(line)), model=line + MODEL)
+        with pytest.raises(RemoteCodeError) as caught:
+            build(source, {**config, "transformers_version": "4.38.1"})
+        assert "(`pip install transformers==4.38.1`)" in caught.value.cure

@@ -11,10 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-CHOICES = (
-    "install transformers (`pip install transformers`) so that it serves this repo's code as a whole "
-    '(remote_base="transformers" says so from the start), or pass model_class=… with a class of your own'
-)
+
+def choices(release: str | None = None) -> str:
+    """Return the cure for a name that the stand-in lacks; `release` is the one that the repo was written for."""
+    package = (release or "transformers").replace(" ", "==")
+    return (
+        f"install transformers (`pip install {package}`) so that it serves this repo's code as a whole "
+        '(remote_base="transformers" says so from the start), or pass model_class=… with a class of your own'
+    )
+
+
+CHOICES = choices()
 REPOS = "shardload.remote_code.repos."
 
 

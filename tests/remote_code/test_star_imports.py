@@ -1,0 +1,34 @@
+"""`from torch… import *` brought names of typing along in the releases that published code was written for."""
+
+from __future__ import annotations
+
+import builtins
+
+import pytest
+
+from shardload.errors import RemoteCodeError
+from tests.remote_code.repos import MODEL, build, module_of, tiny
+
+USES = "\ndef sizes(x: List[int], y: Optional[Tuple[int, ...]] = None) -> Union[int, Dict[str, Any]]: ...\n"
+
+
+@pytest.mark.parametrize("home", ["torch.nn.functional", "torch.nn.modules.activation", "torch"])
+def test_names_that_torch_no_longer_exports_are_found(tmp_path, home):
+    model = build(*tiny(tmp_path, model=f"from {home} import *\n{MODEL}{USES}"))
+    hints = module_of(model).sizes.__annotations__
+    assert repr(hints["x"]).startswith("typing.List[")  # of torch's int, where that came along too
+    assert "List" not in vars(builtins)
+
+
+def test_what_the_code_says_itself_goes_first(tmp_path):
+    own = "List = dict\nfrom torch.nn.functional import *\ndef sizes(x: List[int, int]): ...\n"
+    model = build(*tiny(tmp_path, model=own + MODEL))
+    assert module_of(model).sizes.__annotations__["x"] == dict[int, int]
+
+
+def test_a_module_without_a_star_import_gets_nothing(tmp_path):
+    other = "from torch.nn.functional import *\n"
+    with pytest.raises(RemoteCodeError, match="name 'List' is not defined"):
+        build(*tiny(tmp_path, model=f"from .other import x\n{MODEL}{USES}", other_py=other + "x = 1\n"))
+    with pytest.raises(RemoteCodeError, match="name 'List' is not defined"):
+        build(*tiny(tmp_path / "math", model=f"from math import *\n{MODEL}{USES}"))
