@@ -152,20 +152,6 @@ def _checkpointing(family: Family, model: Any, way: dict[str, Any]) -> bool:
     return True
 
 
-def _checkpointing(family: Family, model: Any, way: dict[str, Any]) -> bool:
-    """Turn gradient checkpointing on; False where the class has none, or its own method does nothing."""
-    if not model.supports_gradient_checkpointing:
-        return False
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=way)
-    if not model.is_gradient_checkpointing and "gradient_checkpointing_enable" in _own(type(model)):
-        return False
-    if "input_ids" in family.inputs(torch.float32):
-        with contextlib.suppress(NotImplementedError):  # the class names no embeddings
-            model.enable_input_require_grads()
-    assert model.is_gradient_checkpointing
-    return True
-
-
 def _own(cls: type) -> set[str]:
     """Return the names that a class and its bases in the repo define."""
     return {name for owner in cls.__mro__ if ".repos." in owner.__module__ for name in vars(owner)}
