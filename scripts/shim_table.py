@@ -49,6 +49,7 @@ Names that are not here:
 | `is_*_available`, `is_*_greater_or_equal*`, `is_*_less_than*` | False; for versions of torch the truth |
 | a class (in the modules here and below, and in `transformers.models.*`) | a placeholder, an error once it is used |
 | a function of a module `transformers.models.*.*` | can be imported; calling it is an error that names it |
+| a table of the auto classes (`*_MAPPING`, `*_MAPPING_NAMES`) | can be imported; asking it is an error that names it |
 | texts for documentation (`*_DOCSTRING`, `*_FOR_DOC`) | empty |
 | any other function, constant or module | `ImportError`; `AttributeError` for a lookup |
 | any of these but a probe inside `try`, `with suppress(ImportError)`, `hasattr` or `getattr` | not there |

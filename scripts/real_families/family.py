@@ -221,7 +221,8 @@ class Family:
         if getattr(output, "loss", None) is not None:
             return output.loss
         logits = getattr(output, "logits", None)
-        if isinstance(logits, torch.Tensor) and ids is not None and not ids.is_floating_point():
+        a_token = isinstance(logits, torch.Tensor) and logits.ndim == 3
+        if a_token and ids is not None and not ids.is_floating_point():
             logits = logits[:, :-1].float()
             return functional.cross_entropy(logits.flatten(0, 1), ids[0, 1:])
         return sum(value.float().square().sum() for value in tensors(output).values() if value.requires_grad)

@@ -128,6 +128,29 @@ def test_texts_for_documentation_are_empty(tmp_path):
     assert (module.X_INPUTS_DOCSTRING, module._CONFIG_FOR_DOC) == ("", "")
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        "'x' in TABLE",
+        "TABLE['x']",
+        "TABLE.get('x')",
+        "list(TABLE)",
+        "len(TABLE)",
+        "TABLE.keys()",
+        "dict(TABLE.items())",
+    ],
+)
+def test_a_table_of_the_auto_classes_can_be_imported_and_names_itself_when_it_is_used(tmp_path, use):
+    line = (
+        "from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TABLE\n"
+        f"def use():\n    return {use}\n"
+    )
+    module = module_of(build(*tiny(tmp_path, model=line + MODEL)))
+    with pytest.raises(RemoteCodeError, match="modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES") as caught:
+        module.use()
+    assert caught.value.where == f"{tmp_path / 'modeling_tiny.py'}:3"
+
+
 def test_a_function_of_one_models_module_raises_when_it_is_called(tmp_path):
     line = "from transformers.models.x.modeling_x import _expand_mask\n"
     module = module_of(build(*tiny(tmp_path, model=line + MODEL)))

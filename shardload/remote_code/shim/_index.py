@@ -12,7 +12,6 @@ SHIM = "shardload.remote_code.shim"
 # content: what is imported from them is a placeholder that names itself when it is used.
 PLACEHOLDER_MODULES = frozenset(
     {
-        "convert_slow_tokenizer",
         "data.data_collator",
         "feature_extraction_utils",
         "generation.beam_constraints",
@@ -29,7 +28,6 @@ PLACEHOLDER_MODULES = frozenset(
         "quantizers",
         "trainer",
         "trainer_pt_utils",
-        "trainer_utils",
         "training_args",
         "video_utils",
     }

@@ -20,6 +20,7 @@ _NO_MODEL = re.compile(
     r"(Aqlm|Awq|BitNetQuant|BitsAndBytes|CompressedTensors|Eetq|Fbgemm|FineGrained|FPQuant|Generation|GPTQ|Higgs|Hqq"
     r"|Mxfp4|Onnx|Quanto|Quark|SpQR|SynthIDText|TorchAo|Vptq|Watermarking)\w*Config"
 )
+_TABLE = re.compile(r"[A-Z][A-Z_]*_MAPPING(?:_NAMES)?")  # of the auto classes: what config has what class
 _DOCUMENTATION: dict[str, Any] = {"DOCSTRING": "", "_FOR_DOC": "", "ARCHIVE_LIST": (), "ARCHIVE_MAP": {}}
 
 
@@ -37,6 +38,19 @@ class _Unavailable:
 
     def __repr__(self) -> str:
         return f"<transformers' {self.__name__}: not available>"
+
+
+class _Table(dict[Any, Any]):
+    """The name of a table of the auto classes: asking it anything is an error that names it."""
+
+    def __init__(self, full: str) -> None:
+        super().__init__()
+        self._full = full
+
+    def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise lacking(MissingFromShimError, self._full)
+
+    __contains__ = __getitem__ = __iter__ = __len__ = get = items = keys = values = _refuse
 
 
 class PlaceholderType(abc.ABCMeta):
@@ -91,6 +105,8 @@ def placeholder(module: str, name: str) -> Any:
         if name.endswith(ending):
             return type(text)(text)
     bare = name.lstrip("_")
+    if _TABLE.fullmatch(name) and (not module or module.startswith("models.auto")):
+        return _Table(f"transformers.{module}.{name}" if module else f"transformers.{name}")
     full = f"transformers.{module}.{name}" if module else f"transformers.{name}"
     if is_model_base(module, name):
         # torch is not needed to tell what a repo asks for

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging as python_logging
+import random
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -147,3 +150,48 @@ def test_pruning_keeps_the_other_heads():
 def test_chunks_must_fit():
     with pytest.raises(ValueError, match="chunks of 2"):
         apply_chunking_to_forward(torch.relu, 2, 1, torch.ones(1, 5))
+
+
+def test_seeds_of_all_generators():
+    set_seed = importlib.import_module("shardload.remote_code.shim.trainer_utils").set_seed
+    drawn = []
+    for _ in range(2):
+        set_seed(7)
+        drawn.append((random.random(), torch.rand(3).tolist()))
+    assert drawn[0] == drawn[1]
+    set_seed(8)
+    assert torch.rand(3).tolist() != drawn[0][1]
+
+
+def test_the_old_place_of_utils_has_all_of_it():
+    old = importlib.import_module("shardload.remote_code.shim.file_utils")
+    for name in (
+        "ModelOutput",
+        "add_start_docstrings_to_model_forward",
+        "is_torch_available",
+        "WEIGHTS_NAME",
+    ):
+        assert getattr(old, name) is getattr(shim, name)
+
+
+def test_a_file_in_the_hubs_cache_is_found_or_not(tmp_path):
+    look = shim.try_to_load_from_cache
+    assert look("org/name", "a.json", cache_dir=tmp_path) is None
+    commit = "0" * 40
+    folder = tmp_path / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "a.json").write_text("{}")
+    assert look("org/name", "a.json", cache_dir=tmp_path) == str(folder / "snapshots" / commit / "a.json")
+
+
+def test_messages_of_sentencepiece(monkeypatch):
+    package, messages = ModuleType("sentencepiece"), ModuleType("sentencepiece.sentencepiece_model_pb2")
+    package.sentencepiece_model_pb2 = messages
+    monkeypatch.setitem(sys.modules, "sentencepiece", package)
+    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", messages)
+    assert shim.import_protobuf("the tokenizer") is messages
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(ImportError, match="sentencepiece"):
+        shim.import_protobuf()

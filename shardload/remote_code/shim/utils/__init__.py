@@ -14,7 +14,12 @@ from shardload.remote_code.shim.utils.generic import (
     TransformersKwargs,
     can_return_tuple,
 )
-from shardload.remote_code.shim.utils.hub import PushToHubMixin, cached_file, is_remote_url
+from shardload.remote_code.shim.utils.hub import (
+    PushToHubMixin,
+    cached_file,
+    is_remote_url,
+    try_to_load_from_cache,
+)
 from shardload.remote_code.shim.utils.import_utils import *  # noqa: F403
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "can_return_tuple",
     "is_remote_url",
     "logging",
+    "try_to_load_from_cache",
 ]
 
 CONFIG_NAME = "config.json"

@@ -19,6 +19,13 @@ def cached_file(path_or_repo_id: str | os.PathLike[str], filename: str, **_optio
     return str(path)
 
 
+def try_to_load_from_cache(repo_id: str, filename: str, **options: Any) -> Any:
+    """Return the path of a file in the Hub's cache on this disk, by huggingface_hub; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache as ask
+
+    return ask(repo_id, filename, **options)
+
+
 def is_remote_url(url_or_filename: str) -> bool:
     """Return whether a text is a web address."""
     return url_or_filename.startswith(("http://", "https://"))
