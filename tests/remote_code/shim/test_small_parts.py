@@ -192,6 +192,6 @@ def test_messages_of_sentencepiece(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", package)
     monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", messages)
     assert shim.import_protobuf("the tokenizer") is messages
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(ImportError, match="sentencepiece"):
+    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
+    with pytest.raises(ImportError, match="sentencepiece_model_pb2"):
         shim.import_protobuf()
