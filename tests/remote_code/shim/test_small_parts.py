@@ -195,3 +195,12 @@ def test_messages_of_sentencepiece(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
     with pytest.raises(ImportError, match="sentencepiece_model_pb2"):
         shim.import_protobuf()
+
+
+def test_bytes_have_letters():
+    letters = shim.bytes_to_unicode()
+    assert sorted(letters) == list(range(256))
+    assert len(set(letters.values())) == 256
+    assert [letters[byte] for byte in b" \nAz\x00\xad"] == ["Ġ", "Ċ", "A", "z", "Ā", "Ń"]
+    assert letters[0xE9] == "é"
+    assert not any(letter.isspace() or not letter.isprintable() for letter in letters.values())
