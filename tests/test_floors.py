@@ -40,6 +40,7 @@ FLOORS = [
     {"load", "forecast"},
     {"demo", "examination"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

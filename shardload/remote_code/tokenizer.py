@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import re
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, NotFoundError, RemoteCodeError, ShardloadError
@@ -20,9 +22,13 @@ from shardload.remote_code.tokenizer_files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from shardload.sources.source import Source
+
+_MODEL_CURE = re.compile(
+    r"[,;] or pass model_class=…(?: with a class of your own| and run none of (?:them|it))?"
+)
 
 EXTRAS = ("sentencepiece", "tiktoken", "tokenizers")
 """Packages that tokenizers are made of and that shardload brings as extras of the same names."""
@@ -40,13 +46,24 @@ def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, word: 
     settings = tokenizer_settings(source)
     ref = tokenizer_entry(settings, SETTINGS) or tokenizer_entry(config_json or {}, "config.json")
     if ref is not None:
-        return _from_code(open_code(source, None, ref, word), ref, source)
+        with _cures_of_tokenizers():
+            return _from_code(open_code(source, None, ref, word), ref, source)
     if FAST_FILE in source.names():
         return _fast(source)
     found = _from_library(source, settings)
     if found is None:
         raise _nothing(source, settings)
     return found
+
+
+@contextlib.contextmanager
+def _cures_of_tokenizers() -> Iterator[None]:
+    """Leave out of the cures what is one for models only."""
+    try:
+        yield
+    except ShardloadError as error:
+        error.cure = _MODEL_CURE.sub("", error.cure or "") or None
+        raise
 
 
 def tokenizer_entry(document: Mapping[str, Any], name: str) -> ClassRef | None:
@@ -89,6 +106,12 @@ def _from_code(repo: RepoCode, ref: ClassRef, source: Source) -> Any:
         if repo.fall_back(error, namespace):
             return _from_code(repo, ref, source)
         explained = explain(error, namespace, f"making the tokenizer {ref}")
+        if not isinstance(error, (ShardloadError, ImportError)):
+            names = getattr(cls, "vocab_files_names", {}).values()
+            explained.cure = (
+                f"see whether the vocabulary is whole and this code's ({', '.join(names)})" * bool(names)
+            )
+            explained.cure += "; or "[: 5 * bool(names)] + "correct that line of the repo's code"
         raise _with_extra(error, explained) from error
 
 
@@ -132,10 +155,12 @@ def _from_library(source: Source, settings: dict[str, Any]) -> Any:
 
 def _nothing(source: Source, settings: dict[str, Any]) -> NotFoundError:
     named = settings.get("tokenizer_class")
-    asks = f": {SETTINGS} names {named}, a class of transformers" if isinstance(named, str) else ""
+    asks = f"; {SETTINGS} names {named}, a class of transformers or of code that lacks" * isinstance(
+        named, str
+    )
     return NotFoundError(
         f"the repo has no tokenizer of its own (auto_map) and no {FAST_FILE}{asks}",
         where=source.label,
         cure=f"download {FAST_FILE} as well"
-        + (", or install transformers (`pip install transformers`)" if asks else ""),
+        + (", or the code and the auto_map that name it, or install transformers" if asks else ""),
     )

@@ -33,6 +33,14 @@ def test_help_lists_the_commands(run_cli):
     assert tuple(line.split()[0] for line in listed.splitlines()) == COMMANDS
 
 
+def test_the_package_is_the_command_line_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "shardload", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("shardload 0.")
+
+
 def test_version(run_cli):
     done = run_cli("--version")
     assert (done.returncode, done.stderr) == (0, "")

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from shardload.errors import UsageError
+from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.shim._special_tokens import AddedToken
 
 
@@ -55,8 +57,12 @@ class FilesMixin:
     def save_pretrained(
         self, save_directory: Any, filename_prefix: str | None = None, **_kwargs: Any
     ) -> tuple[str, ...]:
-        """Write the settings, the special and added tokens and the vocabulary, and return the files' names."""
+        """Write the settings, the special and added tokens, the vocabulary and the code; return their names.
+
+        Raises UsageError, before anything is written, where the folder has a code file of that name and other content.
+        """
         folder = Path(save_directory)
+        code = _code_of(type(self), folder)
         folder.mkdir(parents=True, exist_ok=True)
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         specials = {name: _as_json(value) for name, value in self.special_tokens_map_extended.items()}
@@ -65,7 +71,7 @@ class FilesMixin:
             for name, value in self.init_kwargs.items()
             if name not in self.vocab_files_names and name not in ("added_tokens_decoder", "name_or_path")
         }
-        settings = {**settings, **specials, "tokenizer_class": type(self).__name__}
+        settings = {**settings, **specials, "tokenizer_class": type(self).__name__, **_entry(type(self))}
         if self.chat_template is not None:
             settings["chat_template"] = self.chat_template
         added = getattr(self, "added_tokens_decoder", {})
@@ -76,12 +82,38 @@ class FilesMixin:
         for name, document in documents.items():
             text = json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True, default=str)
             (folder / f"{prefix}{name}").write_text(text + "\n", encoding="utf-8")
+        for path, content in code.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         written = self.save_vocabulary(str(folder), filename_prefix=filename_prefix) or ()
-        return (*(str(folder / f"{prefix}{name}") for name in documents), *map(str, written))
+        return (*(str(folder / f"{prefix}{name}") for name in documents), *map(str, written), *map(str, code))
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary's own files; a tokenizer that has some defines it."""
         raise NotImplementedError(f"{type(self).__name__} does not define save_vocabulary")
+
+
+def _code_of(cls: type[Any], folder: Path) -> dict[Path, bytes]:
+    """Return the repo's files that a class is made of, by where they are to be written: the bytes that ran."""
+    namespace = namespace_of(cls.__module__)
+    files = {folder / file.name: file.content for file in namespace.code.files} if namespace else {}
+    for path, content in files.items():
+        if path.is_file() and path.read_bytes() != content:
+            raise UsageError(
+                "the folder has a code file of the same name and other content",
+                where=str(path),
+                cure="save the tokenizer into a folder of its own",
+            )
+    return files
+
+
+def _entry(cls: type[Any]) -> dict[str, Any]:
+    """Return the entry of `auto_map` that leads to the class; {} for one that is of no repo's code."""
+    namespace = namespace_of(cls.__module__)
+    if namespace is None:
+        return {}
+    name = f"{cls.__module__.removeprefix(f'{namespace.package}.')}.{cls.__name__}"
+    return {"auto_map": {"AutoTokenizer": [None, name] if cls.is_fast else [name, None]}}
 
 
 def _as_json(value: Any, *, typed: bool = True) -> Any:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from shardload.errors import UnsupportedError
 from shardload.remote_code.shim._embeddings import EmbeddingsMixin
 from shardload.remote_code.shim._filled import taken
-from shardload.remote_code.shim._missing import later
 from shardload.remote_code.shim._module_surface import ModuleUtilsMixin
 from shardload.remote_code.shim.configuration_utils import PretrainedConfig
 from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig
@@ -256,7 +256,10 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
         """Give the model that shardload has just filled, to the class's own `from_pretrained`; refuse otherwise."""
         found = taken(cls, with_info=bool(kwargs.get("output_loading_info")))
         if found is None:
-            later(f"{cls.__name__}.from_pretrained", "shardload.from_pretrained(where, model_class=…)")
+            raise UnsupportedError(
+                f"{cls.__name__}.from_pretrained loads nothing in shardload's stand-in for transformers",
+                cure="load the repo with shardload.from_pretrained(where, trust_remote_code=True)",
+            )
         return found
 
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:

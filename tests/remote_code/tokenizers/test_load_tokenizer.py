@@ -10,7 +10,7 @@ import shardload
 from shardload.remote_code import Word, make_tokenizer
 from tests.hub_server import HubServer, forget_connections
 from tests.remote_code.repos import COMMIT, HubLike
-from tests.remote_code.tokenizers.vocabularies import NEW, OLD, ids, write
+from tests.remote_code.tokenizers.vocabularies import NEW, OLD, ids, new, write
 from tests.tiny import run_python
 
 
@@ -162,3 +162,48 @@ from transformers.utils import PaddingStrategy, TensorType, logging
     assert shardload.load_tokenizer(write(tmp_path, names + NEW), trust_remote_code=True).encode("a") == ids(
         "^a$"
     )
+
+
+def test_saved_with_its_code_it_is_loaded_from_there(tmp_path):
+    tokenizer = new(tmp_path / "a", {"model_max_length": 9})
+    written = tokenizer.save_pretrained(tmp_path / "b")
+    assert str(tmp_path / "b" / "tokenization_tiny.py") in written
+    with pytest.raises(shardload.UntrustedCodeError):
+        shardload.load_tokenizer(tmp_path / "b")
+    again = shardload.load_tokenizer(tmp_path / "b", trust_remote_code=True)
+    assert type(again) is type(tokenizer)  # the same bytes
+    assert (again.encode("ab?"), again.model_max_length) == (tokenizer.encode("ab?"), 9)
+    tokenizer.save_pretrained(tmp_path / "b")  # over itself
+
+
+def test_it_is_not_saved_over_other_code(tmp_path):
+    tokenizer = new(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "tokenization_tiny.py").write_text("# mine\n")
+    with pytest.raises(shardload.UsageError, match="other content"):
+        tokenizer.save_pretrained(tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["tokenization_tiny.py"]
+    assert (tmp_path / "b" / "tokenization_tiny.py").read_text() == "# mine\n"
+
+
+def test_cures_are_those_of_a_tokenizer(tmp_path):
+    folder = write(tmp_path / "a", NEW)
+    with pytest.raises(shardload.UntrustedCodeError) as caught:
+        shardload.load_tokenizer(folder)
+    assert caught.value.cure.startswith(
+        "read those files, then pass trust_remote_code=True. `shardload trust"
+    )
+
+    (folder / "letters.json").write_text("[1, 2")
+    with pytest.raises(
+        shardload.RemoteCodeError, match="making the tokenizer tokenization_tiny.NewTokenizer"
+    ) as caught:
+        shardload.load_tokenizer(folder, trust_remote_code=True)
+    assert caught.value.cure == (
+        "see whether the vocabulary is whole and this code's (./letters.json); or correct that line of the repo's code"
+    )
+
+    (folder / "tokenization_tiny.py").unlink()
+    with pytest.raises(shardload.NotFoundError, match="tokenization_tiny") as caught:
+        shardload.load_tokenizer(folder, trust_remote_code=True)
+    assert caught.value.cure == "download the repo's .py files as well"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -200,6 +201,7 @@ class GenerationMixin(InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixi
         encoded, encodes = model_kwargs.get("encoder_outputs") is not None, has_encoder(self.config)
         start = settings.bos_token_id
         first, name, model_kwargs = self._prepare_model_inputs(inputs, start, model_kwargs)
+        _require_batch(first, name)
         self._prepare_special_tokens(settings, has_mask, device=first.device)
         # With embeddings, a cache is how a decoder alone knows that the first step is over.
         model_kwargs["use_cache"] = True if name == "inputs_embeds" and not encodes else settings.use_cache
@@ -274,6 +276,21 @@ class GenerationMixin(InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixi
         old = ("pad_token_id", "eos_token_id", "output_scores", "return_dict_in_generate")
         options = {key: getattr(settings, key) for key in old} | {"synced_gpus": False, **common, **warp}
         return getattr(self, name)(input_ids, **options, **model_kwargs)
+
+
+def _require_batch(inputs: Any, name: str) -> None:
+    """Raise TypeError or ValueError, saying what to pass, for inputs that are no tensor of (batch, length, …)."""
+    if isinstance(inputs, Mapping):
+        raise TypeError(f"generate takes a tokenizer's output with two stars: generate(**{name}, …)")
+    if not isinstance(inputs, torch.Tensor):
+        raise TypeError(
+            f"generate takes {name} as a tensor, not as a {type(inputs).__name__}: "
+            'tokenizer(text, return_tensors="pt") makes one of a text'
+        )
+    if inputs.dim() < 2:
+        raise ValueError(
+            f"generate takes {name} of (batch, length), not of {tuple(inputs.shape)}: x[None] is a batch"
+        )
 
 
 def _tell(streamer: Any, error: BaseException) -> None:
