@@ -1,6 +1,7 @@
 """Load real published model code with shardload and compare it, bit by bit, with torch's own `load_state_dict`.
 
-    python scripts/real_families FOLDER [--oracle PYTHON] [--remote-base WHO] [--output TABLE.md] [--only NAME …]
+    python scripts/real_families FOLDER [--oracle PYTHON] [--remote-base WHO] [--pretend-cuda]
+                                        [--output TABLE.md] [--only NAME …]
 
 FOLDER holds one folder a repo, each with `config.json` (scaled down) and the repo's own .py files; `inputs.json` says
 what a forward pass is given where that is not token ids (`Family.inputs`). Weights are random, in 7 shards, once as
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import generation
 import loading
+import pretend_cuda
 import torch
 from family import Family
 
@@ -31,11 +33,11 @@ CLASS_MAY_FAIL = ("training", "left padding", "sampling")  # a class that does n
 STEPS = {**loading.STEPS, **generation.STEPS}
 
 
-def check(folder: Path, oracle: str | None = None, remote_base: str = "auto") -> tuple[list[str], bool, str]:
+def check(folder: Path, arguments: argparse.Namespace) -> tuple[list[str], bool, str]:
     """Return a table row, whether all went well, and details of the failures."""
     with tempfile.TemporaryDirectory() as work:
-        family = Family(folder, Path(work), remote_base)
-        family.transformers = oracle
+        family = Family(folder, Path(work), arguments.remote_base)
+        family.transformers, family.pretends_cuda = arguments.oracle, arguments.pretend_cuda
         cells, details, good = [], "", True
         for column, step in STEPS.items():
             try:
@@ -62,6 +64,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     parser.add_argument("--oracle", help="an interpreter with transformers 4.41.2")
     parser.add_argument("--remote-base", choices=("auto", "shim", "transformers"), default="auto")
+    parser.add_argument("--pretend-cuda", action="store_true", help="answer CUDA's calls on the CPU")
     parser.add_argument("--only", nargs="*", help="the folders to check")
     arguments = parser.parse_args()
     if importlib.util.find_spec("transformers"):
@@ -70,6 +73,9 @@ def main() -> int:
     else:
         beside = "not installed"
 
+    if arguments.pretend_cuda:
+        importlib.import_module("shardload.remote_code.shim.utils.import_utils")
+        pretend_cuda.begin()
     repos = sorted(path.parent for path in arguments.folder.glob("*/config.json"))
     header = ("repo", "its transformers is", *STEPS)
     lines = [
@@ -81,7 +87,7 @@ def main() -> int:
     verdicts = []
     for repo in repos:
         if not arguments.only or repo.name in arguments.only:
-            cells, good, details = check(repo, arguments.oracle, arguments.remote_base)
+            cells, good, details = check(repo, arguments)
             verdicts.append(good)
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)

@@ -8,6 +8,7 @@ import inspect
 import json
 import shutil
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,8 @@ class Family:
         )  # what `generate` is given, where that is not token ids
         self.may_generate = self.described.pop("_generates", True)  # false: in a way of its own
         self.served_by: str | None = None
+        self.transformers: str | None = None  # an interpreter with another release, to compare with
+        self.pretends_cuda = False
 
     def import_class(self) -> str:
         """Import the repo's config and model classes; name the packages that it cannot do without."""
@@ -75,10 +78,13 @@ class Family:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if first.setdefault(id(parameter), name) != name:
                 self.tied[name] = first[id(parameter)]
-        self.state = {
-            name: (torch.randn(value.shape) * 0.2).to(dtype) if value.is_floating_point() else value.clone()
-            for name, value in model.state_dict().items()
-        }
+        self.state = {name: _random(value, dtype) for name, value in model.state_dict().items()}
+        for module in {
+            name.rpartition(".")[0] for name, value in model.state_dict().items() if _is_packed(value)
+        }:
+            for name in self.state:  # the scales beside packed integers, which are up to 255 of them
+                if name.rpartition(".")[0] == module and self.state[name].is_floating_point():
+                    self.state[name] = self.state[name] / 30
         self.state |= {name: self.state[other] for name, other in self.tied.items()}
         self.oracle = self.make_oracle()
         for kind, suffix in (("pytorch_model", "bin"), ("model", "safetensors")):
@@ -117,10 +123,13 @@ class Family:
             raise ValueError(f"real parameters: {', '.join(real)}")
         return f"ok, {len(parameters)} on meta"
 
-    def make_oracle(self) -> nn.Module:
-        """Return the class built on the CPU and filled by torch."""
-        model = self.make()
-        model.load_state_dict({name: value.clone() for name, value in self.state.items()}, assign=True)
+    def make_oracle(self, like: nn.Module | None = None) -> nn.Module:
+        """Return the class built on the CPU and filled by torch; tensors at the addresses of `like`'s, modulo 64."""
+        model, state = self.make(), {name: value.clone() for name, value in self.state.items()}
+        if like is not None:
+            there = like.state_dict()
+            state = {name: _at_address_of(there[name], value) for name, value in state.items()}
+        model.load_state_dict(state, assign=True)
         for name, other in self.tied.items():  # assigning made two parameters of one
             path, _, last = name.rpartition(".")
             setattr(model.get_submodule(path), last, model.get_parameter(other))
@@ -173,7 +182,8 @@ class Family:
     def inputs(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
         """Return what a forward pass is given: token ids, or what the repo's inputs.json describes.
 
-        There a list of numbers is a tensor of ids, {"shape": …} random numbers of the dtype, and anything else itself.
+        There a list of numbers is a tensor of ids, {"numbers": …} one that stays apart in a list, {"shape": …} random
+        numbers of the dtype, {"_tokenizer": …} what `generate` asks a tokenizer, and anything else itself.
         """
         if not self.described:
             return {"input_ids": self.ids()}
@@ -187,6 +197,10 @@ class Family:
         def made(value: Any) -> Any:
             if isinstance(value, dict) and "shape" in value:
                 return torch.randn(value["shape"], generator=generator).to(dtype)
+            if isinstance(value, dict) and "numbers" in value:
+                return torch.tensor(value["numbers"])
+            if isinstance(value, dict) and "_tokenizer" in value:
+                return _Tokenizer(**value["_tokenizer"])
             if isinstance(value, dict):
                 return {name: made(one) for name, one in value.items()}
             if isinstance(value, list):
@@ -226,6 +240,39 @@ class Family:
             logits = logits[:, :-1].float()
             return functional.cross_entropy(logits.flatten(0, 1), ids[0, 1:])
         return sum(value.float().square().sum() for value in tensors(output).values() if value.requires_grad)
+
+
+@dataclass
+class _Tokenizer:
+    """The ends that a class's own `generate` asks a tokenizer for."""
+
+    eos_token_id: int
+
+    def convert_tokens_to_ids(self, _text: str) -> int:
+        return self.eos_token_id
+
+
+def _random(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return random values for a tensor; packed integers, which are zeros until they are loaded, get some too."""
+    if value.is_floating_point():
+        return (torch.randn(value.shape) * 0.2).to(dtype)
+    if not _is_packed(value):
+        return value.clone()
+    least, most = torch.iinfo(value.dtype).min, torch.iinfo(value.dtype).max
+    return torch.randint(max(least, -(2**31)), min(most, 2**31 - 1), value.shape).to(value.dtype)
+
+
+def _is_packed(value: torch.Tensor) -> bool:
+    """Whether a tensor is integers for several numbers each: nothing else is a matrix of zeros of that kind."""
+    return value.dim() > 1 and not value.is_floating_point() and value.dtype != torch.bool and not value.any()
+
+
+def _at_address_of(other: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return a copy of `value` in memory whose address is that of `other`, modulo 64."""
+    room = torch.empty(value.nbytes + 64, dtype=torch.uint8)
+    start = (other.data_ptr() - room.data_ptr()) % 64
+    copy = room[start : start + value.nbytes].view(value.dtype).view(value.shape)
+    return copy.copy_(value)
 
 
 def tensors(output: Any, name: str = "output") -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()
+import pretend_cuda
 import torch
 import transformers
 from transformers import dynamic_module_utils
@@ -43,18 +44,20 @@ def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> An
 
 
 def tensor(value: Any) -> Any:
-    """Return the tensor of a dtype and numbers; anything else is itself."""
-    return (
-        torch.tensor(value["numbers"], dtype=getattr(torch, value["dtype"]))
-        if isinstance(value, dict)
-        else value
-    )
+    """Return the tensor of a dtype and numbers, in lists too; anything else is itself."""
+    if isinstance(value, list):
+        return [tensor(one) for one in value]
+    if isinstance(value, dict):
+        return torch.tensor(value["numbers"], dtype=getattr(torch, value["dtype"]))
+    return value
 
 
 def main() -> None:
     """Answer one question."""
     transformers.logging.set_verbosity_error()
     question = json.load(sys.stdin)
+    if question.get("cuda"):
+        pretend_cuda.begin()
     folder = Path(question["folder"])
     sys.path.append(str(folder))  # for code that imports its own files without a dot
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

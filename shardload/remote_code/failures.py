@@ -49,20 +49,16 @@ def explain(
     if isinstance(error, ImportError) and error.name and not error.path and "." not in error.name:
         return _not_found(error.name, namespace, where)
     failed = f"the repo's own code failed while {doing}: {type(error).__name__}: {error}"
-    if namespace.base == "transformers" and written_for is not None and version() != written_for:
-        return RemoteCodeError(
-            f"{failed} (served by the installed {version()})", where=where, cure=_other_release(written_for)
-        )
-    return RemoteCodeError(
-        failed,
-        where=where,
-        cure="correct that line of the repo's code, or pass model_class=… with a class of your own",
-    )
+    cure = "correct that line of the repo's code, or pass model_class=… with a class of your own"
+    if namespace.base == "transformers" and version() != written_for:
+        failed += f" (served by the installed {version()})"
+        cure = _other_release(written_for) if written_for else f"{cure}; or {_other_release(None)}"
+    return RemoteCodeError(failed, where=where, cure=cure)
 
 
 def _other_release(written_for: str | None) -> str:
     if written_for is None:
-        return "install the transformers version that the repo names, or pass model_class=…"
+        return "install the release of transformers that the code was written for"
     return (
         f"install the release that its config.json names (pip install {written_for.replace(' ', '==')}), in an "
         "environment of its own where the others need a newer one; or pass model_class=…"

@@ -149,14 +149,21 @@ def test_a_class_that_leaves_its_inputs_to_the_base(tmp_path):
     assert both[1].tolist() == likeliest(made, prompt(), 8)
 
 
-@pytest.mark.parametrize("stated", [False, True])
-def test_a_repos_own_update_of_the_keyword_arguments(tmp_path, stated):
-    call = (
-        'kwargs["past_key_values"] = self._extract_past_from_model_output(\n'
-        "            outputs, standardize_cache_format=standardize_cache_format)"
-        if stated
-        else "name, cache = self._extract_past_from_model_output(outputs)\n        kwargs[name] = cache"
-    )
+TAKE = "self._extract_past_from_model_output(outputs{})"
+STATED = TAKE.format(",\n            standardize_cache_format=standardize_cache_format")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        f"name, cache = {TAKE.format('')}\n        kwargs[name] = cache",
+        f'kwargs["past_key_values"] = {STATED}',
+        f"name, cache = {STATED}\n        kwargs[name] = cache",
+        f'_, kwargs["past_key_values"] = {STATED}',
+    ],
+    ids=["since 4.42", "before", "4.42 and 4.43", "a mixture"],
+)
+def test_a_repos_own_update_of_the_keyword_arguments(tmp_path, call):
     own = f"""
     def _update_model_kwargs_for_generation(
         self, outputs, kwargs, is_encoder_decoder=False, standardize_cache_format=False

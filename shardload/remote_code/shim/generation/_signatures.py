@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import CodeType, FrameType
 
 
 def parameters(function: Callable[..., Any]) -> set[str]:
@@ -26,3 +29,14 @@ def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str
         return keywords
     names = parameters(function)
     return {name: value for name, value in keywords.items() if name in names}
+
+
+def unpacks_two(caller: FrameType) -> bool:
+    """Return whether the code that is calling takes the answer apart into two: `name, cache = …`."""
+    return _unpacks_two_after(caller.f_code, caller.f_lasti)
+
+
+@functools.lru_cache(maxsize=256)
+def _unpacks_two_after(code: CodeType, offset: int) -> bool:
+    after = next((step for step in dis.get_instructions(code) if step.offset > offset), None)
+    return after is not None and after.opname == "UNPACK_SEQUENCE" and after.argval == 2

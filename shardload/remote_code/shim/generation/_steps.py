@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any, NoReturn
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from shardload.errors import UnsupportedError
 from shardload.remote_code.shim.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from shardload.remote_code.shim.generation._encoder_decoder import has_encoder
-from shardload.remote_code.shim.generation._signatures import accepted, parameters, takes_any
+from shardload.remote_code.shim.generation._signatures import accepted, parameters, takes_any, unpacks_two
 
 # Under which names outputs hold a cache, and under which name the next step is given it.
 _CACHES = {
@@ -88,15 +89,17 @@ class StepsMixin:
     def _extract_past_from_model_output(self, outputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the cache of an output; with its name unless the caller speaks of `standardize_cache_format`.
 
-        Releases before 4.42 took that argument and returned the bare cache; later ones return (name, cache).
-        Code of both ages calls this by the form it was written for.
+        Releases before 4.42 took that argument and returned the bare cache; later ones return (name, cache), and
+        4.42 and 4.43 took it still. Code of all ages calls this by the form it was written for, and what it takes
+        apart into two is the pair.
         """
         found = next((name for name in _CACHES if name in outputs), None)
         cache = None if found is None else outputs[found]
         standardize = bool(args and args[0]) or kwargs.get("standardize_cache_format", False)
         if standardize and hasattr(self, "_convert_to_standard_cache"):
             cache = self._convert_to_standard_cache(cache, batch_size=outputs.logits.shape[0])
-        if args or "standardize_cache_format" in kwargs:
+        by_old_form = args or "standardize_cache_format" in kwargs
+        if by_old_form and not unpacks_two(sys._getframe(1)):
             return cache
         return _CACHES.get(found or "", "past_key_values"), cache
 

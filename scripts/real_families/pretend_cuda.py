@@ -1,0 +1,58 @@
+"""CUDA's calls answered by the CPU, for code that can't do without them on a machine that has no CUDA.
+
+Devices, `.cuda()`, streams and the current device; and the probe for flash-attn, where a stand-in of that can be
+imported. This file is used with shardload and, in an environment of its own, without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NUMBER = 0  # of the device that is said to be the current one
+
+
+class _OnCpu(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.Tensor.cuda, torch.Tensor.cpu):
+            return args[0]
+        if func is torch.Tensor.to:
+            args = tuple(on_cpu(value) for value in args)
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": on_cpu(kwargs["device"])}
+        return func(*args, **kwargs)
+
+
+def on_cpu(value: Any) -> Any:
+    """Return "cpu" for a CUDA device in any form; anything else is itself."""
+    is_name = isinstance(value, str) and value.startswith("cuda")
+    is_device = isinstance(value, torch.device) and value.type == "cuda"
+    return "cpu" if is_name or is_device or value is NUMBER else value
+
+
+def begin() -> None:
+    """Answer CUDA's calls in this process from now on. Call it before the code is imported."""
+    _OnCpu().__enter__()
+    torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
+    torch.cuda.current_device = lambda: NUMBER
+    for name in ("stream", "device"):
+        setattr(torch.cuda, name, lambda *_: contextlib.nullcontext())
+    for name in ("default_stream", "current_stream", "synchronize"):
+        setattr(torch.cuda, name, lambda *_: None)
+    if importlib.util.find_spec("flash_attn") is None:
+        return
+    for module in ("shardload.remote_code.shim", "transformers"):
+        for place in (f"{module}.utils", f"{module}.utils.import_utils"):
+            if place in sys.modules:
+                sys.modules[place].is_flash_attn_2_available = lambda: True  # type: ignore[attr-defined]
