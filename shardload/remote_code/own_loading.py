@@ -31,6 +31,8 @@ def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str
     if override is None or namespace is None:
         return None
     line = f"{override.co_filename}:{override.co_firstlineno}"
+    if namespace.base != "shim":
+        return f"{line}: the class's own from_pretrained was not run: it would ask transformers' loader"
     if "super" not in _names_in(override):
         return f"{line}: the class has a loader of its own, which was not run"
 
@@ -40,7 +42,7 @@ def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str
     try:
         with offered(filled):
             type(model).from_pretrained(folder_of(source), config=model.config)  # type: ignore[attr-defined]
-    except Exception as error:  # noqa: BLE001 - any code may run here
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any code may run here
         failed = _reason(error, namespace)
     model.eval()  # with what was added
     own = f"{line}: the class's own from_pretrained"
@@ -58,14 +60,13 @@ def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str
 
 
 def _override_of(cls: type[Any]) -> tuple[CodeType | None, Namespace | None]:
-    """Return the code of the repo's own `from_pretrained`, where the stand-in serves the repo and it has one."""
+    """Return the code of the repo's own `from_pretrained` and its namespace, where it has one."""
     for owner in cls.__mro__:
         if "from_pretrained" in vars(owner):
             namespace = namespace_of(owner.__module__)
             function = inspect.unwrap(getattr(vars(owner)["from_pretrained"], "__func__", owner))
             code = getattr(function, "__code__", None)
-            served = namespace is not None and namespace.base == "shim"
-            return (code, namespace) if served else (None, None)
+            return (code, namespace) if code is not None and namespace is not None else (None, None)
     return None, None
 
 
@@ -84,7 +85,7 @@ def _loading_info(report: Report) -> dict[str, list[Any]]:
     }
 
 
-def _reason(error: Exception, namespace: Namespace) -> str:
+def _reason(error: BaseException, namespace: Namespace) -> str:
     told = explain(error, namespace, "loading")
     text = told.what if told is error else f"{type(error).__name__}: {error}"
     return f"{text} ({told.where})" if told.where else text

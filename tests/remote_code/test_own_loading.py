@@ -82,6 +82,13 @@ def test_one_that_fails_first_leaves_the_filled_model(tmp_path):
     assert f"({tmp_path / 'modeling_tiny.py'}:21)" in note
 
 
+def test_one_that_ends_the_process_does_not(tmp_path):
+    _, (note,) = load(
+        checkpoint(tmp_path, ["exit(3)", "return super().from_pretrained(where, config=config)"])
+    )
+    assert "failed before it asked for the weights: SystemExit: 3" in note
+
+
 def test_one_that_fails_later_says_so(tmp_path):
     body = ["model = super().from_pretrained(where, config=config)", "raise OSError('no file of mine')"]
     with pytest.warns(RuntimeWarning, match="TinyModel: .* failed: OSError: no file of mine") as told:
@@ -123,3 +130,10 @@ def test_a_class_without_one_says_nothing(tmp_path):
     tiny(tmp_path)
     torch.save({"linear.weight": torch.eye(4), "linear.bias": torch.ones(4)}, tmp_path / "pytorch_model.bin")
     assert load(tmp_path)[1] == []
+
+
+def test_with_the_real_transformers_it_is_not_run(tmp_path):
+    pytest.importorskip("transformers")
+    model, (note,) = load(checkpoint(tmp_path, ["raise SystemError('ran')"]), remote_base="transformers")
+    assert model.linear.bias.sum() == 4
+    assert note.endswith("was not run: it would ask transformers' loader")
