@@ -41,6 +41,7 @@ HELP = """\
 Ctrl-C  stop the answer"""
 PROMPT = "> "
 _COMMAND = re.compile(r"/[a-z]+")
+_REPOS = "shardload.remote_code.repos."  # the modules of a repo's code
 
 
 @click.command("chat", epilog=EXAMPLES, short_help="Talk with a model.")
@@ -259,11 +260,15 @@ def _one(talk: _Talk, line: str) -> bool:
 
 
 def _failed(error: Exception) -> RemoteCodeError:
-    frames = traceback.extract_tb(error.__traceback__)
-    last = frames[-1] if frames else None
+    """Return the error of an answer, at the last line of the repo's own code, or where it was raised."""
+    steps = [
+        (f.f_globals.get("__name__"), f.f_code.co_filename, n)
+        for f, n in traceback.walk_tb(error.__traceback__)
+    ]
+    own = [step for step in steps if str(step[0]).startswith(_REPOS)]
+    places = [f"{file}:{line}" for _, file, line in own or steps]
     return RemoteCodeError(
-        f"the answer failed: {type(error).__name__}: {error}",
-        where=f"{last.filename}:{last.lineno}" if last else None,
+        f"the answer failed: {type(error).__name__}: {error}", where=places[-1] if places else None
     )
 
 

@@ -55,6 +55,17 @@ def test_json_is_a_line_a_turn(tmp_path, chat):
     ]
 
 
+def test_an_answer_that_fails_names_the_repos_own_line(tmp_path, chat):
+    method = chatty.STREAM.replace("history = history or []", "import json; json.loads('x')")
+    done = chat(chatty.write(tmp_path, method=method), "--prompt", "abc")
+    assert done.returncode == 1
+    assert "the answer failed: JSONDecodeError" in done.stderr
+    (where,) = re.findall(r"where: (.*):(\d+)", done.stderr)
+    assert where[0].endswith("modeling_tiny.py")
+    lines = (tmp_path / "modeling_tiny.py").read_text().splitlines()
+    assert "json.loads" in lines[int(where[1]) - 1]
+
+
 def test_one_prompt(tmp_path, chat):
     folder = chatty.write(tmp_path, method=chatty.STREAM)
     done = chat(folder, "--prompt", "abc")
