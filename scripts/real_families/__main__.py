@@ -29,7 +29,12 @@ import pretend_cuda
 import torch
 from family import Family
 
-CLASS_MAY_FAIL = ("training", "left padding", "sampling")  # a class that does not do these is whole without
+CLASS_MAY_FAIL = (
+    "training",
+    "left padding",
+    "sampling",
+    "beam search",
+)  # a class that does not do these is whole without
 STEPS = {**loading.STEPS, **generation.STEPS}
 
 

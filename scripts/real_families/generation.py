@@ -38,6 +38,16 @@ _SAMPLED: tuple[dict[str, Any], ...] = (
 SAMPLED = tuple({"do_sample": True, **settings} for settings in _SAMPLED)
 
 
+_BEAMS: tuple[dict[str, Any], ...] = (
+    {"num_beams": 3},
+    {"num_beams": 3, "use_cache": False},
+    {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.6, "early_stopping": True},
+    {"num_beams": 3, "do_sample": True},
+    {"num_beams": 2, "do_sample": True, "temperature": 0.7, "top_p": 0.9, "num_return_sequences": 2},
+)
+BEAMS = tuple({"do_sample": False, **settings} for settings in _BEAMS)
+
+
 def lively(family: Family) -> Path:
     """Write the repo with weights at which the likeliest token changes from step to step; returns the folder."""
     folder = family.work / "lively"
@@ -117,7 +127,7 @@ def oracle(family: Family, cases: list[dict[str, Any]]) -> list[Any]:
     It is asked once for all that the steps compare: it takes longer to start than to generate.
     """
     if not hasattr(family, "generated"):
-        every, ids = [*GREEDY, *SAMPLED], prompt(family)
+        every, ids = [*GREEDY, *SAMPLED, *BEAMS], prompt(family)
         question = {"folder": str(lively(family)), "new": NEW, "cases": every, "cuda": family.pretends_cuda}
         if isinstance(ids, dict):
             question["arguments"] = {name: _as_json(value) for name, value in ids.items()}
@@ -214,12 +224,21 @@ def own(family: Family) -> str:
 
 def sampling(family: Family) -> str:
     """Compare sampled tokens of several settings, with one seed."""
+    return compared(family, list(SAMPLED))
+
+
+def beams(family: Family) -> str:
+    """Compare what beam search finds, by the likeliest tokens and by drawn ones."""
+    return compared(family, list(BEAMS))
+
+
+def compared(family: Family, cases: list[dict[str, Any]]) -> str:
+    """Compare tokens of several settings with the other release's; its failures are no fault here."""
     if not family.transformers:
         return "no oracle"
     if not generates(family):
         return "-"
     model, ids = load(family), prompt(family)
-    cases = list(SAMPLED)
     expected = oracle(family, cases)
     if isinstance(expected[0], str):
         return "the oracle fails"
@@ -277,5 +296,6 @@ def _same(got: list[Any], expected: list[Any]) -> None:
 STEPS: dict[str, Callable[[Family], str]] = {
     "24 greedy tokens": greedy,
     "sampling": sampling,
+    "beam search": beams,
     "left padding": padding,
 }

@@ -15,7 +15,6 @@ PLACEHOLDER_MODULES = frozenset(
         "data.data_collator",
         "feature_extraction_utils",
         "generation.beam_constraints",
-        "generation.beam_search",
         "generation.candidate_generator",
         "generation.watermarking",
         "image_processing_utils",

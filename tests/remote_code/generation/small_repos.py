@@ -106,7 +106,12 @@ PREPARE = """
 
 
 def model(
-    folder: Path, prepare: str = PREPARE, *, replace: tuple[tuple[str, str], ...] = (), **config: Any
+    folder: Path,
+    prepare: str = PREPARE,
+    *,
+    replace: tuple[tuple[str, str], ...] = (),
+    remote_base: str = "shim",
+    **config: Any,
 ) -> Any:
     """Write the repo with seeded weights, and load it with trust."""
     text = MODEL + prepare
@@ -119,7 +124,7 @@ def model(
         {"auto_map": repos.AUTO_MAP, **config},
     )
     torch.save(weights(), folder / "pytorch_model.bin")
-    return shardload.from_pretrained(folder, trust_remote_code=True)
+    return shardload.from_pretrained(folder, trust_remote_code=True, remote_base=remote_base)
 
 
 def weights(size: int = 16) -> dict[str, torch.Tensor]:

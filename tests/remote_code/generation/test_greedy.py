@@ -268,8 +268,6 @@ def test_token_types_that_nothing_takes_say_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "what"),
     [
-        ({"num_beams": 3}, "beam search"),
-        ({"num_beams": 3, "do_sample": True}, "beam sample"),
         ({"num_beams": 4, "num_beam_groups": 2}, "group beam search"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive search"),
         ({"assistant_model": "a model"}, "assisted generation"),

@@ -39,12 +39,16 @@ class HelpersMixin:
     ) -> Any:
         """Return the score of each new token, (batch, steps), from `generate`'s ids and scores.
 
-        With `normalize_logits`, logarithms of probabilities. Raises UnsupportedError for beams.
+        With `normalize_logits`, logarithms of probabilities. `beam_indices` says along which beams a sequence came.
         """
-        if beam_indices is not None:
-            raise UnsupportedError("scores of beams")
         stacked = torch.stack(tuple(scores), dim=1)
         if normalize_logits:
             stacked = stacked.log_softmax(dim=-1)
-        new = sequences[:, -stacked.shape[1] :]
-        return stacked.gather(-1, new[..., None]).squeeze(-1)
+        if beam_indices is None:
+            new = sequences[:, -stacked.shape[1] :]
+            return stacked.gather(-1, new[..., None]).squeeze(-1)
+        steps = int((beam_indices >= 0).sum(dim=-1).max())
+        places = beam_indices[:, :steps]
+        new = sequences[:, sequences.shape[1] - steps :]
+        along = torch.arange(steps, device=new.device).expand_as(new)
+        return stacked[places.clamp(min=0), along, new].masked_fill(places < 0, 0)

@@ -8,6 +8,8 @@ import torch
 
 from shardload.remote_code.shim.generation._encoder_decoder import has_encoder
 from shardload.remote_code.shim.generation._outputs import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateBeamEncoderDecoderOutput,
     GenerateDecoderOnlyOutput,
     GenerateEncoderDecoderOutput,
 )
@@ -56,7 +58,7 @@ class LoopMixin:
         processors = logits_processor if logits_processor is not None else LogitsProcessorList()
         criteria = stopping_criteria if stopping_criteria is not None else StoppingCriteriaList()
         pads = token_ids(settings.pad_token_id)
-        record = _Record(settings)
+        record = Record(settings)
         forward_options = accepted(self.forward, {"return_dict": True, **record.wanted_of_model})
         unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         model_kwargs = self._get_initial_cache_position(input_ids, model_kwargs)
@@ -170,7 +172,7 @@ class LoopMixin:
         )
 
 
-class _Record:
+class Record:
     """What the caller wants to see of every step."""
 
     def __init__(self, settings: Any) -> None:
@@ -202,16 +204,24 @@ class _Record:
         if self.cross_attentions is not None:
             self.cross_attentions += (getattr(outputs, "cross_attentions", None),)
 
-    def output(self, config: Any, sequences: Tensor, model_kwargs: dict[str, Any]) -> Any:
-        """Return the ids, or an output with what was kept."""
+    def output(self, config: Any, sequences: Tensor, model_kwargs: dict[str, Any], beams: Any = None) -> Any:
+        """Return the ids, or an output with what was kept; `beams` is what beam search says of the sequences."""
         if not self._in_dict:
             return sequences
-        cache = model_kwargs.get("past_key_values")
+        common: dict[str, Any] = {
+            "sequences": sequences,
+            "past_key_values": model_kwargs.get("past_key_values"),
+        }
+        if beams is not None:
+            scores = beams["sequence_scores"] if self.scores is not None else None
+            common |= {"sequences_scores": scores, "beam_indices": beams["beam_indices"]}
         if not has_encoder(config):
-            return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=cache, **self.steps)
+            alone = GenerateDecoderOnlyOutput if beams is None else GenerateBeamDecoderOnlyOutput
+            return alone(**common, **self.steps)
         encoder = model_kwargs["encoder_outputs"]
-        return GenerateEncoderDecoderOutput(
-            sequences=sequences,
+        kind = GenerateEncoderDecoderOutput if beams is None else GenerateBeamEncoderDecoderOutput
+        return kind(
+            **common,
             scores=self.scores,
             logits=self.steps["logits"],
             encoder_attentions=encoder.get("attentions"),
@@ -219,7 +229,6 @@ class _Record:
             decoder_attentions=self.steps["attentions"],
             cross_attentions=self.cross_attentions,
             decoder_hidden_states=self.steps["hidden_states"],
-            past_key_values=cache,
         )
 
 

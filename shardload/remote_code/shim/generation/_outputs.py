@@ -38,10 +38,28 @@ class GenerateEncoderDecoderOutput(ModelOutput):
     past_key_values: Any = None
 
 
+@dataclass
+class GenerateBeamDecoderOnlyOutput(GenerateDecoderOnlyOutput):
+    """The same of beam search: also each sequence's score, (sequences,), and its beams, (sequences, length)."""
+
+    sequences_scores: Any = None
+    beam_indices: Any = None
+
+
+@dataclass
+class GenerateBeamEncoderDecoderOutput(GenerateEncoderDecoderOutput):
+    """The same of beam search for a model with an encoder."""
+
+    sequences_scores: Any = None
+    beam_indices: Any = None
+
+
 GreedySearchDecoderOnlyOutput = SampleDecoderOnlyOutput = GenerateDecoderOnlyOutput
 ContrastiveSearchDecoderOnlyOutput = GenerateDecoderOnlyOutput
 GreedySearchEncoderDecoderOutput = SampleEncoderDecoderOutput = GenerateEncoderDecoderOutput
 ContrastiveSearchEncoderDecoderOutput = GenerateEncoderDecoderOutput
+BeamSearchDecoderOnlyOutput = BeamSampleDecoderOnlyOutput = GenerateBeamDecoderOnlyOutput
+BeamSearchEncoderDecoderOutput = BeamSampleEncoderDecoderOutput = GenerateBeamEncoderDecoderOutput
 # For annotations and isinstance.
 GreedySearchOutput = SampleOutput = GenerateNonBeamOutput = GenerateOutput = ModelOutput
 GenerateBeamOutput = BeamSearchOutput = BeamSampleOutput = ContrastiveSearchOutput = ModelOutput

@@ -193,7 +193,10 @@ class StepsMixin:
 
     def _reorder_cache(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Refuse: classes that can reorder their cache for beam search define it."""
-        raise UnsupportedError(f"{type(self).__name__} does not define _reorder_cache")
+        raise UnsupportedError(
+            f"beam search reorders the cache, and {type(self).__name__} does not define _reorder_cache",
+            cure="use_cache=False, or num_beams=1",
+        )
 
 
 def cache_length(cache: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from shardload.errors import UnsupportedError
+from shardload.remote_code.shim.generation._beams import BeamsMixin
 from shardload.remote_code.shim.generation._choosing import ChoosingMixin
 from shardload.remote_code.shim.generation._encoder_decoder import EncoderDecoderMixin, has_encoder
 from shardload.remote_code.shim.generation._helpers import HelpersMixin
@@ -107,10 +108,13 @@ def top_k_top_p_filtering(
 
 
 _SHIM = __name__.partition(".generation")[0] + "."
-_DONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+_BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+_DONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, *_BEAMS)
 
 
-class GenerationMixin(InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixin, LoopMixin, HelpersMixin):
+class GenerationMixin(
+    InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixin, LoopMixin, BeamsMixin, HelpersMixin
+):
     """What every model class inherits for generation."""
 
     @classmethod
@@ -140,7 +144,7 @@ class GenerationMixin(InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixi
 
         With an encoder, it reads the ids, and the answer holds the decoder's. Settings come from `generation_config`
         (the model's own where it is absent) and from `kwargs`, which also hold what the forward pass takes. Raises
-        UnsupportedError for beam search and for what else is not done, ValueError for arguments that nothing takes.
+        UnsupportedError for ways to choose tokens that are not done, ValueError for arguments that nothing takes.
         A streamer hears of an error, so that nobody waits.
         """
         try:
@@ -176,11 +180,16 @@ class GenerationMixin(InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixi
         mode = settings.get_generation_mode(assistant_model)
         if mode not in _DONE:
             raise UnsupportedError(
-                f"generate with {mode.value.replace('_', ' ')}; greedy search and sampling are done",
-                cure="num_beams=1, and no assistant_model, constraints or penalty_alpha",
+                f"generate with {mode.value.replace('_', ' ')}; greedy search, sampling and beam search are done",
+                cure="num_beam_groups=1, and no assistant_model, constraints or penalty_alpha",
             )
         if mode is GenerationMode.GREEDY_SEARCH and (settings.num_return_sequences or 1) > 1:
             raise ValueError("greedy search has one answer: num_return_sequences needs do_sample=True")
+        if mode in _BEAMS and (settings.num_return_sequences or 1) > settings.num_beams:
+            raise ValueError(
+                f"num_return_sequences={settings.num_return_sequences} of num_beams={settings.num_beams}: "
+                "beam search returns no more than it has beams"
+            )
         self._validate_model_kwargs(model_kwargs)
         return settings, {**model_kwargs, "tokenizer": tokenizer} if tokenizer is not None else model_kwargs
 
@@ -213,6 +222,9 @@ class GenerationMixin(InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixi
             input_ids, model_kwargs = self._begin_decoding(first, name, settings, model_kwargs)
         else:
             input_ids = model_kwargs.pop("input_ids") if name == "inputs_embeds" else first
+        by_beams = settings.get_generation_mode() in _BEAMS
+        if streamer is not None and by_beams:
+            raise ValueError("a streamer needs num_beams=1: beam search knows its text at the end only")
         if streamer is not None:
             streamer.put(input_ids.cpu())
         length = input_ids.shape[-1]
@@ -240,12 +252,13 @@ class GenerationMixin(InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixi
         )
         warper = self._get_logits_warper(settings) if settings.do_sample else None
         input_ids, model_kwargs = self._expand_inputs_for_generation(
-            expand_size=settings.num_return_sequences or 1,
+            expand_size=settings.num_beams if by_beams else settings.num_return_sequences or 1,
             is_encoder_decoder=encodes,
             input_ids=input_ids,
             **model_kwargs,
         )
-        return self._run_loop(
+        run = self._run_beams if by_beams else self._run_loop
+        return run(
             settings,
             input_ids,
             self._last_logits_only(self._initial_cache(model_kwargs)),
