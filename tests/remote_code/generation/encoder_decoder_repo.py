@@ -137,7 +137,7 @@ class TinyModel(PreTrainedModel, GenerationMixin):
             decoder_input_ids, encoder_outputs[0], attention_mask, decoder_attention_mask, past_key_values
         )
         return Seq2SeqLMOutput(
-            logits=self.head(x) / 6,
+            logits=self.head(x) / 3000,
             past_key_values=cache if use_cache else None,
             decoder_hidden_states=hidden if output_hidden_states else None,
             decoder_attentions=attentions if output_attentions else None,
