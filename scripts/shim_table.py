@@ -36,6 +36,7 @@ DIFFERS = {
     "create_causal_mask": "5.0: other arguments; packed sequences are told apart",
     "LogitsWarper": "4.46: a LogitsProcessor like any other",
     "can_return_tuple": "5.0: nested models agree on it",
+    "check_model_inputs": "5.0: `merge_with_config_defaults` and `capture_outputs` take its place",
 }
 PAGE_HEAD = """# The stand-in's names
 
