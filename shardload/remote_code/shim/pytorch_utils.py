@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,3 +127,18 @@ def id_tensor_storage(tensor: torch.Tensor) -> tuple[torch.device, int, int]:
 def isin_mps_friendly(elements: torch.Tensor, test_elements: Any) -> torch.Tensor:
     """Return which elements are among `test_elements`."""
     return torch.isin(elements, test_elements)
+
+
+def compile_compatible_method_lru_cache(*lru_args: Any, **lru_kwargs: Any) -> Callable[[Any], Any]:
+    """Return `functools.lru_cache` as a decorator that does not cache while torch compiles."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        cached = functools.lru_cache(*lru_args, **lru_kwargs)(function)
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs) if torch.compiler.is_compiling() else cached(*args, **kwargs)
+
+        return wrapper
+
+    return decorate

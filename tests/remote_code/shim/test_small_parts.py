@@ -204,3 +204,35 @@ def test_bytes_have_letters():
     assert [letters[byte] for byte in b" \nAz\x00\xad"] == ["Ġ", "Ċ", "A", "z", "Ā", "Ń"]
     assert letters[0xE9] == "é"
     assert not any(letter.isspace() or not letter.isprintable() for letter in letters.values())
+
+
+def test_numbers_of_a_traced_shape_stay_tensors(monkeypatch):
+    size = torch.tensor(2.5)
+    assert [shim.torch_int(2.7), shim.torch_int(size), shim.torch_float(size)] == [2, 2, 2]
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    assert (shim.torch_int(size).dtype, shim.torch_float(size).dtype) == (torch.int64, torch.float32)
+    assert shim.torch_int(2.7) == 2
+
+
+def test_arguments_that_a_function_does_not_name_are_left_out():
+    @shim.filter_out_non_signature_kwargs(extra=["c"])
+    def add(a, b=0, **kwargs):
+        return a + b + sum(kwargs.values())
+
+    assert add(1, b=2, c=3) == 6
+    with pytest.warns(UserWarning, match="takes no d: left out"):
+        assert add(1, c=3, d=100) == 4
+
+
+def test_a_method_is_cached_unless_torch_compiles():
+    class Counts:
+        calls = 0
+
+        @shim.compile_compatible_method_lru_cache(maxsize=8)
+        def double(self, x):
+            self.calls += 1
+            return 2 * x
+
+    counts = Counts()
+    assert [counts.double(2), counts.double(2), counts.double(3)] == [4, 4, 6]
+    assert counts.calls == 2

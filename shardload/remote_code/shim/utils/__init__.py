@@ -13,6 +13,9 @@ from shardload.remote_code.shim.utils.generic import (
     TensorType,
     TransformersKwargs,
     can_return_tuple,
+    filter_out_non_signature_kwargs,
+    torch_float,
+    torch_int,
 )
 from shardload.remote_code.shim.utils.hub import (
     PushToHubMixin,
@@ -33,8 +36,11 @@ __all__ = [
     "TransformersKwargs",
     "cached_file",
     "can_return_tuple",
+    "filter_out_non_signature_kwargs",
     "is_remote_url",
     "logging",
+    "torch_float",
+    "torch_int",
     "try_to_load_from_cache",
 ]
 

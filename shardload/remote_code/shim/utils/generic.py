@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import warnings
 from collections import OrderedDict
 from dataclasses import fields
 from enum import Enum
@@ -92,6 +94,39 @@ def can_return_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
         return output if as_output or isinstance(output, tuple) else output.to_tuple()
 
     return wrapper
+
+
+def filter_out_non_signature_kwargs(extra: list[str] | None = None) -> Callable[[Any], Any]:
+    """Return a decorator that leaves out keyword arguments that a function does not name, with a warning."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        named = {*inspect.signature(function).parameters, *(extra or ())}
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            unknown = [name for name in kwargs if name not in named]
+            if unknown:
+                text = f"{function.__qualname__} takes no {', '.join(unknown)}: left out"
+                warnings.warn(text, UserWarning, stacklevel=2)
+            return function(*args, **{name: value for name, value in kwargs.items() if name in named})
+
+        return wrapper
+
+    return decorate
+
+
+def torch_int(x: Any) -> Any:
+    """Return a number as an int; a tensor that is being traced as an int64 tensor."""
+    return x.to(torch.int64) if isinstance(x, torch.Tensor) and _is_tracing() else int(x)
+
+
+def torch_float(x: Any) -> Any:
+    """Return a number as an int, as the releases that have it do; a tensor that is being traced as float32."""
+    return x.to(torch.float32) if isinstance(x, torch.Tensor) and _is_tracing() else int(x)
+
+
+def _is_tracing() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 class ModelOutput(OrderedDict[Any, Any]):
