@@ -22,6 +22,8 @@ from transformers import dynamic_module_utils
 # It would demand every package that is imported anywhere in the code, in branches that never run too.
 dynamic_module_utils.check_imports = dynamic_module_utils.get_relative_imports
 
+RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
 
 def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> Any:
     """Return the new tokens, or a text that says how generation failed."""
@@ -32,6 +34,8 @@ def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> An
         given, start = {}, ids.shape[1]
     if "_mask" in settings:
         settings["attention_mask"] = torch.tensor(settings.pop("_mask"))
+    if settings.get("num_beams", 1) > 1 and settings["do_sample"] and RELEASE >= (4, 50):
+        return "since 4.50 drawn beams are kept in another order"
     base = "max_new_tokens" not in type(model).generate.__code__.co_varnames
     pad = {"pad_token_id": 0} if base else {}
     torch.manual_seed(5)
