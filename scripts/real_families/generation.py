@@ -230,14 +230,19 @@ def sampling(family: Family) -> str:
 def beams(family: Family) -> str:
     """Compare what beam search finds, by the likeliest tokens and by drawn ones.
 
-    In float32 where the prompt is ids: beams are often as good as one another, and halves round differently.
+    In float32 where that can be: beams are often as good as one another, and halves round differently.
     """
-    return compared(family, _beams_of(family), "auto" if family.prompt else torch.float32)
+    return compared(family, _beams_of(family), "auto" if _keeps_its_dtype(family) else torch.float32)
 
 
 def _beams_of(family: Family) -> list[dict[str, Any]]:
-    dtype = {} if family.prompt else {"_dtype": "float32"}
+    dtype = {} if _keeps_its_dtype(family) else {"_dtype": "float32"}
     return [{**case, **dtype} for case in BEAMS]
+
+
+def _keeps_its_dtype(family: Family) -> bool:
+    """Whether a prompt has pixels of the dtype, or the class makes its layers in halves whatever the config says."""
+    return bool(family.prompt) or "gmask_token_id" in family.config_json
 
 
 def compared(family: Family, cases: list[dict[str, Any]], dtype: Any = "auto") -> str:
