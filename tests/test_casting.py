@@ -93,5 +93,11 @@ def test_the_pages_that_cost_less_are_taken():
     pages.note(large=True, nbytes=4 * MB, seconds=0.009)
     pages.note(large=False, nbytes=4 * MB, seconds=0.001)
     assert not pages.prefers_large
-    pages.note(large=False, nbytes=4 * MB, seconds=0.030)
+    pages.note(large=True, nbytes=4 * MB, seconds=0.0005)
     assert pages.prefers_large
+    # The kernel has used up what it had at hand.
+    pages.note(large=True, nbytes=4 * MB, seconds=0.009)
+    assert not pages.prefers_large
+    # One interruption of a small one is no reason to think otherwise.
+    pages.note(large=False, nbytes=4 * MB, seconds=0.030)
+    assert not pages.prefers_large

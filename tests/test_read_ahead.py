@@ -79,9 +79,11 @@ def test_no_descriptor_and_no_thread_is_left(cold):
     before = len(os.listdir("/proc/self/fd"))
     with ReadAhead(room=SIZE) as ahead:
         ahead.begin(descriptor, mapping)
-        thread = ahead._thread
-    thread.join(20)
-    assert not thread.is_alive()
+        threads = [*ahead._threads]
+    for thread in threads:
+        thread.join(20)
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
