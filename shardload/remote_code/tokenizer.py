@@ -22,7 +22,7 @@ from shardload.remote_code.tokenizer_files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from shardload.sources.source import Source
 
@@ -107,12 +107,17 @@ def _from_code(repo: RepoCode, ref: ClassRef, source: Source) -> Any:
             return _from_code(repo, ref, source)
         explained = explain(error, namespace, f"making the tokenizer {ref}")
         if not isinstance(error, (ShardloadError, ImportError)):
-            names = getattr(cls, "vocab_files_names", {}).values()
-            explained.cure = (
-                f"see whether the vocabulary is whole and this code's ({', '.join(names)})" * bool(names)
-            )
-            explained.cure += "; or "[: 5 * bool(names)] + "correct that line of the repo's code"
+            explained.cure = _cure_of_own_code(getattr(cls, "vocab_files_names", {}).values())
         raise _with_extra(error, explained) from error
+
+
+def _cure_of_own_code(vocabulary: Iterable[str]) -> str:
+    """Return what to do where a tokenizer's own code fails: look at the files that it reads first."""
+    correct = "correct that line of the repo's code"
+    names = ", ".join(vocabulary)
+    return (
+        f"see whether the vocabulary is whole and this code's ({names}); or {correct}" if names else correct
+    )
 
 
 def _with_extra(cause: BaseException | None, error: ShardloadError) -> ShardloadError:
@@ -155,8 +160,10 @@ def _from_library(source: Source, settings: dict[str, Any]) -> Any:
 
 def _nothing(source: Source, settings: dict[str, Any]) -> NotFoundError:
     named = settings.get("tokenizer_class")
-    asks = f"; {SETTINGS} names {named}, a class of transformers or of code that lacks" * isinstance(
-        named, str
+    asks = (
+        f"; {SETTINGS} names {named}, a class of transformers or of code that lacks"
+        if isinstance(named, str)
+        else ""
     )
     return NotFoundError(
         f"the repo has no tokenizer of its own (auto_map) and no {FAST_FILE}{asks}",
