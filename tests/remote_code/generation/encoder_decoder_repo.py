@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import shardload
 from tests.remote_code import repos
+from tests.remote_code.generation.small_repos import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,19 +175,9 @@ def model(
     **config: Any,
 ) -> Any:
     """Write the repo with seeded weights, and load it with trust."""
-    text = MODEL + prepare
-    for old, new in replace:
-        assert old in text
-        text = text.replace(old, new)
     auto_map = {**repos.AUTO_MAP, "AutoModelForSeq2SeqLM": "modeling_tiny.TinyModel"}
-    auto_map.pop("AutoModelForCausalLM", None)
-    repos.write(
-        folder,
-        {"configuration_tiny.py": CONFIG, "modeling_tiny.py": text},
-        {"auto_map": auto_map, **SETTINGS, **config},
-    )
-    torch.save(weights(), folder / "pytorch_model.bin")
-    return shardload.from_pretrained(folder, trust_remote_code=True, remote_base=remote_base)
+    settings = {"auto_map": auto_map, **SETTINGS, **config}
+    return load(folder, CONFIG, MODEL + prepare, settings, weights(), replace, remote_base)
 
 
 def weights() -> dict[str, torch.Tensor]:

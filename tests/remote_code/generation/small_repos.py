@@ -114,16 +114,25 @@ def model(
     **config: Any,
 ) -> Any:
     """Write the repo with seeded weights, and load it with trust."""
-    text = MODEL + prepare
+    settings = {"auto_map": repos.AUTO_MAP, **config}
+    return load(folder, CONFIG, MODEL + prepare, settings, weights(), replace, remote_base)
+
+
+def load(
+    folder: Path,
+    config_code: str,
+    model_code: str,
+    settings: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    replace: tuple[tuple[str, str], ...],
+    remote_base: str,
+) -> Any:
+    """Write a repo, with parts of the model's code replaced, and load it with trust."""
     for old, new in replace:
-        assert old in text
-        text = text.replace(old, new)
-    repos.write(
-        folder,
-        {"configuration_tiny.py": CONFIG, "modeling_tiny.py": text},
-        {"auto_map": repos.AUTO_MAP, **config},
-    )
-    torch.save(weights(), folder / "pytorch_model.bin")
+        assert old in model_code
+        model_code = model_code.replace(old, new)
+    repos.write(folder, {"configuration_tiny.py": config_code, "modeling_tiny.py": model_code}, settings)
+    torch.save(tensors, folder / "pytorch_model.bin")
     return shardload.from_pretrained(folder, trust_remote_code=True, remote_base=remote_base)
 
 
