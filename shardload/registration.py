@@ -1,8 +1,8 @@
-"""Registration: how modules note attributes, parameters and children, at less than half of what torch's way costs.
+"""Registration: how modules note attributes, parameters and children, quicker than torch does.
 
 torch asks several questions each time, some of a metaclass in Python, and learns that a name is free from an exception.
 The quick ways below answer the ordinary case and hand every other one to torch's function. They are in place while a
-shell is built: 46,000 Linears take 0.55 s with them and 1.2 s without, CPU time of one run.
+shell is built: the constructors of 46,000 Linears take 0.65 s with them and 0.87 s without, CPU time, the best of six.
 """
 
 from __future__ import annotations
