@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.verify import expected_path, sample
-from shardload.demo import SIZES, DemoSize, write_demo_repo
+from shardload.cli.demo_repo import SIZES, DemoSize, write_demo_repo
 
 if TYPE_CHECKING:
     from pathlib import Path

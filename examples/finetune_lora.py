@@ -8,7 +8,7 @@ import tempfile
 import torch
 
 import shardload
-from shardload.demo import write_demo_repo
+from shardload.cli.demo_repo import write_demo_repo
 
 TEXT = b"A weight is a reference until it is needed, and a file until it is written to. "
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import shardload
-from shardload.demo import write_demo_repo
+from shardload.cli.demo_repo import write_demo_repo
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import sys
 import torch
 
 import shardload
-from shardload.demo import write_demo_repo
+from shardload.cli.demo_repo import write_demo_repo
 
 
 def main() -> None:

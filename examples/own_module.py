@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import shardload
-from shardload.demo import write_demo_repo
+from shardload.cli.demo_repo import write_demo_repo
 
 
 class BagOfTokens(nn.Module):

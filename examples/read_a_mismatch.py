@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import shardload
-from shardload.demo import write_demo_repo
+from shardload.cli.demo_repo import write_demo_repo
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import tempfile
 import torch
 
 import shardload
-from shardload.demo import write_demo_repo
+from shardload.cli.demo_repo import write_demo_repo
 
 
 def last(output):  # noqa: ANN001, ANN201 - the model's own output

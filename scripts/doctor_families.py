@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from shardload.template import collapse
+from shardload.keys import collapse
 from tests.diagnosis import corpus
 from tests.diagnosis.halves import is_held_out
 from tests.diagnosis.scoring import Score, score

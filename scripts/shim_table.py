@@ -12,9 +12,9 @@ import importlib
 import sys
 from pathlib import Path
 
-from shardload.remote_code.shim._index import PLACEHOLDER_MODULES, names_by_module
+from shardload.transformers_shim._index import PLACEHOLDER_MODULES, names_by_module
 
-FOLDER = Path(__file__).parent.parent / "shardload" / "remote_code" / "shim"
+FOLDER = Path(__file__).parent.parent / "shardload" / "transformers_shim"
 PAGE = Path(__file__).parent.parent / "docs" / "shim.md"
 
 DIFFERS = {
@@ -108,7 +108,9 @@ def said(value: ast.expr | None) -> str:
 
 def fields(call: ast.Call) -> str:
     """Return the fields of an output, with the groups that its module names resolved."""
-    kind = getattr(importlib.import_module("shardload.remote_code.shim.modeling_outputs"), call.args[0].value)
+    kind = getattr(
+        importlib.import_module("shardload.transformers_shim.modeling_outputs"), call.args[0].value
+    )
     return ", ".join(f"`{name}`" for name in kind.__dataclass_fields__)
 
 

@@ -428,7 +428,7 @@ FIXES = [
         "test_importing_shardload_brings_in_nothing_heavy",
         "__init__.py",
         '__version__ = "0.1.0"\n',
-        '__version__ = "0.1.0"\nimport shardload.filling  # noqa: E402, F401\n',
+        '__version__ = "0.1.0"\nimport shardload.loading.fill  # noqa: E402, F401\n',
     ),
     Fix(
         "local checkpoints import huggingface_hub",

@@ -8,9 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from shardload.gc_pause import gc_paused
+from shardload._system.gc_pause import gc_paused
 
 if TYPE_CHECKING:
+    from shardload._system.progress import Progress
     from shardload.adapters import (
         AdapterReport,
         active_adapters,
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
         trainable_parameters,
     )
     from shardload.adapters.merging import MergeReport, merge, merge_to_disk, unmerge
-    from shardload.checkpoint import Checkpoint, open_checkpoint
-    from shardload.conversion import convert
-    from shardload.difference import Difference, diff
+    from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
+    from shardload.compare.diff import Difference, diff
+    from shardload.compare.verify import Verification, verify
+    from shardload.doctor import Examination, examine
     from shardload.errors import (
         AccessError,
         CorruptError,
@@ -46,19 +48,17 @@ if TYPE_CHECKING:
         UntrustedCodeError,
         UsageError,
     )
-    from shardload.examination import Examination, examine
-    from shardload.filling import check, fill
     from shardload.forecast import Forecast, plan_load
     from shardload.keymap import KeyMap
     from shardload.load import from_pretrained, load_config, report_of, resolve_class
-    from shardload.progress import Progress
-    from shardload.report import Report
-    from shardload.saving import save
-    from shardload.shell import Shell, Slot, build_shell
-    from shardload.targets.device import OnDevice
+    from shardload.loading.fill import check, fill
+    from shardload.loading.report import Report
+    from shardload.model.shell import Shell, Slot, build_shell
+    from shardload.placement.device import OnDevice
     from shardload.tensor_ref import TensorRef
     from shardload.tokenizer import load_tokenizer
-    from shardload.verification import Verification, verify
+    from shardload.writing.convert import convert
+    from shardload.writing.save import save
 
 __version__ = "0.1.0"
 
@@ -80,9 +80,9 @@ _HOMES = {
         "trainable_parameters",
     ),
     "adapters.merging": ("MergeReport", "merge", "merge_to_disk", "unmerge"),
-    "checkpoint": ("Checkpoint", "open_checkpoint"),
-    "conversion": ("convert",),
-    "difference": ("Difference", "diff"),
+    "checkpoint.checkpoint": ("Checkpoint", "open_checkpoint"),
+    "writing.convert": ("convert",),
+    "compare.diff": ("Difference", "diff"),
     "errors": (
         "AccessError",
         "CorruptError",
@@ -98,19 +98,19 @@ _HOMES = {
         "UntrustedCodeError",
         "UsageError",
     ),
-    "examination": ("Examination", "examine"),
-    "filling": ("check", "fill"),
+    "doctor": ("Examination", "examine"),
+    "loading.fill": ("check", "fill"),
     "forecast": ("Forecast", "plan_load"),
     "keymap": ("KeyMap",),
     "load": ("from_pretrained", "load_config", "report_of", "resolve_class"),
-    "progress": ("Progress",),
-    "report": ("Report",),
-    "saving": ("save",),
-    "shell": ("Shell", "Slot", "build_shell"),
-    "targets.device": ("OnDevice",),
+    "_system.progress": ("Progress",),
+    "loading.report": ("Report",),
+    "writing.save": ("save",),
+    "model.shell": ("Shell", "Slot", "build_shell"),
+    "placement.device": ("OnDevice",),
     "tensor_ref": ("TensorRef",),
     "tokenizer": ("load_tokenizer",),
-    "verification": ("Verification", "verify"),
+    "compare.verify": ("Verification", "verify"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shardload.checkpoint import Checkpoint, open_checkpoint
-from shardload.dtype_names import float_code
+from shardload._system.gc_pause import gc_paused
+from shardload._system.read_ahead import free_memory
+from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardload.dtypes import float_code
 from shardload.errors import UsageError
-from shardload.gc_pause import gc_paused
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
-from shardload.read_ahead import free_memory
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES, TensorRef
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from shardload import remote_code
-from shardload.checkpoint import open_checkpoint, read_config
-from shardload.declined import refuse
+from shardload._system.gc_pause import gc_paused
+from shardload.checkpoint.checkpoint import open_checkpoint, read_config
+from shardload.checkpoint.sources import find_source
 from shardload.errors import UsageError
-from shardload.filling import fill
-from shardload.finish import switch_to_eval
-from shardload.gc_pause import gc_paused
-from shardload.shell import build_shell
-from shardload.sources import find_source
-from shardload.targets.device import OnDevice, parse_dtype
+from shardload.keywords import refuse
+from shardload.loading.fill import fill
+from shardload.loading.finish import switch_to_eval
+from shardload.model.shell import build_shell
+from shardload.placement.device import OnDevice, parse_dtype
 
 if TYPE_CHECKING:
     import os
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from shardload.checkpoint import Checkpoint
+    from shardload._system.progress import ProgressOption
+    from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.checkpoint.sources.source import Source
     from shardload.keymap import KeyMap, Names
-    from shardload.progress import ProgressOption
+    from shardload.loading.report import Report
+    from shardload.model.shell import Shell
+    from shardload.placement.target import Target
     from shardload.remote_code.importer import RemoteBase
     from shardload.remote_code.trust import Trust
-    from shardload.report import Report
-    from shardload.shell import Shell
-    from shardload.sources.source import Source
-    from shardload.targets.target import Target
 
 # By id until the model is gone: a report never keeps a model alive, a model is not pickled with its report, and a
 # class may call any two of its models equal.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardload.checkpoint import read_config
+from shardload.checkpoint.checkpoint import read_config
+from shardload.checkpoint.sources import find_source
 from shardload.remote_code import Word, make_tokenizer
-from shardload.sources import find_source
 
 if TYPE_CHECKING:
     import os

@@ -24,7 +24,7 @@ from benchmarks.plots import plots_of
 from benchmarks.report import markdown_of
 from benchmarks.tables import FULL, QUICK
 from benchmarks.verify import expected_path, faults
-from shardload.read_ahead import is_cold
+from shardload._system.read_ahead import is_cold
 
 RESULTS = ROOT / "benchmarks" / "results"
 

@@ -59,7 +59,7 @@ MEMORY = """
 import json, sys
 from torch import nn
 from shardload import build_shell, fill, open_checkpoint
-from shardload.memory import measure
+from shardload._system.process_memory import measure
 
 def linears(count):
     return nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(count))

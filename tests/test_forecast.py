@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from shardload import KeyMap, UsageError, from_pretrained, open_checkpoint, plan_load
+from shardload.checkpoint.sources import ranges
 from shardload.forecast import WORK_SPACE, Amounts
-from shardload.sources import ranges
 from tests.adapters import tiny as adapters
 from tests.hub_server import HubServer, forget_connections
 from tests.test_hub_load import CONFIG, SHARDS, STATE, Model
@@ -117,8 +117,8 @@ MEASURE = """
 import json, sys, threading, time, torch
 from torch import nn
 from shardload import KeyMap, fill, open_checkpoint, plan_load, OnDevice
-from shardload.shell import build_shell
-from shardload.targets.device import parse_dtype
+from shardload.model.shell import build_shell
+from shardload.placement.device import parse_dtype
 
 def anon():
     for line in open("/proc/self/status"):
@@ -198,7 +198,7 @@ def test_a_load_takes_what_was_said(experts, key_map, dtype, copy):
 def test_the_bytes_begun_at_once_are_those_that_were_said(experts):
     """The stream's own count of memory for wholes that are not complete, against the forecast's."""
     from shardload import build_shell, fill
-    from shardload.joins import Joins
+    from shardload.keymap.joins import Joins
     from tests.keymap.test_filling import module_of
 
     checkpoint = open_checkpoint(experts / "big")
@@ -212,6 +212,6 @@ def test_the_bytes_begun_at_once_are_those_that_were_said(experts):
             return super().take(key, ref, part)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shardload.stream.Joins", Counting)
+        patch.setattr("shardload.loading.stream.Joins", Counting)
         fill(build_shell(lambda: module_of(shapes)), checkpoint, key_map=EXPERTS, progress=False)
     assert most[0] == plan_load(checkpoint, key_map=EXPERTS).joins.peak > 0

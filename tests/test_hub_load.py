@@ -24,7 +24,7 @@ from shardload import (
     report_of,
     resolve_class,
 )
-from shardload.sources import ranges
+from shardload.checkpoint.sources import ranges
 from tests.adapters import tiny as adapters
 from tests.hub_server import HubServer, forget_connections
 from tests.remote_code import repos

@@ -10,13 +10,15 @@ import torch
 
 import shardload
 from shardload import CorruptError, UnsafeError, UnsupportedError, from_pretrained
-from shardload.formats import FORMATS
-from tests.formats.files import torch_zip
-from tests.formats.test_gadgets import CALLS, wrap
+from shardload.checkpoint.formats import FORMATS
+from tests.checkpoint.formats.files import torch_zip
+from tests.checkpoint.formats.test_gadgets import CALLS, wrap
 from tests.tiny import Net, run_python
 
 PACKAGE = Path(shardload.__file__).parent
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if PACKAGE / "demo" / "chatglm2" not in path.parents)
+FILES = sorted(
+    path for path in PACKAGE.rglob("*.py") if PACKAGE / "cli" / "demo_repo" / "chatglm2" not in path.parents
+)
 UNPICKLERS = {
     "torch.load", "torch.serialization.load", "torch.jit.load", "torch.hub.load", "pickle.load", "pickle.loads",
     "pickle.Unpickler", "marshal.load", "marshal.loads", "shelve.open", "dill.load", "joblib.load", "numpy.load",

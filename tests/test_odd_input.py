@@ -29,7 +29,7 @@ from shardload import (
     save,
 )
 from shardload.errors import ShardloadError
-from shardload.template import collapse
+from shardload.keys import collapse
 from tests.tiny import Net, assert_same_state, meta_names, random_state, run_python, write_checkpoint
 
 

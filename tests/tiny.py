@@ -12,7 +12,7 @@ import safetensors
 import torch
 from torch import nn
 
-from shardload.shell import Shell, build_shell
+from shardload.model.shell import Shell, build_shell
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shardload.saving import write_safetensors
+from shardload.writing.save import write_safetensors
 
 if TYPE_CHECKING:
     from pathlib import Path

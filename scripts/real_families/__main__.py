@@ -79,7 +79,7 @@ def main() -> int:
         beside = "not installed"
 
     if arguments.pretend_cuda:
-        importlib.import_module("shardload.remote_code.shim.utils.import_utils")
+        importlib.import_module("shardload.transformers_shim.utils.import_utils")
         pretend_cuda.begin()
     repos = sorted(path.parent for path in arguments.folder.glob("*/config.json"))
     header = ("repo", "its transformers is", *STEPS)

@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional
 
 import shardload
-from shardload.construction import constructing
+from shardload.checkpoint.sources import find_source
+from shardload.loading.report import Report
+from shardload.model.meta_init import constructing
 from shardload.remote_code import finish_by_its_class, load_config, resolve_class
-from shardload.report import Report
-from shardload.sources import find_source
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ def begin() -> None:
         setattr(torch.cuda, name, lambda *_: None)
     if importlib.util.find_spec("flash_attn") is None:
         return
-    for module in ("shardload.remote_code.shim", "transformers"):
+    for module in ("shardload.transformers_shim", "transformers"):
         for place in (f"{module}.utils", f"{module}.utils.import_utils"):
             if place in sys.modules:
                 sys.modules[place].is_flash_attn_2_available = lambda: True  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardload import saving
+from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import AdapterFile, AdapterFormat
 from shardload.adapters.adapter_folder import save_adapter
 from shardload.adapters.adapter_report import AdapterFault, AdapterReport
@@ -35,7 +35,7 @@ from shardload.adapters.trainable import (
     trainable_parameters,
 )
 from shardload.adapters.values import checked_dtype
-from shardload.gc_pause import gc_paused
+from shardload.writing import save as saving
 
 if TYPE_CHECKING:
     import os

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from shardload.adapters.adapter_report import AdapterFault
-    from shardload.checkpoint import Checkpoint
+    from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.tensor_ref import TensorRef
 
 

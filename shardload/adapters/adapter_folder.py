@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from shardload._system.atomic_file import no_space_said, require_space, sync_folder
 from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
 from shardload.adapters.attach import record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
 from shardload.adapters.resolve import ModuleIndex
-from shardload.atomic_file import no_space_said, require_space, sync_folder
 from shardload.errors import UsageError
-from shardload.saving import write_safetensors
+from shardload.writing.save import write_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardload.template import group_keys
+from shardload.keys import group_keys
 
 _MOST_FAULTS_SHOWN = 12
 

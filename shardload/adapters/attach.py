@@ -19,8 +19,8 @@ from shardload.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from shardload.adapters.adapter_match import AdapterMatch
     from shardload.adapters.adapter_report import AdapterReport
-    from shardload.adapters.match import AdapterMatch
     from shardload.adapters.values import AdapterValues
 
 _RECORD = "_shardload_adapters"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shardload.adapters.adapter import AdapterContent
-    from shardload.adapters.match import AdapterMatch
+    from shardload.adapters.adapter_match import AdapterMatch
 
 Wanted = tuple[str, str, str]
 """Module path, attribute, and why the file should hold it."""

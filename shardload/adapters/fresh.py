@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, canonical, listing
 from shardload.adapters.adapter_report import AdapterReport, AdapterRow
 from shardload.adapters.attach import active_adapters, attach_values, check_name, check_owner
@@ -24,16 +25,15 @@ from shardload.adapters.resolve import ModuleIndex, tensor_of
 from shardload.adapters.settings import PeftSettings, read_settings
 from shardload.adapters.targets import targets_of
 from shardload.adapters.values import AdapterValues, LayerValues
+from shardload.checkpoint.shard import CODES
 from shardload.errors import CorruptError, UsageError
-from shardload.gc_pause import gc_paused
-from shardload.shard import CODES
 from shardload.tensor_ref import Span, TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from shardload.adapters.adapter_match import AdapterMatch, LayerMatch
     from shardload.adapters.layers import Factors
-    from shardload.adapters.match import AdapterMatch, LayerMatch
 
 
 @gc_paused()

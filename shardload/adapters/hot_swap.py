@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import listing
 from shardload.adapters.attach import active_adapters, check_owner, exchange, place, record_of
 from shardload.adapters.judgement import judge, read_judged
@@ -13,7 +14,6 @@ from shardload.adapters.source import open_adapter
 from shardload.adapters.switch import LOCK
 from shardload.adapters.values import checked_dtype
 from shardload.errors import UsageError
-from shardload.gc_pause import gc_paused
 
 if TYPE_CHECKING:
     import os

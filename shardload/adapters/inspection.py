@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import ReadOptions, listing
 from shardload.adapters.adapter_report import AdapterFault, counted, fault_dict, fault_lines, shown, size_of
 from shardload.adapters.match import match_adapter
 from shardload.adapters.reading import checked_options, read_content
 from shardload.adapters.source import open_adapter
 from shardload.errors import UsageError
-from shardload.gc_pause import gc_paused
 
 if TYPE_CHECKING:
     import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shardload.adapters.adapter import AdapterContent, AdapterFile, LoraEntry
-    from shardload.adapters.match import AdapterMatch
+    from shardload.adapters.adapter_match import AdapterMatch
     from shardload.keymap import KeyMap
 
 
@@ -186,7 +186,7 @@ def _fit(
     from torch import nn
 
     from shardload.adapters.merging.skeleton import skeleton_of
-    from shardload.checkpoint import open_checkpoint
+    from shardload.checkpoint.checkpoint import open_checkpoint
 
     if isinstance(base, nn.Module):
         model, label = base, type(base).__name__

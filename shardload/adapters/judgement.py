@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shardload.adapters.adapter import AdapterContent, AdapterFile
-    from shardload.adapters.match import AdapterMatch
+    from shardload.adapters.adapter_match import AdapterMatch
     from shardload.adapters.values import AdapterValues
 
 _CORRUPT = ("empty", "not finite")

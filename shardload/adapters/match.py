@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from shardload.adapters.adapter import listing
+from shardload.adapters.adapter_match import AdapterMatch, LayerMatch, ReplacedMatch
 from shardload.adapters.adapter_report import AdapterFault, shown
 from shardload.adapters.complete import check_complete
 from shardload.adapters.layers import LAYER_ATTRIBUTES, LoraLayer, kind_of
@@ -19,58 +20,10 @@ from shardload.adapters.resolve import ModuleIndex, tensor_of
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, RowsEntry
     from shardload.adapters.layers import LayerKind, Reading
-    from shardload.adapters.replication import Replication
     from shardload.tensor_ref import TensorRef
 
 _SOFT = ("unexpected", "missing")
 """Kinds of faults that `strict=False` turns into warnings. Wrong shapes, ranks and duplicates stay errors."""
-
-
-@dataclass(frozen=True)
-class LayerMatch:
-    """A stored layer and the module of the model that it adapts; `path` is the model's.
-
-    `kind` is the module's kind of layer, `reading` how the stored tensors fit it: their term and shapes. `ties`
-    are modules tied to this one that take the same factors.
-    """
-
-    entry: LoraEntry | RowsEntry
-    path: str
-    layer: nn.Module
-    kind: LayerKind
-    reading: Reading
-    ties: tuple[nn.Module, ...] = ()
-
-
-@dataclass(frozen=True)
-class ReplacedMatch:
-    """A stored tensor and the parameter or buffer that it replaces; `path` is its module's in the model.
-
-    `ties` are further places of the same parameter, as module and name, which the stored tensor takes too.
-    `resized`: it has another number of rows than the one in its place.
-    """
-
-    entry: ReplacedEntry
-    path: str
-    module: nn.Module
-    ties: list[tuple[nn.Module, str]] = field(default_factory=list)
-    resized: bool = False
-
-    @property
-    def name(self) -> str:
-        """The full name of the parameter or buffer in the model."""
-        return f"{self.path}.{self.entry.attribute}" if self.path else self.entry.attribute
-
-
-@dataclass
-class AdapterMatch:
-    """The plan of one attach; `faults` empty means that it can be carried out."""
-
-    layers: list[LayerMatch] = field(default_factory=list)
-    replaced: list[ReplacedMatch] = field(default_factory=list)
-    replication: Replication | None = None
-    faults: list[AdapterFault] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def match_adapter(model: nn.Module, content: AdapterContent, *, strict: bool) -> AdapterMatch:

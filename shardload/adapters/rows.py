@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from shardload.adapters.layers import LoraLayer
+
+class AdaptedLayer(Protocol):
+    """A layer with one term an adapter (`LoraLayer`)."""
+
+    @property
+    def lora_terms(self) -> Mapping[str, Any]:
+        """The terms by adapter name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +53,7 @@ class Rows:
         """Whether all rows have the same adapter."""
         return len(self.groups) == 1
 
-    def add(self, layer: LoraLayer, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def add(self, layer: AdaptedLayer, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Return a layer's output `out` for the input `x` with every row's adapter added.
 
         Raises UsageError when `x` has another number of rows than there are names.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.adapter import AdapterFile, listing
-from shardload.checkpoint import read_checkpoint
+from shardload.checkpoint.checkpoint import read_checkpoint
+from shardload.checkpoint.index import WeightFiles, read_json
+from shardload.checkpoint.sources import find_source
 from shardload.errors import CorruptError, NotFoundError
-from shardload.index import WeightFiles, read_json
-from shardload.sources import find_source
 
 if TYPE_CHECKING:
     import os
 
-    from shardload.sources.source import Source
+    from shardload.checkpoint.sources.source import Source
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")

@@ -14,7 +14,7 @@ from shardload.adapters.layers import kind_of
 from shardload.adapters.layers.transposed import Transposed
 from shardload.adapters.patterns import is_risky
 from shardload.errors import UsageError
-from shardload.template import collapse
+from shardload.keys import collapse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -13,13 +13,13 @@ from shardload.adapters.adapter_report import AdapterFault, AdapterRow
 from shardload.adapters.layers import Factors
 from shardload.adapters.residual import relative_to_base
 from shardload.adapters.resolve import tensor_of
+from shardload.checkpoint.shard import Shard
 from shardload.errors import UsageError
-from shardload.shard import Shard
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile
+    from shardload.adapters.adapter_match import AdapterMatch, LayerMatch, ReplacedMatch
     from shardload.adapters.layers import LoraTerm
-    from shardload.adapters.match import AdapterMatch, LayerMatch, ReplacedMatch
     from shardload.adapters.replication import Replication
     from shardload.tensor_ref import TensorRef
 

@@ -234,7 +234,7 @@ def _criteria(model: Any, stop: Stop) -> Any:
         import transformers
 
         return transformers.StoppingCriteriaList([stop])
-    from shardload.remote_code.shim.generation import StoppingCriteriaList
+    from shardload.transformers_shim.generation import StoppingCriteriaList
 
     return StoppingCriteriaList([stop])
 

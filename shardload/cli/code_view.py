@@ -25,10 +25,10 @@ _MEANINGS = {
 
 def show(where: str, keywords: dict[str, Any], *, as_json: bool) -> None:
     """Show the files that loading `where` would run, the names they ask for, and which of them the stand-in lacks."""
-    from shardload.checkpoint import read_config
+    from shardload.checkpoint.checkpoint import read_config
+    from shardload.checkpoint.sources import find_source
     from shardload.remote_code.asked_names import asked_names
     from shardload.remote_code.listing import code_files
-    from shardload.sources import find_source
 
     options = {name: value for name, value in keywords.items() if name != "variant"}
     source, _ = find_source(where, token=None, **options)

@@ -58,7 +58,7 @@ def command(
     Tensors are streamed. Files appear in the folder when all are complete; a run that was stopped goes on where it
     stopped when the same command is given again.
     """
-    from shardload.conversion import convert
+    from shardload.writing.convert import convert
 
     written = convert(
         where,

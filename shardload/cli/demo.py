@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
+from shardload.cli.demo_repo.sizes import SIZES
 from shardload.cli.options import json_option
-from shardload.demo.sizes import SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from shardload._system.process_memory import Memory
     from shardload.adapters import AdapterReport
-    from shardload.memory import Memory
-    from shardload.report import Report
+    from shardload.loading.report import Report
 
 EXAMPLES = """\b
 Examples:
@@ -48,7 +48,7 @@ def command(size: str, kind: str, folder: Path | None, as_json: bool) -> int:
 
     The repo is written on the first run: config with auto_map, the model's own code, seven shards, an adapter.
     """
-    from shardload.demo import write_demo_repo
+    from shardload.cli.demo_repo import write_demo_repo
 
     with _writing_progress() as progress:
         formats = None if size == "small" else [kind]
@@ -125,8 +125,8 @@ class Demo:
 def run(folder: Path, kind: str, *, show: bool) -> Demo:
     """Load the repo, run it, attach the adapter and run it again, showing each step when it is done."""
     from shardload import from_pretrained, load_adapter, report_of
+    from shardload._system.process_memory import Memory, measure
     from shardload.cli import view
-    from shardload.memory import Memory, measure
 
     def say(*lines: str) -> None:
         if show:
@@ -187,7 +187,7 @@ def _load_lines(report: Report, where: Path) -> list[str]:
 
 def _adapter_lines(report: AdapterReport) -> list[str]:
     from shardload.cli import view
-    from shardload.template import collapse
+    from shardload.keys import collapse
 
     modules = dict.fromkeys(row.target.partition(".lora_")[0] for row in report.rows)
     ranks = ", ".join(map(str, report.ranks))

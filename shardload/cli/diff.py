@@ -8,12 +8,12 @@ import click
 
 from shardload.cli import output
 from shardload.cli.options import json_option, source_keywords, source_options
-from shardload.template import group_keys
+from shardload.keys import group_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shardload.difference import Difference, ValueDifference
+    from shardload.compare.diff import Difference, ValueDifference
 
 EXAMPLES = """\b
 Examples:
@@ -40,7 +40,7 @@ def command(a: str, b: str, values: bool, map_file: str | None, as_json: bool, *
 
     A and B are folders, checkpoint files, or org/name[@revision] on the Hub. Exits with 1 where they differ.
     """
-    from shardload.difference import diff
+    from shardload.compare.diff import diff
 
     progress = False if as_json else None
     found = diff(a, b, key_map=map_file, values=values, progress=progress, **source_keywords(options))

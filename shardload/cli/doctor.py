@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardload.atomic_file import write_atomically
+from shardload._system.atomic_file import write_atomically
 from shardload.cli import output
 from shardload.cli.options import json_option, source_keywords, source_options, trust_options, trust_word
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
-    from shardload.examination import Examination
+    from shardload.doctor import Examination
 
 EXAMPLES = """\b
 Examples:
@@ -58,7 +58,7 @@ def command(
     3 findings that the map cures, 4 unsafe or corrupt.
     """
     from shardload.cli.load import find_class
-    from shardload.examination import examine
+    from shardload.doctor import examine
 
     if like is not None and (model is not None or adapter is not None):
         raise UsageError(

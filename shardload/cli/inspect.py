@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from shardload._system.gc_pause import gc_paused
 from shardload.cli import output
 from shardload.cli.adapter_view import is_adapter
 from shardload.cli.adapter_view import show as show_adapter
 from shardload.cli.options import json_option, source_keywords, source_options
 from shardload.cli.tree import TensorGroup, build_tree, group_tensors, walk
-from shardload.gc_pause import gc_paused
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
-    from shardload.checkpoint import Checkpoint
+    from shardload.checkpoint.checkpoint import Checkpoint
 
 _FIELDS = {
     "layers": ("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
@@ -63,7 +63,7 @@ def command(where: str, list_all: bool, of_code: bool, as_json: bool, **options:
 
         show(where, source_keywords(options), as_json=as_json)
         return
-    from shardload.checkpoint import open_checkpoint
+    from shardload.checkpoint.checkpoint import open_checkpoint
 
     with gc_paused():
         checkpoint = open_checkpoint(where, **source_keywords(options))

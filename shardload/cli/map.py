@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardload.atomic_file import write_atomically
+from shardload._system.atomic_file import write_atomically
 from shardload.cli import output
 from shardload.cli.options import json_option, source_keywords, source_options
 from shardload.cli.plan import rule_lines
 from shardload.keymap import KeyMap, as_view, leaves
-from shardload.template import group_keys
+from shardload.keys import group_keys
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
-    from shardload.checkpoint import Checkpoint
+    from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import MappedHeaders
 
 EXAMPLES = """\b
@@ -50,7 +50,7 @@ def apply(map_file: str, where: str, out: str | None, as_json: bool, **options: 
     With -o the map is written with the fingerprints of the keys before and after, the sizes that its inverse
     needs, and the keys that no rule takes.
     """
-    from shardload.checkpoint import open_checkpoint
+    from shardload.checkpoint.checkpoint import open_checkpoint
 
     key_map = KeyMap.read(map_file)
     checkpoint = open_checkpoint(where, **source_keywords(options))

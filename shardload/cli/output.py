@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardload import memory
+from shardload._system import process_memory as memory
 from shardload.errors import printable
 
 if TYPE_CHECKING:

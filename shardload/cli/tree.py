@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shardload.template import group_keys
+from shardload.keys import group_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -77,10 +77,10 @@ def command(
 
 
 def _reviews(where: str, code_revision: str | None, keywords: dict[str, Any]) -> list[CodeReview]:
-    from shardload.checkpoint import read_config
+    from shardload.checkpoint.checkpoint import read_config
+    from shardload.checkpoint.sources import find_source
     from shardload.remote_code.importer import Word
     from shardload.remote_code.review import review_code
-    from shardload.sources import find_source
 
     keywords.pop("variant")
     source, _ = find_source(where, token=None, **keywords)

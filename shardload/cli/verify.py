@@ -11,7 +11,7 @@ from shardload.cli.options import json_option, source_keywords, source_options
 from shardload.errors import CorruptError
 
 if TYPE_CHECKING:
-    from shardload.verification import Verification
+    from shardload.compare.verify import Verification
 
 EXAMPLES = """\b
 Examples:
@@ -39,7 +39,7 @@ def command(where: str, sums: str | None, values: bool, as_json: bool, **options
     Exit codes: 0 every weight file was verified; 1 the hash of a weight file is not known, or a value is odd; 4 bytes
     differ or the structure is broken.
     """
-    from shardload.verification import verify
+    from shardload.compare.verify import verify
 
     progress = False if as_json else None
     keywords = source_keywords(options)

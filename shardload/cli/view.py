@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from shardload.cli import output
 
 if TYPE_CHECKING:
-    from shardload.memory import Memory
-    from shardload.report import Report
+    from shardload._system.process_memory import Memory
+    from shardload.loading.report import Report
 
 _BASES = {
     "shim": "shardload's own stand-in for transformers",
@@ -125,7 +125,7 @@ def _rate(nbytes: int, seconds: float) -> str:
 
 
 def _remarks(report: Report) -> list[str]:
-    from shardload.template import collapse
+    from shardload.keys import collapse
 
     lines = [f"  note: {output.escape(note)}" for note in report.notes]
     for reason, faults in report.allowed.items():

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
-from shardload.template import collapse
+from shardload.keys import collapse
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

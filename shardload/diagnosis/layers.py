@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
 from shardload.diagnosis.sizes import field_of
-from shardload.template import ranges
+from shardload.keys import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
-from shardload.template import collapse
+from shardload.keys import collapse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

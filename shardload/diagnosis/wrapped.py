@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
 from shardload.keymap import KeyMap
-from shardload.template import split_key
+from shardload.keys import split_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shardload.errors import NotFoundError, UsageError
 from shardload.keymap.fingerprint import Fingerprint
@@ -13,8 +13,9 @@ from shardload.keymap.rules import rule_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
-    from shardload.keymap.key_map import KeyMap
+    from shardload.keymap.rule import Rule
 
 VERSION = 1
 LARGEST_FILE = 32 << 20  # bytes
@@ -27,7 +28,24 @@ _FIELDS = {
 _CURE = "write one with KeyMap.to_json, or with shardload doctor --write-map"
 
 
-def to_document(key_map: KeyMap) -> dict[str, Any]:
+class Parts(Protocol):
+    """The fields of a KeyMap, which a document holds."""
+
+    @property
+    def rules(self) -> Sequence[Rule]: ...  # noqa: D102
+    @property
+    def source(self) -> Fingerprint | None: ...  # noqa: D102
+    @property
+    def unchanged(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def unresolved_source(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def unresolved_target(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def unproven(self) -> Sequence[str]: ...  # noqa: D102
+
+
+def to_document(key_map: Parts) -> dict[str, Any]:
     """Return a map as JSON data; a map that was bound to no checkpoint has its version and its rules only."""
     document: dict[str, Any] = {"version": VERSION}
     for side in ("source", "target"):
@@ -50,7 +68,7 @@ def to_document(key_map: KeyMap) -> dict[str, Any]:
     return document
 
 
-def to_text(key_map: KeyMap) -> str:
+def to_text(key_map: Parts) -> str:
     """Return a map as JSON text, a line a rule and a line a pattern."""
     parts = []
     for name, value in to_document(key_map).items():

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from shardload._system.gc_pause import gc_paused
 from shardload.errors import UsageError
-from shardload.gc_pause import gc_paused
 from shardload.keymap import document
 from shardload.keymap.alias import Alias
 from shardload.keymap.derived import leaves, stored_as
@@ -24,7 +24,7 @@ from shardload.keymap.rule import refuse_clashes
 from shardload.keymap.split import Cat, Split
 from shardload.keymap.stack import Stack, Unstack
 from shardload.keymap.transpose import Transpose
-from shardload.template import collapse
+from shardload.keys import collapse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,7 @@ from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING
 
-from shardload.template import split_key
+from shardload.keys import split_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from shardload.keymap.derived import Derived, entries, join, unsqueezed
 from shardload.keymap.key_template import key_template, same_placeholders
 from shardload.keymap.rule import RuleBase, Step, dimension, only, rebuilt, shown, whole_number
-from shardload.template import ranges
+from shardload.keys import ranges
 
 if TYPE_CHECKING:
     from shardload.keymap.rule import Table

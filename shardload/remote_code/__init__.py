@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shardload import companions
 from shardload.remote_code.classes import ResolvedClass, resolve_class
 from shardload.remote_code.config import LoadedConfig, attach_generation_config, load_config
 from shardload.remote_code.export import exported_code
@@ -11,6 +10,7 @@ from shardload.remote_code.listing import ListedFile, code_files
 from shardload.remote_code.own_loading import finish_by_its_class
 from shardload.remote_code.tokenizer import make_tokenizer
 from shardload.remote_code.trust import Trust
+from shardload.writing import repo_files as companions
 
 __all__ = [
     "ListedFile",

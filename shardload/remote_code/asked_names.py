@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shardload.remote_code.importer import own_code
 from shardload.remote_code.imports import home_of
-from shardload.remote_code.shim._index import has_module, homes, names_by_module
-from shardload.remote_code.shim._module import guarded_lines
-from shardload.remote_code.shim._placeholders import is_model_base, is_probe, is_torch_probe, placeholder
+from shardload.transformers_shim._index import has_module, homes, names_by_module
+from shardload.transformers_shim._module import guarded_lines
+from shardload.transformers_shim._placeholders import is_model_base, is_probe, is_torch_probe, placeholder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.code import Code, CodeFile
-    from shardload.sources.source import Source
 
 Answer = Literal["has it", "not available", "base", "placeholder", "not there", "lacks it"]
 """What the stand-in does with a name.

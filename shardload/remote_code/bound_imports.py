@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import FrameType
 
-    from shardload.remote_code.namespaces import Namespace
+    from shardload.remote_code.namespace import Namespace
 
-SHIM = "shardload.remote_code.shim"
+SHIM = "shardload.transformers_shim"
 
 
 def builtins_for(namespace: Namespace) -> dict[str, Any]:
@@ -95,8 +95,8 @@ class _Importer:
 
 def _import_from_shim(target: str, name: str, fromlist: Sequence[str] | None, asker: FrameType) -> ModuleType:
     """Import a module of the stand-in and see that it has an answer for every name asked for."""
-    from shardload.remote_code.shim._missing import MissingFromShimError, lacking
-    from shardload.remote_code.shim._module import answer, is_without_content
+    from shardload.transformers_shim._missing import MissingFromShimError, lacking
+    from shardload.transformers_shim._module import answer, is_without_content
 
     module = _shim_module(target, name, asker)
     if "*" in (fromlist or ()) and is_without_content(module):
@@ -108,8 +108,8 @@ def _import_from_shim(target: str, name: str, fromlist: Sequence[str] | None, as
 
 
 def _shim_module(target: str, name: str, asker: FrameType) -> ModuleType:
-    from shardload.remote_code.shim._missing import MissingFromShimError, lacking
-    from shardload.remote_code.shim._module import import_for
+    from shardload.transformers_shim._missing import MissingFromShimError, lacking
+    from shardload.transformers_shim._module import import_for
 
     module = import_for(target, asker)
     if module is None:

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.auto_map import ClassRef
     from shardload.remote_code.importer import RemoteBase
     from shardload.remote_code.trust import Trust
-    from shardload.sources.source import Source
 
 _SAY = "pass model_class=… (a class or a function that takes the config)"
 
@@ -131,7 +131,7 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
 
 def _constructed(cls: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     """Return `cls(config)`; a constructor that asks for CUDA where there is none runs again with the CPU for it."""
-    from shardload.construction import begin_again
+    from shardload.model.meta_init import begin_again
     from shardload.remote_code.absent_cuda import CpuForCuda, asks_for_cuda
 
     try:
@@ -146,7 +146,7 @@ def _constructed(cls: Callable[[Any], nn.Module], config: Any) -> nn.Module:
 
 def _met_a_shell(error: BaseException) -> bool:
     """Whether a constructor looked at values that a shell does not have: build_shell says it better."""
-    from shardload.construction import constructing
+    from shardload.model.meta_init import constructing
 
     return (
         isinstance(error, (RuntimeError, NotImplementedError))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from shardload.sources.source import Source
+    from shardload.checkpoint.sources.source import Source
 
 Base = Literal["shim", "transformers"]
 """Who serves the code's imports of transformers: shardload's stand-in, or the installed library."""

@@ -6,8 +6,8 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardload.checkpoint.index import read_json
 from shardload.errors import CorruptError, ShardloadError, UsageError
-from shardload.index import read_json
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, Word, open_code, require_base
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.auto_map import ClassRef
     from shardload.remote_code.importer import RemoteBase
     from shardload.remote_code.trust import Trust
-    from shardload.sources.source import Source
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _settings(source: Source, config_json: Mapping[str, Any] | None, dtype: Any)
 
 
 def _dtype(dtype: Any, where: str) -> Any:
-    from shardload.remote_code.shim.configuration_utils import as_dtype
+    from shardload.transformers_shim.configuration_utils import as_dtype
 
     try:
         return as_dtype(dtype)
@@ -125,7 +125,7 @@ def code_origin(repo: RepoCode, ref: ClassRef) -> str:
 def _plain(
     settings: dict[str, Any], config_json: Mapping[str, Any] | None, ref: ClassRef | None
 ) -> LoadedConfig:
-    from shardload.remote_code.shim.configuration_utils import PretrainedConfig
+    from shardload.transformers_shim.configuration_utils import PretrainedConfig
 
     origin = "config.json" if config_json is not None else "no config.json: defaults only"
     if ref is not None:
@@ -156,7 +156,7 @@ def convert_config(repo: RepoCode, config: Any) -> Any:
     A repo whose config was made before its model code proved to need the real transformers is served by that
     as a whole, its config too.
     """
-    from shardload.remote_code.shim.configuration_utils import PretrainedConfig
+    from shardload.transformers_shim.configuration_utils import PretrainedConfig
 
     if repo.base == "shim" or not isinstance(config, PretrainedConfig):
         return config
@@ -201,7 +201,7 @@ def attach_generation_config(model: nn.Module, source: Source) -> str | None:
 def _generation_class(model: nn.Module) -> Any:
     if any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
         return library().GenerationConfig
-    from shardload.remote_code.shim.generation.configuration_utils import GenerationConfig
+    from shardload.transformers_shim.generation.configuration_utils import GenerationConfig
 
     return GenerationConfig
 

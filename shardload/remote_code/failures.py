@@ -13,7 +13,7 @@ from shardload.remote_code.library import is_installed, version
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shardload.remote_code.namespaces import Namespace
+    from shardload.remote_code.namespace import Namespace
 
 # What pip calls the packages that published repos import under another name.
 _PIP_NAMES = {
@@ -73,7 +73,7 @@ def release_of(config_json: Mapping[str, Any] | None) -> str | None:
 
 def lacks_a_name(error: BaseException) -> bool:
     """Return whether the error says that the stand-in for transformers lacks a name."""
-    from shardload.remote_code.shim._missing import (
+    from shardload.transformers_shim._missing import (
         MissingAttributeError,
         MissingFromShimError,
         NotServedError,
@@ -88,7 +88,7 @@ def lacks_a_name(error: BaseException) -> bool:
 
 def as_lacking(error: BaseException, namespace: Namespace, written_for: str | None = None) -> ShardloadError:
     """Return the error for a name that the stand-in lacks: what is missing, the line, the choices."""
-    from shardload.remote_code.shim._missing import CHOICES, MissingAttributeError, choices
+    from shardload.transformers_shim._missing import CHOICES, MissingAttributeError, choices
 
     if isinstance(error, ShardloadError):
         if error.cure == CHOICES:

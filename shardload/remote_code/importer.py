@@ -18,10 +18,10 @@ from shardload.remote_code.trust import is_word, locked_commit, require_trust, u
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.code import Base, Code
-    from shardload.remote_code.namespaces import Namespace
+    from shardload.remote_code.namespace import Namespace
     from shardload.remote_code.trust import Trust
-    from shardload.sources.source import Source
 
 RemoteBase = Literal["auto", "shim", "transformers"]
 """Who is to serve imports of transformers; "auto" is the stand-in until it proves to lack a name."""
@@ -179,7 +179,7 @@ def _modules_beside(
 
 def other_source(ref: ClassRef, word: Word) -> Source:
     """Open the other repo that an entry of `auto_map` takes its class from. Runs nothing; raises typed errors."""
-    from shardload.sources import find_source
+    from shardload.checkpoint.sources import find_source
 
     found, _file = find_source(
         str(ref.repo),

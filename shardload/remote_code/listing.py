@@ -10,7 +10,7 @@ from shardload.remote_code.importer import other_repos, own_code
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shardload.sources.source import Source
+    from shardload.checkpoint.sources.source import Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ import importlib.util
 import linecache
 import sys
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import UntrustedCodeError
 from shardload.remote_code.bound_imports import builtins_for
 from shardload.remote_code.code import PACKAGE
+from shardload.remote_code.namespace import Namespace
 from shardload.remote_code.process_flags import restored_flags
 
 if TYPE_CHECKING:
@@ -24,30 +24,6 @@ if TYPE_CHECKING:
 
 _lock = threading.Lock()
 _trusted: dict[str, Namespace] = {}
-
-
-@dataclass(frozen=True)
-class Namespace:
-    """Code that was trusted in this process, under its package name. `base` serves its transformers imports."""
-
-    package: str
-    code: Code
-    base: Base
-
-    def spec(self, name: str) -> importlib.machinery.ModuleSpec | None:
-        """Return how to load one module of the namespace by its full name; None when the code lacks it."""
-        module = name[len(self.package) + 1 :]
-        if module and module not in self.code.modules:
-            return None
-        file = self.code.modules.get(module)
-        is_package = not module or file is None or file.name.endswith("/__init__.py")
-        loader = _Loader(self, file, is_package)
-        spec = importlib.machinery.ModuleSpec(
-            name, loader, origin=str(file.path) if file else None, is_package=is_package
-        )
-        # `__file__` is the real file: code looks beside itself, and tracebacks and torch.jit read its lines.
-        spec.has_location = file is not None
-        return spec
 
 
 def trust(code: Code, base: Base) -> Namespace:
@@ -74,6 +50,22 @@ def install_finder() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
+def _spec(namespace: Namespace, name: str) -> importlib.machinery.ModuleSpec | None:
+    """Return how to load one module of a namespace by its full name; None when the code lacks it."""
+    module = name[len(namespace.package) + 1 :]
+    if module and module not in namespace.code.modules:
+        return None
+    file = namespace.code.modules.get(module)
+    is_package = not module or file is None or file.name.endswith("/__init__.py")
+    loader = _Loader(namespace, file, is_package)
+    spec = importlib.machinery.ModuleSpec(
+        name, loader, origin=str(file.path) if file else None, is_package=is_package
+    )
+    # `__file__` is the real file: code looks beside itself, and tracebacks and torch.jit read its lines.
+    spec.has_location = file is not None
+    return spec
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self,
@@ -90,7 +82,7 @@ class _Finder(importlib.abc.MetaPathFinder):
                 where=fullname,
                 cure="load the repo it came from first: shardload.from_pretrained(where, trust_remote_code=True)",
             )
-        return namespace.spec(fullname)
+        return _spec(namespace, fullname)
 
 
 class _Loader(importlib.abc.InspectLoader):

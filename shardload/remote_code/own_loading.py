@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from shardload.remote_code.namespaces import Namespace
-    from shardload.report import Report
-    from shardload.sources.source import Source
+    from shardload.checkpoint.sources.source import Source
+    from shardload.loading.report import Report
+    from shardload.remote_code.namespace import Namespace
 
 
 def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str | None:
@@ -36,7 +36,7 @@ def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str
     if "super" not in _names_in(override):
         return f"{line}: the class has a loader of its own, which was not run"
 
-    from shardload.remote_code.shim._filled import Filled, offered
+    from shardload.transformers_shim._filled import Filled, offered
 
     filled, failed = Filled(model, _loading_info(report)), None
     try:

@@ -22,7 +22,7 @@ def restored_flags() -> Iterator[None]:
     has one keeper with the construction of models. No lock is held in between: Python's own import locks would make
     that a deadlock.
     """
-    from shardload.construction import default_dtype_kept
+    from shardload.model.meta_init import default_dtype_kept
 
     global _inside  # noqa: PLW0603 - process-wide by nature
     with _lock:

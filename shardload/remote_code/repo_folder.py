@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from shardload.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from shardload.sources.source import Source
+    from shardload.checkpoint.sources.source import Source
 
 
 def folder_of(source: Source) -> str:

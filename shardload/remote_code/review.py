@@ -16,10 +16,10 @@ from shardload.remote_code.trust_lock import Approval, TrustLock
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.auto_map import ClassRef
     from shardload.remote_code.code import CodeFile
     from shardload.remote_code.code_changes import FileChange
-    from shardload.sources.source import Source
 
 
 @dataclass(frozen=True)

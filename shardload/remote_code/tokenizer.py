@@ -24,7 +24,7 @@ from shardload.remote_code.tokenizer_files import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from shardload.sources.source import Source
+    from shardload.checkpoint.sources.source import Source
 
 _MODEL_CURE = re.compile(
     r"[,;] or pass model_class=…(?: with a class of your own| and run none of (?:them|it))?"
@@ -131,7 +131,7 @@ def _with_extra(cause: BaseException | None, error: ShardloadError) -> Shardload
 def _fast(source: Source) -> Any:
     if importlib.util.find_spec("tokenizers") is None:
         raise needs_package("tokenizers", f"{source.label}/{FAST_FILE}")
-    from shardload.remote_code.shim.tokenization_utils_fast import PreTrainedTokenizerFast
+    from shardload.transformers_shim.tokenization_utils_fast import PreTrainedTokenizerFast
 
     arguments = constructor_arguments(source, PreTrainedTokenizerFast)
     # Few models take token types: they are given where the settings, or the caller, ask for them.

@@ -6,14 +6,14 @@ import json
 import posixpath
 from typing import TYPE_CHECKING, Any
 
+from shardload.checkpoint.index import distinct_keys, refuse_json_bomb
 from shardload.errors import CorruptError, NotFoundError
-from shardload.index import distinct_keys, refuse_json_bomb
-from shardload.remote_code.shim._special_tokens import ATTRIBUTES, AddedToken, as_token
+from shardload.transformers_shim._special_tokens import ATTRIBUTES, AddedToken, as_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shardload.sources.source import Source
+    from shardload.checkpoint.sources.source import Source
 
 SETTINGS = "tokenizer_config.json"
 FAST_FILE = "tokenizer.json"

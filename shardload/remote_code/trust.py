@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
+from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import UntrustedCodeError
 from shardload.remote_code.trust_lock import TrustLock, lock_path, name_of
-from shardload.sources.names import is_commit
 
 if TYPE_CHECKING:
+    from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.code import Code
     from shardload.remote_code.trust_lock import Approval
-    from shardload.sources.source import Source
 
 Trust = bool | Literal["locked"] | os.PathLike[str]
 """The caller's word: False, True, "locked" (what ./shardload.lock or $SHARDLOAD_LOCK approves), or a lock file."""

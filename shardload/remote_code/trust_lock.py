@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardload.atomic_file import write_atomically
+from shardload._system.atomic_file import write_atomically
+from shardload.checkpoint.index import distinct_keys
+from shardload.checkpoint.sources.names import fault_of, is_commit
 from shardload.errors import CorruptError, NotFoundError, UnsafeError
-from shardload.index import distinct_keys
 from shardload.remote_code.code_changes import FileChange, change_of
-from shardload.sources.names import fault_of, is_commit
 
 if TYPE_CHECKING:
+    from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.code import Code, CodeFile
-    from shardload.sources.source import Source
 
 LOCK_NAME = "shardload.lock"
 _VERSION = 1

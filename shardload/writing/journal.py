@@ -7,8 +7,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from shardload.atomic_file import write_atomically
-from shardload.identity import FileIdentity, file_identity
+from shardload._system.atomic_file import write_atomically
+from shardload._system.file_identity import FileIdentity, file_identity
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from shardload.identity import FileIdentity
+    from shardload._system.file_identity import FileIdentity
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardload.atomic_file import require_space
+from shardload._system.atomic_file import require_space
+from shardload._system.file_identity import file_identity
+from shardload._system.progress import ProgressMeter
 from shardload.errors import CorruptError, UsageError
-from shardload.identity import file_identity
-from shardload.progress import ProgressMeter
 from shardload.writing.kernel_copy import same_file
 from shardload.writing.layout import Layout
 from shardload.writing.output import FileRange, OutputShard, SameFile
@@ -24,7 +24,7 @@ from shardload.writing.staging import Staging, staging
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shardload.progress import ProgressOption
+    from shardload._system.progress import ProgressOption
     from shardload.writing.output import Output
 
 

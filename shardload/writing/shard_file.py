@@ -8,8 +8,8 @@ import zlib
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from shardload._system.file_identity import file_identity
 from shardload.errors import CorruptError
-from shardload.identity import file_identity
 from shardload.writing.kernel_copy import copy_range, write_all
 from shardload.writing.output import FileRange
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from shardload.progress import ProgressMeter
+    from shardload._system.progress import ProgressMeter
     from shardload.writing.layout import Layout
     from shardload.writing.output import Blocks, OutputTensor
 

@@ -8,7 +8,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from shardload.atomic_file import sync_folder
+from shardload._system.atomic_file import sync_folder
 from shardload.errors import NoSpaceError, ShardloadError, UsageError
 from shardload.writing.journal import Journal
 

@@ -141,7 +141,7 @@ class Transposed(nn.Module):
 
 
 def _shim_conv1d():
-    from shardload.remote_code.shim.pytorch_utils import Conv1D
+    from shardload.transformers_shim.pytorch_utils import Conv1D
 
     layer = Conv1D(WIDTH, WIDTH)
     layer.bias.data.normal_()

@@ -166,7 +166,9 @@ def test_a_fingerprint_that_is_none_says_nothing(tmp_path, text):
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         assert METADATA_KEY in file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    shardload.saving.write_safetensors(tmp_path / "adapter_model.safetensors", tensors, {METADATA_KEY: text})
+    shardload.writing.save.write_safetensors(
+        tmp_path / "adapter_model.safetensors", tensors, {METADATA_KEY: text}
+    )
     load_adapter(Tiny(), tmp_path)
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.remote_code.tokenizers.vocabularies import LETTERS, NEW
 from tests.tiny import save_safetensors
+from tests.transformers_shim.tokenizers.vocabularies import LETTERS, NEW
 
 if TYPE_CHECKING:
     from pathlib import Path

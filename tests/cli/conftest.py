@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from shardload.cli import run
-from shardload.demo import write_demo_repo
+from shardload.cli.demo_repo import write_demo_repo
 
 COMMAND = [sys.executable, "-m", "shardload.cli"]
 

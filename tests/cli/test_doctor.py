@@ -9,7 +9,7 @@ import torch
 
 from shardload import fill, open_checkpoint
 from shardload.keymap import KeyMap
-from shardload.shell import build_shell
+from shardload.model.shell import build_shell
 from tests.tiny import Net, assert_same_state, random_state, torch_filled, write_checkpoint
 
 CODE = """

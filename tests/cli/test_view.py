@@ -1,8 +1,8 @@
 import pytest
 
+from shardload._system.process_memory import Memory
 from shardload.cli import output, view
-from shardload.memory import Memory
-from shardload.report import MemoryUse, Report, ShardRow
+from shardload.loading.report import MemoryUse, Report, ShardRow
 
 
 @pytest.fixture

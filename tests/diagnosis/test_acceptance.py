@@ -10,9 +10,9 @@ from torch import nn
 
 from shardload import MismatchError, check, fill, from_pretrained, open_checkpoint
 from shardload.diagnosis import diagnose
-from shardload.examination import examine
+from shardload.doctor import examine
 from shardload.keymap import Joined, KeyMap, Rename, Split, Transpose
-from shardload.shell import build_shell
+from shardload.model.shell import build_shell
 from tests.diagnosis.headers import case_of, cures, findings_of, keys, numbered, refs
 from tests.tiny import Net, random_state, save_safetensors, write_checkpoint
 

@@ -6,11 +6,11 @@ from tests.tiny import run_python
 
 CODE = """
 import sys
-from shardload import template
+from shardload import keys
 from shardload.diagnosis.pairing import key_family, likeness
 
 calls = {"score": 0, "split": 0}
-score, split = likeness.Likeness.score, template.split_key
+score, split = likeness.Likeness.score, keys.split_key
 
 def counted_score(self, old, new):
     calls["score"] += 1

@@ -8,15 +8,15 @@ from copy import deepcopy
 from typing import Any
 
 from shardload import remote_code
-from shardload.checkpoint import read_checkpoint, read_config
+from shardload.checkpoint.checkpoint import read_checkpoint, read_config
+from shardload.checkpoint.index import find_weight_files
+from shardload.checkpoint.sources.names import check_name
 from shardload.cli.inspect import config_summary
 from shardload.errors import NotFoundError, ShardloadError
-from shardload.index import find_weight_files
-from shardload.sources.names import check_name
-from tests.formats.files import safetensors
+from tests.checkpoint.formats.files import safetensors
+from tests.checkpoint.test_paths import NAMES
 from tests.fuzz.mutation import MemoryFile, mutate
 from tests.fuzz.tally import Tally
-from tests.test_paths import NAMES
 
 INDEX = "model.safetensors.index.json"
 SHARDS = {

@@ -12,10 +12,10 @@ import warnings
 import safetensors as library
 import torch
 
+from shardload.checkpoint.formats import format_of
 from shardload.errors import ShardloadError
-from shardload.formats import format_of
 from shardload.tensor_ref import TORCH_NAMES
-from tests.formats.files import as_bytes, safetensors
+from tests.checkpoint.formats.files import as_bytes, safetensors
 from tests.fuzz.mutation import MemoryFile, mutate
 from tests.fuzz.tally import Tally
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests import test_bombs, test_contradictions, test_paths
-from tests.chat_template.test_rendering import HOSTILE as TEMPLATES
+from tests.checkpoint.formats.test_gadgets import BROKEN, CALLS, TRICKS
+from tests.checkpoint.formats.test_not_a_checkpoint import BROKEN as NOT_CHECKPOINTS
+from tests.checkpoint.formats.test_not_a_checkpoint import KNOWN
+from tests.checkpoint.formats.test_safetensors import LIES
+from tests.checkpoint.sources.test_hub_faults import FAULTS, PLACES
 from tests.cli.test_payloads import PAYLOADS
-from tests.formats.test_gadgets import BROKEN, CALLS, TRICKS
-from tests.formats.test_not_a_checkpoint import BROKEN as NOT_CHECKPOINTS
-from tests.formats.test_not_a_checkpoint import KNOWN
-from tests.formats.test_safetensors import LIES
 from tests.remote_code.test_hostile_configs import CONFIGS
 from tests.remote_code.test_reach import REACHES
-from tests.sources.test_hub_faults import FAULTS, PLACES
+from tests.transformers_shim._chat_template.test_rendering import HOSTILE as TEMPLATES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ ROWS = (
         "A pickle that runs code",
         "`torch.load` and `pickle` are never called: a reader of our own knows tensors and plain data, and nothing "
         "that runs. No keyword asks for another way, and there is no fallback.",
-        ("tests/formats/test_gadgets.py", "tests/test_no_unpickling.py"),
+        ("tests/checkpoint/formats/test_gadgets.py", "tests/test_no_unpickling.py"),
         f"{len(CALLS)} calls, {len(TRICKS)} tricks and {len(BROKEN)} broken pickles, zip and legacy; 30 of them through "
         "`from_pretrained`: 0 side effects, 0 imports, 0 files opened",
         ("zip .bin files", "legacy .bin files"),
@@ -64,7 +64,11 @@ ROWS = (
         "Paths in an index, a config or an adapter; links",
         "Relative names only; the file lies below the root, or is the Hub cache's own blob. Links that leave a folder are "
         "followed with `allow_links=True` alone.",
-        ("tests/test_paths.py", "tests/sources/test_names.py", "tests/sources/test_folder.py"),
+        (
+            "tests/checkpoint/test_paths.py",
+            "tests/checkpoint/sources/test_names.py",
+            "tests/checkpoint/sources/test_folder.py",
+        ),
         f"{len(test_paths.NAMES)} names × {len(test_paths.PLACES)} documents and {len(test_paths.LINKED)} linked files: an "
         "audit hook saw 0 files opened outside",
     ),
@@ -72,23 +76,23 @@ ROWS = (
         "Lying safetensors headers",
         "What is accepted, the safetensors library accepts with the same names, shapes and bytes. Refused besides: keys "
         "twice, a leading space, unknown fields, dimensions above 2^63-1.",
-        ("tests/formats/test_safetensors.py",),
+        ("tests/checkpoint/formats/test_safetensors.py",),
         f"{len(LIES)} headers, each with its error",
         ("safetensors headers",),
     ),
     Row(
         "A key that stands twice in JSON",
         "Refused in every document: index, config, tokenizer, adapter, key map, lock file.",
-        ("tests/test_contradictions.py::test_a_key_that_stands_twice_is_refused_by_name",),
+        ("tests/checkpoint/test_contradictions.py::test_a_key_that_stands_twice_is_refused_by_name",),
         f"{len(test_contradictions.TWICE)} documents",
     ),
     Row(
         "An index that is not its shards'",
         "Strict both ways; a tensor in two shards is refused unless the index settles it.",
         (
-            "tests/test_contradictions.py::test_an_index_that_is_not_its_shards_is_refused",
-            "tests/test_contradictions.py::test_a_tensor_in_two_shards_is_settled_by_the_index_and_by_nothing_else",
-            "tests/test_checkpoint.py",
+            "tests/checkpoint/test_contradictions.py::test_an_index_that_is_not_its_shards_is_refused",
+            "tests/checkpoint/test_contradictions.py::test_a_tensor_in_two_shards_is_settled_by_the_index_and_by_nothing_else",
+            "tests/checkpoint/test_checkpoint.py",
         ),
         f"{len(test_contradictions.DISAGREE)} disagreements",
         ("indexes",),
@@ -104,16 +108,16 @@ ROWS = (
         "Flipped content",
         "`shardload verify`, and `verify=True` in the pass of a load, hold every byte against the Hub's listing, its "
         "cache or SHA256SUMS; `--values` looks for NaN, Inf, matrices and tails of zeros.",
-        ("tests/verification/test_verify.py",),
+        ("tests/compare/verify/test_verify.py",),
         "one bit flipped in 50 places of all files: 50 caught by `verify`; in 50 places of weights: 50 refused by a load",
     ),
     Row(
         "Bombs: zip, huge header, deep JSON, 10^12 elements",
         "Counted before they are parsed, judged before anything is allocated; stored zip entries only.",
         (
-            "tests/test_bombs.py",
-            "tests/formats/test_gadgets.py::test_bombs_stay_small_and_quick",
-            "tests/formats/test_safetensors.py::test_bombs_stay_small_and_quick",
+            "tests/checkpoint/test_bombs.py",
+            "tests/checkpoint/formats/test_gadgets.py::test_bombs_stay_small_and_quick",
+            "tests/checkpoint/formats/test_safetensors.py::test_bombs_stay_small_and_quick",
         ),
         f"{len(test_bombs.BOMBS)} here and 15 weight files: each below 200 MB, interpreter included, and 5 s",
     ),
@@ -121,19 +125,19 @@ ROWS = (
         "A config that asks for any size",
         "A model over 4 times its checkpoint and over 1 GB is refused before what is missing is made, unless "
         "`allow_missing` names it; constructors that make parameters without end are ended.",
-        ("tests/test_sizes_of_shells.py",),
+        ("tests/model/test_sizes_of_shells.py",),
         "refused before any of it is in memory",
     ),
     Row(
         "A file that is no checkpoint",
         "Named for what it is (LFS pointer, HTML page, GGUF, archive, empty, …), with what to do.",
-        ("tests/formats/test_not_a_checkpoint.py",),
+        ("tests/checkpoint/formats/test_not_a_checkpoint.py",),
         f"{len(NOT_CHECKPOINTS) + len(KNOWN)} kinds of files",
     ),
     Row(
         "Chat templates",
         "Jinja2's immutable sandbox without a loader, in a process of its own, limited in time, memory and output.",
-        ("tests/chat_template/test_rendering.py",),
+        ("tests/transformers_shim/_chat_template/test_rendering.py",),
         f"{len(TEMPLATES)} hostile templates: 0 escapes, each within a second",
     ),
     Row(
@@ -148,9 +152,9 @@ ROWS = (
         "Temporary file, flush, rename, an index last; a journal to go on from. A full disk is said before it happens "
         "where it can be known.",
         (
-            "tests/test_atomic_file.py",
-            "tests/test_saving.py::test_a_save_over_another_that_is_killed_never_leaves_a_mixture",
-            "tests/test_saving.py::test_a_save_over_another_that_fails_between_two_files_leaves_the_old_one",
+            "tests/_system/test_atomic_file.py",
+            "tests/writing/test_save.py::test_a_save_over_another_that_is_killed_never_leaves_a_mixture",
+            "tests/writing/test_save.py::test_a_save_over_another_that_fails_between_two_files_leaves_the_old_one",
             "tests/writing/test_killed_writing.py",
         ),
         "killed or failed at every step: whole, old or absent, never a mixture; a disk that is really full",
@@ -158,7 +162,11 @@ ROWS = (
     Row(
         "A network that cuts, stalls, lies and refuses",
         "Retried, resumed or said, with the file's name; the cache is never left with a wrong file.",
-        ("tests/sources/test_hub_faults.py", "tests/sources/test_hub.py", "tests/test_hub_load.py"),
+        (
+            "tests/checkpoint/sources/test_hub_faults.py",
+            "tests/checkpoint/sources/test_hub.py",
+            "tests/test_hub_load.py",
+        ),
         f"{len(FAULTS)} faults × {len(PLACES)} places: every one mended or one typed error; healed, the same cache gives the "
         "right bytes",
     ),

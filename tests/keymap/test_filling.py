@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shardload import KeyMap, MismatchError, UsageError, check, fill, open_checkpoint
-from shardload.shell import build_shell
+from shardload.model.shell import build_shell
 from tests.keymap.random_maps import RandomMap, in_torch
 from tests.tiny import write_checkpoint
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shardload import KeyMap, NoInverseError, UsageError, fill, open_checkpoint, save
-from shardload.shell import build_shell
+from shardload.model.shell import build_shell
 from tests.keymap.random_maps import RandomMap
 from tests.keymap.test_filling import module_of
 from tests.tiny import write_checkpoint

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardload.checkpoint.sources import find_source
 from shardload.remote_code import load_config, resolve_class
-from shardload.sources import find_source
 
 if TYPE_CHECKING:
     from pathlib import Path

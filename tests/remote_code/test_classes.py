@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from shardload.errors import UnsupportedError, UsageError
+from shardload.model.shell import build_shell
 from shardload.remote_code import load_config, resolve_class
-from shardload.shell import build_shell
 
 from .repos import MODEL, build, tiny, write
 

@@ -90,7 +90,7 @@ def test_a_config_class_that_fails_is_an_error_with_its_line(tmp_path):
 
 
 def test_a_callers_class_with_a_config_class_gets_that(tmp_path):
-    from shardload.remote_code.shim.configuration_utils import PretrainedConfig
+    from shardload.transformers_shim.configuration_utils import PretrainedConfig
 
     class MyConfig(PretrainedConfig):
         pass

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from shardload.checkpoint.sources import find_source
 from shardload.errors import UntrustedCodeError
 from shardload.remote_code import code_files, load_config
-from shardload.sources import find_source
 from tests.hub_server import HubServer, forget_connections
 
 from .repos import AUTO_MAP, CONFIG, MODEL, build, module_of

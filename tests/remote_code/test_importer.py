@@ -13,8 +13,8 @@ import traceback
 import pytest
 import torch
 
-from shardload.construction import construction
 from shardload.errors import RemoteCodeError, UnsupportedError
+from shardload.model.meta_init import construction
 from shardload.remote_code import load_config, resolve_class
 from shardload.remote_code.process_flags import restored_flags
 
@@ -73,8 +73,8 @@ def test_transformers_is_the_shim_and_never_in_sys_modules_under_that_name(tmp_p
         tmp_path,
         "import transformers\nfrom transformers import PretrainedConfig\nimport transformers.utils as u",
     )
-    assert module.transformers.__name__ == "shardload.remote_code.shim"
-    assert module.u.__name__ == "shardload.remote_code.shim.utils"
+    assert module.transformers.__name__ == "shardload.transformers_shim"
+    assert module.u.__name__ == "shardload.transformers_shim.utils"
     assert sys.modules.get("transformers") is there_before
 
 
@@ -97,8 +97,8 @@ def test_imports_inside_functions_get_the_shim_and_the_repos_files(tmp_path):
     )
     logging, top, x = module.late()
     assert (logging.__name__, top.__name__, x) == (
-        "shardload.remote_code.shim.utils.logging",
-        "shardload.remote_code.shim",
+        "shardload.transformers_shim.utils.logging",
+        "shardload.transformers_shim",
         8,
     )
 
@@ -114,9 +114,9 @@ def test_import_module_and_find_spec_see_the_shim(tmp_path):
         "h = find_spec('no_such_package')\ni = importlib.metadata.version('torch')\nj = __import__('transformers')",
         helper_py="x = 8",
     )
-    assert module.a.__name__ == "shardload.remote_code.shim.utils"
+    assert module.a.__name__ == "shardload.transformers_shim.utils"
     assert module.b is module.j
-    assert module.c.name == module.b.__name__ == "shardload.remote_code.shim"
+    assert module.c.name == module.b.__name__ == "shardload.transformers_shim"
     assert module.d is None
     assert module.e == module.b.__version__ == "4.40.2"
     assert module.f.x == 8

@@ -168,7 +168,7 @@ def test_a_function_of_one_models_module_raises_when_it_is_called(tmp_path):
 )
 def test_a_name_is_found_wherever_releases_had_it(tmp_path, line, home):
     found = module_of(build(*tiny(tmp_path, model=f"{line}\n{MODEL}"))).found
-    assert found.__module__ == f"shardload.remote_code.shim.{home}"
+    assert found.__module__ == f"shardload.transformers_shim.{home}"
 
 
 @without

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shardload.demo import repo
+from shardload.cli.demo_repo import repo
 from shardload.remote_code.reach import contents_of
 
 REACHES = {

@@ -11,7 +11,7 @@ import torch
 import shardload
 from shardload.cli import run
 from shardload.errors import RemoteCodeError, UsageError
-from shardload.remote_code.shim.modeling_utils import PreTrainedModel
+from shardload.transformers_shim.modeling_utils import PreTrainedModel
 
 from .repos import MODEL, build, tiny
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import UnsafeError, UntrustedCodeError
 from shardload.remote_code import code_files, load_config, resolve_class
-from shardload.sources.names import is_commit
 
 from .repos import AUTO_MAP, COMMIT, CONFIG, MODEL, HubLike, build, tiny, write
 
@@ -122,7 +122,7 @@ def other_repo(tmp_path, monkeypatch):
         opened.append((where, keywords["revision"]))
         return HubLike(tmp_path / "other", repo="org/other", revision=OTHER), None
 
-    monkeypatch.setattr("shardload.sources.find_source", find_source)
+    monkeypatch.setattr("shardload.checkpoint.sources.find_source", find_source)
     auto_map = {name: f"org/other--{value}" for name, value in AUTO_MAP.items()}
     source, config = write(tmp_path / "repo", {}, {"auto_map": auto_map})
     return source, config, opened

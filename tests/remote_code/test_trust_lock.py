@@ -9,12 +9,12 @@ import pytest
 
 import shardload
 from shardload import CorruptError, NotFoundError, UnsafeError, UntrustedCodeError
+from shardload.checkpoint.sources import find_source
 from shardload.remote_code.importer import Word
 from shardload.remote_code.review import review_code
 from shardload.remote_code.trust_lock import TrustLock, lock_path
-from shardload.sources import find_source
 from tests.hub_server import HubServer, forget_connections
-from tests.remote_code.tokenizers import vocabularies
+from tests.transformers_shim.tokenizers import vocabularies
 
 from .repos import AUTO_MAP, CONFIG, MODEL, local, tiny, write
 
@@ -35,7 +35,7 @@ def approve(where, path=None, **word) -> Path:
     source, _ = find_source(where)
     path = lock_path(path)
     lock = TrustLock.read(path) if path.exists() else TrustLock(path)
-    for review in review_code(source, shardload.checkpoint.read_config(source), Word(**word)):
+    for review in review_code(source, shardload.checkpoint.checkpoint.read_config(source), Word(**word)):
         lock = lock.with_approval(review.approval())
     lock.write()
     return path
@@ -245,7 +245,7 @@ def test_code_of_another_repo_is_an_approval_of_its_own(hub, work):
     )
     lock = TrustLock(work / "shardload.lock")
     source, _ = find_source("org/weights")
-    (review,) = review_code(source, shardload.checkpoint.read_config(source))
+    (review,) = review_code(source, shardload.checkpoint.checkpoint.read_config(source))
     assert review.source.label == f"org/code@{code}"
     lock.write()
     with pytest.raises(UntrustedCodeError, match="approves no code of org/code"):

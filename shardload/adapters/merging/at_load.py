@@ -16,7 +16,7 @@ from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import read_content
 from shardload.adapters.source import open_adapter
 from shardload.errors import UnsupportedError
-from shardload.targets.target import AccountedTarget, OverlappingTarget
+from shardload.placement.target import AccountedTarget, OverlappingTarget
 
 if TYPE_CHECKING:
     import os
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shardload.adapters.adapter_report import AdapterReport
-    from shardload.shell import Shell
-    from shardload.spill import Spill
-    from shardload.targets.target import Release, Target
+    from shardload.model.shell import Shell
+    from shardload.placement.spill import Spill
+    from shardload.placement.target import Release, Target
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -131,7 +131,7 @@ class MergingTarget:
         survival, rounding = Survival(), Rounding("nearest", 0, key)
         for index, block in merged_blocks(stored, change, dtype, rounding, survival, self._workers):
             result[index] = block
-        self.rows[key] = MergedTensor.of(change, tuple(stored.shape), dtype, survival)
+        self.rows[key] = change.row(tuple(stored.shape), dtype, survival)
         return result
 
 

@@ -14,7 +14,7 @@ from shardload.adapters.layers.experts import ExpertsTerm
 from shardload.adapters.layers.linear import LinearTerm
 from shardload.adapters.layers.rows import RowsTerm
 from shardload.adapters.layers.transposed import TransposedTerm
-from shardload.adapters.merging.survival import Survival
+from shardload.adapters.merging.survival import MergedTensor, Survival
 from shardload.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -78,6 +78,12 @@ class Change:
     replacement: torch.Tensor | None = None
     adapters: int = 0
     apart: bool = False
+
+    def row(self, shape: Shape, dtype: torch.dtype, survival: Survival) -> MergedTensor:
+        """Return the report's row for the tensor once this change is merged into it."""
+        share, relative = (survival.share, survival.relative) if self.additions else (None, None)
+        name = str(dtype).removeprefix("torch.")
+        return MergedTensor(self.name, tuple(shape), name, self.adapters, share, relative)
 
 
 def merged_blocks(

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shardload.adapters.adapter import AdapterFile, ReadOptions
+    from shardload.adapters.adapter_match import AdapterMatch, LayerMatch
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.adapters.layers import Factors, LoraTerm
-    from shardload.adapters.match import AdapterMatch, LayerMatch
-    from shardload.checkpoint import Checkpoint
+    from shardload.checkpoint.checkpoint import Checkpoint
 
 Changes = dict[str, Change]
 """By the name of the base tensor."""

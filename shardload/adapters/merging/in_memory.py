@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from shardload._system.file_mapping import PrivateMappings
+from shardload._system.process_memory import size_of
 from shardload.adapters.adapter import listing
 from shardload.adapters.attach import check_unmerged, record_of
 from shardload.adapters.layers import kind_of
@@ -21,9 +23,7 @@ from shardload.adapters.merging.survival import MergedTensor, Survival, warnings
 from shardload.adapters.merging.workers import Workers
 from shardload.adapters.switch import LOCK, Choice
 from shardload.errors import CorruptError, UnsupportedError, UsageError
-from shardload.mapping import PrivateMappings
-from shardload.memory import size_of
-from shardload.origin import origin_of
+from shardload.loading.provenance import origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -245,7 +245,7 @@ def _change_all(wanted: Wanted) -> list[MergedTensor]:
                 for index, block in merged_blocks(base, change, base.dtype, rounding, survival, workers):
                     result[index] = block
                 weight.put(result)
-                rows.append(MergedTensor.of(change, tuple(base.shape), base.dtype, survival))
+                rows.append(change.row(tuple(base.shape), base.dtype, survival))
     except BaseException:
         for weight in reversed(done):
             weight.undo()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardload._system.process_memory import size_of
 from shardload.errors import printable
-from shardload.memory import size_of
-from shardload.template import group_keys
+from shardload.keys import group_keys
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter_report import AdapterReport

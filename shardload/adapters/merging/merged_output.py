@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shardload.adapters.merging.change import Change, merged_blocks, row_blocks
 from shardload.adapters.merging.rounding import Rounding, RoundingKind
 from shardload.adapters.merging.survival import MergedTensor, Survival
-from shardload.shard import CODES, DTYPES, Shard
+from shardload.checkpoint.shard import CODES, DTYPES, Shard
 from shardload.writing import (
     FileRange,
     Output,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from shardload.adapters.merging.changes import Changes
     from shardload.adapters.merging.workers import Workers
-    from shardload.checkpoint import Checkpoint
+    from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.tensor_ref import TensorRef
 
 _CASTABLE = ("F16", "BF16", "F32", "F64")
@@ -160,7 +160,7 @@ class MergedOutput:
                 rounding = Rounding(self.rounding, self.seed, ref.name)
                 for _, block in merged_blocks(base, change, dtype, rounding, survival, self.workers):
                     yield block
-                self.rows[ref.name] = MergedTensor.of(change, ref.shape, dtype, survival)
+                self.rows[ref.name] = change.row(ref.shape, dtype, survival)
             shard.release(ref)
 
 

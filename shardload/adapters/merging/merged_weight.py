@@ -13,8 +13,8 @@ from shardload.adapters.merging.change import row_blocks
 from shardload.errors import ShardloadError
 
 if TYPE_CHECKING:
-    from shardload.mapping import PrivateMappings
-    from shardload.origin import Origin
+    from shardload._system.file_mapping import PrivateMappings
+    from shardload.loading.provenance import Origin
     from shardload.tensor_ref import TensorRef
 
 

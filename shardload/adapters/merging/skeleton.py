@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from shardload.adapters.resolve import ModuleIndex
+from shardload.checkpoint.shard import DTYPES
 from shardload.errors import UnsupportedError
-from shardload.shard import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shardload.adapters.adapter import AdapterContent, LoraEntry
-    from shardload.checkpoint import Checkpoint
+    from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.tensor_ref import TensorRef
 
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from shardload.adapters.merging.change import Change
 
 ENOUGH = 0.9
 """A share below this is worth a warning."""
@@ -73,16 +70,6 @@ class MergedTensor:
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON-ready data."""
         return {**vars(self), "shape": list(self.shape)}
-
-    @classmethod
-    def of(
-        cls, change: Change, shape: tuple[int, ...], dtype: torch.dtype, survival: Survival
-    ) -> MergedTensor:
-        """Return the row of a tensor whose change has been folded in."""
-        share, relative = (survival.share, survival.relative) if change.additions else (None, None)
-        return cls(
-            change.name, tuple(shape), str(dtype).removeprefix("torch."), change.adapters, share, relative
-        )
 
     @classmethod
     def of_dict(cls, data: dict[str, Any]) -> MergedTensor:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shardload.adapters.merging.changes import Changes
-    from shardload.checkpoint import Checkpoint
+    from shardload.checkpoint.checkpoint import Checkpoint
 
 _HEADS = ("lm_head", "output_layer", "embed_out", "output", "score_head", "cls.predictions.decoder")
 _GENERATING = (

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardload._system.byte_size import parse_size
+from shardload._system.file_identity import file_identity
+from shardload._system.gc_pause import gc_paused
+from shardload._system.process_memory import PeakSampler
 from shardload.adapters.merging.beside import files_beside
 from shardload.adapters.merging.changes import Changes, changes_on_disk
 from shardload.adapters.merging.merge_report import MergeReport
@@ -16,22 +20,18 @@ from shardload.adapters.merging.survival import MergedTensor, warnings_of
 from shardload.adapters.merging.tied import has_to_be_untied
 from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import checked_options
-from shardload.byte_size import parse_size
-from shardload.checkpoint import open_checkpoint
+from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.errors import UnsupportedError
-from shardload.gc_pause import gc_paused
-from shardload.identity import file_identity
-from shardload.memory import PeakSampler
-from shardload.targets.device import parse_dtype
+from shardload.placement.device import parse_dtype
 from shardload.writing import disk_room, write_output
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from shardload._system.progress import ProgressOption
     from shardload.adapters.adapter import AdapterFile
-    from shardload.checkpoint import Checkpoint
-    from shardload.progress import ProgressOption
+    from shardload.checkpoint.checkpoint import Checkpoint
 
 _CASTABLE = ("F16", "BF16", "F32", "F64")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from shardload.worker_pool import worker_pool
+from shardload._system.worker_pool import worker_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from shardload.diagnosis.pairing.key_family import KeyFamily
-    from shardload.template import Indices
+    from shardload.keys import Indices
 
 LinkKind = Literal["rename", "transpose", "split", "cat", "stack", "unstack", "alias", "drop"]
 

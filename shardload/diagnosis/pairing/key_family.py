@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from shardload.template import split_key
+from shardload.keys import split_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from shardload.template import Indices
+    from shardload.keys import Indices
 
 Shape = tuple[int, ...]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily, Shape
-    from shardload.template import Indices
+    from shardload.keys import Indices
 
 _CLEAR = 0.05
 

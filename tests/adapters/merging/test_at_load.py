@@ -20,7 +20,7 @@ from shardload import (
     report_of,
     unmerge,
 )
-from shardload.shard import Shard
+from shardload.checkpoint.shard import Shard
 from tests.adapters import tiny
 from tests.adapters.tiny import TOKENS, Tiny
 from tests.tiny import write_checkpoint

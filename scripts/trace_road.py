@@ -1,0 +1,92 @@
+"""Print the files of the package that one operation enters: those in which a function is called.
+
+    python scripts/trace_road.py              # a table of the three operations
+    python scripts/trace_road.py --files      # and the files of each, with their functions
+
+Each operation runs twice in this process and the second run is traced, on all threads, so that imports and the
+module bodies that they run are not counted. `tests/test_road.py` holds the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+import shardload
+from shardload.cli.demo_repo import write_demo_repo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+PACKAGE = Path(shardload.__file__).parent
+
+
+def entered(operation: Callable[[], object]) -> dict[str, list[str]]:
+    """Run an operation twice; return the functions that the second run calls, by file relative to the package."""
+    operation()
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+
+    def profile(frame: FrameType, event: str, _argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(f"{PACKAGE}/"):
+            found[str(Path(code.co_filename).relative_to(PACKAGE))][code.co_qualname] = None
+
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
+        operation()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return {file: list(names) for file, names in sorted(found.items())}
+
+
+def operations(folder: Path) -> dict[str, Callable[[], object]]:
+    """Return the three operations, on small checkpoints that they find in a folder."""
+    plain = folder / "plain"
+    shardload.save(nn.Linear(4, 4, bias=False), plain)
+    (plain / "config.json").write_text('{"width": 4}')
+    remote = folder / "remote"
+    write_demo_repo(remote)
+    lora = folder / "lora"
+    make = lambda _config: nn.Sequential(nn.Linear(4, 4))  # noqa: E731
+    source = make(None)
+    shardload.attach_lora(source, r=2, alpha=4, targets=["0"])
+    shardload.save_adapter(source, lora)
+    return {
+        "from_pretrained, one Linear, the caller's class": lambda: shardload.from_pretrained(
+            plain, model_class=lambda _config: nn.Linear(4, 4, bias=False)
+        ),
+        "from_pretrained, the repo's own code": lambda: shardload.from_pretrained(
+            remote, trust_remote_code=True
+        ),
+        "load_adapter, one layer": lambda: shardload.load_adapter(make(None), lora),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--files", action="store_true", help="list the files and their functions")
+    listed = parser.parse_args().files
+    with tempfile.TemporaryDirectory() as folder:
+        for name, operation in operations(Path(folder)).items():
+            files = entered(operation)
+            lines = sum(len((PACKAGE / file).read_text().splitlines()) for file in files)
+            print(
+                f"{name:50} {len(files):3} files, {lines:6,} lines, {sum(map(len, files.values())):4} functions"
+            )
+            for file, functions in files.items() if listed else ():
+                print(f"    {file:45} {', '.join(functions)}")
+
+
+if __name__ == "__main__":
+    main()

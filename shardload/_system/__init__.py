@@ -1,0 +1,1 @@
+"""Files, memory, threads and progress. Private: only the package itself uses it."""

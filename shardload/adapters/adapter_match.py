@@ -1,0 +1,61 @@
+"""What a matched adapter is: its layers and tensors beside those of the model, and what does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shardload.adapters.adapter import LoraEntry, ReplacedEntry, RowsEntry
+    from shardload.adapters.adapter_report import AdapterFault
+    from shardload.adapters.layers import LayerKind, Reading
+    from shardload.adapters.replication import Replication
+
+
+@dataclass(frozen=True)
+class LayerMatch:
+    """A stored layer and the module of the model that it adapts; `path` is the model's.
+
+    `kind` is the module's kind of layer, `reading` how the stored tensors fit it: their term and shapes. `ties`
+    are modules tied to this one that take the same factors.
+    """
+
+    entry: LoraEntry | RowsEntry
+    path: str
+    layer: nn.Module
+    kind: LayerKind
+    reading: Reading
+    ties: tuple[nn.Module, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReplacedMatch:
+    """A stored tensor and the parameter or buffer that it replaces; `path` is its module's in the model.
+
+    `ties` are further places of the same parameter, as module and name, which the stored tensor takes too.
+    `resized`: it has another number of rows than the one in its place.
+    """
+
+    entry: ReplacedEntry
+    path: str
+    module: nn.Module
+    ties: list[tuple[nn.Module, str]] = field(default_factory=list)
+    resized: bool = False
+
+    @property
+    def name(self) -> str:
+        """The full name of the parameter or buffer in the model."""
+        return f"{self.path}.{self.entry.attribute}" if self.path else self.entry.attribute
+
+
+@dataclass
+class AdapterMatch:
+    """The plan of one attach; `faults` empty means that it can be carried out."""
+
+    layers: list[LayerMatch] = field(default_factory=list)
+    replaced: list[ReplacedMatch] = field(default_factory=list)
+    replication: Replication | None = None
+    faults: list[AdapterFault] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)

@@ -1,0 +1,272 @@
+"""Checkpoint: everything a sharded checkpoint says before a weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from shardload._system.file_identity import file_identity
+from shardload._system.gc_pause import gc_paused
+from shardload.checkpoint.formats import format_of
+from shardload.checkpoint.index import WeightFiles, find_weight_files, read_json
+from shardload.checkpoint.sources import find_source
+from shardload.errors import CorruptError, NotFoundError
+from shardload.keys import collapse
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+
+    import torch
+
+    from shardload._system.file_identity import FileIdentity
+    from shardload.checkpoint.formats.format import Format, Header
+    from shardload.checkpoint.sources.source import Source, SourceFile
+    from shardload.keymap import Derived
+    from shardload.tensor_ref import Region, TensorRef
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One weight file: its size on disk and the tensors in it (bytes)."""
+
+    name: str
+    size: int
+    tensors: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's headers: names, shapes, dtypes and places of its tensors; no weight has been read.
+
+    `tensors` maps each key to its TensorRef, in file order. `objects` are entries of pickled state dicts that
+    are no tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
+    `metadata` is the safetensors files' own. `warnings` are lines worth showing.
+    `identities` tell whether a local file is still the one whose header was read. `named` is the file that the
+    caller named himself, or None where he named a folder or a repo.
+    """
+
+    source: Source
+    format: str
+    tensors: Mapping[str, TensorRef]
+    shards: tuple[ShardInfo, ...]
+    config: dict[str, Any] | None = None
+    index: str | None = None
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    identities: Mapping[str, FileIdentity] = field(default_factory=dict, repr=False)
+    named: str | None = None
+    _mappings: WeakValueDictionary[Any, Any] = field(
+        default_factory=WeakValueDictionary, repr=False, compare=False
+    )
+
+    @property
+    def label(self) -> str:
+        """The folder, the file that was named, or `org/name@commit`."""
+        return f"{self.source.label}/{self.named}" if self.named else self.source.label
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    def read(self, name: str, region: Region | None = None) -> torch.Tensor:
+        """Return a stored tensor, or a region of it, in its stored dtype.
+
+        A whole tensor of a local file is a view of the mapped file: what is written to it shows in other views
+        of the same tensor, and never in the file. A region is a copy of its own, and reads no more than the rows
+        that hold it; of a Hub repo only those bytes are fetched. Raises NotFoundError for an unknown name.
+        """
+        from shardload.checkpoint.shard import read_tensor
+
+        try:
+            ref = self.tensors[name]
+        except KeyError:
+            raise NotFoundError(f"the checkpoint has no tensor {name!r}", where=self.label) from None
+        expected = self.identities.get(ref.shard)
+        return read_tensor(self.source.open(ref.shard), ref, region, expected, self._mappings)
+
+    def read_derived(self, tensor: Derived, *, copy: bool = False) -> torch.Tensor:
+        """Return what a key map makes of stored tensors (`KeyMap.map_headers(checkpoint.tensors)`).
+
+        A part or a transpose of a local file's tensor is a view of the mapped file; what is put together is a copy.
+        With `copy=True` nothing is mapped.
+        """
+        from shardload.checkpoint.shard import read_tensor
+        from shardload.keymap.assembly import assemble
+
+        def read(ref: TensorRef) -> torch.Tensor:
+            expected = self.identities.get(ref.shard)
+            return read_tensor(self.source.open(ref.shard), ref, None, expected, self._mappings, copy=copy)
+
+        return assemble(tensor, read)
+
+
+@gc_paused()
+def open_checkpoint(
+    where: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    allow_links: bool = False,
+) -> Checkpoint:
+    """Open a checkpoint by its headers: a folder, a checkpoint file, or `org/name[@revision]` on the Hub.
+
+    Of a Hub repo only headers and small JSON files are fetched. Symbolic links that lead out of a folder are followed
+    into the Hub cache's own blobs, and elsewhere with `allow_links=True`. Raises NotFoundError, CorruptError (a shard
+    that is no checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
+    """
+    source, only = find_source(
+        where,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+        allow_links=allow_links,
+    )
+    return read_checkpoint(source, find_weight_files(source, only=only, variant=variant), named=only)
+
+
+def read_checkpoint(source: Source, files: WeightFiles, *, named: str | None = None) -> Checkpoint:
+    """Read the headers of the given weight files and check them against their index, both ways.
+
+    `named` is the file that the caller named himself: what lies beside it need not belong to it, so a broken
+    config.json there is a warning.
+    """
+    shards = _open_shards(source, files)
+    # A file on the Hub is named by its commit and can't change.
+    identities = {file.name: file_identity(file.local_path()) for file in shards if source.is_local}
+    formats, headers = _read_headers(shards, remote=source.revision is not None)
+    tensors = _merge(source, files, headers)
+    warnings = list(getattr(source, "warnings", ()))
+    config, doubts = _config_beside(source, named)
+    warnings += doubts
+    stored = sum(ref.nbytes for ref in tensors.values())
+    if files.total_size is not None and files.total_size != stored:
+        # ChatGLM-6B v1.1 was published so: the figure is for people, the headers decide.
+        warnings.append(
+            f"{files.index} says total_size {files.total_size:,}; the shards hold {stored:,} bytes"
+        )
+    return Checkpoint(
+        source=source,
+        format=" + ".join(dict.fromkeys(fmt.name for fmt in formats)),
+        tensors=MappingProxyType(tensors),
+        shards=tuple(
+            ShardInfo(file.name, file.size, len(header.tensors), sum(ref.nbytes for ref in header.tensors))
+            for file, header in zip(shards, headers, strict=True)
+        ),
+        config=config,
+        index=files.index,
+        objects={key: value for header in headers for key, value in header.objects.items()},
+        metadata={key: value for header in headers for key, value in header.metadata.items()},
+        versions={path: entry for header in headers for path, entry in header.versions.items()},
+        warnings=tuple(warnings + _envelopes(files.shards, headers)),
+        identities=identities,
+        named=named,
+    )
+
+
+def _open_shards(source: Source, files: WeightFiles) -> list[SourceFile]:
+    """Open every shard. An unsafe name is refused by the source; absent ones are named together."""
+    opened: list[SourceFile] = []
+    missing: list[str] = []
+    for name in files.shards:
+        try:
+            opened.append(source.open(name))
+        except NotFoundError:
+            missing.append(name)
+    if missing:
+        by = f" (named by {files.index})" if files.index else ""
+        raise NotFoundError(
+            f"{len(missing)} of {len(files.shards)} shards are missing",
+            where=f"{source.label}: {', '.join(missing[:8])}{by}",
+            cure="fetch the missing files, or correct the index",
+        )
+    return opened
+
+
+def _read_headers(shards: list[SourceFile], *, remote: bool) -> tuple[list[Format], list[Header]]:
+    def read(file: SourceFile) -> tuple[Format, Header]:
+        fmt = format_of(file)
+        return fmt, fmt.read_header(file)
+
+    if remote:
+        from concurrent.futures import ThreadPoolExecutor
+
+        # Over the network the time is latency: a few headers at once.
+        with ThreadPoolExecutor(8) as pool:
+            pairs = list(pool.map(read, shards))
+    else:
+        pairs = [read(file) for file in shards]
+    return [fmt for fmt, _ in pairs], [header for _, header in pairs]
+
+
+def _merge(source: Source, files: WeightFiles, headers: Iterable[Header]) -> dict[str, TensorRef]:
+    """Return {key: ref} over all shards. Raises CorruptError where shards and index disagree, either way."""
+    found: dict[str, TensorRef] = {}
+    entries: dict[str, str] = {}
+    faults: list[str] = []
+    for shard, header in zip(files.shards, headers, strict=True):
+        for ref in header.tensors:
+            owner = files.weight_map.get(ref.name, found[ref.name].shard if ref.name in found else shard)
+            if ref.name in found and not files.weight_map:
+                faults.append(f"{ref.name} stands in {found[ref.name].shard} and in {shard}")
+            elif owner == shard:
+                found[ref.name] = ref
+        entries |= dict.fromkeys((ref.name for ref in header.tensors), shard)
+        entries |= dict.fromkeys(header.objects, shard)
+    if files.weight_map:
+        absent = [key for key in files.weight_map if key not in found and key not in entries]
+        misplaced = [key for key in files.weight_map if key not in found and key in entries]
+        unlisted = [key for key in entries if key not in files.weight_map]
+        faults += [f"in the index, in no shard: {pattern}" for pattern in collapse(absent)]
+        faults += [f"not in the shard that the index names: {pattern}" for pattern in collapse(misplaced)]
+        faults += [f"in a shard, not in the index: {pattern}" for pattern in collapse(unlisted)]
+    if faults:
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise CorruptError(
+            f"the shards and {files.index or 'each other'} disagree in {len(faults)} places",
+            where=f"{source.label}: " + "; ".join(faults[:8]) + more,
+            cure="fetch index and shards of one revision again",
+        )
+    if not found:
+        raise CorruptError("the checkpoint holds no tensor", where=source.label)
+    return found
+
+
+def _config_beside(source: Source, named: str | None) -> tuple[dict[str, Any] | None, list[str]]:
+    try:
+        return read_config(source), []
+    except CorruptError as error:
+        if named is None:
+            raise
+        return None, [f"config.json beside {named} is not used: {error.what}"]
+
+
+def read_config(source: Source) -> dict[str, Any] | None:
+    """Return a repo's config.json, or None where there is none. Raises CorruptError for text that is no JSON object."""
+    if "config.json" not in source.names():
+        return None
+    config = read_json(source, "config.json")
+    if not isinstance(config, dict):
+        raise CorruptError("config.json holds no object", where=source.label)
+    return config
+
+
+def _envelopes(shards: tuple[str, ...], headers: Iterable[Header]) -> list[str]:
+    lines = []
+    for shard, header in zip(shards, headers, strict=True):
+        if header.envelope:
+            left = f"; left aside: {', '.join(header.discarded)}" if header.discarded else ""
+            lines.append(f"{shard}: the state dict was found under {'.'.join(header.envelope)!r}{left}")
+    return lines

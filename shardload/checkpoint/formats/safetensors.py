@@ -1,0 +1,212 @@
+"""The safetensors format: eight bytes of length, a JSON header, then the tensors without a gap."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from shardload._system.gc_pause import gc_paused
+from shardload.checkpoint.formats.format import Header
+from shardload.checkpoint.formats.text import REFETCH, quote
+from shardload.errors import CorruptError, UnsupportedError
+from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from shardload.checkpoint.sources.source import SourceFile
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
+MAX_PARSED_BYTES = 180_000_000
+_FIRST_READ = 1 << 16  # many headers are shorter: one request over a network
+_MAX_DIM = 2**63 - 1
+# torch's complex128 has a code for the sake of pickles; the format has no such dtype.
+_DTYPE_BITS = {code: bits for code, bits in DTYPE_BITS.items() if code != "C128"}
+
+
+class SafetensorsFormat:
+    """Reads the header of a `.safetensors` file.
+
+    What is accepted here is accepted by the safetensors library with the same names, shapes, dtypes and
+    offsets. Refused besides: duplicate keys, leading spaces, unknown fields, dimensions above 2^63-1.
+    90,000 tensors take 0.4 s on one core, half of it the JSON.
+    """
+
+    name = "safetensors"
+
+    def matches(self, head: bytes) -> bool:
+        """Whether `head` is a length below 2^40 followed by an opening brace."""
+        return head[5:9] == b"\0\0\0{"
+
+    @gc_paused()
+    def read_header(self, file: SourceFile) -> Header:
+        """Read and judge the header. Raises CorruptError, or UnsupportedError for one too large to parse."""
+        raw = _read_json(file)
+        tree = _parse(raw, file.name)
+        metadata = _metadata(tree.pop("__metadata__", {}), file.name)
+        start = 8 + len(raw)
+        tensors = tuple(_tensor(name, entry, file.name, start) for name, entry in tree.items())
+        _check_layout(tensors, start, file)
+        return Header(tensors=tensors, metadata=metadata)
+
+
+def _corrupt(what: str, where: str) -> CorruptError:
+    return CorruptError(f"not a valid safetensors header: {what}", where=where, cure=REFETCH)
+
+
+def _read_json(file: SourceFile) -> bytes:
+    first = file.read_at(0, _FIRST_READ)
+    if len(first) < 8:
+        raise _corrupt(f"the file has {len(first)} bytes, its length field alone takes 8", file.name)
+    length = int.from_bytes(first[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise _corrupt(f"it claims {length:,} bytes, the limit is {MAX_HEADER_BYTES:,}", file.name)
+    if length < 2:
+        raise _corrupt(f"it claims {length} bytes, even an empty one takes 2", file.name)
+    # A long header is read anew, not joined to its beginning: two of 100 MB would be in memory at once.
+    raw = first[8 : 8 + length] if 8 + length <= len(first) else file.read_at(8, length)
+    if len(raw) < length:
+        missing = length - len(raw)
+        raise _corrupt(f"it claims {length:,} bytes, the file ends {missing:,} bytes too early", file.name)
+    return raw
+
+
+def _parse(raw: bytes, where: str) -> dict[str, Any]:
+    if raw[:1] != b"{":
+        raise _corrupt(f"it must start with '{{', it starts with {raw[:8]!r}", where)
+    _refuse_bomb(raw, where)
+    try:
+        text = raw.decode()
+        tree = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_int_of(raw)
+        )
+    except RecursionError:
+        raise _corrupt("it is nested too deeply", where) from None
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise _corrupt(str(error), where) from None
+    if b"\\u" in raw and not _is_unicode(tree):
+        raise _corrupt("a string holds half of a surrogate pair", where)
+    assert isinstance(tree, dict)  # it starts with a brace
+    return tree
+
+
+def _refuse_bomb(raw: bytes, where: str) -> None:
+    """Refuse a header whose JSON would take too much memory: 100 MB of brackets become 3 GB of lists.
+
+    The estimate is 70 MB for 100,000 tensors. Counting takes 0.1 s for 100 MB.
+    """
+    text = len(raw) if raw.isascii() else 4 * len(raw)
+    estimate = len(raw) + text + 80 * (raw.count(b"[") + raw.count(b"{")) + 40 * raw.count(b",")
+    if estimate > MAX_PARSED_BYTES:
+        raise UnsupportedError(
+            f"the safetensors header would take about {estimate // 1_000_000:,} MB to parse, "
+            f"the limit is {MAX_PARSED_BYTES // 1_000_000} MB",
+            where=where,
+            cure="split the checkpoint into more shards",
+        )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {quote(key)} is there twice")
+            seen.add(key)
+    return tree
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _int_of(raw: bytes) -> Any:
+    """Return what parses integers: "-0" is a float to the format's own reader, and 0 to Python."""
+    return _nonnegative if b"-0" in raw else int
+
+
+def _nonnegative(text: str) -> int:
+    if text.startswith("-"):
+        raise ValueError(f"{text[:20]} is negative")
+    return int(text)
+
+
+def _is_unicode(tree: dict[str, Any]) -> bool:
+    strings: list[Any] = [*tree]
+    metadata = tree.get("__metadata__")
+    if isinstance(metadata, dict):
+        strings += [*metadata, *metadata.values()]
+    try:
+        for text in strings:
+            if isinstance(text, str):
+                text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _metadata(entry: Any, where: str) -> dict[str, str]:
+    if type(entry) is not dict or not all(type(value) is str for value in entry.values()):
+        raise _corrupt("__metadata__ must map strings to strings", where)
+    return entry
+
+
+def _tensor(name: str, entry: Any, shard: str, start: int) -> TensorRef:
+    try:
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (KeyError, TypeError):
+        entry = {}
+    if len(entry) != 3:
+        raise _corrupt("a tensor has exactly dtype, shape and data_offsets", f"{shard}: {quote(name)}")
+    bits = _DTYPE_BITS.get(dtype) if type(dtype) is str else None
+    if bits is None:
+        raise _corrupt(f"unknown dtype {quote(dtype)}", f"{shard}: {quote(name)}")
+    if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
+        raise _corrupt("shape must be a list, data_offsets a list of two", f"{shard}: {quote(name)}")
+    numel = 1
+    for dim in shape:
+        if type(dim) is not int or dim < 0:
+            raise _corrupt(f"{quote(dim)} in the shape is not a whole number >= 0", f"{shard}: {quote(name)}")
+        numel *= dim
+        # Judged at each step: a later 0 must not hide an overflow from us that other readers stumble over.
+        if dim > _MAX_DIM or numel > _MAX_DIM:
+            raise _corrupt(
+                f"the shape {quote(shape)} has more than 2^63-1 elements", f"{shard}: {quote(name)}"
+            )
+    begin, end = offsets
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+        raise _corrupt(f"data_offsets {quote(offsets)} are not a span", f"{shard}: {quote(name)}")
+    if numel * bits != 8 * (end - begin):
+        raise _corrupt(
+            f"{dtype} of shape {shape} takes {numel * bits / 8:,} bytes, "
+            f"data_offsets give it {end - begin:,}",
+            f"{shard}: {quote(name)}",
+        )
+    return TensorRef(name, dtype, tuple(shape), shard, Span(start + begin, start + end))
+
+
+def _check_layout(tensors: tuple[TensorRef, ...], start: int, file: SourceFile) -> None:
+    """Hold that the tensors fill the rest of the file: no hole, no overlap, no byte too few or too many."""
+    reached = start
+    for ref in sorted(tensors, key=lambda ref: ref.span):
+        if ref.span.start != reached:
+            kind = "overlaps the tensor before it" if ref.span.start < reached else "leaves a hole before it"
+            raise _corrupt(
+                f"the span {ref.span.start - start:,}-{ref.span.stop - start:,} {kind}, which ends at "
+                f"{reached - start:,}",
+                f"{file.name}: {quote(ref.name)}",
+            )
+        reached = ref.span.stop
+    if file.size < reached:
+        raise CorruptError(
+            f"the file is truncated: {reached - file.size:,} bytes are missing",
+            where=f"{file.name}: has {file.size:,} bytes, its header describes {reached:,}",
+            cure=REFETCH,
+        )
+    if file.size > reached:
+        raise CorruptError(
+            f"{file.size - reached:,} bytes lie beyond the last tensor",
+            where=f"{file.name}: has {file.size:,} bytes, its header describes {reached:,}",
+            cure=REFETCH,
+        )

@@ -1,0 +1,250 @@
+"""Finds the state dict in what a torch pickle describes, and turns its tensors into TensorRefs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from shardload.checkpoint.formats.format import Header
+from shardload.checkpoint.formats.text import REFETCH, RESAVE, quote
+from shardload.checkpoint.formats.torch_globals import PickledDict, PickledTensor, Unreadable
+from shardload.errors import CorruptError, UnsupportedError
+from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardload.checkpoint.formats.torch_globals import Storage
+
+ENVELOPE_KEYS = ("state_dict", "model_state_dict", "model", "module")
+_DEEPEST_ENVELOPE = 3
+_MAX_TENSORS = 200_000
+_MAX_DIMS = 64  # torch's own limit for most operations
+_MAX_INT64 = 2**63 - 1
+_SHOWN = 5
+_LISTED = 50
+# A pickle may hold one list in itself a thousand times over; its tree is what is counted.
+_MAX_NODES = 300_000
+_MAX_DEPTH = 50
+
+
+class Block(NamedTuple):
+    """The bytes of one storage: its first byte in the file, and how many there are."""
+
+    start: int
+    nbytes: int
+
+
+def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Header:
+    """Return the header of a pickle whose top object is `top`.
+
+    `locate` finds the bytes of a storage. Raises UnsupportedError for what is no state dict or holds tensors
+    that no TensorRef describes (all of them named at once), CorruptError for a tensor outside its storage.
+    """
+    state, envelope, discarded = _open_envelope(top, shard)
+    if len(state) > _MAX_TENSORS:
+        raise UnsupportedError(
+            f"a state dict of {len(state):,} entries in one file, the limit is {_MAX_TENSORS:,}",
+            where=shard,
+            cure=f"split it into shards, or {RESAVE}",
+        )
+    tensors: list[TensorRef] = []
+    objects: dict[str, Any] = {}
+    unreadable: list[str] = []
+    faults = 0
+    budget = [_MAX_NODES]
+    for key, value in state.items():
+        if type(key) is not str:
+            raise _unsupported(f"a state dict with a {type(key).__name__} as a key", f"{shard}: {quote(key)}")
+        if type(value) is PickledTensor:
+            tensors.append(_tensor(key, value, shard, locate))
+            continue
+        try:
+            objects[key] = _plain(value, budget)
+        except _NotPlainError as error:
+            faults += 1
+            if faults <= _SHOWN:
+                verb = "is" if type(value) is Unreadable else "holds"
+                unreadable.append(f"{quote(key)} {verb} {error}")
+    if faults:
+        more = f"; and {faults - _SHOWN:,} more" if faults > _SHOWN else ""
+        raise UnsupportedError(
+            f"entries of the state dict can't be loaded: {'; '.join(unreadable)}{more}",
+            where=shard,
+            cure="save them as plain dense tensors",
+        )
+    versions = _versions(state, shard, budget)
+    return Header(tuple(tensors), {}, objects, versions, envelope, discarded)
+
+
+def _unsupported(what: str, where: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the checkpoint is {what}", where=where, cure="save model.state_dict(): a dict of names to tensors"
+    )
+
+
+# The envelope -------------------------------------------------------------------------------------------------
+
+
+def _open_envelope(top: Any, shard: str) -> tuple[dict[Any, Any], tuple[str, ...], tuple[str, ...]]:
+    """Return the state dict, the keys that lead to it, and what lay beside it."""
+    path: list[str] = []
+    discarded: list[str] = []
+    state = top
+    _refuse_others(state, shard)
+    while (inner := _inner(state, shard, _DEEPEST_ENVELOPE - len(path))) is not None:
+        beside = [key for key in state if key != inner]
+        discarded += [".".join([*path, _shown(key)]) for key in beside[:_LISTED]]
+        if len(beside) > _LISTED:
+            discarded.append(f"and {len(beside) - _LISTED:,} more")
+        path.append(inner)
+        state = state[inner]
+        _refuse_others(state, shard)
+    if not _tensors(state):
+        _refuse_empty(state, shard)
+    return state, tuple(path), tuple(discarded)
+
+
+def _shown(key: Any) -> str:
+    return key if type(key) is str and key.isprintable() and len(key) <= 120 else quote(key)
+
+
+def _is_dict(value: Any) -> bool:
+    return type(value) is dict or type(value) is PickledDict
+
+
+def _tensors(state: dict[Any, Any]) -> int:
+    return sum(type(value) is PickledTensor or type(value) is Unreadable for value in state.values())
+
+
+def _inner(state: dict[Any, Any], shard: str, depth: int) -> str | None:
+    """Return the key of the envelope that leads to more tensors than lie here, or None."""
+    here = sum(type(value) is PickledTensor for value in state.values())
+    found = [key for key in ENVELOPE_KEYS if key in state and _reach(state[key], depth) > here]
+    if len(found) > 1:
+        raise _unsupported(f"an envelope of several state dicts: {', '.join(found)}", shard)
+    return found[0] if found else None
+
+
+def _reach(value: Any, depth: int) -> int:
+    """Return the most tensors that one dict holds, `value` or one in an envelope inside it."""
+    if not _is_dict(value) or depth < 1:
+        return 0
+    return max(_tensors(value), *(_reach(value.get(key), depth - 1) for key in ENVELOPE_KEYS))
+
+
+def _refuse_others(state: Any, shard: str) -> None:
+    if type(state) is PickledTensor or type(state) is Unreadable:
+        raise _unsupported("a single tensor, not a state dict", shard)
+    if not _is_dict(state):
+        raise _unsupported(f"a {type(state).__name__}, not a state dict", shard)
+    if {"state", "param_groups"} <= state.keys() and not _tensors(state):
+        raise UnsupportedError(
+            "the file is the state of an optimizer, not of a model",
+            where=shard,
+            cure="pass the checkpoint that lies beside it (pytorch_model.bin, model.safetensors)",
+        )
+
+
+def _refuse_empty(state: dict[Any, Any], shard: str) -> None:
+    holders = [quote(key) for key, value in state.items() if _is_dict(value) and _tensors(value)]
+    if holders:
+        names = ", ".join(holders[:_SHOWN]) + ("..." if len(holders) > _SHOWN else "")
+        raise _unsupported(
+            f"a dict whose tensors lie under {names}; which is the model's is not known", shard
+        )
+
+
+# Tensors ------------------------------------------------------------------------------------------------------
+
+
+def _tensor(name: str, tensor: PickledTensor, shard: str, locate: Callable[[Storage], Block]) -> TensorRef:
+    block = locate(tensor.storage)
+    item = DTYPE_BITS[tensor.code] // 8
+    shape, strides = tensor.shape, tensor.strides
+    numel, last, packed, contiguous = 1, tensor.offset, 1, True
+    if len(shape) > _MAX_DIMS:
+        raise _outside(name, tensor, block, shard)
+    for dim, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if type(dim) is not int or type(stride) is not int or dim < 0 or stride < 0:
+            raise _outside(name, tensor, block, shard)
+        numel *= dim
+        last += (dim - 1) * stride
+        if dim != 1:
+            contiguous = contiguous and stride == packed
+            packed *= dim
+        if max(dim, stride, numel * item) > _MAX_INT64:
+            raise _outside(name, tensor, block, shard)
+    if numel == 0:
+        if tensor.offset < 0:
+            raise _outside(name, tensor, block, shard)
+        return TensorRef(name, tensor.code, shape, shard, Span(block.start, block.start))
+    if tensor.offset < 0 or (last + 1) * item > block.nbytes:
+        raise _outside(name, tensor, block, shard)
+    span = Span(block.start + tensor.offset * item, block.start + (last + 1) * item)
+    return TensorRef(name, tensor.code, shape, shard, span, None if contiguous else strides)
+
+
+def _outside(name: str, tensor: PickledTensor, block: Block, shard: str) -> CorruptError:
+    return CorruptError(
+        f"the tensor {quote(name)} does not lie inside its storage: shape {quote(tensor.shape)}, strides "
+        f"{quote(tensor.strides)}, offset {quote(tensor.offset)} of {tensor.code} in {block.nbytes:,} bytes",
+        where=f"{shard}: {quote(name)}",
+        cure=REFETCH,
+    )
+
+
+# Everything else ----------------------------------------------------------------------------------------------
+
+
+class _NotPlainError(Exception):
+    """An object that is not plain Python data; the message says what it is."""
+
+
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
+
+
+def _plain(value: Any, budget: list[int], depth: int = 0) -> Any:
+    """Return a copy made of plain dicts, lists, tuples, sets and scalars; budget[0] nodes are left."""
+    budget[0] -= 1
+    if budget[0] < 0 or depth > _MAX_DEPTH:
+        raise _NotPlainError("more, or more deeply nested, objects than a state dict has")
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is set or kind is Counter:
+        budget[0] -= len(value)
+        return value
+    if kind is list:
+        return [_plain(item, budget, depth + 1) for item in value]
+    if kind is tuple:
+        return tuple(_plain(item, budget, depth + 1) for item in value)
+    if _is_dict(value):
+        return {key: _plain(item, budget, depth + 1) for key, item in value.items()}
+    if kind is Unreadable:
+        raise _NotPlainError(value.kind)
+    raise _NotPlainError(
+        "a tensor in a nested entry" if kind is PickledTensor else f"{_name(value)}, no tensor"
+    )
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "name", f"a {type(value).__name__}"))
+
+
+def _versions(state: dict[Any, Any], shard: str, budget: list[int]) -> dict[str, dict[str, Any]]:
+    metadata = state.metadata if type(state) is PickledDict else None
+    if metadata is None:
+        return {}
+    try:
+        versions = _plain(metadata, budget)
+    except _NotPlainError as error:
+        raise UnsupportedError(
+            f"the _metadata of the state dict holds {error}", where=shard, cure=f"remove it, or {RESAVE}"
+        ) from None
+    if not all(type(path) is str and type(entry) is dict for path, entry in versions.items()):
+        raise CorruptError(
+            "the _metadata of the state dict does not map modules to dicts", where=shard, cure=REFETCH
+        )
+    result: dict[str, dict[str, Any]] = versions
+    return result

@@ -1,0 +1,165 @@
+"""Which files hold a checkpoint's weights, and what the index says about them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import CorruptError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardload.checkpoint.sources.source import Source
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_INDEX_SUFFIX = ".index.json"
+_NUMBERED = re.compile(r"(?P<stem>.*?)[-_]?(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>\..*)")
+_NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+_LARGEST_JSON = 64 * 2**20  # bytes; the index of 92,000 tensors has 9 MB
+_MOST_PARSED = 180_000_000  # bytes of memory
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files of one checkpoint: `shards` in reading order, and the index that names them, if there is one."""
+
+    shards: tuple[str, ...]
+    index: str | None = None
+    weight_map: dict[str, str] = field(default_factory=dict)
+    total_size: int | None = None
+
+
+def find_weight_files(source: Source, *, only: str | None = None, variant: str | None = None) -> WeightFiles:
+    """Choose the weight files of a source: safetensors before .bin, an index before a single file.
+
+    `only` is a file that the caller named himself (a weight file or an index). `variant` picks
+    `model.<variant>.safetensors` as on the Hub. Raises NotFoundError, UsageError or CorruptError.
+    """
+    if only is not None:
+        return _read_index(source, only) if only.endswith(_INDEX_SUFFIX) else WeightFiles((only,))
+    names = source.names()
+    present = set(names)
+    for candidate in _usual_names(variant):
+        if candidate in present:
+            return (
+                _read_index(source, candidate) if candidate.endswith(".json") else WeightFiles((candidate,))
+            )
+    if variant is not None:
+        raise NotFoundError(
+            f"{source.label} has no weights of variant {variant!r}",
+            where=", ".join(name for name in names if name.endswith(_WEIGHT_SUFFIXES))
+            or "no weight files at all",
+        )
+    return _unusual_names(source, names)
+
+
+def _usual_names(variant: str | None) -> list[str]:
+    dot = f".{variant}" if variant else ""
+    names = []
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        names += [f"{stem}.{suffix}.index{dot}.json", f"{stem}{dot}.{suffix}"]
+    return [*names, "adapter_model.safetensors", "adapter_model.bin"]
+
+
+def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
+    """Accept other names when they leave no doubt: one index, one numbered set, or one single file."""
+    top = [name for name in names if "/" not in name]
+    for suffix in _WEIGHT_SUFFIXES:
+        indexes = [name for name in top if name.endswith(suffix + _INDEX_SUFFIX)]
+        if len(indexes) == 1:
+            return _read_index(source, indexes[0])
+        files = [name for name in top if name.endswith(suffix) and not name.startswith(_NOT_WEIGHTS)]
+        if len(files) == 1 and not _NUMBERED.fullmatch(files[0]):
+            return WeightFiles((files[0],))
+        if files:
+            return WeightFiles(_numbered_set(source, files))
+    raise NotFoundError(
+        f"{source.label} holds no checkpoint",
+        where=f"no *.safetensors, *.bin, *.pth or *.pt among its {len(names)} files",
+        cure="pass the folder, the repo or the file that holds the weights (subfolder= for a folder inside a repo)",
+    )
+
+
+def _numbered_set(source: Source, files: list[str]) -> tuple[str, ...]:
+    """Return `x-00001-of-00007` … as shards when the set is whole; without an index their headers stand for it."""
+    matches = [_NUMBERED.fullmatch(name) for name in files]
+    sets = {(m["stem"], m["total"], m["rest"]) for m in matches if m}
+    if len(sets) != 1 or not all(matches):
+        raise UsageError(
+            f"{source.label} holds several weight files and no index that orders them",
+            where=", ".join(files[:8]),
+            cure="pass the file you mean",
+        )
+    total = int(next(iter(sets))[1])
+    have = {int(m["number"]) for m in matches if m}
+    lacking = sorted(set(range(1, total + 1)) - have)
+    if lacking:
+        raise NotFoundError(
+            f"{len(lacking)} of {total} shards are missing",
+            where=f"{source.label}: numbers {', '.join(map(str, lacking[:20]))}",
+            cure="fetch the missing files",
+        )
+    return tuple(sorted(files))
+
+
+def read_json(source: Source, name: str) -> Any:
+    """Return the JSON document `name` of a source.
+
+    Raises CorruptError for text that is no JSON, an object with a key twice, a file over 64 MB, and for one whose
+    parsing would take over 180 MB of memory: a few MB of brackets become as many lists.
+    """
+    file = source.open(name)
+    if file.size > _LARGEST_JSON:
+        raise CorruptError(f"{name} is {file.size:,} bytes: too large for a JSON file", where=source.label)
+    raw = file.read_at(0, file.size)
+    refuse_json_bomb(raw, name, source.label)
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=distinct_keys)
+    except (ValueError, RecursionError) as error:
+        cure = "fetch the file again"
+        if file.read_at(0, 40).startswith(b"version https://git-lfs"):
+            cure = "it is a Git-LFS pointer: run `git lfs pull` in the folder"
+        raise CorruptError(f"{name} is no valid JSON: {error}", where=source.label, cure=cure) from error
+
+
+def refuse_json_bomb(raw: bytes, name: str, where: str) -> None:
+    """Raise CorruptError for JSON that would take over 180 MB to parse, by counting; an entry takes 350 bytes."""
+    text = len(raw) if raw.isascii() else 4 * len(raw)
+    estimate = len(raw) + text + 80 * (raw.count(b"[") + raw.count(b"{")) + 350 * raw.count(b",")
+    if estimate > _MOST_PARSED:
+        raise CorruptError(
+            f"{name} would take about {estimate // 1_000_000:,} MB to parse: no document of a checkpoint does",
+            where=where,
+            cure="fetch the file again",
+        )
+
+
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, for `object_pairs_hook`. Raises ValueError for a key that stands twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise ValueError(f"the key {twice[0]!r} stands twice")
+    return found
+
+
+def _read_index(source: Source, name: str) -> WeightFiles:
+    document = read_json(source, name)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptError("the index has no weight_map", where=f"{source.label}: {name}")
+    if not all(isinstance(value, str) for value in weight_map.values()):
+        raise CorruptError(
+            "the index's weight_map holds a file name that is no text", where=f"{source.label}: {name}"
+        )
+    folder = name.rpartition("/")[0]
+    if folder:
+        weight_map = {key: f"{folder}/{value}" for key, value in weight_map.items()}
+    shards = tuple(dict.fromkeys(weight_map.values()))
+    metadata = document.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return WeightFiles(tuple(sorted(shards)), name, weight_map, total if isinstance(total, int) else None)

@@ -1,0 +1,268 @@
+"""One local weight file, opened for its bytes: mapped (zero copy) or read (a copy)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import torch
+
+from shardload._system.file_identity import FileIdentity, file_identity
+from shardload._system.file_mapping import Buffer, forget_pages, map_file
+from shardload.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from shardload._system.read_ahead import ReadAhead
+    from shardload.checkpoint.sources.source import SourceFile
+    from shardload.keymap import Derived
+
+DTYPES: dict[str, torch.dtype] = {
+    code: getattr(torch, name) for code, name in TORCH_NAMES.items() if hasattr(torch, name)
+}
+"""torch's dtype for each dtype code that it can hold."""
+
+CODES: dict[torch.dtype, str] = {dtype: code for code, dtype in DTYPES.items()}
+
+Mappings = WeakValueDictionary[tuple[str, FileIdentity], Buffer]
+"""Mappings in use, by the file that they map."""
+
+
+class Shard:
+    """A weight file of this disk; `tensor(ref)` gives its tensors.
+
+    With `copy=False` tensors are views of a private mapping: no anonymous memory until they are written to,
+    and the file never changes. With `copy=True` each is read into memory of its own. The mapping lives as long
+    as a tensor of it does. Raises CorruptError when the file changed while it was open, or is not the one that
+    `expected` tells.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        copy: bool = False,
+        expected: FileIdentity | None = None,
+        mappings: Mappings | None = None,
+    ) -> None:
+        self.path = path
+        self.copy = copy
+        self._expected = expected
+        self._mappings = mappings
+        self._map: Buffer | None = None
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise NotFoundError(
+                f"{self.path.name} can't be opened: {error.strerror}", where=str(self.path)
+            ) from error
+        try:
+            self._opened = file_identity(self._descriptor)
+            self._check_expected()
+            if not self.copy and self._opened[1] > 0:
+                self._map = self._mapping()
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        closed = file_identity(self._descriptor)
+        os.close(self._descriptor)
+        self._map = None
+        if error is None and closed != self._opened:
+            raise self._changed("while it was being loaded")
+
+    def _mapping(self) -> Buffer:
+        """Map the file, or take a mapping of the same file that is still in use: each takes address space."""
+        if self._mappings is None:
+            return self._new_mapping()
+        key = str(self.path), self._opened
+        found = self._mappings.get(key)
+        if found is None:
+            found = self._mappings[key] = self._new_mapping()
+        return found
+
+    def _new_mapping(self) -> Buffer:
+        try:
+            return map_file(self._descriptor, self._opened[1])
+        except (OSError, ValueError) as error:
+            raise UnsupportedError(
+                f"{self.path.name} can't be mapped: {error}",
+                where=str(self.path),
+                cure="pass copy=True to read it instead",
+            ) from error
+
+    def _check_expected(self) -> None:
+        # A file that is shorter now says so itself, by the first tensor that it lacks.
+        if self._expected not in (None, self._opened) and self._opened[1] >= self._expected[1]:
+            raise self._changed("since its header was read")
+
+    def _changed(self, when: str) -> CorruptError:
+        return CorruptError(
+            f"{self.path.name} was changed {when}",
+            where=str(self.path),
+            cure="open it again when nothing writes to it",
+        )
+
+    def read_ahead(self, ahead: ReadAhead) -> None:
+        """Let the kernel read the file meanwhile, where it is cold and there is room."""
+        if self._map is not None:
+            ahead.begin(self._descriptor, self._map)
+
+    def tensor(self, ref: TensorRef) -> torch.Tensor:
+        """Return the stored tensor, in its stored dtype, with a storage of its own extent."""
+        dtype = torch_dtype(ref)
+        start, stop = ref.span
+        if start == stop:
+            return torch.empty(ref.shape, dtype=dtype, device="cpu")
+        if stop > self._opened[1]:
+            raise CorruptError(
+                f"{self.path.name} ends before {ref.name!r}",
+                where=f"{self.path}: {self._opened[1]:,} bytes, the tensor ends at {stop:,}",
+                cure="fetch the file again",
+            )
+        itemsize = dtype.itemsize
+        if self._map is None or start % itemsize:
+            # An unaligned tensor is copied: torch's kernels may count on alignment.
+            flat = _read(self._descriptor, start, stop - start, dtype)
+        else:
+            count = (stop - start) // itemsize
+            flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
+        return flat.view(ref.shape) if ref.strides is None else flat.as_strided(ref.shape, ref.strides)
+
+    def release(self, ref: TensorRef, first: int = 0, stop: int | None = None) -> None:
+        """Let go of the pages that hold these bytes of `ref` alone; they are read again if they are wanted."""
+        if self._map is not None:
+            end = ref.span.stop if stop is None else ref.span.start + stop
+            forget_pages(self._map, ref.span.start + first, end)
+
+
+def torch_dtype(ref: Derived) -> torch.dtype:
+    """Return torch's dtype of a stored tensor. Raises UnsupportedError where this torch has none."""
+    try:
+        return DTYPES[ref.dtype]
+    except KeyError:
+        raise UnsupportedError(
+            f"this torch has no dtype for {ref.dtype}",
+            where=f"{ref.shard}: {ref.name}",
+            cure="use a newer torch",
+        ) from None
+
+
+def read_tensor(
+    file: SourceFile,
+    ref: TensorRef,
+    region: Region | None,
+    expected: FileIdentity | None = None,
+    mappings: Mappings | None = None,
+    *,
+    copy: bool = False,
+) -> torch.Tensor:
+    """Return one tensor of a file, or a region of it: see `Checkpoint.read`."""
+    if region is None:
+        with Shard(file.local_path(), copy=copy, expected=expected, mappings=mappings) as shard:
+            return shard.tensor(ref)
+    _check_region(region, ref)
+    dtype = torch_dtype(ref)
+    if ref.strides is not None or not ref.shape or not region:
+        return read_tensor(file, ref, None, expected, mappings)[region].clone()
+    first, *rest = region
+    rows = range(*first.indices(ref.shape[0]))
+    if not rows:
+        return torch.empty(ref.shape, dtype=dtype, device="cpu")[region].clone()
+    if (columns := _columns(file, ref, rest)) is not None:
+        block = _read_columns(file, ref, rows, columns)
+        inside = (slice(None), slice(None, None, rest[0].step), *rest[1:])
+        taken = block[inside]
+        return taken if taken.shape == block.shape else taken.clone()
+    low, high = min(rows), max(rows) + 1
+    row_bytes = ref.span.nbytes // ref.shape[0]
+    wanted = file.read_at(ref.span.start + low * row_bytes, (high - low) * row_bytes)
+    if len(wanted) != (high - low) * row_bytes:
+        raise CorruptError(
+            f"{file.name} ends inside {ref.name!r}", where=file.name, cure="fetch the file again"
+        )
+    shape = (high - low, *ref.shape[1:])
+    block = (
+        torch.frombuffer(bytearray(wanted), dtype=dtype).view(shape)
+        if wanted
+        else torch.empty(shape, dtype=dtype, device="cpu")
+    )
+    inside = (
+        slice(rows[0] - low, rows[-1] - low + 1, rows.step),
+        *rest,
+    )  # torch refuses a negative step itself
+    taken = block[inside]
+    return taken if taken.shape == block.shape else taken.clone()
+
+
+_LEAST_RUN = 2**11  # bytes: for less, a read a row costs more than reading the rows whole
+
+
+def _columns(file: SourceFile, ref: TensorRef, rest: list[slice]) -> range | None:
+    """Return the columns to read of each row, where that spares reading and a read a row is cheap: on this disk."""
+    if not rest or file.is_remote:
+        return None
+    columns = range(*rest[0].indices(ref.shape[1]))
+    if not columns:
+        return None
+    columns = range(columns[0], columns[-1] + 1)
+    run = len(columns) * (ref.span.nbytes // (ref.shape[0] * ref.shape[1]))
+    return columns if len(columns) < ref.shape[1] and run >= _LEAST_RUN else None
+
+
+def _read_columns(file: SourceFile, ref: TensorRef, rows: range, columns: range) -> torch.Tensor:
+    """Return some columns of some rows, read row by row: nothing beside them is asked for."""
+    cell = ref.span.nbytes // (ref.shape[0] * ref.shape[1])
+    run = len(columns) * cell
+    wanted = bytearray(len(rows) * run)
+    for number, row in enumerate(rows):
+        part = file.read_at(ref.span.start + (row * ref.shape[1] + columns[0]) * cell, run)
+        if len(part) != run:
+            raise CorruptError(
+                f"{file.name} ends inside {ref.name!r}", where=file.name, cure="fetch the file again"
+            )
+        wanted[number * run : (number + 1) * run] = part
+    flat = torch.frombuffer(wanted, dtype=torch_dtype(ref))
+    return flat.view(len(rows), len(columns), *ref.shape[2:])
+
+
+def _check_region(region: Region, ref: TensorRef) -> None:
+    """Raise UsageError for what is no tuple of slices that go forwards, one a dimension at most."""
+    if not isinstance(region, tuple) or not all(isinstance(part, slice) for part in region):
+        raise UsageError("a region is a tuple of slices", where=f"{ref.name}: {region!r}")
+    if len(region) > len(ref.shape):
+        raise UsageError(f"a region of {len(region)} slices in a tensor of {len(ref.shape)} dimensions")
+    if not all(
+        isinstance(bound, (int, type(None)))
+        for part in region
+        for bound in (part.start, part.stop, part.step)
+    ) or any(part.step is not None and part.step < 1 for part in region):
+        raise UsageError("a region's slices go forwards, in whole numbers", where=f"{ref.name}: {region!r}")
+
+
+def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
+    flat = torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")  # whatever device is the default
+    memory = memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B")
+    done = 0
+    while done < nbytes:
+        got = os.preadv(descriptor, [memory[done:]], start + done)
+        if got == 0:
+            raise CorruptError(
+                f"the file ends at byte {start + done:,}, inside a tensor", cure="fetch the file again"
+            )
+        done += got
+    return flat

@@ -1,0 +1,260 @@
+"""A checkpoint in a folder on this disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shardload.checkpoint.sources.digest import Digest
+from shardload.checkpoint.sources.names import check_name, fault_of, is_commit, suggest
+from shardload.errors import AccessError, CorruptError, NotFoundError, UnsafeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_XET_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class LocalFile:
+    """One file on this disk, opened once and read with `pread`.
+
+    `path` is shown to people and handed out by `local_path()`; `real` is where the bytes lie, with every link
+    followed. Raises NotFoundError, AccessError or UnsafeError when it can't be opened as a regular file.
+    """
+
+    __slots__ = ("_fd", "_path", "_real", "_size", "name")
+
+    def __init__(self, name: str, path: Path, real: Path | None = None) -> None:
+        self._fd = -1
+        self.name = name
+        self._path = path
+        self._real = path.resolve() if real is None else real
+        self._fd = _open_regular(self._real, shown=path)
+        self._size = os.fstat(self._fd).st_size
+
+    @property
+    def size(self) -> int:
+        """Size in bytes when the file was opened."""
+        return self._size
+
+    @property
+    def is_remote(self) -> bool:
+        """Never: it is on this disk."""
+        return False
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`; fewer only at its end. Raises CorruptError."""
+        if offset < 0 or length < 0:
+            raise ValueError(f"offset and length must not be negative, got {offset} and {length}")
+        wanted = max(0, min(length, self._size - offset))
+        pieces: list[bytes] = []
+        # One pread stops at 2 GiB, and may stop earlier.
+        while wanted > 0:
+            try:
+                piece = os.pread(self._fd, wanted, offset)
+            except OSError as error:
+                raise CorruptError(
+                    f"reading {self.name!r} failed: {error.strerror or error}",
+                    where=str(self._path),
+                    cure="check the disk, or copy the file anew",
+                ) from error
+            if not piece:
+                break
+            pieces.append(piece)
+            offset += len(piece)
+            wanted -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def local_path(self) -> Path:
+        """Return the file's path; nothing is copied."""
+        return self._path
+
+    def close(self) -> None:
+        """Close the file; it can't be read afterwards. Closing twice does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by opening the file again: two owners of one descriptor would close it twice."""
+        return (LocalFile, (self.name, self._path, self._real))
+
+    def __repr__(self) -> str:
+        return f"LocalFile({str(self._path)!r})"
+
+
+def mode_of(path: Path) -> int:
+    """Return the `st_mode` of what lies at `path`, links followed, or 0 when nothing does. Raises AccessError."""
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        raise _forbidden(path) from error
+    except OSError:
+        return 0
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """Return the path with a leading `~` replaced, where there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def _forbidden(path: Path) -> AccessError:
+    return AccessError(
+        f"{path.name!r} may not be read by this user",
+        where=str(path),
+        cure="give this user permission to read it and to enter the folders above it",
+    )
+
+
+def _open_regular(path: Path, *, shown: Path) -> int:
+    # Without O_NONBLOCK a FIFO would block here; a regular file doesn't mind it. `path` has no links left in
+    # it, so a link there now was put there after the check.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        fd = os.open(path, flags)
+    except PermissionError as error:
+        raise _forbidden(shown) from error
+    except OSError as error:
+        raise NotFoundError(
+            f"the file {shown.name!r} can't be opened: {error.strerror or error}", where=str(shown)
+        ) from error
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise NotFoundError(f"{shown.name!r} is a folder, not a file", where=str(shown))
+    raise UnsafeError(
+        f"{shown.name!r} is not a regular file, so it is not read",
+        where=str(shown),
+        cure="a checkpoint is made of regular files; remove the pipe, socket or device",
+    )
+
+
+class FolderSource:
+    """A folder on this disk as a source of checkpoint files.
+
+    `subfolder` narrows it to a folder below `root`. Files may be links, as long as they end below `root`; in
+    a snapshot of the Hugging Face cache they may also end in that cache's own blobs; `allow_links` lets them end
+    anywhere. `root` is the real folder, links followed. Raises NotFoundError when the folder is not there.
+    """
+
+    revision: None = None
+    is_local: Literal[True] = True
+
+    def __init__(
+        self, root: str | os.PathLike[str], subfolder: str | None = None, *, allow_links: bool = False
+    ) -> None:
+        self.warnings: list[str] = []
+        self._allow_links = allow_links
+        folder = Path(root)
+        if subfolder:
+            check_name(subfolder, str(root))
+            folder = folder / subfolder
+        self.label = str(folder)
+        # A later change of the working directory must not change where files are read.
+        self._shown = folder.absolute()
+        if not stat.S_ISDIR(mode_of(folder)):
+            what = "subfolder" if subfolder else "folder"
+            raise NotFoundError(
+                f"the {what} {subfolder or self.label!r} is not there",
+                where=self.label,
+                cure="check the path; a Hub repo is written org/name",
+            )
+        self._roots = _allowed_roots(Path(root))
+        self.root = self._roots[0]
+        if not self._contains(self._shown.resolve()):
+            raise self._escape(subfolder or "")
+
+    def names(self) -> Sequence[str]:
+        """Return the names of all files below the folder, sorted; hidden files and folders are left out."""
+        return sorted(_walk(str(self._shown), ""))
+
+    def open(self, name: str) -> LocalFile:
+        """Open the file called `name`, a relative posix path. Raises NotFoundError or UnsafeError."""
+        check_name(name, self.label)
+        path = self._shown / name
+        try:
+            real = path.resolve(strict=True)
+        except PermissionError as error:
+            raise _forbidden(path) from error
+        except (OSError, RuntimeError) as error:  # Python before 3.13 raises RuntimeError for a loop of links
+            raise NotFoundError(
+                f"the file {name!r} is not there", where=self.label, cure=suggest(name, self.names())
+            ) from error
+        if not self._contains(real):
+            raise self._escape(name)
+        return LocalFile(name, path, real)
+
+    def digest(self, name: str) -> Digest | None:
+        """Return the hash by which the Hub's cache names the file's blob; None for a file of any other folder."""
+        check_name(name, self.label)
+        path = self._shown / name
+        if len(self._roots) == 1 or not path.is_symlink():
+            return None
+        # The first step only: a store that repos share names its blobs in another way.
+        blob = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
+        return Digest.of_blob_name(blob.name, "the Hub's cache") if blob.parent == self._roots[1] else None
+
+    def __repr__(self) -> str:
+        return f"FolderSource({self.label!r})"
+
+    def _contains(self, real: Path) -> bool:
+        root, *stores = self._roots
+        if self._allow_links or real.is_relative_to(root):
+            return True
+        if not stores:
+            return False
+        own, shared = stores
+        # The store that repos share is addressed by content: blobs/<2 hex>/<64 hex>.
+        return real.parent == own or (real.parent.parent == shared and bool(_XET_HASH.fullmatch(real.name)))
+
+    def _escape(self, name: str) -> UnsafeError:
+        return UnsafeError(
+            f"{name!r} is a link that leads out of the folder, so it is not followed",
+            where=self.label,
+            cure="copy the file into the folder, name the folder or file that it really lies in, or pass "
+            "allow_links=True where you made the link",
+        )
+
+
+def _allowed_roots(root: Path) -> tuple[Path, ...]:
+    """Return the real root, then (in a Hub cache) the repo's own blobs and the blobs that repos share."""
+    real = root.resolve()
+    for folder in (real, *real.parents):
+        repo = folder.parent.parent
+        in_snapshots = is_commit(folder.name) and folder.parent.name == "snapshots"
+        if in_snapshots and repo.name.startswith("models--"):
+            return (folder, (repo / "blobs").resolve(), (repo.parent / "blobs").resolve())
+    return (real,)
+
+
+def _walk(folder: str, prefix: str) -> Iterator[str]:
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        # A name that `open` would refuse, such as one with a backslash, is no name of a checkpoint's file.
+        if entry.name.startswith(".") or fault_of(entry.name):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{prefix}{entry.name}/")
+        elif _is_file(entry):
+            yield prefix + entry.name
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a loop of links
+        return False

@@ -1,0 +1,65 @@
+"""What every source of checkpoint files can do. A new source is one new file beside this one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from shardload.checkpoint.sources.digest import Digest
+
+
+class SourceFile(Protocol):
+    """One file of a source, readable in part without having the whole."""
+
+    @property
+    def name(self) -> str:
+        """Name relative to the source's root, with `/` between parts."""
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read is a request over the network."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes from `offset`; fewer only at the end of the file."""
+
+    def local_path(self) -> Path:
+        """Return the file's path on this disk, after downloading it where the source is remote."""
+
+
+class Source(Protocol):
+    """A place that holds the files of one checkpoint repo at one moment."""
+
+    @property
+    def label(self) -> str:
+        """How people name it: the folder, or `org/name@commit`."""
+
+    @property
+    def revision(self) -> str | None:
+        """The full commit on the Hub; None for a local folder."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is the user's own folder: its code needs trust, but no commit."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Sentences about how the source was found, such as a fall-back to the cache; usually empty."""
+
+    def names(self) -> Sequence[str]:
+        """Return the names of all files, sorted, relative to the root (and to `subfolder`)."""
+
+    def digest(self, name: str) -> Digest | None:
+        """Return the hash that the file's bytes must have, where the source knows it without reading them."""
+
+    def open(self, name: str) -> SourceFile:
+        """Return the file called `name`.
+
+        Raises NotFoundError when it is not there, UnsafeError when the name leaves the root.
+        """

@@ -1,0 +1,224 @@
+"""Difference: what two checkpoints do not have in common, from their headers, and where asked from their values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shardload._system.gc_pause import gc_paused
+from shardload._system.progress import ProgressMeter
+from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardload.keymap import KeyMap, leaves
+from shardload.tensor_ref import TORCH_NAMES
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import torch
+
+    from shardload._system.progress import ProgressOption
+    from shardload.keymap import Derived, Names
+
+SCHEMA = "shardload.diff/1"
+_BLOCK = 1 << 20  # elements that are compared at once; four float64 blocks of it are 32 MiB
+
+
+@dataclass(frozen=True)
+class Header:
+    """Shape and dtype (torch's name) of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"[{', '.join(map(str, self.shape))}] {self.dtype}"
+
+
+@dataclass(frozen=True)
+class ValueDifference:
+    """How far two tensors of one shape are apart, in float64.
+
+    `different` counts elements that are not equal (two NaNs are). `max_abs` is the largest distance, infinite or NaN
+    where only one side is. `cosine` is None where a side is all zeros or not finite.
+    """
+
+    different: int
+    max_abs: float
+    cosine: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON data; a number that is not finite is null."""
+        return {
+            "different": self.different,
+            "max_abs": self.max_abs if math.isfinite(self.max_abs) else None,
+            "cosine": self.cosine,
+        }
+
+
+@dataclass
+class Difference:
+    """What two checkpoints differ in, by key. `values` holds compared tensors that are not equal, if any were read."""
+
+    a: str
+    b: str
+    same: int = 0
+    only_a: dict[str, Header] = field(default_factory=dict)
+    only_b: dict[str, Header] = field(default_factory=dict)
+    shapes: dict[str, tuple[Header, Header]] = field(default_factory=dict)
+    dtypes: dict[str, tuple[Header, Header]] = field(default_factory=dict)
+    values: dict[str, ValueDifference] | None = None
+    compared: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is none."""
+        return not (self.only_a or self.only_b or self.shapes or self.dtypes or self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the difference as JSON data, with the version of its schema."""
+        pairs = {"shapes": self.shapes, "dtypes": self.dtypes}
+        return {
+            "schema": SCHEMA,
+            "a": self.a,
+            "b": self.b,
+            "ok": self.ok,
+            "same": self.same,
+            "only_a": {key: _document(header) for key, header in self.only_a.items()},
+            "only_b": {key: _document(header) for key, header in self.only_b.items()},
+            **{
+                name: {key: {"a": _document(a), "b": _document(b)} for key, (a, b) in found.items()}
+                for name, found in pairs.items()
+            },
+            "compared": self.compared,
+            "values": None
+            if self.values is None
+            else {key: value.to_dict() for key, value in self.values.items()},
+        }
+
+
+def _document(header: Header) -> dict[str, Any]:
+    return {"shape": list(header.shape), "dtype": header.dtype}
+
+
+@gc_paused()
+def diff(
+    a: str | os.PathLike[str] | Checkpoint,
+    b: str | os.PathLike[str] | Checkpoint,
+    *,
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
+    values: bool = False,
+    progress: ProgressOption = None,
+    **options: Any,
+) -> Difference:
+    """Compare two checkpoints by keys, shapes and dtypes, from their headers alone; with `values` by their numbers too.
+
+    `key_map` is applied to `a` first. Values are read block by block: about 40 MB of memory, whatever the size. Tensors
+    of one shape and different dtypes are compared as float64. Keywords are those of `open_checkpoint`, for both.
+    Raises what that raises, and UsageError for a key map that does not fit.
+    """
+    first, second = (_opened(where, options) for where in (a, b))
+    left: Mapping[str, Derived] = first.tensors
+    rules = KeyMap.of(key_map)
+    if rules.rules:
+        mapped = rules.map_headers(first.tensors)
+        rules.require_fit(first.tensors, mapped)
+        left = mapped.tensors
+    found = Difference(first.label, second.label)
+    shared: list[str] = []
+    for key, tensor in left.items():
+        other = second.tensors.get(key)
+        if other is None:
+            found.only_a[key] = _header(tensor)
+        elif tensor.shape != other.shape:
+            found.shapes[key] = _header(tensor), _header(other)
+        else:
+            shared.append(key)
+            if tensor.dtype != other.dtype:
+                found.dtypes[key] = _header(tensor), _header(other)
+    found.only_b = {key: _header(ref) for key, ref in second.tensors.items() if key not in left}
+    found.same = len(shared) - len(found.dtypes)
+    if values:
+        _compare(found, first, second, {key: left[key] for key in shared}, progress)
+    return found
+
+
+def _opened(where: str | os.PathLike[str] | Checkpoint, options: dict[str, Any]) -> Checkpoint:
+    return where if isinstance(where, Checkpoint) else open_checkpoint(where, **options)
+
+
+def _header(tensor: Derived) -> Header:
+    return Header(tensor.shape, TORCH_NAMES.get(tensor.dtype, tensor.dtype))
+
+
+def _compare(
+    found: Difference,
+    first: Checkpoint,
+    second: Checkpoint,
+    shared: Mapping[str, Derived],
+    progress: ProgressOption,
+) -> None:
+    found.values = {}
+    total = sum(tensor.nbytes for tensor in shared.values())
+    with ProgressMeter(progress, total, "comparing") as meter:
+        # In the order of A's bytes: a disk that is read from front to back is read fast.
+        for key in sorted(shared, key=lambda key: _place(shared[key])):
+            meter.shard(shared[key].shard)
+            apart = distance(first.read_derived(shared[key]), second.read(key))
+            if apart.different:
+                found.values[key] = apart
+            found.compared += 1
+            meter.tensor(shared[key].nbytes)
+
+
+def _place(tensor: Derived) -> tuple[str, int]:
+    return next(((ref.shard, ref.span.start) for ref in leaves(tensor)), ("", 0))
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> ValueDifference:
+    """Return how far two tensors of one shape are apart."""
+    import torch
+
+    different, largest = 0, 0.0
+    sums = torch.zeros(3, dtype=torch.float64)
+    for left, right in zip(_blocks(one), _blocks(other), strict=True):
+        if left.dtype == right.dtype and _equal_bytes(left, right):
+            wide = _wide(left)
+            square = (wide.abs() ** 2).sum().to(torch.float64)
+            sums += torch.stack([square, square, square])
+            continue
+        x, y = _wide(left), _wide(right)
+        apart = (x - y).abs()
+        alike = (x == y) | (x.isnan() & y.isnan())
+        different += int((~alike).sum())
+        apart[alike] = 0
+        worst = float(apart.max()) if apart.numel() else 0.0
+        largest = worst if math.isnan(worst) or worst > largest else largest
+        product = (x * y.conj()).real if x.is_complex() or y.is_complex() else x * y
+        sums += torch.stack([product.sum(), (x.abs() ** 2).sum(), (y.abs() ** 2).sum()]).to(torch.float64)
+    return ValueDifference(different, largest, _cosine(*sums.tolist()))
+
+
+def _cosine(product: float, one: float, other: float) -> float | None:
+    value = product / math.sqrt(one * other) if one and other and math.isfinite(one * other) else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    flat = tensor.detach().reshape(-1)
+    return tuple(flat[at : at + _BLOCK] for at in range(0, flat.numel(), _BLOCK))
+
+
+def _equal_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    import torch
+
+    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def _wide(block: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if block.is_complex():
+        return block.to(torch.complex128)
+    return block.to(torch.float64)

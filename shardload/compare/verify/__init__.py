@@ -1,0 +1,117 @@
+"""verify: whether a checkpoint's files hold the bytes that they should, and what their values look like."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from shardload._system.gc_pause import gc_paused
+from shardload._system.progress import ProgressMeter
+from shardload.checkpoint.checkpoint import read_checkpoint
+from shardload.checkpoint.index import find_weight_files
+from shardload.checkpoint.sources import LocalFile, find_source
+from shardload.compare.verify.hashing import hash_files
+from shardload.compare.verify.manifest import MANIFEST, read_manifest
+from shardload.compare.verify.report import FileVerdict, ValueFinding, Verification, refuse_changed
+from shardload.compare.verify.while_loading import VerifiedWhileLoading
+from shardload.errors import CorruptError, NotFoundError, UnsupportedError
+
+if TYPE_CHECKING:
+    import os
+
+    from shardload._system.progress import ProgressOption
+    from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.checkpoint.sources.digest import Digest
+    from shardload.checkpoint.sources.source import Source
+    from shardload.errors import ShardloadError
+
+__all__ = ["FileVerdict", "ValueFinding", "Verification", "VerifiedWhileLoading", "verify"]
+
+
+@gc_paused()
+def verify(
+    where: str | os.PathLike[str],
+    *,
+    sums: str | os.PathLike[str] | None = None,
+    values: bool = False,
+    progress: ProgressOption = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    allow_links: bool = False,
+) -> Verification:
+    """Verify a checkpoint: its structure, then every byte of its files against the hashes that are known.
+
+    Hashes come from the Hub's listing, from the names of the blobs in the Hub's cache, and from a SHA256SUMS file: the
+    one in the folder, or `sums`. Of a Hub repo the files in the cache are read; what is not there is said, not fetched.
+    `values` also looks at every number: NaN, Inf, tensors and tails of zeros. The rest is as in `open_checkpoint`.
+
+    Raises CorruptError with `.report` (the Verification) where bytes differ from their hash, CorruptError for a broken
+    structure or SHA256SUMS file, NotFoundError. A file whose hash nobody knows is `unknown` in the result.
+    """
+    source, only = find_source(
+        where,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+        allow_links=allow_links,
+    )
+    checkpoint, broken = _structure(source, only, variant)
+    label, shards, identities = source.label, frozenset[str](), {}
+    structure = "broken"
+    if checkpoint is not None:
+        label, identities = checkpoint.label, dict(checkpoint.identities)
+        shards = frozenset(shard.name for shard in checkpoint.shards)
+        structure = f"{checkpoint.format}, {len(checkpoint.tensors):,} tensors in {len(shards)} shards"
+    expected, absent = _expectations(source, shards, read_manifest(source, sums))
+    report = Verification(label, source.revision, structure)
+    report.files += [FileVerdict(name, 0, "absent", shard=name in shards) for name in sorted(absent)]
+    screened = checkpoint if values and not absent & shards else None
+    total = sum(source.open(name).size for name in expected) + (screened.nbytes if screened else 0)
+    with ProgressMeter(progress, total, "verifying") as meter:
+        started = time.perf_counter()
+        report.files += hash_files(source, expected, shards, identities, meter)
+        report.seconds = time.perf_counter() - started
+        if screened is not None:
+            from shardload.compare.verify.values import screen_values  # it needs torch
+
+            report.values = screen_values(screened, meter)
+    report.files.sort(key=lambda file: file.name)
+    report.screened = screened is not None
+    refuse_changed(report, broken)
+    if broken is not None:
+        raise broken
+    return report
+
+
+def _structure(
+    source: Source, only: str | None, variant: str | None
+) -> tuple[Checkpoint | None, ShardloadError | None]:
+    """Return the checkpoint, or what is wrong with it: which file was changed says more, where a hash tells."""
+    try:
+        return read_checkpoint(
+            source, find_weight_files(source, only=only, variant=variant), named=only
+        ), None
+    except (CorruptError, NotFoundError, UnsupportedError) as error:
+        return None, error
+
+
+def _expectations(
+    source: Source, shards: frozenset[str], manifest: dict[str, Digest]
+) -> tuple[dict[str, list[Digest]], frozenset[str]]:
+    """Return the known digests of every file that is at hand (none: an empty list), and the files that are not."""
+    there = frozenset(source.names())
+    expected: dict[str, list[Digest]] = {}
+    absent = set()
+    for name in sorted({*there, *shards, *manifest} - {MANIFEST}):
+        if name not in there or not isinstance(source.open(name), LocalFile):
+            absent.add(name)
+            continue
+        known = source.digest(name)
+        expected[name] = [digest for digest in (known, manifest.get(name)) if digest is not None]
+    return expected, frozenset(absent)

@@ -1,0 +1,97 @@
+"""Looking at every number of a checkpoint: what training or a damaged disk leaves, and a good one has not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from shardload.checkpoint.shard import torch_dtype
+from shardload.compare.verify.report import ValueFinding
+from shardload.errors import CorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardload._system.progress import ProgressMeter
+    from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.checkpoint.sources.source import SourceFile
+    from shardload.tensor_ref import TensorRef
+
+_CHUNK = 2**20  # elements
+_TAIL = 4096  # bytes: a page, the least that a download which was cut leaves unwritten
+_SMALL_FLOATS = 1  # bytes an element: torch has few operations for these
+
+
+def screen_values(checkpoint: Checkpoint, meter: ProgressMeter) -> list[ValueFinding]:
+    """Return what is odd in the tensors, in file order: NaN, Inf, matrices of zeros, tails of a page of zeros or more.
+
+    A few MB are read at a time and nothing is mapped, so a file that is cut meanwhile is an error and no signal.
+    """
+    found: list[ValueFinding] = []
+    by_shard: dict[str, list[TensorRef]] = {}
+    for ref in checkpoint.tensors.values():
+        by_shard.setdefault(ref.shard, []).append(ref)
+    for name, refs in by_shard.items():
+        meter.shard(name)
+        file = checkpoint.source.open(name)
+        for ref in refs:
+            found += _screen(ref, file)
+            meter.tensor(ref.nbytes)
+    return found
+
+
+def _screen(ref: TensorRef, file: SourceFile) -> list[ValueFinding]:
+    """Look at a tensor's bytes in the file: of a view with strides, at all that it spans."""
+    numel = ref.span.nbytes // torch_dtype(ref).itemsize
+    nan = inf = zeros = 0
+    for chunk in _chunks(ref, file):
+        if (chunk.dtype.is_floating_point or chunk.dtype.is_complex) and not _all_finite(chunk):
+            nan += int(torch.isnan(_wide(chunk)).sum())
+            inf += int(torch.isinf(_wide(chunk)).sum())
+        trailing = _trailing_zeros(chunk)
+        zeros = zeros + trailing if trailing == chunk.nbytes else trailing
+    kinds = [("NaN", nan, numel), ("Inf", inf, numel)]
+    if numel and zeros == ref.span.nbytes:
+        # Biases are zero from the start; a matrix of more than one row is not.
+        is_matrix = len(ref.shape) > 1 and min(ref.shape) > 1
+        kinds.append(("all zero", numel if is_matrix else 0, numel))
+    elif zeros >= _TAIL:
+        kinds.append(("zero tail", zeros, ref.span.nbytes))
+    return [ValueFinding(ref.name, ref.shard, kind, count, of) for kind, count, of in kinds if count]  # type: ignore[arg-type]
+
+
+def _chunks(ref: TensorRef, file: SourceFile) -> Iterator[torch.Tensor]:
+    dtype = torch_dtype(ref)
+    step = _CHUNK * dtype.itemsize
+    for start in range(ref.span.start, ref.span.stop, step):
+        wanted = min(step, ref.span.stop - start)
+        raw = file.read_at(start, wanted)
+        if len(raw) != wanted:
+            raise CorruptError(
+                f"{ref.shard} ends inside {ref.name!r}", where=ref.shard, cure="fetch the file again"
+            )
+        yield torch.frombuffer(bytearray(raw), dtype=dtype)
+
+
+def _wide(chunk: torch.Tensor) -> torch.Tensor:
+    return chunk.float() if chunk.dtype.itemsize == _SMALL_FLOATS else chunk
+
+
+def _all_finite(chunk: torch.Tensor) -> bool:
+    return bool(torch.isfinite(_wide(chunk)).all())
+
+
+def _trailing_zeros(flat: torch.Tensor) -> int:
+    """Return how many bytes at the end are zero."""
+    raw = flat.view(torch.uint8)
+    stop = raw.numel()
+    step = 1 << 12
+    while stop > 0:
+        start = max(0, stop - step)
+        set_bytes = torch.nonzero(raw[start:stop])
+        if set_bytes.numel():
+            return raw.numel() - (start + int(set_bytes[-1]) + 1)
+        stop = start
+        step = min(step * 4, 1 << 22)
+    return raw.numel()

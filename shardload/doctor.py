@@ -1,0 +1,367 @@
+"""examine: what is wrong with a checkpoint, with it in a model, or with an adapter on top; from headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shardload._system.process_memory import size_of
+from shardload.checkpoint.checkpoint import open_checkpoint, read_config
+from shardload.checkpoint.index import find_weight_files
+from shardload.checkpoint.sources import find_source
+from shardload.diagnosis import diagnose
+from shardload.diagnosis.finding import Case, Finding
+from shardload.diagnosis.finding_text import finding_lines
+from shardload.errors import (
+    CorruptError,
+    MismatchError,
+    NotFoundError,
+    ShardloadError,
+    UnsupportedError,
+    UsageError,
+)
+from shardload.keys import collapse
+from shardload.load import model_maker
+from shardload.loading.fill import check
+from shardload.model.shell import build_shell
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.checkpoint.index import WeightFiles
+    from shardload.keymap import KeyMap
+    from shardload.model.shell import Shell
+    from shardload.remote_code.importer import RemoteBase
+    from shardload.remote_code.trust import Trust
+
+SCHEMA = 1
+"""The version of the JSON document: fields are only added to it."""
+
+
+@dataclass
+class Examination:
+    """What `examine` found. `against` says what the checkpoint was compared with, or "" where it was not.
+
+    `keys` and `nbytes` are all of the checkpoint's. `key_map` is the map that cures what can be cured, bound to this
+    checkpoint; `cured` tells whether nothing is left when it is applied, as a second comparison showed. `notes` are
+    lines that are no findings.
+    """
+
+    where: str
+    findings: tuple[Finding, ...] = ()
+    key_map: KeyMap | None = None
+    cured: bool = False
+    against: str = ""
+    keys: int = 0
+    nbytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 clean, 1 findings, 3 curable by the map, 4 unsafe or corrupt."""
+        if any(finding.unsafe for finding in self.findings):
+            return 4
+        if not any(finding.code.startswith("E-") for finding in self.findings):
+            return 0
+        return 3 if self.cured else 1
+
+    @property
+    def unproven(self) -> tuple[str, ...]:
+        """What names and shapes can't show of the map."""
+        return tuple(dict.fromkeys(line for finding in self.findings for line in finding.unproven))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the examination as JSON data; `schema` is the version of its layout."""
+        return {
+            "schema": SCHEMA,
+            "where": self.where,
+            "against": self.against,
+            "keys": self.keys,
+            "nbytes": self.nbytes,
+            "exit_code": self.exit_code,
+            "cured": self.cured,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "key_map": [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None,
+            "unproven": list(self.unproven),
+            "notes": self.notes,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the findings as at most 40 lines, the worst first."""
+        if not self.findings:
+            what = f"fits {self.against}" if self.against else "headers and index are sound"
+            return [f"{self.where}: {what} ({self.keys:,} keys)"]
+        title = f"{self.where} → {self.against}" if self.against else self.where
+        return [
+            title,
+            *finding_lines(self.findings, total=self.keys, nbytes=self.nbytes, most=34),
+            *self._last(),
+        ]
+
+    def _last(self) -> list[str]:
+        if self.key_map is None:
+            return []
+        count = len(self.key_map.rules)
+        left = "it cures everything" if self.cured else "it cures a part"
+        doubt = "; it holds unproven layouts, so look at it first" if self.unproven else ""
+        held = self.key_map.resident_bytes or 0
+        memory = f"; a load puts together up to {size_of(held)} at a time" if held else ""
+        return [f"map: {count} rule{'s' * (count != 1)}, tried on the headers: {left}{memory}{doubt}"]
+
+
+def examine(
+    where: str | os.PathLike[str],
+    *,
+    model_class: Callable[[Any], nn.Module] | None = None,
+    like: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    trust_remote_code: Trust = False,
+    remote_base: RemoteBase = "auto",
+    auto_class: str | None = None,
+    revision: str | None = None,
+    code_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    allow_links: bool = False,
+) -> Examination:
+    """Say what is wrong with a checkpoint and what cures it, from headers alone: no weight is read.
+
+    Compared with the model of `model_class` (or of the repo's own class, as in `from_pretrained`), or with the keys of
+    the checkpoint `like`; without either, and where the repo's code is not trusted, headers and index are
+    judged alone. With `adapter` the adapter is judged on the model. Files that are no checkpoint, absent shards and
+    contradictions are findings, not errors; raises UsageError, NotFoundError (nothing is there), UnsafeError,
+    RemoteCodeError.
+    """
+    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    files: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "allow_links": allow_links}
+    try:
+        checkpoint = open_checkpoint(where, variant=variant, **files, **hub)
+    except (CorruptError, UnsupportedError, NotFoundError) as error:
+        found = _unopened(error, where, variant, {**files, **hub})
+        if found is None:
+            raise
+        return found
+    if like is not None:
+        return _compared(checkpoint, open_checkpoint(like, **hub))
+    make = _maker(
+        where,
+        checkpoint,
+        model_class=model_class,
+        auto_class=auto_class,
+        trust_remote_code=trust_remote_code,
+        remote_base=remote_base,
+        revision=revision,
+        code_revision=code_revision,
+        **hub,
+    )
+    if make is None:
+        return _alone(checkpoint)
+    shell = build_shell(make)
+    if adapter is not None:
+        return _adapted(shell, adapter, hub)
+    return _in_model(shell, checkpoint)
+
+
+def _maker(
+    where: str | os.PathLike[str], checkpoint: Checkpoint, **options: Any
+) -> Callable[[], nn.Module] | None:
+    """Return what makes the model, or None where no class is at hand without anybody's word."""
+    if options["model_class"] is None:
+        config = checkpoint.config or read_config(checkpoint.source)
+        if not config or ("auto_map" in config and not options["trust_remote_code"]):
+            return None
+    try:
+        return model_maker(where, checkpoint, **options)
+    except UsageError:
+        if options["model_class"] is not None or options["trust_remote_code"]:
+            raise
+        return None  # no class is named, or transformers is not there
+
+
+def _alone(checkpoint: Checkpoint) -> Examination:
+    """Judge a checkpoint without a model: signatures in its headers."""
+    case = Case.of({}, checkpoint.tensors, checkpoint.config)
+    found = tuple(finding for finding in diagnose(case) if finding.declines)
+    notes = [
+        "no model: only headers and index were judged; pass --model, --like or --trust-remote-code to compare"
+    ]
+    return _examination(checkpoint, found, notes=[*notes, *checkpoint.warnings])
+
+
+def _in_model(shell: Shell, checkpoint: Checkpoint) -> Examination:
+    report = check(shell, checkpoint)
+    against = report.class_name
+    notes = [*report.notes]
+    if report.key_map is None:
+        findings = report.findings
+        if report.faults and not findings:
+            findings = (_unexplained([fault.key for fault in report.faults], report.class_name),)
+        return _examination(checkpoint, findings, against=against, notes=notes)
+    after = check(shell, checkpoint, key_map=report.key_map)
+    left = [fault.key for fault in after.faults]
+    bound = _bound(checkpoint, report.key_map, report.findings, set(shell.slots))
+    result = _examination(checkpoint, report.findings, against=against, notes=notes)
+    result.key_map, result.cured = bound, not left
+    return result
+
+
+def _compared(checkpoint: Checkpoint, other: Checkpoint) -> Examination:
+    slots = {key: ref.shape for key, ref in other.tensors.items()}
+    case = Case.of(slots, checkpoint.tensors, checkpoint.config)
+    findings = diagnose(case) if case.missing or case.unexpected or case.misshapen else ()
+    result = _examination(checkpoint, findings, against=other.label, notes=[*checkpoint.warnings])
+    if not findings and (case.missing or case.unexpected or case.misshapen):
+        result.findings = (_unexplained([*case.missing, *case.unexpected, *case.misshapen], other.label),)
+    if any(finding.declines for finding in findings) or not findings or not case.solution.key_map.rules:
+        return result
+    table = case.solution.key_map.map_headers(dict(checkpoint.tensors)).tensors
+    result.cured = {key: tensor.shape for key, tensor in table.items()} == slots
+    result.key_map = _bound(checkpoint, case.solution.key_map, findings, set(slots))
+    return result
+
+
+def _bound(
+    checkpoint: Checkpoint, key_map: KeyMap, findings: tuple[Finding, ...], wanted: set[str]
+) -> KeyMap:
+    mapped = key_map.map_headers(dict(checkpoint.tensors))
+    unchanged = set(mapped.unchanged)
+    return key_map.bind(
+        dict(checkpoint.tensors),
+        unresolved_source=[key for key in mapped.tensors if key not in wanted and key in unchanged],
+        unresolved_target=[],
+        confidence=min((finding.confidence for finding in findings if finding.key_map), default=1.0),
+        unproven=tuple(dict.fromkeys(line for finding in findings for line in finding.unproven)),
+    )
+
+
+def _unexplained(keys: list[str], against: str) -> Finding:
+    patterns = collapse(keys)
+    return Finding(
+        "E-KEYS",
+        f"{len(keys)} keys do not fit {against}, and no rule explains them",
+        explained=0,
+        cure="allow_missing or allow_unexpected for keys that may differ; or the class that belongs to it",
+        evidence=tuple(patterns[:6]),
+        confidence=0.0,
+    )
+
+
+def _examination(
+    checkpoint: Checkpoint, findings: tuple[Finding, ...], *, against: str = "", notes: list[str]
+) -> Examination:
+    return Examination(
+        where=checkpoint.label,
+        findings=findings,
+        against=against,
+        keys=len(checkpoint.tensors),
+        nbytes=checkpoint.nbytes,
+        notes=notes,
+    )
+
+
+# Files that can't be opened ---------------------------------------------------------------------------------
+
+_CODES = (
+    ("Git-LFS pointer", "E-LFS"),
+    ("an HTML page", "E-HTML"),
+    ("disagree in", "E-INDEX"),
+    ("state of an optimizer", "E-OPTIM"),
+)
+
+
+def _unopened(
+    error: ShardloadError, where: str | os.PathLike[str], variant: str | None, options: Mapping[str, Any]
+) -> Examination | None:
+    """Return the finding that an error amounts to; None where there is nothing to examine."""
+    if isinstance(error, NotFoundError):
+        return _absent_shards(where, variant, options)
+    code = next((code for sign, code in _CODES if sign in error.what), "")
+    code = code or ("E-CORRUPT" if isinstance(error, CorruptError) else "E-FORMAT")
+    finding = Finding(
+        code,
+        error.what,
+        explained=0,
+        cure=error.cure or "fetch the file again",
+        evidence=(error.where,) if error.where else (),
+        declines=True,
+        unsafe=isinstance(error, CorruptError),
+    )
+    return Examination(str(where), (finding,))
+
+
+def _absent_shards(
+    where: str | os.PathLike[str], variant: str | None, options: Mapping[str, Any]
+) -> Examination | None:
+    try:
+        source, only = find_source(where, **options)
+        files: WeightFiles = find_weight_files(source, only=only, variant=variant)
+    except ShardloadError:
+        return None
+    present = set(source.names())
+    absent = [name for name in files.shards if name not in present]
+    if not absent or not files.weight_map:
+        return None
+    lost = [key for key, shard in files.weight_map.items() if shard in absent]
+    patterns = collapse(lost)
+    finding = Finding(
+        "E-SHARDS",
+        f"{files.index} names {len(absent)} of {len(files.shards)} files that are not here: {', '.join(absent[:4])}",
+        explained=len(lost),
+        cure="fetch these files; the index is whole",
+        evidence=tuple(patterns[:6]),
+        declines=True,
+    )
+    return Examination(source.label, (finding,), keys=len(files.weight_map))
+
+
+# Adapters -----------------------------------------------------------------------------------------------------
+
+
+def _adapted(shell: Shell, adapter: str | os.PathLike[str], hub: dict[str, Any]) -> Examination:
+    from shardload.adapters import open_adapter
+    from shardload.adapters.judgement import judge
+    from shardload.adapters.reading import read_content
+
+    file = open_adapter(adapter, **hub)
+    tensors = file.checkpoint.tensors
+    against = type(shell.model).__name__
+    result = Examination(
+        file.label, against=against, keys=len(tensors), nbytes=sum(ref.nbytes for ref in tensors.values())
+    )
+    try:
+        report, _ = judge(shell.model, file, read_content(file), "default", strict=True)
+    except (MismatchError, UnsupportedError, CorruptError) as error:
+        result.findings = tuple(_adapter_findings(error))
+    else:
+        result.notes = [*report.warnings]
+    return result
+
+
+def _adapter_findings(error: ShardloadError) -> list[Finding]:
+    report = getattr(error, "report", None)
+    kinds: dict[str, list[str]] = {}
+    for fault in report.faults if report is not None else ():
+        kinds.setdefault(fault.kind, []).append(str(fault))
+    unsafe = isinstance(error, CorruptError)
+    cure = error.cure or "use the base model that the adapter was trained on"
+    if not kinds:
+        evidence = (error.where,) if error.where else ()
+        return [Finding("E-ADAPTER", error.what, 0, cure, evidence=evidence, declines=True, unsafe=unsafe)]
+    return [
+        Finding(
+            f"E-LORA-{kind.replace(' ', '-').upper()}",
+            f"{len(lines)} tensors of the adapter: {kind}",
+            explained=len(lines),
+            cure=cure,
+            evidence=tuple(lines),
+            unsafe=unsafe,
+        )
+        for kind, lines in kinds.items()
+    ]

@@ -1,0 +1,1 @@
+"""A load: plan, judgement, stream, end state and report."""

@@ -1,0 +1,159 @@
+"""fill: the one loop that moves bytes from shards into a model, and check: the same judgement without them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from shardload._system.gc_pause import gc_paused
+from shardload._system.process_memory import PeakSampler
+from shardload.checkpoint.checkpoint import Checkpoint
+from shardload.compare.verify import VerifiedWhileLoading
+from shardload.errors import UsageError
+from shardload.keymap import KeyMap
+from shardload.loading.finish import finish
+from shardload.loading.judge import Comparison
+from shardload.loading.memory_plan import memory_plan, refuse_above
+from shardload.loading.provenance import remember_origin
+from shardload.loading.report import MemoryUse, Report
+from shardload.loading.stream import stream
+from shardload.loading.ties import compare_stored_copies
+from shardload.model.aliases import References
+from shardload.model.module_loaders import Snapshot, Zones
+from shardload.model.shell import Shell
+from shardload.placement.device import OnDevice
+from shardload.placement.target import AccountedTarget
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+
+    from shardload._system.progress import ProgressOption
+    from shardload.keymap import Names
+    from shardload.placement.target import Target
+
+
+@gc_paused()
+def check(
+    shell: Shell | nn.Module,
+    checkpoint: Checkpoint,
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
+) -> Report:
+    """Compare a model with a checkpoint without reading a weight; the report's `faults` say what does not fit.
+
+    Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model stays as it was.
+    """
+    comparison = Comparison(_as_shell(shell), _as_checkpoint(checkpoint), KeyMap.of(key_map))
+    comparison.judge()
+    return comparison.report
+
+
+@gc_paused()
+def fill(
+    shell_or_module: Shell | nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
+    target: Target | None = None,
+    strict: bool = True,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    progress: ProgressOption = None,
+    copy: bool = False,
+    verify: bool = False,
+    spill: str | os.PathLike[str] | None = None,
+    max_memory: int | None = None,
+) -> Report:
+    """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
+
+    Strictness is judged from headers before the model is touched; whatever fails later, every parameter is put
+    back as it was. On the CPU in its stored dtype a weight is a view of its mapped file (`copy=True` reads it into
+    memory instead). `verify=True` hashes the weight files beside the load and refuses bytes that are not those of
+    the Hub's listing, its cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are fnmatch patterns
+    on whole keys; parameters that are allowed to be missing get the value that the class gives them. `key_map` is
+    a KeyMap, a mapping of names, or the path of a map's JSON file: parts and transposes of stored tensors stay
+    views, what is put together is copied. Parameters of an existing module are replaced: make optimizers
+    afterwards. `max_memory` is the most that the load may add to this process's anonymous memory, in bytes: one that
+    states more is refused before a weight is read. `spill` is a folder for a file that casts go to instead, whose
+    pages the system can write out and drop (see OnDevice, which takes it too). Raises MismatchError, MemoryLimitError,
+    NoSpaceError, UnsupportedError, CorruptError, UsageError.
+    """
+    shell = _as_shell(shell_or_module)
+    target = _target(target, spill)
+    comparison = Comparison(shell, _as_checkpoint(checkpoint), KeyMap.of(key_map))
+    verdict = comparison.judge(strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
+    comparison.refuse_if_faulty(verdict)
+    comparison.refuse_oversized(verdict)
+    report = comparison.report
+    report.stated = memory_plan(comparison.plan, shell, verdict.missing, target, copy=copy)
+    refuse_above(report.stated, max_memory)
+    if report.stated.spilled and isinstance(target, AccountedTarget) and target.spill:
+        target.spill.require(report.stated.spilled)
+    verified = VerifiedWhileLoading(checkpoint) if verify else None
+    with PeakSampler() as sampler, _all_or_nothing(comparison.zones) as undo:
+        before = sampler.sample()
+        target.prepare(shell.model)
+        references = References(shell.model)
+        compare_stored_copies(shell, comparison.plan, checkpoint, copy=copy)
+        with verified or nullcontext():
+            filled = stream(comparison, target, copy=copy, progress=progress, verified=verified)
+        report.notes += finish(shell, filled, verdict.missing, target, lambda: references.renew(undo))
+    remember_origin(shell.model, checkpoint, comparison.plan.tensors)
+    report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
+    return report
+
+
+def _target(target: Target | None, spill: str | os.PathLike[str] | None) -> Target:
+    if target is not None and spill is not None:
+        raise UsageError(
+            "spill= says where the default target's casts go, and a target was given",
+            cure="give it to the target: OnDevice(dtype=…, spill=…)",
+        )
+    return target or OnDevice(spill=spill)
+
+
+def _as_shell(shell_or_module: Shell | nn.Module) -> Shell:
+    if isinstance(shell_or_module, Shell):
+        return shell_or_module.surveyed()
+    if isinstance(shell_or_module, nn.Module):
+        return Shell.of(shell_or_module)
+    raise UsageError(f"a shell or an nn.Module is wanted, not {type(shell_or_module).__name__}")
+
+
+def _as_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    if not isinstance(checkpoint, Checkpoint):
+        raise UsageError(
+            f"a Checkpoint is wanted, not {type(checkpoint).__name__}",
+            cure="open it first: open_checkpoint(where); a state dict in memory is loaded by load_state_dict",
+        )
+    return checkpoint
+
+
+@contextmanager
+def _all_or_nothing(zones: Zones) -> Iterator[list[Callable[[], None]]]:
+    """Put every parameter, buffer and attribute back, by identity, when anything goes wrong.
+
+    References are kept, not copies; a real module's old weights therefore live until the load is done. Gives a
+    list for functions that take back what else was changed.
+    """
+    modules = zones.plain.values()
+    kept = [(module, dict(module._parameters), dict(module._buffers)) for module in modules]
+    # A module with a __setattr__ of its own may keep more than its tables: an RNN has a list of its weights.
+    own = [module for module in modules if type(module).__setattr__ is not nn.Module.__setattr__]
+    snapshots = [Snapshot(own), *(Snapshot(root.module.modules()) for root in zones.roots)]
+    undo: list[Callable[[], None]] = []
+    try:
+        yield undo
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        for module, parameters, buffers in kept:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for snapshot in snapshots:
+            snapshot.restore()
+        raise

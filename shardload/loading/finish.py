@@ -1,0 +1,117 @@
+"""The end of a load: ties, parameters that were allowed to be missing, and nothing left on meta."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from shardload.errors import MismatchError
+from shardload.keys import collapse
+from shardload.loading.ties import retie
+from shardload.model.shell import TensorSearch, class_values, modules_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from shardload.model.shell import Shell
+    from shardload.placement.target import Target
+
+
+def finish(
+    shell: Shell, filled: set[str], missing: Sequence[str], target: Target, renew: Callable[[], None]
+) -> list[str]:
+    """Bring the model to its end state and return lines for the report.
+
+    `renew` leads whatever else points at old parameters to the new ones, once all of them are there.
+
+    Raises MismatchError when a parameter, buffer or plain tensor attribute would be left on meta or with the
+    bytes that happened to be in memory.
+    """
+    retie(shell, filled)
+    notes = _initialise(shell, [name for name in missing if name not in filled], target)
+    renew()
+    target.finish(shell.model)
+    left = sorted(_left_on_meta(shell.model))
+    if left:
+        raise MismatchError(
+            f"{len(left)} tensors would be left without values: {', '.join(collapse(left)[:8])}",
+            where=type(shell.model).__name__,
+            cure="the class makes them in a way that can't be followed: fill a module that was built for real",
+        )
+    return notes
+
+
+def switch_to_eval(model: nn.Module) -> None:
+    """Do what `model.eval()` does, by a loop: a tenth of its time, 0.15 s less for 46,000 modules.
+
+    What has an `eval`, a `train` or a property `training` of its own is asked.
+    """
+    if type(model).eval is not nn.Module.eval:
+        model.eval()
+        return
+    pending = [model]
+    while pending:
+        module = pending.pop()
+        kind = type(module)
+        if (
+            kind.train is nn.Module.train
+            and kind.__setattr__ is nn.Module.__setattr__
+            and "training" in module.__dict__
+        ):
+            module.__dict__["training"] = False
+            pending += [child for child in module._modules.values() if child is not None]
+        else:
+            module.train(mode=False)
+
+
+def _initialise(shell: Shell, names: list[str], target: Target) -> list[str]:
+    """Give what no tensor fills the values that the class gives it, by running its constructor again."""
+    if not names:
+        return []
+    modules = dict(modules_of(shell.model))
+    lacking = {
+        name: tensor for name in names if (tensor := _get(modules, name)) is not None and tensor.is_meta
+    }
+    # A buffer has its value already, unless the class left its memory as it was.
+    suspects = [name for name in names if name not in lacking] if shell.make is not None else []
+    values = class_values(shell, [*lacking, *suspects])
+    bad = [name for name in values if bool(values[name].isnan().any())]
+    bad += [name for name in lacking if name not in values]
+    if bad:
+        raise _uninitialised(
+            bad, "the class leaves it uninitialised" if shell.make else "build_shell did not make it"
+        )
+    for name, old in lacking.items():
+        prefix, _, leaf = name.rpartition(".")
+        made = nn.Parameter(target.place(name, values[name]), requires_grad=old.requires_grad)
+        setattr(modules[f"{prefix}." if prefix else ""], leaf, made)
+    retie(shell, set(lacking))
+    kept = [name for name in names if name not in lacking]
+    return [
+        *(f"{pattern}: not in the checkpoint, initialised by the class" for pattern in collapse(lacking)),
+        *(f"{pattern}: not in the checkpoint, kept as it was" for pattern in collapse(kept)),
+    ]
+
+
+def _uninitialised(names: list[str], why: str) -> MismatchError:
+    return MismatchError(
+        f"{', '.join(collapse(names)[:8])}: not in the checkpoint, and {why}",
+        cure="initialise it in the class's constructor, or build the module for real and pass it to fill()",
+    )
+
+
+def _get(modules: dict[str, nn.Module], name: str) -> nn.Parameter | None:
+    prefix, _, leaf = name.rpartition(".")
+    module = modules.get(f"{prefix}." if prefix else "")
+    return module._parameters.get(leaf) if module is not None else None
+
+
+def _left_on_meta(model: nn.Module) -> Iterator[str]:
+    search = TensorSearch()
+    for path, module in modules_of(model):
+        tables = (module._parameters.items(), module._buffers.items(), search.among(module.__dict__))
+        for name, value in chain.from_iterable(tables):
+            if value is not None and value.is_meta and not nn.parameter.is_lazy(value):
+                yield path + name

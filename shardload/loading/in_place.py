@@ -1,0 +1,88 @@
+"""Stand-ins: real memory for parameters that a module's own loader writes to instead of replacing them.
+
+torch's `load_state_dict` copies in place by default, so an override may do the same; on meta that does nothing, and
+into the weights of an existing module it can't be undone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from shardload.model.shell import class_values
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from shardload.model.shell import Shell
+
+
+class StandIns:
+    """Lends real parameters while a module loads itself. `names` are those that its loader did not replace on meta.
+
+    They begin as the class makes them, so that a loader that writes a part leaves the rest as torch would; NaN
+    stands where the class leaves memory uninitialised.
+    """
+
+    def __init__(self, shell: Shell, names: Collection[str]) -> None:
+        self._shell = shell
+        self._names = names
+        self._values: dict[str, torch.Tensor] | None = None
+
+    def lend(self, module: nn.Module, prefix: str) -> list[_Loan]:
+        """Put stand-ins into a module's parameters."""
+        loans = []
+        for name, parameter in module._parameters.items():
+            if parameter is not None and prefix + name in self._names:
+                value = self._value(prefix + name, parameter)
+                loans.append(_Loan(module, name, parameter, value))
+        return loans
+
+    def _value(self, key: str, parameter: nn.Parameter) -> torch.Tensor:
+        if not parameter.is_meta:
+            return parameter.detach().clone()
+        if self._values is None:
+            self._values = class_values(self._shell, self._names)
+        if key in self._values:
+            return self._values[key]
+        unknown = float("nan") if parameter.is_floating_point() else 0
+        return torch.full(parameter.shape, unknown, dtype=parameter.dtype, device="cpu")
+
+
+class _Loan:
+    """One parameter whose place a stand-in takes."""
+
+    def __init__(self, module: nn.Module, name: str, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        self._module = module
+        self.name = name
+        self._parameter = parameter
+        self._stand_in = nn.Parameter(value, requires_grad=parameter.requires_grad)
+        nan = value.isnan() if value.is_floating_point() else None
+        self._unwritten = nan if nan is not None and bool(nan.any()) else None
+        self._version = self._stand_in._version
+        self._sum = _bytes_sum(value)
+        module._parameters[name] = self._stand_in
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the stand-in is still there as it was lent."""
+        if self._module._parameters.get(self.name) is not self._stand_in:
+            return False
+        # Writing to `.data` leaves the version as it is.
+        return self._stand_in._version == self._version and _bytes_sum(self._stand_in.detach()) == self._sum
+
+    def settle(self) -> None:
+        """Keep what was written; take back a stand-in that still holds memory that nobody wrote to."""
+        if self._module._parameters.get(self.name) is not self._stand_in:
+            return
+        unwritten = self._unwritten is not None and bool(
+            self._stand_in.detach()[self._unwritten].isnan().any()
+        )
+        if unwritten or (self.is_untouched and not self._parameter.is_meta):
+            self._module._parameters[self.name] = self._parameter
+
+
+def _bytes_sum(tensor: torch.Tensor) -> int:
+    return int(tensor.contiguous().view(-1).view(torch.uint8).sum()) if tensor.numel() else 0

@@ -1,0 +1,78 @@
+"""Origin: which stored tensor each parameter of a loaded model came from, for whoever needs its bytes again."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardload._system.file_identity import file_identity
+from shardload.checkpoint.shard import Shard
+from shardload.tensor_ref import TensorRef
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import AbstractContextManager
+
+    from torch import nn
+
+    from shardload._system.file_identity import FileIdentity
+    from shardload.checkpoint.checkpoint import Checkpoint
+
+_origins: dict[int, Origin] = {}
+"""By the model's id until it is gone: what is known of a load neither keeps a model alive nor is pickled with it."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a model was filled from, and the stored tensor, or part of one, behind each name.
+
+    It says where a value came from, not that it is still that value: compare before you rely on it. Tensors that were
+    put together from several stored ones are left out.
+    """
+
+    checkpoint: Checkpoint
+    refs: dict[str, TensorRef]
+
+    def __deepcopy__(self, memo: object) -> Origin:
+        """Return the same object: a copy of a model came from the same files."""
+        return self
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        """Pickle as None: where the pickle is read, the files may not be."""
+        return _nowhere, ()
+
+    def is_unchanged(self, ref: TensorRef) -> bool:
+        """Whether the file of a stored tensor is still the one whose header was read."""
+        expected = self.checkpoint.identities.get(ref.shard)
+        try:
+            now = file_identity(self.checkpoint.source.open(ref.shard).local_path())
+        except Exception:  # noqa: BLE001 - whatever keeps it from being read, it is not there as it was
+            return False
+        return expected is None or now == expected
+
+    def open(self, ref: TensorRef) -> AbstractContextManager[Shard]:
+        """Return the opened file of a stored tensor. Raises CorruptError where it has changed since the load."""
+        path = self.checkpoint.source.open(ref.shard).local_path()
+        return Shard(path, expected=self.expected(ref))
+
+    def expected(self, ref: TensorRef) -> FileIdentity | None:
+        """Return the identity that a tensor's file had when its header was read; None for a file of the Hub."""
+        return self.checkpoint.identities.get(ref.shard)
+
+
+def _nowhere() -> None:
+    return None
+
+
+def remember_origin(model: nn.Module, checkpoint: Checkpoint, filled: Iterable[tuple[str, object]]) -> None:
+    """Note what a model was filled from, as pairs of its own name and what was read for it."""
+    refs = {name: ref for name, ref in filled if isinstance(ref, TensorRef)}
+    if id(model) not in _origins:
+        weakref.finalize(model, _origins.pop, id(model), None).atexit = False
+    _origins[id(model)] = Origin(checkpoint, refs)
+
+
+def origin_of(model: nn.Module) -> Origin | None:
+    """Return where a model's weights came from; None for one that no checkpoint filled, and for copies."""
+    return _origins.get(id(model))

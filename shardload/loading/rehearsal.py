@@ -1,0 +1,170 @@
+"""The rehearsal: a walk with meta tensors that tells what modules with their own loaders will accept.
+
+Hooks may rename, fuse or drop keys, so names alone prove nothing for their subtrees. The same walk over tensors
+made from headers runs every hook and reads no byte. It assigns, so everything is put back by identity whatever
+happens. Hooks therefore run twice in a load, once with meta tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shardload.checkpoint.shard import CODES, torch_dtype
+from shardload.errors import ShardloadError
+from shardload.keymap import Derived
+from shardload.loading.plan import (
+    Fault,
+    dtype_name,
+    is_recomputed,
+    misshapen_fault,
+    missing_fault,
+    other_kind,
+    unexpected_fault,
+)
+from shardload.model.module_loaders import Snapshot, has_override, walk
+from shardload.model.shell import modules_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from shardload.loading.plan import Plan
+    from shardload.model.module_loaders import Root, WalkResult
+    from shardload.model.shell import Shell
+
+_EXTRA_STATE = "_extra_state"
+
+
+def rehearse(
+    plan: Plan, shell: Shell, roots: tuple[Root, ...], versions: Mapping[str, dict[str, Any]]
+) -> list[str]:
+    """Add the faults of subtrees with their own loaders to the plan; return lines about what couldn't be rehearsed.
+
+    The model is left exactly as it was.
+    """
+    unproven: list[str] = []
+    for root in roots:
+        entries = plan.handed[root.prefix]
+        snapshot = Snapshot(root.module.modules())
+        try:
+            result = _walk_on_meta(root, entries, versions, _Watch(plan, shell))
+        except ShardloadError:
+            raise
+        except KeyError as error:
+            plan.faults.append(failure(root, error))  # it asks for a name that is not there, values or not
+        except Exception as error:  # noqa: BLE001 - a hook may raise anything when it looks at values
+            where = root.prefix[:-1] or "the model itself"
+            plan.in_place |= _own_parameters(root)
+            unproven.append(
+                f"{where}: {root.why} can't be rehearsed without values ({type(error).__name__}); "
+                "it is judged at the load"
+            )
+        else:
+            plan.faults += faults_of(result, entries, shell, plan.computed)
+            plan.in_place -= set(result.missing)
+            plan.forgiven += result.forgiven
+        finally:
+            snapshot.restore()
+    return unproven
+
+
+def _own_parameters(root: Root) -> set[str]:
+    """Return the parameters of modules with an override: what it does to them is not known."""
+    return {
+        path + name
+        for path, module in modules_of(root.module, root.prefix)
+        if has_override(module)
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    }
+
+
+def failure(root: Root, error: Exception) -> Fault:
+    """Return the fault of a subtree whose own loader raised something."""
+    key = root.prefix[:-1] or type(root.module).__name__
+    return Fault("refused", key, note=f"{root.why} failed: {type(error).__name__}: {error}")
+
+
+class _Watch:
+    """Sees what each module makes of its slots: replaced as it should be, by another kind of number, or not at all."""
+
+    def __init__(self, plan: Plan, shell: Shell) -> None:
+        self._plan = plan
+        self._slots = shell.slots
+
+    def __call__(self, module: nn.Module, prefix: str) -> Callable[[], None]:
+        before = dict(module._parameters)
+
+        def leave() -> None:
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter is before.get(name):
+                    if has_override(module):
+                        self._plan.in_place.add(prefix + name)
+                elif parameter is not None:
+                    self._check_kind(prefix + name, parameter)
+
+        return leave
+
+    def _check_kind(self, key: str, parameter: torch.Tensor) -> None:
+        slot = self._slots.get(key)
+        note = other_kind(slot, CODES.get(parameter.dtype, "")) if slot else None
+        if slot and note:
+            self._plan.faults.append(replace(missing_fault(slot), kind="refused", note=note))
+
+
+def _walk_on_meta(
+    root: Root, entries: dict[str, Any], versions: Mapping[str, dict[str, Any]], watch: _Watch
+) -> WalkResult:
+    state = {
+        key: _on_meta(value) if isinstance(value, Derived) else value
+        for key, value in entries.items()
+        # set_extra_state would change the module's own objects, which can't be put back.
+        if key.rpartition(".")[2] != _EXTRA_STATE
+    }
+    with torch.no_grad():
+        return walk(root.module, root.prefix, state, versions, watch)
+
+
+def _on_meta(ref: Derived) -> torch.Tensor:
+    return torch.empty(ref.shape, dtype=torch_dtype(ref), device="meta")
+
+
+def faults_of(
+    result: WalkResult, entries: Mapping[str, Any], shell: Shell, computed: list[str]
+) -> list[Fault]:
+    """Turn what a walk reported into faults; stored copies of computed tensors go to `computed`."""
+    faults: list[Fault] = []
+    for key in dict.fromkeys(result.missing):
+        if key in entries and key.rpartition(".")[2] == _EXTRA_STATE:
+            continue  # it was left out of the rehearsal
+        slot = shell.slots.get(key)
+        faults.append(missing_fault(slot) if slot else Fault("missing", key))
+    for key in dict.fromkeys(result.unexpected):
+        value = entries.get(key)
+        slot = shell.slots.get(key)
+        if slot is not None and is_recomputed(slot):
+            computed.append(key)
+        elif isinstance(value, Derived):
+            faults.append(unexpected_fault(key, value))
+        else:
+            faults.append(
+                Fault("unexpected", key, note=None if value is None else f"a {type(value).__name__}")
+            )
+    faults += [_message_fault(message, entries, shell) for message in result.errors]
+    return faults
+
+
+def _message_fault(message: str, entries: Mapping[str, Any], shell: Shell) -> Fault:
+    """Read torch's "size mismatch for KEY: …"; any other message is a refusal in the module's own words."""
+    key = message.removeprefix("size mismatch for ").split(":", 1)[0]
+    slot = shell.slots.get(key)
+    if message.startswith("size mismatch for ") and slot is not None:
+        ref = entries.get(key)
+        if isinstance(ref, Derived):
+            return misshapen_fault(slot, ref)
+        return Fault("misshapen", key, model_shape=slot.shape, model_dtype=dtype_name(slot), note=message)
+    return Fault("refused", key if slot else "", note=message)

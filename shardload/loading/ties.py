@@ -1,0 +1,106 @@
+"""Tied parameters: one stored copy fills every name; two stored copies must be equal."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from shardload.errors import MismatchError
+from shardload.model.shell import modules_of
+from shardload.tensor_ref import TensorRef
+
+if TYPE_CHECKING:
+    from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.keymap import Derived
+    from shardload.loading.plan import Plan
+    from shardload.model.shell import Shell
+
+
+def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint, *, copy: bool = False) -> None:
+    """Raise MismatchError when a tied parameter is stored twice with different values; before anything is assigned.
+
+    Copies that are one span of one file (a pickle that kept the tie) are not read. With `copy=True` no file is mapped.
+    """
+    if not shell.ties:
+        return
+    stored = dict(plan.tensors)
+    for group in shell.ties:
+        copies = [(name, stored[name]) for name in group if name in stored]
+        for (first_name, first), (second_name, second) in pairwise(copies):
+            if not _equal(first, second, checkpoint, copy):
+                raise MismatchError(
+                    f"{first_name} and {second_name} are one parameter in the model, and differ in the checkpoint",
+                    where=f"{first.shard}, {second.shard} of {checkpoint.label}",
+                    cure="untie them in the config (tie_word_embeddings=false), "
+                    f"or drop one: key_map={{{second.name!r}: None}}",
+                )
+
+
+def _equal(first: Derived, second: Derived, checkpoint: Checkpoint, copy: bool) -> bool:
+    if _place_in_file(first) == _place_in_file(second):
+        return True
+    one, other = (checkpoint.read_derived(tensor, copy=copy) for tensor in (first, second))
+    return same_bytes(one, other)
+
+
+def _place_in_file(tensor: Derived) -> object:
+    """Return what tells that two tensors are the same bytes, whatever they are called."""
+    return (tensor.shard, tensor.span, tensor.strides) if isinstance(tensor, TensorRef) else tensor
+
+
+def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors are equal bit for bit, NaN included."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    one, other = (tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in (first, second))
+    return torch.equal(one, other)
+
+
+def retie(shell: Shell, filled: set[str]) -> None:
+    """Let every name of a tied group hold the one tensor that was loaded."""
+    if not shell.ties:
+        return
+    modules = dict(modules_of(shell.model))
+    for group in shell.ties:
+        loaded = next((name for name in group if name in filled), None)
+        if loaded is None:
+            continue
+        places = [_place(modules, name) for name in group]
+        _refuse_different(
+            [(name, _get(*place)) for name, place in zip(group, places, strict=True) if name in filled]
+        )
+        tensor = _get(*places[group.index(loaded)])
+        old = next((p for module, leaf in places if (p := module._parameters.get(leaf)) is not None), None)
+        if old is not None and not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)  # a buffer that is a parameter too
+        for module, leaf in places:
+            if leaf in module._buffers:
+                module._buffers[leaf] = tensor
+            elif module._parameters.get(leaf) is not tensor:
+                setattr(module, leaf, tensor)
+
+
+def _refuse_different(loaded: list[tuple[str, torch.Tensor]]) -> None:
+    """Raise where load hooks gave the names of one parameter different values; stored copies were compared before."""
+    for (first_name, first), (second_name, second) in pairwise(loaded):
+        if first is not second and not same_bytes(first, second):
+            raise MismatchError(
+                f"{first_name} and {second_name} are one parameter in the model, and were given different values",
+                cure="untie them in the config (tie_word_embeddings=false), or drop one of them by key_map=",
+            )
+
+
+def _place(modules: dict[str, nn.Module], name: str) -> tuple[nn.Module, str]:
+    prefix, _, leaf = name.rpartition(".")
+    return modules[f"{prefix}." if prefix else ""], leaf
+
+
+def _get(module: nn.Module, leaf: str) -> torch.Tensor:
+    found: torch.Tensor | None = module._parameters.get(leaf)
+    if found is None:
+        found = module._buffers[leaf]
+    assert found is not None
+    return found

@@ -1,0 +1,1 @@
+"""A model without weights: its shell, and how its modules load themselves."""

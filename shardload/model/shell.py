@@ -1,0 +1,276 @@
+"""build_shell: the right modules and shapes; parameters take no memory, everything computed is real."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from shardload.errors import MismatchError, UnsupportedError, UsageError
+from shardload.model.meta_init import MarkUninitialised, construction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+SlotKind = Literal["parameter", "buffer", "computed", "attribute"]
+_STORED = frozenset({"parameter", "buffer"})
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one tensor in a model.
+
+    `kind` is "parameter", "buffer" (persistent: a checkpoint holds it), "computed" (a non-persistent buffer: the
+    class computes it, and a stored copy does not replace it) or "attribute" (a tensor that is no buffer at all).
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    kind: SlotKind
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its values take."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a checkpoint has to fill it."""
+        return self.kind in _STORED
+
+
+@dataclass
+class Shell:
+    """A model whose parameters are on meta. `slots` lists every tensor by name; `ties` the names that share one.
+
+    `make` is kept: parameters that a checkpoint is allowed to lack are computed by running it again. `created`
+    are the parameters in the order in which the constructor made them.
+    """
+
+    model: nn.Module
+    make: Callable[[], nn.Module] | None = None
+    slots: dict[str, Slot] = field(default_factory=dict)
+    ties: tuple[tuple[str, ...], ...] = ()
+    created: list[nn.Parameter] = field(default_factory=list, repr=False)
+    _surveyed: list[object] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, make: Callable[[], nn.Module] | None = None) -> Shell:
+        """Survey an existing model, whatever its parameters hold."""
+        return cls(model, make).surveyed()
+
+    def surveyed(self) -> Shell:
+        """Return the shell itself, its slots and ties those of the model as it now is: it may have been changed."""
+        seen: list[object] = []
+        for path, module in modules_of(self.model):
+            seen.append(path)
+            seen += map(id, module._parameters.values())
+            if module._buffers:
+                seen += map(id, module._buffers.values())
+        if seen != self._surveyed:
+            self.slots, self.ties = survey(self.model)
+            self._surveyed = seen
+        return self
+
+
+def build_shell(make: Callable[[], nn.Module], *, at_most: int | None = None) -> Shell:
+    """Run `make()` so that every parameter lands on the meta device and every computed tensor is real.
+
+    Whatever the constructor does (`skip_init`, `to_empty`, `.half()`, `nn.init`), parameters take no memory; one that
+    is made from values, as by `torch.randn`, has them until it is wrapped. Modules that were there before, which
+    `make` only hands over, keep their weights. Buffers and plain tensor attributes hold what the class computed, in
+    the dtype that it chose. Other threads are not affected, and torch's default dtype is put back. Raises
+    UsageError when `make` gives no module, UnsupportedError when it looks at the values of its parameters, and
+    MismatchError when it makes more than `at_most` parameters, or a tensor that this machine has no memory for.
+    """
+    with construction(at_most=at_most) as state:
+        model = _made(make)
+        _sweep(model, state.born)
+        _refuse_lost_buffers(model)
+        shell = Shell.of(model, make)
+        shell.created = state.created
+    return shell
+
+
+# What torch says when code looks at values that a tensor on meta does not have, or gives it others.
+_SIGNS_OF_META = (
+    "meta tensor",
+    "meta device",
+    "incompatible tensor type",
+    "on meta",
+    "meta, ",
+    "device meta",
+)
+
+
+_SIGNS_OF_SIZE = (
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+    "numel: integer multiplication",
+)
+
+
+def _made(make: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        model = make()
+    except (RuntimeError, NotImplementedError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS_OF_SIZE):
+            raise MismatchError(
+                f"the constructor asks for a tensor that this machine has no memory for: {error}",
+                where="the sizes in the config",
+                cure="check them against the checkpoint: `shardload inspect` shows its shapes",
+            ) from error
+        if not any(sign in str(error) for sign in _SIGNS_OF_META):
+            raise
+        raise UnsupportedError(
+            f"the constructor looks at the values of its parameters, and a shell has none: {error}",
+            cure="build the module for real and pass that: fill(module, open_checkpoint(where))",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"what should make the model made a {type(model).__name__}",
+            cure="pass a class or a function that returns an nn.Module",
+        )
+    return model
+
+
+def class_values(shell: Shell, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Return what the class itself puts into the named parameters and buffers, by running its constructor again.
+
+    NaN stands where it leaves memory uninitialised. Names that it does not make, or makes another way each time,
+    are left out.
+    """
+    if shell.make is None or not names:
+        return {}
+    now = dict(_stored_tensors(shell.model))
+    birth = {id(parameter): ordinal for ordinal, parameter in enumerate(shell.created)}
+    real = {birth[id(now[name])] for name in names if name in now and id(now[name]) in birth}
+    fresh = dict(_stored_tensors(rebuild_with(shell.make, real)))
+    return {name: fresh[name].detach() for name in names if name in fresh and not fresh[name].is_meta}
+
+
+def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for path, module in modules_of(model):
+        for table in (module._parameters, module._buffers):
+            yield from ((path + name, tensor) for name, tensor in table.items() if tensor is not None)
+
+
+def rebuild_with(make: Callable[[], nn.Module], real: set[int]) -> nn.Module:
+    """Run `make()` once more, leaving the parameters of the given ordinals as the class initialises them.
+
+    The n-th Parameter that a constructor creates is the same one in every run: `Shell.created` has the order.
+    Memory that a constructor leaves uninitialised is filled with NaN, so that it can be told.
+    """
+    with construction(frozenset(real)), MarkUninitialised():
+        return make()
+
+
+def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ...]]:
+    """Return every slot of a model by its state-dict name, and the groups of names that share one tensor."""
+    found = _Survey()
+    search = TensorSearch()
+    for path, module in modules_of(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found.add(path + name, parameter, "parameter")
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                persistent = name not in module._non_persistent_buffers_set
+                found.add(path + name, buffer, "buffer" if persistent else "computed")
+        for name, value in search.among(module.__dict__):
+            if path + name not in found.slots:
+                found.add(path + name, value, "attribute")
+    return found.slots, tuple(map(tuple, found.shared.values()))
+
+
+class _Survey:
+    """What a survey has found so far; `shared` has the names of a tensor that has several, by the first of them."""
+
+    def __init__(self) -> None:
+        self.slots: dict[str, Slot] = {}
+        self.shared: dict[str, list[str]] = {}
+        self._owners: dict[int, str] = {}
+
+    def add(self, name: str, tensor: torch.Tensor, kind: SlotKind) -> None:
+        self.slots[name] = Slot(name, tensor.dtype, _shape(tensor), kind)
+        if kind in _STORED:
+            owner = self._owners.setdefault(id(tensor), name)
+            if owner is not name:
+                self.shared.setdefault(owner, [owner]).append(name)
+
+
+class TensorSearch:
+    """Finds the tensors among a module's attributes: it has twenty, and hardly ever is one a tensor.
+
+    The types of all of them are looked up by one call, and a type is asked once whether it is a tensor's: the survey
+    and the check at the end take a third of what they take with isinstance, 0.2 s less for 46,000 modules each.
+    """
+
+    def __init__(self) -> None:
+        self._others: set[type] = set()
+
+    def among(self, attributes: dict[str, Any]) -> list[tuple[str, torch.Tensor]]:
+        """Return the attributes that are tensors, with their names."""
+        if self._others.issuperset(map(type, attributes.values())):
+            return []
+        found = [(name, value) for name, value in attributes.items() if isinstance(value, torch.Tensor)]
+        tensors = {type(value) for _, value in found}
+        self._others.update(kind for kind in map(type, attributes.values()) if kind not in tensors)
+        return found
+
+
+def modules_of(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module with its state-dict prefix ("", "layers.0.", …), a shared module once a path."""
+    pending = [(prefix, model)]
+    while pending:
+        path, module = pending.pop()
+        yield path, module
+        if module._modules:
+            children = [
+                (f"{path}{name}.", child) for name, child in module._modules.items() if child is not None
+            ]
+            pending += reversed(children)
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    # A lazy parameter has no shape before its first forward; its own loader judges it.
+    return () if type(tensor) is not nn.Parameter and nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
+
+
+def _sweep(model: nn.Module, born: Mapping[int, nn.Module]) -> None:
+    """Put parameters on meta that came another way than `nn.Parameter(...)`; ties stay ties."""
+    moved: dict[int, nn.Parameter] = {}
+    for _, module in modules_of(model):
+        if id(module) not in born:
+            continue  # the caller's own
+        for name, parameter in module._parameters.items():
+            if parameter is None or parameter.is_meta or nn.parameter.is_lazy(parameter):
+                continue
+            if id(parameter) not in moved:
+                on_meta = torch.empty_like(parameter, device="meta")
+                new = moved[id(parameter)] = nn.Parameter(on_meta, requires_grad=parameter.requires_grad)
+                new.__dict__.update(parameter.__dict__)
+            module._parameters[name] = moved[id(parameter)]
+
+
+def _refuse_lost_buffers(model: nn.Module) -> None:
+    """Say so at once, before a byte is read, when the class computes a buffer from values that a shell lacks."""
+    lost = [
+        path + name
+        for path, module in modules_of(model)
+        for name in module._non_persistent_buffers_set
+        if (buffer := module._buffers.get(name)) is not None
+        and buffer.is_meta
+        # A parameter that is registered as a buffer too is led to the loaded one.
+        and not isinstance(buffer, nn.Parameter)
+    ]
+    if lost:
+        raise UnsupportedError(
+            f"the constructor computes {', '.join(lost[:4])} from its parameters, and a shell has no values of them",
+            where=type(model).__name__,
+            cure="build the module for real and pass that: fill(module, open_checkpoint(where))",
+        )

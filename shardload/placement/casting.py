@@ -1,0 +1,122 @@
+"""Casts: tensors into another dtype, by few threads that do not wait for one another.
+
+The wall of a cast is the first touch of its result. 1.1 GB of bf16 to 2.2 GB of fp32 on two quiet cores, the best of
+six runs: `tensor.to` 0.9 s with one thread, and 2.3 s with two, which meet after each tensor and fault on
+the same pages; large pages (see `fresh_pages`) 0.38 s with one thread and 0.21 s with two workers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import torch
+
+from shardload._system.fresh_pages import FreshPages
+from shardload._system.worker_pool import worker_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from shardload.placement.spill import Spill
+
+_PIECE = 2**20  # elements that one worker casts at a time
+_INLINE = 2**15  # elements that torch itself casts on the calling thread, whatever the number of threads
+_AHEAD = 2**25  # bytes of source that may wait for a worker: progress is told when a tensor is begun
+_MOST_WORKERS = 8
+
+
+class Casts:
+    """Casts tensors on workers of its own. `wait` returns when all that was begun is done, and raises what failed.
+
+    With `spill` the results of all but small tensors lie in its file.
+    """
+
+    def __init__(self, spill: Spill | None = None) -> None:
+        self.spill = spill
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: deque[tuple[Future[None], int]] = deque()
+        self._waiting = 0
+        self._pages = FreshPages()
+
+    def begin(
+        self, stored: torch.Tensor, dtype: torch.dtype, release: Callable[[int, int], None] | None = None
+    ) -> torch.Tensor:
+        """Return a tensor that holds `stored` in another dtype once `wait` has returned.
+
+        `release` is called with the offsets of bytes of `stored` that have been used, on any thread.
+        """
+        if stored.numel() <= _INLINE or not stored.is_contiguous():
+            result = stored.to(dtype)
+            if release is not None:
+                release(0, stored.nbytes)
+            return result
+        result = (
+            torch.empty(stored.shape, dtype=dtype, device="cpu")
+            if self.spill is None
+            else self.spill.empty(stored.shape, dtype)
+        )
+        source, target = stored.view(-1), result.view(-1)
+        for start in range(0, source.numel(), _PIECE):
+            self._submit(source[start : start + _PIECE], target[start : start + _PIECE], start, release)
+        return result
+
+    def result_bytes(self, numel: int, dtype: torch.dtype) -> tuple[int, int]:
+        """Return what a cast takes for its result, in bytes of anonymous memory and of the spill's file."""
+        nbytes = numel * dtype.itemsize
+        return (0, nbytes) if self.spill is not None and numel > _INLINE else (nbytes, 0)
+
+    def wait(self) -> None:
+        """Return when every cast that was begun is done."""
+        while self._begun:
+            self._wait_for_one()
+
+    def close(self) -> None:
+        """End the workers, once what they are at is done; the next cast starts new ones."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        if self.spill is not None:
+            self.spill.close()
+        self._begun.clear()
+        self._waiting = 0
+
+    def _submit(
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        start: int,
+        release: Callable[[int, int], None] | None,
+    ) -> None:
+        while self._waiting > _AHEAD:
+            self._wait_for_one()
+        first = start * source.element_size()
+        future = self._workers().submit(self._cast, source, target, first, release)
+        self._begun.append((future, source.nbytes))
+        self._waiting += source.nbytes
+
+    def _wait_for_one(self) -> None:
+        future, nbytes = self._begun.popleft()
+        self._waiting -= nbytes
+        future.result()
+
+    def _cast(
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        first: int,
+        release: Callable[[int, int], None] | None,
+    ) -> None:
+        if self.spill is None:
+            self._pages.touch(target.data_ptr(), target.nbytes)
+        # A worker has modes of its own, and what a caller makes in inference mode may be written to in that mode only.
+        with torch.inference_mode():
+            target.copy_(source)
+        if release is not None:
+            release(first, first + source.nbytes)
+
+    def _workers(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = worker_pool(min(torch.get_num_threads(), _MOST_WORKERS), "shardload-cast")
+        return self._pool

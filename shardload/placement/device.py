@@ -1,0 +1,149 @@
+"""OnDevice: a dtype for the floating weights and a device for everything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from shardload.dtypes import SHORT_NAMES
+from shardload.errors import UsageError
+from shardload.placement.casting import Casts
+from shardload.placement.pinned_ring import CudaCopies, PinnedRing
+from shardload.placement.spill import Spill
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import nn
+
+    from shardload.placement.target import Release
+
+_CASTABLE = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+class OnDevice:
+    """Puts weights on one device, and casts the floating ones where `dtype` is given.
+
+    Integers, bool, fp8 and complex keep their dtype; so do computed buffers. With the stored dtype on the CPU a
+    weight stays a view of its file. `spill`: a folder for a file that casts go to, whose pages the kernel can write
+    out and drop: a checkpoint larger than the memory can be cast.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        spill: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.device = _device(device)
+        self.dtype = dtype
+        self.spill = None if spill is None else Spill(spill)
+        self._casts = Casts(self.spill)
+        self._ring = PinnedRing(CudaCopies(self.device)) if self.device.type == "cuda" else None
+
+    def result_bytes(self, key: str, dtype: torch.dtype, numel: int) -> tuple[int, int]:  # noqa: ARG002
+        """Return what a stored tensor takes beside its file: bytes of anonymous memory, and of the spill's file."""
+        wanted = self.dtype if self.dtype is not None and dtype in _CASTABLE else dtype
+        if self.device.type != "cpu" or wanted == dtype:
+            return 0, 0
+        return self._casts.result_bytes(numel, wanted)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Change nothing."""
+
+    def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Return `stored` cast and moved; the same object where neither is needed."""
+        dtype = self._wanted(stored)
+        if dtype == stored.dtype and stored.device == self.device:
+            return stored
+        if not self._casts_here(stored, dtype):
+            return stored.to(device=self.device, dtype=dtype)
+        placed = self._casts.begin(stored, dtype)
+        self._casts.wait()
+        return placed
+
+    def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
+        """Return what `place` returns, before a cast on the CPU, or the way to a GPU, is done."""
+        dtype = self._wanted(stored)
+        if self._ring is not None and stored.device.type == "cpu":
+            return self._ring.begin(stored, dtype, release)
+        if self._casts_here(stored, dtype):
+            return self._casts.begin(stored, dtype, release)
+        placed = self.place(key, stored)
+        if placed is not stored and release is not None:
+            release(0, stored.nbytes)
+        return placed
+
+    def wait(self) -> None:
+        """Return when everything that was begun is done."""
+        self._casts.wait()
+        if self._ring is not None:
+            self._ring.wait()
+
+    def close(self) -> None:
+        """End the threads that cast and copy."""
+        self._casts.close()
+        if self._ring is not None:
+            self._ring.close()
+
+    def _wanted(self, stored: torch.Tensor) -> torch.dtype:
+        return self.dtype if self.dtype is not None and stored.dtype in _CASTABLE else stored.dtype
+
+    def _casts_here(self, stored: torch.Tensor, dtype: torch.dtype) -> bool:
+        return dtype != stored.dtype and self.device.type == stored.device.type == "cpu"
+
+    def finish(self, model: nn.Module) -> None:
+        """Move the buffers that the class computed."""
+        if self.device.type == "cpu":
+            return
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.device)
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return the torch dtype of a name ("float16", "bf16"); None for "auto" and None. Raises UsageError."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = dtype
+    if isinstance(dtype, str):
+        name = dtype.removeprefix("torch.")
+        found = getattr(torch, SHORT_NAMES.get(name, name), dtype)
+    if not isinstance(found, torch.dtype) or found not in _CASTABLE:
+        raise UsageError(
+            f"dtype={dtype!r} is not a dtype to load weights in",
+            cure='pass "auto" (as stored), "float16", "bfloat16", "float32" or "float64"',
+        )
+    return found
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if isinstance(device, dict) or device == "auto":
+        raise UsageError(
+            "a device map is not built yet",
+            where=f"device={device!r}",
+            cure='pass one device: "cpu" or "cuda"',
+        )
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device={device!r} is not a device", cure='pass "cpu" or "cuda"') from error
+    if found.type == "meta":
+        raise UsageError(
+            "a load to the meta device loads nothing", cure="use build_shell for a model without weights"
+        )
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "this machine has no CUDA device that torch can use",
+            where=f"device={device!r}",
+            cure='pass "cpu"',
+        )
+    try:
+        torch.empty(0, device=found)
+    except Exception as error:
+        raise UsageError(
+            f"torch can't use the device {found}: {error}", where=f"device={device!r}", cure='pass "cpu"'
+        ) from error
+    return found

@@ -1,7 +1,0 @@
-"""`transformers.deepspeed`, the old home of one probe."""
-
-from __future__ import annotations
-
-from shardload.remote_code.shim.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-__all__ = ["is_deepspeed_zero3_enabled"]

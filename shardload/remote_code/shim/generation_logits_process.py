@@ -1,3 +1,0 @@
-"""`transformers.generation_logits_process`: the place of `generation.logits_process` before 4.25."""
-
-from shardload.remote_code.shim.generation.logits_process import *  # noqa: F403 - all of it

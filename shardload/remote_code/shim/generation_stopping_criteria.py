@@ -1,3 +1,0 @@
-"""`transformers.generation_stopping_criteria`: the place of `generation.stopping_criteria` before 4.25."""
-
-from shardload.remote_code.shim.generation.stopping_criteria import *  # noqa: F403 - all of it

@@ -1,0 +1,106 @@
+"""Which names the stand-in has, and in which module: read from its own files, without importing them."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+
+SHIM = "shardload.transformers_shim"
+
+# Modules of transformers that code imports classes from without using them. The stand-in has none of their
+# content: what is imported from them is a placeholder that names itself when it is used.
+PLACEHOLDER_MODULES = frozenset(
+    {
+        "data.data_collator",
+        "feature_extraction_utils",
+        "generation.beam_constraints",
+        "generation.candidate_generator",
+        "generation.watermarking",
+        "image_processing_utils",
+        "image_processing_utils_fast",
+        "image_transforms",
+        "image_utils",
+        "onnx",
+        "onnx.utils",
+        "pipelines",
+        "quantizers",
+        "trainer",
+        "trainer_pt_utils",
+        "training_args",
+        "video_utils",
+    }
+)
+
+
+@functools.lru_cache(maxsize=1)
+def names_by_module() -> dict[str, frozenset[str]]:
+    """Return the names of each of the stand-in's modules, by dotted name ("" is the package itself)."""
+    return {module: frozenset({*defined, *again}) for module, (defined, again) in _read().items()}
+
+
+@functools.lru_cache(maxsize=1)
+def homes() -> dict[str, str]:
+    """Return the module that each public name is defined in: code asks for names where other releases had them."""
+    found: dict[str, str] = {}
+    for place in (0, 1):  # a definition wins over a name that is only passed on
+        for module, names in _read().items():
+            for name in names[place]:
+                if not name.startswith("_"):
+                    found.setdefault(name, module)
+    return found
+
+
+def has_module(module: str) -> bool:
+    """Return whether the stand-in has a module of that dotted name, be it one of placeholders only."""
+    parts = module.split(".")
+    return (
+        module in names_by_module()
+        or module in PLACEHOLDER_MODULES
+        # The module of one model: its classes are used in isinstance tables and seldom constructed.
+        or (parts[0] == "models" and 1 < len(parts) <= 3)
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _read() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+    """Return, for each module, the names that it defines and those that it passes on."""
+    folder = Path(__file__).parent
+    trees = {}
+    for file in sorted(folder.rglob("*.py")):
+        *parents, last = file.relative_to(folder).with_suffix("").parts
+        if any(parent.startswith("_") for parent in parents):
+            continue
+        if last == "__init__" or not last.startswith("_"):
+            module = ".".join(parents if last == "__init__" else [*parents, last])
+            trees[module] = ast.parse(file.read_bytes())
+    read: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+    for module, tree in trees.items():
+        read[module] = (frozenset(_defined(tree)), frozenset(_passed_on(tree, trees)))
+    return read
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if not name.startswith("__")}
+
+
+def _passed_on(tree: ast.Module, trees: dict[str, ast.Module]) -> set[str]:
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            names |= set(ast.literal_eval(node.value))
+        if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith(SHIM):
+            continue
+        home = str(node.module)[len(SHIM) + 1 :]
+        if home.split(".")[-1].startswith("_") and home not in trees:
+            continue  # what a private file offers is public where `__all__` says so
+        for alias in node.names:
+            names |= _defined(trees[home]) if alias.name == "*" else {alias.asname or alias.name}
+    return names

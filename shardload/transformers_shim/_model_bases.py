@@ -1,0 +1,70 @@
+"""Bases that code takes from the module of one model: its config class and its `…PreTrainedModel`.
+
+Of such a base, code written against transformers 4 wants little that is the model's own. A published config.json says
+every setting that the class has beyond `PretrainedConfig`'s (`to_diff_dict` wrote them, defaults or not), and the
+`…PreTrainedModel` adds a prefix and initialisation. So the general classes serve, and what they can't know, a default
+that config.json does not say, is an error with its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardload.transformers_shim._missing import MissingAttributeError, MissingFromShimError, lacking
+from shardload.transformers_shim.configuration_utils import PretrainedConfig
+from shardload.transformers_shim.modeling_utils import PreTrainedModel
+
+# The names that every config answers to, by `attribute_map` where it calls them otherwise.
+_STANDARD = {
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
+    "max_position_embeddings": ("n_positions",),
+}
+
+
+class ModelConfig(PretrainedConfig):
+    """A config with the settings that it is given and no defaults of its own.
+
+    A standard name (`hidden_size`) that it is not given is looked up under the older ones (`n_embd`). Any other
+    raises an AttributeError that names the class whose default is lacking.
+    """
+
+    _stands_for: str
+
+    def __init__(self, *positional: Any, **kwargs: Any) -> None:
+        if positional:  # their names are the model's own
+            raise lacking(MissingFromShimError, f"{self._stands_for}(…) with settings by position")
+        super().__init__(**kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        for other in _STANDARD.get(name, ()):
+            if other in vars(self):
+                return vars(self)[other]
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise lacking(MissingAttributeError, f"{self._stands_for}().{name} (config.json does not say it)")
+
+
+class ModelPreTrainedModel(PreTrainedModel):
+    """A model's own base; `base_model` is found under the name that the model or its kind has for it."""
+
+    _stands_for: str
+
+    @property
+    def base_model(self) -> Any:
+        """The model without its head, or the model itself."""
+        family = self._stands_for.rpartition(".")[2].removesuffix("PreTrainedModel").lower()
+        names = (self.base_model_prefix, family, "model", "transformer")
+        return next((self._modules[name] for name in names if name in self._modules), self)
+
+
+def model_base(name: str, full: str) -> type[Any]:
+    """Return the class that stands for a base, `full` being its dotted name in transformers."""
+    base = ModelConfig if name.endswith("Config") else ModelPreTrainedModel
+    body = {
+        "__module__": full.rpartition(".")[0],
+        "__doc__": f"Stands for {full} as a base: {base.__doc__}",
+        "_stands_for": full,
+    }
+    return type(name, (base,), body)

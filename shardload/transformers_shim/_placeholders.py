@@ -1,0 +1,146 @@
+"""What stands for a class or function of transformers that the stand-in lacks: a name that says so when used."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import re
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from shardload.transformers_shim._missing import MissingAttributeError, MissingFromShimError, lacking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PROBE = re.compile(r"is_\w+_available|is_\w*greater_or_equal\w*|is_\w+_less_than\w*")
+_TORCH_PROBE = re.compile(r"is_torch_(greater_or_equal|less)_than_(\d+)_(\d+)")
+_MODEL_BASE = re.compile(r"[A-Z]\w*(?:Config|PreTrainedModel)")
+# Names of the same form at the top that belong to no model: ways to quantize, to watermark, to export.
+_NO_MODEL = re.compile(
+    r"(Aqlm|Awq|BitNetQuant|BitsAndBytes|CompressedTensors|Eetq|Fbgemm|FineGrained|FPQuant|Generation|GPTQ|Higgs|Hqq"
+    r"|Mxfp4|Onnx|Quanto|Quark|SpQR|SynthIDText|TorchAo|Vptq|Watermarking)\w*Config"
+)
+_TABLE = re.compile(r"[A-Z][A-Z_]*_MAPPING(?:_NAMES)?")  # of the auto classes: what config has what class
+_DOCUMENTATION: dict[str, Any] = {"DOCSTRING": "", "_FOR_DOC": "", "ARCHIVE_LIST": (), "ARCHIVE_MAP": {}}
+
+
+class _Unavailable:
+    """The answer of an unknown probe: False, whether it is called or read."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"<transformers' {self.__name__}: not available>"
+
+
+class _Table(dict[Any, Any]):
+    """The name of a table of the auto classes: asking it anything is an error that names it."""
+
+    def __init__(self, full: str) -> None:
+        super().__init__()
+        self._full = full
+
+    def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise lacking(MissingFromShimError, self._full)
+
+    __contains__ = __getitem__ = __iter__ = __len__ = get = items = keys = values = _refuse
+
+
+class PlaceholderType(abc.ABCMeta):
+    """The class of placeholders: an attribute that none of their subclasses defines names the placeholder."""
+
+    def __getattr__(cls, name: str) -> Any:
+        # Python, inspect, dataclasses and torch probe classes for names with underscores: no requests of the code.
+        if name.startswith("_"):
+            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+        asked = next(base for base in cls.__mro__ if "_placeholder_for" in vars(base))
+        raise lacking(MissingAttributeError, f"{vars(asked)['_placeholder_for']}.{name}")
+
+
+def is_probe(name: str) -> bool:
+    """Return whether a name is that of a probe which is answered with False, unknown as it is."""
+    return _PROBE.fullmatch(name) is not None and _TORCH_PROBE.fullmatch(name) is None
+
+
+def is_model_base(module: str, name: str) -> bool:
+    """Return whether a name is that of one model's config class or base class, which general ones stand for."""
+    if not module and _NO_MODEL.match(name):
+        return False
+    return (not module or module.startswith("models.")) and _MODEL_BASE.fullmatch(name) is not None
+
+
+def is_torch_probe(name: str) -> bool:
+    """Return whether a name asks for a version of torch, which is answered with the truth."""
+    return _TORCH_PROBE.fullmatch(name) is not None
+
+
+def probe(name: str) -> Any:
+    """Return the answer to a probe that the stand-in does not know (about torch: the truth); None for no probe."""
+    about_torch = _TORCH_PROBE.fullmatch(name)
+    if about_torch:
+        import torch
+
+        at_least = _version(torch.__version__) >= (int(about_torch[2]), int(about_torch[3]))
+        return at_least if about_torch[1] == "greater_or_equal" else not at_least
+    return _Unavailable(name) if _PROBE.fullmatch(name) else None
+
+
+@functools.cache
+def placeholder(module: str, name: str) -> Any:
+    """Return what stands for `name` of a module of transformers, the same object each time; None for what none can.
+
+    The config class and the base class of a model are served by the general ones (`_model_bases.py`). Any other class
+    can be imported, subclassed and used in isinstance; constructing it or a subclass raises. Texts for documentation
+    are empty. In modules of single models, and that of downloads, a function can be imported, and raises
+    when it is called.
+    """
+    for ending, text in _DOCUMENTATION.items():
+        if name.endswith(ending):
+            return type(text)(text)
+    bare = name.lstrip("_")
+    if _TABLE.fullmatch(name) and (not module or module.startswith("models.auto")):
+        return _Table(f"transformers.{module}.{name}" if module else f"transformers.{name}")
+    full = f"transformers.{module}.{name}" if module else f"transformers.{name}"
+    if is_model_base(module, name):
+        # torch is not needed to tell what a repo asks for
+        from shardload.transformers_shim._model_bases import model_base
+
+        return model_base(name, full)
+    if bare[:1].isupper() and not bare.isupper():
+        return _class(name, full)
+    if module.startswith(("models.", "utils.hub")) and bare[:1].islower():
+        return _function(name, full)
+    return None
+
+
+def _class(name: str, full: str) -> type[Any]:
+    def refuse(cls: type[Any], *_args: Any, **_kwargs: Any) -> NoReturn:
+        used = "" if cls.__name__ == name else f" (as the base of {cls.__name__})"
+        raise lacking(MissingFromShimError, full + used)
+
+    body = {
+        "__new__": refuse,
+        "__module__": full.rpartition(".")[0],
+        "__doc__": f"Stands for {full}: constructing it raises an error that names it.",
+        "_placeholder_for": full,
+    }
+    return PlaceholderType(name, (), body)
+
+
+def _function(name: str, full: str) -> Callable[..., NoReturn]:
+    def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
+        raise lacking(MissingFromShimError, full)
+
+    refuse.__name__ = refuse.__qualname__ = name
+    return refuse
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])

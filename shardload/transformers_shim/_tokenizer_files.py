@@ -1,0 +1,124 @@
+"""Making a tokenizer from a folder, and writing it to one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from shardload.errors import UsageError
+from shardload.remote_code.namespaces import namespace_of
+from shardload.transformers_shim._special_tokens import AddedToken
+
+
+class FilesMixin:
+    """The half of a tokenizer that knows files."""
+
+    init_kwargs: dict[str, Any]
+    vocab_files_names: dict[str, str]
+    special_tokens_map_extended: dict[str, Any]
+    chat_template: Any
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *init_inputs: Any,
+        subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return a tokenizer of this class from the files of a folder or a repo on the Hub.
+
+        Keywords overrule tokenizer_config.json. No code is run but that of this class.
+        """
+        from shardload.checkpoint.sources import find_source
+        from shardload.remote_code.tokenizer_files import constructor_arguments
+
+        for name in (
+            "trust_remote_code",
+            "code_revision",
+            "use_fast",
+            "use_auth_token",
+            "force_download",
+            "proxies",
+        ):
+            kwargs.pop(name, None)
+        source, _ = find_source(
+            pretrained_model_name_or_path,
+            revision=kwargs.pop("revision", None),
+            token=kwargs.pop("token", None),
+            cache_dir=kwargs.pop("cache_dir", None),
+            local_files_only=kwargs.pop("local_files_only", False),
+            subfolder=subfolder or None,
+        )
+        return cls(*init_inputs, **{**constructor_arguments(source, cls), **kwargs})
+
+    def save_pretrained(
+        self, save_directory: Any, filename_prefix: str | None = None, **_kwargs: Any
+    ) -> tuple[str, ...]:
+        """Write the settings, the special and added tokens, the vocabulary and the code; return their names.
+
+        Raises UsageError, before anything is written, where the folder has a code file of that name and other content.
+        """
+        folder = Path(save_directory)
+        code = _code_of(type(self), folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        specials = {name: _as_json(value) for name, value in self.special_tokens_map_extended.items()}
+        settings = {
+            name: _as_json(value)
+            for name, value in self.init_kwargs.items()
+            if name not in self.vocab_files_names and name not in ("added_tokens_decoder", "name_or_path")
+        }
+        settings = {**settings, **specials, "tokenizer_class": type(self).__name__, **_entry(type(self))}
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
+        added = getattr(self, "added_tokens_decoder", {})
+        settings["added_tokens_decoder"] = {
+            str(index): _as_json(token, typed=False) for index, token in added.items()
+        }
+        documents = {"tokenizer_config.json": settings, "special_tokens_map.json": specials}
+        for name, document in documents.items():
+            text = json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True, default=str)
+            (folder / f"{prefix}{name}").write_text(text + "\n", encoding="utf-8")
+        for path, content in code.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        written = self.save_vocabulary(str(folder), filename_prefix=filename_prefix) or ()
+        return (*(str(folder / f"{prefix}{name}") for name in documents), *map(str, written), *map(str, code))
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write the vocabulary's own files; a tokenizer that has some defines it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define save_vocabulary")
+
+
+def _code_of(cls: type[Any], folder: Path) -> dict[Path, bytes]:
+    """Return the repo's files that a class is made of, by where they are to be written: the bytes that ran."""
+    namespace = namespace_of(cls.__module__)
+    files = {folder / file.name: file.content for file in namespace.code.files} if namespace else {}
+    for path, content in files.items():
+        if path.is_file() and path.read_bytes() != content:
+            raise UsageError(
+                "the folder has a code file of the same name and other content",
+                where=str(path),
+                cure="save the tokenizer into a folder of its own",
+            )
+    return files
+
+
+def _entry(cls: type[Any]) -> dict[str, Any]:
+    """Return the entry of `auto_map` that leads to the class; {} for one that is of no repo's code."""
+    namespace = namespace_of(cls.__module__)
+    if namespace is None:
+        return {}
+    name = f"{cls.__module__.removeprefix(f'{namespace.package}.')}.{cls.__name__}"
+    return {"auto_map": {"AutoTokenizer": [None, name] if cls.is_fast else [name, None]}}
+
+
+def _as_json(value: Any, *, typed: bool = True) -> Any:
+    if isinstance(value, AddedToken):
+        return {**({"__type": "AddedToken"} if typed else {}), **asdict(value)}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(item, typed=typed) for item in value]
+    return value

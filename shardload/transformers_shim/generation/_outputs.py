@@ -1,0 +1,65 @@
+"""What `generate` returns with `return_dict_in_generate`, under the names of all ages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shardload.transformers_shim.utils.generic import ModelOutput
+
+
+@dataclass
+class GenerateDecoderOnlyOutput(ModelOutput):
+    """Sequences, (batch, length) with the prompt; per step: scores and logits, (batch, vocabulary), and more.
+
+    `attentions` and `hidden_states` hold a tuple of layers a step. What was not asked for is None.
+    """
+
+    sequences: Any = None
+    scores: Any = None
+    logits: Any = None
+    attentions: Any = None
+    hidden_states: Any = None
+    past_key_values: Any = None
+
+
+@dataclass
+class GenerateEncoderDecoderOutput(ModelOutput):
+    """The same for a model with an encoder: the decoder's sequences, and what the encoder gave."""
+
+    sequences: Any = None
+    scores: Any = None
+    logits: Any = None
+    encoder_attentions: Any = None
+    encoder_hidden_states: Any = None
+    decoder_attentions: Any = None
+    cross_attentions: Any = None
+    decoder_hidden_states: Any = None
+    past_key_values: Any = None
+
+
+@dataclass
+class GenerateBeamDecoderOnlyOutput(GenerateDecoderOnlyOutput):
+    """The same of beam search: also each sequence's score, (sequences,), and its beams, (sequences, length)."""
+
+    sequences_scores: Any = None
+    beam_indices: Any = None
+
+
+@dataclass
+class GenerateBeamEncoderDecoderOutput(GenerateEncoderDecoderOutput):
+    """The same of beam search for a model with an encoder."""
+
+    sequences_scores: Any = None
+    beam_indices: Any = None
+
+
+GreedySearchDecoderOnlyOutput = SampleDecoderOnlyOutput = GenerateDecoderOnlyOutput
+ContrastiveSearchDecoderOnlyOutput = GenerateDecoderOnlyOutput
+GreedySearchEncoderDecoderOutput = SampleEncoderDecoderOutput = GenerateEncoderDecoderOutput
+ContrastiveSearchEncoderDecoderOutput = GenerateEncoderDecoderOutput
+BeamSearchDecoderOnlyOutput = BeamSampleDecoderOnlyOutput = GenerateBeamDecoderOnlyOutput
+BeamSearchEncoderDecoderOutput = BeamSampleEncoderDecoderOutput = GenerateBeamEncoderDecoderOutput
+# For annotations and isinstance.
+GreedySearchOutput = SampleOutput = GenerateNonBeamOutput = GenerateOutput = ModelOutput
+GenerateBeamOutput = BeamSearchOutput = BeamSampleOutput = ContrastiveSearchOutput = ModelOutput

@@ -1,0 +1,316 @@
+"""`transformers.modeling_outputs`: the outputs of models, as dataclasses that are also tuples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, make_dataclass
+from typing import Any
+
+from shardload.transformers_shim.utils.generic import ModelOutput
+
+# Fields hold tensors or tuples of tensors, of the shapes that the class which returns them documents; code
+# leaves any of them out, so each is None by default. They are Any because a cache may be tuple or object.
+
+
+@dataclass
+class BaseModelOutput(ModelOutput):
+    """What an encoder returns."""
+
+    last_hidden_state: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class BaseModelOutputWithPooling(ModelOutput):
+    """What an encoder with a pooler returns."""
+
+    last_hidden_state: Any = None
+    pooler_output: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class BaseModelOutputWithPast(ModelOutput):
+    """What a decoder returns."""
+
+    last_hidden_state: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class BaseModelOutputWithCrossAttentions(ModelOutput):
+    """What a decoder with cross attention and without a cache returns."""
+
+    last_hidden_state: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    cross_attentions: Any = None
+
+
+@dataclass
+class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
+    """What a decoder with cross attention returns."""
+
+    last_hidden_state: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    cross_attentions: Any = None
+
+
+@dataclass
+class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+    """What a model with a pooler, a cache and cross attention returns."""
+
+    last_hidden_state: Any = None
+    pooler_output: Any = None
+    hidden_states: Any = None
+    past_key_values: Any = None
+    attentions: Any = None
+    cross_attentions: Any = None
+
+
+@dataclass
+class CausalLMOutput(ModelOutput):
+    """What a language model without a cache returns."""
+
+    loss: Any = None
+    logits: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class CausalLMOutputWithPast(ModelOutput):
+    """What a causal language model returns."""
+
+    loss: Any = None
+    logits: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class CausalLMOutputWithCrossAttentions(ModelOutput):
+    """What a causal language model with cross attention returns."""
+
+    loss: Any = None
+    logits: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    cross_attentions: Any = None
+
+
+@dataclass
+class MaskedLMOutput(ModelOutput):
+    """What a masked language model returns."""
+
+    loss: Any = None
+    logits: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class Seq2SeqModelOutput(ModelOutput):
+    """What an encoder-decoder returns."""
+
+    last_hidden_state: Any = None
+    past_key_values: Any = None
+    decoder_hidden_states: Any = None
+    decoder_attentions: Any = None
+    cross_attentions: Any = None
+    encoder_last_hidden_state: Any = None
+    encoder_hidden_states: Any = None
+    encoder_attentions: Any = None
+
+
+@dataclass
+class Seq2SeqLMOutput(ModelOutput):
+    """What an encoder-decoder language model returns."""
+
+    loss: Any = None
+    logits: Any = None
+    past_key_values: Any = None
+    decoder_hidden_states: Any = None
+    decoder_attentions: Any = None
+    cross_attentions: Any = None
+    encoder_last_hidden_state: Any = None
+    encoder_hidden_states: Any = None
+    encoder_attentions: Any = None
+
+
+@dataclass
+class SequenceClassifierOutput(ModelOutput):
+    """What a sequence classifier returns."""
+
+    loss: Any = None
+    logits: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class SequenceClassifierOutputWithPast(ModelOutput):
+    """What a sequence classifier on a decoder returns."""
+
+    loss: Any = None
+    logits: Any = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class TokenClassifierOutput(ModelOutput):
+    """What a token classifier returns."""
+
+    loss: Any = None
+    logits: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+@dataclass
+class QuestionAnsweringModelOutput(ModelOutput):
+    """What an extractive question answering model returns."""
+
+    loss: Any = None
+    start_logits: Any = None
+    end_logits: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+
+
+def _output(name: str, doc: str, names: str) -> Any:
+    """Return an output class with these fields, in this order: integers and slices index by it."""
+    made = make_dataclass(
+        name,
+        [(field, Any, None) for field in names.split()],
+        bases=(ModelOutput,),
+        namespace={"__doc__": doc},
+    )
+    made.__module__ = __name__
+    return made
+
+
+_STATES = "hidden_states attentions"
+_DECODER = "decoder_hidden_states decoder_attentions"
+_ENCODER = "encoder_last_hidden_state encoder_hidden_states encoder_attentions"
+_SEQ2SEQ = f"past_key_values {_DECODER} cross_attentions {_ENCODER}"
+_SERIES = f"{_SEQ2SEQ} loc scale static_features"
+_ROUTED = (
+    "past_key_values decoder_hidden_states decoder_attentions decoder_router_logits cross_attentions "
+    f"{_ENCODER} encoder_router_logits"
+)
+
+BaseModelOutputWithNoAttention = _output(
+    "BaseModelOutputWithNoAttention",
+    "What a convolutional encoder returns.",
+    "last_hidden_state hidden_states",
+)
+BaseModelOutputWithPoolingAndNoAttention = _output(
+    "BaseModelOutputWithPoolingAndNoAttention",
+    "What a convolutional encoder with a pooler returns.",
+    "last_hidden_state pooler_output hidden_states",
+)
+BaseModelOutputWithPoolingAndProjection = _output(
+    "BaseModelOutputWithPoolingAndProjection",
+    "What an encoder with a pooler and a projection returns.",
+    f"last_hidden_state pooler_output {_STATES} projection_state",
+)
+MoEModelOutput = _output(
+    "MoEModelOutput", "What an encoder of experts returns.", f"last_hidden_state {_STATES} router_probs"
+)
+MoeModelOutputWithPast = _output(
+    "MoeModelOutputWithPast",
+    "What a decoder of experts returns.",
+    f"last_hidden_state past_key_values {_STATES} router_logits",
+)
+MoEModelOutputWithPastAndCrossAttentions = _output(
+    "MoEModelOutputWithPastAndCrossAttentions",
+    "What a decoder of experts with cross attention returns.",
+    f"last_hidden_state past_key_values {_STATES} cross_attentions router_probs",
+)
+MoeCausalLMOutputWithPast = _output(
+    "MoeCausalLMOutputWithPast",
+    "What a causal language model of experts returns.",
+    f"loss aux_loss logits past_key_values {_STATES} router_logits",
+)
+MoECausalLMOutputWithPast = _output(
+    "MoECausalLMOutputWithPast",
+    "What an older causal language model of experts returns.",
+    f"loss logits past_key_values {_STATES} z_loss aux_loss router_logits",
+)
+Seq2SeqMoEModelOutput = _output(
+    "Seq2SeqMoEModelOutput", "What an encoder-decoder of experts returns.", f"last_hidden_state {_ROUTED}"
+)
+Seq2SeqMoEOutput = _output(
+    "Seq2SeqMoEOutput",
+    "What an encoder-decoder language model of experts returns.",
+    f"loss logits encoder_z_loss decoder_z_loss encoder_aux_loss decoder_aux_loss {_ROUTED}",
+)
+Seq2SeqSequenceClassifierOutput = _output(
+    "Seq2SeqSequenceClassifierOutput",
+    "What a classifier on an encoder-decoder returns.",
+    f"loss logits {_SEQ2SEQ}",
+)
+Seq2SeqQuestionAnsweringModelOutput = _output(
+    "Seq2SeqQuestionAnsweringModelOutput",
+    "What extractive question answering on an encoder-decoder returns.",
+    f"loss start_logits end_logits {_SEQ2SEQ}",
+)
+Seq2SeqSpectrogramOutput = _output(
+    "Seq2SeqSpectrogramOutput", "What an encoder-decoder for speech returns.", f"loss spectrogram {_SEQ2SEQ}"
+)
+Seq2SeqTSModelOutput = _output(
+    "Seq2SeqTSModelOutput", "What an encoder-decoder for time series returns.", f"last_hidden_state {_SERIES}"
+)
+Seq2SeqTSPredictionOutput = _output(
+    "Seq2SeqTSPredictionOutput", "What a forecasting encoder-decoder returns.", f"loss params {_SERIES}"
+)
+SampleTSPredictionOutput = _output("SampleTSPredictionOutput", "Sampled forecasts.", "sequences")
+NextSentencePredictorOutput = _output(
+    "NextSentencePredictorOutput", "What a predictor of the next sentence returns.", f"loss logits {_STATES}"
+)
+MultipleChoiceModelOutput = _output(
+    "MultipleChoiceModelOutput", "What a chooser among answers returns.", f"loss logits {_STATES}"
+)
+SemanticSegmenterOutput = _output(
+    "SemanticSegmenterOutput", "What a segmenter of images returns.", f"loss logits {_STATES}"
+)
+ImageClassifierOutput = _output(
+    "ImageClassifierOutput", "What a classifier of images returns.", f"loss logits {_STATES}"
+)
+ImageClassifierOutputWithNoAttention = _output(
+    "ImageClassifierOutputWithNoAttention",
+    "What a convolutional classifier of images returns.",
+    "loss logits hidden_states",
+)
+DepthEstimatorOutput = _output(
+    "DepthEstimatorOutput", "What an estimator of depth returns.", f"loss predicted_depth {_STATES}"
+)
+ImageSuperResolutionOutput = _output(
+    "ImageSuperResolutionOutput",
+    "What a model that enlarges images returns.",
+    f"loss reconstruction {_STATES}",
+)
+MaskedImageModelingOutput = _output(
+    "MaskedImageModelingOutput",
+    "What a model that fills in images returns.",
+    f"loss reconstruction {_STATES}",
+)
+Wav2Vec2BaseModelOutput = _output(
+    "Wav2Vec2BaseModelOutput",
+    "What an encoder of speech returns.",
+    f"last_hidden_state extract_features {_STATES}",
+)
+XVectorOutput = _output(
+    "XVectorOutput", "What an encoder of speakers returns.", f"loss logits embeddings {_STATES}"
+)
+BackboneOutput = _output("BackboneOutput", "What a backbone for vision returns.", f"feature_maps {_STATES}")

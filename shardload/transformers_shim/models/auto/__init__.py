@@ -1,0 +1,34 @@
+"""`transformers.models.auto`: classes by their config, where the repo registered them itself; loading is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardload.transformers_shim._missing import later_class
+
+
+def _auto(name: str) -> Any:
+    kind = later_class(name, __name__)
+    refuse = kind.from_pretrained
+    registered: dict[Any, Any] = {}
+
+    def register(_cls: type[Any], /, config_class: Any, model_class: Any = None, **_options: Any) -> None:
+        """Note which class a config is for. The classes of every version of a repo are its own, so none collide."""
+        registered[config_class] = model_class
+
+    def from_config(_cls: type[Any], /, config: Any, **options: Any) -> Any:
+        """Make the model that was registered for the config's class; refuse others."""
+        found = registered.get(type(config))
+        return refuse(config, **options) if found is None else found(config)
+
+    kind.register = classmethod(register)
+    kind.from_config = classmethod(from_config)
+    return kind
+
+
+AutoConfig = _auto("AutoConfig")
+AutoModel = _auto("AutoModel")
+AutoModelForCausalLM = _auto("AutoModelForCausalLM")
+AutoModelForSeq2SeqLM = _auto("AutoModelForSeq2SeqLM")
+AutoModelForSequenceClassification = _auto("AutoModelForSequenceClassification")
+AutoTokenizer = _auto("AutoTokenizer")

@@ -1,0 +1,154 @@
+"""Conversion: a checkpoint written anew as safetensors: other names, other tensors, another dtype, other shards."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from shardload._system.byte_size import parse_size
+from shardload._system.gc_pause import gc_paused
+from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardload.dtypes import float_code
+from shardload.errors import UnsupportedError, UsageError
+from shardload.keymap import KeyMap, as_view
+from shardload.keymap.derived import Joined, narrowed
+from shardload.tensor_ref import TORCH_NAMES, TensorRef
+from shardload.writing import FileRange, Output, OutputTensor, split_into_shards, write_output
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from shardload._system.progress import ProgressOption
+    from shardload.keymap import Derived, Names
+    from shardload.writing import Written
+
+_BLOCK = 64 << 20  # bytes of a tensor that are computed at once
+# Files of a repo that hold weights, of this format or of others, and lists of them.
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data",
+    ".npz", ".pkl", ".tflite", ".index.json", "SHA256SUMS",
+)  # fmt: skip
+
+
+@gc_paused()
+def convert(
+    where: str | os.PathLike[str] | Checkpoint,
+    folder: str | os.PathLike[str],
+    *,
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
+    dtype: str | torch.dtype = "auto",
+    max_shard_size: str | int = "5GB",
+    verify: bool = True,
+    progress: ProgressOption = None,
+    **options: Any,
+) -> Written:
+    """Write a checkpoint as safetensors shards with an index into a new folder; return what was written.
+
+    `key_map` renames, cuts and puts together; `dtype` casts the tensors of 16 bits or more that are floating point;
+    `max_shard_size` is bytes or a text such as "5GB". What stays as it is, is copied by the kernel; what is computed
+    goes through memory in blocks of 64 MiB at most (a single row where that is larger). Settings, tokenizer and code
+    of the repo come along, config.json with the new dtype. `verify` reads every file back. Files appear in `folder`
+    when all are complete; a run that was killed goes on where it stopped when it is called again. Other keywords
+    are those of `open_checkpoint`. Raises UsageError, UnsupportedError, NoSpaceError, CorruptError.
+    """
+    checkpoint = where if isinstance(where, Checkpoint) else open_checkpoint(where, **options)
+    code = float_code(dtype)
+    rules = KeyMap.of(key_map)
+    mapped = rules.map_headers(checkpoint.tensors)
+    rules.require_fit(checkpoint.tensors, mapped)
+    _refuse_objects(checkpoint, rules, mapped.tensors)
+    limit = parse_size(max_shard_size)
+    tensors = [_output(checkpoint, name, tensor, code) for name, tensor in mapped.tensors.items()]
+    if not tensors:
+        raise UsageError("the key map leaves nothing to write", where=checkpoint.label)
+    shards, index = split_into_shards(tensors, limit)
+    output = Output(shards, index, _beside(checkpoint, code), _folders(checkpoint))
+    job = json.dumps([rules.to_json(), code, limit, checkpoint.label, list(checkpoint.identities.items())])
+    return write_output(folder, output, job=job, verify=verify, progress=progress)
+
+
+def _output(checkpoint: Checkpoint, name: str, tensor: Derived, code: str | None) -> OutputTensor:
+    """Return one tensor of the output: a range of its file where its bytes stay as they are, else blocks."""
+    kept = code is None or not tensor.is_floating
+    out_code = tensor.dtype if kept else code
+    assert out_code is not None
+    if out_code == "C128":
+        raise UnsupportedError("safetensors has no place for complex128", where=name)
+    view = as_view(tensor)
+    if view is not None and view.strides is None and out_code == tensor.dtype:
+        path = checkpoint.source.open(view.shard).local_path()
+        content = FileRange(path, view.span.start, checkpoint.identities.get(view.shard))
+        return OutputTensor(name, out_code, tensor.shape, content)
+
+    def blocks() -> Iterator[torch.Tensor]:
+        import torch
+
+        wanted = getattr(torch, TORCH_NAMES[out_code])
+        for piece in _pieces(tensor):
+            yield checkpoint.read_derived(piece).to(wanted).contiguous()
+
+    return OutputTensor(name, out_code, tensor.shape, blocks)
+
+
+def _pieces(tensor: Derived) -> Iterator[Derived]:
+    """Yield a tensor as runs of rows of at most a block, known by their headers as the whole is."""
+    if not tensor.shape or not tensor.numel:
+        yield tensor
+        return
+    row = max(tensor.nbytes // tensor.shape[0], 1)
+    rows = max(_BLOCK // row, 1)
+    for start in range(0, tensor.shape[0], rows):
+        piece = narrowed(tensor, 0, start, min(rows, tensor.shape[0] - start))
+        if isinstance(piece, (TensorRef, Joined)):
+            yield piece
+        else:
+            yield Joined(piece.dtype, piece.shape, 0, (piece,))
+
+
+def _refuse_objects(checkpoint: Checkpoint, rules: KeyMap, tensors: Mapping[str, Derived]) -> None:
+    kept = [old for old, new in rules.map_objects(checkpoint.objects, tensors).items() if new is not None]
+    if kept:
+        raise UsageError(
+            f"the checkpoint holds {len(kept)} entries that are no tensors, and safetensors holds nothing else",
+            where=f"{checkpoint.label}: {', '.join(kept[:5])}",
+            cure=f"drop them: key_map={{{kept[0]!r}: None}}",
+        )
+
+
+def _folders(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    if not checkpoint.source.is_local or checkpoint.named is not None:
+        return ()  # beside a file that was named alone there may be others
+    return tuple(
+        {checkpoint.source.open(shard.name).local_path().parent: None for shard in checkpoint.shards}
+    )
+
+
+def _beside(checkpoint: Checkpoint, code: str | None) -> dict[str, bytes | Path]:
+    """Return what stands beside the weights of a repo and belongs to them; nothing for a file that was named alone."""
+    if checkpoint.named is not None:
+        return {}
+    beside: dict[str, bytes | Path] = {}
+    for name in checkpoint.source.names():
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if not hidden and not name.endswith(_WEIGHTS):
+            beside[name] = checkpoint.source.open(name).local_path()
+    if code is not None and checkpoint.config is not None and "config.json" in beside:
+        config = _with_dtype(checkpoint.config, TORCH_NAMES[code])
+        beside["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+    return beside
+
+
+def _with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a config, and the configs inside it, that say the new dtype wherever they said one."""
+    return {
+        key: name
+        if key in {"torch_dtype", "dtype"} and isinstance(value, str)
+        else _with_dtype(value, name)
+        if isinstance(value, dict) and key.endswith("_config") and key != "quantization_config"
+        else value
+        for key, value in config.items()
+    }

@@ -1,0 +1,102 @@
+"""Read-ahead: only for cold files, only where there is room; judged by what the page cache then holds."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+
+import pytest
+import torch
+
+from shardload import build_shell, fill, open_checkpoint
+from shardload._system.read_ahead import ReadAhead, free_memory, is_cold
+from tests.tiny import write_checkpoint
+
+SIZE = 32 * 2**20
+
+
+@pytest.fixture
+def cold(tmp_path):
+    """A file of which nothing is in the page cache: its descriptor and a mapping of it."""
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(SIZE))
+    with path.open("rb") as file:
+        yield file.fileno(), cold_mapping(file.fileno())
+
+
+def cold_mapping(descriptor: int) -> mmap.mmap:
+    evict(descriptor)
+    mapping = mmap.mmap(descriptor, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    if not is_cold(mapping):
+        pytest.skip("this file system keeps its pages, or can't tell")
+    return mapping
+
+
+def evict(descriptor: int) -> None:
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def becomes_warm(mapping: mmap.mmap, seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while is_cold(mapping) and time.monotonic() < end:
+        time.sleep(0.01)
+    return not is_cold(mapping)
+
+
+def test_a_cold_file_is_read_without_being_touched(cold):
+    descriptor, mapping = cold
+    with ReadAhead(room=SIZE) as ahead:
+        assert ahead.begin(descriptor, mapping)
+        assert becomes_warm(mapping)
+
+
+def test_a_warm_file_is_left_alone(cold):
+    descriptor, mapping = cold
+    while os.read(descriptor, 2**20):
+        pass
+    assert not ReadAhead(room=SIZE).begin(descriptor, mapping)
+
+
+def test_a_file_too_large_for_what_is_free_is_left_alone(cold):
+    descriptor, mapping = cold
+    assert not ReadAhead(room=SIZE - 1).begin(descriptor, mapping)
+    assert is_cold(mapping)
+
+
+def test_room_is_used_up(cold):
+    descriptor, mapping = cold
+    with ReadAhead(room=SIZE + 1) as ahead:
+        assert ahead.begin(descriptor, mapping)
+        assert becomes_warm(mapping)
+        evict(descriptor)
+        assert not ahead.begin(descriptor, mapping)
+
+
+def test_no_descriptor_and_no_thread_is_left(cold):
+    descriptor, mapping = cold
+    before = len(os.listdir("/proc/self/fd"))
+    with ReadAhead(room=SIZE) as ahead:
+        ahead.begin(descriptor, mapping)
+        threads = [*ahead._threads]
+    for thread in threads:
+        thread.join(20)
+    assert threads
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_free_memory_is_within_the_machines():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < free_memory() <= total
+
+
+def test_a_load_asks_for_its_cold_shards(tmp_path):
+    state = {"weight": torch.randn(2048, 2048), "bias": torch.randn(2048)}
+    folder = write_checkpoint(tmp_path, state, shards=1)
+    checkpoint = open_checkpoint(folder)
+    with (folder / "model.safetensors").open("rb") as file:
+        mapping = cold_mapping(file.fileno())
+        fill(build_shell(lambda: torch.nn.Linear(2048, 2048)), checkpoint)  # touches no weight: same dtype
+        assert becomes_warm(mapping)

@@ -1,0 +1,66 @@
+"""Regions of stored tensors: torch's own slices are the oracle, and the bytes that are asked for are counted."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from shardload import open_checkpoint
+from shardload.checkpoint.sources.folder import LocalFile
+from tests.tiny import write_checkpoint
+
+STATE = {
+    "matrix": torch.randn(96, 4096),
+    "cube": torch.randn(12, 64, 700),
+    "narrow": torch.randn(500, 40),
+    "vector": torch.randn(3000),
+}
+SLICES = [slice(None), slice(5, 40), slice(None, None, 3), slice(7, 60, 2), slice(30, 8), slice(-9, None)]
+
+
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """A checkpoint, and the lengths of all reads of its files."""
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, STATE))
+    lengths: list[int] = []
+    read_at = LocalFile.read_at
+
+    def counting(self, offset: int, length: int) -> bytes:
+        lengths.append(length)
+        return read_at(self, offset, length)
+
+    monkeypatch.setattr(LocalFile, "read_at", counting)
+    return checkpoint, lengths
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_a_region_is_torchs_slice_with_a_storage_of_its_own(counted, name):
+    checkpoint, _ = counted
+    for region in itertools.product(SLICES, repeat=STATE[name].ndim):
+        part = checkpoint.read(name, region)
+        assert torch.equal(part, STATE[name][region]), region
+        assert part.untyped_storage().nbytes() == part.nbytes, region
+
+
+@pytest.mark.parametrize(
+    ("name", "region"),
+    [
+        ("matrix", (slice(10, 70),)),
+        ("matrix", (slice(None), slice(1024, 2048))),
+        ("matrix", (slice(3, 90, 2), slice(512, 4096))),
+        ("cube", (slice(2, 9), slice(20, 40))),
+        ("vector", (slice(100, 2000),)),
+    ],
+)
+def test_no_byte_beside_a_region_is_read(counted, name, region):
+    checkpoint, lengths = counted
+    part = checkpoint.read(name, region)
+    assert sum(lengths) <= 1.02 * part.nbytes
+
+
+def test_short_runs_are_not_read_one_by_one(counted):
+    checkpoint, lengths = counted
+    checkpoint.read("narrow", (slice(None), slice(3, 9)))
+    assert len(lengths) == 1
