@@ -82,6 +82,27 @@ def ranges(numbers: Iterable[int]) -> str:
     return "{" + ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) + "}"
 
 
+def nearest(key: str, keys: Iterable[str], most: int = 3) -> list[str]:
+    """Return the keys that are most like `key`, at most one of each template, the most similar first.
+
+    Templates are compared, so that a thousand layers cost one comparison (difflib's ratio, 0.6 at least); of a
+    template's keys the one whose numbers are nearest is returned.
+    """
+    from difflib import get_close_matches
+
+    template, indices = split_key(key)
+    members: dict[str, dict[Indices, str]] = {}
+    for other in keys:
+        family, numbers = split_key(other)
+        members.setdefault(family, {})[numbers] = other
+
+    def distance(numbers: Indices) -> tuple[int, ...]:
+        return tuple(abs(ours - theirs) for ours, theirs in zip(indices, numbers, strict=False))
+
+    families = get_close_matches(template, members, n=most, cutoff=0.6)
+    return [members[family][min(members[family], key=distance)] for family in families]
+
+
 Product = tuple[tuple[int, ...], ...]
 """A set of index tuples that is the product of one tuple of numbers a position."""
 

@@ -198,7 +198,7 @@ def test_a_load_takes_what_was_said(experts, key_map, dtype, copy):
 def test_the_bytes_begun_at_once_are_those_that_were_said(experts):
     """The stream's own count of memory for wholes that are not complete, against the forecast's."""
     from shardload import build_shell, fill
-    from shardload.keymap.joins import Joins
+    from shardload.keymap.assembly import Joins
     from tests.keymap.test_filling import module_of
 
     checkpoint = open_checkpoint(experts / "big")

@@ -17,14 +17,14 @@ from shardload.keys import collapse
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Generator, Iterable, Mapping
 
     import torch
 
     from shardload._system.file_identity import FileIdentity
     from shardload.checkpoint.formats.format import Format, Header
     from shardload.checkpoint.sources.source import Source, SourceFile
-    from shardload.keymap import Derived
+    from shardload.keymap import Derived, KeyMap, Names
     from shardload.tensor_ref import Region, TensorRef
 
 
@@ -82,14 +82,54 @@ class Checkpoint:
         of the same tensor, and never in the file. A region is a copy of its own, and reads no more than the rows
         that hold it; of a Hub repo only those bytes are fetched. Raises NotFoundError for an unknown name.
         """
+        from shardload.checkpoint.items import no_tensor
         from shardload.checkpoint.shard import read_tensor
 
-        try:
-            ref = self.tensors[name]
-        except KeyError:
-            raise NotFoundError(f"the checkpoint has no tensor {name!r}", where=self.label) from None
+        ref = self.tensors.get(name)
+        if ref is None:
+            raise no_tensor([name], self.tensors, where=self.label)
         expected = self.identities.get(ref.shard)
         return read_tensor(self.source.open(ref.shard), ref, region, expected, self._mappings)
+
+    def items(
+        self,
+        names: Iterable[str] | None = None,
+        *,
+        key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
+        copy: bool = False,
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        """Yield (name, tensor) pairs in file order, one shard open at a time.
+
+        `names` are exact names or fnmatch patterns on whole names; without them every tensor comes. With a `key_map`
+        (a KeyMap, a mapping of names, or the path of a map's JSON file) they are the names that the map gives, and
+        its tensors are yielded: one that is joined from several comes when its last part has been read.
+
+        Tensors are in their stored dtype, on the CPU. Those of a local file are views of the mapped file, which take no
+        anonymous memory until they are written to; joined ones are copies. With `copy=True` nothing is mapped and
+        each tensor has memory of its own. The iterator keeps no tensor that it has yielded. A shard of a Hub repo is
+        downloaded when its first tensor is wanted, and a shard of which nothing is wanted is not opened. Entries that
+        are no tensors (`objects`) are left out. `close()` of the iterator closes the shard.
+
+        Raises, before anything is read, NotFoundError for names that no tensor has, UnsupportedError for a dtype
+        that torch lacks, and UsageError for a map that does not fit; CorruptError for a file that has changed.
+        """
+        from shardload.checkpoint.items import chosen, read_in_order
+        from shardload.checkpoint.shard import Shard, torch_dtype
+        from shardload.keymap import KeyMap, as_view
+
+        rules = KeyMap.of(key_map)
+        mapped = rules.map_headers(self.tensors)
+        rules.require_fit(self.tensors, mapped)
+        views = {key: as_view(tensor) or tensor for key, tensor in mapped.tensors.items()}
+        tensors = chosen(views, names, where=self.label)
+        for tensor in tensors.values():
+            torch_dtype(tensor)
+
+        def opened(name: str) -> Shard:
+            path = self.source.open(name).local_path()
+            return Shard(path, copy=copy, expected=self.identities.get(name), mappings=self._mappings)
+
+        return read_in_order(tensors, [shard.name for shard in self.shards], opened)
 
     def read_derived(self, tensor: Derived, *, copy: bool = False) -> torch.Tensor:
         """Return what a key map makes of stored tensors (`KeyMap.map_headers(checkpoint.tensors)`).

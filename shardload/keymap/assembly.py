@@ -1,22 +1,22 @@
-"""The application of a map to tensors: views where the file has them, one copy where parts are put together."""
+"""A key map's tensors made of stored ones: views where the file has them, one copy where parts are joined."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.keymap.derived import Derived, Filled, Joined
+from shardload.keymap.derived import Derived, Filled, Joined, leaves
 from shardload.tensor_ref import TORCH_NAMES, TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
 
 class Assembly:
-    """One joined tensor while its parts come in: memory of its own on the CPU, each part copied when it is there.
+    """One joined tensor while its parts arrive: memory of its own on the CPU, each part copied as it comes.
 
-    `waiting` are the parts that have not come, each with the view of the result that it fills.
+    `waiting` maps each part that has not arrived to the views of the result that it fills.
     """
 
     def __init__(self, tensor: Joined) -> None:
@@ -28,14 +28,44 @@ class Assembly:
             self.waiting.setdefault(ref, []).append(place)
 
     def take(self, ref: TensorRef, part: torch.Tensor) -> bool:
-        """Copy one part into its place; whether that was the last."""
+        """Copy one part into its place; return whether it was the last."""
         for place in self.waiting.pop(ref):
             place.copy_(part)
         return not self.waiting
 
 
+class Joins:
+    """All joined tensors of a load, their parts in any order.
+
+    Memory for a tensor is allocated when its first part arrives, and handed over with its last.
+    """
+
+    def __init__(self, tensors: Iterable[tuple[str, Derived]]) -> None:
+        self._wanted = {key: tensor for key, tensor in tensors if isinstance(tensor, Joined)}
+        self._begun: dict[str, Assembly] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._wanted
+
+    def take(self, key: str, ref: TensorRef, part: torch.Tensor) -> bool:
+        """Copy a part into its place; return whether the tensor is complete now, to be had from `pop`."""
+        if key not in self._begun:
+            self._begun[key] = Assembly(self._wanted[key])
+        return self._begun[key].take(ref, part)
+
+    def pop(self, key: str) -> torch.Tensor:
+        """Hand over a complete tensor, and keep nothing of it."""
+        return self._begun.pop(key).result
+
+    def without_parts(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield tensors that hold nothing but padding."""
+        for key, tensor in self._wanted.items():
+            if not any(leaves(tensor)):
+                yield key, Assembly(tensor).result
+
+
 def assemble(tensor: Derived, read: Callable[[TensorRef], torch.Tensor]) -> torch.Tensor:
-    """Return a tensor of a map; `read` gives the view of a stored tensor that a ref stands for."""
+    """Return a tensor of a key map; `read` returns the stored tensor, or the view of one, that a ref names."""
     if isinstance(tensor, TensorRef):
         return read(tensor)
     assembly = Assembly(tensor)
@@ -45,7 +75,7 @@ def assemble(tensor: Derived, read: Callable[[TensorRef], torch.Tensor]) -> torc
 
 
 def view_of(tensor: torch.Tensor, whole: TensorRef, ref: TensorRef) -> torch.Tensor:
-    """Return the view `ref` of a tensor in memory that stands for the stored `whole`; what is strided is copied."""
+    """Return the view `ref` of a tensor in memory that holds the stored tensor `whole`; a strided one is copied."""
     if ref == whole:
         return tensor
     flat = tensor.detach().contiguous().view(-1)

@@ -13,10 +13,11 @@ from torch import nn
 from shardload._system.process_memory import measure
 from shardload._system.progress import ProgressMeter
 from shardload._system.read_ahead import ReadAhead
+from shardload.checkpoint.items import reading_order
 from shardload.checkpoint.shard import Shard
 from shardload.errors import ShardloadError
-from shardload.keymap import Derived, leaves
-from shardload.keymap.joins import Joins
+from shardload.keymap import Derived
+from shardload.keymap.assembly import Joins
 from shardload.loading.in_place import StandIns
 from shardload.loading.judge import mismatch
 from shardload.loading.rehearsal import failure, faults_of
@@ -78,13 +79,7 @@ def stream(
 
 def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
     """Group what is read by shard, in the order of the bytes."""
-    by_shard: dict[str, Pairs] = {shard.name: [] for shard in comparison.checkpoint.shards}
-    for key, ref in comparison.plan.tensors:
-        for part in leaves(ref):
-            by_shard[part.shard].append((key, part))
-    for pairs in by_shard.values():
-        pairs.sort(key=lambda pair: pair[1].span.start)
-    return {name: pairs for name, pairs in by_shard.items() if pairs}
+    return reading_order(comparison.plan.tensors, (shard.name for shard in comparison.checkpoint.shards))
 
 
 class _Stream:
@@ -139,7 +134,7 @@ class _Stream:
                 stored: torch.Tensor | None = read
                 release: Release | None = partial(shard.release, ref)
                 if key in self.joins:
-                    stored = self.joins.take(key, ref, read)
+                    stored = self.joins.pop(key) if self.joins.take(key, ref, read) else None
                     shard.release(ref)
                     release = None
                 if stored is not None:

@@ -210,3 +210,13 @@ def test_two_stored_copies_of_a_tie_are_compared_after_the_map(tmp_path):
     bad = write_checkpoint(tmp_path / "bad", state | {"head": torch.zeros(4, 3)}, shards=2)
     with pytest.raises(MismatchError, match="differ in the checkpoint"):
         fill(build_shell(tied), open_checkpoint(bad), key_map=key_map, progress=False)
+
+
+def test_a_part_that_a_tensor_holds_twice_is_read_and_counted_once(tmp_path):
+    state = {"a": torch.ones(2, 2), "c": torch.zeros(2, 2)}
+    folder = write_checkpoint(tmp_path, state, shards=2)
+    twice = KeyMap().alias("a", "b").cat(["a", "b", "c"], "abc")
+    got, report = filled(folder, {"abc": (6, 2)}, twice)
+    assert torch.equal(got["abc"], torch.cat([state["a"], state["a"], state["c"]]))
+    assert report.loaded == 1
+    assert report.nbytes == 32

@@ -1,0 +1,93 @@
+"""Tensors one after the other, in the order in which the shards hold them."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from shardload.errors import NotFoundError, UsageError
+from shardload.keymap import leaves
+from shardload.keymap.assembly import Joins
+from shardload.keys import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Mapping
+
+    import torch
+
+    from shardload.checkpoint.shard import Shard
+    from shardload.keymap import Derived
+    from shardload.tensor_ref import TensorRef
+
+_SHOWN = 4
+
+
+def reading_order(
+    tensors: Iterable[tuple[str, Derived]], shards: Iterable[str]
+) -> dict[str, list[tuple[str, TensorRef]]]:
+    """Return {shard: [(key, stored part)]}, each shard's parts in the order of their bytes.
+
+    A part that one tensor holds several times is read once. Shards of which nothing is read are left out.
+    """
+    by_shard: dict[str, list[tuple[str, TensorRef]]] = {shard: [] for shard in shards}
+    for key, tensor in tensors:
+        for part in dict.fromkeys(leaves(tensor)):
+            by_shard[part.shard].append((key, part))
+    for parts in by_shard.values():
+        parts.sort(key=lambda part: part[1].span.start)
+    return {shard: parts for shard, parts in by_shard.items() if parts}
+
+
+def chosen(tensors: Mapping[str, Derived], names: Iterable[str] | None, *, where: str) -> dict[str, Derived]:
+    """Return the tensors that `names` (exact names or fnmatch patterns) choose; all of them for None.
+
+    Raises NotFoundError for names and patterns that no tensor has, UsageError for anything but texts.
+    """
+    if names is None:
+        return dict(tensors)
+    wanted = [names] if isinstance(names, str) else list(names)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in wanted):
+        raise UsageError(
+            "names is a list of tensor names or fnmatch patterns",
+            where=f"names={names!r}"[:200],
+            cure=f"names=[{names!r}]" if isinstance(names, str) else None,
+        )
+    found: dict[str, Derived] = {}
+    absent: list[str] = []
+    for name in wanted:
+        matches = [name] if name in tensors else [key for key in tensors if fnmatchcase(key, name)]
+        found |= {key: tensors[key] for key in matches}
+        if not matches:
+            absent.append(name)
+    if absent:
+        raise no_tensor(absent, tensors, where=where)
+    return found
+
+
+def no_tensor(names: list[str], tensors: Iterable[str], *, where: str) -> NotFoundError:
+    """Return the error for names that no tensor has, with the names that are most like the first of them."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    near = nearest(names[0], tensors)
+    return NotFoundError(
+        f"the checkpoint has no tensor {', '.join(map(repr, names[:_SHOWN]))}{more}",
+        where=where,
+        cure=f"the nearest names: {', '.join(map(repr, near))}" if near else None,
+    )
+
+
+def read_in_order(
+    tensors: Mapping[str, Derived], shards: Iterable[str], opened: Callable[[str], Shard]
+) -> Generator[tuple[str, torch.Tensor], None, None]:
+    """Yield (key, tensor) pairs, one shard open at a time; a joined tensor comes with the last of its parts.
+
+    `opened` returns a shard by its name, not yet entered. No reference to a tensor is kept once it is yielded.
+    """
+    joins = Joins(tensors.items())
+    for shard, parts in reading_order(tensors.items(), shards).items():
+        with opened(shard) as file:
+            for key, part in parts:
+                if key not in joins:
+                    yield key, file.tensor(part)
+                elif joins.take(key, part, file.tensor(part)):
+                    yield key, joins.pop(key)
+    yield from joins.without_parts()
