@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shardload import build_shell, fill, open_checkpoint
-from tests.tiny import run_python, write_checkpoint
+from tests.tiny import random_state, run_python, write_checkpoint
 
 CALLS_A_TENSOR = 75  # 70 when this was written
 
@@ -77,3 +77,50 @@ def test_a_fill_adds_32_mb_and_2_kb_a_tensor_to_the_shell(tmp_path):
     got = json.loads(run_python(MEMORY, str(small), str(large)).stdout)
     assert got["added"] <= 32 * 10**6 + 2_000 * 5000
     assert got["added"] <= got["stated"]
+
+
+def calls(work) -> int:
+    count = 0
+
+    def profile(_frame: object, event: str, _arg: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(profile)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+class RenamingRoot(nn.Module):
+    """A root hook that renames: the whole checkpoint has to pass through it at once."""
+
+    def __init__(self, layers: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(layers))
+        self._register_load_state_dict_pre_hook(self._rename)
+
+    def _rename(self, state, prefix, *_args) -> None:
+        for key in [key for key in state if key.startswith(f"{prefix}old.")]:
+            state[key.replace("old.", "layers.", 1)] = state.pop(key)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_work_is_linear_in_the_number_of_tensors(tmp_path, hooked):
+    """torch's own load a shard at a time is quadratic; here twice the tensors are at most 2.2 times the calls."""
+    counts = []
+    for layers in (100, 200, 400):
+        make = (lambda n=layers: RenamingRoot(n)) if hooked else (lambda n=layers: Many(n))
+        state = random_state(make())
+        checkpoint = open_checkpoint(write_checkpoint(tmp_path / f"{layers}", state, shards=10))
+        shell = build_shell(make)
+        counts.append(calls(lambda shell=shell, checkpoint=checkpoint: fill(shell, checkpoint)))
+    assert counts[2] - counts[1] < 2.2 * (counts[1] - counts[0])
+
+
+class Many(nn.Module):
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(layers))

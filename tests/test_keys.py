@@ -56,3 +56,9 @@ def test_patterns_name_exactly_their_keys():
         patterns = collapse(sorted(keys))
         expanded = [key for pattern in patterns for key in _expand(pattern)]
         assert sorted(expanded) == sorted(keys)
+
+
+def test_names_that_look_like_templates_collapse_into_themselves():
+    assert collapse(["a.{}.0", "a.{}.1", "{}", "{}.0.{}"]) == ["a.{}.0", "a.{}.1", "{}", "{}.0.{}"]
+    digits = "9" * 5000
+    assert collapse([f"a.{digits}", "a.3", "a.4"]) == [f"a.{digits}", "a.{3-4}"]

@@ -74,3 +74,12 @@ def test_errors_survive_pickling():
     error = shardload.CorruptError("cut", where="a.bin", cure="fetch it")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) == "cut\n  where: a.bin\n  cure:  fetch it"
+
+
+def test_importing_shardload_brings_in_nothing_heavy():
+    code = """
+import sys, shardload
+heavy = {"torch", "huggingface_hub", "transformers", "tqdm", "click", "rich", "safetensors", "numpy"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    assert run_python(code).stdout.strip() == "[]"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shardload import CorruptError, NotFoundError, ShardloadError, UnsafeError, UsageError, open_checkpoint
-from tests.tiny import Net, random_state, save_safetensors, write_checkpoint
+from tests.tiny import Net, random_state, run_python, save_safetensors, write_checkpoint
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
 
@@ -306,3 +306,15 @@ def test_no_file_outside_is_opened_for_a_hostile_index(folder):
     with pytest.raises(UnsafeError):
         open_checkpoint(folder)
     assert not any("evil" in name for name in opened)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "legacy"])
+def test_opening_a_folder_does_not_import_torch(tmp_path, kind):
+    folder = write_checkpoint(tmp_path, random_state(Net()), kind=kind)
+    code = """
+import sys
+from shardload import open_checkpoint
+checkpoint = open_checkpoint(sys.argv[1])
+print(len(checkpoint.tensors), "torch" in sys.modules)
+"""
+    assert run_python(code, str(folder)).stdout.split() == [str(len(random_state(Net()))), "False"]

@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 
-from shardload import open_checkpoint
+from shardload import UsageError, open_checkpoint
 from shardload.checkpoint.sources.folder import LocalFile
-from tests.tiny import write_checkpoint
+from tests.tiny import Net, random_state, save_safetensors, write_checkpoint
 
 STATE = {
     "matrix": torch.randn(96, 4096),
@@ -64,3 +64,33 @@ def test_short_runs_are_not_read_one_by_one(counted):
     checkpoint, lengths = counted
     checkpoint.read("narrow", (slice(None), slice(3, 9)))
     assert len(lengths) == 1
+
+
+def test_a_region_does_not_keep_the_tensor_alive(tmp_path):
+    save_safetensors({"big": torch.randn(1000, 100)}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    rows = checkpoint.read("big", (slice(5, 15), slice(None)))
+    assert rows.untyped_storage().nbytes() == 10 * 100 * 4
+    part = checkpoint.read("big", (slice(0, 1000), slice(3, 5)))
+    assert part.untyped_storage().nbytes() == 1000 * 2 * 4
+    assert torch.equal(rows, checkpoint.read("big")[5:15])
+    assert torch.equal(part, checkpoint.read("big")[:, 3:5])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_checkpoint(tmp_path / "repo", random_state(Net()))
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        (slice(0, 1, 0),), (1,), slice(0, 1), (slice(None, None, -1),), (slice(None),) * 3, (slice("a"),), [slice(1)],
+        (slice(1.5),), (None,), (...,),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_region_of_the_wrong_kind_is_a_typed_error(folder, region):
+    with pytest.raises(UsageError, match="region"):
+        open_checkpoint(folder).read("head.weight", region)
+    assert open_checkpoint(folder).read("head.weight", (slice(10**30),)).shape == (12, 8)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from shardload import MismatchError, check, fill, open_checkpoint
 from shardload.loading.finish import switch_to_eval
+from tests.tiny import Net, build_shell, random_state, write_checkpoint
 
 
 class AlwaysTraining(nn.Module):
@@ -78,3 +80,43 @@ def test_eval_mode_is_what_torch_sets(name):
     expected.eval()
     switch_to_eval(model)
     assert modes(model) == modes(expected)
+
+
+def test_an_uninitialised_buffer_is_no_value_either(tmp_path):
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.register_buffer("good", torch.full((2,), 4.0))
+            self.register_buffer("bad", torch.empty(64))
+
+    state = {"linear.weight": torch.ones(2, 2), "linear.bias": torch.ones(2)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, state))
+    with pytest.raises(
+        MismatchError, match="bad: not in the checkpoint, and the class leaves it uninitialised"
+    ):
+        fill(build_shell(Table), checkpoint, allow_missing=["good", "bad"])
+    full = open_checkpoint(write_checkpoint(tmp_path / "full", {**state, "bad": torch.ones(64)}))
+    shell = build_shell(Table)
+    fill(shell, full, allow_missing=["good"])
+    assert torch.equal(shell.model.good, torch.full((2,), 4.0))
+
+
+def test_what_a_post_hook_forgives_gets_the_value_of_the_class(tmp_path):
+    class Forgiving(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.full((8,), 3.0))
+            self.register_load_state_dict_post_hook(lambda _module, keys: keys.missing_keys.remove("gain"))
+
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, random_state(Net())))
+    shell = build_shell(Forgiving)
+    assert check(shell, checkpoint).ok
+    report = fill(shell, checkpoint)
+    assert torch.equal(shell.model.gain, torch.full((8,), 3.0))
+    assert [f.key for f in report.allowed["a load_state_dict hook of the class"]] == ["gain"]
+    model = Forgiving()
+    with torch.no_grad():
+        model.gain.fill_(5.0)
+    fill(model, checkpoint)
+    assert torch.equal(model.gain, torch.full((8,), 5.0))

@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-import threading
-
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
-from shardload import UnsupportedError
-from shardload.model.meta_init import constructing, default_dtype_kept
-from shardload.model.shell import build_shell, survey
-from tests.tiny import Net
-
-
-class Hostile(nn.Module):
-    """Everything that published constructors do to parameters and buffers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.skipped = nn.utils.skip_init(nn.Linear, 6, 6, dtype=torch.float16)
-        self.halved = nn.Linear(6, 6).half()
-        self.moved = nn.Linear(6, 6).to("cpu")
-        self.cast = nn.LayerNorm(6).to(torch.bfloat16)
-        self.from_values = nn.Parameter(torch.ones(3, 3))
-        self.listed = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(2)])
-        self.tied = self.skipped.weight
-        self.emptied = nn.Linear(6, 6, device="meta").to_empty(device="cpu")
-        nn.init.normal_(self.from_values)
-        self.moved.weight.data.normal_(0.0, 0.02)
-        inv_freq = 1.0 / (10000 ** (torch.arange(0, 8, 2).float() / 8))
-        self.register_buffer("inv_freq", inv_freq)
-        self.register_buffer("mask", torch.tril(torch.ones(4, 4)), persistent=False)
-        self.cos_cached = torch.cos(inv_freq)
-
-
-def test_every_parameter_is_on_meta():
-    model = build_shell(Hostile).model
-    assert [name for name, p in model.named_parameters() if not p.is_meta] == []
-    assert len(list(model.parameters())) == 13
-
-
-def test_computed_tensors_are_what_the_class_computes():
-    model, real = build_shell(Hostile).model, Hostile()
-    for name in ("inv_freq", "mask", "cos_cached"):
-        assert torch.equal(getattr(model, name), getattr(real, name))
-        assert getattr(model, name).dtype == getattr(real, name).dtype
-
-
-def test_shapes_dtypes_and_order_are_those_of_the_real_class():
-    model, real = build_shell(Hostile).model, Hostile()
-    ours = {name: (p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters()}
-    theirs = {name: (p.shape, p.dtype, p.requires_grad) for name, p in real.named_parameters()}
-    assert ours == theirs
-    assert list(ours) == list(theirs)
+from shardload import MismatchError, UnsupportedError, UsageError, build_shell, check, fill, open_checkpoint
+from shardload.model.shell import survey
+from tests.model.hostile import Hostile
+from tests.tiny import assert_same_state, random_state, write_checkpoint
 
 
 def test_slots_tell_what_a_checkpoint_has_to_fill():
@@ -86,111 +42,11 @@ def test_a_parameter_made_in_its_own_way_is_swept_to_meta():
     assert model.a is model.b
 
 
-def test_default_dtype_is_put_back():
-    def make() -> nn.Module:
-        torch.set_default_dtype(torch.float16)
-        return nn.Linear(2, 2)
-
-    assert build_shell(make).model.weight.dtype == torch.float16
-    assert torch.get_default_dtype() == torch.float32
-
-
-def test_torch_is_as_it_was_after_a_constructor_that_fails():
-    new, apply, normal = nn.Parameter.__dict__["__new__"], nn.Module._apply, nn.init.normal_
-
-    def make() -> nn.Module:
-        raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError, match="no"):
-        build_shell(make)
-    assert nn.Parameter.__dict__["__new__"] is new
-    assert nn.Module._apply is apply
-    assert nn.init.normal_ is normal
-    assert gc.isenabled()
-    assert not constructing()
-
-
-def test_other_threads_build_real_models_meanwhile():
-    inside, done = threading.Event(), threading.Event()
-    real: list[nn.Module] = []
-
-    def other() -> None:
-        inside.wait(10)
-        real.append(Net())
-        done.set()
-
-    def make() -> nn.Module:
-        inside.set()
-        assert done.wait(10)
-        return Net()
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    shell = build_shell(make)
-    thread.join()
-    assert all(p.is_meta for p in shell.model.parameters())
-    assert not any(p.is_meta for p in real[0].parameters())
-    assert float(real[0].embed.weight.detach().abs().sum()) > 0
-
-
 def test_a_module_under_two_paths_has_its_slots_under_both():
     shared = nn.Linear(2, 2)
     slots, ties = survey(nn.ModuleDict({"a": shared, "b": shared}))
     assert set(slots) == {"a.weight", "a.bias", "b.weight", "b.bias"}
     assert set(ties) == {("a.weight", "b.weight"), ("a.bias", "b.bias")}
-
-
-def test_a_table_on_the_device_of_a_weight_is_real():
-    class Rotary(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(4, 4))
-            self.register_buffer("pos", torch.arange(4, device=self.weight.device), persistent=False)
-
-    model = build_shell(Rotary).model
-    assert model.weight.is_meta
-    assert torch.equal(model.pos, torch.arange(4))
-    assert model.weight.device.type == "meta", "outside of a constructor the device is what it is"
-
-
-class Quantized(nn.Module):
-    """A linear layer that quantizes another one's weight, moving it from device to device as published code does."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        whole = nn.Linear(6, 4)
-        weight = whole.weight.to(device)
-        scale = (weight.abs().max(dim=-1).values / 7).cpu()
-        self.weight = nn.Parameter(
-            torch.round(weight.cpu() / scale[:, None]).to(device, torch.int8), requires_grad=False
-        )
-        self.scale = nn.Parameter(scale.to(torch.empty(0, dtype=torch.float16)), requires_grad=False)
-        self.bias = nn.Parameter(whole.bias.to(device), requires_grad=False)
-        self.real = torch.ones(2).to(device)
-
-
-def test_a_constructor_that_quantizes_moves_nothing_to_a_device():
-    model, real = build_shell(lambda: Quantized("cpu")).model, Quantized("cpu")
-    assert {name: (p.shape, p.dtype, p.device.type) for name, p in model.named_parameters()} == {
-        name: (p.shape, p.dtype, "meta") for name, p in real.named_parameters()
-    }
-    assert not model.real.is_meta
-    with pytest.raises(NotImplementedError):
-        torch.empty(1, device="meta").cpu()  # torch is as it was
-
-
-class WrittenForCuda(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(2, 2)
-        self.inv_freq = (1.0 / torch.arange(1.0, 3.0)).cuda()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the table is on the GPU then, as the class says")
-def test_a_table_that_is_sent_to_a_gpu_which_is_not_there_stays():
-    assert build_shell(WrittenForCuda).model.inv_freq.tolist() == [1.0, 0.5]
-    with pytest.raises((AssertionError, RuntimeError)):
-        WrittenForCuda()
 
 
 def test_a_buffer_that_is_computed_from_a_weight_is_refused_at_once():
@@ -202,16 +58,6 @@ def test_a_buffer_that_is_computed_from_a_weight_is_refused_at_once():
 
     with pytest.raises(UnsupportedError, match="computes square from its parameters"):
         build_shell(Derived)
-
-
-def test_data_that_is_set_in_a_constructor_is_refused_by_name():
-    def make() -> nn.Module:
-        model = nn.Linear(2, 2)
-        model.weight.data = torch.ones(2, 2)
-        return model
-
-    with pytest.raises(UnsupportedError, match="a shell has none"):
-        build_shell(make)
 
 
 def test_a_module_of_the_callers_keeps_its_weights():
@@ -230,22 +76,55 @@ def test_a_module_of_the_callers_keeps_its_weights():
     assert shell.model.head.weight.is_meta
 
 
-def test_the_default_dtype_survives_threads_that_set_it_at_the_same_time():
-    """Each sets half for a while; whichever leaves last, the process ends with what it began with."""
-    inside = threading.Barrier(2)
+def test_a_model_that_was_changed_after_the_shell_was_built_is_judged_as_it_is(tmp_path):
+    """The head was exchanged: judged by the old shapes, [12, 8] would be put into a layer of 20 outputs."""
 
     def make() -> nn.Module:
-        torch.set_default_dtype(torch.float16)
-        inside.wait(10)
-        return nn.Linear(2, 2)
+        return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 12))
 
-    def remote() -> None:
-        inside.wait(10)
-        with default_dtype_kept():
-            torch.set_default_dtype(torch.float64)
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, random_state(make())))
+    shell = build_shell(make)
+    shell.model[1] = nn.Linear(8, 20)
+    with pytest.raises(MismatchError, match="2 misshapen"):
+        fill(shell, checkpoint)
+    shell = build_shell(make)
+    shell.model.append(nn.Linear(12, 12))
+    with pytest.raises(MismatchError, match="2 missing"):
+        fill(shell, checkpoint)
+    shell = build_shell(make)
+    shell.model.first = shell.model[0]
+    del shell.model._modules["0"]
+    assert [f.key for f in check(shell, checkpoint).faults if f.kind == "missing"] == [
+        "first.weight",
+        "first.bias",
+    ]
 
-    thread = threading.Thread(target=remote)
-    thread.start()
-    build_shell(make)
-    thread.join()
-    assert torch.get_default_dtype() == torch.float32
+
+def test_a_constructor_that_looks_at_its_parameters_values_is_told_what_to_do(tmp_path):
+    def make() -> nn.Module:
+        return nn.Sequential(parametrizations.orthogonal(nn.Linear(4, 4)), nn.Linear(4, 2))
+
+    with pytest.raises(UnsupportedError, match="looks at the values") as caught:
+        build_shell(make)
+    assert "build the module for real" in caught.value.cure
+    model = make()
+    state = {key: value.clone() for key, value in make().state_dict().items()}
+    fill(model, open_checkpoint(write_checkpoint(tmp_path, state)))
+    assert_same_state(model, make_and_load(make, state))
+
+
+def make_and_load(make, state):
+    model = make()
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def test_a_constructors_own_errors_pass_through():
+    with pytest.raises(RuntimeError, match="mine"):
+        build_shell(lambda: (_ for _ in ()).throw(RuntimeError("mine")))
+
+
+@pytest.mark.parametrize("made", [None, 3, nn.Linear])
+def test_what_is_no_module_is_refused(made):
+    with pytest.raises(UsageError, match="should make the model"):
+        build_shell(lambda: made)

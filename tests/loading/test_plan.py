@@ -1,0 +1,248 @@
+"""What each entry of a checkpoint is to a model, and what is allowed to differ."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from shardload import MismatchError, UnsupportedError, UsageError, build_shell, fill, open_checkpoint
+from tests.tiny import Net, assert_same_state, meta_names, random_state, torch_filled, write_checkpoint
+
+
+def test_a_stored_value_for_a_plain_attribute_is_never_passed_over(tmp_path):
+    """A buffer that was not registered: torch's strict load calls its key unexpected."""
+
+    class Forgotten(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.scale = torch.ones(3)
+            self.inv_freq = torch.ones(3)
+
+    state = {"linear.weight": torch.ones(2, 2), "linear.bias": torch.ones(2), "inv_freq": torch.ones(3)}
+    fill(build_shell(Forgotten), open_checkpoint(write_checkpoint(tmp_path / "a", state)))
+    state["scale"] = torch.full((3,), 7.0)
+    with pytest.raises(MismatchError, match="plain attribute"):
+        fill(build_shell(Forgotten), open_checkpoint(write_checkpoint(tmp_path / "b", state)))
+
+
+def test_an_entry_that_is_no_tensor_is_never_dropped(tmp_path):
+    torch.save({**random_state(Net()), "epoch": 3}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(MismatchError, match="epoch  - an entry of type int"):
+        fill(build_shell(Net), open_checkpoint(tmp_path))
+    fill(build_shell(Net), open_checkpoint(tmp_path), allow_unexpected=["epoch"])
+
+
+def test_a_stored_copy_of_a_computed_buffer_is_a_note(tmp_path):
+    state = {**random_state(Net()), "layers.0.scale": torch.zeros(1)}
+    shell = build_shell(Net)
+    report = fill(shell, open_checkpoint(write_checkpoint(tmp_path, state)))
+    assert float(shell.model.layers[0].scale) == 0.5
+    assert any("layers.0.scale: a stored copy" in note for note in report.notes)
+
+
+def test_keys_that_the_class_declares_are_lines_and_not_faults(tmp_path):
+    class Declaring(Net):
+        _keys_to_ignore_on_load_missing = (r"head\.bias",)
+        _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 12)
+
+    state = {**random_state(Net()), "layers.0.rotary_emb.inv_freq": torch.zeros(4)}
+    shell = build_shell(Declaring)
+    report = fill(shell, open_checkpoint(write_checkpoint(tmp_path, state)))
+    text = str(report)
+    assert "missing: head.bias (by the class's _keys_to_ignore_on_load_missing)" in text
+    assert "unexpected: layers.0.rotary_emb.inv_freq (by the class's" in text
+    assert meta_names(shell.model) == []
+
+
+class Numbers(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("model", "stored", "says"),
+    [
+        (torch.float32, torch.int32, "packed or quantised"),
+        (torch.complex64, torch.int32, "packed or quantised"),
+        (torch.float32, torch.bool, "packed or quantised"),
+        (torch.float32, torch.complex64, "the model holds real numbers"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused(tmp_path, model, stored, says):
+    checkpoint = open_checkpoint(
+        write_checkpoint(tmp_path, {"weight": torch.ones(2).to(stored)}, kind="bin", shards=1)
+    )
+    with pytest.raises(MismatchError, match=says):
+        fill(build_shell(lambda: Numbers(model)), checkpoint)
+
+
+def test_a_real_number_for_a_complex_one_is_taken_as_torch_takes_it(tmp_path):
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, {"weight": torch.ones(2)}, shards=1))
+    shell = build_shell(lambda: Numbers(torch.complex64))
+    fill(shell, checkpoint)
+    oracle = Numbers(torch.complex64)
+    oracle.load_state_dict({"weight": torch.ones(2)}, assign=True)
+    assert shell.model.weight.dtype == oracle.weight.dtype
+
+
+class OwnLoader(Numbers):
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+
+
+@pytest.mark.parametrize("make", [Numbers, OwnLoader])
+def test_a_dtype_that_torch_lacks_is_refused_before_the_load(tmp_path, make):
+    """Four-bit floats have a code in the format and no dtype in torch."""
+    header = json.dumps({"weight": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\x00")
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises((MismatchError, UnsupportedError), match="no dtype for|torch has no dtype"):
+        fill(build_shell(lambda: make(torch.float32)), checkpoint)
+
+
+def test_a_checkpoint_of_computed_buffers_alone_loads_nothing_and_says_so(tmp_path):
+    class Computed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.ones(2), persistent=False)
+
+    shell = build_shell(Computed)
+    report = fill(shell, open_checkpoint(write_checkpoint(tmp_path, {"table": torch.zeros(2)}, shards=1)))
+    assert report.loaded == 0
+    assert "table: a stored copy" in str(report)
+    assert torch.equal(shell.model.table, torch.ones(2))
+
+
+def test_what_a_class_declares_as_one_text_is_one_pattern(tmp_path):
+    """Letter by letter it would excuse nearly every missing key."""
+
+    class Declaring(Net):
+        _keys_to_ignore_on_load_missing = "head.bias"
+
+    state = random_state(Net())
+    del state["embed.weight"]
+    with pytest.raises(MismatchError, match=r"embed\.weight"):
+        fill(build_shell(Declaring), open_checkpoint(write_checkpoint(tmp_path, state)))
+    Declaring._keys_to_ignore_on_load_missing = ["("]
+    with pytest.raises(UsageError, match="no regular expression"):
+        fill(build_shell(Declaring), open_checkpoint(tmp_path))
+
+
+def test_a_scalar_that_is_stored_with_one_dimension_is_taken(tmp_path):
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(0.0))
+
+    shell = build_shell(Scalar)
+    fill(shell, open_checkpoint(write_checkpoint(tmp_path, {"weight": torch.full((1,), 4.0)}, shards=1)))
+    assert shell.model.weight.shape == ()
+    assert float(shell.model.weight.detach()) == 4.0
+
+
+def test_parameters_that_were_saved_as_such_are_tensors(tmp_path):
+    model = Net()
+    torch.save({**dict(model.named_parameters()), **dict(model.named_buffers())}, tmp_path / "weights.bin")
+    shell = build_shell(Net)
+    # It holds the computed buffers as well: they are lines in the report.
+    report = fill(shell, open_checkpoint(tmp_path))
+    assert any("layers.{0-2}.scale: a stored copy" in note for note in report.notes)
+    assert_same_state(shell.model, model)
+
+
+class TestLeniency:
+    def test_a_missing_parameter_that_is_allowed_gets_the_class_value(self, tmp_path):
+        class Scaled(Net):
+            def __init__(self) -> None:
+                super().__init__()
+                self.gain = nn.Parameter(torch.full((8,), 3.0))
+                self.more = nn.Linear(4, 4)
+                nn.init.constant_(self.more.bias, 7.0)
+
+        shell = build_shell(Scaled)
+        checkpoint = open_checkpoint(write_checkpoint(tmp_path, random_state(Net())))
+        report = fill(shell, checkpoint, allow_missing=["gain", "more.*"])
+        assert torch.equal(shell.model.gain, torch.full((8,), 3.0))
+        assert torch.equal(shell.model.more.bias, torch.full((4,), 7.0))
+        assert 0 < float(shell.model.more.weight.detach().abs().max()) <= 0.5
+        assert meta_names(shell.model) == []
+        assert any("gain: not in the checkpoint, initialised by the class" in note for note in report.notes)
+        assert {f.key for f in report.allowed["allow_missing"]} == {"gain", "more.weight", "more.bias"}
+
+    def test_a_skipped_parameter_that_is_initialised_later_gets_its_value(self, tmp_path):
+        """Its place in the order of creation has to be the same when the constructor runs again."""
+
+        class Head(Net):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first = nn.utils.skip_init(nn.Linear, 4, 4)
+                self.second = nn.utils.skip_init(nn.Linear, 4, 4)
+                self.third = nn.Parameter(torch.full((2,), 3.0))
+                nn.init.constant_(self.second.weight, 2.0)
+                nn.init.zeros_(self.second.bias)
+
+        state = random_state(Net()) | {"first.weight": torch.ones(4, 4), "first.bias": torch.ones(4)}
+        shell = build_shell(Head)
+        fill(shell, open_checkpoint(write_checkpoint(tmp_path, state)), allow_missing=["second.*", "third"])
+        assert torch.equal(shell.model.second.weight, torch.full((4, 4), 2.0))
+        assert torch.equal(shell.model.second.bias, torch.zeros(4))
+        assert torch.equal(shell.model.third, torch.full((2,), 3.0))
+        assert torch.equal(shell.model.first.weight, torch.ones(4, 4))
+
+    def test_a_missing_parameter_that_the_class_leaves_uninitialised_is_an_error(self, tmp_path):
+        class Uninitialised(Net):
+            def __init__(self) -> None:
+                super().__init__()
+                self.more = nn.utils.skip_init(nn.Linear, 4, 4)
+
+        shell = build_shell(Uninitialised)
+        checkpoint = open_checkpoint(write_checkpoint(tmp_path, random_state(Net())))
+        with pytest.raises(MismatchError, match="leaves it uninitialised"):
+            fill(shell, checkpoint, allow_missing=["more.*"])
+        assert all(p.is_meta for p in shell.model.parameters()), "nothing half done"
+
+    def test_unexpected_that_is_allowed_is_left_out(self, tmp_path):
+        state = random_state(Net())
+        shell = build_shell(Net)
+        checkpoint = open_checkpoint(write_checkpoint(tmp_path, {**state, "extra": torch.zeros(2)}))
+        report = fill(shell, checkpoint, allow_unexpected=["extra"])
+        assert_same_state(shell.model, torch_filled(Net, state))
+        assert [f.key for f in report.allowed["allow_unexpected"]] == ["extra"]
+
+    @pytest.mark.parametrize("argument", ["allow_missing", "allow_unexpected"])
+    @pytest.mark.parametrize(("pattern", "says"), [("nope.*", "matches no key"), ("*", "matches every key")])
+    def test_a_pattern_that_matches_nothing_or_everything_is_an_error(
+        self, tmp_path, argument, pattern, says
+    ):
+        checkpoint = open_checkpoint(write_checkpoint(tmp_path, random_state(Net())))
+        with pytest.raises(UsageError, match=says):
+            fill(build_shell(Net), checkpoint, **{argument: [pattern]})
+
+    def test_a_bare_text_is_no_list_of_patterns(self, tmp_path):
+        checkpoint = open_checkpoint(write_checkpoint(tmp_path, random_state(Net())))
+        with pytest.raises(UsageError, match="takes a list"):
+            fill(build_shell(Net), checkpoint, allow_missing="head.weight")
+
+    def test_strict_false_reports_what_it_let_pass(self, tmp_path):
+        state = random_state(Net())
+        del state["head.weight"]
+        report = fill(
+            build_shell(Net),
+            open_checkpoint(write_checkpoint(tmp_path, {**state, "x": torch.ones(1)})),
+            strict=False,
+        )
+        assert {f.key for f in report.allowed["strict=False"]} == {"head.weight", "x"}
+
+    def test_strict_false_does_not_let_shapes_pass(self, tmp_path):
+        state = {**random_state(Net()), "head.weight": torch.zeros(1, 1)}
+        with pytest.raises(MismatchError, match="1 misshapen"):
+            fill(build_shell(Net), open_checkpoint(write_checkpoint(tmp_path, state)), strict=False)

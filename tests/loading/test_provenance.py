@@ -1,0 +1,63 @@
+"""The report that belongs to a model."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from torch import nn
+
+from shardload import UsageError, from_pretrained, report_of
+from tests.configured import SIZES, Configured
+from tests.tiny import Net, random_state, write_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_checkpoint(tmp_path / "repo", random_state(Net()), config=SIZES)
+
+
+class AllEqual(Net):
+    """Any two of them are equal, as a class with an `__eq__` of its own may say."""
+
+    def __eq__(self, other):
+        return isinstance(other, AllEqual)
+
+    def __hash__(self):
+        return 1
+
+
+def test_models_that_call_themselves_equal_have_reports_of_their_own(tmp_path):
+    folders = [write_checkpoint(tmp_path / name, random_state(Net())) for name in ("one", "two")]
+    models = [from_pretrained(where, model_class=lambda _: AllEqual()) for where in folders]
+    assert [report_of(model).where for model in models] == [str(where) for where in folders]
+    with pytest.raises(UsageError, match="was not made by"):
+        report_of(AllEqual())
+
+
+def test_a_report_goes_with_its_model(folder):
+    model = from_pretrained(folder, model_class=Configured)
+    held = weakref.ref(report_of(model))
+    del model
+    gc.collect()
+    assert held() is None
+
+
+def test_a_report_does_not_keep_its_model_alive(folder):
+    import gc
+    import weakref
+
+    model = from_pretrained(folder, model_class=Configured)
+    gone = weakref.ref(model)
+    report = report_of(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert report.loaded
+
+
+@pytest.mark.parametrize("other", [nn.Linear(1, 1), None, 3, "text", []])
+def test_report_of_anything_else(other):
+    with pytest.raises(UsageError, match="not made by from_pretrained"):
+        report_of(other)

@@ -1,0 +1,108 @@
+"""Tied parameters: one stored copy fills every name, two have to be equal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from shardload import MismatchError, OnDevice, build_shell, check, fill, open_checkpoint
+from tests.tiny import Net, random_state, write_checkpoint
+
+
+class TiedNet(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("lacking", ["head.weight", "embed.weight"])
+def test_one_stored_copy_fills_both_names_of_a_tie(tmp_path, lacking):
+    state = random_state(TiedNet())
+    state["head.weight"] = state["embed.weight"]
+    kept = {key: value for key, value in state.items() if key != lacking}
+    shell = build_shell(TiedNet)
+    fill(shell, open_checkpoint(write_checkpoint(tmp_path, kept)))
+    assert shell.model.head.weight is shell.model.embed.weight
+    assert torch.equal(shell.model.head.weight, state["embed.weight"])
+
+
+def test_two_equal_stored_copies_of_a_tie_are_compared_and_noted(tmp_path):
+    state = random_state(TiedNet())
+    state["head.weight"] = state["embed.weight"].clone()
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, state))
+    shell = build_shell(TiedNet)
+    assert any("two copies, compared at load" in note for note in check(shell, checkpoint).notes)
+    fill(shell, checkpoint)
+    assert shell.model.head.weight is shell.model.embed.weight
+
+
+def test_two_stored_copies_of_a_tie_that_differ_are_never_overwritten_in_silence(tmp_path):
+    state = random_state(TiedNet())
+    state["head.weight"] = state["embed.weight"] + 1
+    shell = build_shell(TiedNet)
+    with pytest.raises(MismatchError, match="one parameter in the model, and differ in the checkpoint"):
+        fill(shell, open_checkpoint(write_checkpoint(tmp_path, state)))
+    assert all(p.is_meta for p in shell.model.parameters())
+
+
+def test_two_copies_of_a_tie_that_come_through_a_hook_are_compared_too(tmp_path):
+    class Renaming(TiedNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_load_state_dict_pre_hook(self._rename)
+
+        def _rename(self, _module, state, _prefix, *_args) -> None:
+            for key in list(state):
+                state[key.removeprefix("old.")] = state.pop(key)
+
+    state = {f"old.{key}": value for key, value in random_state(TiedNet()).items()}
+    state["old.head.weight"] = state["old.embed.weight"].clone()
+    shell = build_shell(Renaming)
+    fill(shell, open_checkpoint(write_checkpoint(tmp_path / "equal", state)))
+    assert shell.model.head.weight is shell.model.embed.weight
+    state["old.head.weight"] += 1
+    with pytest.raises(MismatchError, match="were given different values"):
+        fill(build_shell(Renaming), open_checkpoint(write_checkpoint(tmp_path / "apart", state)))
+
+
+def test_copies_of_a_tie_are_compared_bit_for_bit_and_cast_once(tmp_path):
+    state = random_state(TiedNet())
+    state["embed.weight"][0, 0] = float("nan")
+    state["head.weight"] = state["embed.weight"].clone()
+    placed: list[str] = []
+
+    class Noting(OnDevice):
+        def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:
+            placed.append(key)
+            return super().place(key, stored)
+
+    fill(build_shell(TiedNet), open_checkpoint(write_checkpoint(tmp_path, state)), target=Noting())
+    assert len({"embed.weight", "head.weight"} & set(placed)) == 1
+
+
+def test_a_tie_that_is_stored_under_no_name_is_missing_once(tmp_path):
+    state = random_state(TiedNet())
+    del state["head.weight"], state["embed.weight"]
+    report = check(build_shell(TiedNet), open_checkpoint(write_checkpoint(tmp_path, state)))
+    assert [f.key for f in report.faults if f.kind == "missing"] == ["embed.weight"]
+
+
+class StoredMirror(nn.Module):
+    """A persistent buffer that is its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4))
+        self.register_buffer("mirror", self.weight)
+
+
+@pytest.mark.parametrize("stored", [["weight"], ["mirror"], ["weight", "mirror"]])
+def test_a_buffer_that_is_a_parameter_is_a_tie(tmp_path, stored):
+    shell = build_shell(StoredMirror)
+    fill(shell, open_checkpoint(write_checkpoint(tmp_path, dict.fromkeys(stored, torch.ones(4)), shards=1)))
+    model = shell.model
+    assert model.mirror is model.weight
+    assert [name for name, _ in model.named_parameters()] == ["weight"]
+    assert [name for name, _ in model.named_buffers()] == ["mirror"]
+    assert torch.equal(model.weight, torch.ones(4))

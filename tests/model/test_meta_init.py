@@ -1,0 +1,291 @@
+"""A constructor while a shell is built: parameters on meta, all else computed, torch as it was."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from shardload import UnsupportedError, build_shell, fill, open_checkpoint
+from shardload.model.meta_init import constructing, default_dtype_kept
+from tests.model.hostile import Hostile
+from tests.operations import Operations
+from tests.tiny import (
+    Net,
+    assert_same_state,
+    meta_names,
+    random_state,
+    run_python,
+    torch_filled,
+    write_checkpoint,
+)
+
+
+class StubbornRotary(nn.Module):
+    """Computes its table and refuses a stored one, as ChatGLM-6B's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 1.0 / (10000 ** (torch.arange(0, 8, 2).float() / 8)))
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        pass
+
+
+class OldStyle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotary = StubbornRotary()
+        self.dense = nn.utils.skip_init(nn.Linear, 4, 4, dtype=torch.half)
+
+
+def test_skip_init_leaves_no_parameter_in_memory_and_a_refused_table_is_as_computed(tmp_path):
+    state = {**random_state(OldStyle()), "rotary.inv_freq": torch.zeros(4)}
+    shell = build_shell(OldStyle)
+    assert [name for name, p in shell.model.named_parameters() if not p.is_meta] == []
+    fill(shell, open_checkpoint(write_checkpoint(tmp_path, state)))
+    assert meta_names(shell.model) == []
+    assert torch.equal(shell.model.rotary.inv_freq, StubbornRotary().inv_freq)
+    assert_same_state(shell.model, torch_filled(OldStyle, state))
+
+
+def test_the_shell_pauses_the_collector():
+    seen = []
+
+    def make() -> nn.Module:
+        seen.append(gc.isenabled())
+        return nn.Linear(2, 2)
+
+    build_shell(make)
+    assert seen == [False]
+    assert gc.isenabled()
+
+
+def test_initialisers_cost_nothing_in_a_shell():
+    """Counted, not timed: nothing but the making of empty tensors reaches torch."""
+    operations = Operations()
+
+    def make() -> nn.Module:
+        with operations:
+            model = nn.Sequential(nn.Linear(64, 64), nn.Embedding(100, 8), nn.Conv1d(4, 4, 3))
+            nn.init.xavier_uniform_(model[0].weight)
+            nn.init.orthogonal_(model[0].weight)
+        return model
+
+    build_shell(make)
+    assert {
+        name for name in operations.names if "empty" not in name and name not in ("detach", "new_empty")
+    } == set()
+
+
+def test_a_parameter_is_on_meta_as_soon_as_it_is_made():
+    """Not only once the whole model stands: by then it would have been in memory whole."""
+    seen = []
+
+    def make() -> nn.Module:
+        model = nn.utils.skip_init(nn.Linear, 4, 4, dtype=torch.half)
+        seen.append(model.weight.is_meta)
+        seen.append(model.half().weight.is_meta)
+        seen.append(nn.Parameter(torch.ones(3)).is_meta)
+        return model
+
+    build_shell(make)
+    assert seen == [True, True, True]
+
+
+def test_a_load_with_skip_init_does_not_import_sympy(tmp_path):
+    """torch's own to_empty does, by way of a Python kernel: more than half of a small load's time."""
+    folder = write_checkpoint(tmp_path, {"weight": torch.ones(4, 4), "bias": torch.ones(4)})
+    code = """
+import sys, torch
+from shardload import from_pretrained
+make = lambda config: torch.nn.utils.skip_init(torch.nn.Linear, 4, 4)
+before = "sympy" in sys.modules
+from_pretrained(sys.argv[1], model_class=make, config={})
+print(before, "sympy" in sys.modules)
+"""
+    assert run_python(code, str(folder)).stdout.split() == ["False", "False"]
+
+
+def linear() -> nn.Module:
+    return nn.Linear(2, 2)
+
+
+def test_a_default_dtype_of_one_thread_is_not_what_another_puts_back():
+    """Thread B begins while A's constructor has half precision as the default, and ends after it."""
+    half_is_default, b_has_begun = threading.Event(), threading.Event()
+
+    def a() -> nn.Module:
+        torch.set_default_dtype(torch.half)
+        half_is_default.set()
+        b_has_begun.wait(10)
+        return linear()
+
+    def b() -> nn.Module:
+        b_has_begun.set()
+        first.join(10)
+        return linear()
+
+    first = threading.Thread(target=lambda: build_shell(a))
+    first.start()
+    half_is_default.wait(10)
+    try:
+        build_shell(b)
+        assert torch.get_default_dtype() == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_every_parameter_is_on_meta():
+    model = build_shell(Hostile).model
+    assert [name for name, p in model.named_parameters() if not p.is_meta] == []
+    assert len(list(model.parameters())) == 13
+
+
+def test_computed_tensors_are_what_the_class_computes():
+    model, real = build_shell(Hostile).model, Hostile()
+    for name in ("inv_freq", "mask", "cos_cached"):
+        assert torch.equal(getattr(model, name), getattr(real, name))
+        assert getattr(model, name).dtype == getattr(real, name).dtype
+
+
+def test_shapes_dtypes_and_order_are_those_of_the_real_class():
+    model, real = build_shell(Hostile).model, Hostile()
+    ours = {name: (p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters()}
+    theirs = {name: (p.shape, p.dtype, p.requires_grad) for name, p in real.named_parameters()}
+    assert ours == theirs
+    assert list(ours) == list(theirs)
+
+
+def test_default_dtype_is_put_back():
+    def make() -> nn.Module:
+        torch.set_default_dtype(torch.float16)
+        return nn.Linear(2, 2)
+
+    assert build_shell(make).model.weight.dtype == torch.float16
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_torch_is_as_it_was_after_a_constructor_that_fails():
+    new, apply, normal = nn.Parameter.__dict__["__new__"], nn.Module._apply, nn.init.normal_
+
+    def make() -> nn.Module:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        build_shell(make)
+    assert nn.Parameter.__dict__["__new__"] is new
+    assert nn.Module._apply is apply
+    assert nn.init.normal_ is normal
+    assert gc.isenabled()
+    assert not constructing()
+
+
+def test_other_threads_build_real_models_meanwhile():
+    inside, done = threading.Event(), threading.Event()
+    real: list[nn.Module] = []
+
+    def other() -> None:
+        inside.wait(10)
+        real.append(Net())
+        done.set()
+
+    def make() -> nn.Module:
+        inside.set()
+        assert done.wait(10)
+        return Net()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    shell = build_shell(make)
+    thread.join()
+    assert all(p.is_meta for p in shell.model.parameters())
+    assert not any(p.is_meta for p in real[0].parameters())
+    assert float(real[0].embed.weight.detach().abs().sum()) > 0
+
+
+def test_a_table_on_the_device_of_a_weight_is_real():
+    class Rotary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 4))
+            self.register_buffer("pos", torch.arange(4, device=self.weight.device), persistent=False)
+
+    model = build_shell(Rotary).model
+    assert model.weight.is_meta
+    assert torch.equal(model.pos, torch.arange(4))
+    assert model.weight.device.type == "meta", "outside of a constructor the device is what it is"
+
+
+class Quantized(nn.Module):
+    """A linear layer that quantizes another one's weight, moving it from device to device as published code does."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        whole = nn.Linear(6, 4)
+        weight = whole.weight.to(device)
+        scale = (weight.abs().max(dim=-1).values / 7).cpu()
+        self.weight = nn.Parameter(
+            torch.round(weight.cpu() / scale[:, None]).to(device, torch.int8), requires_grad=False
+        )
+        self.scale = nn.Parameter(scale.to(torch.empty(0, dtype=torch.float16)), requires_grad=False)
+        self.bias = nn.Parameter(whole.bias.to(device), requires_grad=False)
+        self.real = torch.ones(2).to(device)
+
+
+def test_a_constructor_that_quantizes_moves_nothing_to_a_device():
+    model, real = build_shell(lambda: Quantized("cpu")).model, Quantized("cpu")
+    assert {name: (p.shape, p.dtype, p.device.type) for name, p in model.named_parameters()} == {
+        name: (p.shape, p.dtype, "meta") for name, p in real.named_parameters()
+    }
+    assert not model.real.is_meta
+    with pytest.raises(NotImplementedError):
+        torch.empty(1, device="meta").cpu()  # torch is as it was
+
+
+class WrittenForCuda(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.inv_freq = (1.0 / torch.arange(1.0, 3.0)).cuda()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the table is on the GPU then, as the class says")
+def test_a_table_that_is_sent_to_a_gpu_which_is_not_there_stays():
+    assert build_shell(WrittenForCuda).model.inv_freq.tolist() == [1.0, 0.5]
+    with pytest.raises((AssertionError, RuntimeError)):
+        WrittenForCuda()
+
+
+def test_data_that_is_set_in_a_constructor_is_refused_by_name():
+    def make() -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.weight.data = torch.ones(2, 2)
+        return model
+
+    with pytest.raises(UnsupportedError, match="a shell has none"):
+        build_shell(make)
+
+
+def test_the_default_dtype_survives_threads_that_set_it_at_the_same_time():
+    """Each sets half for a while; whichever leaves last, the process ends with what it began with."""
+    inside = threading.Barrier(2)
+
+    def make() -> nn.Module:
+        torch.set_default_dtype(torch.float16)
+        inside.wait(10)
+        return nn.Linear(2, 2)
+
+    def remote() -> None:
+        inside.wait(10)
+        with default_dtype_kept():
+            torch.set_default_dtype(torch.float64)
+
+    thread = threading.Thread(target=remote)
+    thread.start()
+    build_shell(make)
+    thread.join()
+    assert torch.get_default_dtype() == torch.float32
