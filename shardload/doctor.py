@@ -46,6 +46,12 @@ SCHEMA = 1
 class Examination:
     """What `examine` found. `against` says what the checkpoint was compared with, or "" where it was not.
 
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> found = shardload.examine("tiny", model_class=lambda config: torch.nn.Linear(4, 2))
+        >>> found.against, found.keys, found.nbytes, found.exit_code
+        ('Linear', 2, 40, 0)
+
     `keys` and `nbytes` are all of the checkpoint's. `key_map` is the map that cures what can be cured, bound to this
     checkpoint; `cured` tells whether nothing is left when it is applied, as a second comparison showed. `notes` are
     lines that are no findings.
@@ -75,7 +81,13 @@ class Examination:
         return tuple(dict.fromkeys(line for finding in self.findings for line in finding.unproven))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the examination as JSON data; `schema` is the version of its layout."""
+        """Return the examination as JSON data; `schema` is the version of its layout.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> shardload.examine("tiny").to_dict()["findings"]
+        []
+        """
         return {
             "schema": SCHEMA,
             "where": self.where,
@@ -91,7 +103,13 @@ class Examination:
         }
 
     def lines(self) -> list[str]:
-        """Return the findings as at most 40 lines, the worst first."""
+        """Return the findings as at most 40 lines, the worst first.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> shardload.examine("tiny", like="tiny").lines()
+        ['tiny: fits tiny (2 keys)']
+        """
         if not self.findings:
             what = f"fits {self.against}" if self.against else "headers and index are sound"
             return [f"{self.where}: {what} ({self.keys:,} keys)"]
@@ -132,6 +150,14 @@ def examine(
     allow_links: bool = False,
 ) -> Examination:
     """Say what is wrong with a checkpoint and what cures it, from headers alone: no weight is read.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.ModuleDict({"module": torch.nn.Linear(4, 2)}), "wrapped")
+        >>> found = shardload.examine("wrapped", model_class=lambda config: torch.nn.Linear(4, 2))
+        >>> [finding.code for finding in found.findings], found.cured
+        (['E-WRAP'], True)
+        >>> found.key_map.apply("module.weight")
+        'weight'
 
     Compared with the model of `model_class` (or of the repo's own class, as in `from_pretrained`), or with the keys of
     the checkpoint `like`; without either, and where the repo's code is not trusted, headers and index are

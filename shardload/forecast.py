@@ -47,10 +47,16 @@ class Amounts:
 class Forecast:
     """What a load would do. All sizes are bytes.
 
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(1000, 1000), "tiny")
+        >>> forecast = shardload.plan_load("tiny")
+        >>> forecast.tensors, forecast.download, forecast.read, forecast.fits
+        (2, 0, 4004000, True)
+
     `download` is what is not on this disk yet, `read` what the loaded tensors have in their files. `held` are the
     weights when they are loaded, `adapter` those of an adapter on top. `peak_anon` is an upper bound of the
-    anonymous memory that the load adds, `work_space` what of it is no weight. `joins` is what a key map puts
-    together; `rules` says how many names each of its rules takes. What a class computes itself (buffers, tables)
+    anonymous memory that the load adds, `work_space` what of it is no weight. `joins` are the tensors that a key map
+    joins; `rules` says how many names each of its rules takes. What a class computes itself (buffers, tables)
     and what it ties is not known from headers.
     """
 
@@ -80,7 +86,13 @@ class Forecast:
         return self.free == 0 or self.peak_anon <= self.free
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the forecast as JSON data, with the version of its schema."""
+        """Return the forecast as JSON data, with the version of its schema.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(1000, 1000), "tiny")
+        >>> shardload.plan_load("tiny").to_dict()["dtypes"]
+        {'float32': 4004000}
+        """
         plain = ("where", "revision", "format", "dtype", "device", "tensors", "shards", "download", "read")
         return {
             "schema": SCHEMA,
@@ -111,6 +123,11 @@ def plan_load(
     **options: Any,
 ) -> Forecast:
     """Return what `from_pretrained` with these keywords would download, read, hold and peak at.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(1000, 1000), "tiny")
+        >>> shardload.plan_load("tiny").held.anon, shardload.plan_load("tiny", dtype="bfloat16").held.anon
+        (0, 2002000)
 
     Nothing but headers is read; of a Hub repo no weight is downloaded. No model is built, so nothing is judged
     against one. Other keywords are those of `open_checkpoint`. Raises what that raises, and UsageError for a key map

@@ -78,6 +78,16 @@ def from_pretrained(
 ) -> nn.Module:
     """Load a checkpoint into the model that it belongs to, and return the model in eval mode.
 
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> model = shardload.from_pretrained(
+        ...     "tiny", model_class=lambda config: torch.nn.Linear(4, 2), dtype="bfloat16"
+        ... )
+        >>> model.weight.dtype, model.training
+        (torch.bfloat16, False)
+        >>> shardload.report_of(model).loaded
+        2
+
     `where`: a folder, a checkpoint file, or `org/name[@revision]` on the Hub. `model_class`: a class or function
     that takes the config; without it the repo's `auto_map` decides (`auto_class` picks an entry), or else the
     class that `architectures` names in an installed transformers. Code of the repo runs only with
@@ -85,12 +95,14 @@ def from_pretrained(
     it; with "locked", or the path of a lock file, only what that approves runs (`shardload trust` writes it).
     `remote_base` says who serves that code's imports of transformers: shardload's stand-in ("shim"), the installed
     "transformers", or by default the stand-in, and the other for the whole repo where it lacks a name.
+
     `dtype="auto"` keeps every tensor's stored dtype; another casts floating parameters and persistent buffers, and is
     what the constructor sees as `config.torch_dtype`. `adapter`: a LoRA adapter to attach on top, judged before the
     base is loaded; with `merge=True` it is folded into the weights as they stream by, before their only cast, and
     the model is a plain one. The rest is as in `fill` and `open_checkpoint`: `revision` is a branch, tag or commit
     (`code_revision`: the commit of code that another repo holds), `subfolder` a folder inside the repo, `variant` a
     part of the files' names such as "fp16"; `allow_links` follows links that lead out of a folder.
+
     `report_of(model)` tells what was done. Keywords of other loaders (`device_map`, `torch_dtype`, …) are declined
     by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
@@ -159,7 +171,13 @@ def load_config(
     subfolder: str | None = None,
     allow_links: bool = False,
 ) -> Any:
-    """Return the config of a repo: its own configuration class's where `auto_map` names one.
+    """Return the config of a repo: an object of its own configuration class where `auto_map` names one.
+
+        >>> from pathlib import Path
+        >>> import shardload
+        >>> size = Path("config.json").write_text('{"hidden_size": 64}')
+        >>> shardload.load_config(".").hidden_size
+        64
 
     No weight file is looked at. Keywords are as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError,
     RemoteCodeError, UsageError.
@@ -186,6 +204,20 @@ def resolve_class(
     allow_links: bool = False,
 ) -> Callable[[Any], nn.Module]:
     """Return what makes a repo's model from a config, for `build_shell(lambda: make(config))`.
+
+        >>> from pathlib import Path
+        >>> import shardload
+        >>> code = '''
+        ... from torch import nn
+        ... class Net(nn.Linear):
+        ...     def __init__(self, config):
+        ...         super().__init__(config.width, 2)
+        ... '''
+        >>> size = Path("net.py").write_text(code)
+        >>> size = Path("config.json").write_text('{"width": 4, "auto_map": {"AutoModel": "net.Net"}}')
+        >>> make = shardload.resolve_class(".", trust_remote_code=True)
+        >>> make(shardload.load_config(".", trust_remote_code=True))
+        Net(in_features=4, out_features=2, bias=True)
 
     The `auto_map` entry wins over `architectures`; `auto_class` picks another one. Keywords are as in
     `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError, UsageError.
@@ -221,7 +253,16 @@ def model_maker(
 
 
 def report_of(model: nn.Module) -> Report:
-    """Return the Report of a model that from_pretrained made. Raises UsageError for any other."""
+    """Return the Report of a model that from_pretrained made.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> model = shardload.from_pretrained("tiny", model_class=lambda config: torch.nn.Linear(4, 2))
+        >>> shardload.report_of(model).dtypes
+        {'float32': 2}
+
+    Raises UsageError for any other model.
+    """
     if id(model) not in _reports:
         raise UsageError(
             f"this {type(model).__name__} was not made by from_pretrained",

@@ -41,10 +41,17 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Where one stored tensor lies, known from a header alone.
+    """A stored tensor that has not been read: name, dtype, shape, and the place of its bytes.
 
-    `dtype` is a code of `DTYPE_BITS`. `shard` is the file's name relative to the checkpoint's root. `span` is
-    absolute in that file. `strides` (elements) is None for a C-contiguous tensor; a pickle may store others.
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> ref = shardload.open_checkpoint("tiny").tensors["weight"]
+        >>> ref.dtype, ref.shape, ref.shard, ref.nbytes
+        ('F32', (2, 4), 'model.safetensors', 32)
+
+    `dtype` is a code of `DTYPE_BITS`. `shard` is the file's name relative to the checkpoint's root. `span` counts
+    bytes from the start of that file. `strides` (elements) is None for a C-contiguous tensor; a pickle may store
+    others.
     """
 
     name: str

@@ -28,6 +28,21 @@ def load_tokenizer(
 ) -> Any:
     """Return the tokenizer of a repo: `tokenizer("text", return_tensors="pt")`, `decode`, `apply_chat_template`.
 
+        >>> from pathlib import Path
+        >>> import shardload
+        >>> code = '''
+        ... from transformers import PreTrainedTokenizer
+        ... class Letters(PreTrainedTokenizer):
+        ...     def get_vocab(self): return {chr(number): number for number in range(128)}
+        ...     def _tokenize(self, text): return list(text)
+        ...     def _convert_token_to_id(self, token): return ord(token)
+        ... '''
+        >>> size = Path("letters.py").write_text(code)
+        >>> auto_map = '{"auto_map": {"AutoTokenizer": ["letters.Letters", null]}}'
+        >>> size = Path("tokenizer_config.json").write_text(auto_map)
+        >>> shardload.load_tokenizer(".", trust_remote_code=True)("hi")["input_ids"]
+        [104, 105]
+
     `where`: a folder or `org/name[@revision]` on the Hub. The repo's own class (AutoTokenizer in `auto_map`) runs
     only with `trust_remote_code=True`, and from the Hub at a full commit only, as in `from_pretrained`; without
     one, tokenizer.json is read with the tokenizers library. Raises NotFoundError, UntrustedCodeError,

@@ -14,7 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a load is: the shard at hand, bytes done and in all, tensors done, seconds since its start."""
+    """Where a load is: the shard at hand, bytes done and in all, tensors done, seconds since its start.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> seen = []
+        >>> report = shardload.fill(
+        ...     torch.nn.Linear(4, 2), shardload.open_checkpoint("tiny"), progress=seen.append
+        ... )
+        >>> [(progress.tensors, progress.done_bytes, progress.total_bytes) for progress in seen]
+        [(1, 8, 40), (2, 40, 40)]
+
+    `progress=` takes a function that is called with one after every tensor, or True, False or None for a bar.
+    """
 
     shard: str
     done_bytes: int

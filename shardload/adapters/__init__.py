@@ -99,6 +99,15 @@ def load_adapter(
 ) -> AdapterReport:
     """Attach a LoRA adapter to a model, in place, and load its weights; every tensor is consumed or an error.
 
+        >>> import torch, shardload
+        >>> model, trained = (torch.nn.Sequential(torch.nn.Linear(4, 2)) for _ in range(2))
+        >>> state = trained.load_state_dict(model.state_dict())
+        >>> fresh = shardload.attach_lora(trained, r=2, targets=["0"])
+        >>> files = shardload.save_adapter(trained, "lora")
+        >>> report = shardload.load_adapter(model, "lora")
+        >>> report.modules, report.ranks, report.active
+        (1, {2: 1}, True)
+
     `where` is a folder, a weight file with its adapter_config.json beside it, or `org/name[@revision]` on the Hub.
     `format` is told by the keys ("peft", "loralib", "minimind", "mlx-lm", "torchtune" insist on one). `alpha` is
     lora_alpha for files that do not hold it (loralib, torchtune), and `enable_lora` the parts that are on in a

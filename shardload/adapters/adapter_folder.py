@@ -34,6 +34,14 @@ _CONFIG = "adapter_config.json"
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = "default") -> list[Path]:
     """Write one adapter of a model as PEFT does: adapter_model.safetensors and adapter_config.json; return both paths.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"])
+        >>> [file.name for file in shardload.save_adapter(model, "lora")]
+        ['adapter_model.safetensors', 'adapter_config.json']
+        >>> list(shardload.open_checkpoint("lora/adapter_model.safetensors").tensors)
+        ['base_model.model.0.lora_A.weight', 'base_model.model.0.lora_B.weight']
+
     The files lie in `folder` itself, whatever the adapter is called (PEFT puts all but "default" in a subfolder), and
     the tensors have the dtypes that they have now. The settings are those that the adapter came with; where they no
     longer give the layers, ranks and scales that it has, they are written out. A few values of the base's layers go

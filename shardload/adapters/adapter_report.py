@@ -58,6 +58,14 @@ class AdapterFault:
 class AdapterReport:
     """How one adapter was loaded. `str()` is for people, `to_dict()` for JSON.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, alpha=16, targets=["0"])
+        >>> report.ranks, report.scales, report.trainable
+        ({2: 1}, {8.0: 1}, True)
+        >>> [row.target for row in report.rows]
+        ['0.lora_A.default.weight', '0.lora_B.default.weight']
+
     `base` is the base model that the adapter's config names. `modules` counts the adapted layers, `ranks` and
     `scales` count layers by value. `nbytes` is the size of the stored tensors, `seconds` the whole call.
     `merged`: it was folded into the base while that was loaded; `least_share` is then the smallest share of a delta
@@ -82,7 +90,13 @@ class AdapterReport:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready data; shapes are lists, ranks and scales lists of pairs."""
+        """Return the report as JSON-ready data; shapes are lists, ranks and scales lists of pairs.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> shardload.attach_lora(model, r=2, targets=["0"]).to_dict()["ranks"]
+        [{'rank': 2, 'modules': 1}]
+        """
         names = ("name", "where", "format", "base", "active", "trainable", "merged", "least_share")
         plain = {key: getattr(self, key) for key in names}
         return {

@@ -130,7 +130,13 @@ def check_unmerged(adapters: Adapters) -> None:
 def active_adapters(model: nn.Module) -> dict[str, float]:
     """Return the adapters that run and their weights; {} when none is active or attached.
 
-    Inside a `with` block of disable_adapter or adapter_batch it is the block's.
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"], name="mine")
+        >>> shardload.active_adapters(model)
+        {'mine': 1.0}
+
+    Inside a `with` block of disable_adapter or adapter_batch it is the block's choice.
     """
     adapters = adapters_of(model)
     return {} if adapters is None else dict(adapters.switch.active)

@@ -62,6 +62,12 @@ def attach_lora(
 ) -> AdapterReport:
     """Attach a fresh LoRA to a model, in place: it changes nothing yet, and only its own parameters train.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> report = shardload.attach_lora(model, r=2, alpha=4, targets=["0"])
+        >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        ['0.lora_A.default.weight', '0.lora_B.default.weight']
+
     `targets` are names of modules (each the end of a path), one regular expression for whole paths, or "all-linear":
     every linear layer but the output head; they and all other settings mean what they mean in PEFT's LoraConfig
     (`exclude` is exclude_modules, `layers` is layers_to_transform, `init` is init_lora_weights: True, False or

@@ -47,6 +47,14 @@ def swap_adapter(
 ) -> AdapterReport:
     """Give an attached adapter the weights and settings of another file, under the same name.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"])
+        >>> files = shardload.save_adapter(model, "newer")
+        >>> report = shardload.swap_adapter(model, "default", "newer")
+        >>> shardload.active_adapters(model)
+        {'default': 1.0}
+
     It stays as active, as weighted and as trainable as it is; alpha, patterns, ranks, layers and variants are the new
     file's. Layers that both have keep their class and their hooks. The keywords are load_adapter's. A forward pass
     that runs in another thread meanwhile may meet both; parameters are new objects, so an optimizer has to be made

@@ -123,6 +123,14 @@ def inspect_adapter(
 ) -> AdapterInspection:
     """Return what an adapter holds, from its headers: format, rank, scale, variants, and how it fits a base.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"])
+        >>> files = shardload.save_adapter(model, "lora")
+        >>> found = shardload.inspect_adapter("lora")
+        >>> found.layers, found.ranks, found.parameters
+        (1, {2: 1}, 24)
+
     `base` is a model (on meta will do) or a checkpoint, of which only headers are read. What would make a load raise
     is listed in `faults`, except for what is declined by name (UnsupportedError) or no adapter at all.
     """

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 def set_adapter(model: nn.Module, which: str | Sequence[str] | Mapping[str, float]) -> None:
     """Make exactly these adapters active: one name, several names, or names with weights; `{}` is the plain base.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> reports = [shardload.attach_lora(model, r=2, targets=["0"], name=name) for name in ("a", "b")]
+        >>> shardload.set_adapter(model, {"a": 0.7, "b": 0.3})
+        >>> shardload.active_adapters(model)
+        {'a': 0.7, 'b': 0.3}
+
     Each adapter's change of a layer's output is multiplied by its weight (1 where none is given) and all are added up,
     in the given order. Of the adapters that were attached to be trained, the active ones require gradients. It holds
     for the model, in all threads, from the next layer that runs on.
@@ -74,6 +81,15 @@ def _weights(which: object) -> dict[str, float]:
 
 def delete_adapter(model: nn.Module, name: str) -> None:
     """Take one adapter off, in place; an active one is switched off first.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"])
+        >>> shardload.delete_adapter(model, "default")
+        >>> model
+        Sequential(
+          (0): Linear(in_features=4, out_features=2, bias=True)
+        )
 
     After the last one the model is as it was: classes, parameters, gradients. Raises UsageError when no adapter of this
     name is attached, or while a `with` block that is open runs with it.
@@ -122,6 +138,13 @@ class AdapterScope:
 def disable_adapter(model: nn.Module) -> AdapterScope:
     """Return a `with` block in which the model is the plain base, whatever adapters are active.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"])
+        >>> with shardload.disable_adapter(model):
+        ...     shardload.active_adapters(model)
+        {}
+
     Raises UsageError when no adapter is attached to the model.
     """
     record_of(model)
@@ -132,6 +155,13 @@ def adapter_batch(
     model: nn.Module, names: Sequence[str | None], *, batch_dim: int | None = None
 ) -> AdapterScope:
     """Return a `with` block in which every row of the batch has an adapter of its own; None is the plain base.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"], name="mine")
+        >>> with torch.no_grad(), shardload.adapter_batch(model, ["mine", None]):
+        ...     model(torch.zeros(2, 4)).shape
+        torch.Size([2, 2])
 
     `names` has one entry a row, as the model is called: beams are rows too. The rows of one adapter run together.
     `batch_dim` is the dimension that counts the rows inside the model, 0 or 1; left out, it is found from the shapes.

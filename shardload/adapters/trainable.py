@@ -37,6 +37,12 @@ class TrainableParameters(NamedTuple):
 def trainable_parameters(model: nn.Module) -> TrainableParameters:
     """Count a model's parameters, as PEFT's `print_trainable_parameters` does.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"])
+        >>> print(shardload.trainable_parameters(model))
+        trainable params: 12 || all params: 22 || trainable%: 54.5455
+
     Every adapter's are among them, and both the base's and the adapter's tensors of `modules_to_save`; a tied
     parameter counts once, and a parameter of bitsandbytes' 4-bit layers as what it holds.
     """
@@ -47,6 +53,14 @@ def trainable_parameters(model: nn.Module) -> TrainableParameters:
 
 def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
     """Let the active adapters train and nothing else, as loralib's function of this name does.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"])
+        >>> model = model.requires_grad_(True)
+        >>> shardload.mark_only_lora_as_trainable(model)
+        >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        ['0.lora_A.default.weight', '0.lora_B.default.weight']
 
     `bias`: "none", "lora_only" (those of the adapted layers) or "all". Unlike in loralib, copies of the biases train,
     which belong to the first active adapter from then on and are saved with it; the base keeps its own. Raises
@@ -75,6 +89,12 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
 
 def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, torch.Tensor]:
     """Return the part of `model.state_dict()` that is the adapters', as loralib's function of this name does.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=3, targets=["0"])
+        >>> {name: tuple(tensor.shape) for name, tensor in shardload.lora_state_dict(model).items()}
+        {'0.lora_A.default.weight': (3, 4), '0.lora_B.default.weight': (2, 3)}
 
     `bias`: "none", "lora_only" or "all" adds biases, those of the adapted layers or all, as they are now. It goes back
     with `load_state_dict(..., strict=False)` into a model with the same adapters attached; `save_adapter` writes files

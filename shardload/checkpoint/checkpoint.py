@@ -42,11 +42,19 @@ class ShardInfo:
 class Checkpoint:
     """A checkpoint's headers: names, shapes, dtypes and places of its tensors; no weight has been read.
 
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> checkpoint = shardload.open_checkpoint("tiny")
+        >>> {name: ref.shape for name, ref in checkpoint.tensors.items()}
+        {'bias': (2,), 'weight': (2, 4)}
+        >>> checkpoint.format, checkpoint.nbytes
+        ('safetensors', 40)
+
     `tensors` maps each key to its TensorRef, in file order. `objects` are entries of pickled state dicts that
     are no tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
     `metadata` is the safetensors files' own. `warnings` are lines worth showing.
     `identities` tell whether a local file is still the one whose header was read. `named` is the file that the
-    caller named himself, or None where he named a folder or a repo.
+    caller named, or None where the caller named a folder or a repo.
     """
 
     source: Source
@@ -78,9 +86,18 @@ class Checkpoint:
     def read(self, name: str, region: Region | None = None) -> torch.Tensor:
         """Return a stored tensor, or a region of it, in its stored dtype.
 
+            >>> import torch, shardload
+            >>> files = shardload.save(torch.nn.Embedding(8, 4), "tiny")
+            >>> checkpoint = shardload.open_checkpoint("tiny")
+            >>> checkpoint.read("weight").shape
+            torch.Size([8, 4])
+            >>> checkpoint.read("weight", (slice(2, 4),)).shape
+            torch.Size([2, 4])
+
         A whole tensor of a local file is a view of the mapped file: what is written to it shows in other views
-        of the same tensor, and never in the file. A region is a copy of its own, and reads no more than the rows
-        that hold it; of a Hub repo only those bytes are fetched. Raises NotFoundError for an unknown name.
+        of the same tensor, and never in the file. A region (one slice a dimension, forwards) is a copy, and no more
+        is read than the rows that hold it; of a Hub repo only those bytes are fetched. Raises NotFoundError for an
+        unknown name, with the nearest ones, UsageError for a region that is none, CorruptError for a file that changed.
         """
         from shardload.checkpoint.items import no_tensor
         from shardload.checkpoint.shard import read_tensor
@@ -99,6 +116,13 @@ class Checkpoint:
         copy: bool = False,
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Yield (name, tensor) pairs in file order, one shard open at a time.
+
+            >>> import torch, shardload
+            >>> files = shardload.save(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()), "tiny")
+            >>> for name, tensor in shardload.open_checkpoint("tiny").items(["0.*"]):
+            ...     print(name, tuple(tensor.shape), tensor.dtype)
+            0.bias (2,) torch.float32
+            0.weight (2, 4) torch.float32
 
         `names` are exact names or fnmatch patterns on whole names; without them every tensor comes. With a `key_map`
         (a KeyMap, a mapping of names, or the path of a map's JSON file) they are the names that the map gives, and
@@ -132,9 +156,17 @@ class Checkpoint:
         return read_in_order(tensors, [shard.name for shard in self.shards], opened)
 
     def read_derived(self, tensor: Derived, *, copy: bool = False) -> torch.Tensor:
-        """Return what a key map makes of stored tensors (`KeyMap.map_headers(checkpoint.tensors)`).
+        """Return what a key map makes of stored tensors: an entry of `KeyMap.map_headers(checkpoint.tensors).tensors`.
 
-        A part or a transpose of a local file's tensor is a view of the mapped file; what is put together is a copy.
+            >>> import torch
+            >>> from shardload import KeyMap, open_checkpoint
+            >>> torch.save({"gate": torch.ones(2), "up": torch.zeros(2)}, "model.bin")
+            >>> checkpoint = open_checkpoint("model.bin")
+            >>> mapped = KeyMap().cat(["gate", "up"], "gate_up").map_headers(checkpoint.tensors)
+            >>> checkpoint.read_derived(mapped.tensors["gate_up"])
+            tensor([1., 1., 0., 0.])
+
+        A part or a transpose of a local file's tensor is a view of the mapped file; a joined tensor is a copy.
         With `copy=True` nothing is mapped.
         """
         from shardload.checkpoint.shard import read_tensor
@@ -160,6 +192,11 @@ def open_checkpoint(
     allow_links: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint by its headers: a folder, a checkpoint file, or `org/name[@revision]` on the Hub.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> shardload.open_checkpoint("tiny").tensors["weight"].shape
+        (2, 4)
 
     Of a Hub repo only headers and small JSON files are fetched. Symbolic links that lead out of a folder are followed
     into the Hub cache's own blobs, and elsewhere with `allow_links=True`. Raises NotFoundError, CorruptError (a shard

@@ -59,7 +59,16 @@ class ValueDifference:
 
 @dataclass
 class Difference:
-    """What two checkpoints differ in, by key. `values` holds compared tensors that are not equal, if any were read."""
+    """What two checkpoints differ in, by key. `values` holds compared tensors that are not equal, if any were read.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "a"), shardload.save(torch.nn.Linear(5, 2), "b")
+        >>> found = shardload.diff("a", "b")
+        >>> found.same, found.only_a, {key: f"{a} and {b}" for key, (a, b) in found.shapes.items()}
+        (1, {}, {'weight': '[2, 4] float32 and [2, 5] float32'})
+
+    `same` counts tensors of one shape and dtype; `compared` those whose numbers were read.
+    """
 
     a: str
     b: str
@@ -77,7 +86,13 @@ class Difference:
         return not (self.only_a or self.only_b or self.shapes or self.dtypes or self.values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the difference as JSON data, with the version of its schema."""
+        """Return the difference as JSON data, with the version of its schema.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "a"), shardload.save(torch.nn.Linear(5, 2), "b")
+        >>> shardload.diff("a", "b").to_dict()["shapes"]["weight"]["a"]
+        {'shape': [2, 4], 'dtype': 'float32'}
+        """
         pairs = {"shapes": self.shapes, "dtypes": self.dtypes}
         return {
             "schema": SCHEMA,
@@ -112,7 +127,15 @@ def diff(
     progress: ProgressOption = None,
     **options: Any,
 ) -> Difference:
-    """Compare two checkpoints by keys, shapes and dtypes, from their headers alone; with `values` by their numbers too.
+    """Compare two checkpoints by keys, shapes and dtypes, from their headers; with `values` by their numbers too.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Linear(4, 2, bias=False)
+        >>> files = shardload.save(model, "before")
+        >>> model.weight.data[0, 0] += 1
+        >>> files = shardload.save(model, "after")
+        >>> shardload.diff("before", "after", values=True).values["weight"].different
+        1
 
     `key_map` is applied to `a` first. Values are read block by block: about 40 MB of memory, whatever the size. Tensors
     of one shape and different dtypes are compared as float64. Keywords are those of `open_checkpoint`, for both.

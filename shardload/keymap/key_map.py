@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from shardload._system.gc_pause import gc_paused
 from shardload.errors import UsageError
 from shardload.keymap import document
-from shardload.keymap.alias import Alias
 from shardload.keymap.derived import leaves, stored_as
 from shardload.keymap.drop import Drop
 from shardload.keymap.fingerprint import Fingerprint
@@ -19,11 +18,8 @@ from shardload.keymap.key_pattern import unaccounted
 from shardload.keymap.mapped import MappedHeaders, is_name_rule, refuse_meeting, renamed
 from shardload.keymap.rename import Rename
 from shardload.keymap.residence import residence
-from shardload.keymap.rows import PadRows, SliceRows
 from shardload.keymap.rule import refuse_clashes
-from shardload.keymap.split import Cat, Split
-from shardload.keymap.stack import Stack, Unstack
-from shardload.keymap.transpose import Transpose
+from shardload.keymap.rule_chain import RuleChain
 from shardload.keys import collapse
 
 if TYPE_CHECKING:
@@ -36,20 +32,24 @@ Names = Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
-class KeyMap:
-    """Rules applied one after the other to the tensors of a checkpoint; immutable, each method returns a new map.
+class KeyMap(RuleChain):
+    """Ordered rules that make a model's tensors of a checkpoint's; immutable, each method returns a new map.
 
-        KeyMap().rename("module.{...}", "{...}").split("h.{}.qkv.{...}", ["h.{}.q.{...}", "h.{}.k.{...}"], [512, 64])
+        >>> from shardload import KeyMap
+        >>> key_map = KeyMap().rename("module.{...}", "{...}").drop("*.inv_freq")
+        >>> key_map.map_keys(["module.h.0.w", "module.h.0.rope.inv_freq"])
+        {'module.h.0.w': 'h.0.w', 'module.h.0.rope.inv_freq': None}
 
     In a template `{}` stands for one number, `{...}` for any run of whole segments, `{n}` for the number that a
-    stack counts. A rule takes the tensors whose names match at its turn; the others stay as they are. A map that
-    was bound to a checkpoint (`bind`) also holds the fingerprints of its keys before and after (`source`, `target`),
-    patterns of keys that no rule takes (`unchanged`; those that fit nothing are `unresolved_source`), model keys
-    that nothing fills (`unresolved_target`), and `resident_bytes`, the most that is held at one moment for tensors
-    whose parts lie in several places. `confidence` (0 to 1) and `unproven` are the words of who proposed the map.
+    stack counts. A rule takes the tensors whose names match when its turn comes; the others stay as they are.
+
+    A map that was bound to a checkpoint (`bind`) also holds the fingerprints of the keys before and after (`source`,
+    `target`), patterns of the keys that no rule takes (`unchanged`; those that the model has no place for are
+    `unresolved_source`), the model's keys that nothing fills (`unresolved_target`), and `resident_bytes`, the most
+    that is held at one moment for joined tensors whose parts lie apart. `confidence` (0 to 1) and `unproven` are
+    set by whatever proposed the map, such as the doctor.
     """
 
-    rules: tuple[Rule, ...] = ()
     source: Fingerprint | None = None
     target: Fingerprint | None = None
     unchanged: tuple[str, ...] = ()
@@ -61,9 +61,13 @@ class KeyMap:
 
     @classmethod
     def of(cls, value: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap:
-        """Return `value` as a KeyMap.
+        """Return `value` as a KeyMap: a map, a mapping of names, the path of a map's JSON file, or None for no rules.
 
-        A mapping gives a rename an entry, or a drop where its value is None; a path is read as a map's JSON file.
+            >>> from shardload import KeyMap
+            >>> [rule.op for rule in KeyMap.of({"module.{...}": "{...}", "*.inv_freq": None}).rules]
+            ['rename', 'drop']
+
+        An entry of a mapping is a rename, or a drop where its value is None. Raises UsageError, NotFoundError.
         """
         if isinstance(value, KeyMap):
             return value
@@ -81,70 +85,26 @@ class KeyMap:
         rules = [Drop(old) if new is None else Rename(old, new) for old, new in (value or {}).items()]
         return cls(tuple(rules))
 
-    def _with(self, rule: Rule) -> KeyMap:
-        return KeyMap((*self.rules, rule))
-
-    def rename(self, source: str, target: str, *, everywhere: bool = False) -> KeyMap:
-        """Add a rename from one template to another; `everywhere`: of whole segments, wherever they stand."""
-        return self._with(Rename(source, target, everywhere))
-
-    def drop(self, pattern: str) -> KeyMap:
-        """Add a rule that leaves out the keys matching a template or an fnmatch pattern."""
-        return self._with(Drop(pattern))
-
-    def alias(self, source: str, target: str) -> KeyMap:
-        """Add a second name for keys that match."""
-        return self._with(Alias(source, target))
-
-    def split(
-        self, source: str, targets: Sequence[str], sizes: Sequence[int] | None = None, dim: int = 0
-    ) -> KeyMap:
-        """Add a cut of one tensor into several along `dim`; without `sizes` into equal parts."""
-        return self._with(Split(source, tuple(targets), None if sizes is None else tuple(sizes), dim))
-
-    def cat(
-        self, sources: Sequence[str], target: str, dim: int = 0, sizes: Sequence[int] | None = None
-    ) -> KeyMap:
-        """Add a join of several tensors along `dim`, in the order of `sources`."""
-        return self._with(Cat(tuple(sources), target, dim, None if sizes is None else tuple(sizes)))
-
-    def stack(self, source: str, target: str, dim: int = 0, count: int | None = None) -> KeyMap:
-        """Add a stack of the tensors that `{n}` numbers; `dim` is the new dimension."""
-        return self._with(Stack(source, target, dim, count))
-
-    def unstack(self, source: str, target: str, dim: int = 0, count: int | None = None) -> KeyMap:
-        """Add the taking apart of a stack; `{n}` in the target is the number."""
-        return self._with(Unstack(source, target, dim, count))
-
-    def transpose(self, source: str, dims: tuple[int, int] = (-2, -1)) -> KeyMap:
-        """Add an exchange of two dimensions."""
-        return self._with(Transpose(source, dims))
-
-    def slice_rows(self, source: str, stop: int, start: int = 0) -> KeyMap:
-        """Add a choice of rows, from `start` up to `stop`."""
-        return self._with(SliceRows(source, stop, start))
-
-    def pad_rows(self, source: str, rows: int, value: float = 0, of: int | None = None) -> KeyMap:
-        """Add rows of `value` until there are `rows`."""
-        return self._with(PadRows(source, rows, value, of))
-
-    def __add__(self, other: KeyMap) -> KeyMap:
-        return KeyMap(self.rules + other.rules)
-
-    @property
-    def only_names(self) -> bool:
-        """Whether every rule is a rename or a drop."""
-        return all(is_name_rule(rule) for rule in self.rules)
-
     def apply(self, key: str) -> str | None:
-        """Return the model's name for a checkpoint's key, or None when it is dropped.
+        """Return the model's name for a checkpoint's key, or None where the key is dropped.
+
+            >>> from shardload import KeyMap
+            >>> KeyMap().rename("module.{...}", "{...}").apply("module.h.0.w")
+            'h.0.w'
 
         Raises UsageError for a map with rules that make new tensors: those need shapes (`map_headers`).
         """
         return self._names([key])[key]
 
     def map_keys(self, keys: Iterable[str]) -> dict[str, str | None]:
-        """Return {old: new or None} for all keys. Raises UsageError when two get the same name, and as `apply`."""
+        """Return {old: new or None} for all keys.
+
+            >>> from shardload import KeyMap
+            >>> KeyMap().rename("module.{...}", "{...}").map_keys(["module.w", "b"])
+            {'module.w': 'w', 'b': 'b'}
+
+        Raises UsageError when two keys get the same name, and where `apply` does.
+        """
         if not self.rules:
             return {key: key for key in keys}
         mapped = self._names(keys)
@@ -153,6 +113,10 @@ class KeyMap:
 
     def map_objects(self, keys: Iterable[str], tensors: Mapping[str, Derived]) -> dict[str, str | None]:
         """Return {old: new or None} for entries that are no tensors: renames and drops apply to them, no other rule.
+
+            >>> from shardload import KeyMap
+            >>> KeyMap().rename("module.{...}", "{...}").transpose("w").map_objects(["module._extra_state"], {})
+            {'module._extra_state': '_extra_state'}
 
         Raises UsageError when one gets the name of another, or of one of `tensors`, which are mapped already.
         """
@@ -180,9 +144,17 @@ class KeyMap:
 
     @gc_paused()
     def map_headers(self, tensors: Mapping[str, Derived]) -> MappedHeaders:
-        """Return what the rules make of tensors known by their headers: names, exact shapes, places of bytes.
+        """Return what the rules make of tensors that are known by their headers: names, exact shapes, places of bytes.
 
-        No file is opened. Raises UsageError with every tensor that a rule does not fit, and when two get one name.
+            >>> import torch
+            >>> from shardload import KeyMap, open_checkpoint
+            >>> torch.save({"qkv": torch.zeros(6, 2)}, "model.bin")
+            >>> mapped = KeyMap().split("qkv", ["q", "k", "v"]).map_headers(open_checkpoint("model.bin").tensors)
+            >>> {name: tensor.shape for name, tensor in mapped.tensors.items()}
+            {'q': (2, 2), 'k': (2, 2), 'v': (2, 2)}
+
+        No file is opened. A part or a transpose of a stored tensor is a TensorRef again, several joined are a Joined.
+        Raises UsageError with every tensor that a rule does not fit, and when two tensors get one name.
         """
         return self._walk(tensors)[0]
 
@@ -232,7 +204,14 @@ class KeyMap:
         confidence: float | None = None,
         unproven: Sequence[str] = (),
     ) -> KeyMap:
-        """Return the map for one checkpoint, with fingerprints, what no rule takes, and the sizes an inverse needs.
+        """Return the map for one checkpoint: with fingerprints, what no rule takes, and the sizes for an inverse.
+
+            >>> import torch
+            >>> from shardload import KeyMap, open_checkpoint
+            >>> torch.save({"gate": torch.zeros(3), "up": torch.zeros(5), "norm": torch.zeros(2)}, "model.bin")
+            >>> bound = KeyMap().cat(["gate", "up"], "gate_up").bind(open_checkpoint("model.bin").tensors)
+            >>> bound.rules[0].sizes, bound.unchanged, bound.resident_bytes
+            ((3, 5), ('norm',), 32)
 
         `unresolved_source` are keys of the checkpoint that no rule takes and nothing wants, `unresolved_target` keys
         of the model that nothing fills. Raises UsageError as `map_headers` does, and for an unresolved key that a
@@ -263,7 +242,17 @@ class KeyMap:
     def require_fit(self, tensors: Mapping[str, Derived], mapped: MappedHeaders | None = None) -> None:
         """Raise UsageError unless these are the tensors that the map was bound to; an unbound map fits any.
 
-        Checked are both fingerprints, and that every key is taken by a rule or listed.
+            >>> import torch
+            >>> from shardload import KeyMap, open_checkpoint
+            >>> torch.save({"h.0.w": torch.zeros(2)}, "model.bin")
+            >>> bound = KeyMap().rename("h.{}.w", "layers.{}.w").bind(open_checkpoint("model.bin").tensors)
+            >>> try:
+            ...     bound.require_fit({})
+            ... except ValueError as error:
+            ...     print(error.what)
+            the key map was written for another checkpoint
+
+        Both fingerprints are checked, and that every key is taken by a rule or listed.
         """
         if self.source is not None and Fingerprint.of(tensors) != self.source:
             raise UsageError(
@@ -293,7 +282,14 @@ class KeyMap:
             )
 
     def invert(self) -> KeyMap:
-        """Return the map from the model's keys to the checkpoint's. Raises NoInverseError where a rule has none."""
+        """Return the map from the model's keys to the checkpoint's.
+
+            >>> from shardload import KeyMap
+            >>> KeyMap().rename("h.{}.{...}", "layers.{+1}.{...}").invert().apply("layers.1.w")
+            'h.0.w'
+
+        Raises NoInverseError where a rule has no inverse, or has none until it is bound (`bind`).
+        """
         return KeyMap(
             tuple(rule.invert() for rule in reversed(self.rules)),
             source=self.target,
@@ -306,17 +302,44 @@ class KeyMap:
         )
 
     def to_json(self) -> str:
-        """Return the map as a JSON document."""
+        """Return the map as a JSON document (docs/key_maps.md has the fields).
+
+        >>> from shardload import KeyMap
+        >>> print(KeyMap().drop("*.inv_freq").to_json())
+        {
+          "version": 1,
+          "rules": [
+            {"op": "drop", "pattern": "*.inv_freq"}
+          ]
+        }
+        """
         return document.to_text(self)
 
     @classmethod
     def from_json(cls, text: str) -> KeyMap:
-        """Read what `to_json` wrote. Raises UsageError for anything else: nothing is guessed, nothing skipped."""
+        """Read what `to_json` wrote.
+
+            >>> from shardload import KeyMap
+            >>> key_map = KeyMap().drop("*.inv_freq")
+            >>> KeyMap.from_json(key_map.to_json()) == key_map
+            True
+
+        Raises UsageError for anything else: no field is guessed or skipped.
+        """
         return cls(**document.parts_of(text))
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> KeyMap:
-        """Read a map's JSON file. Raises NotFoundError, UsageError."""
+        """Read a map's JSON file.
+
+            >>> from pathlib import Path
+            >>> from shardload import KeyMap
+            >>> size = Path("map.json").write_text(KeyMap().drop("*.inv_freq").to_json())
+            >>> KeyMap.read("map.json").apply("rope.inv_freq") is None
+            True
+
+        Raises NotFoundError, UsageError.
+        """
         try:
             return cls.from_json(document.read_text(path))
         except UsageError as error:

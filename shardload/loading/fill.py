@@ -43,6 +43,14 @@ def check(
 ) -> Report:
     """Compare a model with a checkpoint without reading a weight; the report's `faults` say what does not fit.
 
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> checkpoint = shardload.open_checkpoint("tiny")
+        >>> shardload.check(torch.nn.Linear(4, 2), checkpoint).ok
+        True
+        >>> [fault.key for fault in shardload.check(torch.nn.Linear(5, 2), checkpoint).faults]
+        ['weight']
+
     Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model stays as it was.
     """
     comparison = Comparison(_as_shell(shell), _as_checkpoint(checkpoint), KeyMap.of(key_map))
@@ -68,13 +76,21 @@ def fill(
 ) -> Report:
     """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
 
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> shell = shardload.build_shell(lambda: torch.nn.Linear(4, 2))
+        >>> report = shardload.fill(shell, shardload.open_checkpoint("tiny"))
+        >>> report.loaded, report.nbytes, shell.model.weight.is_meta
+        (2, 40, False)
+
     Strictness is judged from headers before the model is touched; whatever fails later, every parameter is put
     back as it was. On the CPU in its stored dtype a weight is a view of its mapped file (`copy=True` reads it into
     memory instead). `verify=True` hashes the weight files beside the load and refuses bytes that are not those of
     the Hub's listing, its cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are fnmatch patterns
-    on whole keys; parameters that are allowed to be missing get the value that the class gives them. `key_map` is
-    a KeyMap, a mapping of names, or the path of a map's JSON file: parts and transposes of stored tensors stay
-    views, what is put together is copied. Parameters of an existing module are replaced: make optimizers
+    on whole keys; parameters that are allowed to be missing get the value that the class gives them.
+
+    `key_map` is a KeyMap, a mapping of names, or the path of a map's JSON file: parts and transposes of stored tensors
+    stay views, joined tensors are copies. Parameters of an existing module are replaced: make optimizers
     afterwards. `max_memory` is the most that the load may add to this process's anonymous memory, in bytes: one that
     states more is refused before a weight is read. `spill` is a folder for a file that casts go to instead, whose
     pages the system can write out and drop (see OnDevice, which takes it too). Raises MismatchError, MemoryLimitError,

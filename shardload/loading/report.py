@@ -52,9 +52,16 @@ class MemoryUse:
 class Report:
     """How a model was (or would be) loaded.
 
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> report = shardload.fill(torch.nn.Linear(4, 2), shardload.open_checkpoint("tiny"))
+        >>> report.ok, report.loaded, report.nbytes, report.dtypes
+        (True, 2, 40, {'float32': 2})
+
     `faults` stop a strict load; `allowed` are those that the caller or the class permits, by reason. `notes` are
     lines worth reading that are no faults. `key_map` is the map that cures what can be cured, tried on headers.
-    `seconds` has one figure a stage. `adapters` are AdapterReports.
+    `nbytes` counts stored bytes; `seconds` has one figure a stage. `adapters` are AdapterReports. `str()` is for
+    people.
     """
 
     where: str
@@ -84,7 +91,14 @@ class Report:
         return not self.faults
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON data; bytes and seconds are plain numbers."""
+        """Return the report as JSON data; bytes and seconds are plain numbers.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> report = shardload.check(torch.nn.Linear(5, 2), shardload.open_checkpoint("tiny"))
+        >>> report.to_dict()["faults"][0]["stored_shape"]
+        (2, 4)
+        """
         plain = ("where", "revision", "format", "class_name", "class_from", "config_from", "remote_base")
         return {
             **{name: getattr(self, name) for name in plain},

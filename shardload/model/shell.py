@@ -23,6 +23,12 @@ _STORED = frozenset({"parameter", "buffer"})
 class Slot:
     """A place for one tensor in a model.
 
+        >>> import torch, shardload
+        >>> shell = shardload.build_shell(lambda: torch.nn.BatchNorm1d(4))
+        >>> slot = shell.slots["running_mean"]
+        >>> slot.kind, slot.shape, slot.dtype, slot.nbytes
+        ('buffer', (4,), torch.float32, 16)
+
     `kind` is "parameter", "buffer" (persistent: a checkpoint holds it), "computed" (a non-persistent buffer: the
     class computes it, and a stored copy does not replace it) or "attribute" (a tensor that is no buffer at all).
     """
@@ -47,6 +53,11 @@ class Slot:
 class Shell:
     """A model whose parameters are on meta. `slots` lists every tensor by name; `ties` the names that share one.
 
+        >>> import torch, shardload
+        >>> shell = shardload.build_shell(lambda: torch.nn.Linear(4, 2))
+        >>> list(shell.slots), shell.model.weight.is_meta
+        (['weight', 'bias'], True)
+
     `make` is kept: parameters that a checkpoint is allowed to lack are computed by running it again. `created`
     are the parameters in the order in which the constructor made them.
     """
@@ -60,11 +71,23 @@ class Shell:
 
     @classmethod
     def of(cls, model: nn.Module, make: Callable[[], nn.Module] | None = None) -> Shell:
-        """Survey an existing model, whatever its parameters hold."""
+        """Survey an existing model, whatever its parameters hold.
+
+        >>> import torch, shardload
+        >>> shardload.Shell.of(torch.nn.Linear(4, 2)).slots["weight"].shape
+        (2, 4)
+        """
         return cls(model, make).surveyed()
 
     def surveyed(self) -> Shell:
-        """Return the shell itself, its slots and ties those of the model as it now is: it may have been changed."""
+        """Return the shell itself, its slots and ties those of the model as it is now: it may have been changed.
+
+        >>> import torch, shardload
+        >>> shell = shardload.build_shell(lambda: torch.nn.Sequential(torch.nn.Linear(4, 2)))
+        >>> shell.model[0] = torch.nn.Linear(4, 3, bias=False, device="meta")
+        >>> list(shell.surveyed().slots)
+        ['0.weight']
+        """
         seen: list[object] = []
         for path, module in modules_of(self.model):
             seen.append(path)
@@ -79,6 +102,11 @@ class Shell:
 
 def build_shell(make: Callable[[], nn.Module], *, at_most: int | None = None) -> Shell:
     """Run `make()` so that every parameter lands on the meta device and every computed tensor is real.
+
+        >>> import torch, shardload
+        >>> shell = shardload.build_shell(lambda: torch.nn.Linear(10_000, 10_000))
+        >>> shell.model.weight.device, shell.slots["weight"].nbytes
+        (device(type='meta'), 400000000)
 
     Whatever the constructor does (`skip_init`, `to_empty`, `.half()`, `nn.init`), parameters take no memory; one that
     is made from values, as by `torch.randn`, has them until it is wrapped. Modules that were there before, which

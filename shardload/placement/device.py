@@ -25,6 +25,14 @@ _CASTABLE = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float
 class OnDevice:
     """Puts weights on one device, and casts the floating ones where `dtype` is given.
 
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> model = torch.nn.Linear(4, 2)
+        >>> target = shardload.OnDevice(dtype=torch.float16)
+        >>> report = shardload.fill(model, shardload.open_checkpoint("tiny"), target=target)
+        >>> model.weight.dtype
+        torch.float16
+
     Integers, bool, fp8 and complex keep their dtype; so do computed buffers. With the stored dtype on the CPU a
     weight stays a view of its file. `spill`: a folder for a file that casts go to, whose pages the kernel can write
     out and drop: a checkpoint larger than the memory can be cast.

@@ -48,7 +48,15 @@ def convert(
 ) -> Written:
     """Write a checkpoint as safetensors shards with an index into a new folder; return what was written.
 
-    `key_map` renames, cuts and puts together; `dtype` casts the tensors of 16 bits or more that are floating point;
+        >>> import torch, shardload
+        >>> torch.save({"module.weight": torch.ones(2, 4)}, "model.bin")
+        >>> written = shardload.convert("model.bin", "out", key_map={"module.{...}": "{...}"}, dtype="float16")
+        >>> [file.name for file in written.files]
+        ['model.safetensors']
+        >>> shardload.open_checkpoint("out").tensors["weight"].dtype
+        'F16'
+
+    `key_map` renames, cuts and joins; `dtype` casts the tensors of 16 bits or more that are floating point;
     `max_shard_size` is bytes or a text such as "5GB". What stays as it is, is copied by the kernel; what is computed
     goes through memory in blocks of 64 MiB at most (a single row where that is larger). Settings, tokenizer and code
     of the repo come along, config.json with the new dtype. `verify` reads every file back. Files appear in `folder`

@@ -45,10 +45,18 @@ def save(
 ) -> list[Path]:
     """Write a model as safetensors shards, index, settings and its repo's code; return the files written.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+        >>> files = shardload.save(model, "out", max_shard_size="40kB")
+        >>> [file.name for file in files][-1], len(files)
+        ('model.safetensors.index.json', 3)
+        >>> len(shardload.open_checkpoint("out").tensors)
+        6
+
     Settings are config.json and generation_config.json, where the model has them; the code is what `auto_map`
     needs, so that `from_pretrained(folder, trust_remote_code=True)` gives the model again. Adapters are left out,
     with a warning that names them. The key map is the one that the model was loaded through: tensors are written
-    through its inverse, a shard's parts put together while that shard is written. Tied parameters are written once.
+    through its inverse, a shard's joined tensors made while that shard is written. Tied parameters are written once.
     Files appear in `folder` only when all are complete. `max_shard_size` is bytes or a text such as "5GB" (powers
     of ten) or "5GiB". Raises UsageError, UnsupportedError, NoSpaceError.
     """

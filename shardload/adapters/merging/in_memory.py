@@ -45,6 +45,14 @@ class Merge:
 def merge(model: nn.Module, *, keep_copies: bool | None = None) -> MergeReport:
     """Fold the active adapters into the weights of the layers, in place, until `unmerge`; their layers then run bare.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"], init=False, seed=0)
+        >>> x, before = torch.ones(1, 4), model(torch.ones(1, 4))
+        >>> report = shardload.merge(model, keep_copies=True)
+        >>> torch.allclose(model(x), before, atol=1e-6)
+        True
+
     Each delta is computed in fp32 (fp64 where base or factors are) and rounded once; the report has the share of it
     that survived. What `unmerge` needs costs nothing for weights that came from a shard and are still what it holds:
     they are read, mapped and cast again, or were mapped and stay so. A weight that was changed since, that never came
@@ -82,6 +90,15 @@ def merge(model: nn.Module, *, keep_copies: bool | None = None) -> MergeReport:
 
 def unmerge(model: nn.Module) -> None:
     """Put every weight back to what it was at the moment of the merge, bit for bit; the adapters run again.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"], init=False, seed=0)
+        >>> before = model[0].weight.clone()
+        >>> report = shardload.merge(model, keep_copies=True)
+        >>> shardload.unmerge(model)
+        >>> torch.equal(model[0].weight, before)
+        True
 
     Weights follow the model where it has been moved or cast since. Raises UsageError when nothing is merged,
     CorruptError when a shard that has to be read again has changed: the model stays merged then.

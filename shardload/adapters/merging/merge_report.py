@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 class MergeReport:
     """How adapters were merged. `str()` is for people, `to_dict()` for JSON.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"], init=False, seed=0)
+        >>> merged = shardload.merge(model, keep_copies=True)
+        >>> merged.adapters, [row.name for row in merged.tensors], merged.copied_bytes
+        (['default'], ['0.weight'], 32)
+
     `tensors` has a row for every tensor that was changed. On disk, `written` says what was written and `room` what
     was asked for before; in memory, `copied_bytes` is what is kept besides, to unmerge exactly.
     """
@@ -42,7 +49,14 @@ class MergeReport:
         return min((row.share for row in self.tensors if row.share is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready data."""
+        """Return the report as JSON-ready data.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"], init=False, seed=0)
+        >>> shardload.merge(model, keep_copies=True).to_dict()["dtype"]
+        'dtypes of the base'
+        """
         return {
             "base": self.base,
             "adapters": self.adapters,

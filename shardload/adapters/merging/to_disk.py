@@ -62,6 +62,15 @@ def merge_to_disk(
 ) -> MergeReport:
     """Write `base` with adapters merged into it as a new checkpoint in `out`; nothing of the base's size is in memory.
 
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> files = shardload.save(model, "base")
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"], init=False, seed=0)
+        >>> files = shardload.save_adapter(model, "lora")
+        >>> report = shardload.merge_to_disk("base", "lora", "merged")
+        >>> list(shardload.diff("base", "merged", values=True).values)
+        ['0.weight']
+
     `base` and each adapter: a folder, a file, or `org/name[@revision]` on the Hub (`revision`, `subfolder` and
     `variant` are the base's). `adapters` is one, or a list of them or of (adapter, weight) pairs; their deltas add
     up. The maths is in fp32 (fp64 where base or adapter are), rounded once to `dtype`: "base" keeps every stored

@@ -45,6 +45,14 @@ def verify(
 ) -> Verification:
     """Verify a checkpoint: its structure, then every byte of its files against the hashes that are known.
 
+        >>> import hashlib
+        >>> import torch, shardload
+        >>> (file,) = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        >>> size = file.with_name("SHA256SUMS").write_text(f"{digest}  {file.name}")
+        >>> shardload.verify("tiny").ok
+        True
+
     Hashes come from the Hub's listing, from the names of the blobs in the Hub's cache, and from a SHA256SUMS file: the
     one in the folder, or `sums`. Of a Hub repo the files in the cache are read; what is not there is said, not fetched.
     `values` also looks at every number: NaN, Inf, tensors and tails of zeros. The rest is as in `open_checkpoint`.

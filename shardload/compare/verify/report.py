@@ -37,7 +37,16 @@ class ValueFinding:
 
 @dataclass
 class Verification:
-    """What `verify` found. `ok` when every file at hand has a known hash that fits, and no value looks odd."""
+    """What `verify` found; `ok` when every weight file has a known hash that fits and no value looks odd.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> result = shardload.verify("tiny")
+        >>> result.ok, result.unverified  # nobody knows the hash of this file
+        (False, ['model.safetensors'])
+
+    `files` has a verdict a file, `values` a line for each tensor that looks odd, `seconds` the time of the hashing.
+    """
 
     where: str
     revision: str | None
@@ -64,7 +73,13 @@ class Verification:
         return not changed and not self.unverified and not self.values
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
+        """Return JSON-ready data.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> shardload.verify("tiny").to_dict()["files"][0]["status"]
+        'unknown'
+        """
         return {
             "where": self.where,
             "revision": self.revision,
