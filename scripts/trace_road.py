@@ -10,6 +10,7 @@ module bodies that they run are not counted. `tests/test_road.py` holds the numb
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import threading
@@ -57,10 +58,7 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
     remote = folder / "remote"
     write_demo_repo(remote)
     lora = folder / "lora"
-    make = lambda _config: nn.Sequential(nn.Linear(4, 4))  # noqa: E731
-    source = make(None)
-    shardload.attach_lora(source, r=2, alpha=4, targets=["0"])
-    shardload.save_adapter(source, lora)
+    write_lora(lora)
     return {
         "from_pretrained, one Linear, the caller's class": lambda: shardload.from_pretrained(
             plain, model_class=lambda _config: nn.Linear(4, 4, bias=False)
@@ -68,8 +66,25 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
         "from_pretrained, the repo's own code": lambda: shardload.from_pretrained(
             remote, trust_remote_code=True
         ),
-        "load_adapter, one layer": lambda: shardload.load_adapter(make(None), lora),
+        "load_adapter, one layer": lambda: shardload.load_adapter(nn.Sequential(nn.Linear(4, 4)), lora),
     }
+
+
+def write_lora(folder: Path) -> None:
+    """Write an adapter for one Linear of a Sequential as PEFT does."""
+    tree: nn.Module = nn.ModuleDict(
+        {"lora_A": nn.Linear(4, 2, bias=False), "lora_B": nn.Linear(2, 4, bias=False)}
+    )
+    for name in ("0", "model", "base_model"):
+        tree = nn.ModuleDict({name: tree})
+    shardload.save(tree, folder)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["0"], "bias": "none", "task_type": "CAUSAL_LM",
+        "init_lora_weights": True, "inference_mode": True, "base_model_name_or_path": "org/base", "lora_dropout": 0.05,
+        "fan_in_fan_out": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "use_dora": False,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 def main() -> None:

@@ -134,14 +134,12 @@ class _Matching:
         self.owners[owned] = entry.a.name
 
     def _reading(self, kind: LayerKind, module: nn.Module, entry: LoraEntry) -> Reading:
-        """Return how an entry fits a module, whose rows may be resized, and which may be repeated."""
+        """Return how an entry fits a module, whose rows may be resized."""
         reading = kind.read(module, entry)
         resized = next((m for m in self.result.replaced if m.resized and m.module is module), None)
         if resized is not None and isinstance(module, nn.Embedding):
             rank = reading.shapes["a"][0]
             reading = replace(reading, shapes={**reading.shapes, "a": (rank, resized.entry.ref.shape[0])})
-        if self.index.is_replicated(module):
-            reading = replace(reading, term=replace(reading.term, replicated=True))
         return reading
 
     def _tied_heads(self, module: nn.Module) -> tuple[nn.Module, ...]:

@@ -41,7 +41,6 @@ class ModuleIndex:
 
     def __init__(self, model: nn.Module, replication: Replication | None = None) -> None:
         self._replication = replication
-        self._repeated = {id(m) for m in replication.own.modules()} if replication is not None else set()
         self.modules: dict[str, nn.Module] = {}
         self.parents: dict[str, nn.Module] = {}
         self._add("", model)
@@ -65,10 +64,6 @@ class ModuleIndex:
                 child = found.own  # noqa: PLW2901 - the stack that stands in its place
             self.parents[inner] = module
             self._add(inner, child)
-
-    def is_replicated(self, module: nn.Module) -> bool:
-        """Whether a module shares its weights with another copy of its layer."""
-        return id(module) in self._repeated
 
     def resolve(self, paths: Iterable[str], beside: Iterable[str] = ()) -> Resolution:
         """Find all paths of one file in the model, by one rule for all of them.

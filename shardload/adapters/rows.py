@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-
-class AdaptedLayer(Protocol):
-    """A layer with one term an adapter (`LoraLayer`)."""
-
-    @property
-    def lora_terms(self) -> Mapping[str, Any]:
-        """The terms by adapter name."""
+    from shardload.adapters.layers.term import AdaptedLayer
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,14 @@ from torch import nn
 
 from shardload import KeyMap
 from shardload.adapters import load_adapter
-from shardload.errors import CorruptError, MismatchError, NotFoundError, ShardloadError, UsageError
+from shardload.errors import (
+    CorruptError,
+    MismatchError,
+    NotFoundError,
+    ShardloadError,
+    UnsupportedError,
+    UsageError,
+)
 from tests.adapters.tiny import (
     PREFIX,
     TOKENS,
@@ -200,6 +207,17 @@ def test_rows_of_tokens_that_the_base_has_not(tmp_path):
     tensors = lora_tensors(Tiny()) | {f"{PREFIX}embed.token_adapter.trainable_tokens_delta": torch.ones(2, 8)}
     with pytest.raises(ShardloadError, match="has 11 rows"):
         load_adapter(Tiny(), write(tmp_path, tensors, config(trainable_token_indices=[1, 400])))
+
+
+def test_rows_of_a_layer_that_has_no_rows_of_tokens(tmp_path):
+    key = f"{PREFIX}layers.0.norm.token_adapter.trainable_tokens_delta"
+    model = Tiny()
+    before = snapshot(model)
+    with pytest.raises(UnsupportedError, match=r"layers\.0\.norm is a LayerNorm"):
+        load_adapter(
+            model, write(tmp_path, {key: torch.ones(2, 8)}, config(trainable_token_indices={"norm": [1, 4]}))
+        )
+    assert_unchanged(model, before)
 
 
 def test_a_truncated_pickle(tmp_path):

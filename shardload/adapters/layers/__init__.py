@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardload.adapters.adapter import RowsEntry
 from shardload.adapters.layers.attention import Attention, AttentionOutput
 from shardload.adapters.layers.conv import Conv
 from shardload.adapters.layers.embedding import Embedding
@@ -12,10 +13,8 @@ from shardload.adapters.layers.layer import (
     LAYER_ATTRIBUTES,
     LORA_PARTS,
     Factor,
-    Factors,
     LayerKind,
     LoraLayer,
-    LoraTerm,
     Reading,
     adapt,
     lora_class,
@@ -24,6 +23,7 @@ from shardload.adapters.layers.linear import Linear
 from shardload.adapters.layers.merged import Merged
 from shardload.adapters.layers.quantised import Quantised
 from shardload.adapters.layers.rows import Rows
+from shardload.adapters.layers.term import Factors, LoraTerm
 from shardload.adapters.layers.transposed import Transposed
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from shardload.adapters.adapter import LoraEntry
 
 __all__ = [
-    "KINDS",
     "LAYER_ATTRIBUTES",
     "LORA_PARTS",
     "Factor",
@@ -46,9 +45,9 @@ __all__ = [
     "lora_class",
 ]
 
+ROWS: LayerKind = Rows()
+MERGED: LayerKind = Merged()
 KINDS: tuple[LayerKind, ...] = (
-    Rows(),
-    Merged(),
     AttentionOutput(),
     Linear(),
     Quantised(),
@@ -58,9 +57,12 @@ KINDS: tuple[LayerKind, ...] = (
     Attention(),
     Experts(),
 )
-"""All kinds of layers, in the order in which they are tried."""
+"""The kinds of layers that an entry with one A and one B fits, in the order in which they are tried."""
 
 
-def kind_of(module: nn.Module, entry: LoraEntry | None = None) -> LayerKind | None:
+def kind_of(module: nn.Module, entry: LoraEntry | RowsEntry | None = None) -> LayerKind | None:
     """Return the first kind that fits a module, and the stored entry for it if there is one; None for no kind."""
-    return next((kind for kind in KINDS if kind.fits(module, entry)), None)
+    if isinstance(entry, RowsEntry):
+        return ROWS if ROWS.fits(module) else None
+    kinds = (MERGED, *KINDS) if entry is not None and entry.merged else KINDS
+    return next((kind for kind in kinds if kind.fits(module, entry)), None)

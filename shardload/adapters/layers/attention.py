@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from shardload.adapters.layers.layer import Factors, LoraLayer, LoraTerm, Reading, Shape
+from shardload.adapters.layers.layer import LayerKind, LoraLayer
 from shardload.adapters.layers.linear import Linear, LinearTerm
 from shardload.adapters.layers.weights import changed_bias, changed_weights, in_place_of
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.layer import Reading
+    from shardload.adapters.layers.term import Factors, LoraTerm, Shape
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,12 @@ LoraAttention.lora_base = nn.MultiheadAttention
 LoraAttention.lora_host = LoraAttention
 
 
-class Attention:
+class Attention(LayerKind):
     """The fused input projection (q, k, v) of nn.MultiheadAttention."""
 
     name = "MultiheadAttention"
-
-    def host_of(self, module: nn.Module) -> type[LoraLayer]:
-        """Return LoraAttention."""
-        return LoraAttention
-
-    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether it is an nn.MultiheadAttention, or a class made of one."""
-        return isinstance(module, nn.MultiheadAttention)
+    host = LoraAttention
+    modules = (nn.MultiheadAttention,)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
         """Three separate projections, DoRA and a bias of B are not defined, here or in PEFT."""
@@ -88,10 +84,8 @@ class Attention:
 
     def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
         """Read A (rank, width), B (3 * width, rank)."""
-        rank = entry.rank_by_shapes()
         note = "" if entry.bias is None else "its bias is not added, as in PEFT"
-        term = self.term(module, rank, entry.scaling.of(rank), entry.dropout)
-        return Reading(term, self.shapes(module, rank), note=note)
+        return replace(super().read(module, entry), note=note)
 
     def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
         """Return A (rank, width), B (3 * width, rank), bias (3 * width,)."""
@@ -99,23 +93,16 @@ class Attention:
         width = attention.embed_dim
         return {"a": (rank, width), "b": (3 * width, rank), "bias": (3 * width,)}
 
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float) -> LoraTerm:
         """Return an InputTerm; PEFT applies no dropout here."""
         return InputTerm(rank, scale)
-
-    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
-        """Return None: it can always be merged."""
-        return None
 
 
 class AttentionOutput(Linear):
     """The output projection of nn.MultiheadAttention, a Linear whose forward is never called."""
 
     name = "output projection of MultiheadAttention"
-
-    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether it is the class that nn.MultiheadAttention gives to its output projection."""
-        return isinstance(module, NonDynamicallyQuantizableLinear)
+    modules = (NonDynamicallyQuantizableLinear,)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
         """Refuse DoRA."""
@@ -125,15 +112,12 @@ class AttentionOutput(Linear):
 
     def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
         """Read A (rank, width), B (width, rank)."""
-        found = super().read(module, entry)
-        return Reading(
-            found.term, found.shapes, transposed=found.transposed, note="added twice, as PEFT does"
-        )
+        return replace(super().read(module, entry), note="added twice, as PEFT does")
 
     def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
         """Return A (rank, width), B (width, rank), bias (width,)."""
         return {part: shape for part, shape in super().shapes(module, rank).items() if part != "magnitude"}
 
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float) -> LoraTerm:
         """Return an OutputTerm; PEFT applies no dropout here."""
         return OutputTerm(rank, scale)

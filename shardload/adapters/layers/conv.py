@@ -10,20 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shardload.adapters.layers.layer import (
-    Factors,
-    LoraLayer,
-    LoraTerm,
-    Reading,
-    Shape,
-    dora_factor,
-)
+from shardload.adapters.layers.layer import LayerKind, LoraLayer, Reading
+from shardload.adapters.layers.term import LoraTerm, dora_factor
 from shardload.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.term import AdaptedLayer, Factors, Shape
 
 _CONVOLUTION: dict[int, Callable[..., torch.Tensor]] = {
     3: functional.conv1d,
@@ -56,7 +51,7 @@ class ConvTerm(LoraTerm):
         return whole if rows is None else whole[rows]
 
     def add(
-        self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
+        self, layer: AdaptedLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
     ) -> torch.Tensor:
         """Return out + weight * scale * B(A(dropout(x))); with DoRA, out is rescaled too."""
         up: Any = layer.lora_B[name]
@@ -99,7 +94,7 @@ class ConvMatrixTerm(LoraTerm):
         return flat[start : start + (last - first) * run].view(last - first, *shape[1:])
 
     def add(
-        self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
+        self, layer: AdaptedLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
     ) -> torch.Tensor:
         """Return out + weight * the convolution of x with the delta (loralib has no dropout here)."""
         base: Any = layer
@@ -120,18 +115,12 @@ class LoraConv(LoraLayer):
     """A convolution with adapters."""
 
 
-class Conv:
+class Conv(LayerKind):
     """nn.Conv1d, Conv2d, Conv3d and their subclasses; transposed convolutions are another thing."""
 
     name = "Conv"
-
-    def host_of(self, module: nn.Module) -> type[LoraLayer]:
-        """Return LoraConv."""
-        return LoraConv
-
-    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether it is one of the three, or a class made of one."""
-        return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    host = LoraConv
+    modules = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
         """Refuse a rank that the groups do not divide, and DoRA where it is not defined."""
@@ -169,7 +158,7 @@ class Conv:
             "magnitude": (1, conv.out_channels, *ones),
         }
 
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float) -> LoraTerm:
         """Return a ConvTerm."""
         return ConvTerm(rank, scale, dropout)
 
@@ -182,4 +171,4 @@ class Conv:
             return f"is a convolution with groups = {conv.groups}: B(A(x)) is no kernel of its shape"
         if conv.padding_mode != "zeros":
             return f"is a convolution with padding_mode = {conv.padding_mode!r}: the adapter pads with zeros"
-        return None
+        return super().unmergeable(module, term)

@@ -9,17 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shardload.adapters.layers.layer import (
-    Factors,
-    LoraLayer,
-    LoraTerm,
-    Reading,
-    Shape,
-    dora_factor,
-)
+from shardload.adapters.layers.layer import LayerKind, LoraLayer
+from shardload.adapters.layers.term import LoraTerm, dora_factor
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.term import AdaptedLayer, Factors, Shape
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class EmbeddingTerm(LoraTerm):
         return torch.mm(factors.b, a).T * self.scale
 
     def add(
-        self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
+        self, layer: AdaptedLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
     ) -> torch.Tensor:
         """Return out + weight * scale * (rows of A.T) @ B.T, times the module's `embed_scale` where it has one."""
         modules = layer._modules
@@ -68,18 +63,12 @@ LoraEmbedding.lora_base = nn.Embedding
 LoraEmbedding.lora_host = LoraEmbedding
 
 
-class Embedding:
+class Embedding(LayerKind):
     """nn.Embedding and its subclasses, those that scale their rows included."""
 
     name = "Embedding"
-
-    def host_of(self, module: nn.Module) -> type[LoraLayer]:
-        """Return LoraEmbedding."""
-        return LoraEmbedding
-
-    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether it is an nn.Embedding, or a class made of one."""
-        return isinstance(module, nn.Embedding)
+    host = LoraEmbedding
+    modules = (nn.Embedding,)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
         """`max_norm` rewrites the base's rows at every look-up; B has no bias here."""
@@ -89,28 +78,12 @@ class Embedding:
             return "is an embedding, for which a bias of B (lora_bias) is not defined"
         return None
 
-    def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
-        """Read A (rank, vocabulary), B (width, rank); `entry.columns` swaps both."""
-        rank = entry.rank_by_shapes()
-        shapes = self.shapes(module, rank)
-        if entry.columns:
-            shapes = {part: shape[::-1] if part in "ab" else shape for part, shape in shapes.items()}
-        term = self.term(module, rank, entry.scaling.of(rank), entry.dropout)
-        return Reading(term, shapes, transposed=entry.columns)
-
     def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
         """Return A (rank, vocabulary), B (width, rank), magnitude (width,)."""
         table: Any = module
         rows, width = table.num_embeddings, table.embedding_dim
         return {"a": (rank, rows), "b": (width, rank), "magnitude": (width,)}
 
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float) -> LoraTerm:
         """Return an EmbeddingTerm."""
         return EmbeddingTerm(rank, scale, dropout)
-
-    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
-        """Refuse a weight that is stored in fewer bits: it has no room for a delta."""
-        weight = getattr(module, "weight", None)
-        if not (isinstance(weight, torch.Tensor) and weight.is_floating_point()):
-            return f"is a quantised {type(module).__name__}: merge into the full-precision base instead"
-        return None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from shardload.adapters.layers.layer import Factors, LoraLayer, LoraTerm, Reading, Shape
+from shardload.adapters.layers.layer import LayerKind, LoraLayer, Reading
 from shardload.adapters.layers.linear import LinearTerm
+from shardload.adapters.layers.term import Factors, LoraTerm
 from shardload.adapters.layers.weights import changed_weights, in_place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.term import Shape
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,11 @@ class LoraParameters(LoraLayer):
         super().lora_remove(name)
 
 
-class Experts:
+class Experts(LayerKind):
     """A module's own parameters with two or three dimensions, named by the config's `target_parameters`."""
 
     name = "parameter of a module (fused experts)"
-
-    def host_of(self, module: nn.Module) -> type[LoraLayer]:
-        """Return LoraParameters."""
-        return LoraParameters
+    host = LoraParameters
 
     def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
         """Whether it has such a parameter, and the entry names one."""
@@ -124,30 +123,6 @@ class Experts:
         into, out = (shape[1], shape[2]) if first else (shape[2], shape[1])
         term = ExpertsTerm(rank, entry.scaling.of(rank), attribute=parameter, inputs_first=first)
         return Reading(term, {"a": (experts * rank, into), "b": (out, rank * experts)})
-
-    def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
-        """Which parameter is adapted has to be said: see `parameter_shapes`."""
-        del module, rank
-        return {}
-
-    def parameter_shapes(self, module: nn.Module, parameter: str, rank: int) -> dict[str, Shape]:
-        """Return the shapes of A and B for one parameter of a module, in the layout of PEFT 0.19 and later."""
-        shape = self._shape(module, parameter) or ()
-        if len(shape) != 3:
-            return {"a": (rank, shape[1]), "b": (shape[0], rank)}
-        into, out = (shape[1], shape[2]) if _is_transposed(module) else (shape[2], shape[1])
-        return {"a": (shape[0] * rank, into), "b": (out, rank * shape[0])}
-
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
-        """Return an ExpertsTerm in the layout of PEFT 0.19 and later; give it its `attribute` with `replace`."""
-        return replace(ExpertsTerm(rank, scale), inputs_first=_is_transposed(module))
-
-    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
-        """Refuse a weight that is stored in fewer bits: it has no room for a delta."""
-        weight = module._parameters.get(term.attribute)
-        if weight is None or not weight.is_floating_point():
-            return f"has no floating-point parameter {term.attribute!r}"
-        return None
 
     def _shape(self, module: nn.Module, name: str) -> Shape | None:
         parameter = module._parameters.get(name)

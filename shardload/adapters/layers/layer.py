@@ -1,14 +1,11 @@
-"""What every kind of adapted layer shares. A new kind of layer is one new file beside this one.
+"""The layer that carries adapters, and what every kind of layer shares. A new kind is one new file beside this one.
 
 Three things meet in one layer of the model:
 
 - the *kind* (`LayerKind`): which modules it fits, and which shapes A and B have there;
 - the *host* (`LoraLayer`): the class that the module gets while an adapter is attached, whose forward runs the
   module's own and then every active adapter's;
-- one *term* an adapter and base tensor (`LoraTerm`): the maths. `add` changes an output, `delta` gives the change of
-  the base tensor as a pure function of the factors, and both say the same.
-
-Merging in memory and on disk both use `delta` and `changed`; neither needs a live layer.
+- one *term* for each adapter and base tensor (`LoraTerm`): the maths.
 """
 
 from __future__ import annotations
@@ -16,12 +13,13 @@ from __future__ import annotations
 import copyreg
 import types
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from shardload.adapters.layers.term import DORA_CACHE, Factors, LoraTerm
 from shardload.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.term import Shape
     from shardload.adapters.switch import Switch
 
 LORA_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
@@ -37,114 +36,6 @@ LORA_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
 
 LAYER_ATTRIBUTES = (*LORA_PARTS, "lora_terms", "lora_switch", "lora_base")
 """Names that an adapted layer has and its own class must not have."""
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The tensors of one adapter on one base tensor, in the shapes that the kind of the layer says.
-
-    `bias` is the bias of B, `magnitude` DoRA's vector; None where the adapter has none. `b` is empty for a term
-    that has no B.
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    bias: torch.Tensor | None = None
-    magnitude: torch.Tensor | None = None
-
-    def to(self, dtype: torch.dtype) -> Factors:
-        """Return the factors in another dtype, usually fp32 or fp64 for `delta`."""
-        parts = (self.a, self.b, self.bias, self.magnitude)
-        return Factors(*(None if part is None else part.to(dtype) for part in parts))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class LoraTerm:
-    """What one adapter does to one tensor of a layer, beside its weights: `scale` multiplies B @ A.
-
-    `attribute` is the base tensor's name in its module; `dropout` is applied to the input of A in training.
-    `dora_axis` is the dimension of the base tensor that a DoRA magnitude runs along: 0 means that a block of rows
-    can be changed without the others, 1 that the norms need a pass over all rows first, None that DoRA is not
-    defined. `replicated` says that the base tensor is shared with other layers by layer_replication: it has to be
-    copied before it is changed in place. `adds_bias`: the bias of B, times the scale, is added to the module's.
-    """
-
-    rank: int
-    scale: float
-    dropout: float = 0.0
-    attribute: str = "weight"
-    replicated: bool = False
-
-    dora_axis: ClassVar[int | None] = None
-    adds_bias: ClassVar[bool] = True
-
-    def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
-        """Return scale * (B @ A) as a tensor of the base's `shape`, in the factors' dtype; DoRA not applied.
-
-        With `rows`, only those rows (dimension 0) of it: shape (rows, *shape[1:]). No tensor larger than the result
-        is made.
-        """
-        raise NotImplementedError
-
-    def add(
-        self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
-    ) -> torch.Tensor:
-        """Return `out` plus `weight` times this adapter's change of the layer's output for the input `x`."""
-        raise NotImplementedError
-
-    def changed(
-        self,
-        base: torch.Tensor,
-        factors: Factors,
-        weight: float = 1.0,
-        rows: slice | None = None,
-        shape: Shape | None = None,
-        norm: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return the base tensor as this adapter at `weight` changes it, in the dtype of `base` and the factors.
-
-        `base` is the whole tensor, or its `rows` of a tensor of `shape`. With DoRA, `norm` are the norms of
-        `base + delta` along `dora_axis`, from `norm_squares`; they are computed here when it is None, which for
-        `dora_axis` 1 needs the whole tensor.
-        """
-        delta = self.delta(factors, tuple(base.shape) if shape is None else shape, rows)
-        if factors.magnitude is None:
-            return base + (delta if weight == 1.0 else weight * delta)
-        if norm is None:
-            norm = self.norm_squares(base, delta).sqrt()
-        factor = self.along_axis(factors.magnitude.reshape(-1), norm, base.dim(), rows)
-        full = factor * (base + delta)
-        return full if weight == 1.0 else base + weight * (full - base)
-
-    def stored(self, factors: Factors) -> tuple[int, dict[str, torch.Tensor]]:
-        """Return the rank and the tensors as PEFT stores them, by the ends of their keys.
-
-        The scale is this term's, so `lora_alpha` is scale * rank (scale * sqrt(rank) with rsLoRA).
-        """
-        tensors = {"lora_A.weight": factors.a, "lora_B.weight": factors.b}
-        if factors.bias is not None:
-            tensors["lora_B.bias"] = factors.bias
-        if factors.magnitude is not None:
-            tensors["lora_magnitude_vector"] = factors.magnitude
-        return self.rank, tensors
-
-    def norm_squares(self, base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        """Return the squared norms of `base + delta` along `dora_axis`; for axis 1, blocks of rows add up."""
-        axis = 0 if self.dora_axis is None else self.dora_axis
-        others = [dim for dim in range(base.dim()) if dim != axis]
-        return (base + delta).square().sum(dim=others)
-
-    def along_axis(
-        self, magnitude: torch.Tensor, norm: torch.Tensor, dims: int, rows: slice | None
-    ) -> torch.Tensor:
-        """Return magnitude / norm, shaped to multiply the base tensor (or its rows) along `dora_axis`."""
-        axis = 0 if self.dora_axis is None else self.dora_axis
-        if axis == 0 and rows is not None:
-            magnitude = magnitude[rows]
-            norm = norm if norm.shape == magnitude.shape else norm[rows]
-        return (magnitude / norm).view([-1 if dim == axis else 1 for dim in range(dims)])
 
 
 class Factor(nn.Module):
@@ -277,36 +168,58 @@ class Reading:
     note: str = ""
 
 
-class LayerKind(Protocol):
-    """One kind of layer: which modules it fits, how stored factors fit them, which host runs them."""
+class LayerKind:
+    """One kind of layer: which modules it fits, how stored factors fit them, which host runs them.
 
-    @property
-    def name(self) -> str:
-        """The name shown to people: "Linear"."""
+    A kind says its `name` (shown to people: "Linear"), the class of its `host`, the classes of its `modules`, and
+    gives `shapes` and `term`, or a `read` of its own.
+    """
+
+    name: ClassVar[str]
+    host: ClassVar[type[LoraLayer]]
+    modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
 
     def host_of(self, module: nn.Module) -> type[LoraLayer]:
         """Return the class that this module becomes a subclass of when it is adapted."""
+        return self.host
 
     def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether a module, and the entry for it where there is one, are of this kind, told by their structure."""
+        """Return whether a module, and the stored entry for it if there is one, are of this kind."""
+        return isinstance(module, self.modules)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """Return why this module can't take this entry although it is of the kind ("is …"), or None."""
+        """Return why a module of this kind can't take this entry ("is …"), or None."""
+        return None
 
     def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
         """Return the term for a stored layer, and the shapes that its tensors must have."""
+        rank = entry.rank_by_shapes()
+        shapes = self.shapes(module, rank)
+        if entry.columns:
+            shapes = {part: shape[::-1] if part in "ab" else shape for part, shape in shapes.items()}
+        term = self.term(module, rank, entry.scaling.of(rank), entry.dropout)
+        return Reading(term, shapes, transposed=entry.columns)
 
     def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
-        """Return the shapes of "a" and "b" for a fresh adapter of this rank, of "bias", and of "magnitude" for DoRA.
+        """Return the shapes of "a" and "b" for an adapter of this rank, of "bias", and of "magnitude" for DoRA.
 
-        A part that is not defined for the kind is left out.
+        A part that is not defined for the kind is left out; {} where a fresh adapter is not defined for it.
         """
+        return {}
 
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
-        """Return the term of a fresh adapter."""
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float) -> LoraTerm:
+        """Return the term of an adapter of this rank."""
+        raise NotImplementedError
 
     def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
-        """Return why a term can't be folded into this module's base tensor, or None."""
+        """Return why a term can't be folded into this module's base tensor, or None.
+
+        A weight that is stored in fewer bits has no room for a delta.
+        """
+        weight = getattr(module, term.attribute, None)
+        if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+            return None
+        return f"is a quantised {type(module).__name__}: merge into the full-precision base instead"
 
 
 def lora_class(host: type[LoraLayer], base: type[nn.Module]) -> type[LoraLayer]:
@@ -358,35 +271,3 @@ def restore(layer: LoraLayer) -> None:
         layer._modules.pop(name, None)
     for name in ("lora_terms", "lora_switch", DORA_CACHE):
         layer.__dict__.pop(name, None)
-
-
-DORA_CACHE = "lora_dora_factors"
-"""The attribute of a layer that keeps magnitude / norm of each adapter, with the versions of what it came from."""
-
-
-def dora_factor(layer: LoraLayer, name: str, term: LoraTerm, base: torch.Tensor) -> torch.Tensor:
-    """Return magnitude / ‖base + delta‖ of one adapter, a vector along the term's `dora_axis`.
-
-    The norm is a constant for gradients (DoRA, arXiv 2402.09353, section 4.3). Outside training it is kept until
-    one of the tensors that it depends on changes: computed at every call it costs many times the layer itself.
-    """
-    factors = layer.lora_factors(name)
-    magnitude = factors.magnitude
-    if magnitude is None:
-        raise AssertionError(name)
-    inputs = (base, factors.a, factors.b, magnitude)
-    stamp = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in inputs)
-    cache = layer.__dict__.setdefault(DORA_CACHE, {})
-    keep = not (torch.is_grad_enabled() and magnitude.requires_grad)
-    if keep and name in cache and cache[name][0] == stamp:
-        kept: torch.Tensor = cache[name][1]
-        return kept
-    with torch.no_grad():
-        dtype = torch.promote_types(base.dtype, factors.a.dtype)
-        wide = Factors(factors.a.to(dtype), factors.b.to(dtype))
-        whole = base.to(dtype)
-        norm = term.norm_squares(whole, term.delta(wide, tuple(base.shape))).sqrt()
-    factor = magnitude.reshape(-1) / norm
-    if keep:
-        cache[name] = (stamp, factor.detach())
-    return factor

@@ -9,17 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shardload.adapters.layers.layer import (
-    Factors,
-    LoraLayer,
-    LoraTerm,
-    Reading,
-    Shape,
-    dora_factor,
-)
+from shardload.adapters.layers.layer import LayerKind, LoraLayer
+from shardload.adapters.layers.term import LoraTerm, dora_factor
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.term import AdaptedLayer, Factors, Shape
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class LinearTerm(LoraTerm):
         return torch.mm(b, factors.a) * self.scale
 
     def add(
-        self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
+        self, layer: AdaptedLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
     ) -> torch.Tensor:
         """Return out + weight * scale * B(A(dropout(x))); with DoRA, out is rescaled too."""
         # Straight from the tables: nn.Module's attribute look-up is a third of what an adapter costs a small layer.
@@ -53,7 +48,7 @@ class LinearTerm(LoraTerm):
 
     def _add_dora(
         self,
-        layer: LoraLayer,
+        layer: AdaptedLayer,
         name: str,
         weight: float,
         dropped: torch.Tensor | None,
@@ -61,14 +56,14 @@ class LinearTerm(LoraTerm):
         delta: torch.Tensor,
     ) -> torch.Tensor:
         """Return out + weight * ((m - 1) * (out without bias) + m * scale * delta), m = magnitude / norm."""
-        base: Any = layer.weight
+        module: Any = layer
+        base = module.weight
         factor = dora_factor(layer, name, self, base)
         if dropped is not None:
             # PEFT computes the base's part from the same dropped input.
             plain = self.base_product(dropped, base.to(dropped.dtype))
         else:
-            bias: Any = layer.bias
-            plain = out if bias is None else out - bias
+            plain = out if module.bias is None else out - module.bias
         return torch.add(out, (factor - 1) * plain + factor * self.scale * delta, alpha=weight)
 
     def base_product(self, x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
@@ -84,18 +79,12 @@ LoraLinear.lora_base = nn.Linear
 LoraLinear.lora_host = LoraLinear
 
 
-class Linear:
+class Linear(LayerKind):
     """nn.Linear and its subclasses."""
 
     name = "Linear"
-
-    def host_of(self, module: nn.Module) -> type[LoraLayer]:
-        """Return LoraLinear."""
-        return LoraLinear
-
-    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether it is an nn.Linear, or a class made of one."""
-        return isinstance(module, nn.Linear)
+    host: ClassVar[type[LoraLayer]] = LoraLinear
+    modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
         """DoRA needs the weight itself."""
@@ -106,31 +95,16 @@ class Linear:
             return f"is a quantised {type(module).__name__}: DoRA needs the norms of its weight"
         return None
 
-    def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
-        """Read A (rank, in), B (out, rank); `entry.columns` swaps both."""
-        rank = entry.rank_by_shapes()
-        shapes = self.shapes(module, rank)
-        if entry.columns:
-            shapes = {part: shape[::-1] if part in "ab" else shape for part, shape in shapes.items()}
-        term = self.term(module, rank, entry.scaling.of(rank), entry.dropout)
-        return Reading(term, shapes, transposed=entry.columns)
-
     def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
         """Return A (rank, in), B (out, rank), bias and magnitude (out,)."""
-        out, into = self._features(module)
+        out, into = self.features(module)
         return {"a": (rank, into), "b": (out, rank), "bias": (out,), "magnitude": (out,)}
 
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float) -> LoraTerm:
         """Return a LinearTerm."""
         return LinearTerm(rank, scale, dropout)
 
-    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
-        """Refuse a weight that is stored in fewer bits: it has no room for a delta."""
-        weight = getattr(module, "weight", None)
-        if not (isinstance(weight, torch.Tensor) and weight.is_floating_point()):
-            return f"is a quantised {type(module).__name__}: merge into the full-precision base instead"
-        return None
-
-    def _features(self, module: nn.Module) -> tuple[int, int]:
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        """Return (out, in)."""
         linear: Any = module
         return linear.out_features, linear.in_features

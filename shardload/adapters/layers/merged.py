@@ -9,12 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from shardload.adapters.layers.layer import Factors, LoraLayer, LoraTerm, Reading, Shape
+from shardload.adapters.layers.layer import LayerKind, LoraLayer, Reading
 from shardload.adapters.layers.linear import Linear
+from shardload.adapters.layers.term import LoraTerm
 from shardload.adapters.layers.transposed import Transposed
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.term import AdaptedLayer, Factors, Shape
 
 _LINEARS: tuple[Linear, ...] = (Transposed(), Linear())
 
@@ -92,7 +94,7 @@ class MergedTerm(LoraTerm):
         return rows
 
     def add(
-        self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
+        self, layer: AdaptedLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
     ) -> torch.Tensor:
         """Return out with weight * scale * B_g(A_g(dropout(x))) added to the parts that are on."""
         factors = layer.lora_factors(name)
@@ -115,20 +117,20 @@ class MergedTerm(LoraTerm):
         return torch.cat(parts, dim=-1)
 
 
-class Merged:
+class Merged(LayerKind):
     """A Linear, or a transposed one, whose stored factors are those of a MergedLinear."""
 
     name = "MergedLinear"
 
     def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
         """Whether the entry is one of a MergedLinear; the module is a linear layer like any other."""
-        return entry is not None and entry.is_merged() and self._plain(module) is not None
+        return entry is not None and entry.is_merged() and any(kind.fits(module) for kind in _LINEARS)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
         """Refuse parts that are not known, or that do not fit the shapes."""
         if entry.magnitude is not None or entry.bias is not None:
             return "is adapted as a MergedLinear, for which DoRA and lora_bias are not defined"
-        out = self._out(module)
+        out, _ = self._plain(module).features(module)
         enable = self._enable(module, entry)
         if enable is None:
             return (
@@ -142,7 +144,7 @@ class Merged:
     def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
         """Read A (rank * parts on, in), B (rows on, rank of a group), or (…, 1) as PEFT 0.2 stores it."""
         plain = self._plain(module)
-        out, into = self._out(module), self._in(module)
+        out, into = plain.features(module)
         enable = self._enable(module, entry) or (True,)
         columns = max(entry.b.shape[1], 1) if len(entry.b.shape) > 1 else 1
         a_rows = entry.a.shape[0] if entry.a.shape else 1
@@ -162,31 +164,12 @@ class Merged:
         note = f"MergedLinear, {sum(enable)} of {len(enable)} parts"
         return Reading(term, {"a": (rank * sum(enable), into), "b": stored}, {"b": form}, note=note)
 
-    def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
-        """Return A fresh adapter is a plain Linear's."""
-        plain = self._plain(module)
-        return {} if plain is None else plain.shapes(module, rank)
-
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
-        """Return what a plain Linear has: a fresh adapter is one."""
-        return (self._plain(module) or _LINEARS[1]).term(module, rank, scale, dropout)
-
-    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
-        """As for a plain Linear."""
-        return (self._plain(module) or _LINEARS[1]).unmergeable(module, term)
-
     def host_of(self, module: nn.Module) -> type[LoraLayer]:
         """Return the host of the plain linear layer that the module is."""
-        return (self._plain(module) or _LINEARS[1]).host_of(module)
+        return self._plain(module).host
 
-    def _plain(self, module: nn.Module) -> Linear | None:
-        return next((kind for kind in _LINEARS if kind.fits(module)), None)
-
-    def _out(self, module: nn.Module) -> int:
-        return self.shapes(module, 1)["b"][0]
-
-    def _in(self, module: nn.Module) -> int:
-        return self.shapes(module, 1)["a"][1]
+    def _plain(self, module: nn.Module) -> Linear:
+        return next(kind for kind in _LINEARS if kind.fits(module))
 
     def _enable(self, module: nn.Module, entry: LoraEntry) -> tuple[bool, ...] | None:
         """Return the parts that are on: as said, or all of them where B has a row for every row of the base."""
@@ -194,7 +177,7 @@ class Merged:
             return entry.enable
         if (
             entry.b.shape
-            and entry.b.shape[0] == self._out(module)
+            and entry.b.shape[0] == self._plain(module).features(module)[0]
             and len(entry.b.shape) > 1
             and entry.a.shape
         ):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shardload.adapters.layers.layer import LoraLayer, LoraTerm
+from shardload.adapters.layers.layer import LoraLayer
 from shardload.adapters.layers.linear import Linear
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.term import LoraTerm
 
 _BITS = 8
 
@@ -27,10 +28,7 @@ class Quantised(Linear):
     """
 
     name = "quantised Linear"
-
-    def host_of(self, module: nn.Module) -> type[LoraLayer]:
-        """Return LoraQuantised."""
-        return LoraQuantised
+    host = LoraQuantised
 
     def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
         """Whether it has a matrix of integers, and the two widths."""
@@ -40,7 +38,7 @@ class Quantised(Linear):
         integers = any(
             tensor is not None and tensor.dim() == 2 and not tensor.is_floating_point() for tensor in tensors
         )
-        return integers and all(width > 0 for width in self._features(module))
+        return integers and all(width > 0 for width in self.features(module))
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
         """Refuse DoRA, which needs the norms of the weight."""
@@ -52,7 +50,7 @@ class Quantised(Linear):
         """Refuse: integers have no room for a delta."""
         return f"is a quantised {type(module).__name__}: merge into the full-precision base instead"
 
-    def _features(self, module: nn.Module) -> tuple[int, int]:
+    def features(self, module: nn.Module) -> tuple[int, int]:
         """Return (out, in), zeros where the module does not say them."""
         out, into = getattr(module, "out_features", None), getattr(module, "in_features", None)
         if isinstance(out, int) and isinstance(into, int):

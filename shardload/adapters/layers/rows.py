@@ -11,11 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from shardload.adapters.layers.embedding import LoraEmbedding
-from shardload.adapters.layers.layer import Factors, LoraLayer, LoraTerm, Reading, Shape
+from shardload.adapters.layers.layer import LayerKind, LoraLayer, Reading
 from shardload.adapters.layers.linear import LoraLinear
+from shardload.adapters.layers.term import LoraTerm
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.term import AdaptedLayer, Factors, Shape
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class RowsTerm(LoraTerm):
     tokens: tuple[int, ...] = ()
 
     def add(
-        self, layer: LoraLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
+        self, layer: AdaptedLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
     ) -> torch.Tensor:
         """Return `out` with the adapter's rows in the place of the base's, at `weight` between the two."""
         rows: Any = layer.lora_A[name].weight
@@ -82,18 +84,15 @@ def _sorted_tokens(tokens: tuple[int, ...], device: torch.device) -> tuple[torch
     return known, order
 
 
-class Rows:
+class Rows(LayerKind):
     """An embedding of which rows are replaced, or a head that is tied to one."""
 
     name = "rows of an embedding"
+    modules = (nn.Embedding, nn.Linear)
 
     def host_of(self, module: nn.Module) -> type[LoraLayer]:
         """Return LoraEmbedding, or LoraLinear for a head."""
         return LoraEmbedding if isinstance(module, nn.Embedding) else LoraLinear
-
-    def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether the entry is one of rows, and the module an embedding or a linear layer."""
-        return hasattr(entry, "tokens") and isinstance(module, (nn.Embedding, nn.Linear))
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
         """Refuse tokens that the module has no row for."""
@@ -111,26 +110,6 @@ class Rows:
             RowsTerm(0, 1.0, tokens=tokens),
             {"a": (len(tokens), table.weight.shape[1])},
             note=f"replaces {len(tokens)} rows",
-        )
-
-    def shapes(self, module: nn.Module, rank: int) -> dict[str, Shape]:
-        """Return nothing: which tokens has to be said."""
-        del module, rank
-        return {}
-
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
-        """Return a term for no token; give it its `tokens` with `replace`."""
-        del module, rank, scale, dropout
-        return RowsTerm(0, 1.0)
-
-    def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
-        """Refuse a weight that is stored in fewer bits."""
-        del term
-        weight = module._parameters.get("weight")
-        return (
-            None
-            if weight is not None and weight.is_floating_point()
-            else f"is a quantised {type(module).__name__}"
         )
 
     def _tokens(self, entry: Any) -> tuple[int, ...]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from shardload.adapters.layers.layer import Factors, LoraLayer, LoraTerm, Shape
+from shardload.adapters.layers.layer import LoraLayer
 from shardload.adapters.layers.linear import Linear, LinearTerm
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import LoraEntry
+    from shardload.adapters.layers.term import Factors, LoraTerm, Shape
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,7 @@ class Transposed(Linear):
     """A module with a weight (in, out), a bias (out,), and the width in `nf`: transformers' Conv1D and its like."""
 
     name = "Conv1D (transposed Linear)"
-
-    def host_of(self, module: nn.Module) -> type[LoraLayer]:
-        """Return LoraTransposed."""
-        return LoraTransposed
+    host = LoraTransposed
 
     def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
         """Whether weight, bias and `nf` are those of a transposed linear layer."""
@@ -52,14 +50,11 @@ class Transposed(Linear):
             return False
         return weight.shape[1] == width and (bias is None or tuple(bias.shape) == (width,))
 
-    def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """Every one of them can be adapted."""
-        return None
-
-    def term(self, module: nn.Module, rank: int, scale: float, dropout: float = 0.0) -> LoraTerm:
+    def term(self, module: nn.Module, rank: int, scale: float, dropout: float) -> LoraTerm:
         """Return a TransposedTerm."""
         return TransposedTerm(rank, scale, dropout)
 
-    def _features(self, module: nn.Module) -> tuple[int, int]:
+    def features(self, module: nn.Module) -> tuple[int, int]:
+        """Return (out, in)."""
         weight: Any = module.weight
         return weight.shape[1], weight.shape[0]

@@ -20,7 +20,7 @@ from shardload.errors import CorruptError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from shardload.adapters.layers.layer import Shape
+    from shardload.adapters.layers.term import Shape
     from shardload.adapters.merging.rounding import Rounding
     from shardload.adapters.merging.survival import Sums
     from shardload.adapters.merging.workers import Workers

@@ -15,8 +15,6 @@ from shardload.errors import UnsupportedError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
-
     from shardload.adapters.adapter import AdapterFile, ReadOptions
     from shardload.adapters.adapter_match import AdapterMatch, LayerMatch
     from shardload.adapters.adapter_report import AdapterReport
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 Changes = dict[str, Change]
 """By the name of the base tensor."""
-
-Weighted = "str | os.PathLike[str] | tuple[str | os.PathLike[str], float]"
 
 
 def changes_on_disk(
@@ -119,8 +115,3 @@ def refuse_unmergeable(report: AdapterReport) -> None:
             where=f"{report.where}: " + "; ".join(reasons[:8]) + more,
             cure="attach the adapter instead (load_adapter): it runs unmerged",
         )
-
-
-def paths_of(model: nn.Module) -> dict[int, str]:
-    """Return the first path of every module, by its id."""
-    return {id(module): path for path, module in reversed(list(model.named_modules()))}
