@@ -12,7 +12,9 @@ from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardload.dtypes import float_code
 from shardload.errors import UsageError
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
-from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES, TensorRef
+from shardload.loading.memory_plan import MemoryPlan, Statement
+from shardload.placement.taken import code_after_cast, taken_on_device
+from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES
 
 if TYPE_CHECKING:
     import os
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from shardload.keymap import Derived, MappedHeaders, Names
 
 SCHEMA = "shardload.plan/1"
-WORK_SPACE = 64 << 20
-"""Bytes that a load which casts or copies may hold besides its result; one that only maps stays below half of it."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,9 @@ class Forecast:
         (2, 0, 4004000, True)
 
     `download` is what is not on this disk yet, `read` what the loaded tensors have in their files. `held` are the
-    weights when they are loaded, `adapter` those of an adapter on top. `peak_anon` is an upper bound of the
-    anonymous memory that the load adds, `work_space` what of it is no weight. `joins` are the tensors that a key map
-    joins; `rules` says how many names each of its rules takes. What a class computes itself (buffers, tables)
-    and what it ties is not known from headers.
+    weights when they are loaded, `adapter` those of an adapter on top. `memory` is the statement that the load itself
+    will make (`report.stated`). `joins` is what a key map joins; `rules` says how many names each of its rules takes.
+    What a class computes itself (buffers, tables) and what it ties is not known from headers.
     """
 
     where: str
@@ -70,8 +69,7 @@ class Forecast:
     download: int
     read: int
     held: Amounts
-    peak_anon: int
-    work_space: int
+    memory: MemoryPlan
     dtypes: dict[str, int]
     free: int
     adapter: Amounts | None = None
@@ -79,6 +77,16 @@ class Forecast:
     rules: list[tuple[dict[str, Any], int]] = field(default_factory=list)
     dropped: int = 0
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def peak_anon(self) -> int:
+        """An upper bound of the anonymous memory that the load adds: what a `max_memory` has to allow."""
+        return self.memory.peak
+
+    @property
+    def work_space(self) -> int:
+        """What of the peak is no weight."""
+        return self.memory.staging
 
     @property
     def fits(self) -> bool:
@@ -138,14 +146,16 @@ def plan_load(
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)
     rules.require_fit(checkpoint.tensors, mapped)
-    load = _Load(code, _device_type(device), copy)
+    on = _device_type(device)
     copies = second_views(rules.rules, mapped.tensors)
     tensors = {name: as_view(tensor) or tensor for name, tensor in mapped.tensors.items()}
-    held = sum((load.amounts(tensor, copied=name in copies) for name, tensor in tensors.items()), Amounts())
-    joins = residence(tensors, [shard.name for shard in checkpoint.shards])
-    extra = _adapter_amounts(adapter, load, tensors, options) if adapter is not None else None
-    works = code is not None or load.device != "cpu" or bool(joins.joined) or bool(copies) or copy
-    work_space = WORK_SPACE if works else WORK_SPACE // 2
+    shards = [shard.name for shard in checkpoint.shards]
+    statement = Statement(shards, copy)
+    statement.add_all(tensors, lambda _name, tensor: taken_on_device(tensor, code, device=on), copies)
+    extra = _adapter_amounts(adapter, code, on, tensors, options) if adapter is not None else None
+    statement.kept += extra.anon if extra else 0
+    memory = statement.plan()
+    held = Amounts(memory.anonymous - (extra.anon if extra else 0), memory.mapped, memory.device)
     return Forecast(
         where=checkpoint.label,
         revision=checkpoint.source.revision,
@@ -157,54 +167,14 @@ def plan_load(
         download=_download(checkpoint, tensors),
         read=sum(ref.nbytes for tensor in tensors.values() for ref in leaves(tensor)),
         held=held,
-        peak_anon=held.anon + (extra.anon if extra else 0) + load.transient(tensors, joins) + work_space,
-        work_space=work_space,
-        dtypes=_dtypes(load, tensors),
+        memory=memory,
+        dtypes=_dtypes(code, tensors),
         free=free_memory(),
         adapter=extra,
-        joins=joins,
+        joins=residence(tensors, shards),
         rules=[(rule.to_dict(), count) for rule, count in zip(rules.rules, mapped.claimed, strict=True)],
         dropped=len(mapped.dropped),
         notes=[*checkpoint.warnings, *_notes(rules, mapped, checkpoint, copies)],
-    )
-
-
-class _Load:
-    """What becomes of one tensor in a load: the same decisions as the stream's, from its header."""
-
-    def __init__(self, code: str | None, device: str, copy: bool) -> None:
-        self.code = code
-        self.device = device
-        self.copy = copy
-
-    def out(self, tensor: Derived) -> str:
-        """Return the dtype code that a tensor has when it is loaded."""
-        return self.code if self.code is not None and tensor.is_floating else tensor.dtype
-
-    def out_bytes(self, tensor: Derived) -> int:
-        return (tensor.numel * DTYPE_BITS[self.out(tensor)] + 7) // 8
-
-    def amounts(self, tensor: Derived, *, copied: bool = False) -> Amounts:
-        nbytes = self.out_bytes(tensor)
-        if self.device != "cpu":
-            return Amounts(device=nbytes)
-        if copied or self.copy or self.out(tensor) != tensor.dtype or not is_mapped(tensor):
-            return Amounts(anon=nbytes)
-        return Amounts(file=nbytes)
-
-    def transient(self, tensors: Mapping[str, Derived], joins: Residence) -> int:
-        """Return what is held besides the results at the worst moment, at most."""
-        moved = [t for t in tensors.values() if self.device != "cpu" or self.out(t) != t.dtype]
-        # A stored tensor that had to be read, or put together, is there until it is cast or sent.
-        read = max((t.nbytes for t in moved if self.copy or not is_mapped(t)), default=0)
-        begun = joins.peak if any(not isinstance(t, TensorRef) for t in moved) else 0
-        return max(read, begun)
-
-
-def is_mapped(tensor: Derived) -> bool:
-    """Whether a stored tensor is a view of its mapped file: it is in one piece, and its elements are aligned."""
-    return isinstance(tensor, TensorRef) and (
-        not tensor.numel or tensor.span.start % max(DTYPE_BITS[tensor.dtype] // 8, 1) == 0
     )
 
 
@@ -224,11 +194,11 @@ def _download(checkpoint: Checkpoint, tensors: Mapping[str, Derived]) -> int:
     )
 
 
-def _dtypes(load: _Load, tensors: Mapping[str, Derived]) -> dict[str, int]:
+def _dtypes(code: str | None, tensors: Mapping[str, Derived]) -> dict[str, int]:
     nbytes: Counter[str] = Counter()
     for tensor in tensors.values():
-        code = load.out(tensor)
-        nbytes[TORCH_NAMES.get(code, code)] += load.out_bytes(tensor)
+        out = code_after_cast(tensor, code)
+        nbytes[TORCH_NAMES.get(out, out)] += (tensor.numel * DTYPE_BITS[out] + 7) // 8
     return dict(nbytes.most_common())
 
 
@@ -245,19 +215,24 @@ def _notes(rules: KeyMap, mapped: MappedHeaders, checkpoint: Checkpoint, copies:
 
 
 def _adapter_amounts(
-    where: str | os.PathLike[str], load: _Load, base: Mapping[str, Derived], options: Mapping[str, Any]
+    where: str | os.PathLike[str],
+    code: str | None,
+    device: str,
+    base: Mapping[str, Derived],
+    options: Mapping[str, Any],
 ) -> Amounts:
     """Return what an adapter's tensors take: they compute in the wider one of their own dtype and the base's."""
     from shardload.adapters.source import open_adapter
 
     hub = {name: options[name] for name in ("token", "cache_dir", "local_files_only") if name in options}
-    codes = Counter(load.out(tensor) for tensor in base.values() if tensor.is_floating)
+    codes = Counter(code_after_cast(tensor, code) for tensor in base.values() if tensor.is_floating)
     common = codes.most_common(1)[0][0] if codes else None
-    total = Amounts()
+    statement = Statement(())
     for ref in open_adapter(where, **hub).checkpoint.tensors.values():
         wide = _wider(ref.dtype, common) if ref.is_floating and common else ref.dtype
-        total += _Load(wide, load.device, copy=False).amounts(ref)
-    return total
+        statement.add(ref, taken_on_device(ref, wide, device=device))
+    memory = statement.plan()
+    return Amounts(memory.anonymous, memory.mapped, memory.device)
 
 
 def _wider(one: str, other: str) -> str:

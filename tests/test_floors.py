@@ -15,8 +15,8 @@ PACKAGE = Path(shardload.__file__).parent
 FLOORS = [
     {"errors", "keys", "tensor_ref"},
     {"_system", "dtypes", "keywords", "transformers_shim"},
-    {"keymap", "model", "placement"},
-    {"checkpoint", "diagnosis"},
+    {"keymap", "model"},
+    {"checkpoint", "diagnosis", "placement"},
     {"compare", "writing"},
     {"loading"},
     {"adapters", "remote_code"},

@@ -9,7 +9,8 @@ import torch
 
 from shardload import KeyMap, UsageError, from_pretrained, open_checkpoint, plan_load
 from shardload.checkpoint.sources import ranges
-from shardload.forecast import WORK_SPACE, Amounts
+from shardload.forecast import Amounts
+from shardload.loading.memory_plan import A_TENSOR, ROOM_TO_COMPUTE, ROOM_TO_MAP
 from tests.adapters import tiny as adapters
 from tests.hub_server import HubServer, forget_connections
 from tests.test_hub_load import CONFIG, SHARDS, STATE, Model
@@ -33,7 +34,8 @@ def test_a_mapped_load_holds_files_only(folder):
     found = plan_load(folder)
     assert found.held == Amounts(file=2000 + 1000 + 240 + 28)
     assert (found.read, found.download, found.tensors, found.shards) == (3268, 0, 4, 2)
-    assert (found.peak_anon, found.work_space) == (WORK_SPACE // 2, WORK_SPACE // 2)
+    room = ROOM_TO_MAP + 4 * A_TENSOR
+    assert (found.peak_anon, found.work_space) == (room, room)
     assert found.dtypes == {"bfloat16": 3000, "int64": 240, "float32": 28}
     assert found.fits
 
@@ -41,11 +43,12 @@ def test_a_mapped_load_holds_files_only(folder):
 def test_a_cast_takes_memory_for_floats_and_not_for_others(folder):
     found = plan_load(folder, dtype=torch.float32)
     assert found.held == Amounts(anon=4000 + 2000, file=240 + 28)
-    assert found.peak_anon == 6000 + WORK_SPACE
+    room = ROOM_TO_COMPUTE + 4 * A_TENSOR
+    assert found.peak_anon == 6000 + room
     assert plan_load(folder, copy=True).held == Amounts(anon=3268)
     on_device = plan_load(folder, dtype="fp16", device="cuda:1")
     assert on_device.held == Amounts(device=2000 + 1000 + 240 + 14)
-    assert on_device.peak_anon == WORK_SPACE
+    assert on_device.peak_anon == room
 
 
 def test_a_map_is_counted_rule_by_rule(folder):
@@ -55,7 +58,8 @@ def test_a_map_is_counted_rule_by_rule(folder):
     assert (found.joins.joined, found.joins.nbytes, found.dropped) == (1, 3000, 1)
     assert "this rule takes no tensor" in found.notes[0]
     # The whole is there until its cast is done.
-    assert plan_load(folder, key_map=MAP, dtype="float32").peak_anon == 6000 + 3000 + WORK_SPACE
+    room = ROOM_TO_COMPUTE + 2 * A_TENSOR
+    assert plan_load(folder, key_map=MAP, dtype="float32").peak_anon == 6000 + 3000 + room
     assert plan_load(folder, key_map=KeyMap().alias("a", "c")).held.anon == 2000
 
 
@@ -192,7 +196,7 @@ def test_a_load_takes_what_was_said(experts, key_map, dtype, copy):
     got = json.loads(run_python(MEASURE, *arguments).stdout)
     assert got["peak"] <= got["bound"], got
     # Parts that were read and freed may stay with the C library.
-    assert -(1 << 20) <= got["after"] - got["said"] <= (WORK_SPACE if copy else WORK_SPACE // 4), got
+    assert -(1 << 20) <= got["after"] - got["said"] <= ROOM_TO_COMPUTE // (1 if copy else 4), got
 
 
 def test_the_bytes_begun_at_once_are_those_that_were_said(experts):

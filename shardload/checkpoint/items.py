@@ -5,8 +5,8 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from shardload.checkpoint.shard import reading_order
 from shardload.errors import NotFoundError, UsageError
-from shardload.keymap import leaves
 from shardload.keymap.assembly import Joins
 from shardload.keys import nearest
 
@@ -17,25 +17,8 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.shard import Shard
     from shardload.keymap import Derived
-    from shardload.tensor_ref import TensorRef
 
 _SHOWN = 4
-
-
-def reading_order(
-    tensors: Iterable[tuple[str, Derived]], shards: Iterable[str]
-) -> dict[str, list[tuple[str, TensorRef]]]:
-    """Return {shard: [(key, stored part)]}, each shard's parts in the order of their bytes.
-
-    A part that one tensor holds several times is read once. Shards of which nothing is read are left out.
-    """
-    by_shard: dict[str, list[tuple[str, TensorRef]]] = {shard: [] for shard in shards}
-    for key, tensor in tensors:
-        for part in dict.fromkeys(leaves(tensor)):
-            by_shard[part.shard].append((key, part))
-    for parts in by_shard.values():
-        parts.sort(key=lambda part: part[1].span.start)
-    return {shard: parts for shard, parts in by_shard.items() if parts}
 
 
 def chosen(tensors: Mapping[str, Derived], names: Iterable[str] | None, *, where: str) -> dict[str, Derived]:

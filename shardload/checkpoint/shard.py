@@ -12,9 +12,11 @@ import torch
 from shardload._system.file_identity import FileIdentity, file_identity
 from shardload._system.file_mapping import Buffer, forget_pages, map_file
 from shardload.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from shardload.keymap import leaves
 from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
     from types import TracebackType
 
@@ -148,6 +150,25 @@ class Shard:
         if self._map is not None:
             end = ref.span.stop if stop is None else ref.span.start + stop
             forget_pages(self._map, ref.span.start + first, end)
+
+
+def reading_order(
+    tensors: Iterable[tuple[str, Derived]], shards: Iterable[str]
+) -> dict[str, list[tuple[str, TensorRef]]]:
+    """Return {shard: [(key, stored part)]}, each shard's parts in the order of their bytes.
+
+    A part that one tensor holds several times is read once. Shards of which nothing is read are left out.
+    """
+    by_shard: dict[str, list[tuple[str, TensorRef]]] = {shard: [] for shard in shards}
+    for key, tensor in tensors:
+        if isinstance(tensor, TensorRef):
+            by_shard[tensor.shard].append((key, tensor))
+            continue
+        for part in dict.fromkeys(leaves(tensor)):
+            by_shard[part.shard].append((key, part))
+    for parts in by_shard.values():
+        parts.sort(key=lambda part: part[1].span.start)
+    return {shard: parts for shard, parts in by_shard.items() if parts}
 
 
 def torch_dtype(ref: Derived) -> torch.dtype:

@@ -10,29 +10,29 @@ from torch import nn
 from shardload._system.gc_pause import gc_paused
 from shardload._system.process_memory import PeakSampler
 from shardload.checkpoint.checkpoint import Checkpoint
-from shardload.compare.verify import VerifiedWhileLoading
 from shardload.errors import UsageError
 from shardload.keymap import KeyMap
 from shardload.loading.finish import finish
 from shardload.loading.judge import Comparison
-from shardload.loading.memory_plan import memory_plan, refuse_above
+from shardload.loading.memory_plan import refuse_above, state_memory
 from shardload.loading.provenance import remember_origin
 from shardload.loading.report import MemoryUse, Report
 from shardload.loading.stream import stream
 from shardload.loading.ties import compare_stored_copies
 from shardload.model.aliases import References
-from shardload.model.module_loaders import Snapshot, Zones
+from shardload.model.module_loaders import Snapshot
 from shardload.model.shell import Shell
 from shardload.placement.device import OnDevice
-from shardload.placement.target import AccountedTarget
+from shardload.placement.target import Target
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
     from shardload._system.progress import ProgressOption
+    from shardload.compare.verify import VerifiedWhileLoading
     from shardload.keymap import Names
-    from shardload.placement.target import Target
+    from shardload.model.module_loaders import ModuleTree
 
 
 @gc_paused()
@@ -53,7 +53,7 @@ def check(
 
     Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model stays as it was.
     """
-    comparison = Comparison(_as_shell(shell), _as_checkpoint(checkpoint), KeyMap.of(key_map))
+    comparison = Comparison(_as_shell(shell), _as_checkpoint(checkpoint), _rules(key_map), Target())
     comparison.judge()
     return comparison.report
 
@@ -96,29 +96,64 @@ def fill(
     pages the system can write out and drop (see OnDevice, which takes it too). Raises MismatchError, MemoryLimitError,
     NoSpaceError, UnsupportedError, CorruptError, UsageError.
     """
-    shell = _as_shell(shell_or_module)
-    target = _target(target, spill)
-    comparison = Comparison(shell, _as_checkpoint(checkpoint), KeyMap.of(key_map))
-    verdict = comparison.judge(strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
-    comparison.refuse_if_faulty(verdict)
-    comparison.refuse_oversized(verdict)
-    report = comparison.report
-    report.stated = memory_plan(comparison.plan, shell, verdict.missing, target, copy=copy)
-    refuse_above(report.stated, max_memory)
-    if report.stated.spilled and isinstance(target, AccountedTarget) and target.spill:
-        target.spill.require(report.stated.spilled)
-    verified = VerifiedWhileLoading(checkpoint) if verify else None
-    with PeakSampler() as sampler, _all_or_nothing(comparison.zones) as undo:
-        before = sampler.sample()
-        target.prepare(shell.model)
-        references = References(shell.model)
-        compare_stored_copies(shell, comparison.plan, checkpoint, copy=copy)
-        with verified or nullcontext():
-            filled = stream(comparison, target, copy=copy, progress=progress, verified=verified)
-        report.notes += finish(shell, filled, verdict.missing, target, lambda: references.renew(undo))
-    remember_origin(shell.model, checkpoint, comparison.plan.tensors)
-    report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
+    shell, target = _as_shell(shell_or_module), _target(target, spill)
+    checkpoint, rules = _as_checkpoint(checkpoint), _rules(key_map)
+    with _prepared(shell, target):
+        comparison = Comparison(shell, checkpoint, rules, target)
+        verdict = comparison.judge(
+            strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected
+        )
+        comparison.refuse_if_faulty(verdict)
+        comparison.refuse_oversized(verdict)
+        report = comparison.report
+        shards = [shard.name for shard in checkpoint.shards]
+        report.stated = state_memory(comparison.plan, shell, shards, verdict.missing, target, copy=copy)
+        refuse_above(report.stated, max_memory)
+        if report.stated.spilled and target.spill:
+            target.spill.require(report.stated.spilled)
+        verified = _verified(checkpoint) if verify else None
+        with PeakSampler() as sampler, _all_or_nothing(comparison.tree) as undo:
+            before = sampler.sample()
+            references = References(shell.model) if shell.keeps_references else None
+            if shell.ties:
+                compare_stored_copies(shell, comparison.plan, checkpoint, copy=copy)
+            with verified or nullcontext():
+                filled = stream(comparison, target, copy=copy, progress=progress, verified=verified)
+            report.notes += finish(shell, filled, verdict.missing, target, references, undo)
+        remember_origin(shell.model, checkpoint, comparison.plan)
+        report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
     return report
+
+
+@contextmanager
+def _prepared(shell: Shell, target: Target) -> Iterator[None]:
+    """Let the target change modules before they are surveyed; whatever goes wrong afterwards, put them back."""
+    if type(target).prepare is Target.prepare:
+        yield
+        return
+    snapshot = Snapshot(list(shell.model.modules()))
+    try:
+        target.prepare(shell.model)
+        shell.surveyed()
+        yield
+    except BaseException:
+        snapshot.restore()
+        shell.surveyed()
+        raise
+
+
+def _verified(checkpoint: Checkpoint) -> VerifiedWhileLoading:
+    from shardload.compare.verify import VerifiedWhileLoading
+
+    return VerifiedWhileLoading(checkpoint)
+
+
+def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | None:
+    """Return a key map that changes something, or that is bound to a checkpoint; else None."""
+    if key_map is None:
+        return None
+    rules = KeyMap.of(key_map)
+    return rules if rules.rules or rules.source is not None else None
 
 
 def _target(target: Target | None, spill: str | os.PathLike[str] | None) -> Target:
@@ -126,6 +161,11 @@ def _target(target: Target | None, spill: str | os.PathLike[str] | None) -> Targ
         raise UsageError(
             "spill= says where the default target's casts go, and a target was given",
             cure="give it to the target: OnDevice(dtype=…, spill=…)",
+        )
+    if target is not None and not isinstance(target, Target):
+        raise UsageError(
+            f"a target is wanted, not {type(target).__name__}",
+            cure="pass OnDevice(…), or a subclass of shardload.placement.target.Target",
         )
     return target or OnDevice(spill=spill)
 
@@ -148,17 +188,17 @@ def _as_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
 
 
 @contextmanager
-def _all_or_nothing(zones: Zones) -> Iterator[list[Callable[[], None]]]:
+def _all_or_nothing(tree: ModuleTree) -> Iterator[list[Callable[[], None]]]:
     """Put every parameter, buffer and attribute back, by identity, when anything goes wrong.
 
     References are kept, not copies; a real module's old weights therefore live until the load is done. Gives a
     list for functions that take back what else was changed.
     """
-    modules = zones.plain.values()
+    modules = tree.plain.values()
     kept = [(module, dict(module._parameters), dict(module._buffers)) for module in modules]
     # A module with a __setattr__ of its own may keep more than its tables: an RNN has a list of its weights.
     own = [module for module in modules if type(module).__setattr__ is not nn.Module.__setattr__]
-    snapshots = [Snapshot(own), *(Snapshot(root.module.modules()) for root in zones.roots)]
+    snapshots = [Snapshot(own), *(Snapshot(root.module.modules()) for root in tree.self_loading)]
     undo: list[Callable[[], None]] = []
     try:
         yield undo

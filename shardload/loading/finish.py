@@ -15,23 +15,32 @@ from shardload.model.shell import TensorSearch, class_values, modules_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from shardload.model.aliases import References
     from shardload.model.shell import Shell
     from shardload.placement.target import Target
 
 
 def finish(
-    shell: Shell, filled: set[str], missing: Sequence[str], target: Target, renew: Callable[[], None]
+    shell: Shell,
+    filled: set[str],
+    missing: Sequence[str],
+    target: Target,
+    references: References | None,
+    undo: list[Callable[[], None]],
 ) -> list[str]:
     """Bring the model to its end state and return lines for the report.
 
-    `renew` leads whatever else points at old parameters to the new ones, once all of them are there.
+    `references` are what else points at old parameters, None where nothing does; they are led to the new ones once
+    all of them are there. `undo` takes a function for each change.
 
     Raises MismatchError when a parameter, buffer or plain tensor attribute would be left on meta or with the
     bytes that happened to be in memory.
     """
-    retie(shell, filled)
-    notes = _initialise(shell, [name for name in missing if name not in filled], target)
-    renew()
+    if shell.ties:
+        retie(shell, filled)
+    notes = _initialise(shell, [name for name in missing if name not in filled], target) if missing else []
+    if references is not None:
+        references.renew(undo)
     target.finish(shell.model)
     left = sorted(_left_on_meta(shell.model))
     if left:

@@ -1,23 +1,24 @@
-"""Comparison: a model and a checkpoint side by side, judged from names, shapes and headers alone."""
+"""The judgement: a model and a checkpoint side by side, from names, shapes and headers alone."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from shardload._system.process_memory import size_of
-from shardload.diagnosis import diagnose
-from shardload.diagnosis.finding import Case
 from shardload.errors import MismatchError, UnsupportedError
 from shardload.keymap import KeyMap, leaves
 from shardload.keys import collapse
-from shardload.loading.plan import Fault, Plan, Verdict, judge, match, settle_ties
+from shardload.loading.leniency import set_aside
+from shardload.loading.mismatch import mismatch
+from shardload.loading.plan import match, narrow, settle_ties
 from shardload.loading.rehearsal import rehearse
-from shardload.loading.report import Report, fault_text, headline
-from shardload.model.module_loaders import zones_of
+from shardload.loading.report import Report
+from shardload.model.module_loaders import module_tree
 from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
@@ -25,16 +26,34 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.diagnosis.finding import Finding
+    from shardload.loading.fault import Fault
+    from shardload.loading.plan import Plan
     from shardload.model.shell import Shell
-
+    from shardload.placement.target import Target
 
 _TIMES, _LARGE = 4, 10**9
 
 
-class Comparison:
-    """A model and a checkpoint side by side: the plan, and the report with every fault in it."""
+@dataclass
+class Verdict:
+    """A plan's faults in two parts: what stops the load, and what is allowed, by reason."""
 
-    def __init__(self, shell: Shell, checkpoint: Checkpoint, key_map: KeyMap) -> None:
+    faults: list[Fault] = field(default_factory=list)
+    allowed: dict[str, list[Fault]] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[str]:
+        """Model keys that are allowed to be missing: they need a value from somewhere else."""
+        return [fault.key for group in self.allowed.values() for fault in group if fault.kind == "missing"]
+
+
+class Comparison:
+    """A model and a checkpoint side by side: the plan, and the report with every fault in it.
+
+    `key_map` is None where the checkpoint's names are the model's.
+    """
+
+    def __init__(self, shell: Shell, checkpoint: Checkpoint, key_map: KeyMap | None, target: Target) -> None:
         started = time.perf_counter()
         self.shell = shell
         self.checkpoint = checkpoint
@@ -42,13 +61,20 @@ class Comparison:
         self._cure: KeyMap | None = None
         _refuse_own_load_state_dict(shell.model)
         _refuse_scripted(shell.model)
-        self.zones = zones_of(shell.model)
-        self.plan: Plan = match(shell, self.zones, checkpoint, key_map)
-        self.versions = _renamed_versions(checkpoint, self.plan)
-        self.unproven = rehearse(self.plan, shell, self.zones.roots, self.versions)
-        settle_ties(self.plan, shell)
+        self.tree = module_tree(shell.model)
+        self.plan: Plan = match(shell, self.tree, checkpoint, key_map, target)
+        self.versions = (
+            _renamed_versions(checkpoint, self.plan) if checkpoint.versions else checkpoint.versions
+        )
+        # Each of these is a side road, for models and checkpoints that need it.
+        self.unproven: list[str] = []
+        if self.tree.self_loading:
+            self.unproven = rehearse(self.plan, shell, self.tree.self_loading, self.versions)
+        if shell.ties:
+            settle_ties(self.plan, shell)
         self._found = self._findings()
         self.report = self._report(time.perf_counter() - started)
+        narrow(self.plan, target)
 
     def _report(self, seconds: float) -> Report:
         plan = self.plan
@@ -66,8 +92,12 @@ class Comparison:
         return report
 
     def _findings(self) -> tuple[Finding, ...]:
-        if not self.plan.faults and "quantization_config" not in (self.checkpoint.config or {}):
+        quantised = "quantization_config" in (self.checkpoint.config or {})
+        if not self.plan.faults and (self.plan.claims or not quantised):
             return ()
+        from shardload.diagnosis import diagnose
+        from shardload.diagnosis.finding import Case
+
         stored = dict(self.plan.tensors)
         keys: dict[str, list[str]] = {}
         for fault in self.plan.faults:
@@ -85,12 +115,26 @@ class Comparison:
         )
         findings = diagnose(case)
         if not any(finding.declines for finding in findings) and case.solution.key_map.rules:
-            self._cure = KeyMap((*self._key_map.rules, *case.solution.key_map.rules))
+            own = self._key_map.rules if self._key_map else ()
+            self._cure = KeyMap((*own, *case.solution.key_map.rules))
         return findings
 
-    def judge(self, **leniency: Any) -> Verdict:
+    def judge(
+        self, *, strict: bool = True, allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = ()
+    ) -> Verdict:
         """Set aside what is allowed; the report's faults are what is left."""
-        verdict = judge(self.plan, self.shell, self.checkpoint.tensors, **leniency)
+        verdict = Verdict()
+        if self.plan.faults or self.plan.forgiven or allow_missing != () or allow_unexpected != ():
+            verdict = Verdict(
+                *set_aside(
+                    self.plan,
+                    self.shell,
+                    self.checkpoint.tensors,
+                    strict=strict,
+                    allow_missing=allow_missing,
+                    allow_unexpected=allow_unexpected,
+                )
+            )
         self.report.faults = tuple(verdict.faults)
         self.report.allowed = verdict.allowed
         if not verdict.faults:
@@ -103,10 +147,12 @@ class Comparison:
 
         Leniency is no reason to load nothing at all, nor to take a quantised checkpoint for another.
         """
+        if not (verdict.faults or verdict.allowed or self.report.findings):
+            return
         allowed = [fault for group in verdict.allowed.values() for fault in group]
         unexpected = {fault.key for fault in (*verdict.faults, *allowed) if fault.kind == "unexpected"}
         taken = any(key not in unexpected for entries in self.plan.handed.values() for key in entries)
-        if allowed and not self.plan.direct and not taken:
+        if allowed and not self.plan.direct and not self.plan.claims and not taken:
             self.report.findings = self._found
             self._raise([*verdict.faults, *allowed])
         if verdict.faults or any(finding.declines for finding in self.report.findings):
@@ -118,6 +164,8 @@ class Comparison:
         Over 4 times the checkpoint's bytes and over 1 GB: then whatever is missing has to be named in
         `allow_missing`. A config's sizes are anybody's, and what is missing is initialised in real memory.
         """
+        if not verdict.allowed:
+            return
         unnamed = [
             fault for reason, group in verdict.allowed.items() if reason != "allow_missing" for fault in group
         ]
@@ -144,8 +192,6 @@ class Comparison:
 
 def _renamed_versions(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str, Any]]:
     """Return the checkpoint's versions under the paths that the key map gives to the keys below them."""
-    if not checkpoint.versions:
-        return checkpoint.versions
     paths: dict[str, str] = {}
     for old, new in ((ref.name, key) for key, tensor in plan.mapped.items() for ref in leaves(tensor)):
         before, after = old.split("."), new.split(".")
@@ -181,13 +227,16 @@ def _refuse_scripted(model: nn.Module) -> None:
 
 
 def _notes(plan: Plan, shell: Shell) -> list[str]:
-    notes = [
-        f"{pattern}: a stored copy of what the class computes; the computed one stays"
-        for pattern in collapse(plan.computed)
-    ]
-    notes += [f"{pattern}: dropped by the key map" for pattern in collapse(plan.dropped)]
+    notes = []
+    if plan.computed:
+        notes += [
+            f"{pattern}: a stored copy of what the class computes; the computed one stays"
+            for pattern in collapse(plan.computed)
+        ]
+    if plan.dropped:
+        notes += [f"{pattern}: dropped by the key map" for pattern in collapse(plan.dropped)]
     notes += _key_map_notes(plan)
-    stored = {key for key, _ in plan.tensors}
+    stored = {key for key, _ in plan.tensors} if shell.ties else set()
     for group in shell.ties:
         copies = [name for name in group if name in stored]
         if len(copies) > 1:
@@ -212,37 +261,3 @@ def _key_map_notes(plan: Plan) -> list[str]:
     if turned:
         notes.append(f"key map: {len(turned)} tensors are views of their file that are not contiguous")
     return notes
-
-
-def mismatch(report: Report, faults: Sequence[Fault]) -> MismatchError:
-    """Return the error for faults: headline, findings with their cures, and the faults grouped by template."""
-    report.faults = tuple(faults)
-    error = MismatchError(
-        f"the checkpoint does not fit {report.class_name}: {headline(faults)}; nothing was loaded\n\n"
-        + fault_text(faults, report.findings),
-        where=report.where,
-        cure=_cure(report, faults),
-    )
-    error.report = report
-    return error
-
-
-def _cure(report: Report, faults: Sequence[Fault]) -> str:
-    if report.findings:
-        first = report.findings[0]
-        if report.key_map is None:
-            return "; ".join(dict.fromkeys(finding.cure for finding in report.findings[:2]))
-        if first.key_map and len(report.key_map.rules) == 1:
-            return first.cure
-        rules = (
-            f"{len(report.key_map.rules)} rules, error.report.key_map: write them with `shardload doctor … "
-            "--write-map map.json`, look at them, and load with `--map map.json`"
-        )
-        return rules if first.key_map else f"{first.cure}; and {rules}"
-    kinds = {fault.kind for fault in faults}
-    hints = [
-        f"allow_{kind}=[…] for keys that may differ" for kind in ("missing", "unexpected") if kind in kinds
-    ]
-    return "; ".join(
-        [*hints, "key_map= to rename keys", "or the class and config that belong to this checkpoint"]
-    )

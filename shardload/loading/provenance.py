@@ -11,13 +11,13 @@ from shardload.checkpoint.shard import Shard
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
     from torch import nn
 
     from shardload._system.file_identity import FileIdentity
     from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.loading.plan import Plan
 
 _origins: dict[int, Origin] = {}
 """By the model's id until it is gone: what is known of a load neither keeps a model alive nor is pickled with it."""
@@ -65,9 +65,10 @@ def _nowhere() -> None:
     return None
 
 
-def remember_origin(model: nn.Module, checkpoint: Checkpoint, filled: Iterable[tuple[str, object]]) -> None:
-    """Note what a model was filled from, as pairs of its own name and what was read for it."""
-    refs = {name: ref for name, ref in filled if isinstance(ref, TensorRef)}
+def remember_origin(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
+    """Note which stored tensor each name of a model was filled from."""
+    filled = plan.tensors if plan.handed else plan.direct.items()
+    refs = {name: ref for name, ref in filled if isinstance(ref, TensorRef) and name not in plan.claimed}
     if id(model) not in _origins:
         weakref.finalize(model, _origins.pop, id(model), None).atexit = False
     _origins[id(model)] = Origin(checkpoint, refs)

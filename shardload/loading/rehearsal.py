@@ -15,15 +15,14 @@ import torch
 from shardload.checkpoint.shard import CODES, torch_dtype
 from shardload.errors import ShardloadError
 from shardload.keymap import Derived
-from shardload.loading.plan import (
+from shardload.loading.fault import (
     Fault,
     dtype_name,
-    is_recomputed,
-    misshapen_fault,
     missing_fault,
-    other_kind,
+    shape_mismatch_fault,
     unexpected_fault,
 )
+from shardload.loading.plan import is_recomputed, other_kind
 from shardload.model.module_loaders import Snapshot, has_override, walk
 from shardload.model.shell import modules_of
 
@@ -33,14 +32,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shardload.loading.plan import Plan
-    from shardload.model.module_loaders import Root, WalkResult
+    from shardload.model.module_loaders import SelfLoading, WalkResult
     from shardload.model.shell import Shell
 
 _EXTRA_STATE = "_extra_state"
 
 
 def rehearse(
-    plan: Plan, shell: Shell, roots: tuple[Root, ...], versions: Mapping[str, dict[str, Any]]
+    plan: Plan, shell: Shell, roots: tuple[SelfLoading, ...], versions: Mapping[str, dict[str, Any]]
 ) -> list[str]:
     """Add the faults of subtrees with their own loaders to the plan; return lines about what couldn't be rehearsed.
 
@@ -57,14 +56,15 @@ def rehearse(
         except KeyError as error:
             plan.faults.append(failure(root, error))  # it asks for a name that is not there, values or not
         except Exception as error:  # noqa: BLE001 - a hook may raise anything when it looks at values
-            where = root.prefix[:-1] or "the model itself"
             plan.in_place |= _own_parameters(root)
+            plan.own_results |= {key: ref.nbytes for key, ref in entries.items() if isinstance(ref, Derived)}
             unproven.append(
-                f"{where}: {root.why} can't be rehearsed without values ({type(error).__name__}); "
+                f"{root.label}: {root.why} can't be rehearsed without values ({type(error).__name__}); "
                 "it is judged at the load"
             )
         else:
-            plan.faults += faults_of(result, entries, shell, plan.computed)
+            faults = faults_of(result, entries, shell, plan.computed)
+            plan.faults += [fault for fault in faults if fault.key not in plan.made]
             plan.in_place -= set(result.missing)
             plan.forgiven += result.forgiven
         finally:
@@ -72,7 +72,7 @@ def rehearse(
     return unproven
 
 
-def _own_parameters(root: Root) -> set[str]:
+def _own_parameters(root: SelfLoading) -> set[str]:
     """Return the parameters of modules with an override: what it does to them is not known."""
     return {
         path + name
@@ -83,7 +83,7 @@ def _own_parameters(root: Root) -> set[str]:
     }
 
 
-def failure(root: Root, error: Exception) -> Fault:
+def failure(root: SelfLoading, error: Exception) -> Fault:
     """Return the fault of a subtree whose own loader raised something."""
     key = root.prefix[:-1] or type(root.module).__name__
     return Fault("refused", key, note=f"{root.why} failed: {type(error).__name__}: {error}")
@@ -95,9 +95,10 @@ class _Watch:
     def __init__(self, plan: Plan, shell: Shell) -> None:
         self._plan = plan
         self._slots = shell.slots
+        self.handed: set[int] = set()
 
     def __call__(self, module: nn.Module, prefix: str) -> Callable[[], None]:
-        before = dict(module._parameters)
+        before = {**module._parameters, **module._buffers}
 
         def leave() -> None:
             for name, parameter in module._parameters.items():
@@ -106,8 +107,17 @@ class _Watch:
                         self._plan.in_place.add(prefix + name)
                 elif parameter is not None:
                     self._check_kind(prefix + name, parameter)
+                    self._note_memory(prefix + name, parameter)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer is not before.get(name):
+                    self._note_memory(prefix + name, buffer)
 
         return leave
+
+    def _note_memory(self, key: str, assigned: torch.Tensor) -> None:
+        """Note a tensor that the module made: one that does not share the storage of a tensor it was handed."""
+        if _storage(assigned) not in self.handed:
+            self._plan.own_results[key] = assigned.nbytes
 
     def _check_kind(self, key: str, parameter: torch.Tensor) -> None:
         slot = self._slots.get(key)
@@ -117,7 +127,7 @@ class _Watch:
 
 
 def _walk_on_meta(
-    root: Root, entries: dict[str, Any], versions: Mapping[str, dict[str, Any]], watch: _Watch
+    root: SelfLoading, entries: dict[str, Any], versions: Mapping[str, dict[str, Any]], watch: _Watch
 ) -> WalkResult:
     state = {
         key: _on_meta(value) if isinstance(value, Derived) else value
@@ -125,8 +135,13 @@ def _walk_on_meta(
         # set_extra_state would change the module's own objects, which can't be put back.
         if key.rpartition(".")[2] != _EXTRA_STATE
     }
+    watch.handed = {_storage(value) for value in state.values() if isinstance(value, torch.Tensor)}
     with torch.no_grad():
-        return walk(root.module, root.prefix, state, versions, watch)
+        return walk(root.module, root.prefix, dict(state), versions, watch)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _on_meta(ref: Derived) -> torch.Tensor:
@@ -165,6 +180,6 @@ def _message_fault(message: str, entries: Mapping[str, Any], shell: Shell) -> Fa
     if message.startswith("size mismatch for ") and slot is not None:
         ref = entries.get(key)
         if isinstance(ref, Derived):
-            return misshapen_fault(slot, ref)
+            return shape_mismatch_fault(slot, ref)
         return Fault("misshapen", key, model_shape=slot.shape, model_dtype=dtype_name(slot), note=message)
     return Fault("refused", key if slot else "", note=message)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from shardload._system.process_memory import Memory
     from shardload.diagnosis.finding import Finding
     from shardload.keymap import KeyMap
+    from shardload.loading.fault import Fault
     from shardload.loading.memory_plan import MemoryPlan
-    from shardload.loading.plan import Fault
 
 _MOST_LINES = 12  # patterns a kind of fault; the rest is counted
 _FEW_LINES = 4  # the same, where a finding explains them

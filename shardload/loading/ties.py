@@ -24,8 +24,6 @@ def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint, *, c
 
     Copies that are one span of one file (a pickle that kept the tie) are not read. With `copy=True` no file is mapped.
     """
-    if not shell.ties:
-        return
     stored = dict(plan.tensors)
     for group in shell.ties:
         copies = [(name, stored[name]) for name in group if name in stored]
@@ -61,8 +59,6 @@ def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def retie(shell: Shell, filled: set[str]) -> None:
     """Let every name of a tied group hold the one tensor that was loaded."""
-    if not shell.ties:
-        return
     modules = dict(modules_of(shell.model))
     for group in shell.ties:
         loaded = next((name for name in group if name in filled), None)

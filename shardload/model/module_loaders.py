@@ -2,8 +2,8 @@
 
 torch's own `load_state_dict` filters every key at every module, and can't be fed shard by shard without doing so
 again for each: 79, 255, 653 µs a tensor at 2,000, 8,000, 20,000 tensors. Here keys are put in their buckets once.
-A plain module (nothing overridden, no hooks) needs no walk at all: its keys are its slots. A module with a loader
-of its own is a root: it and everything below it is loaded in one walk, from one mutable dict of its subtree.
+A plain module (nothing overridden, no hooks) needs no walk at all: its keys are its slots. A module that loads
+itself is loaded with everything below it in one walk, from one mutable dict of its subtree.
 """
 
 from __future__ import annotations
@@ -19,61 +19,63 @@ State = MutableMapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Root:
+class SelfLoading:
     """A module that loads its subtree itself; `why` names the override or hook."""
 
     prefix: str
     module: nn.Module
     why: str
 
+    @property
+    def label(self) -> str:
+        """The module's path, for people."""
+        return self.prefix[:-1] or "the model itself"
+
 
 @dataclass(frozen=True)
-class Zones:
-    """The model cut in two: `plain` modules by prefix, and the roots of subtrees with a loader of their own."""
+class ModuleTree:
+    """A model in two parts: `plain` modules by prefix, and the roots of subtrees that load themselves."""
 
     plain: dict[str, nn.Module]
-    roots: tuple[Root, ...]
-    _prefixes: dict[str, str] = field(default_factory=dict, repr=False)
+    self_loading: tuple[SelfLoading, ...]
+    _prefixes: dict[str, str | None] = field(default_factory=dict, repr=False)
 
     def root_of(self, key: str) -> str | None:
-        """Return the prefix of the root whose subtree `key` lies in, or None for a plain module's key."""
-        if not self.roots:
+        """Return the prefix of the self-loading subtree that `key` lies in, or None for a plain module's key."""
+        if not self.self_loading:
             return None
         path = key.rpartition(".")[0]
-        found = self._prefixes.get(path)
-        if found is None:
-            found = self._prefixes[path] = self._search(path)
-        return None if found == "-" else found
+        if path not in self._prefixes:
+            self._prefixes[path] = self._search(path)
+        return self._prefixes[path]
 
-    def _search(self, path: str) -> str:
-        prefixes = {root.prefix for root in self.roots}
+    def _search(self, path: str) -> str | None:
+        prefixes = {root.prefix for root in self.self_loading}
         if "" in prefixes:
             return ""
         segments = path.split(".") if path else []
-        for end in range(1, len(segments) + 1):
-            prefix = ".".join(segments[:end]) + "."
-            if prefix in prefixes:
-                return prefix
-        return "-"  # no prefix looks like this: each is empty or ends with a dot
+        ends = (".".join(segments[:end]) + "." for end in range(1, len(segments) + 1))
+        return next((prefix for prefix in ends if prefix in prefixes), None)
 
 
-def zones_of(model: nn.Module) -> Zones:
-    """Cut a model into plain modules and subtrees that load themselves."""
+def module_tree(model: nn.Module) -> ModuleTree:
+    """Part a model into plain modules and subtrees that load themselves."""
     plain: dict[str, nn.Module] = {}
-    roots: list[Root] = []
+    self_loading: list[SelfLoading] = []
     pending: list[tuple[str, nn.Module]] = [("", model)]
     while pending:
         prefix, module = pending.pop()
         why = own_loader(module)
         if why is not None:
-            roots.append(Root(prefix, module, why))
+            self_loading.append(SelfLoading(prefix, module, why))
             continue
         plain[prefix] = module
-        children = [
-            (f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None
-        ]
-        pending.extend(reversed(children))
-    return Zones(plain, tuple(roots))
+        if module._modules:
+            children = [
+                (f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None
+            ]
+            pending.extend(reversed(children))
+    return ModuleTree(plain, tuple(self_loading))
 
 
 def own_loader(module: nn.Module) -> str | None:

@@ -58,6 +58,7 @@ class Shell:
         >>> list(shell.slots), shell.model.weight.is_meta
         (['weight', 'bias'], True)
 
+    `keeps_references` tells whether modules keep tensors outside their tables, too: in attributes, lists or dicts.
     `make` is kept: parameters that a checkpoint is allowed to lack are computed by running it again. `created`
     are the parameters in the order in which the constructor made them.
     """
@@ -66,6 +67,7 @@ class Shell:
     make: Callable[[], nn.Module] | None = None
     slots: dict[str, Slot] = field(default_factory=dict)
     ties: tuple[tuple[str, ...], ...] = ()
+    keeps_references: bool = True
     created: list[nn.Parameter] = field(default_factory=list, repr=False)
     _surveyed: list[object] = field(default_factory=list, repr=False)
 
@@ -95,7 +97,9 @@ class Shell:
             if module._buffers:
                 seen += map(id, module._buffers.values())
         if seen != self._surveyed:
-            self.slots, self.ties = survey(self.model)
+            found = survey(self.model)
+            self.slots, self.ties = found.slots, found.ties
+            self.keeps_references = found.keeps_references
             self._surveyed = seen
         return self
 
@@ -197,9 +201,9 @@ def rebuild_with(make: Callable[[], nn.Module], real: set[int]) -> nn.Module:
         return make()
 
 
-def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ...]]:
+def survey(model: nn.Module) -> Survey:
     """Return every slot of a model by its state-dict name, and the groups of names that share one tensor."""
-    found = _Survey()
+    found = Survey()
     search = TensorSearch()
     for path, module in modules_of(model):
         for name, parameter in module._parameters.items():
@@ -210,25 +214,64 @@ def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ..
                 persistent = name not in module._non_persistent_buffers_set
                 found.add(path + name, buffer, "buffer" if persistent else "computed")
         for name, value in search.among(module.__dict__):
+            found.keeps_references = True
             if path + name not in found.slots:
                 found.add(path + name, value, "attribute")
-    return found.slots, tuple(map(tuple, found.shared.values()))
+        if not found.keeps_references:
+            found.keeps_references = bool(module._forward_pre_hooks) or _holds_tensors(module.__dict__)
+    return found
 
 
-class _Survey:
-    """What a survey has found so far; `shared` has the names of a tensor that has several, by the first of them."""
+class Survey:
+    """What a model holds: its slots by name, and whether modules keep tensors outside their tables, too."""
 
     def __init__(self) -> None:
         self.slots: dict[str, Slot] = {}
-        self.shared: dict[str, list[str]] = {}
+        self.keeps_references = False
+        self._shared: dict[str, list[str]] = {}
         self._owners: dict[int, str] = {}
 
+    @property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of names that share one tensor."""
+        return tuple(map(tuple, self._shared.values()))
+
     def add(self, name: str, tensor: torch.Tensor, kind: SlotKind) -> None:
+        """Note a slot."""
         self.slots[name] = Slot(name, tensor.dtype, _shape(tensor), kind)
         if kind in _STORED:
             owner = self._owners.setdefault(id(tensor), name)
             if owner is not name:
-                self.shared.setdefault(owner, [owner]).append(name)
+                self._shared.setdefault(owner, [owner]).append(name)
+        if kind == "parameter":
+            # What a class notes on its parameters (no weight decay, say) has to be led over to the new ones.
+            self.keeps_references |= bool(tensor.__dict__)
+        else:
+            self.keeps_references |= isinstance(tensor, nn.Parameter) or kind == "computed"
+
+
+_OWN_TABLES = 3  # dicts that each module has: _parameters, _buffers, _modules
+
+
+def _holds_tensors(attributes: dict[str, Any]) -> bool:
+    """Whether a list, tuple or dict among a module's attributes may hold tensors: nearly all hold none."""
+    kinds = list(map(type, attributes.values()))
+    if list not in kinds and tuple not in kinds and kinds.count(dict) <= _OWN_TABLES:
+        return False
+    held = [
+        value
+        for name, value in attributes.items()
+        if type(value) in {list, tuple, dict} and name not in _TABLES
+    ]
+    return any(
+        type(item) not in _PLAIN
+        for value in held
+        for item in (value.values() if type(value) is dict else value)
+    )
+
+
+_TABLES = frozenset({"_parameters", "_buffers", "_modules"})
+_PLAIN = frozenset({int, float, bool, str, type(None)})
 
 
 class TensorSearch:

@@ -14,6 +14,7 @@ import torch
 
 from shardload._system.fresh_pages import FreshPages
 from shardload._system.worker_pool import worker_pool
+from shardload.placement.taken import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from shardload.placement.spill import Spill
 
 _PIECE = 2**20  # elements that one worker casts at a time
-_INLINE = 2**15  # elements that torch itself casts on the calling thread, whatever the number of threads
 _AHEAD = 2**25  # bytes of source that may wait for a worker: progress is told when a tensor is begun
 _MOST_WORKERS = 8
 
@@ -47,7 +47,8 @@ class Casts:
 
         `release` is called with the offsets of bytes of `stored` that have been used, on any thread.
         """
-        if stored.numel() <= _INLINE or not stored.is_contiguous():
+        # Up to SMALL torch itself casts on the calling thread, whatever the number of threads.
+        if stored.numel() <= SMALL or not stored.is_contiguous():
             result = stored.to(dtype)
             if release is not None:
                 release(0, stored.nbytes)
@@ -61,11 +62,6 @@ class Casts:
         for start in range(0, source.numel(), _PIECE):
             self._submit(source[start : start + _PIECE], target[start : start + _PIECE], start, release)
         return result
-
-    def result_bytes(self, numel: int, dtype: torch.dtype) -> tuple[int, int]:
-        """Return what a cast takes for its result, in bytes of anonymous memory and of the spill's file."""
-        nbytes = numel * dtype.itemsize
-        return (0, nbytes) if self.spill is not None and numel > _INLINE else (nbytes, 0)
 
     def wait(self) -> None:
         """Return when every cast that was begun is done."""

@@ -11,18 +11,22 @@ from shardload.errors import UsageError
 from shardload.placement.casting import Casts
 from shardload.placement.pinned_ring import CudaCopies, PinnedRing
 from shardload.placement.spill import Spill
+from shardload.placement.taken import NOTHING, taken_on_device
+from shardload.placement.target import Target
 
 if TYPE_CHECKING:
     import os
 
     from torch import nn
 
+    from shardload.keymap import Derived
+    from shardload.placement.taken import Taken
     from shardload.placement.target import Release
 
-_CASTABLE = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_CASTABLE = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
 
-class OnDevice:
+class OnDevice(Target):
     """Puts weights on one device, and casts the floating ones where `dtype` is given.
 
         >>> import torch, shardload
@@ -47,18 +51,16 @@ class OnDevice:
         self.device = _device(device)
         self.dtype = dtype
         self.spill = None if spill is None else Spill(spill)
-        self._casts = Casts(self.spill)
-        self._ring = PinnedRing(CudaCopies(self.device)) if self.device.type == "cuda" else None
+        # Made when the first tensor needs them: most loads keep every weight as it is stored.
+        self._casts: Casts | None = None
+        self._ring: PinnedRing | None = None
 
-    def result_bytes(self, key: str, dtype: torch.dtype, numel: int) -> tuple[int, int]:  # noqa: ARG002
-        """Return what a stored tensor takes beside its file: bytes of anonymous memory, and of the spill's file."""
-        wanted = self.dtype if self.dtype is not None and dtype in _CASTABLE else dtype
-        if self.device.type != "cpu" or wanted == dtype:
-            return 0, 0
-        return self._casts.result_bytes(numel, wanted)
-
-    def prepare(self, model: nn.Module) -> None:
-        """Change nothing."""
+    def result_bytes(self, key: str, tensor: Derived) -> Taken:  # noqa: ARG002
+        """Return the bytes of what is cast or moved."""
+        if self.dtype is None and self.device.type == "cpu":
+            return NOTHING
+        code = None if self.dtype is None else _CASTABLE.get(self.dtype)
+        return taken_on_device(tensor, code, device=self.device.type, spills=self.spill is not None)
 
     def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return `stored` cast and moved; the same object where neither is needed."""
@@ -67,17 +69,18 @@ class OnDevice:
             return stored
         if not self._casts_here(stored, dtype):
             return stored.to(device=self.device, dtype=dtype)
-        placed = self._casts.begin(stored, dtype)
-        self._casts.wait()
+        casts = self._casting()
+        placed = casts.begin(stored, dtype)
+        casts.wait()
         return placed
 
     def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
         """Return what `place` returns, before a cast on the CPU, or the way to a GPU, is done."""
         dtype = self._wanted(stored)
-        if self._ring is not None and stored.device.type == "cpu":
-            return self._ring.begin(stored, dtype, release)
+        if stored.device.type == "cpu" and (ring := self._way_to_gpu()) is not None:
+            return ring.begin(stored, dtype, release)
         if self._casts_here(stored, dtype):
-            return self._casts.begin(stored, dtype, release)
+            return self._casting().begin(stored, dtype, release)
         placed = self.place(key, stored)
         if placed is not stored and release is not None:
             release(0, stored.nbytes)
@@ -85,21 +88,19 @@ class OnDevice:
 
     def wait(self) -> None:
         """Return when everything that was begun is done."""
-        self._casts.wait()
+        if self._casts is not None:
+            self._casts.wait()
         if self._ring is not None:
             self._ring.wait()
 
     def close(self) -> None:
         """End the threads that cast and copy."""
-        self._casts.close()
+        if self._casts is not None:
+            self._casts.close()
+        elif self.spill is not None:
+            self.spill.close()
         if self._ring is not None:
             self._ring.close()
-
-    def _wanted(self, stored: torch.Tensor) -> torch.dtype:
-        return self.dtype if self.dtype is not None and stored.dtype in _CASTABLE else stored.dtype
-
-    def _casts_here(self, stored: torch.Tensor, dtype: torch.dtype) -> bool:
-        return dtype != stored.dtype and self.device.type == stored.device.type == "cpu"
 
     def finish(self, model: nn.Module) -> None:
         """Move the buffers that the class computed."""
@@ -109,6 +110,22 @@ class OnDevice:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self.device)
+
+    def _casting(self) -> Casts:
+        if self._casts is None:
+            self._casts = Casts(self.spill)
+        return self._casts
+
+    def _way_to_gpu(self) -> PinnedRing | None:
+        if self._ring is None and self.device.type == "cuda":
+            self._ring = PinnedRing(CudaCopies(self.device))
+        return self._ring
+
+    def _wanted(self, stored: torch.Tensor) -> torch.dtype:
+        return self.dtype if self.dtype is not None and stored.dtype in _CASTABLE else stored.dtype
+
+    def _casts_here(self, stored: torch.Tensor, dtype: torch.dtype) -> bool:
+        return dtype != stored.dtype and self.device.type == stored.device.type == "cpu"
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from shardload import CorruptError, build_shell, fill, open_checkpoint
+from shardload.placement.target import Target
 from tests.kinds import after, pruned
 from tests.tiny import random_state, torch_filled, write_checkpoint
 
@@ -92,14 +93,8 @@ def test_a_load_that_fails_leaves_an_rnn_its_old_weights(tmp_path):
     assert torch.equal(model[0](x)[0], before)
 
 
-class FailsAtTheEnd:
+class FailsAtTheEnd(Target):
     """A target that fails when everything is loaded."""
-
-    def prepare(self, model) -> None:
-        pass
-
-    def place(self, key, stored):
-        return stored
 
     def finish(self, model) -> None:
         raise RuntimeError("at the very end")

@@ -55,19 +55,19 @@ def test_below_a_gigabyte_it_is_not_the_loaders_business(tmp_path, width):
 
 def test_who_names_the_rest_gets_it(folder):
     """960 MB more of it would be real: the rule is looked at, not the memory."""
-    from shardload.keymap import KeyMap
     from shardload.loading.judge import Comparison
+    from shardload.placement.target import Target
 
     shell = build_shell(lambda: Wide(SimpleNamespace(width=100_000_000)))
-    comparison = Comparison(shell, open_checkpoint(folder), KeyMap())
+    comparison = Comparison(shell, open_checkpoint(folder), None, Target())
     comparison.refuse_oversized(comparison.judge(allow_missing=["head.*"]))
     with pytest.raises(MismatchError):
         comparison.refuse_oversized(comparison.judge(strict=False))
 
 
 def test_ties_are_counted_once_and_a_real_module_is_the_callers_own(folder):
-    from shardload.keymap import KeyMap
     from shardload.loading.judge import Comparison
+    from shardload.placement.target import Target
 
     def tied():
         model = Wide(SimpleNamespace(width=50_000_000))
@@ -75,7 +75,7 @@ def test_ties_are_counted_once_and_a_real_module_is_the_callers_own(folder):
         model.again.weight = model.head.weight
         return model
 
-    comparison = Comparison(build_shell(tied), open_checkpoint(folder), KeyMap())
+    comparison = Comparison(build_shell(tied), open_checkpoint(folder), None, Target())
     comparison.refuse_oversized(comparison.judge(strict=False))  # 800 MB
 
 

@@ -16,17 +16,20 @@ from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import read_content
 from shardload.adapters.source import open_adapter
 from shardload.errors import UnsupportedError
-from shardload.placement.target import AccountedTarget, OverlappingTarget
+from shardload.placement.taken import Taken
+from shardload.placement.target import Target
+from shardload.tensor_ref import DTYPE_BITS
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
     from shardload.adapters.adapter_report import AdapterReport
-    from shardload.model.shell import Shell
-    from shardload.placement.spill import Spill
-    from shardload.placement.target import Release, Target
+    from shardload.keymap import Derived
+    from shardload.model.shell import Shell, Slot
+    from shardload.placement.target import Claim, Release
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -44,8 +47,8 @@ def judge_before_load(model: nn.Module, where: str | os.PathLike[str], **hub: An
     read_judged(file, match, report, as_stored=True)
 
 
-class MergingTarget:
-    """A target that folds an adapter into the tensors that it changes, and hands everything to the target inside.
+class MergingTarget(Target):
+    """A target that folds an adapter into the tensors that it changes, and leaves the rest to the target inside.
 
     `dtype` is what floating tensors are cast to, None for their stored dtypes: a changed tensor is computed in fp32
     and rounded once to it, in blocks of rows, so that nothing but the result is in memory.
@@ -55,24 +58,33 @@ class MergingTarget:
         self.inner = inner
         self.dtype = dtype
         self.changes = changes
+        self.spill = inner.spill
         self.rows: dict[str, MergedTensor] = {}
         self._workers = Workers()
-
-    @property
-    def spill(self) -> Spill | None:
-        """Where the target inside spills to."""
-        return getattr(self.inner, "spill", None)
-
-    def result_bytes(self, key: str, dtype: torch.dtype, numel: int) -> tuple[int, int]:
-        """Return what the target inside takes; for a changed tensor its result, anonymous or in the spill's file."""
-        if key not in self.changes and isinstance(self.inner, AccountedTarget):
-            return self.inner.result_bytes(key, dtype, numel)
-        nbytes = numel * (self.dtype or dtype).itemsize
-        return (nbytes, 0) if self.spill is None else (0, nbytes)
 
     def prepare(self, model: nn.Module) -> None:
         """Prepare the target inside."""
         self.inner.prepare(model)
+
+    def claims(self, slots: Mapping[str, Slot], stored: Mapping[str, Derived]) -> Sequence[Claim]:
+        """Return the claims of the target inside."""
+        return self.inner.claims(slots, stored)
+
+    def part(self, key: str, tensor: Derived) -> Derived:
+        """Return what the target inside reads; all of a tensor that the adapter changes."""
+        return tensor if key in self.changes else self.inner.part(key, tensor)
+
+    def result_bytes(self, key: str, tensor: Derived) -> Taken:
+        """Return what the target inside takes; for a changed tensor its result, anonymous or in the spill's file."""
+        if key not in self.changes:
+            return self.inner.result_bytes(key, tensor)
+        bits = DTYPE_BITS[tensor.dtype] if self.dtype is None else 8 * self.dtype.itemsize
+        nbytes = tensor.numel * bits // 8
+        return Taken(anonymous=nbytes) if self.spill is None else Taken(spilled=nbytes)
+
+    def claim_bytes(self, claim: Claim, parts: Mapping[str, Derived]) -> Taken:
+        """Return what the target inside takes."""
+        return self.inner.claim_bytes(claim, parts)
 
     def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:
         """Return the tensor that fills `key`, with its change folded in if there is one."""
@@ -81,27 +93,28 @@ class MergingTarget:
     def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
         """Return what `place` returns; what is not changed may still be worked on."""
         merged = self._merged(key, stored)
-        if merged is not stored:
-            if release is not None:
-                release(0, stored.nbytes)
-            return self.inner.place(key, merged)
-        if isinstance(self.inner, OverlappingTarget):
+        if merged is stored:
             return self.inner.begin(key, stored, release)
-        placed = self.inner.place(key, stored)
-        if placed is not stored and release is not None:
+        if release is not None:
             release(0, stored.nbytes)
-        return placed
+        return self.inner.place(key, merged)
+
+    def make(self, claim: Claim, parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Return what the target inside makes of a claim, with the adapter's changes folded in."""
+        return {key: self._merged(key, tensor) for key, tensor in self.inner.make(claim, parts).items()}
+
+    def put(self, module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+        """Assign as the target inside does."""
+        self.inner.put(module, name, tensor)
 
     def wait(self) -> None:
         """Wait for the target inside."""
-        if isinstance(self.inner, OverlappingTarget):
-            self.inner.wait()
+        self.inner.wait()
 
     def close(self) -> None:
         """Close the target inside, and end the workers."""
         self._workers.close()
-        if isinstance(self.inner, OverlappingTarget):
-            self.inner.close()
+        self.inner.close()
 
     def finish(self, model: nn.Module) -> None:
         """Finish the target inside, then fold in what no stored tensor came for."""

@@ -1,0 +1,44 @@
+"""Claims at work: the stored tensors of each claim are gathered, then the target makes the slots' tensors of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardload.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from shardload.loading.plan import Plan
+    from shardload.placement.target import Claim, Target
+
+
+class Claims:
+    """Gathers the tensors of claims, in any order; those of one claim are held from the first to the last."""
+
+    def __init__(self, plan: Plan, target: Target) -> None:
+        self._target = target
+        self._claimed = plan.claimed
+        self._gathered: dict[int, dict[str, torch.Tensor]] = {id(claim): {} for claim in plan.claims}
+
+    def take(self, name: str, stored: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """Keep a tensor; with the last one of its claim, yield the slots that it fills and their tensors."""
+        claim = self._claimed[name]
+        gathered = self._gathered[id(claim)]
+        gathered[name] = stored
+        if len(gathered) < len(set(claim.stored.values())):
+            return
+        del self._gathered[id(claim)]
+        made = self._target.make(claim, {role: gathered[name] for role, name in claim.stored.items()})
+        yield from ((slot, made[slot]) for slot in _complete(claim, made))
+
+
+def _complete(claim: Claim, made: object) -> tuple[str, ...]:
+    if not isinstance(made, dict) or made.keys() != set(claim.fills):
+        raise UsageError(
+            f"the target makes {sorted(made) if isinstance(made, dict) else made!r} of a claim on {claim.fills}",
+            where=", ".join(claim.stored.values()),
+        )
+    return claim.fills

@@ -1,0 +1,49 @@
+"""Taken: the bytes that a slot's tensor takes beside its file, known from its header. Without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from shardload.tensor_ref import DTYPE_BITS, TensorRef
+
+if TYPE_CHECKING:
+    from shardload.keymap import Derived
+
+SMALL = 2**15
+"""Elements up to which a cast stays in memory, whatever is spilled."""
+
+
+class Taken(NamedTuple):
+    """Bytes of anonymous memory, of the spill's file, and of another device; all 0 for a tensor that stays a view."""
+
+    anonymous: int = 0
+    spilled: int = 0
+    device: int = 0
+
+
+NOTHING = Taken()
+"""What a slot takes that holds the stored tensor itself."""
+
+
+def code_after_cast(tensor: Derived, code: str | None) -> str:
+    """Return the dtype code of a tensor after a load that casts floating tensors to `code`, if to any."""
+    return code if code is not None and tensor.is_floating else tensor.dtype
+
+
+def taken_on_device(tensor: Derived, code: str | None, *, device: str = "cpu", spills: bool = False) -> Taken:
+    """Return what a tensor takes when it is cast to `code` and moved to a device of this type."""
+    wanted = code_after_cast(tensor, code)
+    nbytes = (tensor.numel * DTYPE_BITS[wanted] + 7) // 8
+    if device != "cpu":
+        return Taken(device=nbytes)
+    if wanted == tensor.dtype:
+        return NOTHING
+    packed = not isinstance(tensor, TensorRef) or tensor.strides is None
+    return Taken(spilled=nbytes) if spills and packed and tensor.numel > SMALL else Taken(anonymous=nbytes)
+
+
+def is_mapped(tensor: Derived) -> bool:
+    """Whether a stored tensor is a view of its mapped file: it is in one piece, and its elements are aligned."""
+    return isinstance(tensor, TensorRef) and (
+        not tensor.numel or tensor.span.start % max(DTYPE_BITS[tensor.dtype] // 8, 1) == 0
+    )
