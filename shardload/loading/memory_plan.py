@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from shardload._system.process_memory import size_of
 from shardload.errors import MemoryLimitError, UsageError
 from shardload.keymap import Derived, Joined, leaves
-from shardload.placement.taken import Taken, is_mapped
-from shardload.tensor_ref import Span, TensorRef
+from shardload.placement.taken import Taken
+from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -186,6 +186,14 @@ def _most_held(events: Sequence[tuple[tuple[int, int], int, _Step]]) -> int:
             pending -= waiting[0]
             held -= waiting.popleft()
     return most
+
+
+def is_mapped(tensor: Derived) -> bool:
+    """Whether a stored tensor is a view of its mapped file: it is in one piece, and its elements are aligned."""
+    return isinstance(tensor, TensorRef) and (
+        tensor.span.start == tensor.span.stop
+        or tensor.span.start % max(DTYPE_BITS[tensor.dtype] // 8, 1) == 0
+    )
 
 
 def _in_memory(tensor: Derived) -> int:

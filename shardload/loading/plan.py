@@ -84,7 +84,8 @@ def match(
         plan.mapped = dict(checkpoint.tensors)
     else:
         _apply(key_map, checkpoint, plan)
-    _claim(plan, shell, target)
+    if type(target).claims is not Target.claims:
+        _claim(plan, shell, target)
     for key, ref in plan.mapped.items():
         if key in plan.claimed:
             continue

@@ -40,10 +40,3 @@ def taken_on_device(tensor: Derived, code: str | None, *, device: str = "cpu", s
         return NOTHING
     packed = not isinstance(tensor, TensorRef) or tensor.strides is None
     return Taken(spilled=nbytes) if spills and packed and tensor.numel > SMALL else Taken(anonymous=nbytes)
-
-
-def is_mapped(tensor: Derived) -> bool:
-    """Whether a stored tensor is a view of its mapped file: it is in one piece, and its elements are aligned."""
-    return isinstance(tensor, TensorRef) and (
-        not tensor.numel or tensor.span.start % max(DTYPE_BITS[tensor.dtype] // 8, 1) == 0
-    )
