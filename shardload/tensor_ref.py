@@ -70,7 +70,9 @@ class TensorRef:
     def nbytes(self) -> int:
         """Bytes of the tensor's elements, packed; `span.nbytes` differs from it for a strided tensor."""
         if self.strides is None:
-            return self.span.stop - self.span.start  # every format checks that they agree
+            return (
+                self.span.stop - self.span.start
+            )  # every format checks that the span is as long as the elements
         return (self.numel * DTYPE_BITS[self.dtype] + 7) // 8
 
     @property

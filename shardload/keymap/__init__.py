@@ -1,4 +1,4 @@
-"""Key maps: how a checkpoint's tensors become a model's, by rules that know names, shapes and places, and no torch."""
+"""Key maps: rules that make a model's tensors of a checkpoint's, by names, shapes and places; torch is not imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""alias: one stored tensor under a second name, as tied weights have it."""
+"""alias: a second name for one stored tensor, as tied weights need it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Alias(RuleBase):
             raise UsageError("an alias's target has no *, ? or [", where=repr(self.target))
 
     def transform(self, table: Table) -> Step:
-        """Return the table with the second names in it."""
+        """Return the table with the second names added."""
         source, target = key_template(self.source), key_template(self.target)
         made = {
             name: [(target.fill(values) or name, tensor)]
@@ -40,5 +40,5 @@ class Alias(RuleBase):
         return Step(rebuilt(table, (), made), list(made))
 
     def invert(self) -> Drop:
-        """Return the drop of the second name."""
+        """Return the rule that drops the second name."""
         return Drop(self.target)

@@ -1,9 +1,9 @@
-"""What rules make of stored tensors, known from headers alone.
+"""Tensors that rules make of stored ones, known from headers alone.
 
-A part, a transpose or a row of one stored tensor is again a place in its file: a TensorRef with another span and
-other strides, read as a view. Only tensors that are put together (`Joined`) have to be copied. Views of a joined
-tensor are pushed down to its parts, and parts that lie side by side in one stored tensor become one again: what a
-map and its inverse make of a header equals the header.
+A part, a transpose or a row of one stored tensor is a place in its file again: a TensorRef with another span and
+other strides, read as a view. Only joined tensors (`Joined`) have to be copied. A view of a joined tensor becomes a
+join of views of its parts, and parts that lie side by side in one stored tensor become one view again: a map
+followed by its inverse gives back the header that it started from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """Elements that no file holds: all of them are `value`."""
+    """Elements that no file holds; each of them is `value`."""
 
     dtype: str
     shape: Shape
@@ -32,9 +32,9 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A tensor put together from parts along one dimension; it is copied when it is loaded.
+    """A tensor joined from parts along one dimension; loading it copies them.
 
-    It says of itself what a TensorRef does: name, dtype (a code), shape, shard, nbytes.
+    It has the attributes of a TensorRef that describe a tensor: name, dtype (a code), shape, shard, nbytes.
     """
 
     dtype: str
@@ -44,13 +44,13 @@ class Joined:
 
     @property
     def name(self) -> str:
-        """The stored names that it is made of; the first and the last where they are many."""
+        """The names of the stored tensors in it; only the first and the last where there are many."""
         names = list(dict.fromkeys(ref.name for ref in leaves(self)))
         return " + ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]} ({len(names)} tensors)"
 
     @property
     def shard(self) -> str:
-        """The file of its first part."""
+        """The file that holds its first part."""
         return next((ref.shard for ref in leaves(self)), "")
 
     @property
@@ -60,12 +60,12 @@ class Joined:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole."""
+        """Bytes of the joined tensor."""
         return (self.numel * DTYPE_BITS[self.dtype] + 7) // 8
 
     @property
     def is_floating(self) -> bool:
-        """As for a TensorRef."""
+        """Whether the elements are floating point of 16 bits or more, which are the ones that `dtype=` casts."""
         return self.dtype in {"F16", "BF16", "F32", "F64"}
 
 
@@ -74,7 +74,7 @@ Derived = TensorRef | Joined
 
 
 def leaves(tensor: Derived | Filled) -> Iterator[TensorRef]:
-    """Yield the views of stored tensors that a tensor is made of."""
+    """Yield the views of stored tensors that a tensor consists of."""
     if isinstance(tensor, TensorRef):
         yield tensor
     elif isinstance(tensor, Joined):
@@ -83,15 +83,15 @@ def leaves(tensor: Derived | Filled) -> Iterator[TensorRef]:
 
 
 def stored_as(name: str, tensor: Derived) -> TensorRef:
-    """Return a ref as if the tensor were stored whole under a name, in no file."""
+    """Return the ref that a tensor would have if it were stored whole under `name`; its file is ""."""
     return TensorRef(name, tensor.dtype, tensor.shape, "", Span(0, tensor.nbytes))
 
 
 def narrowed(tensor: Derived | Filled, dim: int, start: int, length: int) -> Derived | Filled:
-    """Return `length` entries of one dimension, from `start`: what torch's narrow gives."""
+    """Return `length` entries of one dimension, from `start`, as `torch.narrow` does."""
     size = tensor.shape[dim]
     if not (0 <= start <= start + length <= size):
-        raise ValueError(f"{start}:{start + length} is outside of {size}")
+        raise ValueError(f"{start}:{start + length} is outside 0:{size}")
     if length == size:
         return tensor
     shape = (*tensor.shape[:dim], length, *tensor.shape[dim + 1 :])
@@ -144,7 +144,7 @@ def unsqueezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
 
 
 def entries(tensor: Derived | Filled, dim: int) -> list[Derived | Filled]:
-    """Return every entry of a dimension, without that dimension."""
+    """Return the entries of a dimension in order, each without that dimension, as `torch.unbind` does."""
     if isinstance(tensor, Joined) and tensor.dim == dim:
         return [entry for part in tensor.parts for entry in entries(part, dim)]
     return [_squeezed(narrowed(tensor, dim, index, 1), dim) for index in range(tensor.shape[dim])]
@@ -158,12 +158,12 @@ def _squeezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
         if tensor.strides is None:
             return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, tensor.span)
         return _view(tensor, shape, (*tensor.strides[:dim], *tensor.strides[dim + 1 :]), 0)
-    # join() leaves no single part along a dimension of size 1: the parts lie along another one.
+    # A dimension of size 1 is never the one that is joined along, so the parts lie along another.
     return join([_squeezed(part, dim) for part in tensor.parts], tensor.dim - (dim < tensor.dim))
 
 
 def join(parts: Sequence[Derived | Filled], dim: int) -> Derived | Filled:
-    """Return parts put together along one dimension; neighbours of one stored tensor become one view again."""
+    """Return parts joined along one dimension; neighbours in one stored tensor become one view again."""
     flat: list[Derived | Filled] = []
     for part in parts:
         nested = part.parts if isinstance(part, Joined) and part.dim == dim else (part,)
@@ -184,10 +184,11 @@ def join(parts: Sequence[Derived | Filled], dim: int) -> Derived | Filled:
 
 
 def as_view(tensor: Derived) -> TensorRef | None:
-    """Return the one view that a joined tensor is where its parts happen to lie packed, one behind the other.
+    """Return the one contiguous view that covers a tensor, or None where its parts have to be copied together.
 
-    A TensorRef is one itself. The view's name is that of the first part. Parts at equal distances would be a view
-    too, but not a contiguous one: kernels that take experts in one tensor count on that, so they are copied.
+    A TensorRef is its own view. The parts of a joined tensor are one view where they lie packed, one behind the other,
+    in one file; the view has the name of the first part. Parts at equal distances would be a strided view: those
+    are copied, because kernels that take all experts in one tensor need it contiguous.
     """
     if isinstance(tensor, TensorRef):
         return tensor
@@ -217,7 +218,7 @@ def _merged(first: Derived | Filled, second: Derived | Filled, dim: int) -> Deri
 
 
 def _side_by_side(first: TensorRef, second: TensorRef, dim: int) -> TensorRef | None:
-    """Return the view that covers two views of one file which continue one another along `dim`, or None."""
+    """Return the view that covers two views of one file where the second continues the first along `dim`, or None."""
     if first.shard != second.shard or first.dtype != second.dtype or not first.numel or not second.numel:
         return None
     bits = DTYPE_BITS[first.dtype]
@@ -258,7 +259,7 @@ def _view(ref: TensorRef, shape: Shape, strides: Shape, offset: int) -> TensorRe
     )
     if bits % 8 and (offset or not packed or prod(shape) != ref.numel):
         raise UnsupportedError(
-            f"{ref.name} is stored as {ref.dtype}, {bits} bits an element: it can be renamed, not cut or turned",
+            f"{ref.name} is stored as {ref.dtype}, {bits} bits an element: it can be renamed, not cut or transposed",
             where=ref.shard,
         )
     if bits % 8:

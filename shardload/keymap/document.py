@@ -1,4 +1,4 @@
-"""The key map's file: JSON, read as anybody's."""
+"""A key map's JSON file, read as untrusted input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CURE = "write one with KeyMap.to_json, or with shardload doctor --write-map"
 
 
 class Parts(Protocol):
-    """The fields of a KeyMap, which a document holds."""
+    """The fields of a KeyMap that its file holds."""
 
     @property
     def rules(self) -> Sequence[Rule]: ...  # noqa: D102
@@ -46,7 +46,7 @@ class Parts(Protocol):
 
 
 def to_document(key_map: Parts) -> dict[str, Any]:
-    """Return a map as JSON data; a map that was bound to no checkpoint has its version and its rules only."""
+    """Return a map as JSON data; a map that is bound to no checkpoint has only its version and its rules."""
     document: dict[str, Any] = {"version": VERSION}
     for side in ("source", "target"):
         fingerprint = getattr(key_map, side)
@@ -69,7 +69,7 @@ def to_document(key_map: Parts) -> dict[str, Any]:
 
 
 def to_text(key_map: Parts) -> str:
-    """Return a map as JSON text, a line a rule and a line a pattern."""
+    """Return a map as JSON text, with one line for each rule and each pattern."""
     parts = []
     for name, value in to_document(key_map).items():
         if isinstance(value, list) and value:
@@ -82,7 +82,7 @@ def to_text(key_map: Parts) -> str:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Return a map file's text. Raises NotFoundError, and UsageError for what can't be one."""
+    """Return the text of a map's file. Raises NotFoundError, and UsageError for one too large or not UTF-8."""
     file = Path(path)
     try:
         with file.open("rb") as opened:
@@ -105,7 +105,7 @@ def parts_of(text: str) -> dict[str, Any]:
     """Return a KeyMap's fields from its JSON text. Raises UsageError for what `to_document` would not write."""
     document = _parsed(text)
     if not isinstance(document, dict):
-        raise UsageError("this is no key map: it holds no object", cure=_CURE)
+        raise UsageError("this is no key map: its JSON is no object", cure=_CURE)
     if document.get("version") != VERSION or type(document.get("version")) is not int:
         raise UsageError(
             f"key map version {str(document.get('version'))[:40]} is not known; this reads version {VERSION}"
@@ -152,7 +152,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"a key map says {repr(double)[:80]} twice in one object")
+        raise UsageError(f"a key map has the name {repr(double)[:80]} twice in one object")
     return found
 
 

@@ -1,4 +1,4 @@
-"""drop: a stored tensor that the model does not want."""
+"""drop: leave out stored tensors that the model has no place for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drop(RuleBase):
-    """Leave out keys that match a template, or an fnmatch pattern where the text is none."""
+    """Leave out keys that match a template, or an fnmatch pattern where the text holds no placeholder."""
 
     op: ClassVar[str] = "drop"
     pattern: str
@@ -35,12 +35,12 @@ class Drop(RuleBase):
 
     @property
     def _is_template(self) -> bool:
-        # "{...}" alone would drop everything: it is that key.
+        # "{...}" alone would drop everything, so it stands for the key of that name.
         template = key_template(self.pattern)
         return bool(template.placeholders) and "".join(template.placeholders) != self.pattern
 
     def apply(self, key: str) -> str | None:
-        """Return None for a key that is dropped, else the key. A key that is called like the pattern is dropped too."""
+        """Return None for a key that is dropped, else the key. A key that equals the pattern is dropped too."""
         if key == self.pattern:
             return None
         if self._is_template:
@@ -48,10 +48,10 @@ class Drop(RuleBase):
         return None if fnmatchcase(key, self.pattern) else key
 
     def transform(self, table: Table) -> Step:
-        """Return the table without what is dropped."""
+        """Return the table without the dropped tensors."""
         claimed = [name for name in table if self.apply(name) is None]
         return Step(rebuilt(table, claimed, {}), claimed)
 
     def invert(self) -> Rule:
-        """Raise NoInverseError: what was dropped can't be written back."""
+        """Raise NoInverseError: dropped tensors can't be written back."""
         raise NoInverseError("a drop has no inverse", where=f"drop {self.pattern!r}")

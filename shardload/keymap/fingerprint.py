@@ -1,4 +1,4 @@
-"""Fingerprints: whether a set of keys is the one that a map was written for."""
+"""Fingerprints: they tell whether a set of keys is the one that a map was written for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class Fingerprint:
     """How many keys there are, and the SHA-256 of their names and shapes, in the order of the names.
 
-    Dtypes and shards are not in it: a map serves every precision and every cut of the same checkpoint.
+    Dtypes and shards do not count: one map serves a checkpoint in every precision and however it is sharded.
     """
 
     keys: int
@@ -36,7 +36,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Derived]) -> Fingerprint:
-        """Return the fingerprint of tensors by name."""
+        """Return the fingerprint of a table of tensors."""
         digest = hashlib.sha256()
         for name in sorted(tensors):
             digest.update(json.dumps([name, *tensors[name].shape]).encode() + b"\n")

@@ -75,12 +75,12 @@ class KeyMap(RuleChain):
             return cls.read(value)
         if value is not None and not isinstance(value, Mapping):
             raise UsageError(
-                f"a KeyMap, a mapping of names or the path of a map is wanted, not {type(value).__name__}"
+                f"key_map= takes a KeyMap, a mapping of names or the path of a map, not a {type(value).__name__}"
             )
         for old, new in (value or {}).items():
             if not isinstance(old, str) or not isinstance(new, (str, type(None))):
                 raise UsageError(
-                    "a key map gives texts for texts, or None to drop", where=f"{old!r}: {new!r}"
+                    "a key map maps texts to texts, or to None for a drop", where=f"{old!r}: {new!r}"
                 )
         rules = [Drop(old) if new is None else Rename(old, new) for old, new in (value or {}).items()]
         return cls(tuple(rules))
@@ -182,7 +182,7 @@ class KeyMap(RuleChain):
                     table = step.table
             counts += claimed
         if any(tensor.name != name for name, tensor in tensors.items()):
-            # Made by another map: what became of its names is told by tensors that are called so.
+            # These were made by another map: the names are accounted for as if tensors were stored under them.
             told, _ = self._walk({name: stored_as(name, tensor) for name, tensor in tensors.items()})
             return replace(told, tensors=table), tuple(bound)
         used = _stored(table, table) if taken else tensors
@@ -222,7 +222,7 @@ class KeyMap(RuleChain):
         wrong = [key for key in unresolved_source if key not in left]
         if wrong:
             raise UsageError(
-                f"{len(wrong)} keys are called unresolved, and a rule takes them or they are not there",
+                f"{len(wrong)} keys are given as unresolved, but a rule takes them or the checkpoint lacks them",
                 where=", ".join(wrong[:5]),
             )
         unresolved = set(unresolved_source)
@@ -265,7 +265,7 @@ class KeyMap(RuleChain):
         mapped = mapped or self.map_headers(tensors)
         if self.target is not None and Fingerprint.of(mapped.tensors) != self.target:
             raise UsageError(
-                "the key map's rules lead to other keys than it says: it was changed",
+                "the key map's rules give other keys than its target names: the map was edited",
                 where=f"{self.target.keys:,} keys are named, the rules give {len(mapped.tensors):,}",
                 cure="bind it again: KeyMap.bind(checkpoint.tensors)",
             )
@@ -276,7 +276,7 @@ class KeyMap(RuleChain):
         odd = unaccounted((*self.unchanged, *self.unresolved_source), mapped.unchanged)
         if odd:
             raise UsageError(
-                f"{len(odd)} keys are neither taken by a rule nor listed, or both, or listed and not there",
+                f"{len(odd)} keys are not accounted for: a rule takes each or the map lists it, never both",
                 where=", ".join(odd[:5]),
                 cure="bind the map again: KeyMap.bind(checkpoint.tensors)",
             )

@@ -1,4 +1,4 @@
-"""Patterns with exact ranges, as `template.collapse` writes them: which keys they name, without listing them all."""
+"""Patterns with exact ranges, as `keys.collapse` writes them: they name keys without listing each."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ class KeyPattern:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        literal = "{}" in text  # a key with braces of its own, which split_key leaves as it is
+        literal = "{}" in text  # the key itself holds braces; split_key leaves it as it is
         self.template = text if literal else _RANGES.sub("{}", text)
         self._runs = [] if literal else [_runs(part) for part in _RANGES.findall(text)]
         self.count = prod(sum(stop - start for start, stop in runs) for runs in self._runs)
 
     def names(self, indices: tuple[int, ...]) -> bool:
-        """Whether the key of this template that has these numbers is one of the pattern's."""
+        """Whether the pattern names the key of its template that has these numbers."""
         return len(indices) == len(self._runs) and all(
             _within(runs, index) for runs, index in zip(self._runs, indices, strict=True)
         )
 
 
 def unaccounted(patterns: Iterable[str], keys: Iterable[str]) -> list[str]:
-    """Return what keeps patterns from naming exactly these keys, each once: keys, and patterns that name others."""
+    """Return what prevents the patterns from naming exactly these keys, each once.
+
+    These are keys that no pattern or several patterns name, and patterns that name keys which are not there.
+    """
     by_template: dict[str, list[KeyPattern]] = {}
     for text in patterns:
         pattern = KeyPattern(text)

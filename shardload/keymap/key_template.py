@@ -1,4 +1,4 @@
-"""Templates of keys: `layers.{}.mlp.{...}` stands for every key that differs in the numbers and the rest only."""
+"""Templates of keys: `layers.{}.mlp.{...}` stands for every key of that form."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 class KeyTemplate:
     """A parsed template.
 
-    `{}` is one number, `{...}` any run of segments (at most one of them), `{n}` the number that counts what a stack
-    holds, and `{+1}` (or any other offset, in the target of a rename only) the number plus that. A template matches
-    a key in one way at most, in time linear in the key's length for each place where `{...}` could end: between two
-    placeholders stands at least one character that is no digit. Raises UsageError for any other text.
+    `{}` is one number, `{...}` any run of segments (at most once), `{n}` the number that a stack counts, and `{+1}` (or
+    another offset, in the target of a rename only) the number plus that. A template matches a key in at most one way.
+    Matching takes time linear in the key's length for each place where `{...}` could end, because two placeholders
+    have at least one character between them that is no digit. Raises UsageError for any other text.
     """
 
     def __init__(self, text: str) -> None:
@@ -63,16 +63,16 @@ class KeyTemplate:
 
     @property
     def is_literal(self) -> bool:
-        """Whether it stands for one key only."""
+        """Whether the template has no placeholder and so stands for one key."""
         return self._pattern is None
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The placeholders in order, offsets as plain numbers: what both sides of a rule must share."""
+        """The placeholders in order, offsets as `{}`: both sides of a rule must have the same."""
         return tuple("{}" if p[1] in "+-" else p for p in self.placeholders)
 
     def match(self, key: str) -> tuple[str, ...] | None:
-        """Return what the placeholders stand for in a key, or None where the key is no case of the template."""
+        """Return the texts that the placeholders stand for in a key, or None where the key does not match."""
         if self._pattern is None:
             return () if key == self.text else None
         if not (key.startswith(self._prefix) and key.endswith(self._suffix)):
@@ -81,19 +81,19 @@ class KeyTemplate:
         return found.groups() if found else None
 
     def fill(self, values: Sequence[str]) -> str | None:
-        """Return the key that has `values` in place of the placeholders; None where an offset leads below zero."""
+        """Return the key with `values` in place of the placeholders; None where an offset gives a number below zero."""
         text = self._literals[0]
         for value, offset, literal in zip(values, self._offsets, self._literals[1:], strict=True):
             if offset is None:
                 text += value + literal
             elif not _NUMBER.fullmatch(value) or int(value) + offset < 0:
-                return None  # 007 plus one would not lead back
+                return None  # 007 plus one would be 8, and its inverse 7
             else:
                 text += f"{int(value) + offset}{literal}"
         return text
 
     def negated(self) -> str:
-        """Return the text with every offset turned round."""
+        """Return the text with the sign of every offset changed."""
         flip = {"+": "-", "-": "+"}
         return _PLACEHOLDER.sub(
             lambda found: "{" + flip[found[0][1]] + found[0][2:] if found[0][1] in flip else found[0],
@@ -101,11 +101,14 @@ class KeyTemplate:
         )
 
     def plain(self) -> str:
-        """Return the text with every offset as a plain `{}`."""
+        """Return the text with `{}` in place of every offset."""
         return _PLACEHOLDER.sub(lambda found: "{}" if found[0][1] in "+-" else found[0], self.text)
 
     def require(self, *, counter: bool = False, offsets: bool = False) -> None:
-        """Raise UsageError unless `{n}` stands in it just when it has to, and offsets only where they may."""
+        """Raise UsageError where placeholders stand that this side of a rule does not take.
+
+        With `counter` the template needs one `{n}`, else it takes none; offsets are taken only with `offsets`.
+        """
         if counter != ("{n}" in self.placeholders):
             problem = "needs {n} for the number that is counted" if counter else "takes no {n}"
             raise UsageError(f"this template {problem}", where=repr(self.text)[:200])
@@ -122,7 +125,7 @@ def key_template(text: str) -> KeyTemplate:
 
 
 def same_placeholders(first: str, *others: str, ignoring: str = "") -> None:
-    """Raise UsageError unless all templates have the same placeholders in the same order, `ignoring` left out."""
+    """Raise UsageError unless all templates have the same placeholders in the same order, apart from `ignoring`."""
     wanted = [kind for kind in key_template(first).kinds if kind != ignoring]
     for other in others:
         if [kind for kind in key_template(other).kinds if kind != ignoring] != wanted:

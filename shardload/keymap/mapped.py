@@ -1,4 +1,4 @@
-"""What a key map makes of a checkpoint's headers."""
+"""The result of a key map on a checkpoint's headers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MappedHeaders:
-    """Tensors by the model's names, and what became of every stored name.
+    """Tensors by the model's names, and what happened to each stored name.
 
-    `dropped` are stored names that no tensor is made of any more. `unchanged` are stored names that no rule took.
-    `claimed` counts, rule by rule, the names that it took.
+    `dropped` are stored names of which no tensor holds anything any more. `unchanged` are stored names that no rule
+    took. `claimed` says for each rule how many names it took.
     """
 
     tensors: dict[str, Derived]
@@ -33,9 +33,10 @@ class MappedHeaders:
 
 
 def renamed(keys: Iterable[str], rules: Sequence[Rename | Drop], claimed: list[int]) -> dict[str, str | None]:
-    """Return {old: new or None} after a run of renames and drops; counts into `claimed` what each rule took.
+    """Return {old: new or None} after a run of renames and drops; the names that each rule took are added to `claimed`.
 
-    Names that meet on the way only are no fault. Renames of single keys are looked up, however many there are.
+    Two keys may have the same name between two rules, if not at the end. Renames of single keys are looked up in a
+    table, so thousands of them cost no more than one.
     """
     run = _Run(rules)
     return {key: run.apply(key, claimed) for key in keys}
@@ -52,7 +53,7 @@ def refuse_meeting(mapped: dict[str, str | None]) -> None:
 
 
 class _Run:
-    """Renames and drops one after the other, for one key at a time."""
+    """A run of renames and drops, applied to one key at a time."""
 
     def __init__(self, rules: Sequence[Rename | Drop]) -> None:
         self._rules = rules
@@ -65,7 +66,7 @@ class _Run:
                 self._others.append(place)
 
     def apply(self, key: str, claimed: list[int]) -> str | None:
-        """Return the last name of a key, or None."""
+        """Return the name of a key after all rules, or None where it is dropped."""
         current = key
         after = -1
         while True:
@@ -88,9 +89,9 @@ class _Run:
 
 
 def second_views(rules: Iterable[Rule], tensors: Mapping[str, Derived]) -> set[str]:
-    """Return names of tensors that are views of bytes which an earlier one has already: an alias made them.
+    """Return the names of tensors whose bytes an earlier tensor views already; an alias makes such tensors.
 
-    Spans decide, so parts that only interlace, as columns do, are taken for such too.
+    Spans are compared, so parts that interlace without overlapping, as columns do, count as well.
     """
     spans: dict[str, list[Span]] = {}
     doubled: set[str] = set()
@@ -106,5 +107,5 @@ def second_views(rules: Iterable[Rule], tensors: Mapping[str, Derived]) -> set[s
 
 
 def is_name_rule(rule: Rule) -> bool:
-    """Whether a rule looks at one name at a time, and at no tensor."""
+    """Whether a rule works on one name at a time, without its tensor."""
     return isinstance(rule, (Rename, Drop))

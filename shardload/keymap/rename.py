@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rename(RuleBase):
-    """Rename keys that match a template. `{}` is one number, `{...}` any run of segments (at most one of them).
+    """Rename keys that match a template. `{}` is one number, `{...}` any run of segments (at most once).
 
     A target may add to a number: `layers.{+1}.w`. With `everywhere`, source and target are runs of whole segments
-    without placeholders, replaced wherever they stand in a key; an empty target takes them out.
+    without placeholders, replaced wherever they stand in a key; an empty target removes them.
     """
 
     op: ClassVar[str] = "rename"
@@ -39,7 +39,7 @@ class Rename(RuleBase):
         same_placeholders(self.source, self.target)
 
     def apply(self, key: str) -> str | None:
-        """Return the new key; the same key where the template does not match."""
+        """Return the new key, or the same key where the template does not match."""
         if self.everywhere:
             return self._replace_segments(key)
         values = key_template(self.source).match(key)
@@ -68,10 +68,10 @@ class Rename(RuleBase):
         return Step(rebuilt(table, claimed, {name: [(new[name], table[name])] for name in claimed}), claimed)
 
     def invert(self) -> Rename:
-        """Return the rename that undoes this one. Raises NoInverseError where segments were taken out everywhere."""
+        """Return the rename that undoes this one. Raises NoInverseError where it removes segments everywhere."""
         if self.everywhere and not self.target:
             raise NoInverseError(
-                "where segments were taken out can't be told from the names that are left",
+                "a rename that removes segments everywhere has no inverse: the names do not show where they stood",
                 where=f"rename {self.source!r} everywhere",
             )
         if self.everywhere:
@@ -82,7 +82,7 @@ class Rename(RuleBase):
 
 
 def _with_offsets(source: str, negated: str) -> str:
-    """Return the source's text with the placeholders of the other side."""
+    """Return the text of `source` with the placeholders of `negated`."""
     from_other = iter(key_template(negated).placeholders)
     text = key_template(source)
     result = text.text

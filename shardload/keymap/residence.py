@@ -1,4 +1,4 @@
-"""What has to be held together: the bytes of tensors that are put together while their parts come in."""
+"""The bytes of joined tensors that are in memory while their parts arrive."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Residence:
-    """Bytes of joined tensors. All of them are copies in anonymous memory; what is not joined stays a view.
+    """Bytes of joined tensors: copies in anonymous memory. Tensors that are not joined stay views and are not counted.
 
-    `joined` tensors take `nbytes` in the end. `peak` is the most that is begun and not yet complete at one moment,
-    when every shard is read once, in the given order; `across` of the tensors have parts in several shards.
+    `joined` tensors take `nbytes` when all are complete. `peak` is the most that is begun and incomplete at one moment,
+    when every shard is read once in the given order; the parts of `across` tensors lie in several shards.
     """
 
     joined: int = 0
@@ -28,9 +28,9 @@ class Residence:
 
 
 def residence(tensors: Mapping[str, Derived] | Iterable[Derived], shards: Sequence[str]) -> Residence:
-    """Return what joined tensors take while shards are read in order, each from its first byte to its last.
+    """Return the bytes of joined tensors when shards are read in order, each from its first byte to its last.
 
-    A tensor whose parts lie side by side in one file is a view, and not counted.
+    A tensor whose parts lie side by side in one file is a view and is not counted.
     """
     values = tensors.values() if hasattr(tensors, "values") else tensors
     joined = [tensor for tensor in values if isinstance(tensor, Joined) and as_view(tensor) is None]

@@ -1,4 +1,4 @@
-"""slice_rows and pad_rows: fewer or more rows than are stored, as a resized vocabulary has them."""
+"""slice_rows and pad_rows: fewer or more rows than are stored, for a resized vocabulary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SliceRows(RuleBase):
-    """Keep the rows from `start` up to `stop` (entries of dimension 0); the others are not loaded."""
+    """Keep the rows from `start` up to `stop` (entries of dimension 0); the other rows are not loaded."""
 
     op: ClassVar[str] = "slice_rows"
     source: str
@@ -32,16 +32,16 @@ class SliceRows(RuleBase):
         whole_number("stop", self.stop, least=self.start + 1)
 
     def transform(self, table: Table) -> Step:
-        """Return the table with the rows that are kept."""
+        """Return the table with these rows only."""
         return _transform(self, table, self.stop, 1 << 62, self._rows)
 
     def _rows(self, tensor: Derived) -> Any:
         return narrowed(tensor, 0, self.start, self.stop - self.start)
 
     def invert(self) -> Any:
-        """Raise NoInverseError: the other rows are gone."""
+        """Raise NoInverseError: the other rows can't be written back."""
         raise NoInverseError(
-            "rows that were left out can't be written back", where=f"slice_rows {self.source!r}"
+            "a slice_rows has no inverse: the other rows are not kept", where=f"slice_rows {self.source!r}"
         )
 
 
@@ -73,7 +73,7 @@ class PadRows(RuleBase):
         return join([tensor, Filled(tensor.dtype, shape, self.value)], 0)
 
     def bound(self, table: Table) -> PadRows:
-        """Return the rule with the number of rows that are stored, where it is one for all keys."""
+        """Return the rule with `of` filled in, where all keys have the same number of rows."""
         source = key_template(self.source)
         of = only(
             tensor.shape[0]
@@ -83,10 +83,10 @@ class PadRows(RuleBase):
         return self if self.of is not None or not of or of > self.rows else replace(self, of=of)
 
     def invert(self) -> SliceRows:
-        """Return the slice of what was stored. Raises NoInverseError where it is not known how much that was."""
+        """Return the rule that keeps the stored rows. Raises NoInverseError where `of` is not known."""
         if self.of is None:
             raise NoInverseError(
-                "a pad_rows that does not say how many rows are stored can't be undone",
+                "a pad_rows without of= has no inverse",
                 where=f"pad_rows {self.source!r}",
                 cure="give of=, or let KeyMap.bind(checkpoint.tensors) fill it in",
             )
@@ -105,7 +105,7 @@ def _transform(
         if not tensor.shape or not least <= tensor.shape[0] <= most:
             wanted = f"{least:,} rows" if least == most else f"{least:,} rows or more"
             wanted = f"at most {most:,} rows" if not least else wanted
-            faults.append(f"{name} {shown(tensor.shape)} has not {wanted}")
+            faults.append(f"{name} {shown(tensor.shape)} needs {wanted}")
         elif isinstance(rule, PadRows) and not _holds(tensor.dtype, rule.value):
             faults.append(f"{name} is stored as {tensor.dtype}, which has no {rule.value!r}")
         else:
@@ -115,7 +115,7 @@ def _transform(
 
 
 def _holds(code: str, value: float) -> bool:
-    """Whether a dtype surely has a value: any for wide floats, a small whole number for integers, 0 for the rest."""
+    """Whether a dtype surely holds a value: any in wide floats, small whole numbers in integers, 0 in the rest."""
     if code in {"F32", "F64", "BF16"}:
         return True
     if code == "F16":

@@ -1,4 +1,4 @@
-"""What a rule of a key map is. A new rule is one new file beside this one, and a line in `rules.py`."""
+"""The protocol of a rule. A new rule is one new file beside this one, and a line in `rules.py`."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ class Step:
 
 
 class Rule(Protocol):
-    """Changes names, or tensors, or both; everything that it does not match stays as it is."""
+    """Changes names, tensors or both; everything that it does not match stays as it is."""
 
     op: ClassVar[str]
 
     def transform(self, table: Table) -> Step:
-        """Return what becomes of a table. Raises UsageError with every fault that the rule meets in it."""
+        """Return the table after the rule. Raises UsageError with every tensor that the rule does not fit."""
 
     def invert(self) -> Rule:
         """Return the rule that undoes this one. Raises NoInverseError where there is none."""
 
     def bound(self, table: Table) -> Rule:
-        """Return the rule with the sizes filled in that its inverse needs, where they are one for all keys."""
+        """Return the rule with the sizes that its inverse needs, where all keys have the same."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as JSON data."""
 
 
 class RuleBase:
-    """What all rules share: JSON data from the fields, all faults in one error, nothing to fill in."""
+    """The methods that rules share: JSON data from the fields, all faults in one error, no sizes to fill in."""
 
     op: ClassVar[str]
 
@@ -57,7 +57,7 @@ class RuleBase:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rule as JSON data, without the fields that say nothing."""
+        """Return the rule as JSON data, without fields that have their default value."""
         document: dict[str, Any] = {"op": self.op}
         for item in fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
@@ -66,7 +66,7 @@ class RuleBase:
         return document
 
     def _refuse(self, faults: Sequence[str]) -> None:
-        """Raise UsageError for what a rule can't do with a table, if there is anything."""
+        """Raise UsageError with the tensors that a rule does not fit, if there are any."""
         if faults:
             more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
             raise UsageError(
@@ -77,9 +77,10 @@ class RuleBase:
 
 
 def rebuilt(table: Table, taken: Iterable[str], made: Mapping[str, Sequence[tuple[str, Derived]]]) -> Table:
-    """Return the table without what was taken; what was made stands in the place of the name that it is filed under.
+    """Return the table without the names in `taken` and with the tensors in `made`.
 
-    Raises UsageError when a name is there twice.
+    `made` is filed under names of the table: each new tensor takes the place of the name that it is filed under.
+    Raises UsageError where two tensors would have one name.
     """
     gone = frozenset(taken)
     result: Table = {}
@@ -92,7 +93,7 @@ def rebuilt(table: Table, taken: Iterable[str], made: Mapping[str, Sequence[tupl
         for key, value in new:
             if key in result:
                 clashes.append(f"{origin[key]} and {name} both become {key}")
-            # Rows of nothing but padding are a tensor too.
+            # A tensor may consist of padding alone.
             result[key] = (
                 Joined(value.dtype, value.shape, 0, (value,)) if isinstance(value, Filled) else value
             )
@@ -112,7 +113,7 @@ def refuse_clashes(clashes: Sequence[str]) -> None:
 
 
 def template_list(what: str, texts: Any) -> tuple[str, ...]:
-    """Return templates as a tuple. Raises UsageError for anything else than two or more texts."""
+    """Return templates as a tuple. Raises UsageError unless they are two or more different texts."""
     if not isinstance(texts, (list, tuple)) or not 2 <= len(texts) <= MOST_TEMPLATES:
         raise UsageError(f"{what} takes 2 to {MOST_TEMPLATES:,} templates", where=repr(texts)[:200])
     for text in texts:
@@ -123,28 +124,28 @@ def template_list(what: str, texts: Any) -> tuple[str, ...]:
 
 
 def whole_number(what: str, value: Any, *, least: int = 0, most: int = LARGEST) -> int:
-    """Return a whole number. Raises UsageError for anything else, True and 1.0 among it, and outside the bounds."""
+    """Return a whole number. Raises UsageError outside the bounds, and for other types, bool and float included."""
     if type(value) is not int or not least <= value <= most:
         raise UsageError(f"{what} is a whole number from {least} to {most:,}", where=repr(value)[:200])
     return value
 
 
 def dimension(value: Any) -> int:
-    """Return a dimension as torch counts them, from the end where negative. Raises UsageError for anything else."""
+    """Return a dimension, negative ones counted from the end as in torch. Raises UsageError for anything else."""
     return whole_number("a dimension", value, least=-64, most=63)
 
 
 def sizes_of(value: Any, count: int) -> tuple[int, ...] | None:
-    """Return sizes along a dimension, one a template; None as it is. Raises UsageError for anything else."""
+    """Return the sizes along a dimension, one for each template; None stays None. Raises UsageError."""
     if value is None:
         return None
     if not isinstance(value, (list, tuple)) or len(value) != count:
-        raise UsageError(f"{count} sizes are wanted, one a template", where=repr(value)[:200])
+        raise UsageError(f"give {count} sizes, one for each template", where=repr(value)[:200])
     return tuple(whole_number("a size", size) for size in value)
 
 
 def only(values: Iterable[Any]) -> Any:
-    """Return the one value that all have, or None."""
+    """Return the value that all of `values` are equal to, or None where they differ or there are none."""
     found = set(values)
     return found.pop() if len(found) == 1 else None
 

@@ -1,4 +1,4 @@
-"""A chain of rules, and a method for each rule that gives a longer chain."""
+"""A chain of rules, with one method for each kind of rule that returns a longer chain."""
 
 from __future__ import annotations
 

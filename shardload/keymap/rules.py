@@ -1,4 +1,4 @@
-"""The rules that there are, by the name that a file gives them."""
+"""All rules, by the name that a map's file gives them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RULES: dict[str, Any] = {
 
 
 def rule_of(entry: Any) -> Rule:
-    """Return the rule that JSON data describe. Raises UsageError for an unknown rule or field, and for odd values."""
+    """Return the rule that JSON data describe. Raises UsageError for an unknown rule or field and for wrong values."""
     if not isinstance(entry, dict) or not isinstance(entry.get("op"), str):
         raise UsageError('a rule of a key map is an object with an "op"', where=repr(entry)[:200])
     kind = RULES.get(entry["op"])

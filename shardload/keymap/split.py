@@ -1,4 +1,4 @@
-"""split and cat: one tensor as several along a dimension, and several as one; each undoes the other."""
+"""split and cat: one tensor cut into several along a dimension, and several joined to one; each undoes the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split(RuleBase):
-    """Cut a tensor into one part a target, along `dim`. `sizes` are elements of that dimension; None: equal parts."""
+    """Cut a tensor along `dim` into one part for each target. `sizes` count elements along it; None: equal parts."""
 
     op: ClassVar[str] = "split"
     source: str
@@ -30,7 +30,7 @@ class Split(RuleBase):
         _check(self, "targets", self.source)
 
     def transform(self, table: Table) -> Step:
-        """Return the table with the parts in the place of the whole."""
+        """Return the table with the parts in the place of the whole tensor."""
         made: dict[str, list[tuple[str, Derived]]] = {}
         faults: list[str] = []
         source = key_template(self.source)
@@ -41,7 +41,9 @@ class Split(RuleBase):
             sizes = self._sizes(tensor.shape)
             if sizes is None:
                 wanted = "equal parts" if self.sizes is None else shown(self.sizes)
-                faults.append(f"{name} {shown(tensor.shape)} has no {wanted} along dimension {self.dim}")
+                faults.append(
+                    f"{name} {shown(tensor.shape)} can't be cut into {wanted} along dimension {self.dim}"
+                )
                 continue
             dim, at, parts = self.dim % len(tensor.shape), 0, []
             for target, size in zip(self.targets, sizes, strict=True):
@@ -61,7 +63,7 @@ class Split(RuleBase):
         return self.sizes if sum(self.sizes) == whole else None
 
     def bound(self, table: Table) -> Split:
-        """Return the split with the sizes of the one width that it meets."""
+        """Return the split with its sizes, where all keys have the same."""
         source = key_template(self.source)
         sizes = only(
             self._sizes(tensor.shape) for name, tensor in table.items() if source.match(name) is not None
@@ -69,13 +71,13 @@ class Split(RuleBase):
         return self if self.sizes is not None or sizes is None else replace(self, sizes=sizes)
 
     def invert(self) -> Cat:
-        """Return the cat of the parts."""
+        """Return the cat that joins the parts."""
         return Cat(self.targets, self.source, self.dim, self.sizes)
 
 
 @dataclass(frozen=True)
 class Cat(RuleBase):
-    """Put one tensor a source together along `dim`, in the order of the sources. `sizes` say what each has there."""
+    """Join one tensor of each source along `dim`, in the order of the sources. `sizes` is what each has along it."""
 
     op: ClassVar[str] = "cat"
     sources: tuple[str, ...]
@@ -87,7 +89,7 @@ class Cat(RuleBase):
         _check(self, "sources", self.target)
 
     def transform(self, table: Table) -> Step:
-        """Return the table with the whole in the place of its first part."""
+        """Return the table with each joined tensor in the place of its first part."""
         made: dict[str, list[tuple[str, Derived]]] = {}
         taken: list[str] = []
         faults: list[str] = []
@@ -105,7 +107,7 @@ class Cat(RuleBase):
         return Step(rebuilt(table, taken, made), taken)
 
     def _groups(self, table: Table) -> dict[tuple[str, ...], list[str | None]]:
-        """Return what belongs together, by what the placeholders stand for."""
+        """Return the names to join, a list for each set of values of the placeholders; None for a part that lacks."""
         groups: dict[tuple[str, ...], list[str | None]] = {}
         templates = [key_template(source) for source in self.sources]
         for name in table:
@@ -144,7 +146,7 @@ class Cat(RuleBase):
         return None
 
     def bound(self, table: Table) -> Cat:
-        """Return the cat with the sizes of its parts, where they are the same for all keys."""
+        """Return the cat with the sizes of its parts, where all keys have the same."""
         if self.sizes is not None:
             return self
         found = set()
@@ -158,7 +160,7 @@ class Cat(RuleBase):
         """Return the split into the parts. Raises NoInverseError where their sizes are not known."""
         if self.sizes is None:
             raise NoInverseError(
-                "a cat without sizes can't be undone",
+                "a cat without sizes has no inverse",
                 where=f"cat into {self.target!r}",
                 cure="give sizes=, or let KeyMap.bind(checkpoint.tensors) fill them in",
             )

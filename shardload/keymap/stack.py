@@ -1,4 +1,4 @@
-"""stack and unstack: numbered tensors as one with a dimension more, and back."""
+"""stack and unstack: numbered tensors as one tensor with one more dimension, and back."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from shardload.keys import ranges
 if TYPE_CHECKING:
     from shardload.keymap.rule import Table
 
-MOST = 65_536  # tensors that one tensor is unstacked into: a header can name any shape
+MOST = 65_536  # entries that one tensor is unstacked into: a header may claim any shape
 
 
 @dataclass(frozen=True)
 class Stack(RuleBase):
-    """Put tensors that `{n}` numbers from 0, without a hole, on top of one another: `dim` is the new dimension."""
+    """Stack the tensors that `{n}` numbers, from 0 and without a gap; `dim` is the new dimension, `count` its size."""
 
     op: ClassVar[str] = "stack"
     source: str
@@ -30,7 +30,7 @@ class Stack(RuleBase):
         _check(self, self.source, self.target)
 
     def transform(self, table: Table) -> Step:
-        """Return the table with each stack in the place of the first tensor of it that is met."""
+        """Return the table with each stack in the place of the first of its tensors."""
         made: dict[str, list[tuple[str, Derived]]] = {}
         taken: list[str] = []
         faults: list[str] = []
@@ -61,7 +61,7 @@ class Stack(RuleBase):
     def _fault(self, target: str, members: dict[int, str], table: Table) -> str | None:
         count = len(members) if self.count is None else self.count
         if set(members) != set(range(count)):
-            return f"{target}: {ranges(members)} are there, all of {ranges(range(count))} are wanted"
+            return f"{target}: has {ranges(members)}, and needs {ranges(range(count))}"
         tensors = [table[name] for name in members.values()]
         for what, found in (
             ("shapes", {shown(tensor.shape) for tensor in tensors}),
@@ -73,7 +73,7 @@ class Stack(RuleBase):
         return None if -rank <= self.dim < rank else f"{target}: no dimension {self.dim} in {rank}"
 
     def bound(self, table: Table) -> Stack:
-        """Return the stack with its height, where it is one for all keys."""
+        """Return the stack with its count, where all keys have the same."""
         count = only(len(members) for members in self._groups(table).values())
         return self if self.count is not None or count is None else replace(self, count=count)
 
@@ -84,7 +84,7 @@ class Stack(RuleBase):
 
 @dataclass(frozen=True)
 class Unstack(RuleBase):
-    """Take a dimension away: one tensor an entry of it, numbered from 0 in the place of `{n}`."""
+    """Make one tensor of each entry of a dimension; `{n}` in the target is the entry's number, from 0."""
 
     op: ClassVar[str] = "unstack"
     source: str
@@ -96,7 +96,7 @@ class Unstack(RuleBase):
         _check(self, self.target, self.source)
 
     def transform(self, table: Table) -> Step:
-        """Return the table with the entries in the place of the whole."""
+        """Return the table with the entries in the place of the whole tensor."""
         source, target = key_template(self.source), key_template(self.target)
         at = target.placeholders.index("{n}")
         made: dict[str, list[tuple[str, Derived]]] = {}
@@ -109,7 +109,9 @@ class Unstack(RuleBase):
             count = tensor.shape[self.dim] if -rank <= self.dim < rank else 0
             if not 0 < count <= MOST or self.count not in (None, count):
                 wanted = f"1 to {MOST:,}" if self.count is None else f"{self.count}"
-                faults.append(f"{name} {shown(tensor.shape)} has not {wanted} along dimension {self.dim}")
+                faults.append(
+                    f"{name} {shown(tensor.shape)} has no {wanted} entries along dimension {self.dim}"
+                )
                 continue
             made[name] = [
                 (
@@ -122,7 +124,7 @@ class Unstack(RuleBase):
         return Step(rebuilt(table, made, made), list(made))
 
     def bound(self, table: Table) -> Unstack:
-        """Return the unstack with its count, where it is one for all keys."""
+        """Return the unstack with its count, where all keys have the same."""
         source = key_template(self.source)
         count = only(
             tensor.shape[self.dim]

@@ -1,4 +1,4 @@
-"""transpose: the same numbers with two dimensions exchanged, as Conv1D and Linear store them."""
+"""transpose: two dimensions exchanged, as between the weights of GPT-2's Conv1D and of Linear."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Transpose(RuleBase):
         object.__setattr__(self, "dims", tuple(dimension(dim) for dim in self.dims))
 
     def transform(self, table: Table) -> Step:
-        """Return the table with the tensors turned."""
+        """Return the table with these tensors transposed."""
         source = key_template(self.source)
         made: dict[str, list[tuple[str, Derived]]] = {}
         faults: list[str] = []
@@ -38,7 +38,7 @@ class Transpose(RuleBase):
                 continue
             rank = len(tensor.shape)
             if not all(-rank <= dim < rank for dim in self.dims):
-                faults.append(f"{name} {shown(tensor.shape)} has not the dimensions {shown(self.dims)}")
+                faults.append(f"{name} {shown(tensor.shape)} lacks the dimensions {shown(self.dims)}")
                 continue
             first, second = (dim % rank for dim in self.dims)
             made[name] = [(name, cast("Derived", transposed(tensor, first, second)))]
@@ -46,5 +46,5 @@ class Transpose(RuleBase):
         return Step(rebuilt(table, made, made), list(made))
 
     def invert(self) -> Transpose:
-        """Return the rule itself: twice is not at all."""
+        """Return the rule itself: it undoes itself."""
         return self
