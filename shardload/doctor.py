@@ -21,22 +21,25 @@ from shardload.errors import (
     UsageError,
 )
 from shardload.keys import collapse
+from shardload.keywords import entry_point
 from shardload.load import model_maker
 from shardload.loading.fill import check
 from shardload.model.shell import build_shell
+from shardload.where import CodeTrust, Where
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import nn
+    from typing_extensions import Unpack
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.checkpoint.index import WeightFiles
     from shardload.keymap import KeyMap
+    from shardload.keywords import ModelKeywords
     from shardload.model.shell import Shell
-    from shardload.remote_code.importer import RemoteBase
-    from shardload.remote_code.trust import Trust
+    from shardload.where import WhereLike
 
 SCHEMA = 1
 """The version of the JSON document: fields are only added to it."""
@@ -131,23 +134,15 @@ class Examination:
         return [f"map: {count} rule{'s' * (count != 1)}, tried on the headers: {left}{memory}{doubt}"]
 
 
+@entry_point
 def examine(
-    where: str | os.PathLike[str],
+    where: WhereLike,
     *,
     model_class: Callable[[Any], nn.Module] | None = None,
     like: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
-    trust_remote_code: Trust = False,
-    remote_base: RemoteBase = "auto",
     auto_class: str | None = None,
-    revision: str | None = None,
-    code_revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    allow_links: bool = False,
+    **keywords: Unpack[ModelKeywords],
 ) -> Examination:
     """Say what is wrong with a checkpoint and what cures it, from headers alone: no weight is read.
 
@@ -165,48 +160,41 @@ def examine(
     contradictions are findings, not errors; raises UsageError, NotFoundError (nothing is there), UnsafeError,
     RemoteCodeError.
     """
-    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    files: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "allow_links": allow_links}
+    place = Where.of(where, keywords)
+    trust = CodeTrust.of(place, keywords)
     try:
-        checkpoint = open_checkpoint(where, variant=variant, **files, **hub)
+        checkpoint = open_checkpoint(place)
     except (CorruptError, UnsupportedError, NotFoundError) as error:
-        found = _unopened(error, where, variant, {**files, **hub})
+        found = _unopened(error, place)
         if found is None:
             raise
         return found
     if like is not None:
-        return _compared(checkpoint, open_checkpoint(like, **hub))
-    make = _maker(
-        where,
-        checkpoint,
-        model_class=model_class,
-        auto_class=auto_class,
-        trust_remote_code=trust_remote_code,
-        remote_base=remote_base,
-        revision=revision,
-        code_revision=code_revision,
-        **hub,
-    )
+        return _compared(checkpoint, open_checkpoint(place.elsewhere(like)))
+    make = _maker(checkpoint, trust, model_class, auto_class)
     if make is None:
         return _alone(checkpoint)
     shell = build_shell(make)
     if adapter is not None:
-        return _adapted(shell, adapter, hub)
+        return _adapted(shell, place.elsewhere(adapter))
     return _in_model(shell, checkpoint)
 
 
 def _maker(
-    where: str | os.PathLike[str], checkpoint: Checkpoint, **options: Any
+    checkpoint: Checkpoint,
+    trust: CodeTrust,
+    model_class: Callable[[Any], nn.Module] | None,
+    auto_class: str | None,
 ) -> Callable[[], nn.Module] | None:
     """Return what makes the model, or None where no class is at hand without anybody's word."""
-    if options["model_class"] is None:
+    if model_class is None:
         config = checkpoint.config or read_config(checkpoint.source)
-        if not config or ("auto_map" in config and not options["trust_remote_code"]):
+        if not config or ("auto_map" in config and not trust.trust_remote_code):
             return None
     try:
-        return model_maker(where, checkpoint, **options)
+        return model_maker(checkpoint, trust, model_class=model_class, auto_class=auto_class)
     except UsageError:
-        if options["model_class"] is not None or options["trust_remote_code"]:
+        if model_class is not None or trust.trust_remote_code:
             raise
         return None  # no class is named, or transformers is not there
 
@@ -302,12 +290,10 @@ _CODES = (
 )
 
 
-def _unopened(
-    error: ShardloadError, where: str | os.PathLike[str], variant: str | None, options: Mapping[str, Any]
-) -> Examination | None:
+def _unopened(error: ShardloadError, where: Where) -> Examination | None:
     """Return the finding that an error amounts to; None where there is nothing to examine."""
     if isinstance(error, NotFoundError):
-        return _absent_shards(where, variant, options)
+        return _absent_shards(where)
     code = next((code for sign, code in _CODES if sign in error.what), "")
     code = code or ("E-CORRUPT" if isinstance(error, CorruptError) else "E-FORMAT")
     finding = Finding(
@@ -319,15 +305,13 @@ def _unopened(
         declines=True,
         unsafe=isinstance(error, CorruptError),
     )
-    return Examination(str(where), (finding,))
+    return Examination(str(where.name), (finding,))
 
 
-def _absent_shards(
-    where: str | os.PathLike[str], variant: str | None, options: Mapping[str, Any]
-) -> Examination | None:
+def _absent_shards(where: Where) -> Examination | None:
     try:
-        source, only = find_source(where, **options)
-        files: WeightFiles = find_weight_files(source, only=only, variant=variant)
+        source, only = find_source(where)
+        files: WeightFiles = find_weight_files(source, only=only, variant=where.variant)
     except ShardloadError:
         return None
     present = set(source.names())
@@ -350,12 +334,12 @@ def _absent_shards(
 # Adapters -----------------------------------------------------------------------------------------------------
 
 
-def _adapted(shell: Shell, adapter: str | os.PathLike[str], hub: dict[str, Any]) -> Examination:
+def _adapted(shell: Shell, adapter: Where) -> Examination:
     from shardload.adapters import open_adapter
     from shardload.adapters.judgement import judge
     from shardload.adapters.reading import read_content
 
-    file = open_adapter(adapter, **hub)
+    file = open_adapter(adapter)
     tensors = file.checkpoint.tensors
     against = type(shell.model).__name__
     result = Examination(

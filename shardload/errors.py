@@ -147,7 +147,7 @@ class UnsupportedError(ShardloadError):
     >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
     >>> shardload.from_pretrained("tiny", model_class=torch.nn.Linear, load_in_8bit=True)
     Traceback (most recent call last):
-    shardload.errors.UnsupportedError: load_in_8bit= is not done by this version
+    shardload.errors.UnsupportedError: from_pretrained does not do load_in_8bit= in this version
       ...
     """
 

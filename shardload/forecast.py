@@ -12,17 +12,22 @@ from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardload.dtypes import float_code
 from shardload.errors import UsageError
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
+from shardload.keywords import entry_point
 from shardload.loading.memory_plan import MemoryPlan, Statement
 from shardload.placement.taken import code_after_cast, taken_on_device
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES
+from shardload.where import Where
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
     import torch
+    from typing_extensions import Unpack
 
     from shardload.keymap import Derived, MappedHeaders, Names
+    from shardload.keywords import WhereKeywords
+    from shardload.where import WhereLike
 
 SCHEMA = "shardload.plan/1"
 
@@ -119,16 +124,17 @@ class Forecast:
         }
 
 
+@entry_point
 @gc_paused()
 def plan_load(
-    where: str | os.PathLike[str] | Checkpoint,
+    where: WhereLike | Checkpoint,
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     copy: bool = False,
-    **options: Any,
+    **keywords: Unpack[WhereKeywords],
 ) -> Forecast:
     """Return what `from_pretrained` with these keywords would download, read, hold and peak at.
 
@@ -141,7 +147,8 @@ def plan_load(
     against one. Other keywords are those of `open_checkpoint`. Raises what that raises, and UsageError for a key map
     that does not fit.
     """
-    checkpoint = where if isinstance(where, Checkpoint) else open_checkpoint(where, **options)
+    place = Where.of(where.label if isinstance(where, Checkpoint) else where, keywords)
+    checkpoint = where if isinstance(where, Checkpoint) else open_checkpoint(place)
     code = float_code(dtype)
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)
@@ -152,7 +159,7 @@ def plan_load(
     shards = [shard.name for shard in checkpoint.shards]
     statement = Statement(shards, copy)
     statement.add_all(tensors, lambda _name, tensor: taken_on_device(tensor, code, device=on), copies)
-    extra = _adapter_amounts(adapter, code, on, tensors, options) if adapter is not None else None
+    extra = None if adapter is None else _adapter_amounts(place.elsewhere(adapter), code, on, tensors)
     statement.kept += extra.anon if extra else 0
     memory = statement.plan()
     held = Amounts(memory.anonymous - (extra.anon if extra else 0), memory.mapped, memory.device)
@@ -214,21 +221,14 @@ def _notes(rules: KeyMap, mapped: MappedHeaders, checkpoint: Checkpoint, copies:
     return notes
 
 
-def _adapter_amounts(
-    where: str | os.PathLike[str],
-    code: str | None,
-    device: str,
-    base: Mapping[str, Derived],
-    options: Mapping[str, Any],
-) -> Amounts:
+def _adapter_amounts(where: Where, code: str | None, device: str, base: Mapping[str, Derived]) -> Amounts:
     """Return what an adapter's tensors take: they compute in the wider one of their own dtype and the base's."""
     from shardload.adapters.source import open_adapter
 
-    hub = {name: options[name] for name in ("token", "cache_dir", "local_files_only") if name in options}
     codes = Counter(code_after_cast(tensor, code) for tensor in base.values() if tensor.is_floating)
     common = codes.most_common(1)[0][0] if codes else None
     statement = Statement(())
-    for ref in open_adapter(where, **hub).checkpoint.tensors.values():
+    for ref in open_adapter(where).checkpoint.tensors.values():
         wide = _wider(ref.dtype, common) if ref.is_floating and common else ref.dtype
         statement.add(ref, taken_on_device(ref, wide, device=device))
     memory = statement.plan()

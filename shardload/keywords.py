@@ -1,68 +1,129 @@
-"""Keywords of other loaders' from_pretrained: declined by name, with what shardload has instead."""
+"""The keywords of the public entry points: groups of them, who takes which, and what to do instead elsewhere."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+import inspect
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypedDict, TypeVar
 
-from shardload.errors import ShardloadError, UnsupportedError, UsageError
+from shardload.errors import UnsupportedError, UsageError
+from shardload.keyword_table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
+from shardload.where import KEYWORD_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    import os
+    from collections.abc import Callable, Collection
 
-_ONE_DEVICE = "a model goes to one device: pass device=, such as device='cuda:1'"
-_NO_OFFLOAD = f"{_ONE_DEVICE}; on the CPU weights stay mapped files, which the system reads and drops by need"
-_NO_QUANTISING = "weights are loaded as they are stored, or cast by dtype="
-_ALWAYS = "leave it out: weights are never in memory twice"
-_ON_THE_CONFIG = "set it in config.json, or on the config that you pass as config="
+    from shardload.where import RemoteBase, Trust
 
-_UNSUPPORTED = {
-    "device_map": _ONE_DEVICE,
-    "offload_folder": _NO_OFFLOAD,
-    "offload_state_dict": _NO_OFFLOAD,
-    "offload_buffers": _NO_OFFLOAD,
-    "tp_plan": _ONE_DEVICE,
-    "tp_size": _ONE_DEVICE,
-    "device_mesh": _ONE_DEVICE,
-    "load_in_8bit": _NO_QUANTISING,
-    "load_in_4bit": _NO_QUANTISING,
-    "quantization_config": _NO_QUANTISING,
-    "gguf_file": "use a checkpoint in safetensors or torch's own format",
-    "from_tf": "use a checkpoint in safetensors or torch's own format",
-    "from_flax": "use a checkpoint in safetensors or torch's own format",
-    "ignore_mismatched_sizes": "correct the config: a tensor of another shape is never skipped",
-    "proxies": "set HTTPS_PROXY in the environment",
-    "force_download": "remove the repo from the cache",
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+class SourceKeywords(TypedDict, total=False):
+    """Keywords that say where a repo's files are."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | os.PathLike[str] | None
+    local_files_only: bool
+    subfolder: str | None
+    allow_links: bool
+
+
+class WhereKeywords(SourceKeywords, total=False):
+    """Keywords that say where a checkpoint's weights are."""
+
+    variant: str | None
+
+
+class TrustKeywords(TypedDict, total=False):
+    """Keywords that say what a repo's code may do."""
+
+    trust_remote_code: Trust
+    code_revision: str | None
+    remote_base: RemoteBase
+
+
+class RepoKeywords(TrustKeywords, SourceKeywords, total=False):
+    """Keywords of what runs a repo's code and reads no weight."""
+
+
+class ModelKeywords(TrustKeywords, WhereKeywords, total=False):
+    """Keywords of what runs a repo's code and reads its weights."""
+
+
+_GROUPS = {
+    f"Unpack[{group.__name__}]": group
+    for group in (SourceKeywords, WhereKeywords, RepoKeywords, ModelKeywords)
 }
-_OTHERWISE = {
-    "torch_dtype": "pass dtype=",
-    "low_cpu_mem_usage": _ALWAYS,
-    "_fast_init": _ALWAYS,
-    "use_safetensors": "leave it out: safetensors files are taken where there are some; name a file to choose another",
-    "weights_only": "leave it out: nothing that a pickle names is ever run",
-    "use_auth_token": "pass token=",
-    "resume_download": "leave it out: downloads are resumed",
-    "attn_implementation": _ON_THE_CONFIG,
-    "use_flash_attention_2": _ON_THE_CONFIG,
-    "key_mapping": "pass key_map=",
-    "output_loading_info": "call report_of(model)",
-    "state_dict": "build_shell and fill, or load_state_dict of the model itself",
-    "adapter_kwargs": "load_adapter(model, where, …)",
-}
 
 
-def refuse(keywords: Collection[str], function: str) -> None:
-    """Raise for keywords that `function` does not have; nothing when there are none.
+class KeywordError(UsageError, TypeError):
+    """A keyword that the function does not have: a misspelt one, or one that belongs to no function at all."""
 
-    UsageError for those of other loaders that have another name here or are not needed, UnsupportedError for what
-    is not built; the cure says what to pass. TypeError, as Python's own, for a name that nobody knows.
+
+def entry_point(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Make a public function name its keywords, and decline others by name.
+
+    `help()` and `inspect.signature` list every keyword of a group (`**keywords: Unpack[WhereKeywords]`) with its
+    default. A keyword of another entry point or of another loader raises UsageError or UnsupportedError with what to
+    do instead; a misspelt one raises KeywordError (also a TypeError) with the name that may be meant.
     """
-    for name in keywords:
-        if name in _OTHERWISE:
-            raise _error(UsageError, f"{function} has no {name}=", name, _OTHERWISE[name])
-        if name in _UNSUPPORTED:
-            raise _error(UnsupportedError, f"{name}= is not done by this version", name, _UNSUPPORTED[name])
-        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    signature = _full(inspect.signature(function))
+    own = {
+        name
+        for name, each in signature.parameters.items()
+        if each.kind is not inspect.Parameter.POSITIONAL_ONLY
+    }
+
+    @functools.wraps(function)
+    def checked(*arguments: Params.args, **keywords: Params.kwargs) -> Result:
+        for name in keywords:
+            if name not in own:
+                _decline(name, function.__name__, own)
+        return function(*arguments, **keywords)
+
+    checked.__signature__ = signature  # type: ignore[attr-defined]
+    return checked
 
 
-def _error(kind: type[ShardloadError], what: str, name: str, cure: str) -> ShardloadError:
-    return kind(what, where=f"{name}=", cure=cure)
+def _full(signature: inspect.Signature) -> inspect.Signature:
+    """Return a signature in which the names of a group stand in the place of `**keywords`."""
+    *plain, last = signature.parameters.values()
+    if last.kind is not inspect.Parameter.VAR_KEYWORD:
+        return signature
+    names = _GROUPS[last.annotation].__optional_keys__
+    group = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
+        for name, each in KEYWORD_FIELDS.items()
+        if name in names
+    ]
+    return signature.replace(parameters=[*plain, *group])
+
+
+def _decline(name: str, function: str, own: Collection[str]) -> NoReturn:
+    """Raise the error that says why `function` has no such keyword and what to do instead."""
+    where = f"{name}="
+    if name in NOT_BUILT:
+        raise UnsupportedError(
+            f"{function} does not do {where} in this version", where=where, cure=NOT_BUILT[name]
+        )
+    meant = ALIASES.get(name, name)
+    if meant in own:
+        raise UsageError(f"{function} has no {where}", where=where, cure=f"pass {meant}=")
+    if name in NOT_NEEDED:
+        raise UsageError(
+            f"{function} has no {where}", where=where, cure=NOT_NEEDED[name].format(function=function)
+        )
+    if meant in KEYWORDS:
+        cure = EXCEPTIONS.get((meant, function), KEYWORDS[meant][1]).format(function=function)
+        raise UsageError(f"{function} has no {where}", where=where, cure=cure)
+    import difflib
+
+    near = difflib.get_close_matches(name, own, 1, 0.7)
+    raise KeywordError(
+        f"{function}() got an unexpected keyword argument {name!r}",
+        where=where,
+        cure=f"did you mean {near[0]}=?" if near else f"help(shardload.{function}) lists its keywords",
+    )

@@ -12,11 +12,12 @@ from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.checkpoint import open_checkpoint, read_config
 from shardload.checkpoint.sources import find_source
 from shardload.errors import UsageError
-from shardload.keywords import refuse
+from shardload.keywords import entry_point
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice, parse_dtype
+from shardload.where import CodeTrust, Where
 
 if TYPE_CHECKING:
     import os
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
 
     import torch
     from torch import nn
+    from typing_extensions import Unpack
 
     from shardload._system.progress import ProgressOption
     from shardload.checkpoint.checkpoint import Checkpoint
-    from shardload.checkpoint.sources.source import Source
     from shardload.keymap import KeyMap, Names
+    from shardload.keywords import ModelKeywords, RepoKeywords
     from shardload.loading.report import Report
     from shardload.model.shell import Shell
     from shardload.placement.target import Target
-    from shardload.remote_code.importer import RemoteBase
-    from shardload.remote_code.trust import Trust
+    from shardload.where import WhereLike
 
 # By id until the model is gone: a report never keeps a model alive, a model is not pickled with its report, and a
 # class may call any two of its models equal.
@@ -44,15 +45,14 @@ _PARAMETERS = 25_000
 _PARAMETERS_A_TENSOR = 16
 
 
+@entry_point
 @gc_paused()
 def from_pretrained(
-    where: str | os.PathLike[str],
+    where: WhereLike,
     *,
     model_class: Callable[[Any], nn.Module] | None = None,
     auto_class: str | None = None,
     config: Any = None,
-    trust_remote_code: Trust = False,
-    remote_base: RemoteBase = "auto",
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     adapter: str | os.PathLike[str] | None = None,
@@ -66,15 +66,7 @@ def from_pretrained(
     spill: str | os.PathLike[str] | None = None,
     max_memory: int | None = None,
     progress: ProgressOption = None,
-    revision: str | None = None,
-    code_revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    allow_links: bool = False,
-    **declined: Any,
+    **keywords: Unpack[ModelKeywords],
 ) -> nn.Module:
     """Load a checkpoint into the model that it belongs to, and return the model in eval mode.
 
@@ -106,32 +98,30 @@ def from_pretrained(
     `report_of(model)` tells what was done. Keywords of other loaders (`device_map`, `torch_dtype`, …) are declined
     by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
-    refuse(declined, "from_pretrained")
+    place = Where.of(where, keywords)
+    trust = CodeTrust.of(place, keywords)
     target = OnDevice(device, parse_dtype(dtype), spill)
-    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
     clock = _Clock()
 
-    files: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "allow_links": allow_links}
-    checkpoint = open_checkpoint(where, variant=variant, **files, **hub)
+    checkpoint = open_checkpoint(place)
     clock.stage("open")
     config_json = checkpoint.config
     if config_json is None and model_class is None:
         config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
-    repo = _Repo(checkpoint.source, config_json, {**trust, **hub})
+    repo = checkpoint.source, config_json, trust
     settled = (
-        repo.config(target.dtype, model_class)
+        remote_code.load_config(*repo, dtype=target.dtype, model_class=model_class)
         if config is None
         else remote_code.LoadedConfig(_with_dtype(config, target.dtype), "given by the caller")
     )
-    resolved = repo.resolve(auto_class, model_class)
+    resolved = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
     # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
     limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
     shell = build_shell(lambda: resolved.make(settled.config), at_most=limit)
     # Before a weight is read: the file may be broken.
     generation = remote_code.attach_generation_config(shell.model, checkpoint.source)
     clock.stage("shell")
-    adapted = _Adapted(shell, adapter, merge=merge, hub=hub)
+    adapted = _Adapted(shell, None if adapter is None else place.elsewhere(adapter), merge=merge)
     report = fill(
         shell,
         checkpoint,
@@ -157,19 +147,9 @@ def from_pretrained(
     return model
 
 
+@entry_point
 def load_config(
-    where: str | os.PathLike[str],
-    *,
-    trust_remote_code: Trust = False,
-    remote_base: RemoteBase = "auto",
-    dtype: str | torch.dtype = "auto",
-    revision: str | None = None,
-    code_revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    allow_links: bool = False,
+    where: WhereLike, *, dtype: str | torch.dtype = "auto", **keywords: Unpack[RepoKeywords]
 ) -> Any:
     """Return the config of a repo: an object of its own configuration class where `auto_map` names one.
 
@@ -182,26 +162,15 @@ def load_config(
     No weight file is looked at. Keywords are as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError,
     RemoteCodeError, UsageError.
     """
-    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
-    files: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "allow_links": allow_links}
-    repo = _Repo.find(where, files, {**trust, **hub})
-    return repo.config(parse_dtype(dtype)).config
+    place = Where.of(where, keywords)
+    source, _ = find_source(place)
+    trust = CodeTrust.of(place, keywords)
+    return remote_code.load_config(source, read_config(source), trust, dtype=parse_dtype(dtype)).config
 
 
+@entry_point
 def resolve_class(
-    where: str | os.PathLike[str],
-    *,
-    auto_class: str | None = None,
-    trust_remote_code: Trust = False,
-    remote_base: RemoteBase = "auto",
-    revision: str | None = None,
-    code_revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    allow_links: bool = False,
+    where: WhereLike, *, auto_class: str | None = None, **keywords: Unpack[RepoKeywords]
 ) -> Callable[[Any], nn.Module]:
     """Return what makes a repo's model from a config, for `build_shell(lambda: make(config))`.
 
@@ -222,33 +191,26 @@ def resolve_class(
     The `auto_map` entry wins over `architectures`; `auto_class` picks another one. Keywords are as in
     `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError, UsageError.
     """
-    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
-    files: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "allow_links": allow_links}
-    repo = _Repo.find(where, files, {**trust, **hub})
-    return repo.resolve(auto_class).make
+    place = Where.of(where, keywords)
+    source, _ = find_source(place)
+    trust = CodeTrust.of(place, keywords)
+    return remote_code.resolve_class(source, read_config(source), trust, auto_class=auto_class).make
 
 
 def model_maker(
-    where: str | os.PathLike[str],
     checkpoint: Checkpoint,
+    trust: CodeTrust,
     *,
     model_class: Callable[[Any], nn.Module] | None = None,
     auto_class: str | None = None,
-    trust_remote_code: Trust = False,
-    remote_base: RemoteBase = "auto",
-    revision: str | None = None,
-    code_revision: str | None = None,
-    **hub: Any,
 ) -> Callable[[], nn.Module]:
     """Return what makes the model of an opened checkpoint, config and class chosen as in `from_pretrained`."""
-    trust = _trust(where, trust_remote_code, revision, code_revision, remote_base)
     config_json = checkpoint.config
     if config_json is None and model_class is None:
         config_json = read_config(checkpoint.source)
-    repo = _Repo(checkpoint.source, config_json, {**trust, **hub})
-    settled = repo.config(None, model_class)
-    resolved = repo.resolve(auto_class, model_class)
+    repo = checkpoint.source, config_json, trust
+    settled = remote_code.load_config(*repo, model_class=model_class)
+    resolved = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
     return lambda: resolved.make(settled.config)
 
 
@@ -279,11 +241,8 @@ def _remember(model: nn.Module, report: Report) -> None:
 class _Adapted:
     """The adapter that the caller wants on a model, judged by the shell before a weight of the base is read."""
 
-    def __init__(
-        self, shell: Shell, adapter: str | os.PathLike[str] | None, *, merge: bool, hub: dict[str, Any]
-    ) -> None:
+    def __init__(self, shell: Shell, adapter: Where | None, *, merge: bool) -> None:
         self.adapter = adapter
-        self.hub = hub
         self.plan: Any = None
         self.merging: Any = None
         if adapter is None:
@@ -294,9 +253,9 @@ class _Adapted:
         from shardload.adapters.merging import at_load
 
         if merge:
-            self.plan = at_load.plan_merge(shell, adapter, **hub)
+            self.plan = at_load.plan_merge(shell, adapter)
         else:
-            at_load.judge_before_load(shell.model, adapter, **hub)
+            at_load.judge_before_load(shell.model, adapter)
 
     def target(self, target: OnDevice) -> Target:
         """Return the target that the base is loaded to: one that merges, if that is wanted."""
@@ -315,59 +274,8 @@ class _Adapted:
         from shardload.adapters.merging.at_load import finish_report
 
         if self.merging is None:
-            return [load_adapter(model, self.adapter, **self.hub)]
+            return [load_adapter(model, self.adapter)]
         return [finish_report(self.plan[1], self.merging)]
-
-
-class _Repo:
-    """A repo's config.json and code, with the caller's word about trust."""
-
-    def __init__(self, source: Source, config_json: dict[str, Any] | None, trust: dict[str, Any]) -> None:
-        self.source = source
-        self.config_json = config_json
-        self.trust = trust
-
-    @classmethod
-    def find(cls, where: str | os.PathLike[str], files: dict[str, Any], trust: dict[str, Any]) -> _Repo:
-        """Open a repo without its weights."""
-        hub = {name: trust[name] for name in ("token", "cache_dir", "local_files_only")}
-        source, _ = find_source(where, **files, **hub)
-        return cls(source, read_config(source), trust)
-
-    def config(
-        self, dtype: torch.dtype | None, model_class: Callable[[Any], nn.Module] | None = None
-    ) -> remote_code.LoadedConfig:
-        return remote_code.load_config(
-            self.source, self.config_json, dtype=dtype, model_class=model_class, **self.trust
-        )
-
-    def resolve(
-        self, auto_class: str | None, model_class: Callable[[Any], nn.Module] | None = None
-    ) -> remote_code.ResolvedClass:
-        return remote_code.resolve_class(
-            self.source, self.config_json, auto_class=auto_class, model_class=model_class, **self.trust
-        )
-
-
-def _trust(
-    where: str | os.PathLike[str],
-    trust_remote_code: Trust,
-    revision: str | None,
-    code_revision: str | None,
-    remote_base: RemoteBase,
-) -> dict[str, Any]:
-    """Return the caller's word about a repo's code, as `remote_code` takes it."""
-    return {
-        "trust_remote_code": trust_remote_code,
-        "revision_given": revision or _revision_in(where),
-        "code_revision": code_revision,
-        "remote_base": remote_base,
-    }
-
-
-def _revision_in(where: str | os.PathLike[str]) -> str | None:
-    """Return the revision of `org/name@revision`: naming the commit there is as good as naming it apart."""
-    return where.rpartition("@")[2] if isinstance(where, str) and "@" in where else None
 
 
 def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:

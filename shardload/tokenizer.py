@@ -6,26 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.checkpoint import read_config
 from shardload.checkpoint.sources import find_source
-from shardload.remote_code import Word, make_tokenizer
+from shardload.keywords import entry_point
+from shardload.remote_code import make_tokenizer
+from shardload.where import CodeTrust, Where
 
 if TYPE_CHECKING:
-    import os
+    from typing_extensions import Unpack
 
-    from shardload.remote_code import Trust
+    from shardload.keywords import RepoKeywords
+    from shardload.where import WhereLike
 
 
-def load_tokenizer(
-    where: str | os.PathLike[str],
-    *,
-    trust_remote_code: Trust = False,
-    revision: str | None = None,
-    code_revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    allow_links: bool = False,
-) -> Any:
+@entry_point
+def load_tokenizer(where: WhereLike, **keywords: Unpack[RepoKeywords]) -> Any:
     """Return the tokenizer of a repo: `tokenizer("text", return_tensors="pt")`, `decode`, `apply_chat_template`.
 
         >>> from pathlib import Path
@@ -45,11 +38,10 @@ def load_tokenizer(
 
     `where`: a folder or `org/name[@revision]` on the Hub. The repo's own class (AutoTokenizer in `auto_map`) runs
     only with `trust_remote_code=True`, and from the Hub at a full commit only, as in `from_pretrained`; without
-    one, tokenizer.json is read with the tokenizers library. Raises NotFoundError, UntrustedCodeError,
-    RemoteCodeError (which names the package to install where one lacks) and CorruptError.
+    one, tokenizer.json is read with the tokenizers library. `remote_base` says who serves that code's imports of
+    transformers, as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError (which names the
+    package to install where one lacks), CorruptError and UsageError.
     """
-    hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    source, _file = find_source(where, revision=revision, subfolder=subfolder, allow_links=allow_links, **hub)
-    given = revision or (where.rpartition("@")[2] if isinstance(where, str) and "@" in where else None)
-    word = Word(trust_remote_code, given, code_revision, **hub)
-    return make_tokenizer(source, read_config(source), word)
+    place = Where.of(where, keywords)
+    source, _ = find_source(place)
+    return make_tokenizer(source, read_config(source), CodeTrust.of(place, keywords))

@@ -1,16 +1,171 @@
-"""Keywords of other loaders are declined by name; names that nobody knows are Python's own TypeError."""
+"""Every known keyword is taken or declined by name, in every entry point; a misspelt one is told what may be meant."""
 
 from __future__ import annotations
 
-import pytest
+import copy
+import inspect
+import json
+import pickle
 
-from shardload import UnsupportedError, UsageError, from_pretrained
+import pytest
+import torch
+
+import shardload
+from shardload import (
+    ShardloadError,
+    UnsupportedError,
+    UsageError,
+    build_shell,
+    from_pretrained,
+    open_checkpoint,
+)
+from shardload.keyword_table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
+from shardload.where import CodeTrust, Where
+from tests.remote_code.repos import tiny
 from tests.tiny import Net, random_state, write_checkpoint
+
+ENTRY_POINTS = {
+    name: function
+    for name in shardload.__all__
+    if inspect.isfunction(function := getattr(shardload, name)) and hasattr(function, "__signature__")
+}
+OWN = {name: set(inspect.signature(function).parameters) for name, function in ENTRY_POINTS.items()}
+WITH_WHERE = [name for name, own in OWN.items() if "revision" in own]
+KNOWN = sorted({*KEYWORDS, *ALIASES, *NOT_BUILT, *NOT_NEEDED})
 
 
 @pytest.fixture
 def folder(tmp_path):
     return write_checkpoint(tmp_path / "repo", random_state(Net()))
+
+
+def with_default(function, name):
+    parameter = inspect.signature(ENTRY_POINTS[function]).parameters[name]
+    return (
+        parameter.kind is inspect.Parameter.KEYWORD_ONLY or parameter.default is not inspect.Parameter.empty
+    )
+
+
+def test_the_entry_points_are_those_that_take_where_and_those_that_are_called_with_its_keywords():
+    assert sorted(WITH_WHERE) == sorted(
+        "from_pretrained load_config resolve_class load_tokenizer examine open_checkpoint plan_load convert diff "
+        "verify load_adapter swap_adapter inspect_adapter merge_to_disk".split()
+    )
+    assert ENTRY_POINTS.keys() - WITH_WHERE == {
+        "attach_lora", "build_shell", "check", "fill", "save", "save_adapter",
+    }  # fmt: skip
+    for name in shardload.__all__:
+        function = getattr(shardload, name)
+        if inspect.isfunction(function) and "where" in inspect.signature(function).parameters:
+            assert name in ENTRY_POINTS, f"{name} does not name its keywords"
+
+
+def test_the_table_says_what_the_signatures_say():
+    for keyword, (takers, _) in KEYWORDS.items():
+        assert set(takers) == {name for name, own in OWN.items() if keyword in own}, keyword
+    for name, own in OWN.items():
+        named = {keyword for keyword in own if with_default(name, keyword)}
+        assert named <= KEYWORDS.keys(), f"{name}: {named - KEYWORDS.keys()} is not in the table"
+
+
+def test_every_exception_is_one():
+    for keyword, function in EXCEPTIONS:
+        assert keyword in KEYWORDS
+        assert keyword not in OWN[function]
+
+
+@pytest.mark.parametrize("function", ENTRY_POINTS)
+@pytest.mark.parametrize("keyword", KNOWN)
+def test_what_is_not_taken_is_declined_by_name(function, keyword):
+    if keyword in OWN[function]:
+        return  # `test_what_is_taken_...`
+    with pytest.raises((UsageError, UnsupportedError)) as caught:
+        ENTRY_POINTS[function](**{keyword: None})
+    error = caught.value
+    assert not isinstance(error, TypeError)
+    assert error.what.startswith(f"{function} ")
+    assert error.where == f"{keyword}="
+    assert len(error.cure) > 8
+    assert "{" not in error.cure.replace("{...}", "")
+
+
+def calls(tmp_path):
+    """Return what each entry point is called with on files that are all right."""
+    state = random_state(Net())
+    plain = write_checkpoint(tmp_path / "plain", state)
+    tiny(tmp_path / "code")
+    torch.save(
+        {"linear.weight": torch.ones(4, 4), "linear.bias": torch.zeros(4)},
+        tmp_path / "code" / "pytorch_model.bin",
+    )
+    (tmp_path / "new").mkdir()
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    bare = copy.deepcopy(base)
+    shardload.attach_lora(base)
+    lora = tmp_path / "lora"
+    shardload.save_adapter(base, lora)
+    shardload.save(bare, tmp_path / "base")
+    code = {"trust_remote_code": True}
+    make = {"model_class": lambda _: Net()}
+    out = tmp_path / "new"
+    return {
+        "from_pretrained": ((plain,), make),
+        "load_config": ((tmp_path / "code",), code),
+        "resolve_class": ((tmp_path / "code",), code),
+        "load_tokenizer": ((tmp_path / "code",), {}),
+        "examine": ((plain,), make),
+        "open_checkpoint": ((plain,), {}),
+        "plan_load": ((plain,), {}),
+        "convert": ((plain, out), {}),
+        "diff": ((plain, plain), {}),
+        "verify": ((plain,), {}),
+        "load_adapter": ((bare, lora), {}),
+        "swap_adapter": ((base, "default", lora), {}),
+        "inspect_adapter": ((lora,), {}),
+        "merge_to_disk": ((tmp_path / "base", lora, out), {}),
+        "attach_lora": ((bare,), {}),
+        "build_shell": ((Net,), {}),
+        "check": ((Net(), open_checkpoint(plain)), {}),
+        "fill": ((Net(), open_checkpoint(plain)), {}),
+        "save": ((Net(), out), {}),
+        "save_adapter": ((base, out), {}),
+    }
+
+
+@pytest.mark.parametrize("function", ENTRY_POINTS)
+def test_what_is_taken_is_accepted(tmp_path, function):
+    """Every keyword at once, each with the default that its signature shows."""
+    arguments, keywords = calls(tmp_path)[function]
+    signature = inspect.signature(ENTRY_POINTS[function])
+    given = {
+        name: each.default
+        for name, each in list(signature.parameters.items())[len(arguments) :]
+        if each.default is not each.empty
+    }
+    assert given or function == "build_shell"
+    if function == "load_tokenizer":
+        with pytest.raises(shardload.NotFoundError, match="no tokenizer"):
+            ENTRY_POINTS[function](*arguments, **{**given, **keywords})
+        return
+    if function == "load_config":
+        given["dtype"] = "float32"
+    ENTRY_POINTS[function](*arguments, **{**given, **keywords})
+
+
+@pytest.mark.parametrize("function", WITH_WHERE)
+def test_help_names_every_keyword_with_its_default(function):
+    parameters = inspect.signature(ENTRY_POINTS[function]).parameters
+    assert not any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    defaults = vars(Where("x")) | {"trust_remote_code": False, "code_revision": None, "remote_base": "auto"}
+    for name in "revision token cache_dir local_files_only subfolder allow_links".split():
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+    for name in parameters.keys() & defaults.keys() - {"name"}:
+        assert parameters[name].default is defaults[name] or parameters[name].default == defaults[name]
+
+
+def test_the_real_transformers_is_chosen_in_every_function_that_runs_code():
+    for name in ("from_pretrained", "load_config", "resolve_class", "load_tokenizer", "examine"):
+        assert {"trust_remote_code", "code_revision", "remote_base"} <= OWN[name]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +202,13 @@ def test_what_has_another_name_here_is_told(folder, name, cure):
     assert cure in caught.value.cure
 
 
+@pytest.mark.parametrize("keyword", ["spill", "merge", "verify", "max_memory", "torch_dtype"])
+def test_plan_load_answers_for_itself(folder, keyword):
+    with pytest.raises(UsageError, match=f"plan_load has no {keyword}=") as caught:
+        shardload.plan_load(folder, **{keyword: True})
+    assert "open_checkpoint" not in str(caught.value)
+
+
 def test_a_limit_by_device_is_refused_and_told_what_max_memory_is_here(folder):
     with pytest.raises(UsageError, match="max_memory") as caught:
         from_pretrained(folder, model_class=lambda _: Net(), max_memory={0: "1GB"})
@@ -56,3 +218,71 @@ def test_a_limit_by_device_is_refused_and_told_what_max_memory_is_here(folder):
 def test_a_name_that_nobody_knows_is_a_type_error(folder):
     with pytest.raises(TypeError, match="unexpected keyword argument 'devise'"):
         from_pretrained(folder, model_class=lambda _: Net(), devise="cpu")
+
+
+@pytest.mark.parametrize(
+    ("function", "keyword", "meant"),
+    [
+        ("from_pretrained", "devise", "device"),
+        ("open_checkpoint", "revison", "revision"),
+        ("plan_load", "dtypes", "dtype"),
+        ("convert", "max_shard_sizes", "max_shard_size"),
+        ("diff", "keymap", "key_map"),
+        ("load_adapter", "trainble", "trainable"),
+        ("fill", "allow_mising", "allow_missing"),
+        ("load_tokenizer", "trust_remotecode", "trust_remote_code"),
+    ],
+)
+def test_a_misspelt_keyword_is_told_what_may_be_meant(function, keyword, meant):
+    with pytest.raises(UsageError, match=rf"{function}\(\) got an unexpected keyword") as caught:
+        ENTRY_POINTS[function]("x", **{keyword: None})
+    assert isinstance(caught.value, TypeError)
+    assert caught.value.cure == f"did you mean {meant}=?"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_where_holds_what_the_keywords_say(folder, tmp_path):
+    (folder / "inner").mkdir()
+    write_checkpoint(folder / "inner", {"only": torch.zeros(1)})
+    assert list(open_checkpoint(Where(folder, subfolder="inner")).tensors) == ["only"]
+    assert list(open_checkpoint(Where(folder), subfolder="inner").tensors) == ["only"]
+    place = Where.of("org/name@v1", {"token": "hf_secret", "allow_links": True, "trust_remote_code": True})
+    assert place == Where("org/name@v1", token="hf_secret", allow_links=True)
+    assert "hf_secret" not in repr(place)
+    assert place.named_revision == "v1"
+    assert Where("org/name", "v2").named_revision == "v2"
+    assert Where(tmp_path / "a@b").named_revision is None
+    assert place.elsewhere("org/code", "v3") == Where("org/code", "v3", token="hf_secret", allow_links=True)
+
+
+def test_trust_is_what_the_caller_said_and_nothing_else():
+    place = Where("org/name@v1", local_files_only=True)
+    trust = CodeTrust.of(place, {"trust_remote_code": "locked", "dtype": "float32"})
+    assert (trust.revision, trust.code_revision, trust.remote_base, trust.hub) == ("v1", None, "auto", place)
+    assert trust.allows_code
+    assert trust.asks_for_lock
+    for allowed in (False, None, 0, 1, "True", [True]):
+        assert not CodeTrust(allowed).allows_code
+    assert CodeTrust(True).allows_code
+    assert not CodeTrust(True).asks_for_lock
+
+
+def test_an_adapter_behind_a_link_is_followed_as_its_base_is(tmp_path):
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    shardload.save(base, tmp_path / "base")
+    shardload.attach_lora(base)
+    shardload.save_adapter(base, tmp_path / "elsewhere")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in (tmp_path / "elsewhere").iterdir():
+        (linked / file.name).symlink_to(file)
+    keywords = {"model_class": lambda _: torch.nn.Sequential(torch.nn.Linear(4, 4)), "adapter": linked}
+    with pytest.raises(ShardloadError, match="allow_links=True"):
+        from_pretrained(tmp_path / "base", **keywords)
+    assert from_pretrained(tmp_path / "base", allow_links=True, **keywords)
+
+
+def test_a_shell_is_built_through_the_same_door():
+    with pytest.raises(UsageError, match="build_shell has no device="):
+        build_shell(Net, device="cuda")
+    assert json.dumps(sorted(OWN["build_shell"])) == '["at_most", "make"]'

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from shardload.remote_code.importer import RemoteBase
+    from shardload.where import RemoteBase
 
 SHARDS = 7
 

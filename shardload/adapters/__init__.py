@@ -35,17 +35,21 @@ from shardload.adapters.trainable import (
     trainable_parameters,
 )
 from shardload.adapters.values import checked_dtype
+from shardload.keywords import entry_point
+from shardload.where import Where
 from shardload.writing import save as saving
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
+    from typing_extensions import Unpack
 
     from shardload.adapters.adapter import AdapterContent
     from shardload.keymap import KeyMap
+    from shardload.keywords import SourceKeywords
+    from shardload.where import WhereLike
 
 __all__ = [
     "FORMATS",
@@ -77,9 +81,10 @@ __all__ = [
 saving.base_states.append(without_adapters)
 
 
+@entry_point
 def load_adapter(
     model: nn.Module,
-    where: str | os.PathLike[str],
+    where: WhereLike,
     *,
     name: str = "default",
     format: str = "auto",  # noqa: A002 - as in other readers of files
@@ -90,12 +95,7 @@ def load_adapter(
     trainable: bool = False,
     enable_lora: Sequence[bool] | None = None,
     merge_on_eval: bool = False,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    allow_links: bool = False,
+    **keywords: Unpack[SourceKeywords],
 ) -> AdapterReport:
     """Attach a LoRA adapter to a model, in place, and load its weights; every tensor is consumed or an error.
 
@@ -129,15 +129,7 @@ def load_adapter(
     check_name(model, name)
     options = checked_options(alpha, enable_lora, strict=strict)
     wanted = checked_dtype(dtype)
-    file = open_adapter(
-        where,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-        allow_links=allow_links,
-    )
+    file = open_adapter(Where.of(where, keywords))
     with gc_paused():
         content = read_content(file, format=format, options=options, key_map=key_map)
         report = _attach(model, file, content, name, _Wishes(strict, trainable, wanted))

@@ -18,6 +18,7 @@ from shardload.adapters.attach import record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
 from shardload.adapters.resolve import ModuleIndex
 from shardload.errors import UsageError
+from shardload.keywords import entry_point
 from shardload.writing.save import write_safetensors
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 
 
+@entry_point
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = "default") -> list[Path]:
     """Write one adapter of a model as PEFT does: adapter_model.safetensors and adapter_config.json; return both paths.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
+from shardload._system.warn import warn_caller
 from shardload.adapters.attach import adapters_of
 from shardload.adapters.layers import LORA_PARTS, LoraLayer
 from shardload.errors import UsageError
@@ -49,5 +49,5 @@ def without_adapters(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[s
                     # As `detach` puts it back: in the dtype that the model has now.
                     base[key] = swap.original.to(dtype=base[key].dtype)
     names = ", ".join(name for record in records if record.merged is None for name in record.attached)
-    warnings.warn(f"adapters are not saved, only their base: {names}", stacklevel=4)
+    warn_caller(f"adapters are not saved, only their base: {names}")
     return base

@@ -27,6 +27,7 @@ from shardload.adapters.targets import targets_of
 from shardload.adapters.values import AdapterValues, LayerValues
 from shardload.checkpoint.shard import CODES
 from shardload.errors import CorruptError, UsageError
+from shardload.keywords import entry_point
 from shardload.tensor_ref import Span, TensorRef
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from shardload.adapters.layers import Factors
 
 
+@entry_point
 @gc_paused()
 def attach_lora(
     model: nn.Module,

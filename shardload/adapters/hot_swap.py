@@ -14,23 +14,28 @@ from shardload.adapters.source import open_adapter
 from shardload.adapters.switch import LOCK
 from shardload.adapters.values import checked_dtype
 from shardload.errors import UsageError
+from shardload.keywords import entry_point
+from shardload.where import Where
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
+    from typing_extensions import Unpack
 
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.keymap import KeyMap
+    from shardload.keywords import SourceKeywords
+    from shardload.where import WhereLike
 
 
+@entry_point
 @gc_paused()
 def swap_adapter(
     model: nn.Module,
     name: str,
-    where: str | os.PathLike[str],
+    where: WhereLike,
     *,
     format: str = "auto",  # noqa: A002 - as in load_adapter
     alpha: float | None = None,
@@ -38,12 +43,7 @@ def swap_adapter(
     key_map: KeyMap | Mapping[str, str | None] | None = None,
     dtype: str | torch.dtype = "file",
     enable_lora: Sequence[bool] | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    allow_links: bool = False,
+    **keywords: Unpack[SourceKeywords],
 ) -> AdapterReport:
     """Give an attached adapter the weights and settings of another file, under the same name.
 
@@ -77,15 +77,7 @@ def swap_adapter(
             raise UsageError(
                 f"a `with` block that is open runs with the adapter {name!r}", cure="leave the block first"
             )
-        file = open_adapter(
-            where,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            subfolder=subfolder,
-            allow_links=allow_links,
-        )
+        file = open_adapter(Where.of(where, keywords))
         content = read_content(file, format=format, options=options, key_map=key_map)
         placed = adapters.placed
         # The new file is judged by the base's own tensors, not by those that the old one put in their places.

@@ -13,16 +13,21 @@ from shardload.adapters.match import match_adapter
 from shardload.adapters.reading import checked_options, read_content
 from shardload.adapters.source import open_adapter
 from shardload.errors import UsageError
+from shardload.keywords import entry_point
+from shardload.where import Where
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
     from torch import nn
+    from typing_extensions import Unpack
 
     from shardload.adapters.adapter import AdapterContent, AdapterFile, LoraEntry
     from shardload.adapters.adapter_match import AdapterMatch
     from shardload.keymap import KeyMap
+    from shardload.keywords import SourceKeywords
+    from shardload.where import WhereLike
 
 
 @dataclass(frozen=True)
@@ -105,21 +110,17 @@ class AdapterInspection:
         return "\n".join(lines + [f"  fault: {line}" for line in fault_lines(self.faults)])
 
 
+@entry_point
 @gc_paused()
 def inspect_adapter(
-    where: str | os.PathLike[str],
+    where: WhereLike,
     base: str | os.PathLike[str] | nn.Module | None = None,
     *,
     format: str = "auto",  # noqa: A002 - as in load_adapter
     alpha: float | None = None,
     key_map: KeyMap | Mapping[str, str | None] | None = None,
     enable_lora: Sequence[bool] | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    allow_links: bool = False,
+    **keywords: Unpack[SourceKeywords],
 ) -> AdapterInspection:
     """Return what an adapter holds, from its headers: format, rank, scale, variants, and how it fits a base.
 
@@ -134,15 +135,7 @@ def inspect_adapter(
     `base` is a model (on meta will do) or a checkpoint, of which only headers are read. What would make a load raise
     is listed in `faults`, except for what is declined by name (UnsupportedError) or no adapter at all.
     """
-    hub = {
-        "revision": revision,
-        "token": token,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-        "subfolder": subfolder,
-        "allow_links": allow_links,
-    }
-    file = open_adapter(where, **hub)  # type: ignore[arg-type]
+    file = open_adapter(Where.of(where, keywords))
     options = checked_options(alpha, enable_lora, strict=True)
     content, unknown = _read(file, format, options, key_map)
     match, coverage = (None, None) if base is None else _fit(file, content, base)

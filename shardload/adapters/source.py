@@ -11,38 +11,20 @@ from shardload.checkpoint.sources import find_source
 from shardload.errors import CorruptError, NotFoundError
 
 if TYPE_CHECKING:
-    import os
-
     from shardload.checkpoint.sources.source import Source
+    from shardload.where import WhereLike
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def open_adapter(
-    where: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    allow_links: bool = False,
-) -> AdapterFile:
+def open_adapter(where: WhereLike) -> AdapterFile:
     """Open an adapter by its headers: a folder, a weight file with its config beside it, or a Hub repo.
 
     Raises NotFoundError when there is no adapter, CorruptError when its config or its weight file is broken.
     """
-    source, only = find_source(
-        where,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-        allow_links=allow_links,
-    )
+    source, only = find_source(where)
     if only is not None and only.rpartition("/")[2] == _CONFIG:
         only = _weights_in(source, only[: -len(_CONFIG)])
     weights = only or _weights_in(source, "")

@@ -14,18 +14,23 @@ from shardload.checkpoint.index import WeightFiles, find_weight_files, read_json
 from shardload.checkpoint.sources import find_source
 from shardload.errors import CorruptError, NotFoundError
 from shardload.keys import collapse
+from shardload.keywords import entry_point
+from shardload.where import Where
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Generator, Iterable, Mapping
 
     import torch
+    from typing_extensions import Unpack
 
     from shardload._system.file_identity import FileIdentity
     from shardload.checkpoint.formats.format import Format, Header
     from shardload.checkpoint.sources.source import Source, SourceFile
     from shardload.keymap import Derived, KeyMap, Names
+    from shardload.keywords import WhereKeywords
     from shardload.tensor_ref import Region, TensorRef
+    from shardload.where import WhereLike
 
 
 @dataclass(frozen=True)
@@ -179,18 +184,9 @@ class Checkpoint:
         return assemble(tensor, read)
 
 
+@entry_point
 @gc_paused()
-def open_checkpoint(
-    where: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    allow_links: bool = False,
-) -> Checkpoint:
+def open_checkpoint(where: WhereLike, **keywords: Unpack[WhereKeywords]) -> Checkpoint:
     """Open a checkpoint by its headers: a folder, a checkpoint file, or `org/name[@revision]` on the Hub.
 
         >>> import torch, shardload
@@ -202,16 +198,9 @@ def open_checkpoint(
     into the Hub cache's own blobs, and elsewhere with `allow_links=True`. Raises NotFoundError, CorruptError (a shard
     that is no checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
     """
-    source, only = find_source(
-        where,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-        allow_links=allow_links,
-    )
-    return read_checkpoint(source, find_weight_files(source, only=only, variant=variant), named=only)
+    place = Where.of(where, keywords)
+    source, only = find_source(place)
+    return read_checkpoint(source, find_weight_files(source, only=only, variant=place.variant), named=only)
 
 
 def read_checkpoint(source: Source, files: WeightFiles, *, named: str | None = None) -> Checkpoint:

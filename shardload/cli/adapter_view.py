@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from shardload.cli import output
+
+if TYPE_CHECKING:
+    from shardload.where import Where
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = re.compile(r"adapter(_model|s|_\d+)\.(safetensors|bin|pt)")
@@ -23,14 +26,11 @@ def is_adapter(where: str, subfolder: str | None) -> bool:
     return path.is_file() and (path.name == _CONFIG or _WEIGHTS.fullmatch(path.name) is not None)
 
 
-def show(
-    where: str, base: str | None, alpha: float | None, keywords: dict[str, Any], *, as_json: bool
-) -> None:
+def show(where: Where, base: str | None, alpha: float | None, *, as_json: bool) -> None:
     """Print the inspection, and exit with 1 when a load would raise."""
     from shardload.adapters.inspection import inspect_adapter
 
-    keywords.pop("variant", None)
-    found = inspect_adapter(where, base, alpha=alpha, **keywords)
+    found = inspect_adapter(where, base, alpha=alpha)
     if as_json:
         output.say_json(found.to_dict())
     else:

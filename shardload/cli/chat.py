@@ -19,8 +19,9 @@ import click
 
 from shardload.cli import output
 from shardload.cli.answering import Stop, choose_answering
-from shardload.cli.options import source_keywords, source_options, trust_options, trust_word
+from shardload.cli.options import source_keywords, source_options, trust_keywords, trust_options
 from shardload.errors import RemoteCodeError, ShardloadError, UsageError
+from shardload.where import Where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,13 +60,6 @@ _REPOS = "shardload.remote_code.repos."  # the modules of a repo's code
 @click.option("--dtype", default="auto", metavar="DTYPE", help="Cast floating weights.")
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @trust_options
-@click.option(
-    "--remote-base",
-    type=click.Choice(["auto", "shim", "transformers"]),
-    default="auto",
-    help="Who serves the model code's imports of transformers: shardload's stand-in, or the installed one.",
-)
-@click.option("--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it.")
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="Write a JSON line a turn.")
 def command(where: str, prompt: str | None, system: str | None, as_json: bool, **options: Any) -> None:
@@ -114,13 +108,12 @@ def _load(where: str, options: dict[str, Any]) -> tuple[Any, Any]:
     from shardload.load import from_pretrained
     from shardload.tokenizer import load_tokenizer
 
-    hub = source_keywords(options)
-    variant = hub.pop("variant")
-    trust = {"trust_remote_code": trust_word(options), "code_revision": options.pop("code_revision")}
+    place = Where(where, **source_keywords(options))
+    trust = trust_keywords(options)
     # First what is quick and may be refused.
-    tokenizer = load_tokenizer(where, **trust, **hub)
+    tokenizer = load_tokenizer(place, **trust)
     progress = None if not sys.stderr.isatty() else True
-    return from_pretrained(where, progress=progress, variant=variant, **trust, **hub, **options), tokenizer
+    return from_pretrained(place, progress=progress, **trust, **options), tokenizer
 
 
 class _Talk:

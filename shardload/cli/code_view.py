@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardload.cli import output
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from shardload.remote_code.asked_names import AskedName, AskedPackage
     from shardload.remote_code.listing import ListedFile
+    from shardload.where import Where
 
 _MEANINGS = {
     "not available": "answers False",
@@ -23,15 +24,14 @@ _MEANINGS = {
 }
 
 
-def show(where: str, keywords: dict[str, Any], *, as_json: bool) -> None:
+def show(where: Where, *, as_json: bool) -> None:
     """Show the files that loading `where` would run, the names they ask for, and which of them the stand-in lacks."""
     from shardload.checkpoint.checkpoint import read_config
     from shardload.checkpoint.sources import find_source
     from shardload.remote_code.asked_names import asked_names
     from shardload.remote_code.listing import code_files
 
-    options = {name: value for name, value in keywords.items() if name != "variant"}
-    source, _ = find_source(where, token=None, **options)
+    source, _ = find_source(where)
     config = read_config(source)
     files = code_files(source, config)
     names, packages = asked_names(source, config)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
-from shardload.cli.options import json_option, source_keywords, source_options
+from shardload.cli.options import json_option, key_map_of, key_map_options, source_keywords, source_options
 
 if TYPE_CHECKING:
     from shardload.writing import Written
@@ -27,7 +27,7 @@ SCHEMA = "shardload.convert/1"
 )
 @click.argument("where")
 @click.option("-o", "--out", required=True, metavar="FOLDER", help="New or empty folder to write into.")
-@click.option("--map", "map_file", metavar="FILE", help="Key map that says what becomes of the tensors.")
+@key_map_options
 @click.option(
     "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
 )
@@ -45,7 +45,6 @@ SCHEMA = "shardload.convert/1"
 def command(
     where: str,
     out: str,
-    map_file: str | None,
     dtype: str,
     max_shard_size: str,
     file_format: str,  # noqa: ARG001 - there is one so far
@@ -63,7 +62,7 @@ def command(
     written = convert(
         where,
         out,
-        key_map=map_file,
+        key_map=key_map_of(options),
         dtype=dtype,
         max_shard_size=max_shard_size,
         verify=not no_verify,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
-from shardload.cli.options import json_option, source_keywords, source_options
+from shardload.cli.options import json_option, key_map_of, key_map_options, source_keywords, source_options
 from shardload.keys import group_keys
 
 if TYPE_CHECKING:
@@ -32,18 +32,21 @@ _MOST = 12  # patterns of a kind; the rest is counted
 @click.argument("a")
 @click.argument("b")
 @click.option("--values", is_flag=True, help="Read the tensors, and say how far apart they are.")
-@click.option("--map", "map_file", metavar="FILE", help="Key map that is applied to A first.")
+@key_map_options
 @source_options
 @json_option
-def command(a: str, b: str, values: bool, map_file: str | None, as_json: bool, **options: Any) -> int:
+def command(a: str, b: str, values: bool, as_json: bool, **options: Any) -> int:
     """Compare the checkpoints A and B: keys, shapes and dtypes, from their headers alone.
 
-    A and B are folders, checkpoint files, or org/name[@revision] on the Hub. Exits with 1 where they differ.
+    A and B are folders, checkpoint files, or org/name[@revision] on the Hub. A key map is applied to A first. Exits
+    with 1 where they differ.
     """
     from shardload.compare.diff import diff
 
     progress = False if as_json else None
-    found = diff(a, b, key_map=map_file, values=values, progress=progress, **source_keywords(options))
+    found = diff(
+        a, b, key_map=key_map_of(options), values=values, progress=progress, **source_keywords(options)
+    )
     if as_json:
         output.say_json(found.to_dict())
     else:

@@ -9,7 +9,7 @@ import click
 
 from shardload._system.atomic_file import write_atomically
 from shardload.cli import output
-from shardload.cli.options import json_option, source_keywords, source_options, trust_options, trust_word
+from shardload.cli.options import json_option, source_keywords, source_options, trust_keywords, trust_options
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ Examples:
     help="Write the map that cures it, for `load --map`.",
 )
 @trust_options
-@click.option("--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it.")
 @click.option("--auto-class", metavar="NAME", help="Entry of the config's auto_map, such as AutoModel.")
 @source_options
 @json_option
@@ -69,7 +68,7 @@ def command(
         model_class=None if model is None else find_class(model),
         like=like,
         adapter=adapter,
-        trust_remote_code=trust_word(options),
+        **trust_keywords(options),
         **source_keywords(options),
         **options,
     )

@@ -14,6 +14,7 @@ from shardload.cli.adapter_view import show as show_adapter
 from shardload.cli.options import json_option, source_keywords, source_options
 from shardload.cli.tree import TensorGroup, build_tree, group_tensors, walk
 from shardload.tensor_ref import TORCH_NAMES
+from shardload.where import Where
 
 if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
@@ -56,12 +57,12 @@ def command(where: str, list_all: bool, of_code: bool, as_json: bool, **options:
     """
     base, alpha = options.pop("base"), options.pop("alpha")
     if base is not None or alpha is not None or is_adapter(where, options["subfolder"]):
-        show_adapter(where, base, alpha, source_keywords(options), as_json=as_json)
+        show_adapter(Where(where, **source_keywords(options)), base, alpha, as_json=as_json)
         return
     if of_code:
         from shardload.cli.code_view import show
 
-        show(where, source_keywords(options), as_json=as_json)
+        show(Where(where, **source_keywords(options)), as_json=as_json)
         return
     from shardload.checkpoint.checkpoint import open_checkpoint
 

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
-from shardload.cli.options import json_option, source_keywords, source_options, trust_options, trust_word
+from shardload.cli.options import (
+    json_option,
+    key_map_of,
+    key_map_options,
+    source_keywords,
+    source_options,
+    trust_keywords,
+    trust_options,
+)
 from shardload.errors import RemoteCodeError, ShardloadError, UsageError
-from shardload.keymap import KeyMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 EXAMPLES = """\b
 Examples:
@@ -38,25 +45,12 @@ Examples:
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @trust_options
-@click.option(
-    "--remote-base",
-    type=click.Choice(["auto", "shim", "transformers"]),
-    default="auto",
-    help="Who serves that code's imports of transformers: shardload's stand-in, or the installed one.",
-)
-@click.option("--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it.")
 @click.option("--auto-class", metavar="NAME", help="Entry of the config's auto_map, such as AutoModel.")
 @click.option("--model-class", metavar="MODULE:CLASS", help="Your own class, which takes the config.")
 @click.option("--allow-missing", multiple=True, metavar="PATTERN", help="Keys that the checkpoint may lack.")
 @click.option("--allow-unexpected", multiple=True, metavar="PATTERN", help="Keys that the model may lack.")
-@click.option(
-    "--key-map",
-    multiple=True,
-    metavar="OLD=NEW",
-    help="Rename keys: {} is a number, {...} any run of segments. OLD= drops the keys that match.",
-)
 @click.option("--verify", is_flag=True, help="Hash the weight files beside the load; refuse changed bytes.")
-@click.option("--map", "map_file", metavar="FILE", help="Key map: JSON, as shardload doctor writes it.")
+@key_map_options
 @click.option("--copy", is_flag=True, help="Read the weights into memory instead of mapping the files.")
 @source_options
 @json_option
@@ -72,9 +66,9 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
         model = from_pretrained(
             where,
             model_class=own,
-            key_map=one_key_map(options.pop("key_map"), options.pop("map_file")),
+            key_map=key_map_of(options),
             progress=False if as_json else None,
-            trust_remote_code=trust_word(options),
+            **trust_keywords(options),
             **source_keywords(options),
             **options,
         )
@@ -93,24 +87,6 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
     from shardload.cli.view import report_lines
 
     output.say("\n".join(report_lines(report)))
-
-
-def one_key_map(entries: Sequence[str], map_file: str | None) -> KeyMap:
-    """Return the map of `--key-map` entries or of a `--map` file. Raises UsageError for both together."""
-    if entries and map_file is not None:
-        raise UsageError("--map and --key-map can't be combined", cure="put all rules into the map's file")
-    return KeyMap.read(map_file) if map_file is not None else as_key_map(entries)
-
-
-def as_key_map(entries: Sequence[str]) -> KeyMap:
-    """Return `OLD=NEW` entries as a KeyMap, in their order; `OLD=` drops. Raises UsageError for other texts."""
-    key_map = KeyMap()
-    for entry in entries:
-        old, sign, new = entry.partition("=")
-        if not old or not sign:
-            raise UsageError(f"{entry!r} renames nothing", where="--key-map", cure="write it as OLD=NEW")
-        key_map = key_map.rename(old, new) if new else key_map.drop(old)
-    return key_map
 
 
 def _line_of(error: BaseException, own: Callable[[Any], Any]) -> str | None:

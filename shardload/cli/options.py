@@ -10,9 +10,11 @@ import click
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from shardload.remote_code.trust import Trust
+    from shardload.keymap import KeyMap
+    from shardload.keywords import TrustKeywords, WhereKeywords
+    from shardload.where import Trust
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
 
@@ -40,9 +42,21 @@ lock_option = click.option(
 )
 
 
+code_revision_option = click.option(
+    "--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it."
+)
+
+
 def trust_options(function: Command) -> Command:
     """Add the options by which the caller allows a repo's code to run."""
     for option in (
+        click.option(
+            "--remote-base",
+            type=click.Choice(["auto", "shim", "transformers"]),
+            default="auto",
+            help="Who serves that code's imports of transformers: shardload's stand-in, or the installed one.",
+        ),
+        code_revision_option,
         lock_option,
         click.option("--locked", is_flag=True, help="Run its code where the lock file approves it."),
         click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the repo carries."),
@@ -51,22 +65,71 @@ def trust_options(function: Command) -> Command:
     return function
 
 
-def trust_word(options: dict[str, Any]) -> Trust:
-    """Take the trust options out of a command's options and return them as `trust_remote_code`. Raises UsageError."""
+def key_map_options(function: Command) -> Command:
+    """Add the options that rename or remake tensors: a map's file, or single renames."""
+    for option in (
+        click.option(
+            "--map", "map_file", metavar="FILE", help="Key map: JSON, as shardload doctor writes it."
+        ),
+        click.option(
+            "--key-map",
+            multiple=True,
+            metavar="OLD=NEW",
+            help="Rename keys: {} is a number, {...} any run of segments. OLD= drops the keys that match.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def trust_keywords(options: dict[str, Any]) -> TrustKeywords:
+    """Take the trust options out of a command's options and return them as keywords. Raises UsageError."""
     trusted, locked, lock = (options.pop(name) for name in ("trust_remote_code", "locked", "lock"))
     if trusted and (locked or lock):
         raise UsageError(
             "--trust-remote-code runs what the lock file does not approve",
             cure="pass it, or --locked, not both",
         )
-    if lock is not None:
-        return Path(lock)
-    return "locked" if locked else bool(trusted)
+    allowed: Trust = "locked" if locked else bool(trusted)
+    return {
+        "trust_remote_code": allowed if lock is None else Path(lock),
+        "code_revision": options.pop("code_revision"),
+        "remote_base": options.pop("remote_base"),
+    }
 
 
-def source_keywords(options: dict[str, Any]) -> dict[str, Any]:
+def source_keywords(options: dict[str, Any]) -> WhereKeywords:
     """Take the source options out of a command's options and return them as `open_checkpoint`'s keywords."""
-    names = {"revision": "revision", "subfolder": "subfolder", "variant": "variant"}
-    names |= {"cache_dir": "cache_dir", "allow_links": "allow_links"}
-    keywords = {keyword: options.pop(option) for option, keyword in names.items()}
-    return {**keywords, "local_files_only": options.pop("offline")}
+    return {
+        "revision": options.pop("revision"),
+        "cache_dir": options.pop("cache_dir"),
+        "local_files_only": options.pop("offline"),
+        "subfolder": options.pop("subfolder"),
+        "variant": options.pop("variant"),
+        "allow_links": options.pop("allow_links"),
+    }
+
+
+def key_map_of(options: dict[str, Any]) -> KeyMap:
+    """Take the key map's options out of a command's options and return the map. Raises UsageError for both together."""
+    from shardload.keymap import KeyMap
+
+    map_file, entries = options.pop("map_file"), options.pop("key_map")
+    if map_file is None:
+        return renames(entries)
+    if entries:
+        raise UsageError("--map and --key-map can't be combined", cure="put all rules into the map's file")
+    return KeyMap.read(map_file)
+
+
+def renames(entries: Sequence[str]) -> KeyMap:
+    """Return `OLD=NEW` entries as a KeyMap, in their order; `OLD=` drops. Raises UsageError for other texts."""
+    from shardload.keymap import KeyMap
+
+    key_map = KeyMap()
+    for entry in entries:
+        old, sign, new = entry.partition("=")
+        if not old or not sign:
+            raise UsageError(f"{entry!r} renames nothing", where="--key-map", cure="write it as OLD=NEW")
+        key_map = key_map.rename(old, new) if new else key_map.drop(old)
+    return key_map

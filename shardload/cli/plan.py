@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
-from shardload.cli.options import json_option, source_keywords, source_options
+from shardload.cli.options import json_option, key_map_of, key_map_options, source_keywords, source_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,12 +30,12 @@ DOES_NOT_FIT = 1
     "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
-@click.option("--map", "map_file", metavar="FILE", help="Key map: JSON, as shardload doctor writes it.")
+@key_map_options
 @click.option("--adapter", metavar="WHERE", help="LoRA adapter on top.")
 @click.option("--copy", is_flag=True, help="As of load: read the weights instead of mapping the files.")
 @source_options
 @json_option
-def command(where: str, map_file: str | None, as_json: bool, **options: Any) -> int:
+def command(where: str, as_json: bool, **options: Any) -> int:
     """Show what a load of WHERE would download, read, hold and peak at; nothing but headers is read.
 
     WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub, of which no weight is fetched. Exits
@@ -43,7 +43,7 @@ def command(where: str, map_file: str | None, as_json: bool, **options: Any) -> 
     """
     from shardload.forecast import plan_load
 
-    forecast = plan_load(where, key_map=map_file, **source_keywords(options), **options)
+    forecast = plan_load(where, key_map=key_map_of(options), **source_keywords(options), **options)
     if as_json:
         output.say_json(forecast.to_dict())
     else:

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
-from shardload.cli.options import json_option, lock_option, source_keywords, source_options
+from shardload.cli.options import (
+    code_revision_option,
+    json_option,
+    lock_option,
+    source_keywords,
+    source_options,
+)
 from shardload.errors import UntrustedCodeError
+from shardload.where import CodeTrust, Where
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +39,7 @@ _SHOWN = 12
 @click.argument("where")
 @click.option("--yes", is_flag=True, help="Approve without asking.")
 @click.option("--check", is_flag=True, help="Approve nothing: only say whether the lock file approves it.")
-@click.option("--code-revision", metavar="COMMIT", help="Commit of the code, where another repo holds it.")
+@code_revision_option
 @lock_option
 @source_options
 @json_option
@@ -53,7 +60,7 @@ def command(
     """
     from shardload.remote_code.trust_lock import lock_path
 
-    reviews = _reviews(where, code_revision, source_keywords(options))
+    reviews = _reviews(Where(where, **source_keywords(options)), code_revision)
     path = lock_path(lock)
     held = _lock_at(path)
     if as_json:
@@ -76,16 +83,13 @@ def command(
         output.tell(f"approved {_count(review)} of {review.source.label} in {path}")
 
 
-def _reviews(where: str, code_revision: str | None, keywords: dict[str, Any]) -> list[CodeReview]:
+def _reviews(where: Where, code_revision: str | None) -> list[CodeReview]:
     from shardload.checkpoint.checkpoint import read_config
     from shardload.checkpoint.sources import find_source
-    from shardload.remote_code.importer import Word
     from shardload.remote_code.review import review_code
 
-    keywords.pop("variant")
-    source, _ = find_source(where, token=None, **keywords)
-    hub = {name: keywords[name] for name in ("cache_dir", "local_files_only")}
-    return review_code(source, read_config(source), Word(code_revision=code_revision, **hub))
+    source, _ = find_source(where)
+    return review_code(source, read_config(source), CodeTrust(code_revision=code_revision, hub=where))
 
 
 def _lock_at(path: Path) -> TrustLock:

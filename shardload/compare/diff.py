@@ -10,6 +10,7 @@ from shardload._system.gc_pause import gc_paused
 from shardload._system.progress import ProgressMeter
 from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardload.keymap import KeyMap, leaves
+from shardload.keywords import entry_point
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from typing_extensions import Unpack
 
     from shardload._system.progress import ProgressOption
     from shardload.keymap import Derived, Names
+    from shardload.keywords import WhereKeywords
+    from shardload.where import WhereLike
 
 SCHEMA = "shardload.diff/1"
 _BLOCK = 1 << 20  # elements that are compared at once; four float64 blocks of it are 32 MiB
@@ -117,15 +121,16 @@ def _document(header: Header) -> dict[str, Any]:
     return {"shape": list(header.shape), "dtype": header.dtype}
 
 
+@entry_point
 @gc_paused()
 def diff(
-    a: str | os.PathLike[str] | Checkpoint,
-    b: str | os.PathLike[str] | Checkpoint,
+    a: WhereLike | Checkpoint,
+    b: WhereLike | Checkpoint,
     *,
     key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     values: bool = False,
     progress: ProgressOption = None,
-    **options: Any,
+    **keywords: Unpack[WhereKeywords],
 ) -> Difference:
     """Compare two checkpoints by keys, shapes and dtypes, from their headers; with `values` by their numbers too.
 
@@ -141,7 +146,7 @@ def diff(
     of one shape and different dtypes are compared as float64. Keywords are those of `open_checkpoint`, for both.
     Raises what that raises, and UsageError for a key map that does not fit.
     """
-    first, second = (_opened(where, options) for where in (a, b))
+    first, second = (_opened(where, keywords) for where in (a, b))
     left: Mapping[str, Derived] = first.tensors
     rules = KeyMap.of(key_map)
     if rules.rules:
@@ -167,8 +172,8 @@ def diff(
     return found
 
 
-def _opened(where: str | os.PathLike[str] | Checkpoint, options: dict[str, Any]) -> Checkpoint:
-    return where if isinstance(where, Checkpoint) else open_checkpoint(where, **options)
+def _opened(where: WhereLike | Checkpoint, keywords: WhereKeywords) -> Checkpoint:
+    return where if isinstance(where, Checkpoint) else open_checkpoint(where, **keywords)
 
 
 def _header(tensor: Derived) -> Header:

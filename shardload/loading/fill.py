@@ -12,6 +12,7 @@ from shardload._system.process_memory import PeakSampler
 from shardload.checkpoint.checkpoint import Checkpoint
 from shardload.errors import UsageError
 from shardload.keymap import KeyMap
+from shardload.keywords import entry_point
 from shardload.loading.finish import finish
 from shardload.loading.judge import Comparison
 from shardload.loading.memory_plan import refuse_above, state_memory
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from shardload.model.module_loaders import ModuleTree
 
 
+@entry_point
 @gc_paused()
 def check(
     shell: Shell | nn.Module,
@@ -58,6 +60,7 @@ def check(
     return comparison.report
 
 
+@entry_point
 @gc_paused()
 def fill(
     shell_or_module: Shell | nn.Module,

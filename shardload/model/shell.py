@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from shardload.errors import MismatchError, UnsupportedError, UsageError
+from shardload.keywords import entry_point
 from shardload.model.meta_init import MarkUninitialised, construction
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Shell:
         return self
 
 
+@entry_point
 def build_shell(make: Callable[[], nn.Module], *, at_most: int | None = None) -> Shell:
     """Run `make()` so that every parameter lands on the meta device and every computed tensor is real.
 

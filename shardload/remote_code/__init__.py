@@ -1,23 +1,19 @@
-"""A repo's own code: its config and model classes, run on the caller's word and kept apart from everything else."""
+"""A repo's own code: its config and model classes, run with the caller's consent, apart from everything else."""
 
 from __future__ import annotations
 
 from shardload.remote_code.classes import ResolvedClass, resolve_class
 from shardload.remote_code.config import LoadedConfig, attach_generation_config, load_config
 from shardload.remote_code.export import exported_code
-from shardload.remote_code.importer import Word
 from shardload.remote_code.listing import ListedFile, code_files
 from shardload.remote_code.own_loading import finish_by_its_class
 from shardload.remote_code.tokenizer import make_tokenizer
-from shardload.remote_code.trust import Trust
 from shardload.writing import repo_files as companions
 
 __all__ = [
     "ListedFile",
     "LoadedConfig",
     "ResolvedClass",
-    "Trust",
-    "Word",
     "attach_generation_config",
     "code_files",
     "finish_by_its_class",

@@ -9,8 +9,9 @@ from shardload.errors import CorruptError, ShardloadError, UsageError
 from shardload.remote_code.auto_map import architectures, choose_model
 from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
-from shardload.remote_code.importer import RepoCode, Word, open_code
+from shardload.remote_code.importer import RepoCode, open_code
 from shardload.remote_code.library import is_installed, model_class_for, version
+from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.auto_map import ClassRef
-    from shardload.remote_code.importer import RemoteBase
-    from shardload.remote_code.trust import Trust
 
 _SAY = "pass model_class=… (a class or a function that takes the config)"
 
@@ -42,22 +41,15 @@ class ResolvedClass:
 def resolve_class(
     source: Source,
     config_json: Mapping[str, Any] | None,
+    trust: CodeTrust = UNTRUSTED,
     *,
     auto_class: str | None = None,
     model_class: Callable[[Any], nn.Module] | None = None,
-    trust_remote_code: Trust = False,
-    revision_given: str | None = None,
-    code_revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: Any = None,
-    local_files_only: bool = False,
-    remote_base: RemoteBase = "auto",
 ) -> ResolvedClass:
     """Return how to make the model.
 
     In this order: `model_class`; the entry of the repo's `auto_map` (`auto_class` picks one; its code runs: the
-    caller's word is needed); the class of an installed transformers that `architectures` names. `remote_base` says
-    who serves the code's imports of transformers.
+    caller's consent is needed); the class of an installed transformers that `architectures` names.
 
     Raises UsageError, saying what to pass, when there is none of these; UntrustedCodeError; RemoteCodeError.
     """
@@ -74,9 +66,7 @@ def resolve_class(
         )
     chosen = choose_model(config_json, auto_class)
     if chosen is not None:
-        hub = (token, cache_dir, local_files_only)
-        word = Word(trust_remote_code, revision_given, code_revision, *hub, remote_base)
-        return _from_code(open_code(source, config_json, chosen[1], word), chosen[1])
+        return _from_code(open_code(source, config_json, chosen[1], trust), chosen[1])
     found = model_class_for(config_json or {}, auto_class)
     if found is None:
         raise _nothing_to_build(source, config_json, auto_class)

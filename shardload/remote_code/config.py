@@ -10,9 +10,9 @@ from shardload.checkpoint.index import read_json
 from shardload.errors import CorruptError, ShardloadError, UsageError
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
-from shardload.remote_code.importer import RepoCode, Word, open_code, require_base
+from shardload.remote_code.importer import RepoCode, open_code, require_base
 from shardload.remote_code.library import config_class_for, library, version
-from shardload.remote_code.trust import is_word
+from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.auto_map import ClassRef
-    from shardload.remote_code.importer import RemoteBase
-    from shardload.remote_code.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -36,21 +34,15 @@ class LoadedConfig:
 def load_config(
     source: Source,
     config_json: Mapping[str, Any] | None,
+    trust: CodeTrust = UNTRUSTED,
     *,
-    trust_remote_code: Trust = False,
-    revision_given: str | None = None,
-    code_revision: str | None = None,
     dtype: Any = None,
     model_class: Callable[[Any], nn.Module] | None = None,
-    token: str | bool | None = None,
-    cache_dir: Any = None,
-    local_files_only: bool = False,
-    remote_base: RemoteBase = "auto",
 ) -> LoadedConfig:
     """Return the config of a repo.
 
     In this order: `model_class.config_class` where the caller's class has one; the repo's own class that
-    `auto_map` names (its code runs: the caller's word is needed); the class of an installed transformers for the
+    `auto_map` names (its code runs: the caller's consent is needed); the class of an installed transformers for the
     model that `architectures` names; a plain object with config.json's entries as attributes. A caller who
     passes `model_class` and does not trust the repo gets the plain object. `dtype` (a torch dtype or its name)
     stands as `torch_dtype` before any class sees the settings.
@@ -58,17 +50,15 @@ def load_config(
     Raises UntrustedCodeError, RemoteCodeError, CorruptError for settings that their class refuses.
     """
     settings = _settings(source, config_json, dtype)
-    require_base(remote_base)
-    hub = (token, cache_dir, local_files_only)
-    word = Word(trust_remote_code, revision_given, code_revision, *hub, remote_base)
+    require_base(trust.remote_base)
     callers_class = getattr(model_class, "config_class", None)
     if callers_class is not None:
         return LoadedConfig(
             _construct(callers_class, settings), f"{_full_name(callers_class)} (of model_class=)"
         )
     ref = config_entry(config_json)
-    if ref is not None and (model_class is None or is_word(trust_remote_code)):
-        return _from_code(open_code(source, config_json, ref, word), ref, settings)
+    if ref is not None and (model_class is None or trust.allows_code):
+        return _from_code(open_code(source, config_json, ref, trust), ref, settings)
     if model_class is None and choose_model(config_json) is None:
         found = config_class_for(settings)
         if found is not None:

@@ -12,8 +12,10 @@ from shardload.remote_code.auto_map import ClassRef, config_entry, model_entries
 from shardload.remote_code.code import collect, file_of
 from shardload.remote_code.failures import as_lacking, explain, lacks_a_name, release_of
 from shardload.remote_code.library import is_installed
-from shardload.remote_code.namespaces import namespace_of, trust
-from shardload.remote_code.trust import is_word, locked_commit, require_trust, untrusted_other_repo
+from shardload.remote_code.namespaces import namespace_of
+from shardload.remote_code.namespaces import trust as trusted_namespace
+from shardload.remote_code.trust import locked_commit, require_trust, untrusted_other_repo
+from shardload.where import RemoteBase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,26 +23,10 @@ if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.code import Base, Code
     from shardload.remote_code.namespace import Namespace
-    from shardload.remote_code.trust import Trust
-
-RemoteBase = Literal["auto", "shim", "transformers"]
-"""Who is to serve imports of transformers; "auto" is the stand-in until it proves to lack a name."""
+    from shardload.where import CodeTrust
 
 _lock = threading.Lock()
 _needs_transformers: set[str] = set()
-
-
-@dataclass(frozen=True)
-class Word:
-    """What the caller said about running code, and how to reach the Hub. Nothing else widens trust."""
-
-    trust_remote_code: Trust = False
-    revision_given: str | None = None
-    code_revision: str | None = None
-    token: str | bool | None = None
-    cache_dir: Any = None
-    local_files_only: bool = False
-    remote_base: RemoteBase = "auto"
 
 
 @dataclass(frozen=True)
@@ -62,7 +48,7 @@ class RepoCode:
     @property
     def namespace(self) -> Namespace:
         """Where its modules live now."""
-        return trust(self.code, self.base)
+        return trusted_namespace(self.code, self.base)
 
     def load(self, ref: ClassRef) -> Any:
         """Import the class. When the stand-in lacks a name, the installed transformers serves the whole repo.
@@ -107,23 +93,24 @@ class RepoCode:
         return getattr(module, ref.name)
 
 
-def open_code(source: Source, config_json: Mapping[str, Any] | None, ref: ClassRef, word: Word) -> RepoCode:
-    """Return the code that a class of `auto_map` needs, once the caller's word covers it.
+def open_code(
+    source: Source, config_json: Mapping[str, Any] | None, ref: ClassRef, trust: CodeTrust
+) -> RepoCode:
+    """Return the code that a class of `auto_map` needs, once the caller's consent covers it.
 
     The configuration class and the model classes of one repo make one namespace, so that they see the same
     classes. Raises UntrustedCodeError before anything runs, UsageError for a `remote_base` that can't be.
     """
-    require_base(word.remote_base)
-    home, argument, given = source, "revision", word.revision_given
+    require_base(trust.remote_base)
+    home = source
+    argument: Literal["revision", "code_revision"] = "revision"
     if not is_own(ref, source):
-        if not is_word(word.trust_remote_code):
+        if not trust.allows_code:
             raise untrusted_other_repo(str(ref))  # it is not even opened
-        home, argument, given = other_source(ref, word), "code_revision", word.code_revision
+        home, argument = other_source(ref, trust), "code_revision"
     code = collect(home, _modules_beside(ref, source, home, config_json))
-    require_trust(
-        home, code, trust_remote_code=word.trust_remote_code, revision_given=given, argument=argument
-    )
-    return RepoCode(home, code, word.remote_base, release_of(config_json))
+    require_trust(home, code, trust, argument)
+    return RepoCode(home, code, trust.remote_base, release_of(config_json))
 
 
 def require_base(remote_base: str) -> None:
@@ -177,18 +164,12 @@ def _modules_beside(
     return sorted({ref.module, *there})
 
 
-def other_source(ref: ClassRef, word: Word) -> Source:
+def other_source(ref: ClassRef, trust: CodeTrust) -> Source:
     """Open the other repo that an entry of `auto_map` takes its class from. Runs nothing; raises typed errors."""
     from shardload.checkpoint.sources import find_source
 
-    found, _file = find_source(
-        str(ref.repo),
-        revision=word.code_revision or locked_commit(word.trust_remote_code, str(ref.repo)),
-        token=word.token,
-        cache_dir=word.cache_dir,
-        local_files_only=word.local_files_only,
-        subfolder=None,
-    )
+    repo = str(ref.repo)
+    found, _ = find_source(trust.hub.elsewhere(repo, trust.code_revision or locked_commit(trust, repo)))
     if found.is_local:
         raise UnsafeError(
             f"auto_map takes code from the Hub repo {ref.repo}, and a folder of that name on this disk hides it",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import TYPE_CHECKING, Any
 
+from shardload._system.warn import warn_caller
 from shardload.remote_code.failures import explain
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.repo_folder import folder_of
@@ -50,10 +50,9 @@ def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str
         why = f"failed before it asked for the weights: {failed}" if failed else "never asked for the weights"
         return f"{own} {why}; what it made is left out"
     if failed:
-        warnings.warn(
+        warn_caller(
             f"{type(model).__name__}: what its own from_pretrained does once the weights are loaded failed: {failed}",
             RuntimeWarning,
-            stacklevel=4,
         )
         return f"{own} failed after the weights were loaded: {failed}"
     return f"{own} ran around the loading"

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import RemoteCodeError
 from shardload.remote_code.code import Code, collect, has_file
-from shardload.remote_code.importer import Word, all_refs, is_own, other_source
+from shardload.remote_code.importer import all_refs, is_own, other_source
 from shardload.remote_code.reach import Contents, contents_of
 from shardload.remote_code.tokenizer import tokenizer_entry
 from shardload.remote_code.tokenizer_files import SETTINGS, tokenizer_settings
 from shardload.remote_code.trust_lock import Approval, TrustLock
+from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,11 +49,11 @@ class CodeReview:
 
 
 def review_code(
-    source: Source, config_json: Mapping[str, Any] | None, word: Word | None = None
+    source: Source, config_json: Mapping[str, Any] | None, trust: CodeTrust = UNTRUSTED
 ) -> list[CodeReview]:
     """Return the code that a repo's config, model and tokenizer classes need, a review a source.
 
-    Code of other repos is fetched to be looked at: at `word.code_revision`, or where their `main` leads to now.
+    Code of other repos is fetched to be looked at: at `trust.code_revision`, or where their `main` leads to now.
     Nothing is run. Raises RemoteCodeError where a file is not valid Python, UnsafeError, NotFoundError.
     """
     refs = [*all_refs(config_json), *_tokenizer_refs(source, config_json)]
@@ -62,7 +63,7 @@ def review_code(
     for ref in refs:
         if not is_own(ref, source):
             others.setdefault(str(ref.repo), []).append(ref)
-    return [*found, *(_review(other_source(refs[0], word or Word()), refs) for refs in others.values())]
+    return [*found, *(_review(other_source(refs[0], trust), refs) for refs in others.values())]
 
 
 def _tokenizer_refs(source: Source, config_json: Mapping[str, Any] | None) -> list[ClassRef]:

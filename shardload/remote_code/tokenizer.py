@@ -1,4 +1,4 @@
-"""make_tokenizer: the repo's own tokenizer class, run on the caller's word, or its tokenizer.json."""
+"""make_tokenizer: the repo's own tokenizer class, run with the caller's consent, or its tokenizer.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.errors import CorruptError, NotFoundError, RemoteCodeError, ShardloadError
 from shardload.remote_code.auto_map import ClassRef, parse_reference
 from shardload.remote_code.failures import explain
-from shardload.remote_code.importer import RepoCode, Word, open_code
+from shardload.remote_code.importer import RepoCode, open_code
 from shardload.remote_code.library import is_installed, library
 from shardload.remote_code.repo_folder import folder_of
 from shardload.remote_code.tokenizer_files import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from shardload.checkpoint.sources.source import Source
+    from shardload.where import CodeTrust
 
 _MODEL_CURE = re.compile(
     r"[,;] or pass model_class=…(?: with a class of your own| and run none of (?:them|it))?"
@@ -34,11 +35,11 @@ EXTRAS = ("sentencepiece", "tiktoken", "tokenizers")
 """Packages that tokenizers are made of and that shardload brings as extras of the same names."""
 
 
-def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, word: Word) -> Any:
+def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, trust: CodeTrust) -> Any:
     """Return the tokenizer of a repo.
 
     In this order: the class that `auto_map` names under AutoTokenizer, in tokenizer_config.json or config.json
-    (its code runs: the caller's word is needed); tokenizer.json through the tokenizers library; the class of an
+    (its code runs: the caller's consent is needed); tokenizer.json through the tokenizers library; the class of an
     installed transformers that tokenizer_config.json names.
 
     Raises NotFoundError when there is none of these; UntrustedCodeError; RemoteCodeError; CorruptError.
@@ -47,7 +48,7 @@ def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, word: 
     ref = tokenizer_entry(settings, SETTINGS) or tokenizer_entry(config_json or {}, "config.json")
     if ref is not None:
         with _cures_of_tokenizers():
-            return _from_code(open_code(source, None, ref, word), ref, source)
+            return _from_code(open_code(source, None, ref, trust), ref, source)
     if FAST_FILE in source.names():
         return _fast(source)
     found = _from_library(source, settings)

@@ -1,8 +1,7 @@
-"""The gate: a repo's code runs only on the caller's word, and only the bytes that the word was given for."""
+"""The gate: a repo's code runs only with the caller's consent, and only the bytes that were consented to."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Literal
 
 from shardload.checkpoint.sources.names import is_commit
@@ -13,51 +12,35 @@ if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.code import Code
     from shardload.remote_code.trust_lock import Approval
-
-Trust = bool | Literal["locked"] | os.PathLike[str]
-"""The caller's word: False, True, "locked" (what ./shardload.lock or $SHARDLOAD_LOCK approves), or a lock file."""
+    from shardload.where import CodeTrust
 
 
-def is_word(trust_remote_code: object) -> bool:
-    """Whether the caller allowed any code to run: True itself, "locked", or the path of a lock file."""
-    return trust_remote_code is True or asks_for_lock(trust_remote_code)
-
-
-def asks_for_lock(trust_remote_code: object) -> bool:
-    """Whether only what a lock file approves may run."""
-    return isinstance(trust_remote_code, os.PathLike) or (
-        isinstance(trust_remote_code, str) and trust_remote_code == "locked"
-    )
-
-
-def locked_commit(trust_remote_code: object, repo: str) -> str | None:
+def locked_commit(trust: CodeTrust, repo: str) -> str | None:
     """Return the commit at which a lock file approves the code of a Hub repo; None where no lock is asked for."""
-    if not asks_for_lock(trust_remote_code):
-        return None
-    return TrustLock.read(lock_path(trust_remote_code)).commit_of(repo)
+    return _lock_of(trust).commit_of(repo) if trust.asks_for_lock else None
+
+
+def _lock_of(trust: CodeTrust) -> TrustLock:
+    return TrustLock.read(lock_path(trust.trust_remote_code))
 
 
 def require_trust(
-    source: Source,
-    code: Code,
-    *,
-    trust_remote_code: Trust,
-    revision_given: str | None,
-    argument: str = "revision",
+    source: Source, code: Code, trust: CodeTrust, argument: Literal["revision", "code_revision"] = "revision"
 ) -> None:
     """Raise UntrustedCodeError unless the caller allowed this code to run.
 
     Only the caller's own arguments decide. With `trust_remote_code=True` a local folder's code runs, and code of a
-    Hub repo where `revision_given` (what the caller passed as `argument`) is a full commit, or the lock file
+    Hub repo where the revision that the caller passed as `argument` is a full commit, or the lock file
     approves these bytes. With "locked", or the path of a lock file, only what that file approves runs.
     """
-    if asks_for_lock(trust_remote_code):
-        _require_approval(TrustLock.read(lock_path(trust_remote_code)), source, code)
+    if trust.asks_for_lock:
+        _require_approval(_lock_of(trust), source, code)
         return
-    missing = [] if trust_remote_code is True else ["trust_remote_code=True"]
-    pinned = is_commit(revision_given) and source.revision in (None, revision_given)
+    missing = [] if trust.trust_remote_code is True else ["trust_remote_code=True"]
+    given = trust.revision if argument == "revision" else trust.code_revision
+    pinned = is_commit(given) and source.revision in (None, given)
     if not source.is_local and not pinned:
-        if trust_remote_code is True and _approved_by_the_usual_lock(source, code):
+        if trust.trust_remote_code is True and _approved_by_the_usual_lock(source, code):
             return
         missing.append(
             f"{argument}={source.revision!r}" if source.revision else f"{argument}=<a full commit>"

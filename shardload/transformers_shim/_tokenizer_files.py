@@ -34,6 +34,7 @@ class FilesMixin:
         """
         from shardload.checkpoint.sources import find_source
         from shardload.remote_code.tokenizer_files import constructor_arguments
+        from shardload.where import Where
 
         for name in (
             "trust_remote_code",
@@ -44,14 +45,9 @@ class FilesMixin:
             "proxies",
         ):
             kwargs.pop(name, None)
-        source, _ = find_source(
-            pretrained_model_name_or_path,
-            revision=kwargs.pop("revision", None),
-            token=kwargs.pop("token", None),
-            cache_dir=kwargs.pop("cache_dir", None),
-            local_files_only=kwargs.pop("local_files_only", False),
-            subfolder=subfolder or None,
-        )
+        names = ("revision", "token", "cache_dir", "local_files_only")
+        given = {name: kwargs.pop(name) for name in names if name in kwargs}
+        source, _ = find_source(Where(pretrained_model_name_or_path, subfolder=subfolder or None, **given))
         return cls(*init_inputs, **{**constructor_arguments(source, cls), **kwargs})
 
     def save_pretrained(

@@ -12,6 +12,7 @@ from shardload.dtypes import float_code
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap import KeyMap, as_view
 from shardload.keymap.derived import Joined, narrowed
+from shardload.keywords import entry_point
 from shardload.tensor_ref import TORCH_NAMES, TensorRef
 from shardload.writing import FileRange, Output, OutputTensor, split_into_shards, write_output
 
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from typing_extensions import Unpack
 
     from shardload._system.progress import ProgressOption
     from shardload.keymap import Derived, Names
+    from shardload.keywords import WhereKeywords
+    from shardload.where import WhereLike
     from shardload.writing import Written
 
 _BLOCK = 64 << 20  # bytes of a tensor that are computed at once
@@ -34,9 +38,10 @@ _WEIGHTS = (
 )  # fmt: skip
 
 
+@entry_point
 @gc_paused()
 def convert(
-    where: str | os.PathLike[str] | Checkpoint,
+    where: WhereLike | Checkpoint,
     folder: str | os.PathLike[str],
     *,
     key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
@@ -44,7 +49,7 @@ def convert(
     max_shard_size: str | int = "5GB",
     verify: bool = True,
     progress: ProgressOption = None,
-    **options: Any,
+    **keywords: Unpack[WhereKeywords],
 ) -> Written:
     """Write a checkpoint as safetensors shards with an index into a new folder; return what was written.
 
@@ -63,7 +68,7 @@ def convert(
     when all are complete; a run that was killed goes on where it stopped when it is called again. Other keywords
     are those of `open_checkpoint`. Raises UsageError, UnsupportedError, NoSpaceError, CorruptError.
     """
-    checkpoint = where if isinstance(where, Checkpoint) else open_checkpoint(where, **options)
+    checkpoint = where if isinstance(where, Checkpoint) else open_checkpoint(where, **keywords)
     code = float_code(dtype)
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)

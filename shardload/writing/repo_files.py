@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from shardload._system.warn import warn_caller
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,10 +50,9 @@ def _export(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[str, by
         files, kept = exporter(model, auto_map)
         if kept:
             return files, kept
-    warnings.warn(
+    warn_caller(
         f"auto_map is left out of config.json: {type(model).__name__} was not made by the code that it names; "
         "pass model_class= to load the saved model",
-        stacklevel=4,
     )
     return {}, {}
 

@@ -18,6 +18,7 @@ from shardload.checkpoint.shard import CODES
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap import KeyMap
 from shardload.keymap.assembly import assemble, view_of
+from shardload.keywords import entry_point
 from shardload.tensor_ref import Span, TensorRef
 from shardload.writing.repo_files import companions
 
@@ -36,6 +37,7 @@ base_states: list[Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch
 """Those who add tensors to models put a function here that leaves them out of a state dict."""
 
 
+@entry_point
 def save(
     model: nn.Module,
     folder: str | os.PathLike[str],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.sources import find_source
 from shardload.remote_code import load_config, resolve_class
+from shardload.where import CodeTrust
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,9 +100,7 @@ def write(
 
 
 def local(folder: Path) -> Any:
-    return find_source(
-        folder, revision=None, token=None, cache_dir=None, local_files_only=False, subfolder=None
-    )[0]
+    return find_source(folder)[0]
 
 
 def tiny(folder: Path, model: str = MODEL, config: str = CONFIG, **more: str) -> tuple[Any, dict[str, Any]]:
@@ -111,13 +110,18 @@ def tiny(folder: Path, model: str = MODEL, config: str = CONFIG, **more: str) ->
     return write(folder, files)
 
 
-def build(source: Any, config_json: dict[str, Any], **keywords: Any) -> Any:
-    """Load config and class with trust, and make the model."""
-    keywords = {"trust_remote_code": True, **keywords}
-    auto_class = keywords.pop("auto_class", None)
-    loaded = load_config(source, config_json, **keywords)
-    keywords.pop("dtype", None)
-    resolved = resolve_class(source, config_json, auto_class=auto_class, **keywords)
+def build(
+    source: Any,
+    config_json: dict[str, Any],
+    *,
+    dtype: Any = None,
+    auto_class: str | None = None,
+    **keywords: Any,
+) -> Any:
+    """Load config and class with trust, and make the model; further keywords are fields of CodeTrust."""
+    trust = CodeTrust(True, **keywords)
+    loaded = load_config(source, config_json, trust, dtype=dtype)
+    resolved = resolve_class(source, config_json, trust, auto_class=auto_class)
     return resolved.make(loaded.config)
 
 

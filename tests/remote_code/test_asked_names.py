@@ -88,15 +88,16 @@ def test_the_answers_are_those_that_importing_gives(tmp_path, line, answer):
     """The listing and the importer must not disagree."""
     from shardload.errors import RemoteCodeError
     from shardload.remote_code import resolve_class
+    from shardload.where import CodeTrust
 
     source, config = tiny(tmp_path, model=f"{line}\n{MODEL}")
     (found,) = [name for name in asked_names(source, config)[0] if name.line == 1 and "modeling" in name.file]
     assert found.answer == answer
     if answer == "lacks it":
         with pytest.raises(RemoteCodeError):
-            resolve_class(source, config, trust_remote_code=True, remote_base="shim")
+            resolve_class(source, config, CodeTrust(True, remote_base="shim"))
     else:
-        assert resolve_class(source, config, trust_remote_code=True, remote_base="shim").remote_base == "shim"
+        assert resolve_class(source, config, CodeTrust(True, remote_base="shim")).remote_base == "shim"
 
 
 def test_a_repo_without_code_asks_for_nothing(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 from shardload.errors import UnsupportedError, UsageError
 from shardload.model.shell import build_shell
 from shardload.remote_code import load_config, resolve_class
+from shardload.where import CodeTrust
 
 from .repos import MODEL, build, tiny, write
 
@@ -73,8 +74,8 @@ def test_a_constructor_that_looks_at_weights_is_explained_by_the_shell(tmp_path)
         "config.hidden_size)\n", "config.hidden_size)\n        self.linear.weight[0, 0].item()\n", 1
     )
     source, config = tiny(tmp_path, model=looking)
-    resolved = resolve_class(source, config, trust_remote_code=True)
-    loaded = load_config(source, config, trust_remote_code=True)
+    resolved = resolve_class(source, config, CodeTrust(True))
+    loaded = load_config(source, config, CodeTrust(True))
     with pytest.raises(UnsupportedError, match="looks at the values"):
         build_shell(lambda: resolved.make(loaded.config))
 

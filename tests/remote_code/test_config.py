@@ -10,13 +10,14 @@ from torch import nn
 
 from shardload.errors import CorruptError, RemoteCodeError, UsageError
 from shardload.remote_code import attach_generation_config, load_config, resolve_class
+from shardload.where import CodeTrust
 
 from .repos import COMMIT, CONFIG, MODEL, HubLike, build, local, tiny, write
 
 
 def test_the_repos_own_class_gets_the_settings_and_its_defaults(tmp_path):
     source, config = tiny(tmp_path)
-    loaded = load_config(source, {**config, "extra": [1]}, trust_remote_code=True)
+    loaded = load_config(source, {**config, "extra": [1]}, CodeTrust(True))
     assert type(loaded.config).__name__ == "TinyConfig"
     assert (loaded.config.hidden_size, loaded.config.extra) == (4, [1])
 
@@ -41,9 +42,7 @@ SEES_DTYPE = CONFIG.replace(
 def test_the_dtype_stands_in_the_settings_before_the_class_sees_them(tmp_path):
     source, config = tiny(tmp_path, config=SEES_DTYPE)
     for dtype in (torch.bfloat16, "bfloat16", "torch.bfloat16"):
-        loaded = load_config(
-            source, {**config, "torch_dtype": "float16"}, trust_remote_code=True, dtype=dtype
-        )
+        loaded = load_config(source, {**config, "torch_dtype": "float16"}, CodeTrust(True), dtype=dtype)
         assert loaded.config.torch_dtype is torch.bfloat16
         assert loaded.config.seen is torch.bfloat16
 
@@ -59,7 +58,7 @@ def test_the_model_constructor_sees_the_dtype(tmp_path):
 def test_without_a_dtype_the_stored_name_becomes_a_dtype(tmp_path):
     source, config = tiny(tmp_path)
     for settings in ({"torch_dtype": "float16"}, {"dtype": "float16"}):
-        loaded = load_config(source, {**config, **settings}, trust_remote_code=True, dtype="auto")
+        loaded = load_config(source, {**config, **settings}, CodeTrust(True), dtype="auto")
         assert loaded.config.torch_dtype is torch.float16
 
 
@@ -74,10 +73,10 @@ def test_an_unknown_dtype_is_one_typed_error(tmp_path):
 
 def test_name_and_commit_are_on_the_config(tmp_path):
     _, config = tiny(tmp_path)
-    loaded = load_config(HubLike(tmp_path), config, trust_remote_code=True, revision_given=COMMIT)
+    loaded = load_config(HubLike(tmp_path), config, CodeTrust(True, COMMIT))
     assert loaded.config.name_or_path == "org/name"
     assert loaded.config._commit_hash == COMMIT
-    assert load_config(local(tmp_path), config, trust_remote_code=True).config.name_or_path == str(tmp_path)
+    assert load_config(local(tmp_path), config, CodeTrust(True)).config.name_or_path == str(tmp_path)
 
 
 def test_a_config_class_that_fails_is_an_error_with_its_line(tmp_path):
@@ -85,7 +84,7 @@ def test_a_config_class_that_fails_is_an_error_with_its_line(tmp_path):
         tmp_path, config=CONFIG.replace("self.hidden_size = hidden_size", "hidden_size / 0")
     )
     with pytest.raises(RemoteCodeError, match="ZeroDivisionError") as caught:
-        load_config(source, config, trust_remote_code=True)
+        load_config(source, config, CodeTrust(True))
     assert caught.value.where.startswith(f"{tmp_path / 'configuration_tiny.py'}:")
 
 
@@ -105,7 +104,7 @@ def test_a_callers_class_with_a_config_class_gets_that(tmp_path):
 def test_a_config_class_that_is_no_pretrained_config_is_called_with_the_settings(tmp_path):
     plain = "class TinyConfig:\n    def __init__(self, **settings):\n        self.__dict__.update(settings)\n"
     source, config = tiny(tmp_path, config=plain)
-    assert load_config(source, {**config, "a": 5}, trust_remote_code=True).config.a == 5
+    assert load_config(source, {**config, "a": 5}, CodeTrust(True)).config.a == 5
 
 
 LLAMA = {

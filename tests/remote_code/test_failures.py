@@ -9,6 +9,7 @@ import torch
 
 from shardload import CorruptError, RemoteCodeError, UsageError, from_pretrained, load_config, resolve_class
 from shardload.remote_code import load_config as load_repo_config
+from shardload.where import CodeTrust
 from tests.remote_code.repos import CONFIG, MODEL, build, tiny
 from tests.tiny import save_safetensors
 
@@ -29,7 +30,7 @@ def test_an_exit_in_the_model_is_a_failure(tmp_path):
 def test_an_exit_in_the_config_is_a_failure(tmp_path):
     source, config = tiny(tmp_path, config=CONFIG.replace("super()", f"{EXIT}\n        super()"))
     with pytest.raises(RemoteCodeError, match="while making the config .*SystemExit"):
-        load_repo_config(source, config, trust_remote_code=True)
+        load_repo_config(source, config, CodeTrust(True))
 
 
 def test_the_cure_of_a_failure_is_one_that_the_command_line_has_too(tmp_path):

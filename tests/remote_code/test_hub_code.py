@@ -9,6 +9,7 @@ import pytest
 from shardload.checkpoint.sources import find_source
 from shardload.errors import UntrustedCodeError
 from shardload.remote_code import code_files, load_config
+from shardload.where import CodeTrust, Where
 from tests.hub_server import HubServer, forget_connections
 
 from .repos import AUTO_MAP, CONFIG, MODEL, build, module_of
@@ -39,8 +40,8 @@ def test_two_commits_of_a_repo_run_side_by_side(hub):
     models = []
     for revision in (1, 2):
         commit = hub.commit("org/na-me.6b", files(revision))
-        source, _ = find_source("org/na-me.6b", revision=commit)
-        models.append(build(source, CONFIG_JSON, revision_given=commit))
+        source, _ = find_source(Where("org/na-me.6b", commit))
+        models.append(build(source, CONFIG_JSON, revision=commit))
     assert [module_of(model).REVISION for model in models] == [1, 2]
     assert models[0].config._commit_hash != models[1].config._commit_hash
     assert models[0].name_or_path == "org/na-me.6b"
@@ -48,8 +49,8 @@ def test_two_commits_of_a_repo_run_side_by_side(hub):
 
 def test_only_the_code_that_runs_is_fetched(hub):
     commit = hub.commit("org/name", files(1))
-    source, _ = find_source("org/name", revision=commit)
-    build(source, CONFIG_JSON, revision_given=commit)
+    source, _ = find_source(Where("org/name", commit))
+    build(source, CONFIG_JSON, revision=commit)
     assert hub.fetched() == {"configuration_tiny.py", "modeling_tiny.py"}
 
 
@@ -57,18 +58,19 @@ def test_a_branch_is_refused_with_its_commit_and_the_files_are_listed(hub):
     commit = hub.commit("org/name", files(1))
     source, _ = find_source("org/name@main")
     with pytest.raises(UntrustedCodeError) as caught:
-        load_config(source, CONFIG_JSON, trust_remote_code=True, revision_given="main")
+        load_config(source, CONFIG_JSON, CodeTrust(True, "main"))
     assert f"revision='{commit}'" in caught.value.cure
     assert [file.label for file in code_files(source, CONFIG_JSON)] == [f"org/name@{commit}"] * 2
 
 
 def test_code_runs_offline_from_the_cache(hub, tmp_path):
     commit = hub.commit("org/name", files(3))
-    source, _ = find_source("org/name", revision=commit)
-    online = build(source, CONFIG_JSON, revision_given=commit)
+    source, _ = find_source(Where("org/name", commit))
+    online = build(source, CONFIG_JSON, revision=commit)
     before = len(hub.requests)
-    source, _ = find_source("org/name", revision=commit, local_files_only=True)
-    offline = build(source, CONFIG_JSON, revision_given=commit, local_files_only=True)
+    where = Where("org/name", commit, local_files_only=True)
+    source, _ = find_source(where)
+    offline = build(source, CONFIG_JSON, revision=commit, hub=where)
     assert type(offline) is type(online)
     assert len(hub.requests) == before
 
@@ -77,10 +79,10 @@ def test_code_of_another_repo_on_the_hub(hub):
     code = hub.commit("org/code", files(4))
     auto_map = {name: f"org/code--{value}" for name, value in AUTO_MAP.items()}
     commit = hub.commit("me/fine-tuned", {"config.json": b"{}"})
-    source, _ = find_source("me/fine-tuned", revision=commit)
+    source, _ = find_source(Where("me/fine-tuned", commit))
     with pytest.raises(UntrustedCodeError) as caught:
-        load_config(source, {"auto_map": auto_map}, trust_remote_code=True, revision_given=commit)
+        load_config(source, {"auto_map": auto_map}, CodeTrust(True, commit))
     assert f"code_revision='{code}'" in caught.value.cure
-    model = build(source, {"auto_map": auto_map}, revision_given=commit, code_revision=code)
+    model = build(source, {"auto_map": auto_map}, revision=commit, code_revision=code)
     assert module_of(model).REVISION == 4
     assert str(code) in module_of(model).__file__

@@ -17,6 +17,7 @@ from shardload.errors import RemoteCodeError, UnsupportedError
 from shardload.model.meta_init import construction
 from shardload.remote_code import load_config, resolve_class
 from shardload.remote_code.process_flags import restored_flags
+from shardload.where import CodeTrust
 
 from .repos import MODEL, build, local, module_of, tiny, write
 
@@ -351,8 +352,8 @@ def test_a_model_is_made_from_the_config_that_it_was_registered_for(tmp_path):
 
 def test_the_origin_says_class_and_content(tmp_path):
     source, config = tiny(tmp_path)
-    loaded = load_config(source, config, trust_remote_code=True)
-    resolved = resolve_class(source, config, trust_remote_code=True)
+    loaded = load_config(source, config, CodeTrust(True))
+    resolved = resolve_class(source, config, CodeTrust(True))
     assert loaded.origin.startswith("configuration_tiny.TinyConfig (code of the repo, sha256 ")
     assert resolved.origin.startswith("modeling_tiny.TinyModel (code of the repo, sha256 ")
     assert (resolved.name, resolved.remote_base) == ("TinyModel", "shim")

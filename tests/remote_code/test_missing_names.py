@@ -11,6 +11,7 @@ import pytest
 
 from shardload.errors import RemoteCodeError, UnsupportedError
 from shardload.remote_code import load_config, resolve_class
+from shardload.where import CodeTrust
 
 from .repos import CONFIG, MODEL, build, module_of, tiny, write
 
@@ -38,7 +39,7 @@ LACKING = "from transformers.dynamic_module_utils import get_class_in_module\n"
 )
 def test_a_guarded_name_that_is_lacking_falls_through(tmp_path, guarded):
     source, config = tiny(tmp_path, model=guarded + MODEL)
-    resolved = resolve_class(source, config, trust_remote_code=True)
+    resolved = resolve_class(source, config, CodeTrust(True))
     assert resolved.remote_base == "shim"
     model = build(source, config)
     assert module_of(model).XModel is None
@@ -209,9 +210,9 @@ def test_a_name_that_a_constructor_asks_for_is_named(tmp_path):
 def test_the_installed_transformers_serves_the_whole_repo_config_too(tmp_path):
     transformers = pytest.importorskip("transformers")
     source, config = tiny(tmp_path, model=LACKING + MODEL)
-    loaded = load_config(source, {**config, "hidden_size": 6}, trust_remote_code=True)
+    loaded = load_config(source, {**config, "hidden_size": 6}, CodeTrust(True))
     assert not isinstance(loaded.config, transformers.PretrainedConfig)  # the model code has not been run yet
-    resolved = resolve_class(source, config, trust_remote_code=True)
+    resolved = resolve_class(source, config, CodeTrust(True))
     assert resolved.remote_base == "transformers"
     assert "transformers 5" in resolved.origin
     model = resolved.make(loaded.config)
@@ -220,16 +221,16 @@ def test_the_installed_transformers_serves_the_whole_repo_config_too(tmp_path):
     assert type(model.config) is type(model).config_class
     assert model.config.hidden_size == model.linear.in_features == 6
     # From then on the config comes from it at once.
-    again = load_config(source, config, trust_remote_code=True)
+    again = load_config(source, config, CodeTrust(True))
     assert isinstance(again.config, transformers.PretrainedConfig)
 
 
 def test_a_lacking_name_in_the_config_file_hands_over_too(tmp_path):
     transformers = pytest.importorskip("transformers")
     source, config = tiny(tmp_path, config=LACKING + CONFIG)
-    loaded = load_config(source, config, trust_remote_code=True)
+    loaded = load_config(source, config, CodeTrust(True))
     assert isinstance(loaded.config, transformers.PretrainedConfig)
-    resolved = resolve_class(source, config, trust_remote_code=True)
+    resolved = resolve_class(source, config, CodeTrust(True))
     assert resolved.remote_base == "transformers"
     assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
 
@@ -238,7 +239,7 @@ def test_a_lacking_name_in_the_configs_constructor_hands_over_too(tmp_path):
     transformers = pytest.importorskip("transformers")
     asking = "self.hidden_size = hidden_size"
     source, config = tiny(tmp_path, config=CONFIG.replace(asking, f"{LACKING.strip()}; {asking}"))
-    loaded = load_config(source, config, trust_remote_code=True)
+    loaded = load_config(source, config, CodeTrust(True))
     assert isinstance(loaded.config, transformers.PretrainedConfig)
 
 
@@ -246,8 +247,8 @@ def test_a_name_that_a_constructor_asks_for_hands_over(tmp_path):
     transformers = pytest.importorskip("transformers")
     model = MODEL.replace("super().__init__(config)", f"super().__init__(config)\n        {LACKING}")
     source, config = tiny(tmp_path, model=model)
-    loaded = load_config(source, config, trust_remote_code=True)
-    resolved = resolve_class(source, config, trust_remote_code=True)
+    loaded = load_config(source, config, CodeTrust(True))
+    resolved = resolve_class(source, config, CodeTrust(True))
     assert resolved.remote_base == "shim"
     assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
     assert resolved.remote_base == "transformers"
@@ -258,8 +259,8 @@ def test_a_placeholder_that_a_constructor_uses_hands_over(tmp_path):
     model = MODEL.replace("nn.Linear(", "LlamaRMSNorm(4); self.linear = nn.Linear(")
     line = "from transformers.models.llama.modeling_llama import LlamaRMSNorm\n"
     source, config = tiny(tmp_path, model=line + model)
-    loaded = load_config(source, config, trust_remote_code=True)
-    resolved = resolve_class(source, config, trust_remote_code=True)
+    loaded = load_config(source, config, CodeTrust(True))
+    resolved = resolve_class(source, config, CodeTrust(True))
     assert resolved.remote_base == "shim"
     assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
     assert resolved.remote_base == "transformers"
@@ -270,8 +271,8 @@ def test_a_class_of_which_there_is_the_name_only_hands_over(tmp_path):
     model = MODEL.replace("self.linear =", "StaticCache(config); self.linear =")
     source, config = tiny(tmp_path, model="from transformers import StaticCache\n" + model)
     config |= {"num_hidden_layers": 1}
-    loaded = load_config(source, config, trust_remote_code=True)
-    resolved = resolve_class(source, config, trust_remote_code=True)
+    loaded = load_config(source, config, CodeTrust(True))
+    resolved = resolve_class(source, config, CodeTrust(True))
     with contextlib.suppress(RemoteCodeError):  # what the real one says about this config is its own affair
         resolved.make(loaded.config)
     assert resolved.remote_base == "transformers"

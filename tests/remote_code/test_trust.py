@@ -9,6 +9,7 @@ import pytest
 from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import UnsafeError, UntrustedCodeError
 from shardload.remote_code import code_files, load_config, resolve_class
+from shardload.where import CodeTrust
 
 from .repos import AUTO_MAP, COMMIT, CONFIG, MODEL, HubLike, build, tiny, write
 
@@ -40,7 +41,7 @@ def test_without_trust_nothing_runs_and_the_files_are_listed(tmp_path):
 def test_only_true_itself_is_trust(tmp_path, word):
     source, config = tiny(tmp_path)
     with pytest.raises(UntrustedCodeError):
-        load_config(source, config, trust_remote_code=word)
+        load_config(source, config, CodeTrust(word))
 
 
 def test_a_local_folder_needs_no_commit(tmp_path):
@@ -52,10 +53,10 @@ def test_hub_code_needs_the_commit_and_the_error_prints_it(tmp_path):
     source = HubLike(tmp_path)
     for given in (None, "main", COMMIT[:12], COMMIT.upper(), OTHER):
         with pytest.raises(UntrustedCodeError) as caught:
-            load_config(source, config, trust_remote_code=True, revision_given=given)
+            load_config(source, config, CodeTrust(True, given))
         assert f"revision='{COMMIT}'" in caught.value.cure
         assert "trust_remote_code" not in caught.value.cure
-    assert load_config(source, config, trust_remote_code=True, revision_given=COMMIT).config.hidden_size == 4
+    assert load_config(source, config, CodeTrust(True, COMMIT)).config.hidden_size == 4
 
 
 @pytest.mark.parametrize("text", [f"{COMMIT}0", f"0{COMMIT}", f"{COMMIT}\n", COMMIT[:39], "g" * 40, "", None])
@@ -74,7 +75,7 @@ def test_hub_code_without_any_word_says_both_at_once(tmp_path):
 def test_a_commit_alone_is_not_trust(tmp_path):
     _, config = tiny(tmp_path)
     with pytest.raises(UntrustedCodeError, match="nobody has allowed"):
-        load_config(HubLike(tmp_path), config, revision_given=COMMIT)
+        load_config(HubLike(tmp_path), config, CodeTrust(revision=COMMIT))
 
 
 def test_nothing_in_a_config_can_widen_trust(tmp_path):
@@ -90,7 +91,7 @@ def test_nothing_in_a_config_can_widen_trust(tmp_path):
     with pytest.raises(UntrustedCodeError):
         load_config(source, config)
     with pytest.raises(UntrustedCodeError):
-        load_config(HubLike(tmp_path / "repo"), config, trust_remote_code=True)
+        load_config(HubLike(tmp_path / "repo"), config, CodeTrust(True))
     assert not mark.exists()
 
 
@@ -98,7 +99,7 @@ def test_a_nested_config_runs_no_code_of_its_own(tmp_path):
     prefix, mark = traced(tmp_path)
     source, _ = write(tmp_path / "repo", {"nested.py": prefix})
     nested = {"auto_map": {"AutoConfig": "nested.C", "AutoModel": "nested.M"}}
-    loaded = load_config(source, {"text_config": nested}, trust_remote_code=True)
+    loaded = load_config(source, {"text_config": nested}, CodeTrust(True))
     assert loaded.config.text_config == nested
     assert not mark.exists()
 
@@ -118,8 +119,8 @@ def other_repo(tmp_path, monkeypatch):
     tiny(tmp_path / "other")
     opened = []
 
-    def find_source(where, **keywords):
-        opened.append((where, keywords["revision"]))
+    def find_source(where):
+        opened.append((where.name, where.revision))
         return HubLike(tmp_path / "other", repo="org/other", revision=OTHER), None
 
     monkeypatch.setattr("shardload.checkpoint.sources.find_source", find_source)
@@ -140,7 +141,7 @@ def test_code_of_another_repo_needs_its_own_commit(tmp_path, monkeypatch):
     source, config, _ = other_repo(tmp_path, monkeypatch)
     for given in (None, "main", COMMIT):
         with pytest.raises(UntrustedCodeError) as caught:
-            load_config(source, config, trust_remote_code=True, revision_given=OTHER, code_revision=given)
+            load_config(source, config, CodeTrust(True, OTHER, given))
         assert f"code_revision='{OTHER}'" in caught.value.cure
 
 
@@ -158,11 +159,11 @@ def test_a_local_folder_cannot_pose_as_the_other_repo(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnsafeError, match="hides it"):
-        resolve_class(source, config, trust_remote_code=True)
+        resolve_class(source, config, CodeTrust(True))
 
 
 def test_auto_map_cannot_name_a_path(tmp_path):
     source, _ = write(tmp_path, {})
     config = json.loads('{"auto_map": {"AutoModel": "../../etc/passwd.M"}}')
     with pytest.raises(UnsafeError):
-        resolve_class(source, config, trust_remote_code=True)
+        resolve_class(source, config, CodeTrust(True))

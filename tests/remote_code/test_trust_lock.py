@@ -10,7 +10,6 @@ import pytest
 import shardload
 from shardload import CorruptError, NotFoundError, UnsafeError, UntrustedCodeError
 from shardload.checkpoint.sources import find_source
-from shardload.remote_code.importer import Word
 from shardload.remote_code.review import review_code
 from shardload.remote_code.trust_lock import TrustLock, lock_path
 from tests.hub_server import HubServer, forget_connections
@@ -31,11 +30,11 @@ def work(tmp_path, monkeypatch):
     return folder
 
 
-def approve(where, path=None, **word) -> Path:
+def approve(where, path=None) -> Path:
     source, _ = find_source(where)
     path = lock_path(path)
     lock = TrustLock.read(path) if path.exists() else TrustLock(path)
-    for review in review_code(source, shardload.checkpoint.checkpoint.read_config(source), Word(**word)):
+    for review in review_code(source, shardload.checkpoint.checkpoint.read_config(source)):
         lock = lock.with_approval(review.approval())
     lock.write()
     return path

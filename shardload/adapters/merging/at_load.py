@@ -21,7 +21,6 @@ from shardload.placement.target import Target
 from shardload.tensor_ref import DTYPE_BITS
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
     from torch import nn
@@ -30,16 +29,17 @@ if TYPE_CHECKING:
     from shardload.keymap import Derived
     from shardload.model.shell import Shell, Slot
     from shardload.placement.target import Claim, Release
+    from shardload.where import Where
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def judge_before_load(model: nn.Module, where: str | os.PathLike[str], **hub: Any) -> None:
+def judge_before_load(model: nn.Module, where: Where) -> None:
     """Judge an adapter, headers and values, by a model that has no weights yet: what is wrong is said before the load.
 
     Raises what `load_adapter` raises. What only the weights tell (PiSSA, OLoRA) is left to it.
     """
-    file = open_adapter(where, **hub)
+    file = open_adapter(where)
     content = read_content(file)
     if any(entry.initial is not None for entry in content.loras):
         return
@@ -148,14 +148,14 @@ class MergingTarget(Target):
         return result
 
 
-def plan_merge(shell: Shell, where: str | os.PathLike[str], **hub: Any) -> tuple[Changes, AdapterReport]:
+def plan_merge(shell: Shell, where: Where) -> tuple[Changes, AdapterReport]:
     """Judge an adapter by a shell, and return what it changes by the model's names, with its report so far.
 
     Raises what `load_adapter` raises, and UnsupportedError for what can only be merged into a loaded model: tied
     weights that the adapter changes one of, repeated layers, resized vocabularies.
     """
     start = time.perf_counter()
-    file = open_adapter(where, **hub)
+    file = open_adapter(where)
     content = read_content(file)
     report, match = judge(shell.model, file, content, "default", strict=True)
     if content.replication or any(found.resized for found in match.replaced):

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.adapters.layers import Factors, LoraTerm
     from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.where import Where
 
 Changes = dict[str, Change]
 """By the name of the base tensor."""
 
 
 def changes_on_disk(
-    checkpoint: Checkpoint, adapters: Sequence[Any], options: ReadOptions, **hub: Any
+    checkpoint: Checkpoint, adapters: Sequence[Any], options: ReadOptions, base: Where
 ) -> tuple[Changes, list[AdapterReport], list[AdapterFile]]:
     """Return what adapters change in a checkpoint, told from the headers of both; each is judged as when attached."""
     changes: Changes = {}
     reports, files = [], []
     for number, (where, weight) in enumerate(_weighted(adapters)):
-        file = open_adapter(where, **hub)
+        file = open_adapter(base.elsewhere(where))
         content = read_content(file, options=options)
         if content.replication:
             raise UnsupportedError(

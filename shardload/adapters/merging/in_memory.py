@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from shardload._system.file_mapping import PrivateMappings
 from shardload._system.process_memory import size_of
+from shardload._system.warn import warn_caller
 from shardload.adapters.adapter import listing
 from shardload.adapters.attach import check_unmerged, record_of
 from shardload.adapters.layers import kind_of
@@ -241,7 +241,7 @@ def _allow_copies(nbytes: int, names: list[str], keep_copies: bool | None) -> No
     text = f"unmerging exactly takes copies of {len(names)} weights, {size_of(nbytes)}: they differ from their shards, "
     text += "or never came from any"
     if keep_copies is None:
-        warnings.warn(f"{text} ({listing(names, 3)})", stacklevel=3)
+        warn_caller(f"{text} ({listing(names, 3)})")
         return
     raise UsageError(
         text,

@@ -22,23 +22,30 @@ from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import checked_options
 from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.errors import UnsupportedError
+from shardload.keywords import entry_point
 from shardload.placement.device import parse_dtype
+from shardload.where import Where
 from shardload.writing import disk_room, write_output
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from typing_extensions import Unpack
+
     from shardload._system.progress import ProgressOption
     from shardload.adapters.adapter import AdapterFile
     from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.keywords import WhereKeywords
+    from shardload.where import WhereLike
 
 _CASTABLE = ("F16", "BF16", "F32", "F64")
 
 
+@entry_point
 @gc_paused()
 def merge_to_disk(
-    base: str | os.PathLike[str],
+    base: WhereLike,
     adapters: str | os.PathLike[str] | Sequence[Any],
     out: str | os.PathLike[str],
     *,
@@ -52,13 +59,7 @@ def merge_to_disk(
     enable_lora: Sequence[bool] | None = None,
     strict: bool = True,
     progress: ProgressOption = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    allow_links: bool = False,
+    **keywords: Unpack[WhereKeywords],
 ) -> MergeReport:
     """Write `base` with adapters merged into it as a new checkpoint in `out`; nothing of the base's size is in memory.
 
@@ -88,21 +89,16 @@ def merge_to_disk(
     a file that changed meanwhile, UsageError, NoSpaceError.
     """
     start = time.perf_counter()
-    hub: dict[str, Any] = {
-        "token": token,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-        "allow_links": allow_links,
-    }
     options = checked_options(alpha, enable_lora, strict=strict)
     kind = check_rounding(rounding)
     wanted = None if dtype == "base" else parse_dtype(dtype)
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     listed = list(adapters) if isinstance(adapters, (list, tuple)) else [adapters]
 
-    checkpoint = open_checkpoint(base, revision=revision, subfolder=subfolder, variant=variant, **hub)
+    place = Where.of(base, keywords)
+    checkpoint = open_checkpoint(place)
     refuse_quantised(checkpoint)
-    changes, reports, files = changes_on_disk(checkpoint, listed, options, **hub)
+    changes, reports, files = changes_on_disk(checkpoint, listed, options, place)
     refuse_packed(checkpoint, changes)
     untied = has_to_be_untied(checkpoint, changes)
     name = None if wanted is None else str(wanted).removeprefix("torch.")

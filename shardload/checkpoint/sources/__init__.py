@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from shardload.checkpoint.sources.folder import FolderSource, LocalFile, expand, mode_of
 from shardload.errors import NotFoundError, UnsafeError, UsageError
+from shardload.where import Where
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from shardload.checkpoint.sources.source import Source
+    from shardload.where import WhereLike
 
 __all__ = ["FolderSource", "LocalFile", "find_source"]
 
@@ -23,36 +25,28 @@ _REPO = re.compile(rf"{_REPO_PART}(?:/{_REPO_PART})?", re.ASCII)
 _FILE_LIKE = re.compile(r"\.(safetensors|bin|pth?|ckpt|json|gguf|zip|index)$", re.IGNORECASE)
 
 
-def find_source(
-    where: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    allow_links: bool = False,
-) -> tuple[Source, str | None]:
+def find_source(where: WhereLike) -> tuple[Source, str | None]:
     """Return the source that `where` names, and the one file that it names (or None for a whole repo).
 
-    `where` is a folder, a single checkpoint file, `org/name` or `org/name@revision`; what exists on this disk
+    Its name is a folder, a single checkpoint file, `org/name` or `org/name@revision`; what exists on this disk
     is taken first. `revision` is a branch, tag or commit of a Hub repo. Links that lead out of a folder are followed
-    with `allow_links=True`, or into the Hub cache's own blobs. Raises UsageError for keywords that
-    contradict `where`, NotFoundError, AccessError and UnsafeError.
+    with `allow_links=True`, or into the Hub cache's own blobs. Raises UsageError where its fields contradict its
+    name, NotFoundError, AccessError and UnsafeError.
     """
-    text = _text_of(where)
-    subfolder = (subfolder or "").removesuffix("/") or None
+    place = Where.of(where)
+    text, revision = _text_of(place.name), place.revision
+    subfolder = (place.subfolder or "").removesuffix("/") or None
     path = expand(text)
     mode = mode_of(path)
     if stat.S_ISDIR(mode):
         _refuse_for_local(text, revision=revision)
-        return FolderSource(path, subfolder, allow_links=allow_links), None
+        return FolderSource(path, subfolder, allow_links=place.allow_links), None
     if mode:
         _refuse_for_local(text, revision=revision, subfolder=subfolder)
-        return _source_of_file(path, allow_links)
+        return _source_of_file(path, place.allow_links)
 
     repo, at, named_revision = text.partition("@")
-    if isinstance(where, os.PathLike) or not _is_repo(repo):
+    if isinstance(place.name, os.PathLike) or not _is_repo(repo):
         raise NotFoundError(
             f"there is no file or folder {text!r}, and that can't be a repo on the Hub either",
             where=str(path.absolute()),
@@ -65,9 +59,9 @@ def find_source(
     source = open_hub(
         repo,
         _one_revision(text, named_revision if at else None, revision),
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
+        token=place.token,
+        cache_dir=place.cache_dir,
+        local_files_only=place.local_files_only,
         subfolder=subfolder,
     )
     return source, None

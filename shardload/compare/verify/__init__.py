@@ -15,33 +15,34 @@ from shardload.compare.verify.manifest import MANIFEST, read_manifest
 from shardload.compare.verify.report import FileVerdict, ValueFinding, Verification, refuse_changed
 from shardload.compare.verify.while_loading import VerifiedWhileLoading
 from shardload.errors import CorruptError, NotFoundError, UnsupportedError
+from shardload.keywords import entry_point
+from shardload.where import Where
 
 if TYPE_CHECKING:
     import os
+
+    from typing_extensions import Unpack
 
     from shardload._system.progress import ProgressOption
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.checkpoint.sources.digest import Digest
     from shardload.checkpoint.sources.source import Source
     from shardload.errors import ShardloadError
+    from shardload.keywords import WhereKeywords
+    from shardload.where import WhereLike
 
 __all__ = ["FileVerdict", "ValueFinding", "Verification", "VerifiedWhileLoading", "verify"]
 
 
+@entry_point
 @gc_paused()
 def verify(
-    where: str | os.PathLike[str],
+    where: WhereLike,
     *,
     sums: str | os.PathLike[str] | None = None,
     values: bool = False,
     progress: ProgressOption = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    variant: str | None = None,
-    allow_links: bool = False,
+    **keywords: Unpack[WhereKeywords],
 ) -> Verification:
     """Verify a checkpoint: its structure, then every byte of its files against the hashes that are known.
 
@@ -60,16 +61,9 @@ def verify(
     Raises CorruptError with `.report` (the Verification) where bytes differ from their hash, CorruptError for a broken
     structure or SHA256SUMS file, NotFoundError. A file whose hash nobody knows is `unknown` in the result.
     """
-    source, only = find_source(
-        where,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-        allow_links=allow_links,
-    )
-    checkpoint, broken = _structure(source, only, variant)
+    place = Where.of(where, keywords)
+    source, only = find_source(place)
+    checkpoint, broken = _structure(source, only, place.variant)
     label, shards, identities = source.label, frozenset[str](), {}
     structure = "broken"
     if checkpoint is not None:

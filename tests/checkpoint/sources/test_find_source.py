@@ -8,6 +8,7 @@ import pytest
 
 from shardload.checkpoint.sources import FolderSource, find_source
 from shardload.errors import NotFoundError, UnsafeError, UsageError
+from shardload.where import Where
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_folder_that_looks_like_a_repo_of_the_hub_is_taken_first(tmp_path, mon
 
 @pytest.mark.parametrize("subfolder", ["vae", "vae/"])
 def test_a_subfolder(repo, subfolder):
-    source, _ = find_source(repo, subfolder=subfolder)
+    source, _ = find_source(Where(repo, subfolder=subfolder))
     assert list(source.names()) == ["config.json"]
 
 
@@ -105,9 +106,9 @@ def test_no_name_at_all(where):
 
 def test_keywords_that_contradict_a_path(repo):
     with pytest.raises(UsageError, match="revision"):
-        find_source(repo, revision="main")
+        find_source(Where(repo, revision="main"))
     with pytest.raises(UsageError, match="subfolder"):
-        find_source(repo / "model.safetensors", subfolder="vae")
+        find_source(Where(repo / "model.safetensors", subfolder="vae"))
 
 
 @pytest.mark.parametrize(
@@ -115,25 +116,25 @@ def test_keywords_that_contradict_a_path(repo):
 )
 def test_two_revisions_or_an_empty_one(where, revision):
     with pytest.raises(UsageError):
-        find_source(where, revision=revision)
+        find_source(Where(where, revision=revision))
 
 
 @pytest.mark.parametrize("revision", ["../../x", "/etc/passwd", "a\\b", "x\0"])
 def test_a_revision_is_no_way_out_of_the_cache(revision, tmp_path):
     with pytest.raises(UsageError):
-        find_source("org/name", revision=revision, local_files_only=True, cache_dir=tmp_path)
+        find_source(Where("org/name", revision=revision, local_files_only=True, cache_dir=tmp_path))
 
 
 @pytest.mark.parametrize("token", ["", "hf_secret\n", "hf secret"])
 def test_an_impossible_token_is_refused_and_not_quoted(token, tmp_path):
     with pytest.raises(UsageError) as caught:
-        find_source("org/name", token=token, cache_dir=tmp_path)
+        find_source(Where("org/name", token=token, cache_dir=tmp_path))
     assert "secret" not in str(caught.value)
 
 
 def test_a_hostile_subfolder_of_a_repo(tmp_path):
     with pytest.raises(UnsafeError):
-        find_source("org/name", subfolder="../x", cache_dir=tmp_path, local_files_only=True)
+        find_source(Where("org/name", subfolder="../x", cache_dir=tmp_path, local_files_only=True))
 
 
 def test_local_checkpoints_need_neither_huggingface_hub_nor_torch(repo):

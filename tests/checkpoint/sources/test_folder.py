@@ -11,6 +11,7 @@ import pytest
 
 from shardload.checkpoint.sources import FolderSource, LocalFile, find_source
 from shardload.errors import AccessError, NotFoundError, UnsafeError
+from shardload.where import Where
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -298,7 +299,7 @@ def test_allow_links_follows_what_the_caller_linked(tmp_path):
     source = FolderSource(root, allow_links=True)
     assert source.open("f").read_at(0, 3) == source.open("sub/f").read_at(0, 3) == b"abc"
     assert FolderSource(root, "sub", allow_links=True).open("f").size == 3
-    assert find_source(root, allow_links=True)[0].open("f").size == 3
+    assert find_source(Where(root, allow_links=True))[0].open("f").size == 3
     for hostile in ("../outside/f", str(tmp_path / "outside" / "f")):
         with pytest.raises(UnsafeError):
             source.open(hostile)

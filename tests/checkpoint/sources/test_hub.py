@@ -13,6 +13,7 @@ from shardload.checkpoint.sources.hub import SMALL
 from shardload.checkpoint.sources.hub_repo import Listed
 from shardload.checkpoint.sources.ranges import BLOCK
 from shardload.errors import AccessError, CorruptError, NotFoundError, ShardloadError, UnsafeError
+from shardload.where import Where
 from tests.hub_server import forget_connections
 
 CONFIG = b'{"model_type": "chatglm"}'
@@ -60,9 +61,9 @@ def test_every_way_of_naming_a_revision_is_pinned_to_its_commit(hub, commit, whe
 
 def test_the_revision_keyword_and_a_branch_with_a_slash(hub, commit):
     pull = hub.commit("org/model", {"config.json": b"{}"}, branch="refs/pr/1")
-    assert find_source("org/model", revision="refs/pr/1")[0].revision == pull
+    assert find_source(Where("org/model", revision="refs/pr/1"))[0].revision == pull
     assert find_source("org/model@refs/pr/1")[0].revision == pull
-    assert find_source("org/model@main", revision="main")[0].revision == commit
+    assert find_source(Where("org/model@main", revision="main"))[0].revision == commit
 
 
 def test_a_repo_of_one_part(hub):
@@ -76,24 +77,24 @@ def test_a_source_stays_at_its_commit_when_the_branch_moves(hub, commit):
     newer = hub.commit("org/model", {"config.json": b"new"})
     assert whole(source.open("config.json")) == CONFIG
     assert whole(find_source("org/model")[0].open("config.json")) == b"new"
-    assert whole(find_source("org/model", revision=commit)[0].open("config.json")) == CONFIG
+    assert whole(find_source(Where("org/model", revision=commit))[0].open("config.json")) == CONFIG
     assert find_source("org/model")[0].revision == newer
 
 
 def test_a_subfolder(hub, commit):
-    source, _ = find_source("org/model", subfolder="vae")
+    source, _ = find_source(Where("org/model", subfolder="vae"))
     assert source.names() == ["config.json"]
     file = source.open("config.json")
     assert (file.name, whole(file)) == ("config.json", b"{}")
     assert source.open("config.json").name == "config.json"  # now from the cache
     with pytest.raises(NotFoundError) as caught:
-        find_source("org/model", subfolder="vea")
+        find_source(Where("org/model", subfolder="vea"))
     assert "'vae'" in caught.value.cure
 
 
 def test_the_token_reaches_the_hub_and_not_the_cdn(hub):
     hub.commit("org/private", FILES, token="hf_right")
-    source, _ = find_source("org/private", token="hf_right")
+    source, _ = find_source(Where("org/private", token="hf_right"))
     file = source.open("model.safetensors")
     assert file.read_at(0, 8) == BIG[:8]
     assert file.read_at(2_000_000, 8) == BIG[2_000_000:2_000_008]
@@ -398,7 +399,7 @@ def test_a_hostile_name_in_the_listing_is_left_out_and_said(hub):
 def test_a_missing_repo(hub, token):
     hub.commit("org/private", FILES, token="hf_right")
     with pytest.raises(NotFoundError, match="no repo 'org/nothing'") as caught:
-        find_source("org/nothing", token=token)
+        find_source(Where("org/nothing", token=token))
     assert type(caught.value) is NotFoundError
     assert "token=" in caught.value.cure
 
@@ -411,12 +412,12 @@ def test_a_private_repo_looks_missing_without_a_token(hub):
 
 def test_a_missing_revision(hub, commit):
     with pytest.raises(NotFoundError, match="no revision 'dev'"):
-        find_source("org/model", revision="dev")
+        find_source(Where("org/model", revision="dev"))
 
 
 def test_a_bad_token(hub, commit):
     with pytest.raises(AccessError, match="refused the token") as caught:
-        find_source("org/model", token="hf_wrong")
+        find_source(Where("org/model", token="hf_wrong"))
     assert "hf_wrong" not in str(caught.value)
 
 
@@ -424,7 +425,7 @@ def test_a_bad_token(hub, commit):
 def test_a_gated_repo_lists_its_files_and_says_how_to_read_them(hub, token):
     hub.commit("org/other", FILES, token="hf_other")
     hub.commit("org/gated", FILES, token="hf_right", gated=True)
-    source, _ = find_source("org/gated", token=token)
+    source, _ = find_source(Where("org/gated", token=token))
     for read in [
         lambda: whole(source.open("config.json")),
         lambda: source.open("model.safetensors").read_at(0, 8),
@@ -433,7 +434,7 @@ def test_a_gated_repo_lists_its_files_and_says_how_to_read_them(hub, token):
             read()
         assert f"{hub.url}/org/gated" in caught.value.cure
         assert "token=" in caught.value.cure
-    assert whole(find_source("org/gated", token="hf_right")[0].open("config.json")) == CONFIG
+    assert whole(find_source(Where("org/gated", token="hf_right"))[0].open("config.json")) == CONFIG
 
 
 def test_what_is_no_hub_at_all(hub, commit, monkeypatch):
@@ -467,7 +468,7 @@ def test_offline_from_the_cache(hub, commit, cache):
     whole(source.open("config.json"))
     hub.log.clear()
     for where in ("org/model", f"org/model@{commit}"):
-        offline, _ = find_source(where, local_files_only=True)
+        offline, _ = find_source(Where(where, local_files_only=True))
         assert offline.label == f"org/model@{commit}"
         assert offline.names() == ["config.json"]
         assert whole(offline.open("config.json")) == CONFIG
@@ -477,7 +478,7 @@ def test_offline_from_the_cache(hub, commit, cache):
 
 def test_offline_names_the_missing_file(hub, commit):
     whole(find_source("org/model")[0].open("config.json"))
-    source, _ = find_source("org/model", local_files_only=True)
+    source, _ = find_source(Where("org/model", local_files_only=True))
     with pytest.raises(NotFoundError, match=r"'model\.safetensors' is not in the cache") as caught:
         source.open("model.safetensors")
     assert commit in caught.value.where
@@ -488,7 +489,7 @@ def test_offline_names_the_missing_file(hub, commit):
 def test_offline_with_nothing_in_the_cache(hub, commit, where):
     find_source("org/model")  # listing a repo caches nothing
     with pytest.raises(NotFoundError, match="not in the cache") as caught:
-        find_source(where, local_files_only=True)
+        find_source(Where(where, local_files_only=True))
     assert "local_files_only" in str(caught.value)
 
 
@@ -507,7 +508,7 @@ def test_a_ref_that_is_no_commit_is_not_followed(cache, hub, commit):
     for content in ["../../..", "", "main", commit.upper()]:
         (cache / "models--org--model" / "refs" / "main").write_text(content)
         with pytest.raises(NotFoundError):
-            find_source("org/model", local_files_only=True)
+            find_source(Where("org/model", local_files_only=True))
 
 
 def test_the_cache_stands_in_when_the_network_is_down(hub, commit):
@@ -531,7 +532,7 @@ def test_the_cache_stands_in_when_the_hub_is_down(hub, commit, status):
     source, _ = find_source("org/model")
     assert str(status) in source.warnings[0]
     with pytest.raises(NotFoundError, match=str(status)):
-        find_source("org/model", revision="dev")
+        find_source(Where("org/model", revision="dev"))
 
 
 def test_a_hub_that_does_not_answer_is_not_waited_for(hub, commit, cache, monkeypatch):
@@ -552,9 +553,9 @@ def test_the_cache_does_not_stand_in_for_a_refusal(hub, commit, status, code):
 
 
 def test_another_cache_folder(hub, commit, tmp_path, cache):
-    whole(find_source("org/model", cache_dir=tmp_path / "mine")[0].open("config.json"))
+    whole(find_source(Where("org/model", cache_dir=tmp_path / "mine"))[0].open("config.json"))
     assert not cache.exists()
-    assert find_source("org/model", cache_dir=tmp_path / "mine", local_files_only=True)[0].names() == [
+    assert find_source(Where("org/model", cache_dir=tmp_path / "mine", local_files_only=True))[0].names() == [
         "config.json"
     ]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
 
 import shardload
-from shardload.remote_code import Word, make_tokenizer
+from shardload.remote_code import make_tokenizer
+from shardload.where import CodeTrust
 from tests.hub_server import HubServer, forget_connections
 from tests.remote_code.repos import COMMIT, HubLike
 from tests.tiny import run_python
@@ -22,10 +24,10 @@ def test_nothing_runs_without_trust(tmp_path):
 
 def test_code_from_the_hub_needs_a_full_commit(tmp_path):
     source = HubLike(write(tmp_path, NEW))
-    for word in (Word(), Word(trust_remote_code=True), Word(trust_remote_code=True, revision_given="main")):
+    for trust in (CodeTrust(), CodeTrust(True), CodeTrust(True, "main")):
         with pytest.raises(shardload.UntrustedCodeError):
-            make_tokenizer(source, None, word)
-    tokenizer = make_tokenizer(source, None, Word(trust_remote_code=True, revision_given=COMMIT))
+            make_tokenizer(source, None, trust)
+    tokenizer = make_tokenizer(source, None, CodeTrust(True, COMMIT))
     assert tokenizer.encode("a") == ids("^a$")
 
 
@@ -207,3 +209,30 @@ def test_cures_are_those_of_a_tokenizer(tmp_path):
     with pytest.raises(shardload.NotFoundError, match="tokenization_tiny") as caught:
         shardload.load_tokenizer(folder, trust_remote_code=True)
     assert caught.value.cure == "download the repo's .py files as well"
+
+
+LACKING = "from transformers.dynamic_module_utils import get_class_in_module\n"
+installed = importlib.util.find_spec("transformers") is not None
+
+
+def test_the_caller_says_who_serves_the_imports_of_a_tokenizer(tmp_path):
+    folder = write(tmp_path / "a", NEW)
+    tokenizer = shardload.load_tokenizer(folder, trust_remote_code=True, remote_base="shim")
+    assert type(tokenizer).__mro__[1].__module__.startswith("shardload.transformers_shim.")
+    if installed:
+        tokenizer = shardload.load_tokenizer(folder, trust_remote_code=True, remote_base="transformers")
+        assert type(tokenizer).__mro__[1].__module__.startswith("transformers.")
+    else:
+        with pytest.raises(shardload.UsageError, match="not installed"):
+            shardload.load_tokenizer(folder, trust_remote_code=True, remote_base="transformers")
+    with pytest.raises(shardload.UsageError, match="can't serve"):
+        shardload.load_tokenizer(folder, trust_remote_code=True, remote_base="real")
+
+
+def test_the_choice_of_the_stand_in_is_kept_where_it_lacks_a_name_for_a_tokenizer(tmp_path):
+    folder = write(tmp_path, LACKING + NEW)
+    with pytest.raises(shardload.RemoteCodeError, match="dynamic_module_utils"):
+        shardload.load_tokenizer(folder, trust_remote_code=True, remote_base="shim")
+    if installed:
+        tokenizer = shardload.load_tokenizer(folder, trust_remote_code=True)
+        assert type(tokenizer).__mro__[1].__module__.startswith("transformers.")

@@ -1,0 +1,97 @@
+"""Where, CodeTrust: which checkpoint the caller means, and what its code may do; built from keywords, once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Trust = bool | Literal["locked"] | os.PathLike[str]
+"""The caller's consent: False, True, "locked" (what ./shardload.lock or $SHARDLOAD_LOCK approves), or a lock file."""
+
+RemoteBase = Literal["auto", "shim", "transformers"]
+"""Who serves a repo's imports of transformers; "auto" is the stand-in until it proves to lack a name."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """One checkpoint, adapter or repo, and how to reach it.
+
+    `name` is a folder, a file, or `org/name[@revision]` on the Hub. The other fields are the keywords of the same
+    names in `open_checkpoint`.
+    """
+
+    name: str | os.PathLike[str]
+    revision: str | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    subfolder: str | None = None
+    variant: str | None = None
+    allow_links: bool = False
+
+    @classmethod
+    def of(cls, where: Where | str | os.PathLike[str], keywords: Mapping[str, Any] | None = None) -> Where:
+        """Return the Where of an entry point's first argument and its keywords, of which others are ignored."""
+        given = {name: value for name, value in (keywords or {}).items() if name in _PLACES}
+        if isinstance(where, Where):
+            return replace(where, **given) if given else where
+        return cls(where, **given)
+
+    @property
+    def named_revision(self) -> str | None:
+        """The revision that the caller named, as a keyword or in `org/name@revision`."""
+        if self.revision or not isinstance(self.name, str) or "@" not in self.name:
+            return self.revision or None
+        return self.name.rpartition("@")[2]
+
+    def elsewhere(self, name: str | os.PathLike[str], revision: str | None = None) -> Where:
+        """Return another checkpoint, reached in the same way: token, cache, offline, links."""
+        return replace(self, name=name, revision=revision, subfolder=None, variant=None)
+
+
+@dataclass(frozen=True)
+class CodeTrust:
+    """What the caller allows a repo's code to do. Nothing else widens it.
+
+    `revision` is the one that the caller named for the repo itself, `code_revision` that of another repo which holds
+    the code; `hub` says how to reach that one.
+    """
+
+    trust_remote_code: Trust = False
+    revision: str | None = None
+    code_revision: str | None = None
+    remote_base: RemoteBase = "auto"
+    hub: Where = field(default_factory=lambda: Where(""))
+
+    @classmethod
+    def of(cls, where: Where, keywords: Mapping[str, Any]) -> CodeTrust:
+        """Return the CodeTrust of an entry point's keywords, of which others are ignored."""
+        given = {name: value for name, value in keywords.items() if name in _TRUSTS}
+        return cls(revision=where.named_revision, hub=where, **given)
+
+    @property
+    def asks_for_lock(self) -> bool:
+        """Whether only code that a lock file approves may run."""
+        allowed = self.trust_remote_code
+        return isinstance(allowed, os.PathLike) or (isinstance(allowed, str) and allowed == "locked")
+
+    @property
+    def allows_code(self) -> bool:
+        """Whether any code may run: True itself, "locked", or the path of a lock file."""
+        return self.trust_remote_code is True or self.asks_for_lock
+
+
+UNTRUSTED = CodeTrust()
+"""What holds where the caller says nothing: none of a repo's code runs."""
+
+_PLACES = {each.name: each for each in fields(Where) if each.name != "name"}
+_TRUSTS = {each.name: each for each in fields(CodeTrust) if each.name not in {"revision", "hub"}}
+KEYWORD_FIELDS = {**_TRUSTS, **_PLACES}
+"""The fields that entry points take as keywords, by name, with their defaults."""
+
+WhereLike = Where | str | os.PathLike[str]
+"""What an entry point takes as its first argument."""
