@@ -10,14 +10,8 @@ from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import AdapterFile, AdapterFormat
 from shardload.adapters.adapter_folder import save_adapter
 from shardload.adapters.adapter_report import AdapterFault, AdapterReport
-from shardload.adapters.attach import (
-    activate,
-    active_adapters,
-    attach_values,
-    check_name,
-    check_owner,
-    detach,
-)
+from shardload.adapters.attach import activate, attach_values, check_owner, detach
+from shardload.adapters.attached import active_adapters, check_name
 from shardload.adapters.base_state import without_adapters
 from shardload.adapters.formats import FORMATS, format_of
 from shardload.adapters.fresh import attach_lora

@@ -14,7 +14,7 @@ from torch import nn
 from shardload._system.atomic_file import no_space_said, require_space, sync_folder
 from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
-from shardload.adapters.attach import record_of
+from shardload.adapters.attached import record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
 from shardload.adapters.resolve import ModuleIndex
 from shardload.errors import UsageError
@@ -24,7 +24,7 @@ from shardload.writing.save import write_safetensors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardload.adapters.attach import Attached
+    from shardload.adapters.attached import Attached
     from shardload.adapters.layers import LoraLayer, LoraTerm
 
 _PREFIX = "base_model.model."
@@ -126,11 +126,12 @@ class _Plan:
                 found.update({f"{inner}.{part}": tensor for part, tensor in tensors.items()})
                 if rank:
                     self.settings.append(LayerSetting(path, rank, term.scale, term.dropout))
-        for swap in self.attached.replaced:
-            path = canonical(self.paths[id(swap.module)])
+        for replaced in self.attached.replaced:
+            path = canonical(self.paths[id(replaced.module)])
             # PEFT wraps a targeted layer; what is the base's own lies inside the wrapper.
-            inner = f"{path}.base_layer" if id(swap.module) in self.adapted else path
-            found[f"{_PREFIX}{inner}.{swap.attribute}" if inner else f"{_PREFIX}{swap.attribute}"] = swap.own
+            inner = f"{path}.base_layer" if id(replaced.module) in self.adapted else path
+            key = f"{inner}.{replaced.attribute}" if inner else replaced.attribute
+            found[_PREFIX + key] = replaced.own
         return found
 
     def _stored(self, layer: LoraLayer) -> Iterator[tuple[LoraTerm, str, dict[str, torch.Tensor], int]]:

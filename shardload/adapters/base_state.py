@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload._system.warn import warn_caller
-from shardload.adapters.attach import adapters_of
+from shardload.adapters.attached import adapters_of
 from shardload.adapters.layers import LORA_PARTS, LoraLayer
 from shardload.errors import UsageError
 
@@ -41,13 +41,13 @@ def without_adapters(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[s
     if records and all(record.merged is not None for record in records):
         return base  # the adapters are in the weights
     for record in records:
-        for name in record.placed if record.merged is None else ():
-            for swap in record.attached[name].replaced:
-                path = paths[id(swap.module)]
-                key = f"{path}.{swap.attribute}" if path else swap.attribute
+        for name in record.replacing if record.merged is None else ():
+            for replaced in record.attached[name].replaced:
+                path = paths[id(replaced.module)]
+                key = f"{path}.{replaced.attribute}" if path else replaced.attribute
                 if key in base:
                     # As `detach` puts it back: in the dtype that the model has now.
-                    base[key] = swap.original.to(dtype=base[key].dtype)
+                    base[key] = replaced.original.to(dtype=base[key].dtype)
     names = ", ".join(name for record in records if record.merged is None for name in record.attached)
     warn_caller(f"adapters are not saved, only their base: {names}")
     return base

@@ -14,7 +14,8 @@ from torch import nn
 from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, canonical, listing
 from shardload.adapters.adapter_report import AdapterReport, AdapterRow
-from shardload.adapters.attach import active_adapters, attach_values, check_name, check_owner
+from shardload.adapters.attach import attach_values, check_owner
+from shardload.adapters.attached import active_adapters, check_name
 from shardload.adapters.complete import whole_tensors
 from shardload.adapters.initial import INITS, initial_factors
 from shardload.adapters.judgement import refuse

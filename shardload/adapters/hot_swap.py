@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import listing
-from shardload.adapters.attach import active_adapters, check_owner, exchange, place, record_of
+from shardload.adapters.attach import check_owner, replace_adapter
+from shardload.adapters.attached import active_adapters, record_of
 from shardload.adapters.judgement import judge, read_judged
 from shardload.adapters.reading import checked_options, read_content
+from shardload.adapters.replaced import replace_base
 from shardload.adapters.source import open_adapter
 from shardload.adapters.switch import LOCK
 from shardload.adapters.values import checked_dtype
@@ -79,16 +81,16 @@ def swap_adapter(
             )
         file = open_adapter(Where.of(where, keywords))
         content = read_content(file, format=format, options=options, key_map=key_map)
-        placed = adapters.placed
-        # The new file is judged by the base's own tensors, not by those that the old one put in their places.
-        place(adapters, tuple(other for other in placed if other != name))
+        replacing = adapters.replacing
+        # The new file is judged by the base's own tensors, not by those that the old one replaces them with.
+        replace_base(adapters, tuple(other for other in replacing if other != name))
         try:
             report, match = judge(model, file, content, name, strict=strict)
             check_owner(model, match)
             values = read_judged(file, match, report, dtype=wanted)
-            new = exchange(model, old, values)
+            new = replace_adapter(model, old, values)
         except BaseException:
-            place(adapters, placed)
+            replace_base(adapters, replacing)
             raise
         new.report, new.config = report, file.config if content.format.startswith("PEFT") else None
     report.trainable, report.active = new.trainable, name in active_adapters(model)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from shardload.adapters.attached import ReplacedAttribute
 from shardload.adapters.layers import LoraLayer
 from shardload.errors import UnsupportedError, UsageError
 
@@ -31,11 +32,12 @@ class Replication:
     own: nn.ModuleList
     config: Any = None
 
-    def swaps(self) -> Iterator[tuple[Any, str, Any, Any]]:
-        """Yield what changes while the longer stack is in place: object, attribute, value without, value with."""
-        yield self.owner, self.attribute, self.original, self.own
+    def replaced(self) -> Iterator[ReplacedAttribute]:
+        """Yield the attributes that are replaced while the longer stack is in place."""
+        yield ReplacedAttribute(self.owner, self.attribute, self.original, self.own)
         if isinstance(getattr(self.config, "num_hidden_layers", None), int):
-            yield self.config, "num_hidden_layers", self.config.num_hidden_layers, len(self.own)
+            count = self.config.num_hidden_layers
+            yield ReplacedAttribute(self.config, "num_hidden_layers", count, len(self.own))
 
 
 def replicate(model: nn.Module, runs: tuple[tuple[int, int], ...]) -> Replication:

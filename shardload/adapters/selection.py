@@ -8,15 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.adapter import listing
-from shardload.adapters.attach import (
-    activate,
-    adapters_of,
-    check_apart,
-    check_unmerged,
-    detach,
-    place,
-    record_of,
-)
+from shardload.adapters.attach import activate, detach
+from shardload.adapters.attached import adapters_of, check_unmerged, record_of
+from shardload.adapters.replaced import check_apart, replace_base
 from shardload.adapters.rows import Rows
 from shardload.adapters.switch import LOCK, Choice, close_scope, open_scope, scoped_choice
 from shardload.errors import UsageError
@@ -26,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from shardload.adapters.attach import Adapters
+    from shardload.adapters.attached import Adapters
     from shardload.adapters.switch import Switch
 
 
@@ -101,7 +95,7 @@ class AdapterScope:
     """A `with` block in which a model runs with other adapters; it can be entered again, and inside itself.
 
     Only the thread (and the asyncio task) that enters it sees the change, unless the adapters replace tensors of the
-    base (biases, `modules_to_save`): those are exchanged in the model itself, so only one thread may do it.
+    base (biases, `modules_to_save`): the model itself changes then, so only one thread may do it.
     """
 
     def __init__(self, model: nn.Module, choice: Choice) -> None:
@@ -115,20 +109,20 @@ class AdapterScope:
             check_unmerged(adapters)
             _check_names(adapters, self._given)
             choice = Choice(self._given.weights, self._given.rows)
-            placed = adapters.placed
-            _place_for(adapters, choice)
+            replacing = adapters.replacing
+            _replace_for(adapters, choice)
             before = open_scope(adapters.switch, choice)
-        self._stack().append((adapters.switch, choice, before, placed))
+        self._stack().append((adapters.switch, choice, before, replacing))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        switch, choice, before, placed = self._stack().pop()
+        switch, choice, before, replacing = self._stack().pop()
         with LOCK:
             close_scope(switch, choice, before)
             adapters = adapters_of(self._model)
             if adapters is not None:
-                place(adapters, placed)
+                replace_base(adapters, replacing)
 
     def _stack(self) -> list[tuple[Switch, Choice, Mapping[Switch, Choice], tuple[str, ...]]]:
         stack: list[Any] = vars(self._open).setdefault("stack", [])
@@ -194,7 +188,7 @@ def _check_names(adapters: Adapters, choice: Choice) -> None:
         )
     check_apart(adapters, choice.weights)
     rows = choice.rows
-    replacing = [name for name in choice.weights if adapters.attached[name].changes_base]
+    replacing = [name for name in choice.weights if adapters.attached[name].replaces_base]
     if rows is not None and replacing and not rows.alike:
         raise UsageError(
             "an adapter that replaces tensors of the base (a bias, or modules_to_save) can't be one row's alone",
@@ -203,16 +197,16 @@ def _check_names(adapters: Adapters, choice: Choice) -> None:
         )
 
 
-def _place_for(adapters: Adapters, choice: Choice) -> None:
-    """Exchange the base's tensors for those of the choice, which other threads must not notice in their blocks."""
-    wanted = tuple(name for name in choice.weights if adapters.attached[name].changes_base)
-    if wanted == adapters.placed:
+def _replace_for(adapters: Adapters, choice: Choice) -> None:
+    """Replace the base's tensors by those of the choice, which other threads must not notice in their blocks."""
+    wanted = tuple(name for name in choice.weights if adapters.attached[name].replaces_base)
+    if wanted == adapters.replacing:
         return
     if any(other.thread != choice.thread for other in adapters.switch.live):
         raise UsageError(
             "the adapters replace tensors of the base (a bias, or modules_to_save), and another thread is inside "
             "a block with other adapters",
-            where=listing(wanted or adapters.placed),
+            where=listing(wanted or adapters.replacing),
             cure="run such adapters in one thread at a time",
         )
-    place(adapters, wanted)
+    replace_base(adapters, wanted)

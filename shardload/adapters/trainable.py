@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from shardload.adapters.attach import activate, adapters_of, add_biases, place, record_of
+from shardload.adapters.attach import activate
+from shardload.adapters.attached import adapters_of, record_of
 from shardload.adapters.input_gradients import hook_inputs
 from shardload.adapters.layers import LORA_PARTS, LoraLayer
+from shardload.adapters.replaced import note_biases, replace_base
 from shardload.adapters.switch import LOCK
 from shardload.errors import UsageError
 
@@ -79,8 +81,8 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
             attached.trainable = attached.trainable or name in chosen
         first = adapters.attached[next(iter(chosen))]
         if bias != "none":
-            place(adapters, ())
-            add_biases(model, first, bias)
+            replace_base(adapters, ())
+            note_biases(model, first, bias)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         activate(model, chosen)
@@ -119,9 +121,9 @@ def _parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     yield from model.parameters()
     adapters = adapters_of(model)
     for attached in () if adapters is None else adapters.attached.values():
-        for swap in attached.replaced:
-            if swap.whole:
-                yield from (one for one in (swap.original, swap.own) if isinstance(one, nn.Parameter))
+        for replaced in attached.replaced:
+            if replaced.whole:
+                yield from (one for one in (replaced.original, replaced.own) if isinstance(one, nn.Parameter))
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -11,7 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from shardload.adapters.layers.layer import LayerKind, LoraLayer
 from shardload.adapters.layers.linear import Linear, LinearTerm
-from shardload.adapters.layers.weights import changed_bias, changed_weights, in_place_of
+from shardload.adapters.layers.weights import changed_bias, changed_weights, weights_replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +52,7 @@ class LoraAttention(LoraLayer, nn.MultiheadAttention):
         if isinstance(self.out_proj, LoraLayer):
             weights += changed_weights(self.out_proj)
             weights += changed_bias(self.out_proj)
-        with in_place_of(weights):
+        with weights_replaced(weights):
             return super(LoraLayer, self).forward(*args, **kwargs)
 
     def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:

@@ -11,7 +11,7 @@ from torch import nn
 from shardload.adapters.layers.layer import LayerKind, LoraLayer, Reading
 from shardload.adapters.layers.linear import LinearTerm
 from shardload.adapters.layers.term import Factors, LoraTerm
-from shardload.adapters.layers.weights import changed_weights, in_place_of
+from shardload.adapters.layers.weights import changed_weights, weights_replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ class LoraParameters(LoraLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module returns with its parameters changed by the active adapters."""
-        with in_place_of(changed_weights(self)):
+        with weights_replaced(changed_weights(self)):
             return super(LoraLayer, self).forward(*args, **kwargs)
 
     def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
@@ -60,7 +60,7 @@ class LoraParameters(LoraLayer):
                 up: Any = self.lora_B[name]
                 yield self, term, Factors(down[term.attribute], up[term.attribute])
 
-    def lora_put(self, name: str, term: LoraTerm, factors: Factors) -> None:
+    def lora_add(self, name: str, term: LoraTerm, factors: Factors) -> None:
         """Add one adapter's factors for one parameter."""
         if name not in self.lora_A:
             self.lora_A[name] = nn.ParameterDict()

@@ -104,7 +104,7 @@ class LoraLayer(nn.Module):
         magnitude = magnitudes[name].weight if magnitudes is not None and name in magnitudes else None
         return Factors(down.weight, up.weight, up.bias, magnitude)
 
-    def lora_put(self, name: str, term: LoraTerm, factors: Factors) -> None:
+    def lora_add(self, name: str, term: LoraTerm, factors: Factors) -> None:
         """Add one adapter's factors, which are parameters, to the layer."""
         self.lora_A._modules[name] = Factor(factors.a)  # type: ignore[arg-type]
         if factors.b.numel():

@@ -1,4 +1,4 @@
-"""Layers that read their weights without calling a layer: the changed weights are in place during the forward."""
+"""Layers that read their weights without calling a layer: their weights are replaced during the forward."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def changed_bias(layer: LoraLayer) -> Iterator[tuple[nn.Module, str, torch.Tenso
 
 
 @contextmanager
-def in_place_of(weights: Iterable[tuple[nn.Module, str, torch.Tensor]]) -> Iterator[None]:
-    """Put tensors in the places of parameters, and the parameters back at the end. Not for several threads at once."""
+def weights_replaced(weights: Iterable[tuple[nn.Module, str, torch.Tensor]]) -> Iterator[None]:
+    """Replace parameters by tensors until the block ends. Not for several threads at once."""
     kept = []
     try:
         for module, attribute, value in list(weights):
