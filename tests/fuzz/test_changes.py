@@ -39,5 +39,5 @@ def test_copies_never_die_by_a_signal_and_nothing_changed_is_taken_in():
             assert set(counts) == {"CorruptError"}, key
         if moment == "once it is in use" and reader == "copy":
             assert set(counts) == {"loaded, right"}, key
-    # What docs/architecture.md says of mapped weights: a cut is a signal once they are in use.
+    # What docs/safety.md says of mapped weights: a cut is a signal once they are in use.
     assert set(found["once it is in use, mapped, cut"]) == {"SIGBUS"}
