@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def float_code(dtype: str | torch.dtype | None) -> str | None:
     name = SHORT_NAMES.get(name, name)
     if name not in FLOATS:
         raise UsageError(
-            f"dtype={dtype!r} is not a dtype to load weights in",
+            Wording("{dtype} is not a dtype to load weights in", dtype=dtype),
             cure='pass "auto" (as stored), "float16", "bfloat16", "float32" or "float64"',
         )
     return FLOATS[name]

@@ -10,7 +10,7 @@ from shardload._system.gc_pause import gc_paused
 from shardload._system.read_ahead import free_memory
 from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardload.dtypes import float_code
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
 from shardload.keywords import entry_point
 from shardload.loading.memory_plan import MemoryPlan, Statement
@@ -188,7 +188,9 @@ def plan_load(
 def _device_type(device: str | torch.device) -> str:
     name = str(device)
     if name in {"auto", "meta"} or name.startswith("{"):
-        raise UsageError(f"device={name!r} is no device to load on", cure='pass "cpu" or "cuda"')
+        raise UsageError(
+            Wording("{device} is no device to load on", device=name), cure='pass "cpu" or "cuda"'
+        )
     return name.partition(":")[0]
 
 

@@ -11,7 +11,7 @@ from shardload import remote_code
 from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.checkpoint import open_checkpoint, read_config
 from shardload.checkpoint.sources import find_source
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording
 from shardload.keywords import entry_point
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
@@ -247,7 +247,10 @@ class _Adapted:
         self.merging: Any = None
         if adapter is None:
             if merge:
-                raise UsageError("merge=True merges an adapter, and there is none", cure="pass adapter=")
+                raise UsageError(
+                    Wording("{merge} merges an adapter, and there is none", merge=True),
+                    cure=Wording("pass {adapter}", adapter=...),
+                )
             return
         # Adapters are imported by those who have some.
         from shardload.adapters.merging import at_load

@@ -1,18 +1,41 @@
-"""Errors keep what they say, and their report, when they cross to another process."""
+"""Errors keep texts, code and report when they cross to another process; keywords in their texts are data."""
 
 from __future__ import annotations
 
+import ast
+import copy
+import inspect
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
-from shardload import MismatchError, UsageError, build_shell, fill, open_checkpoint
+import shardload
+from shardload import (
+    CorruptError,
+    MismatchError,
+    ShardloadError,
+    UsageError,
+    build_shell,
+    errors,
+    fill,
+    open_checkpoint,
+)
+from shardload.errors import Cures, Wording, joined, keyword, keywords_of, printable, said, without
 from tests.tiny import Net, random_state, write_checkpoint
+
+PACKAGE = Path(shardload.__file__).parent
+
+
+def options(name, value):
+    return None if name == "config" else f"--{name}" if value in (True, ...) else f"--{name} {value}"
 
 
 def test_an_error_is_pickled_whole():
-    error = pickle.loads(pickle.dumps(UsageError("what", where="here", cure="do")))
+    error = pickle.loads(pickle.dumps(UsageError("what", where="here", cure="do", code="E-THIS")))
     assert (type(error), error.what, error.where, error.cure) == (UsageError, "what", "here", "do")
+    assert error.code == "E-THIS"
     assert str(error) == "what\n  where: here\n  cure:  do"
 
 
@@ -25,3 +48,152 @@ def test_a_mismatch_is_pickled_with_its_report(tmp_path):
     assert str(copy) == str(caught.value)
     assert copy.report.to_dict() == caught.value.report.to_dict()
     assert copy.report.faults
+    assert copy.code == "E-WRAP"
+    assert keywords_of(copy.cure) == {"key_map": {"module.{...}": "{...}"}}
+
+
+def classes(kind=ShardloadError):
+    return [kind, *(inner for sub in kind.__subclasses__() for inner in classes(sub))]
+
+
+def test_every_class_has_a_code_of_its_own_and_the_table_shows_it():
+    own = [kind for kind in classes() if kind.__module__ == "shardload.errors"]
+    codes = [kind.code for kind in own]
+    assert len(set(codes)) == len(codes) == 13
+    for kind in own[1:]:
+        assert re.search(rf"{kind.__name__} .*{kind.code} +{kind.exit_code}\n", errors.__doc__), kind
+
+
+def test_the_dict_has_the_code_and_the_keywords():
+    cure = Cures("mend it", Wording("pass {token} and {copy}", token=..., copy=True))
+    assert CorruptError("torn", where="a.bin", cure=cure).to_dict() == {
+        "kind": "CorruptError",
+        "code": "E-CORRUPT",
+        "what": "torn",
+        "where": "a.bin",
+        "cure": "mend it; or pass token=… and copy=True",
+        "keywords": {"token": None, "copy": True},
+    }
+    assert UsageError("x", code="E-Y").to_dict()["code"] == "E-Y"
+
+
+WORDINGS = {
+    "plain": (Wording("pass {copy}", copy=True), "pass copy=True", "pass --copy"),
+    "braces of a user's file": (
+        Wording("{0} needs {copy}", "{copy}=True", copy=True),
+        "{copy}=True needs copy=True",
+        "{copy}=True needs --copy",
+    ),
+    "no words for it": (Wording("pass {config}", config=...), "pass config=…", "pass config=…"),
+    "inside another": (
+        Wording("{0}; and {1}", "a", keyword("dtype", "f")),
+        "a; and dtype='f'",
+        "a; and --dtype f",
+    ),
+    "joined": (joined("\n", ["a {", keyword("copy", True)]), "a {\ncopy=True", "a {\n--copy"),
+    "a choice without words": (Cures("a", keyword("config")), "a; or config=…", "a"),
+    "choices in choices": (Cures(Cures("a", keyword("config")), "b"), "a; or config=…; or b", "a; or b"),
+    "only choices without words": (Cures(keyword("config")), "config=…", "config=…"),
+}
+
+
+@pytest.mark.parametrize(("text", "python", "command"), WORDINGS.values(), ids=WORDINGS)
+@pytest.mark.parametrize(
+    "through", [lambda x: x, copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_a_text_has_the_words_of_who_says_it(text, python, command, through):
+    text = through(text)
+    assert text == python
+    assert said(text, options) == command
+    assert UsageError("what", where=text, cure=text).said(options) == (
+        f"what\n  where: {command}\n  cure:  {command}"
+    )
+
+
+def test_choices_can_be_left_out_by_keyword():
+    cure = Cures("mend it", Wording("pass {model_class}", model_class=...), keyword("copy", True))
+    assert without(cure, "model_class") == "mend it; or copy=True"
+    assert without(cure, "revision") is cure
+    assert without(keyword("copy", True), "copy") is None
+    assert without(None, "copy") is None
+    assert without("plain", "copy") == "plain"
+
+
+def test_escaping_keeps_the_keywords():
+    text = printable(Wording("{0} needs {copy}", "a\u202e\n", copy=True))
+    assert text == "a\\u202e\\n needs copy=True"
+    assert said(text, options) == "a\\u202e\\n needs --copy"
+
+
+# --- no keyword in prose ---------------------------------------------------------------------------------------
+
+# Texts that no command can say better: a repr, a row of a report, examples, faults of adapters (which no command has
+# an option against), an argument of the stand-in for transformers.
+NOT_A_CURE = {
+    ("adapters/fingerprint.py", "strict"),
+    ("adapters/formats/mlx.py", "strict"),
+    ("adapters/formats/peft.py", "strict"),
+    ("adapters/layers/layer.py", "bias"),
+    ("adapters/layers/merged.py", "enable_lora"),
+    ("adapters/variants.py", "strict"),
+    ("cli/demo.py", "trust_remote_code"),
+    ("loading/plan.py", "strict"),
+    ("remote_code/config.py", "model_class"),
+    ("transformers_shim/_encoding.py", "text"),
+}
+
+
+def public_keywords():
+    public = [getattr(shardload, name) for name in shardload.__all__]
+    methods = [
+        vars(kind)[name] for kind in public if inspect.isclass(kind) for name in vars(kind) if name[0] != "_"
+    ]
+    found = set()
+    for function in (*public, *methods):
+        function = getattr(function, "__func__", function)
+        if callable(function):
+            try:
+                found |= set(inspect.signature(function).parameters)
+            except ValueError:
+                continue
+    return found - {"self", "cls"}
+
+
+def texts(tree):
+    """Yield every string of a file that is no docstring."""
+    docstrings = {
+        id(statement.value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        for statement in node.body
+        if isinstance(statement, ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def test_no_message_writes_a_keyword_into_its_prose():
+    names = public_keywords()
+    assert {"copy", "token", "key_map", "trust_remote_code", "dtype", "batch_dim", "sizes"} <= names
+    written = re.compile(rf"(?<![\w.-])({'|'.join(sorted(names, key=len, reverse=True))})=(?!=)")
+    found = {
+        (str(path.relative_to(PACKAGE)), match[1])
+        for path in PACKAGE.rglob("*.py")
+        for text in texts(ast.parse(path.read_text()))
+        for match in written.finditer(text)
+    }
+    assert found - NOT_A_CURE == set(), "write it as Wording('pass {name}', name=value)"
+    assert found == NOT_A_CURE
+
+
+def test_templates_of_wordings_are_literal():
+    """A template with somebody's text in it would take the braces in it for keywords."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") == "Wording"
+                and path.name != "wording.py"
+            ):
+                assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno}"

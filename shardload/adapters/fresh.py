@@ -156,7 +156,7 @@ def _settings(config: Mapping[str, Any]) -> PeftSettings:
         "dropout must be below 1": settings.dropout < 1,
         f"targets must be names of modules or a regular expression, not {targets!r}": bool(targets)
         and (isinstance(targets, str) or _are(targets, str)),
-        f'init={config["init_lora_weights"]!r} is not done here: True, False or "gaussian" (the others of PEFT '
+        f'init {config["init_lora_weights"]!r} is not done here: True, False or "gaussian" (the others of PEFT '
         "change the base too)": config["init_lora_weights"] in INITS,
         "layers are whole numbers, and narrow a list of names only": not layers
         or (not isinstance(targets, str) and _are(layers, int)),

@@ -12,7 +12,7 @@ from shardload.adapters.adapter_report import AdapterFault, counted, fault_dict,
 from shardload.adapters.match import match_adapter
 from shardload.adapters.reading import checked_options, read_content
 from shardload.adapters.source import open_adapter
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording, keywords_of
 from shardload.keywords import entry_point
 from shardload.where import Where
 
@@ -173,11 +173,11 @@ def _read(
     try:
         return read_content(file, format=format, options=options, key_map=key_map), ()
     except UsageError as missing:
-        if options.alpha is not None or "alpha" not in (missing.cure or ""):
+        if options.alpha is not None or "alpha" not in keywords_of(missing.cure):
             raise
         known = ReadOptions(options.strict, 1.0, options.enable_lora)
         content = read_content(file, format=format, options=known, key_map=key_map)
-        return content, (f"{missing.what}: {missing.cure}",)
+        return content, (Wording("{0}: {1}", missing.what, missing.cure),)
 
 
 def _fit(

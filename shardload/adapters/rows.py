@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording, keyword
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,8 +93,12 @@ class Rows:
             raise UsageError(
                 f"the input of a layer, {tuple(x.shape)}, has {count} rows either way",
                 where="adapter_batch",
-                cure="say which dimension counts the rows inside this model: batch_dim=1 where the sequence comes "
-                "first (ChatGLM, ChatGLM2), else batch_dim=0",
+                cure=Wording(
+                    "say which dimension counts the rows inside this model: {0} where the sequence comes first "
+                    "(ChatGLM, ChatGLM2), else {1}",
+                    keyword("batch_dim", 1),
+                    keyword("batch_dim", 0),
+                ),
             )
         return fits[0]
 

@@ -13,7 +13,7 @@ from shardload.adapters.attached import adapters_of, check_unmerged, record_of
 from shardload.adapters.replaced import check_apart, replace_base
 from shardload.adapters.rows import Rows
 from shardload.adapters.switch import LOCK, Choice, close_scope, open_scope, scoped_choice
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -170,7 +170,9 @@ def adapter_batch(
             cure='pass a list such as ["a", "b", None]',
         )
     if batch_dim not in (None, 0, 1):
-        raise UsageError(f"batch_dim={batch_dim!r}: the rows are counted by dimension 0 or 1")
+        raise UsageError(
+            Wording("{batch_dim}: the rows are counted by dimension 0 or 1", batch_dim=batch_dim)
+        )
     wanted = dict.fromkeys((name for name in names if name is not None), 1.0)
     doubtful = str(getattr(getattr(model, "config", None), "model_type", "")).startswith("chatglm")
     choice = Choice(wanted, Rows.of(names, batch_dim, doubtful=doubtful))

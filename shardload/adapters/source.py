@@ -8,7 +8,7 @@ from shardload.adapters.adapter import AdapterFile, listing
 from shardload.checkpoint.checkpoint import read_checkpoint
 from shardload.checkpoint.index import WeightFiles, read_json
 from shardload.checkpoint.sources import find_source
-from shardload.errors import CorruptError, NotFoundError
+from shardload.errors import CorruptError, NotFoundError, Wording
 
 if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
@@ -43,9 +43,13 @@ def _weights_in(source: Source, folder: str) -> str:
     if len(single) == 1:
         return single[0]
     inner = sorted(name.removesuffix(f"/{_CONFIG}") for name in names if name.endswith(f"/{_CONFIG}"))
-    cure = "pass the folder, the repo or the file that holds adapter_model.safetensors"
+    cure: str = "pass the folder, the repo or the file that holds adapter_model.safetensors"
     if inner:
-        cure = f"it holds adapters in folders of their own: pass subfolder= one of {listing(inner)}"
+        cure = Wording(
+            "it holds adapters in folders of their own: pass {subfolder}, one of {0}",
+            listing(inner),
+            subfolder=...,
+        )
     raise NotFoundError(
         f"{source.label} holds no adapter",
         where=f"no {' or '.join(_WEIGHTS[:2])} among its {len(names)} files",

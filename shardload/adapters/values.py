@@ -14,7 +14,7 @@ from shardload.adapters.layers import Factors
 from shardload.adapters.residual import relative_to_base
 from shardload.adapters.resolve import tensor_of
 from shardload.checkpoint.shard import Shard
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile
@@ -81,7 +81,7 @@ def checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     raise UsageError(
         f'dtype must be "file", "base" or a floating dtype, not {dtype!r}',
         where="dtype",
-        cure='pass dtype="file"',
+        cure=Wording("pass {dtype}", dtype="file"),
     )
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import CorruptError, NotFoundError, UsageError
+from shardload.errors import CorruptError, NotFoundError, UsageError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,10 @@ def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
     raise NotFoundError(
         f"{source.label} holds no checkpoint",
         where=f"no *.safetensors, *.bin, *.pth or *.pt among its {len(names)} files",
-        cure="pass the folder, the repo or the file that holds the weights (subfolder= for a folder inside a repo)",
+        cure=Wording(
+            "pass the folder, the repo or the file that holds the weights ({subfolder} for a folder inside a repo)",
+            subfolder=...,
+        ),
     )
 
 

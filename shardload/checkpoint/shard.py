@@ -11,7 +11,7 @@ import torch
 
 from shardload._system.file_identity import FileIdentity, file_identity
 from shardload._system.file_mapping import Buffer, forget_pages, map_file
-from shardload.errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from shardload.errors import CorruptError, NotFoundError, UnsupportedError, UsageError, Wording
 from shardload.keymap import leaves
 from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef
 
@@ -104,7 +104,7 @@ class Shard:
             raise UnsupportedError(
                 f"{self.path.name} can't be mapped: {error}",
                 where=str(self.path),
-                cure="pass copy=True to read it instead",
+                cure=Wording("pass {copy} to read it instead", copy=True),
             ) from error
 
     def _check_expected(self) -> None:

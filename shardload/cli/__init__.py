@@ -14,12 +14,13 @@ import sys
 import traceback
 import warnings
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from shardload.cli import output
-from shardload.errors import RemoteCodeError, ShardloadError, UsageError
+from shardload.cli.wording import options_of, worded
+from shardload.errors import RemoteCodeError, ShardloadError, UsageError, keywords_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,7 +104,7 @@ def run(arguments: Sequence[str]) -> int:
         _silence_stdout()
         return READER_GONE
     except (ShardloadError, click.ClickException, OSError, SystemExit) as error:
-        return _fail(error, as_json=as_json)
+        return _fail(error, _running(arguments), as_json=as_json)
     except Exception as error:  # noqa: BLE001 - a defect: Python's own exit code 1 means a mismatch here
         traceback.print_exc()
         if as_json:
@@ -113,21 +114,34 @@ def run(arguments: Sequence[str]) -> int:
         return DEFECT
 
 
-def _fail(cause: ShardloadError | click.ClickException | OSError | SystemExit, *, as_json: bool) -> int:
-    """Show an error, on stdout when it is asked for as JSON, and return its exit code."""
+def _running(arguments: Sequence[str]) -> click.Command | None:
+    """Return the command that the arguments name: the group has no option of its own that takes a value."""
+    name = next((text for text in arguments if not text.startswith("-")), "")
+    return commands.get_command(click.Context(commands), name)
+
+
+def _fail(
+    cause: ShardloadError | click.ClickException | OSError | SystemExit,
+    command: click.Command | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Show an error in the command's words, on stdout when it is asked for as JSON, and return its exit code."""
     if isinstance(cause, click.exceptions.NoArgsIsHelpError) and not as_json:
         click.echo(cause.format_message(), err=True)
         return cause.exit_code
     error = _as_own(cause)
+    words = options_of(command)
     if as_json:
-        parts = {key: output.in_options(text) if text else text for key, text in error.to_dict().items()}
-        document: dict[str, Any] = {"error": {**parts, "exit_code": error.exit_code}}
+        named = [words(name, value) for name, value in keywords_of(error.cure).items()]
+        options = [option for option in named if option is not None]
+        document = {"error": {**error.to_dict(), "options": options, "exit_code": error.exit_code}}
         report = getattr(error, "report", None)
         if report is not None:
             document["report"] = report.to_dict()
-        output.say_json(document)
+        output.say_json(worded(document, words))
     else:
-        output.complain(str(error))
+        output.complain(error.said(words))
     return error.exit_code
 
 

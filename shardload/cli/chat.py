@@ -20,6 +20,7 @@ import click
 from shardload.cli import output
 from shardload.cli.answering import Stop, choose_answering
 from shardload.cli.options import source_keywords, source_options, trust_keywords, trust_options
+from shardload.cli.wording import options_of
 from shardload.errors import RemoteCodeError, ShardloadError, UsageError
 from shardload.where import Where
 
@@ -235,7 +236,7 @@ def _at_terminal(talk: _Talk) -> None:
             if not _one(talk, line):
                 return
         except ShardloadError as error:
-            output.complain(str(error))
+            output.complain(error.said(options_of(click.get_current_context().command)))
 
 
 def _on_pipe(talk: _Talk) -> None:

@@ -10,7 +10,8 @@ import click
 from shardload._system.atomic_file import write_atomically
 from shardload.cli import output
 from shardload.cli.options import json_option, source_keywords, source_options, trust_keywords, trust_options
-from shardload.errors import UsageError
+from shardload.cli.wording import options_of, worded
+from shardload.errors import UsageError, said
 
 if TYPE_CHECKING:
     from shardload.doctor import Examination
@@ -56,6 +57,7 @@ def command(
     --model, with the keys of --like, or with the repo's own class. Exit code: 0 clean, 1 findings, 2 usage or I/O,
     3 findings that the map cures, 4 unsafe or corrupt.
     """
+    from shardload.cli.load import command as load
     from shardload.cli.load import find_class
     from shardload.doctor import examine
 
@@ -74,10 +76,11 @@ def command(
     )
     if write_map is not None:
         _write(found, write_map)
+    words = options_of(load)  # the cures are for the load that failed, or will
     if as_json:
-        output.say_json(found.to_dict())
+        output.say_json(worded(found.to_dict(), words))
         return found.exit_code
-    output.say("\n".join(output.escape(output.in_options(line)) for line in found.lines()))
+    output.say("\n".join(output.escape(said(line, words)) for line in found.lines()))
     for note in found.notes[:4]:
         output.tell(f"note: {note}")
     return found.exit_code

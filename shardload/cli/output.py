@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
-import re
-import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -23,22 +20,6 @@ if TYPE_CHECKING:
 
 # Under PYTHONUNBUFFERED one large write to a pipe whose reader leaves is cut short without an error.
 _PIECE = 1 << 15
-_FLAGS = {
-    "trust_remote_code=True": "--trust-remote-code",
-    "local_files_only=True": "--offline",
-    "copy=True": "--copy",
-    "verify=True": "--verify",
-    "allow_links=True": "--allow-links",
-}
-# What the command line has no option for.
-_ONLY_IN_PYTHON = (", or in the config that you pass", ", or pass config=…")
-_TEXT = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-_KEY_MAP = re.compile(rf"\bkey_map=\{{{_TEXT}: (?:{_TEXT}|None)\}}")
-_KEYWORD = re.compile(
-    r"\b(revision|code_revision|subfolder|variant|dtype|device|adapter|model_class|auto_class|remote_base|allow_missing"
-    r"|allow_unexpected|cache_dir|key_map)=(?![=\d]) ?"
-)
-
 
 # Names in files are anybody's: shown as they are, they could move the cursor or reverse a line.
 escape = printable
@@ -83,26 +64,9 @@ def say_json(document: Any) -> None:
 
 
 def complain(text: str) -> None:
-    """Write an error to stderr."""
+    """Write an error's message to stderr."""
     label = click.style("error:", fg="red", bold=True) if takes_colour(sys.stderr) else "error:"
-    sys.stderr.write(f"{label} {escape_lines(in_options(text))}\n")
-
-
-def in_options(text: str) -> str:
-    """Return a message of the Python interface with its keywords as the command line's options."""
-    for words in _ONLY_IN_PYTHON:
-        text = text.replace(words, "")
-    text = _KEY_MAP.sub(_as_option, text)
-    for keyword, option in _FLAGS.items():
-        text = text.replace(keyword, option)
-    text = _KEYWORD.sub(lambda match: f"--{match[1].replace('_', '-')} ", text)
-    return text.replace(" \n", "\n").rstrip()
-
-
-def _as_option(key_map: re.Match[str]) -> str:
-    """Return a key map of one entry as an option; a key that is dropped has nothing after the sign."""
-    old, new = (ast.literal_eval(text) if text else "" for text in key_map.groups())
-    return f"--key-map {shlex.quote(f'{old}={new}')}"
+    sys.stderr.write(f"{label} {escape_lines(text)}\n")
 
 
 def tell(text: str) -> None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
+from shardload.errors import Wording
 from shardload.keys import collapse
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class AmbiguousRule:
                 "equal shapes, and no name that says which is which: this is not guessed",
                 explained=len(keys),
                 nbytes=case.nbytes(keys),
-                cure="say it yourself: key_map={'stored name': 'model name', …}",
+                cure=Wording("say which is which: {key_map}", key_map={"stored name": "model name"}),
                 evidence=tuple(_line(olds, news) for olds, news in both[:_MOST]),
                 confidence=0.0,
                 margin=0.0,

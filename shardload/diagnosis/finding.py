@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from shardload.diagnosis.pairing.solution import Solution
 from shardload.diagnosis.rule_text import rule_text
+from shardload.errors import Cures, Wording
+from shardload.errors.wording import plain_keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -113,14 +115,23 @@ class Finding:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON data."""
+        """Return the finding as JSON data; `keywords` are those that the cure names, None for a value to choose."""
         rules = [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None
         return {
             **vars(self),
             "evidence": list(self.evidence),
             "unproven": list(self.unproven),
             "key_map": rules,
+            "keywords": plain_keywords(self.cure),
         }
+
+
+def change_of_config(fields: str, note: str = "") -> str:
+    """Return the cure that sets fields of the config ("vocab_size to 32000"); `note` says what that means."""
+    return Cures(
+        f"set {fields} in config.json{note}",
+        Wording("set it on the config that you pass: {config}", config=...),
+    )
 
 
 class Rule(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.errors import printable
+from shardload.errors import Wording, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ def _block(finding: Finding, evidence: int, total: int, nbytes: int) -> list[str
         lines[-1] += f"  … and {left} more"
     if finding.unproven:
         lines.append(f"  layout_unproven: {'; '.join(finding.unproven)}")
-    lines.append(f"  cure: {finding.cure}")
+    lines.append(Wording("  cure: {0}", finding.cure))
     return [printable(line) for line in lines]
 
 

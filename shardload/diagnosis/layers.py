@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.finding import Case, Finding
+from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.sizes import field_of
 from shardload.keys import ranges
 
@@ -75,6 +75,6 @@ def _other_count(
         f"the checkpoint has {count} layers in {path}{ranges(stored)}, the model {model}{says}",
         explained=len(keys),
         nbytes=0 if lacking else case.nbytes(solution.stored_names(keys)),
-        cure=f"set {field or 'the number of layers'} to {count} in config.json, or in the config that you pass",
+        cure=change_of_config(f"{field or 'the number of layers'} to {count}"),
         evidence=(f"{'missing' if lacking else 'unexpected'}: {path}{ranges(lacking or extra)}",),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
+from shardload.errors import Wording
 from shardload.keys import collapse, split_key
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class OtherModelRule:
                     f"this is a LoRA adapter ({len(adapter)} of {len(case.stored)} tensors), not a model's weights",
                     explained=len(adapter),
                     nbytes=case.nbytes(adapter),
-                    cure="load the base model, and the adapter on top: adapter=…",
+                    cure=Wording("load the base model, and the adapter on top: {adapter}", adapter=...),
                     evidence=tuple(collapse(adapter)[:2]),
                     declines=True,
                 ),

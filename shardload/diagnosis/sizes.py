@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from shardload.diagnosis.finding import Case, Finding
+from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.pairing.words import words_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class SizesRule:
                 "the model has other sizes than the checkpoint: " + ", ".join(differing),
                 explained=len(pairs),
                 nbytes=case.nbytes(case.misshapen),
-                cure=f"set {', '.join(changes)} in config.json, or in the config that you pass",
+                cure=change_of_config(", ".join(changes)),
                 evidence=tuple(lines),
                 confidence=0.9,
             ),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.finding import Case, Finding
+from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.sizes import fields_of, misshapen_pairs
+from shardload.errors import Cures
 from shardload.keys import collapse
 
 if TYPE_CHECKING:
@@ -33,18 +34,16 @@ class VocabularyRule:
         fields = [name for name, value in fields_of(case.config) if value == wanted and "vocab" in name]
         field = fields[0] if fields else "the vocabulary size"
         keys = [key for key, _, _ in pairs]
-        lost = (
-            f"; to leave rows out instead is your word to give: a key map's slice_rows to {wanted}"
-            if have > wanted
-            else ""
-        )
+        cures = [change_of_config(f"{field} to {have}", " (nothing is lost)")]
+        if have > wanted:
+            cures.append(f"drop the rows beyond {wanted} with slice_rows of a key map, which loses them")
         return (
             Finding(
                 "E-VOCAB",
                 f"only {', '.join(collapse(keys))} differ{'s' if len(pairs) == 1 else ''}, in rows: "
                 f"the checkpoint's vocabulary has {have} entries, the model's {wanted}",
                 len(pairs),
-                f"set {field} to {have} in config.json, or in the config that you pass (nothing is lost){lost}",
+                Cures(*cures),
                 nbytes=case.nbytes(case.misshapen),
                 confidence=0.97,
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
+from shardload.errors import keyword
 from shardload.keymap import KeyMap
 from shardload.keys import split_key
 
@@ -53,4 +54,4 @@ def _cure(rules: KeyMap) -> str:
     (first, *others) = (rule.to_dict() for rule in rules.rules)
     if others or first.get("everywhere"):
         return f"the map's first {len(rules.rules)} rules" if others else "the map's first rule"
-    return f"key_map={{{first['source']!r}: {first['target']!r}}}"
+    return keyword("key_map", {first["source"]: first["target"]})

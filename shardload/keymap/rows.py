@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from shardload.errors import NoInverseError, UsageError
+from shardload.errors import Cures, NoInverseError, UsageError, Wording
 from shardload.keymap.derived import Derived, Filled, join, narrowed
 from shardload.keymap.key_template import key_template
 from shardload.keymap.rule import RuleBase, Step, only, rebuilt, shown, whole_number
@@ -88,7 +88,7 @@ class PadRows(RuleBase):
             raise NoInverseError(
                 "a pad_rows without of= has no inverse",
                 where=f"pad_rows {self.source!r}",
-                cure="give of=, or let KeyMap.bind(checkpoint.tensors) fill it in",
+                cure=Cures(Wording("give {of}", of=...), "let KeyMap.bind(checkpoint.tensors) fill it in"),
             )
         return SliceRows(self.source, self.of)
 

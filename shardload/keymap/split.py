@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from shardload.errors import NoInverseError
+from shardload.errors import Cures, NoInverseError, Wording
 from shardload.keymap.derived import Derived, join, narrowed
 from shardload.keymap.key_template import key_template, same_placeholders
 from shardload.keymap.rule import RuleBase, Step, dimension, only, rebuilt, shown, sizes_of, template_list
@@ -162,7 +162,9 @@ class Cat(RuleBase):
             raise NoInverseError(
                 "a cat without sizes has no inverse",
                 where=f"cat into {self.target!r}",
-                cure="give sizes=, or let KeyMap.bind(checkpoint.tensors) fill them in",
+                cure=Cures(
+                    Wording("give {sizes}", sizes=...), "let KeyMap.bind(checkpoint.tensors) fill them in"
+                ),
             )
         return Split(self.target, self.sources, self.sizes, self.dim)
 

@@ -10,7 +10,7 @@ from torch import nn
 from shardload._system.gc_pause import gc_paused
 from shardload._system.process_memory import PeakSampler
 from shardload.checkpoint.checkpoint import Checkpoint
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
 from shardload.loading.finish import finish
@@ -162,8 +162,8 @@ def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | 
 def _target(target: Target | None, spill: str | os.PathLike[str] | None) -> Target:
     if target is not None and spill is not None:
         raise UsageError(
-            "spill= says where the default target's casts go, and a target was given",
-            cure="give it to the target: OnDevice(dtype=…, spill=…)",
+            Wording("{spill} says where the default target's casts go, and a target was given", spill=...),
+            cure=Wording("give it to the target: OnDevice({dtype}, {spill})", dtype=..., spill=...),
         )
     if target is not None and not isinstance(target, Target):
         raise UsageError(

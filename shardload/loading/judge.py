@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shardload._system.process_memory import size_of
-from shardload.errors import MismatchError, UnsupportedError
+from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
 from shardload.keymap import KeyMap, leaves
 from shardload.keys import collapse
 from shardload.loading.leniency import set_aside
@@ -180,13 +180,18 @@ class Comparison:
             f"the model takes {model:,} bytes and its checkpoint has {stored:,}: {len(rest)} parameters that it "
             "lacks would be made in memory; nothing was loaded",
             where=f"{self.checkpoint.label}: {', '.join(collapse(rest)[:8])}",
-            cure="check the sizes in the config; allow_missing=[…] names what may be missing all the same",
+            cure=Wording(
+                "check the sizes in the config; {allow_missing} names what may be missing all the same",
+                allow_missing=...,
+            ),
         )
 
     def _raise(self, faults: Sequence[Fault]) -> None:
         for finding in self.report.findings:
             if finding.declines:
-                raise UnsupportedError(finding.cause, where=self.checkpoint.label, cure=finding.cure)
+                raise UnsupportedError(
+                    finding.cause, where=self.checkpoint.label, cure=finding.cure, code=finding.code
+                )
         raise mismatch(self.report, faults)
 
 
@@ -212,7 +217,10 @@ def _refuse_own_load_state_dict(model: nn.Module) -> None:
         raise UnsupportedError(
             f"{kind.__name__} overrides load_state_dict, which can't be fed shard by shard",
             where=f"{kind.__module__}.{kind.__qualname__}",
-            cure="move what it does to _load_from_state_dict or a load_state_dict pre-hook, or to key_map=",
+            cure=Cures(
+                "move what it does to _load_from_state_dict or a load_state_dict pre-hook",
+                Wording("rename the keys by {key_map}", key_map=...),
+            ),
         )
 
 

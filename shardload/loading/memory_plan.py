@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shardload._system.process_memory import size_of
-from shardload.errors import MemoryLimitError, UsageError
+from shardload.errors import Cures, MemoryLimitError, UsageError, Wording
 from shardload.keymap import Derived, Joined, leaves
 from shardload.placement.taken import Taken
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
@@ -257,7 +257,7 @@ def refuse_above(stated: MemoryPlan, max_memory: int | None) -> None:
         return
     if type(max_memory) is not int or max_memory < 0:
         raise UsageError(
-            f"max_memory={max_memory!r} is no number of bytes",
+            Wording("{max_memory} is no number of bytes", max_memory=max_memory),
             cure="pass one number: what the load may add to this process's anonymous memory; "
             "offloading by device is not done",
         )
@@ -265,6 +265,12 @@ def refuse_above(stated: MemoryPlan, max_memory: int | None) -> None:
         raise MemoryLimitError(
             f"the load takes {size_of(stated.peak)} of anonymous memory at its peak "
             f"({size_of(stated.anonymous)} stay), and max_memory allows {size_of(max_memory)}; nothing was loaded",
-            cure='keep the stored dtype (dtype="auto", copy=False), which maps the files; '
-            "or pass spill=FOLDER, and casts go to evictable file-backed memory",
+            cure=Cures(
+                Wording(
+                    "keep the stored dtype ({dtype}, without {copy}), which maps the files",
+                    dtype="auto",
+                    copy=True,
+                ),
+                Wording("pass {spill}, and casts go to evictable file-backed memory", spill=...),
+            ),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.errors import MismatchError
+from shardload.errors import Cures, MismatchError, Wording, joined, keyword
 from shardload.loading.report import fault_text, headline
 
 if TYPE_CHECKING:
@@ -18,10 +18,15 @@ def mismatch(report: Report, faults: Sequence[Fault]) -> MismatchError:
     """Return the error for faults: headline, findings with their cures, and the faults grouped by template."""
     report.faults = tuple(faults)
     error = MismatchError(
-        f"the checkpoint does not fit {report.class_name}: {headline(faults)}; nothing was loaded\n\n"
-        + fault_text(faults, report.findings),
+        Wording(
+            "the checkpoint does not fit {0}: {1}; nothing was loaded\n\n{2}",
+            report.class_name,
+            headline(faults),
+            fault_text(faults, report.findings),
+        ),
         where=report.where,
         cure=_cure(report, faults),
+        code=next((finding.code for finding in report.findings if finding.code.startswith("E-")), None),
     )
     error.report = report
     return error
@@ -31,18 +36,19 @@ def _cure(report: Report, faults: Sequence[Fault]) -> str:
     if report.findings:
         first = report.findings[0]
         if report.key_map is None:
-            return "; ".join(dict.fromkeys(finding.cure for finding in report.findings[:2]))
+            return joined("; ", dict.fromkeys(finding.cure for finding in report.findings[:2]))
         if first.key_map and len(report.key_map.rules) == 1:
             return first.cure
         rules = (
             f"{len(report.key_map.rules)} rules, error.report.key_map: write them with `shardload doctor … "
             "--write-map map.json`, look at them, and load with `--map map.json`"
         )
-        return rules if first.key_map else f"{first.cure}; and {rules}"
+        return rules if first.key_map else Wording("{0}; and {1}", first.cure, rules)
     kinds = {fault.kind for fault in faults}
     hints = [
-        f"allow_{kind}=[…] for keys that may differ" for kind in ("missing", "unexpected") if kind in kinds
+        Wording("pass {0} for keys that may differ", keyword(f"allow_{kind}"))
+        for kind in ("missing", "unexpected")
+        if kind in kinds
     ]
-    return "; ".join(
-        [*hints, "key_map= to rename keys", "or the class and config that belong to this checkpoint"]
-    )
+    rename = Wording("rename keys by {key_map}", key_map=...)
+    return Cures(*hints, rename, "use the class and config that belong to this checkpoint")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload._system.process_memory import size_of
 from shardload.diagnosis.finding_text import finding_lines
-from shardload.errors import printable
+from shardload.errors import joined, printable
 from shardload.keys import group_keys
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def fault_text(faults: Sequence[Fault], findings: Sequence[Finding] = ()) -> str
         if len(groups) > most:
             rest = sum(len(group.keys) for group in groups[most:])
             lines.append(f"  … and {len(groups) - most} more patterns ({rest} tensors)")
-    return "\n".join(lines)
+    return joined("\n", lines)
 
 
 def _describe(fault: Fault) -> str:

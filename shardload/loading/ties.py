@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shardload.errors import MismatchError
+from shardload.errors import Cures, MismatchError, Wording
 from shardload.model.shell import modules_of
 from shardload.tensor_ref import TensorRef
 
@@ -32,8 +32,10 @@ def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint, *, c
                 raise MismatchError(
                     f"{first_name} and {second_name} are one parameter in the model, and differ in the checkpoint",
                     where=f"{first.shard}, {second.shard} of {checkpoint.label}",
-                    cure="untie them in the config (tie_word_embeddings=false), "
-                    f"or drop one: key_map={{{second.name!r}: None}}",
+                    cure=Cures(
+                        "untie them in the config (tie_word_embeddings=false)",
+                        Wording("drop one: {key_map}", key_map={second.name: None}),
+                    ),
                 )
 
 
@@ -85,7 +87,10 @@ def _refuse_different(loaded: list[tuple[str, torch.Tensor]]) -> None:
         if first is not second and not same_bytes(first, second):
             raise MismatchError(
                 f"{first_name} and {second_name} are one parameter in the model, and were given different values",
-                cure="untie them in the config (tie_word_embeddings=false), or drop one of them by key_map=",
+                cure=Cures(
+                    "untie them in the config (tie_word_embeddings=false)",
+                    Wording("drop one of them by {key_map}", key_map=...),
+                ),
             )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from shardload.dtypes import SHORT_NAMES
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording, keyword
 from shardload.placement.casting import Casts
 from shardload.placement.pinned_ring import CudaCopies, PinnedRing
 from shardload.placement.spill import Spill
@@ -138,7 +138,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         found = getattr(torch, SHORT_NAMES.get(name, name), dtype)
     if not isinstance(found, torch.dtype) or found not in _CASTABLE:
         raise UsageError(
-            f"dtype={dtype!r} is not a dtype to load weights in",
+            Wording("{dtype} is not a dtype to load weights in", dtype=dtype),
             cure='pass "auto" (as stored), "float16", "bfloat16", "float32" or "float64"',
         )
     return found
@@ -148,13 +148,15 @@ def _device(device: str | torch.device) -> torch.device:
     if isinstance(device, dict) or device == "auto":
         raise UsageError(
             "a device map is not built yet",
-            where=f"device={device!r}",
+            where=keyword("device", device),
             cure='pass one device: "cpu" or "cuda"',
         )
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise UsageError(f"device={device!r} is not a device", cure='pass "cpu" or "cuda"') from error
+        raise UsageError(
+            Wording("{device} is not a device", device=device), cure='pass "cpu" or "cuda"'
+        ) from error
     if found.type == "meta":
         raise UsageError(
             "a load to the meta device loads nothing", cure="use build_shell for a model without weights"
@@ -162,13 +164,13 @@ def _device(device: str | torch.device) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "this machine has no CUDA device that torch can use",
-            where=f"device={device!r}",
+            where=keyword("device", device),
             cure='pass "cpu"',
         )
     try:
         torch.empty(0, device=found)
     except Exception as error:
         raise UsageError(
-            f"torch can't use the device {found}: {error}", where=f"device={device!r}", cure='pass "cpu"'
+            f"torch can't use the device {found}: {error}", where=keyword("device", device), cure='pass "cpu"'
         ) from error
     return found

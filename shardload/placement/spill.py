@@ -13,7 +13,7 @@ import torch
 
 from shardload._system.file_mapping import map_shared
 from shardload._system.process_memory import size_of
-from shardload.errors import NoSpaceError, NotFoundError
+from shardload.errors import Cures, NoSpaceError, NotFoundError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Spill:
             raise NoSpaceError(
                 f"the load spills {size_of(nbytes)}, and the disk has {size_of(free)} free",
                 where=str(self.folder),
-                cure="free some, or name a folder on a roomier disk: spill=FOLDER",
+                cure=Cures("free some", Wording("name a folder on a roomier disk: {spill}", spill=...)),
             )
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

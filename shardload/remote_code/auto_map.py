@@ -6,13 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import CorruptError, UnsafeError, UsageError
+from shardload.errors import CorruptError, Cures, UnsafeError, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFERRED = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel")
 """The entries that are tried first, in this order; then any other AutoModelFor… in the file's order."""
+
+PASS_CLASS = Wording("pass {model_class}", model_class=...)
+"""The cure that needs none of the repo's code."""
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -45,7 +48,7 @@ def parse_reference(text: str) -> ClassRef:
         raise UnsafeError(
             f"auto_map names {text!r}, which is not of the form module.Class or org/name--module.Class",
             where="config.json, auto_map",
-            cure="correct the entry in config.json, or pass model_class=…",
+            cure=Cures("correct the entry in config.json", PASS_CLASS),
         )
     return ClassRef(".".join(parts[:-1]), parts[-1], repo or None)
 
@@ -80,7 +83,7 @@ def architectures(config_json: Mapping[str, Any] | None) -> list[str]:
         raise CorruptError(
             f"architectures is not a list of class names: {named!r}",
             where="config.json, architectures",
-            cure="correct config.json, or pass model_class=…",
+            cure=Cures("correct config.json", PASS_CLASS),
         )
     return named
 
@@ -111,7 +114,7 @@ def choose_model(
     if auto_class not in found:
         raise UsageError(
             f"the repo's auto_map has no entry {auto_class}",
-            where="auto_class=",
+            where=keyword("auto_class"),
             cure=f"choose one of: {', '.join(found)}",
         )
     return auto_class, found[auto_class]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from shardload.errors import CorruptError, ShardloadError, UsageError
-from shardload.remote_code.auto_map import architectures, choose_model
+from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword
+from shardload.remote_code.auto_map import PASS_CLASS, architectures, choose_model
 from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.auto_map import ClassRef
 
-_SAY = "pass model_class=… (a class or a function that takes the config)"
+_SAY = Wording("pass {model_class} (a class or a function that takes the config)", model_class=...)
 
 
 @dataclass
@@ -57,7 +57,7 @@ def resolve_class(
         if not callable(model_class):
             raise UsageError(
                 f"a {type(model_class).__name__} can't be called with a config",
-                where="model_class=",
+                where=keyword("model_class"),
                 cure="pass a class, or a function that takes the config and returns the model",
             )
         name = getattr(model_class, "__qualname__", type(model_class).__qualname__)
@@ -89,7 +89,11 @@ def _said(cls: Callable[[Any], nn.Module], source: Source) -> Callable[[Any], nn
             raise CorruptError(
                 f"{cls.__qualname__} of transformers refuses the config's values: {type(error).__name__}: {error}",
                 where=f"config.json of {source.label}",
-                cure="correct config.json, or pass config=… or model_class=…",
+                cure=Cures(
+                    "correct config.json",
+                    Wording("pass {config}", config=...),
+                    PASS_CLASS,
+                ),
             ) from error
 
     return make

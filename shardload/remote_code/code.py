@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from shardload.errors import NotFoundError, RemoteCodeError
+from shardload.errors import Cures, NotFoundError, RemoteCodeError, Wording
 from shardload.remote_code.imports import imported_files
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def file_of(module: str, names: frozenset[str], label: str) -> str:
     raise NotFoundError(
         f"auto_map names the module {module}, and the repo has no file {nested}.py",
         where=label,
-        cure="download the repo's .py files as well, or pass model_class=…",
+        cure=Cures("download the repo's .py files as well", Wording("pass {model_class}", model_class=...)),
     )
 
 

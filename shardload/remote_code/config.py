@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.index import read_json
-from shardload.errors import CorruptError, ShardloadError, UsageError
+from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword, keywords_of
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code, require_base
@@ -72,7 +72,7 @@ def _settings(source: Source, config_json: Mapping[str, Any] | None, dtype: Any)
     if source.revision:
         settings["_commit_hash"] = source.revision
     if dtype is not None and dtype != "auto":
-        settings["torch_dtype"] = _dtype(dtype, "dtype=")
+        settings["torch_dtype"] = _dtype(dtype, keyword("dtype"))
         settings.pop("dtype", None)
     elif isinstance(settings.get("dtype"), str):
         settings.setdefault("torch_dtype", settings["dtype"])  # what transformers 5 writes
@@ -87,7 +87,7 @@ def _dtype(dtype: Any, where: str) -> Any:
     try:
         return as_dtype(dtype)
     except ValueError as error:
-        kind = UsageError if where == "dtype=" else CorruptError
+        kind = UsageError if keywords_of(where) else CorruptError
         raise kind(
             f"{dtype!r} is no dtype of torch", where=where, cure="for example float16, bfloat16 or float32"
         ) from error
@@ -136,7 +136,7 @@ def _construct(cls: Any, settings: dict[str, Any]) -> Any:
         raise CorruptError(
             f"{_full_name(cls)} refuses the settings: {type(error).__name__}: {error}",
             where=f"config.json of {settings['_name_or_path']}",
-            cure="correct config.json, or pass config=…",
+            cure=Cures("correct config.json", Wording("pass {config}", config=...)),
         ) from error
 
 

@@ -6,7 +6,8 @@ import re
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import RemoteCodeError, ShardloadError
+from shardload.errors import Cures, RemoteCodeError, ShardloadError, Wording
+from shardload.remote_code.auto_map import PASS_CLASS
 from shardload.remote_code.bound_imports import SHIM
 from shardload.remote_code.library import is_installed, version
 
@@ -49,20 +50,23 @@ def explain(
     if isinstance(error, ImportError) and error.name and not error.path and "." not in error.name:
         return _not_found(error.name, namespace, where)
     failed = f"the repo's own code failed while {doing}: {type(error).__name__}: {error}"
-    cure = "correct that line of the repo's code, or pass model_class=… with a class of your own"
+    own_class = Wording("pass {model_class} with a class of your own", model_class=...)
+    cures = ["correct that line of the repo's code", own_class]
     if namespace.base == "transformers" and version() != written_for:
         failed += f" (served by the installed {version()})"
-        cure = _other_release(written_for) if written_for else f"{cure}; or {_other_release(None)}"
-    return RemoteCodeError(failed, where=where, cure=cure)
+        cures = [] if written_for else cures
+        cures.append(_other_release(written_for))
+    return RemoteCodeError(failed, where=where, cure=Cures(*cures))
 
 
 def _other_release(written_for: str | None) -> str:
     if written_for is None:
         return "install the release of transformers that the code was written for"
-    return (
+    install = (
         f"install the release that its config.json names (pip install {written_for.replace(' ', '==')}), in an "
-        "environment of its own where the others need a newer one; or pass model_class=…"
+        "environment of its own where the others need a newer one"
     )
+    return Cures(install, PASS_CLASS)
 
 
 def release_of(config_json: Mapping[str, Any] | None) -> str | None:
@@ -111,7 +115,7 @@ def _not_found(module: str, namespace: Namespace, where: str | None) -> RemoteCo
                 f"the repo's code imports its own file {file}.py under a name that is computed while it runs: "
                 "such a file was not listed when the code was trusted, so it does not run",
                 where=where,
-                cure="name the module in an import statement, or pass model_class=…",
+                cure=Cures("name the module in an import statement", PASS_CLASS),
             )
         return RemoteCodeError(
             f"the repo's code imports its own file {file}.py, which {namespace.code.label} does not have",

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from shardload.errors import RemoteCodeError, UnsafeError, UsageError
+from shardload.errors import Cures, RemoteCodeError, UnsafeError, UsageError, Wording, keyword
 from shardload.remote_code.auto_map import ClassRef, config_entry, model_entries
 from shardload.remote_code.code import collect, file_of
 from shardload.remote_code.failures import as_lacking, explain, lacks_a_name, release_of
@@ -119,14 +119,14 @@ def require_base(remote_base: str) -> None:
     if remote_base not in known:
         raise UsageError(
             f"{remote_base!r} can't serve a repo's imports of transformers",
-            where="remote_base=",
+            where=keyword("remote_base"),
             cure=f"choose one of: {', '.join(known)}",
         )
     if remote_base == "transformers" and not is_installed():
         raise UsageError(
             "the real transformers is asked for, and it is not installed",
-            where="remote_base=",
-            cure='pip install transformers, or leave remote_base="auto"',
+            where=keyword("remote_base"),
+            cure=Cures("pip install transformers", Wording("leave {remote_base}", remote_base="auto")),
         )
 
 

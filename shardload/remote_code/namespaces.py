@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import UntrustedCodeError
+from shardload.errors import UntrustedCodeError, Wording
 from shardload.remote_code.bound_imports import builtins_for
 from shardload.remote_code.code import PACKAGE
 from shardload.remote_code.namespace import Namespace
@@ -80,7 +80,10 @@ class _Finder(importlib.abc.MetaPathFinder):
             raise UntrustedCodeError(
                 "an object asks for a repo's own code, which nobody has trusted in this process; nothing was run",
                 where=fullname,
-                cure="load the repo it came from first: shardload.from_pretrained(where, trust_remote_code=True)",
+                cure=Wording(
+                    "load the repo it came from first: shardload.from_pretrained(where, {trust_remote_code})",
+                    trust_remote_code=True,
+                ),
             )
         return _spec(namespace, fullname)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import re
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import CorruptError, NotFoundError, RemoteCodeError, ShardloadError
+from shardload.errors import CorruptError, NotFoundError, RemoteCodeError, ShardloadError, without
 from shardload.remote_code.auto_map import ClassRef, parse_reference
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.sources.source import Source
     from shardload.where import CodeTrust
-
-_MODEL_CURE = re.compile(
-    r"[,;] or pass model_class=…(?: with a class of your own| and run none of (?:them|it))?"
-)
 
 EXTRAS = ("sentencepiece", "tiktoken", "tokenizers")
 """Packages that tokenizers are made of and that shardload brings as extras of the same names."""
@@ -63,7 +58,7 @@ def _cures_of_tokenizers() -> Iterator[None]:
     try:
         yield
     except ShardloadError as error:
-        error.cure = _MODEL_CURE.sub("", error.cure or "") or None
+        error.cure = without(error.cure, "model_class")
         raise
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from shardload.checkpoint.sources.names import is_commit
-from shardload.errors import UntrustedCodeError
+from shardload.errors import Cures, UntrustedCodeError, Wording, joined, keyword
 from shardload.remote_code.trust_lock import TrustLock, lock_path, name_of
 
 if TYPE_CHECKING:
@@ -36,27 +36,28 @@ def require_trust(
     if trust.asks_for_lock:
         _require_approval(_lock_of(trust), source, code)
         return
-    missing = [] if trust.trust_remote_code is True else ["trust_remote_code=True"]
+    missing = [] if trust.trust_remote_code is True else [keyword("trust_remote_code", True)]
     given = trust.revision if argument == "revision" else trust.code_revision
     pinned = is_commit(given) and source.revision in (None, given)
     if not source.is_local and not pinned:
         if trust.trust_remote_code is True and _approved_by_the_usual_lock(source, code):
             return
-        missing.append(
-            f"{argument}={source.revision!r}" if source.revision else f"{argument}=<a full commit>"
-        )
+        missing.append(keyword(argument, source.revision or ...))
     if not missing:
         return
     files = ", ".join(f"{file.name} (sha256 {file.sha256[:12]}…)" for file in code.files)
-    if "trust_remote_code=True" in missing:
+    if trust.trust_remote_code is not True:
         what = f"loading {source.label} would run the repo's own code, and nobody has allowed that"
     else:
         what = f"the code of {source.label} may be changed by its owner at any time: name the commit to run"
     raise UntrustedCodeError(
         what,
         where=f"files that would run: {files}",
-        cure=f"read those files, then pass {' and '.join(missing)}; or pass model_class=… and run none of them. "
-        f"`shardload trust {name_of(source)}` shows them and can approve these bytes",
+        cure=Cures(
+            Wording("read those files, then pass {0}", joined(" and ", missing)),
+            Wording("pass {model_class} and run none of them", model_class=...),
+            f"approve these bytes with `shardload trust {name_of(source)}`, which shows them",
+        ),
     )
 
 
@@ -83,7 +84,7 @@ def _never_approved(lock: TrustLock, source: Source, code: Code) -> UntrustedCod
     return UntrustedCodeError(
         f"{lock.path.name} approves no code of {source.label}",
         where=f"{lock.path.absolute()}; files that would run: {names}",
-        cure=f"look at the code and approve it: shardload trust {name_of(source)}",
+        cure=f"read the code and approve it: shardload trust {name_of(source)}",
     )
 
 
@@ -91,13 +92,13 @@ def _changed(approval: Approval, source: Source, code: Code) -> UntrustedCodeErr
     changes = approval.changes(code)
     lines = [line for change in changes for line in change.lines()]
     at = f" at commit {approval.commit}" if approval.commit else ""
-    cure = f"read what changed, then approve it: shardload trust {name_of(source)}"
+    cures = [f"read what changed, then approve it: shardload trust {name_of(source)}"]
     if approval.commit and approval.source == name_of(source) and approval.commit != source.revision:
-        cure += f"; or load what was approved: revision={approval.commit!r}"
+        cures.append(Wording("load what was approved: {revision}", revision=approval.commit))
     error = UntrustedCodeError(
         f"the code of {source.label} is not what was approved{at}: {_differ(len(changes))}",
         where="\n    ".join(lines),
-        cure=cure,
+        cure=Cures(*cures),
     )
     error.changes = changes
     return error
@@ -113,6 +114,12 @@ def untrusted_other_repo(reference: str) -> UntrustedCodeError:
         f"auto_map takes {reference} from another repo: loading would run that repo's code, and nobody has "
         "allowed that",
         where="config.json, auto_map",
-        cure="read that code, then pass trust_remote_code=True and code_revision=<the full commit of that repo>; "
-        "or pass model_class=… and run none of it",
+        cure=Cures(
+            Wording(
+                "read that code, then pass {trust_remote_code} and {code_revision}, the full commit of that repo",
+                trust_remote_code=True,
+                code_revision=...,
+            ),
+            Wording("pass {model_class} and run none of it", model_class=...),
+        ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shardload.errors import RemoteCodeError, UnsupportedError
+from shardload.errors import Cures, RemoteCodeError, UnsupportedError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 def choices(release: str | None = None) -> str:
     """Return the cure for a name that the stand-in lacks; `release` is the one that the repo was written for."""
     package = (release or "transformers").replace(" ", "==")
-    return (
-        f"install transformers (`pip install {package}`) so that it serves this repo's code as a whole "
-        '(remote_base="transformers" says so from the start), or pass model_class=… with a class of your own'
+    return Cures(
+        Wording(
+            "install transformers (`pip install {0}`) so that it serves this repo's code as a whole "
+            "({remote_base} says so from the start)",
+            package,
+            remote_base="transformers",
+        ),
+        Wording("pass {model_class} with a class of your own", model_class=...),
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from shardload.errors import UnsupportedError
+from shardload.errors import UnsupportedError, Wording
 from shardload.transformers_shim._embeddings import EmbeddingsMixin
 from shardload.transformers_shim._filled import taken
 from shardload.transformers_shim._module_surface import ModuleUtilsMixin
@@ -258,7 +258,10 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
         if found is None:
             raise UnsupportedError(
                 f"{cls.__name__}.from_pretrained loads nothing in shardload's stand-in for transformers",
-                cure="load the repo with shardload.from_pretrained(where, trust_remote_code=True)",
+                cure=Wording(
+                    "load the repo with shardload.from_pretrained(where, {trust_remote_code})",
+                    trust_remote_code=True,
+                ),
             )
         return found
 

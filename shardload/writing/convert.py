@@ -9,7 +9,7 @@ from shardload._system.byte_size import parse_size
 from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardload.dtypes import float_code
-from shardload.errors import UnsupportedError, UsageError
+from shardload.errors import UnsupportedError, UsageError, Wording
 from shardload.keymap import KeyMap, as_view
 from shardload.keymap.derived import Joined, narrowed
 from shardload.keywords import entry_point
@@ -128,7 +128,7 @@ def _refuse_objects(checkpoint: Checkpoint, rules: KeyMap, tensors: Mapping[str,
         raise UsageError(
             f"the checkpoint holds {len(kept)} entries that are no tensors, and safetensors holds nothing else",
             where=f"{checkpoint.label}: {', '.join(kept[:5])}",
-            cure=f"drop them: key_map={{{kept[0]!r}: None}}",
+            cure=Wording("drop them: {key_map}", key_map={kept[0]: None}),
         )
 
 

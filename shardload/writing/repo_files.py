@@ -52,7 +52,7 @@ def _export(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[str, by
             return files, kept
     warn_caller(
         f"auto_map is left out of config.json: {type(model).__name__} was not made by the code that it names; "
-        "pass model_class= to load the saved model",
+        "pass model_class to load the saved model",
     )
     return {}, {}
 

@@ -49,15 +49,3 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not output.takes_colour(Terminal())
-
-
-def test_cures_speak_of_options():
-    for text, shown in (
-        ("key_map={'module.{...}': '{...}'}", "--key-map 'module.{...}={...}'"),
-        ("or drop one: key_map={'a.b': None}", "or drop one: --key-map a.b="),
-        ('key_map={"it\'s": "x"}', "--key-map 'it'\"'\"'s=x'"),
-        ("key_map= to rename keys", "--key-map to rename keys"),
-        ("set n to 3 in config.json, or in the config that you pass", "set n to 3 in config.json"),
-        ("pass trust_remote_code=True", "pass --trust-remote-code"),
-    ):
-        assert output.in_options(text) == shown

@@ -101,7 +101,7 @@ def test_an_unknown_class_is_a_placeholder_that_names_itself(tmp_path, line, nam
         with pytest.raises(RemoteCodeError) as caught:
             use()
         assert name in caught.value.what
-        assert 'remote_base="transformers"' in caught.value.cure
+        assert "remote_base='transformers'" in caught.value.cure
 
 
 def test_the_error_of_a_placeholder_has_the_line_that_used_it(tmp_path):

@@ -12,7 +12,7 @@ from shardload.adapters.formats.minimind import MiniMind
 from shardload.adapters.formats.mlx import MlxLm
 from shardload.adapters.formats.peft import Peft
 from shardload.adapters.formats.torchtune import Torchtune
-from shardload.errors import UnsupportedError, UsageError
+from shardload.errors import UnsupportedError, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile, AdapterFormat
@@ -35,7 +35,10 @@ def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
     Raises UnsupportedError when it is none of them, UsageError when the file is not in the wanted format.
     """
     if wanted not in {"auto", *FORMATS}:
-        raise UsageError(f"format={wanted!r} is none of auto, {', '.join(FORMATS)}", where="format")
+        raise UsageError(
+            Wording("{format} is none of auto, {0}", ", ".join(FORMATS), format=wanted),
+            where=keyword("format"),
+        )
     keys = file.checkpoint.tensors
     if wanted in {"auto", "peft"} and FORMATS["peft"].matches(file):
         return FORMATS["peft"]
@@ -47,7 +50,7 @@ def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
         raise UsageError(
             f"the file is not in the format {wanted}: {is_of}",
             where=f"{file.label}: {listing(list(keys), 3)}",
-            cure='leave format="auto": the keys tell the format',
+            cure=Wording("leave {format}: the keys tell the format", format="auto"),
         )
     style = foreign_style(keys)
     if matching and style is None:

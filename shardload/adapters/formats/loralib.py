@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, Scaling
 from shardload.adapters.formats.pairs import Pairs, sort_pairs
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile, ReadOptions
@@ -36,7 +36,7 @@ class Loralib:
             raise UsageError(
                 "a loralib file does not hold alpha, and the scale is alpha / rank",
                 where=file.label,
-                cure="pass alpha=, the lora_alpha of the training script",
+                cure=Wording("pass {alpha}, the lora_alpha of the training script", alpha=...),
             )
         pairs = sort_pairs(file, _KEY, _SPELLING)
         loras = tuple(

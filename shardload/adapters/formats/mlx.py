@@ -9,7 +9,7 @@ from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry,
 from shardload.adapters.adapter_report import AdapterFault, shown
 from shardload.adapters.formats.pairs import sort_pairs
 from shardload.adapters.settings import Checks
-from shardload.errors import CorruptError, UnsupportedError, UsageError
+from shardload.errors import CorruptError, Cures, UnsupportedError, UsageError, Wording
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile, ReadOptions
@@ -110,6 +110,9 @@ def _settings(file: AdapterFile, options: ReadOptions) -> tuple[str | None, int 
         raise UsageError(
             "the scale of an mlx-lm adapter is in its config (lora_parameters.scale), which is not there",
             where=file.label,
-            cure="put the adapter_config.json beside the weights, or pass alpha= (scale times rank)",
+            cure=Cures(
+                "put the adapter_config.json beside the weights",
+                Wording("pass {alpha} (scale times rank)", alpha=...),
+            ),
         )
     return kind, rank, Scaling(fixed=scale) if old is None else Scaling(alpha=scale * old), dropout

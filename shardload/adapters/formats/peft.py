@@ -20,7 +20,7 @@ from shardload.adapters.adapter_report import AdapterFault, shown
 from shardload.adapters.formats.foreign import foreign_style
 from shardload.adapters.patterns import Patterns
 from shardload.adapters.settings import PeftSettings, read_settings
-from shardload.errors import NotFoundError, UnsupportedError
+from shardload.errors import Cures, NotFoundError, UnsupportedError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -72,7 +72,10 @@ class Peft:
             raise NotFoundError(
                 f"there is no {file.config_name}: only it knows the scale (lora_alpha) of a PEFT adapter",
                 where=file.label,
-                cure=f"put the {file.config_name} that was saved with the adapter beside its weights, or pass alpha=",
+                cure=Cures(
+                    f"put the {file.config_name} that was saved with the adapter beside its weights",
+                    Wording("pass {alpha}", alpha=...),
+                ),
             )
         settings = read_settings(
             config or {"lora_alpha": options.alpha}, file.config_label, strict=options.strict

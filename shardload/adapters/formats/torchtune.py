@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, Scaling
 from shardload.adapters.formats.pairs import sort_pairs
 from shardload.adapters.settings import Checks
-from shardload.errors import CorruptError, UsageError
+from shardload.errors import CorruptError, UsageError, Wording
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile, ReadOptions
@@ -41,7 +41,7 @@ class Torchtune:
             raise UsageError(
                 "a torchtune file does not hold alpha, and the scale is alpha / rank",
                 where=file.label,
-                cure="pass alpha=, the lora_alpha of the recipe",
+                cure=Wording("pass {alpha}, the lora_alpha of the recipe", alpha=...),
             )
         pairs = sort_pairs(file, _KEY, _SPELLING)
         loras = tuple(

@@ -15,7 +15,7 @@ from shardload.adapters.merging.survival import MergedTensor, Survival, warnings
 from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import read_content
 from shardload.adapters.source import open_adapter
-from shardload.errors import UnsupportedError
+from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.placement.taken import Taken
 from shardload.placement.target import Target
 from shardload.tensor_ref import DTYPE_BITS
@@ -165,7 +165,7 @@ def plan_merge(shell: Shell, where: Where) -> tuple[Changes, AdapterReport]:
         raise UnsupportedError(
             f"the adapter {what}, which has to be loaded for it",
             where=file.label,
-            cure="load it without merge=True, and call merge(model)",
+            cure=Wording("load it without {merge}, and call merge(model)", merge=True),
         )
     changes: Changes = {}
     add_changes(changes, file, match, report)
@@ -181,7 +181,12 @@ def finish_report(report: AdapterReport, target: MergingTarget) -> AdapterReport
     report.merged = True
     rows = list(target.rows.values())
     report.least_share = min((row.share for row in rows if row.share is not None), default=None)
-    report.warnings += tuple(warnings_of(rows, cure='pass dtype="float32", or attach it (merge=False)'))
+    report.warnings += tuple(
+        warnings_of(
+            rows,
+            cure=Cures(Wording("pass {dtype}", dtype="float32"), Wording("attach it: {merge}", merge=False)),
+        )
+    )
     return report
 
 
@@ -207,5 +212,5 @@ def _follow_ties(shell: Shell, changes: Changes) -> None:
         raise UnsupportedError(
             "the adapter changes one of several tied weights, and merged into the load it would change all",
             where="; ".join(apart),
-            cure="load it without merge=True, and call merge(model): that takes them apart",
+            cure=Wording("load it without {merge}, and call merge(model): that takes them apart", merge=True),
         )

@@ -22,7 +22,7 @@ from shardload.adapters.merging.rounding import Rounding
 from shardload.adapters.merging.survival import MergedTensor, Survival, warnings_of
 from shardload.adapters.merging.workers import Workers
 from shardload.adapters.switch import LOCK, Choice
-from shardload.errors import CorruptError, UnsupportedError, UsageError
+from shardload.errors import CorruptError, Cures, UnsupportedError, UsageError, Wording
 from shardload.loading.provenance import origin_of
 
 if TYPE_CHECKING:
@@ -246,7 +246,10 @@ def _allow_copies(nbytes: int, names: list[str], keep_copies: bool | None) -> No
     raise UsageError(
         text,
         where=listing(names),
-        cure="pass keep_copies=True, or merge at load (from_pretrained(merge=True))",
+        cure=Cures(
+            Wording("pass {keep_copies}", keep_copies=True),
+            Wording("merge at load: from_pretrained with {merge}", merge=True),
+        ),
     )
 
 

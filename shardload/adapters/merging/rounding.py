@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording
 
 RoundingKind = Literal["nearest", "stochastic"]
 
@@ -60,4 +60,4 @@ def check_rounding(kind: str) -> RoundingKind:
         return "nearest"
     if kind == "stochastic":
         return "stochastic"
-    raise UsageError(f"rounding={kind!r} is not known", cure='pass "nearest" or "stochastic"')
+    raise UsageError(Wording("{rounding} is not known", rounding=kind), cure='pass "nearest" or "stochastic"')

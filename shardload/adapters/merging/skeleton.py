@@ -13,7 +13,7 @@ from torch import nn
 
 from shardload.adapters.resolve import ModuleIndex
 from shardload.checkpoint.shard import DTYPES
-from shardload.errors import UnsupportedError
+from shardload.errors import UnsupportedError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -166,7 +166,11 @@ def _square_is_transposed(
             "the headers do not tell which way round this square weight lies: the adapter's config says "
             "fan_in_fan_out, and no other layer of the checkpoint is stored transposed",
             where=path,
-            cure="merge in memory: from_pretrained(base, adapter=..., merge=True), then save",
+            cure=Wording(
+                "merge in memory: from_pretrained with {adapter} and {merge}, then save",
+                adapter=...,
+                merge=True,
+            ),
         )
     return by_name or (stated and bool(transposed))
 

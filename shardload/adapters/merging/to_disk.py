@@ -21,7 +21,7 @@ from shardload.adapters.merging.tied import has_to_be_untied
 from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import checked_options
 from shardload.checkpoint.checkpoint import open_checkpoint
-from shardload.errors import UnsupportedError
+from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.keywords import entry_point
 from shardload.placement.device import parse_dtype
 from shardload.where import Where
@@ -193,9 +193,8 @@ def _rows(kept: object) -> list[dict[str, Any]]:
 
 
 def _cure(rounding: str) -> str:
+    finer = Wording('pass {dtype} (or "float16", which has finer steps than bfloat16)', dtype="float32")
     if rounding == "stochastic":
-        return 'pass dtype="float32" (or "float16", which has finer steps than bfloat16)'
-    return (
-        'pass dtype="float32" (or "float16", which has finer steps than bfloat16), or rounding="stochastic", '
-        "which keeps the delta on average"
-    )
+        return finer
+    average = Wording("pass {rounding}, which keeps the delta on average", rounding="stochastic")
+    return Cures(finer, average)

@@ -8,7 +8,14 @@ import stat
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.sources.folder import FolderSource, LocalFile, expand, mode_of
-from shardload.errors import NotFoundError, UnsafeError, UsageError
+from shardload.errors import (
+    Cures,
+    NotFoundError,
+    UnsafeError,
+    UsageError,
+    Wording,
+    keyword,
+)
 from shardload.where import Where
 
 if TYPE_CHECKING:
@@ -92,18 +99,22 @@ def _one_revision(where: str, named: str | None, given: str | None) -> str | Non
         )
     if named and given and named != given:
         raise UsageError(
-            f"{where!r} and revision={given!r} name two revisions", cure="name the revision once"
+            Wording("{0!r} and {revision} name two revisions", where, revision=given),
+            cure="name the revision once",
         )
     return named or given
 
 
 def _refuse_for_local(where: str, **keywords: str | None) -> None:
-    for keyword, value in keywords.items():
+    for name, value in keywords.items():
         if value is not None:
             raise UsageError(
-                f"{keyword}={value!r} has no meaning for {where!r}, which is on this disk",
+                Wording("{0} has no meaning for {1!r}, which is on this disk", keyword(name, value), where),
                 where=where,
-                cure=f"leave {keyword}= out; if a Hub repo of that name is meant, run from another folder",
+                cure=Cures(
+                    Wording("leave {0} out", keyword(name)),
+                    "run from another folder, if a Hub repo of that name is meant",
+                ),
             )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shardload.checkpoint.sources.digest import Digest
 from shardload.checkpoint.sources.names import check_name, fault_of, is_commit, suggest
-from shardload.errors import AccessError, CorruptError, NotFoundError, UnsafeError
+from shardload.errors import AccessError, CorruptError, Cures, NotFoundError, UnsafeError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -222,8 +222,11 @@ class FolderSource:
         return UnsafeError(
             f"{name!r} is a link that leads out of the folder, so it is not followed",
             where=self.label,
-            cure="copy the file into the folder, name the folder or file that it really lies in, or pass "
-            "allow_links=True where you made the link",
+            cure=Cures(
+                "copy the file into the folder",
+                "name the folder or file that it really lies in",
+                Wording("pass {allow_links} if you made the link", allow_links=True),
+            ),
         )
 
 

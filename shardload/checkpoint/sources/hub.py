@@ -10,7 +10,7 @@ from shardload.checkpoint.sources.folder import FolderSource, LocalFile, expand
 from shardload.checkpoint.sources.hub_repo import Listed, PinnedRepo, ask_listing, has_token, pinned_in_cache
 from shardload.checkpoint.sources.names import check_name, fault_of, is_hidden, suggest
 from shardload.checkpoint.sources.ranges import RangeReader
-from shardload.errors import CorruptError, NotFoundError, UsageError
+from shardload.errors import CorruptError, NotFoundError, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
     import os
@@ -201,15 +201,17 @@ def open_hub(
         raise UsageError(f"{asked!r} is no revision: it {fault_of(asked)}", where=repo)
     if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
         # The HTTP library would quote it in its error.
-        raise UsageError("token= is empty, or holds a space or another character that no token has")
+        raise UsageError(
+            Wording("{token} is empty, or holds a space or another character that no token has", token=...)
+        )
     if subfolder:
         check_name(subfolder, repo)
     cache = expand(cache_dir or constants.HF_HUB_CACHE).absolute()
     if local_files_only or constants.HF_HUB_OFFLINE:
         found = pinned_in_cache(repo, asked, cache, token)
         if found is None:
-            reason = "local_files_only=True" if local_files_only else "HF_HUB_OFFLINE is set"
-            raise hub_errors.not_cached(repo, asked, cache, f"the Hub is not asked ({reason})")
+            reason = keyword("local_files_only", True) if local_files_only else "HF_HUB_OFFLINE is set"
+            raise hub_errors.not_cached(repo, asked, cache, Wording("the Hub is not asked ({0})", reason))
         return HubSource(found, None, subfolder=subfolder)
     try:
         commit, listing = _listing(repo, asked, token)

@@ -6,7 +6,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import AccessError, CorruptError, NotFoundError, ShardloadError
+from shardload.errors import AccessError, CorruptError, Cures, NotFoundError, ShardloadError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +95,9 @@ def from_client(error: BaseException, asked: Asked) -> ShardloadError:
         return ShardloadError(
             f"{asked.thing} could not be written into the cache: {_one_line(error)}",
             where=asked.place,
-            cure="make room or give permission there, or pass another cache_dir=",
+            cure=Cures(
+                "make room or give permission there", Wording("pass another {cache_dir}", cache_dir=...)
+            ),
         )
     if isinstance(error, _NOT_THE_HUB):
         return NotFoundError(
@@ -106,7 +108,10 @@ def from_client(error: BaseException, asked: Asked) -> ShardloadError:
     return NotFoundError(
         f"the Hub could not be reached: {_one_line(error)}",
         where=asked.place,
-        cure="check the network and HF_ENDPOINT; what was downloaded before loads with local_files_only=True",
+        cure=Wording(
+            "check the network and HF_ENDPOINT; what was downloaded before loads with {local_files_only}",
+            local_files_only=True,
+        ),
     )
 
 
@@ -134,19 +139,25 @@ def _refused(code: str, asked: Asked, *, refused_token: bool) -> AccessError:
         return AccessError(
             f"{asked.repo!r} is gated: its files are served only to those who accepted its licence",
             where=asked.place,
-            cure=f"accept the licence at {asked.page}, then pass that account's token= "
-            "or run `hf auth login`",
+            cure=Wording(
+                "accept the licence at {0}, then pass that account's {token} or run `hf auth login`",
+                asked.page,
+                token=...,
+            ),
         )
     if refused_token:
         return AccessError(
             f"the Hub refused the token for {asked.repo!r}",
             where=asked.place,
-            cure="pass a valid token= with read access, or token=False for a public repo",
+            cure=Cures(
+                Wording("pass a valid {token} with read access", token=...),
+                Wording("pass {token} for a public repo", token=False),
+            ),
         )
     return AccessError(
         f"{asked.thing} may not be read {'with this token' if asked.has_token else 'without a token'}",
         where=asked.place,
-        cure=f"ask for access at {asked.page}, and pass a token= whose account has it",
+        cure=Wording("ask for access at {0}, and pass a {token} whose account has it", asked.page, token=...),
     )
 
 
@@ -166,16 +177,21 @@ def _missing(status: int, code: str, asked: Asked) -> NotFoundError:
     return NotFoundError(
         f"there is no repo {asked.repo!r} on the Hub that this caller may see, and no such folder here",
         where=asked.place,
-        cure="check the spelling; a private repo needs token=; a local folder must exist",
+        cure=Wording(
+            "check the spelling; a private repo needs {token}; a local folder must exist", token=...
+        ),
     )
 
 
 def not_cached(repo: str, revision: str, cache: Path, reason: str) -> NotFoundError:
     """Return the error for a revision of which nothing is in the cache while the Hub is not asked."""
     return NotFoundError(
-        f"{repo!r} at {revision!r} is not in the cache, and {reason}",
+        Wording("{0!r} at {1!r} is not in the cache, and {2}", repo, revision, reason),
         where=str(cache),
-        cure="load it once with the network on, or pass the cache_dir= or revision= that is there",
+        cure=Cures(
+            "load it once with the network on",
+            Wording("pass the {cache_dir} or {revision} that is there", cache_dir=..., revision=...),
+        ),
     )
 
 

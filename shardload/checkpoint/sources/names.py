@@ -6,7 +6,7 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from shardload.errors import UnsafeError
+from shardload.errors import UnsafeError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,9 @@ def is_hidden(name: str) -> bool:
 def suggest(name: str, names: Sequence[str]) -> str:
     """Return the cure for a missing `name`: the names nearest to it, else the first few that there are."""
     if not names:
-        return "there are no files in it: check the folder or the repo, and subfolder="
+        return Wording(
+            "there are no files in it: check the folder or the repo, and {subfolder}", subfolder=...
+        )
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     if not near:
         base = name.rsplit("/", 1)[-1].lower()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shardload.compare.verify.hashing import hash_file
 from shardload.compare.verify.manifest import MANIFEST, read_manifest
 from shardload.compare.verify.report import FileVerdict, Verification, refuse_changed
-from shardload.errors import UsageError
+from shardload.errors import UsageError, Wording
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -44,7 +44,12 @@ class VerifiedWhileLoading:
         unknown = [name for name, digests in self._expected.items() if not digests]
         if unknown:
             raise UsageError(
-                f"verify=True, and nobody knows the hash of {len(unknown)} of {len(self._expected)} weight files",
+                Wording(
+                    "{verify}, and the hash of {0} of {1} weight files is not known",
+                    len(unknown),
+                    len(self._expected),
+                    verify=True,
+                ),
                 where=f"{checkpoint.label}: {', '.join(unknown[:8])}",
                 cure=f"write a {MANIFEST} file into the folder (sha256sum *.safetensors > {MANIFEST}), or load from "
                 "the Hub, whose listing and cache know the hashes",

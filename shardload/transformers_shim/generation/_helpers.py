@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from shardload.errors import UnsupportedError
+from shardload.errors import UnsupportedError, Wording
 
 
 class HelpersMixin:
@@ -19,7 +19,9 @@ class HelpersMixin:
         if not self.can_generate():  # type: ignore[attr-defined]
             raise UnsupportedError(
                 f"{type(self).__name__} does not generate: it has no prepare_inputs_for_generation",
-                cure="load the repo's class for causal language modelling (auto_class=…)",
+                cure=Wording(
+                    "load the repo's class for causal language modelling ({auto_class})", auto_class=...
+                ),
             )
 
     def _get_generation_mode(self, generation_config: Any, assistant_model: Any = None) -> Any:

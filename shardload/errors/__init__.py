@@ -1,23 +1,38 @@
 """Every error that shardload raises on purpose.
 
-ShardloadError
-├── UsageError            an argument is wrong or missing                       exit code 2
-│   └── NoInverseError    a rule of a key map that can't be undone              exit code 2
-├── NotFoundError         a folder, file, repo, revision or tensor is not there exit code 2
-│   └── AccessError       it is there, but not for this token                   exit code 2
-├── NoSpaceError          the disk is full, or would be                         exit code 2
-├── MemoryLimitError      the load takes more memory than it was allowed        exit code 2
-├── UnsupportedError      known, named, and not done by this version            exit code 2
-├── MismatchError         checkpoint (or adapter) and model disagree            exit code 1
-├── RemoteCodeError       a repo's own code failed, or asks for what is lacking exit code 1
-├── CorruptError          bytes are not what they claim to be                   exit code 4
-└── UnsafeError           it would run or reach something that was not allowed  exit code 4
-    └── UntrustedCodeError  code of a repo that nobody has trusted              exit code 4
+ShardloadError                                                                    code             exit code
+├── UsageError            an argument is wrong or missing                         E-USAGE          2
+│   └── NoInverseError    a rule of a key map that can't be undone                E-INVERSE        2
+├── NotFoundError         a folder, file, repo, revision or tensor does not exist E-NOT-FOUND      2
+│   └── AccessError       it exists, but this token may not read it               E-ACCESS         2
+├── NoSpaceError          the disk is full, or would be                           E-SPACE          2
+├── MemoryLimitError      the load takes more memory than it was allowed          E-MEMORY         2
+├── UnsupportedError      known by name, and not done by this version             E-UNSUPPORTED    2
+├── MismatchError         checkpoint (or adapter) and model disagree              E-MISMATCH       1
+├── RemoteCodeError       a repo's own code failed, or needs what is missing      E-CODE           1
+├── CorruptError          bytes are not what they claim to be                     E-CORRUPT        4
+└── UnsafeError           it would run or reach something that was not allowed    E-UNSAFE         4
+    └── UntrustedCodeError  a repo's code would run without the user's consent    E-UNTRUSTED      4
+
+The code is that of the class, unless the place that raises knows a more specific one: `docs/doctor.md` lists them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors.wording import Cures as Cures
+from shardload.errors.wording import Wording as Wording
+from shardload.errors.wording import in_python, plain_keywords
+from shardload.errors.wording import joined as joined
+from shardload.errors.wording import keyword as keyword
+from shardload.errors.wording import keywords_of as keywords_of
+from shardload.errors.wording import printable as printable
+from shardload.errors.wording import said as said
+from shardload.errors.wording import without as without
+
+if TYPE_CHECKING:
+    from shardload.errors.wording import Words
 
 
 class ShardloadError(Exception):
@@ -27,49 +42,62 @@ class ShardloadError(Exception):
         >>> try:
         ...     shardload.KeyMap().rename("h.{}.w", "w")
         ... except shardload.ShardloadError as error:
-        ...     print(type(error).__name__, error.where, sep=": ")
-        UsageError: 'h.{}.w' -> 'w'
+        ...     print(error.code, error.where, sep=": ")
+        E-USAGE: 'h.{}.w' -> 'w'
 
-    `what` is one sentence; `where` names the file, key or argument; `cure` says what to do. `str()` shows
-    all three, a line each, with control and bidi characters escaped: names in files are untrusted.
+    `code` is stable ("E-LFS"): the class's own, or a more specific one that was given. `what` is one sentence;
+    `where` names the file, key or argument; `cure` says what to do. The three are texts; one that names keyword
+    arguments is a `Wording`. `str()` shows all three, a line each, with control and bidi characters escaped:
+    names in files are untrusted.
     """
 
+    code = "E-ERROR"
     exit_code = 2
 
-    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, where: str | None = None, cure: str | None = None, code: str | None = None
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.cure = cure
+        if code is not None:
+            self.code = code
 
     def __str__(self) -> str:
         """Return the message: what, then `where:` and `cure:` lines for the parts that are known."""
-        lines = [self.what]
+        return self.said(in_python)
+
+    def said(self, words: Words) -> str:
+        """Return the message with keyword arguments in a front end's words."""
+        lines = [said(self.what, words)]
         if self.where:
-            lines.append(f"  where: {self.where}")
+            lines.append(f"  where: {said(self.where, words)}")
         if self.cure:
-            lines.append(f"  cure:  {self.cure}")
+            lines.append(f"  cure:  {said(self.cure, words)}")
         return "\n".join(printable(line) for text in lines for line in text.split("\n"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle with the keyword parts and the report: errors cross process pools."""
+        """Pickle with the keyword parts, the code and the report: errors cross process pools."""
         return (_rebuild, (type(self), self.what, self.where, self.cure), vars(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the error as JSON-ready data: kind, what, where, cure.
+        """Return the error as JSON data: kind, code, what, where, cure, and the keywords that the cure names.
+
+        A keyword whose value the caller chooses is None.
 
         >>> import shardload
-        >>> shardload.NotFoundError("the folder is empty", where="tiny").to_dict()["what"]
-        'the folder is empty'
+        >>> shardload.NotFoundError("the folder is empty", where="tiny").to_dict()["code"]
+        'E-NOT-FOUND'
         """
-        return {"kind": type(self).__name__, "what": self.what, "where": self.where, "cure": self.cure}
-
-
-def printable(text: str) -> str:
-    r"""Return a text on one line: what is not printable (control, bidi, invisible) as `\n`, `\x1b`, `\u202e`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+        return {
+            "kind": type(self).__name__,
+            "code": self.code,
+            "what": self.what,
+            "where": self.where,
+            "cure": self.cure,
+            "keywords": plain_keywords(self.cure),
+        }
 
 
 def _rebuild(kind: type[ShardloadError], what: str, where: str | None, cure: str | None) -> ShardloadError:
@@ -86,9 +114,11 @@ class UsageError(ShardloadError, ValueError):
     shardload.errors.UsageError: dtype='int3' is not a dtype ...
     """
 
+    code = "E-USAGE"
+
 
 class NoInverseError(UsageError):
-    """A rule of a key map can't be undone, or not by what is known of it.
+    """A rule of a key map can't be undone, or not with what is known of it.
 
     >>> import shardload
     >>> shardload.KeyMap().drop("*.inv_freq").invert()
@@ -97,9 +127,11 @@ class NoInverseError(UsageError):
       where: drop '*.inv_freq'
     """
 
+    code = "E-INVERSE"
+
 
 class NotFoundError(ShardloadError):
-    """A folder, file, repo, revision or tensor is not there.
+    """A folder, file, repo, revision or tensor does not exist.
 
     >>> import torch, shardload
     >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
@@ -110,6 +142,8 @@ class NotFoundError(ShardloadError):
       cure:  the nearest names: 'weight'
     """
 
+    code = "E-NOT-FOUND"
+
 
 class AccessError(NotFoundError):
     """The repo exists, but this token (or no token) may not read it.
@@ -119,18 +153,22 @@ class AccessError(NotFoundError):
     True
     """
 
+    code = "E-ACCESS"
+
 
 class NoSpaceError(ShardloadError):
-    """The disk is full, or would be: said before anything is written where it can be known.
+    """The disk is full, or would be: raised before anything is written where that can be known.
 
     >>> import shardload
     >>> shardload.NoSpaceError("30 GB are wanted, and 2 GB are free", where="/models").exit_code
     2
     """
 
+    code = "E-SPACE"
+
 
 class MemoryLimitError(ShardloadError):
-    """The load would take more anonymous memory than `max_memory`: said before a weight is read, with both figures.
+    """The load would take more anonymous memory than `max_memory`: both figures, raised before a weight is read.
 
     >>> import torch, shardload
     >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
@@ -138,6 +176,8 @@ class MemoryLimitError(ShardloadError):
     Traceback (most recent call last):
     shardload.errors.MemoryLimitError: the load takes ...
     """
+
+    code = "E-MEMORY"
 
 
 class UnsupportedError(ShardloadError):
@@ -150,6 +190,8 @@ class UnsupportedError(ShardloadError):
     shardload.errors.UnsupportedError: from_pretrained does not do load_in_8bit= in this version
       ...
     """
+
+    code = "E-UNSUPPORTED"
 
 
 class MismatchError(ShardloadError):
@@ -165,15 +207,17 @@ class MismatchError(ShardloadError):
         bias (3,) (2,)
         weight (3, 4) (2, 4)
 
-    `report` is the `Report` (or `AdapterReport`) with every fault in it, or None.
+    `report` is the `Report` (or `AdapterReport`) with every fault in it, or None. `code` is that of the first finding
+    of the diagnosis, where there is one.
     """
 
+    code = "E-MISMATCH"
     exit_code = 1
     report: Any = None
 
 
 class RemoteCodeError(ShardloadError):
-    """A repo's own code failed while it was imported or constructed, or asks for what is lacking.
+    """A repo's own code failed while it was imported or constructed, or needs what is missing.
 
     >>> from pathlib import Path
     >>> import shardload
@@ -184,6 +228,7 @@ class RemoteCodeError(ShardloadError):
     shardload.errors.RemoteCodeError: ...
     """
 
+    code = "E-CODE"
     exit_code = 1
 
 
@@ -200,6 +245,7 @@ class CorruptError(ShardloadError):
     `report` is the `Verification` with every file in it where hashes were compared, or None.
     """
 
+    code = "E-CORRUPT"
     exit_code = 4
     report: Any = None
 
@@ -216,11 +262,12 @@ class UnsafeError(ShardloadError):
     shardload.errors.UnsafeError: ...
     """
 
+    code = "E-UNSAFE"
     exit_code = 4
 
 
 class UntrustedCodeError(UnsafeError):
-    """Code of a repo would have to run, and nobody has trusted these bytes.
+    """Code of a repo would have to run, and these bytes are not trusted.
 
         >>> from pathlib import Path
         >>> import shardload
@@ -233,4 +280,5 @@ class UntrustedCodeError(UnsafeError):
     `changes` are the files that differ from what a lock file approves (`FileChange`, with the lines that are new).
     """
 
+    code = "E-UNTRUSTED"
     changes: tuple[Any, ...] = ()
