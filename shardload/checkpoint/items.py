@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.shard import reading_order
-from shardload.errors import NotFoundError, UsageError
+from shardload.errors import NotFoundError, UsageError, keyword
 from shardload.keymap.assembly import Joins
 from shardload.keys import nearest
 
@@ -32,8 +32,8 @@ def chosen(tensors: Mapping[str, Derived], names: Iterable[str] | None, *, where
     if isinstance(names, str) or not all(isinstance(name, str) for name in wanted):
         raise UsageError(
             "names is a list of tensor names or fnmatch patterns",
-            where=f"names={names!r}"[:200],
-            cure=f"names=[{names!r}]" if isinstance(names, str) else None,
+            where=f"names: {names!r}"[:200],
+            cure=keyword("names", [names]) if isinstance(names, str) else None,
         )
     found: dict[str, Derived] = {}
     absent: list[str] = []

@@ -75,7 +75,7 @@ class KeyMap(RuleChain):
             return cls.read(value)
         if value is not None and not isinstance(value, Mapping):
             raise UsageError(
-                f"key_map= takes a KeyMap, a mapping of names or the path of a map, not a {type(value).__name__}"
+                f"a key map is a KeyMap, a mapping of names or the path of a map, not a {type(value).__name__}"
             )
         for old, new in (value or {}).items():
             if not isinstance(old, str) or not isinstance(new, (str, type(None))):
