@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import doctest
 import inspect
 import pickle
 import re
@@ -119,6 +120,10 @@ def test_choices_can_be_left_out_by_keyword():
     assert without("plain", "copy") == "plain"
 
 
+def test_the_examples_of_wordings_are_true():
+    assert doctest.testmod(errors.wording) == (0, 7)
+
+
 def test_escaping_keeps_the_keywords():
     text = printable(Wording("{0} needs {copy}", "a\u202e\n", copy=True))
     assert text == "a\\u202e\\n needs copy=True"
@@ -145,9 +150,14 @@ NOT_A_CURE = {
 
 def public_keywords():
     public = [getattr(shardload, name) for name in shardload.__all__]
-    methods = [
-        vars(kind)[name] for kind in public if inspect.isclass(kind) for name in vars(kind) if name[0] != "_"
-    ]
+    kinds = {
+        own
+        for kind in public
+        if inspect.isclass(kind)
+        for own in kind.__mro__
+        if own.__module__[:9] == "shardload"
+    }
+    methods = [vars(kind)[name] for kind in kinds for name in vars(kind) if name[0] != "_"]
     found = set()
     for function in (*public, *methods):
         function = getattr(function, "__func__", function)

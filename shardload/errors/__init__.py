@@ -69,7 +69,14 @@ class ShardloadError(Exception):
         return self.said(in_python)
 
     def said(self, words: Words) -> str:
-        """Return the message with keyword arguments in a front end's words."""
+        """Return the message with its keyword arguments in a front end's words.
+
+        >>> import shardload
+        >>> error = shardload.UsageError("no", cure=shardload.errors.Wording("pass {copy}", copy=True))
+        >>> print(error.said(lambda name, value: f"--{name}"))
+        no
+          cure:  pass --copy
+        """
         lines = [said(self.what, words)]
         if self.where:
             lines.append(f"  where: {said(self.where, words)}")
