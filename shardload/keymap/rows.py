@@ -86,7 +86,7 @@ class PadRows(RuleBase):
         """Return the rule that keeps the stored rows. Raises NoInverseError where `of` is not known."""
         if self.of is None:
             raise NoInverseError(
-                "a pad_rows without of= has no inverse",
+                "a pad_rows that does not say how many rows are stored has no inverse",
                 where=f"pad_rows {self.source!r}",
                 cure=Cures(Wording("give {of}", of=...), "let KeyMap.bind(checkpoint.tensors) fill it in"),
             )
