@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 # Parameters of commands that are called otherwise than the keyword that they become.
 _PARAMETERS = {
-    "key_map": ("key_map", "map_file"),
     "local_files_only": ("offline",),
     "model_class": ("model_class", "model"),
 }
@@ -67,8 +66,6 @@ def _as_option(option: click.Option, value: Any) -> str | None:
     if value is ...:
         return f"{name} {option.metavar or str(option.name).upper()}"
     if isinstance(value, dict):
-        if not option.multiple:
-            return None
         value = [f"{old}={'' if new is None else new}" for old, new in value.items()]
     values = value if isinstance(value, (list, tuple)) else [value]
     return " ".join(f"{name} {shlex.quote(str(one))}" for one in values)

@@ -34,8 +34,8 @@ CASES = [
     ("inspect", keyword("copy", True), "copy=True"),
     ("inspect", keyword("alpha"), "--alpha ALPHA"),
     ("convert", keyword("verify", False), "--no-verify"),
-    ("convert", keyword("key_map"), "--map FILE"),
-    ("convert", keyword("key_map", {"a": None}), "key_map={'a': None}"),
+    ("convert", keyword("key_map"), "--key-map OLD=NEW"),
+    ("convert", keyword("key_map", {"a": None}), "--key-map a="),
     ("map", keyword("subfolder", "a b"), "--subfolder 'a b'"),
     (
         "load",
