@@ -36,6 +36,18 @@ def map_shared(descriptor: int, start: int, size: int) -> Buffer:
     return _map(descriptor, start, size, mmap.MAP_SHARED, mmap.ACCESS_WRITE)
 
 
+def private_memory(size: int) -> Buffer:
+    """Return anonymous memory of its own, which goes back to the kernel as soon as nothing holds it.
+
+    What malloc hands out may stay with the process when it is freed: with blocks of up to 32 MB glibc keeps a heap
+    that only shrinks at its end.
+    """
+    try:
+        return _map(-1, 0, size, mmap.MAP_PRIVATE | getattr(mmap, "MAP_ANONYMOUS", 0), mmap.ACCESS_WRITE)
+    except OSError as error:
+        raise MemoryError(f"{size:,} bytes of memory are not to be had") from error
+
+
 def _map(descriptor: int, start: int, size: int, flags: int, access: int) -> Buffer:
     libc = _libc()
     if libc is None:

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from shardload._system.file_identity import FileIdentity, file_identity
-from shardload._system.file_mapping import Buffer, forget_pages, map_file
+from shardload._system.file_mapping import Buffer, forget_pages, map_file, private_memory
 from shardload.errors import CorruptError, NotFoundError, UnsupportedError, UsageError, Wording
 from shardload.keymap import leaves
 from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef
@@ -275,8 +275,16 @@ def _check_region(region: Region, ref: TensorRef) -> None:
         raise UsageError("a region's slices go forwards, in whole numbers", where=f"{ref.name}: {region!r}")
 
 
+_LARGE = 2**20  # bytes
+
+
 def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
-    flat = torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")  # whatever device is the default
+    if nbytes >= _LARGE:  # it may be cast and freed at once, and has to go back to the kernel then
+        flat = torch.frombuffer(private_memory(nbytes), dtype=dtype)
+    else:
+        flat = torch.empty(
+            nbytes // dtype.itemsize, dtype=dtype, device="cpu"
+        )  # whatever device is the default
     memory = memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B")
     done = 0
     while done < nbytes:

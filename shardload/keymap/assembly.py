@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardload._system.file_mapping import private_memory
 from shardload.keymap.derived import Derived, Filled, Joined, leaves
 from shardload.tensor_ref import TORCH_NAMES, TensorRef
 
@@ -20,9 +21,7 @@ class Assembly:
     """
 
     def __init__(self, tensor: Joined) -> None:
-        import torch
-
-        self.result = torch.empty(tensor.shape, dtype=getattr(torch, TORCH_NAMES[tensor.dtype]), device="cpu")
+        self.result = _empty(tensor)
         self.waiting: dict[TensorRef, list[torch.Tensor]] = {}
         for ref, place in _places(tensor, self.result):
             self.waiting.setdefault(ref, []).append(place)
@@ -84,6 +83,19 @@ def view_of(tensor: torch.Tensor, whole: TensorRef, ref: TensorRef) -> torch.Ten
     if strides is None:
         return flat[offset : offset + ref.numel].view(ref.shape)
     return flat[offset:].as_strided(ref.shape, strides, flat.storage_offset() + offset)
+
+
+_LARGE = 2**20  # bytes
+
+
+def _empty(tensor: Joined) -> torch.Tensor:
+    """Return memory for a joined tensor. A large one may be cast and freed at once: it has to go back to the kernel."""
+    import torch
+
+    dtype = getattr(torch, TORCH_NAMES[tensor.dtype])
+    if tensor.nbytes < _LARGE:
+        return torch.empty(tensor.shape, dtype=dtype, device="cpu")
+    return torch.frombuffer(private_memory(tensor.nbytes), dtype=dtype).view(tensor.shape)
 
 
 def _places(tensor: Derived | Filled, place: torch.Tensor) -> Iterator[tuple[TensorRef, torch.Tensor]]:

@@ -104,7 +104,8 @@ class Statement:
     def plan(self) -> MemoryPlan:
         """Return the statement."""
         stays = self.kept + sum(step.stays for step in self._steps)
-        staging = max(self.before, self._most_held() - sum(step.stays for step in self._steps), 0)
+        most = self._most_held() - sum(step.stays for step in self._steps)
+        staging = max(self.before - stays, most, 0)
         works = bool(self._steps or stays)
         room = (ROOM_TO_COMPUTE if works else ROOM_TO_MAP) + A_TENSOR * self.tensors
         return MemoryPlan(
