@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WHAT_INSTALLS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-plain test-oracles lint bench bench-full fuzz clean
+.PHONY: demo test test-plain test-oracles lint bench bench-full fuzz memory clean
 
 demo: .venv/installed
 	.venv/bin/shardload demo
@@ -50,6 +50,10 @@ bench-full: .venv-oracles/installed
 # A million inputs of each kind on one core, about half an hour; writes the table of docs/safety.md.
 fuzz: .venv/installed
 	nice .venv/bin/python -W ignore -m tests.fuzz
+
+# Random loads, each measured in a process of its own against what was stated for it; about ten minutes.
+memory: .venv/installed
+	.venv/bin/python -W ignore -m tests.memory_statements --count 200
 
 clean:
 	rm -rf .venv .venv-oracles .venv-lint build *.egg-info

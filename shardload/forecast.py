@@ -224,22 +224,10 @@ def _notes(rules: KeyMap, mapped: MappedHeaders, checkpoint: Checkpoint, copies:
 
 
 def _adapter_amounts(where: Where, code: str | None, device: str, base: Mapping[str, Derived]) -> Amounts:
-    """Return what an adapter's tensors take: they compute in the wider one of their own dtype and the base's."""
+    """Return what an adapter's tensors take on top of a base."""
+    from shardload.adapters.on_load import adapter_memory
     from shardload.adapters.source import open_adapter
 
-    codes = Counter(code_after_cast(tensor, code) for tensor in base.values() if tensor.is_floating)
-    common = codes.most_common(1)[0][0] if codes else None
-    statement = Statement(())
-    for ref in open_adapter(where).checkpoint.tensors.values():
-        wide = _wider(ref.dtype, common) if ref.is_floating and common else ref.dtype
-        statement.add(ref, taken_on_device(ref, wide, device=device))
-    memory = statement.plan()
+    tensors = open_adapter(where).checkpoint.tensors.values()
+    memory = adapter_memory(tensors, base.values(), code, device)
     return Amounts(memory.anonymous, memory.mapped, memory.device)
-
-
-def _wider(one: str, other: str) -> str:
-    if one == other:
-        return one
-    if {one, other} == {"F16", "BF16"}:
-        return "F32"
-    return max(one, other, key=lambda code: DTYPE_BITS[code])

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy as copy_module
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from shardload import remote_code
 from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.checkpoint import open_checkpoint, read_config
 from shardload.checkpoint.sources import find_source
+from shardload.dtypes import float_code
 from shardload.errors import UsageError, Wording
 from shardload.keywords import entry_point
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
+from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice, parse_dtype
 from shardload.where import CodeTrust, Where
@@ -28,17 +29,13 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from shardload._system.progress import ProgressOption
+    from shardload.adapters.on_load import AdapterOnLoad
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import KeyMap, Names
     from shardload.keywords import ModelKeywords, RepoKeywords
     from shardload.loading.report import Report
     from shardload.model.shell import Shell
-    from shardload.placement.target import Target
     from shardload.where import WhereLike
-
-# By id until the model is gone: a report never keeps a model alive, a model is not pickled with its report, and a
-# class may call any two of its models equal.
-_reports: dict[int, Report] = {}
 
 # A constructor makes some parameters several times, and hooks may split a stored tensor into one an expert.
 _PARAMETERS = 25_000
@@ -121,12 +118,13 @@ def from_pretrained(
     # Before a weight is read: the file may be broken.
     generation = remote_code.attach_generation_config(shell.model, checkpoint.source)
     clock.stage("shell")
-    adapted = _Adapted(shell, None if adapter is None else place.elsewhere(adapter), merge=merge)
+    wanted = None if adapter is None else place.elsewhere(adapter)
+    on_top = _on_top(shell, checkpoint, wanted, target, merge=merge)
     report = fill(
         shell,
         checkpoint,
         key_map=key_map,
-        target=adapted.target(target),
+        target=on_top.target if on_top else target,
         max_memory=max_memory,
         strict=strict,
         allow_missing=allow_missing,
@@ -142,8 +140,9 @@ def from_pretrained(
     report.config_from, report.class_from = settled.origin, resolved.origin
     report.remote_base = resolved.remote_base
     report.seconds = {**clock.seconds, **report.seconds}
-    _remember(model, report)
-    report.adapters += adapted.finish(model)
+    REPORTS.remember(model, report)
+    if on_top:
+        report.adapters.append(on_top.finish(model))
     return model
 
 
@@ -225,60 +224,31 @@ def report_of(model: nn.Module) -> Report:
 
     Raises UsageError for any other model.
     """
-    if id(model) not in _reports:
+    report: Report | None = REPORTS.of(model)
+    if report is None:
         raise UsageError(
             f"this {type(model).__name__} was not made by from_pretrained",
             cure="fill() and check() return their Report; a copy of a model has none",
         )
-    return _reports[id(model)]
+    return report
 
 
-def _remember(model: nn.Module, report: Report) -> None:
-    _reports[id(model)] = report
-    weakref.finalize(model, _reports.pop, id(model), None).atexit = False
-
-
-class _Adapted:
-    """The adapter that the caller wants on a model, judged by the shell before a weight of the base is read."""
-
-    def __init__(self, shell: Shell, adapter: Where | None, *, merge: bool) -> None:
-        self.adapter = adapter
-        self.plan: Any = None
-        self.merging: Any = None
-        if adapter is None:
-            if merge:
-                raise UsageError(
-                    Wording("{merge} merges an adapter, and there is none", merge=True),
-                    cure=Wording("pass {adapter}", adapter=...),
-                )
-            return
-        # Adapters are imported by those who have some.
-        from shardload.adapters.merging import at_load
-
+def _on_top(
+    shell: Shell, checkpoint: Checkpoint, adapter: Where | None, target: OnDevice, *, merge: bool
+) -> AdapterOnLoad | None:
+    """Judge the adapter that the caller wants on the model, if any, and let the load's statement count it."""
+    if adapter is None:
         if merge:
-            self.plan = at_load.plan_merge(shell, adapter)
-        else:
-            at_load.judge_before_load(shell.model, adapter)
+            raise UsageError(
+                Wording("{merge} merges an adapter, and there is none", merge=True),
+                cure=Wording("pass {adapter}", adapter=...),
+            )
+        return None
+    from shardload.adapters.on_load import AdapterOnLoad  # for those who have some
 
-    def target(self, target: OnDevice) -> Target:
-        """Return the target that the base is loaded to: one that merges, if that is wanted."""
-        if self.plan is None:
-            return target
-        from shardload.adapters.merging.at_load import MergingTarget
-
-        self.merging = MergingTarget(target, target.dtype, self.plan[0])
-        return self.merging  # type: ignore[no-any-return]
-
-    def finish(self, model: nn.Module) -> list[Any]:
-        """Attach what was not merged; return the adapter's report, if there is an adapter."""
-        if self.adapter is None:
-            return []
-        from shardload.adapters import load_adapter
-        from shardload.adapters.merging.at_load import finish_report
-
-        if self.merging is None:
-            return [load_adapter(model, self.adapter)]
-        return [finish_report(self.plan[1], self.merging)]
+    on_top = AdapterOnLoad(shell, adapter, target, merge=merge)
+    on_top.state(checkpoint.tensors, float_code(target.dtype), target.device.type)
+    return on_top
 
 
 def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:

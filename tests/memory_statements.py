@@ -248,7 +248,7 @@ def load(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def in_a_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what a function returns in a forked process: what the C library keeps of one load must not serve another."""
+    """Return what a function returns in a forked process: what malloc keeps of one load must not serve another."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -297,7 +297,7 @@ def main() -> None:
             print("UNDER" if understated(case) else "over ", case, flush=True)
     under, over = sum(map(understated, cases)), sum(map(overstated, cases))
     print(f"{len(cases)} loads: {under} understated, {over} overstated")
-    sys.exit(under > 0 or over > 0.05 * len(cases))
+    sys.exit(under > 0 or (over > 0.05 * len(cases) and len(cases) >= 100))
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ def _check_region(region: Region, ref: TensorRef) -> None:
         raise UsageError("a region's slices go forwards, in whole numbers", where=f"{ref.name}: {region!r}")
 
 
-_LARGE = 2**20  # bytes
+_LARGE = 2**17  # bytes: from here on malloc, too, begins with mappings
 
 
 def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:

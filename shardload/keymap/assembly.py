@@ -85,7 +85,7 @@ def view_of(tensor: torch.Tensor, whole: TensorRef, ref: TensorRef) -> torch.Ten
     return flat[offset:].as_strided(ref.shape, strides, flat.storage_offset() + offset)
 
 
-_LARGE = 2**20  # bytes
+_LARGE = 2**17  # bytes: from here on malloc, too, begins with mappings
 
 
 def _empty(tensor: Joined) -> torch.Tensor:

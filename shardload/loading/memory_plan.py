@@ -118,8 +118,10 @@ class Statement:
 
     def _step(self, tensors: Collection[Derived], taken: Taken, *, copied: bool) -> None:
         held = sum(_in_memory(tensor) for tensor in tensors if self.copy or not is_mapped(tensor))
-        if not any(taken) and copied:
+        if not any(taken) and copied and not self.copy:
             held = sum(tensor.nbytes for tensor in tensors)
+            apart = (tensor.nbytes for tensor in tensors if not is_mapped(tensor))
+            self._part = max(self._part, max(apart, default=0))
         parts = [ref for tensor in tensors if isinstance(tensor, Joined) for ref in leaves(tensor)]
         read = (ref.span.nbytes for ref in parts if self.copy or not is_mapped(ref))
         self._part = max(self._part, max(read, default=0))
@@ -207,6 +209,7 @@ def state_memory(
 ) -> MemoryPlan:
     """State the memory of a load that has been planned; `missing` are parameters that the class initialises."""
     statement = Statement(shards, copy)
+    statement.kept += target.beside
     statement.add_all(plan.direct, target.result_bytes, plan.copied)
     if plan.handed:
         _state_subtrees(statement, plan, target)

@@ -1,10 +1,10 @@
-"""Origin: which stored tensor each parameter of a loaded model came from, for whoever needs its bytes again."""
+"""Provenance: what is known of a model that was loaded: its report, and the stored tensor behind each parameter."""
 
 from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shardload._system.file_identity import file_identity
 from shardload.checkpoint.shard import Shard
@@ -19,8 +19,27 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.loading.plan import Plan
 
-_origins: dict[int, Origin] = {}
-"""By the model's id until it is gone: what is known of a load neither keeps a model alive nor is pickled with it."""
+T = TypeVar("T")
+
+
+class OfModels(Generic[T]):
+    """What is known of models, by their ids until they are gone.
+
+    So nothing that is known keeps a model alive or is pickled with it, and a class may call any two models equal.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, T] = {}
+
+    def remember(self, model: nn.Module, known: T) -> None:
+        """Note what is known of a model, in place of what was."""
+        if id(model) not in self._known:
+            weakref.finalize(model, self._known.pop, id(model), None).atexit = False
+        self._known[id(model)] = known
+
+    def of(self, model: nn.Module) -> T | None:
+        """Return what is known of a model; None for another one, and for copies."""
+        return self._known.get(id(model))
 
 
 @dataclass(frozen=True)
@@ -69,11 +88,14 @@ def remember_origin(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> Non
     """Note which stored tensor each name of a model was filled from."""
     filled = plan.tensors if plan.handed else plan.direct.items()
     refs = {name: ref for name, ref in filled if isinstance(ref, TensorRef) and name not in plan.claimed}
-    if id(model) not in _origins:
-        weakref.finalize(model, _origins.pop, id(model), None).atexit = False
-    _origins[id(model)] = Origin(checkpoint, refs)
+    _origins.remember(model, Origin(checkpoint, refs))
 
 
 def origin_of(model: nn.Module) -> Origin | None:
     """Return where a model's weights came from; None for one that no checkpoint filled, and for copies."""
-    return _origins.get(id(model))
+    return _origins.of(model)
+
+
+_origins = OfModels[Origin]()
+REPORTS = OfModels[Any]()
+"""The Report of each model that from_pretrained made."""

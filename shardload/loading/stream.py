@@ -104,7 +104,9 @@ class _Stream:
         self.verified = verified
         self.joins = Joins(plan.tensors) if plan.held.joined else None
         self.claims = Claims(plan, target) if plan.claims else None
-        self.subtrees = Subtrees(comparison, target, self._count) if comparison.tree.self_loading else None
+        self.subtrees = (
+            Subtrees(comparison, target, self._count, copy=copy) if comparison.tree.self_loading else None
+        )
         # For the many small tensors of most models the call of a method that nobody overrides is spared.
         self.put = None if type(target).put is Target.put else target.put
 
@@ -169,7 +171,7 @@ class _Stream:
             self.loaded += 1
             return
         placed = self.target.begin(key, stored, release)
-        if placed is stored and key in self.comparison.plan.copied:
+        if placed is stored and not self.copy and key in self.comparison.plan.copied:
             placed = stored.clone()
         self._assign(key, placed)
         self._count(key, stored.dtype)

@@ -27,11 +27,17 @@ class Subtrees:
     """The self-loading subtrees of one load. `filled` is called with the name and dtype of each tensor they assign."""
 
     def __init__(
-        self, comparison: Comparison, target: Target, filled: Callable[[str, torch.dtype], None]
+        self,
+        comparison: Comparison,
+        target: Target,
+        filled: Callable[[str, torch.dtype], None],
+        *,
+        copy: bool,
     ) -> None:
         self._comparison = comparison
         self._target = target
         self._filled = filled
+        self._copy = copy
         self._stand_ins = StandIns(comparison.shell, comparison.plan.in_place)
         self._roots = {root.prefix: root for root in comparison.tree.self_loading}
         handed = comparison.plan.handed
@@ -42,7 +48,7 @@ class Subtrees:
     def deliver(self, root: str, key: str, stored: torch.Tensor) -> None:
         """Keep a tensor of a subtree; load the subtree when it was the last."""
         plan = self._comparison.plan
-        if key in plan.copied:
+        if key in plan.copied and not self._copy:
             stored = stored.clone()
         elif key in plan.turned:
             stored = stored.contiguous()  # its loader may count on what a converted file would give

@@ -52,6 +52,8 @@ class Target:
     """Decides what becomes of each slot. Targets compose by wrapping one another."""
 
     spill: Spill | None = None
+    beside: int = 0
+    """Bytes of anonymous memory that stay, or are held during the load, beside all slots: an adapter's, say."""
 
     # Decided on headers ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,75 @@
+"""An adapter that is wanted on a model: judged by the shell before a weight of the base is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from shardload.adapters import load_adapter
+from shardload.adapters.merging.at_load import MergingTarget, finish_report, judge_before_load, plan_merge
+from shardload.adapters.source import open_adapter
+from shardload.loading.memory_plan import Statement
+from shardload.placement.taken import code_after_cast, taken_on_device
+from shardload.tensor_ref import DTYPE_BITS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import nn
+
+    from shardload.adapters.adapter_report import AdapterReport
+    from shardload.keymap import Derived
+    from shardload.loading.memory_plan import MemoryPlan
+    from shardload.model.shell import Shell
+    from shardload.placement.target import Target
+    from shardload.tensor_ref import TensorRef
+    from shardload.where import Where
+
+
+class AdapterOnLoad:
+    """An adapter for a model that is about to be filled: merged into the weights as they stream by, or attached after.
+
+    Judged when it is made: raises what `load_adapter` raises.
+    """
+
+    def __init__(self, shell: Shell, where: Where, target: Target, *, merge: bool) -> None:
+        self._where = where
+        self._merging: MergingTarget | None = None
+        self.target = target
+        if merge:
+            changes, self._report = plan_merge(shell, where)
+            self._merging = self.target = MergingTarget(target, getattr(target, "dtype", None), changes)
+        else:
+            judge_before_load(shell.model, where)
+
+    def state(self, base: Mapping[str, Derived], code: str | None, device: str) -> None:
+        """Let the target's statement count the adapter's own tensors."""
+        tensors = list(open_adapter(self._where).checkpoint.tensors.values())
+        self.target.beside += adapter_memory(tensors, base.values(), code, device).anonymous
+
+    def finish(self, model: nn.Module) -> AdapterReport:
+        """Attach what was not merged; return the adapter's report."""
+        if self._merging is None:
+            return load_adapter(model, self._where)
+        return finish_report(self._report, self._merging)
+
+
+def adapter_memory(
+    tensors: Iterable[TensorRef], base: Iterable[Derived], code: str | None, device: str
+) -> MemoryPlan:
+    """Return what an adapter's tensors take: they compute in the wider one of their own dtype and the base's."""
+    codes = Counter(code_after_cast(tensor, code) for tensor in base if tensor.is_floating)
+    common = codes.most_common(1)[0][0] if codes else None
+    statement = Statement(())
+    for ref in tensors:
+        wide = _wider(ref.dtype, common) if ref.is_floating and common else ref.dtype
+        statement.add(ref, taken_on_device(ref, wide, device=device))
+    return statement.plan()
+
+
+def _wider(one: str, other: str) -> str:
+    if one == other:
+        return one
+    if {one, other} == {"F16", "BF16"}:
+        return "F32"
+    return max(one, other, key=lambda code: DTYPE_BITS[code])
