@@ -13,7 +13,7 @@ from shardload.forecast import Amounts
 from shardload.loading.memory_plan import A_TENSOR, ROOM_TO_COMPUTE, ROOM_TO_MAP
 from tests.adapters import tiny as adapters
 from tests.hub_server import HubServer, forget_connections
-from tests.test_hub_load import CONFIG, SHARDS, STATE, Model
+from tests.test_load_hub import CONFIG, SHARDS, STATE, Model
 from tests.tiny import run_python, write_checkpoint
 
 STATE_OF_PARTS = {
@@ -203,7 +203,7 @@ def test_the_bytes_begun_at_once_are_those_that_were_said(experts):
     """The stream's own count of memory for wholes that are not complete, against the forecast's."""
     from shardload import build_shell, fill
     from shardload.keymap.assembly import Joins
-    from tests.keymap.test_filling import module_of
+    from tests.loading.test_fill_key_map import module_of
 
     checkpoint = open_checkpoint(experts / "big")
     shapes = {name: tensor.shape for name, tensor in EXPERTS.map_headers(checkpoint.tensors).tensors.items()}

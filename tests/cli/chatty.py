@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tests.tiny import save_safetensors
-from tests.transformers_shim.tokenizers.vocabularies import LETTERS, NEW
+from tests.transformers_shim.vocabularies import LETTERS, NEW
 
 if TYPE_CHECKING:
     from pathlib import Path

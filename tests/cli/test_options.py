@@ -12,7 +12,7 @@ from shardload import KeyMap
 from shardload.cli import COMMANDS
 from tests.cli import chatty
 from tests.remote_code.repos import MODEL
-from tests.remote_code.test_remote_base import LACKING, checkpoint, without
+from tests.remote_code.test_library import LACKING, checkpoint, without
 from tests.tiny import write_checkpoint
 
 SOURCE = {"--revision", "--cache-dir", "--offline", "--subfolder", "--variant", "--allow-links"}

@@ -108,7 +108,7 @@ ROWS = (
         "Flipped content",
         "`shardload verify`, and `verify=True` in the pass of a load, hold every byte against the Hub's listing, its "
         "cache or SHA256SUMS; `--values` looks for NaN, Inf, matrices and tails of zeros.",
-        ("tests/compare/verify/test_verify.py",),
+        ("tests/compare/test_verify.py",),
         "one bit flipped in 50 places of all files: 50 caught by `verify`; in 50 places of weights: 50 refused by a load",
     ),
     Row(
@@ -125,7 +125,7 @@ ROWS = (
         "A config that asks for any size",
         "A model over 4 times its checkpoint and over 1 GB is refused before what is missing is made, unless "
         "`allow_missing` names it; constructors that make parameters without end are ended.",
-        ("tests/model/test_sizes_of_shells.py",),
+        ("tests/model/test_shell_sizes.py",),
         "refused before any of it is in memory",
     ),
     Row(
@@ -165,7 +165,7 @@ ROWS = (
         (
             "tests/checkpoint/sources/test_hub_faults.py",
             "tests/checkpoint/sources/test_hub.py",
-            "tests/test_hub_load.py",
+            "tests/test_load_hub.py",
         ),
         f"{len(FAULTS)} faults × {len(PLACES)} places: every one mended or one typed error; healed, the same cache gives the "
         "right bytes",

@@ -13,7 +13,7 @@ from shardload.checkpoint.sources import find_source
 from shardload.remote_code.review import review_code
 from shardload.remote_code.trust_lock import TrustLock, lock_path
 from tests.hub_server import HubServer, forget_connections
-from tests.transformers_shim.tokenizers import vocabularies
+from tests.transformers_shim import vocabularies
 
 from .repos import AUTO_MAP, CONFIG, MODEL, local, tiny, write
 

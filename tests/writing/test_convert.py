@@ -12,7 +12,7 @@ from shardload.checkpoint.sources import ranges
 from shardload.model.shell import build_shell
 from tests.hub_server import HubServer, forget_connections
 from tests.keymap.random_maps import RandomMap
-from tests.keymap.test_filling import module_of
+from tests.loading.test_fill_key_map import module_of
 from tests.tiny import run_python, tensor_bytes, write_checkpoint
 
 

@@ -12,7 +12,7 @@ from shardload.errors import UnsupportedError
 from shardload.transformers_shim.generation import BeamSearchScorer
 from tests.transformers_shim.generation import encoder_decoder_repo, small_repos
 from tests.transformers_shim.generation.small_repos import VOCABULARY, prompt
-from tests.transformers_shim.generation.test_greedy import CACHE_OBJECT, KEEP
+from tests.transformers_shim.generation.test_utils_greedy import CACHE_OBJECT, KEEP
 
 REORDER = """
     def _reorder_cache(self, past, beam_idx):

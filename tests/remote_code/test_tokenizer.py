@@ -13,7 +13,7 @@ from shardload.where import CodeTrust
 from tests.hub_server import HubServer, forget_connections
 from tests.remote_code.repos import COMMIT, HubLike
 from tests.tiny import run_python
-from tests.transformers_shim.tokenizers.vocabularies import NEW, OLD, ids, new, write
+from tests.transformers_shim.vocabularies import NEW, OLD, ids, new, write
 
 
 def test_nothing_runs_without_trust(tmp_path):

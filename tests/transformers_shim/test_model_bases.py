@@ -9,8 +9,7 @@ import torch
 
 import shardload
 from shardload.errors import RemoteCodeError
-
-from .repos import AUTO_MAP, build, tiny, write
+from tests.remote_code.repos import AUTO_MAP, build, tiny, write
 
 CONFIG = """
 from transformers import XConfig

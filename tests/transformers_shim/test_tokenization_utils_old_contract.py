@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from tests.transformers_shim.tokenizers.vocabularies import OLD, ids, old
+from tests.transformers_shim.vocabularies import OLD, ids, old
 
 
 def test_it_loads_encodes_and_decodes(tmp_path):
@@ -71,7 +71,7 @@ def test_nothing_of_the_subclass_is_called_by_the_base_constructor(tmp_path):
     )
     for name in ("vocab_size(self)", "get_vocab(self)", "_tokenize(self, text, **kwargs)"):
         code = code.replace(f"def {name}:\n", f"def {name}:\n        assert not self.constructing\n")
-    from tests.transformers_shim.tokenizers import vocabularies
+    from tests.transformers_shim import vocabularies
 
     folder = vocabularies.write(tmp_path, code, {"additional_special_tokens": ["<x>"], "unk_token": "?"})
     tokenizer = vocabularies.shardload.load_tokenizer(folder, trust_remote_code=True)

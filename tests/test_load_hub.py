@@ -206,7 +206,7 @@ def test_offline_by_the_environment_in_a_process_of_its_own(hub, tmp_path, commi
     code = """
 import sys; sys.path.insert(0, ".")
 from shardload import from_pretrained, report_of
-from tests.test_hub_load import Model
+from tests.test_load_hub import Model
 print(report_of(from_pretrained("org/model", model_class=Model)).revision)
 """
     done = run_python(code, env=hub.env(tmp_path / "cache", HF_HUB_OFFLINE="1"))

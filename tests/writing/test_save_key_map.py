@@ -8,7 +8,7 @@ import torch
 from shardload import KeyMap, NoInverseError, UsageError, fill, open_checkpoint, save
 from shardload.model.shell import build_shell
 from tests.keymap.random_maps import RandomMap
-from tests.keymap.test_filling import module_of
+from tests.loading.test_fill_key_map import module_of
 from tests.tiny import write_checkpoint
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import shardload
-from tests.transformers_shim.tokenizers.vocabularies import LETTERS, ids, new
+from tests.transformers_shim.vocabularies import LETTERS, ids, new
 
 
 def test_special_tokens_of_the_vocabulary_are_whole(tmp_path):

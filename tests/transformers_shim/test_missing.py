@@ -12,8 +12,7 @@ import pytest
 from shardload.errors import RemoteCodeError, UnsupportedError
 from shardload.remote_code import load_config, resolve_class
 from shardload.where import CodeTrust
-
-from .repos import CONFIG, MODEL, build, module_of, tiny, write
+from tests.remote_code.repos import CONFIG, MODEL, build, module_of, tiny, write
 
 without = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is not None,
