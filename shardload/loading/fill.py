@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from shardload._system.progress import ProgressOption
     from shardload.compare.verify import VerifiedWhileLoading
     from shardload.keymap import Names
-    from shardload.model.module_loaders import ModuleTree
+    from shardload.model.module_tree import ModuleTree
 
 
 @entry_point
@@ -201,7 +201,8 @@ def _all_or_nothing(tree: ModuleTree) -> Iterator[list[Callable[[], None]]]:
     kept = [(module, dict(module._parameters), dict(module._buffers)) for module in modules]
     # A module with a __setattr__ of its own may keep more than its tables: an RNN has a list of its weights.
     own = [module for module in modules if type(module).__setattr__ is not nn.Module.__setattr__]
-    snapshots = [Snapshot(own), *(Snapshot(root.module.modules()) for root in tree.self_loading)]
+    snapshots = [Snapshot(own)] if own else []
+    snapshots += [Snapshot(root.module.modules()) for root in tree.self_loading]
     undo: list[Callable[[], None]] = []
     try:
         yield undo

@@ -18,7 +18,6 @@ from shardload.loading.mismatch import mismatch
 from shardload.loading.plan import match, narrow, settle_ties
 from shardload.loading.rehearsal import rehearse
 from shardload.loading.report import Report
-from shardload.model.module_loaders import module_tree
 from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ class Comparison:
         self._key_map = key_map
         self._cure: KeyMap | None = None
         _refuse_own_load_state_dict(shell.model)
-        _refuse_scripted(shell.model)
-        self.tree = module_tree(shell.model)
+        _refuse_scripted(shell)
+        self.tree = shell.tree
         self.plan: Plan = match(shell, self.tree, checkpoint, key_map, target)
         self.versions = (
             _renamed_versions(checkpoint, self.plan) if checkpoint.versions else checkpoint.versions
@@ -224,14 +223,17 @@ def _refuse_own_load_state_dict(model: nn.Module) -> None:
         )
 
 
-def _refuse_scripted(model: nn.Module) -> None:
-    scripted = [path[:-1] for path, module in modules_of(model) if isinstance(module, torch.jit.ScriptModule)]
-    if scripted:
-        raise UnsupportedError(
-            "a scripted module keeps its parameters out of Python's reach: they can't be assigned",
-            where=", ".join(path or "the model itself" for path in scripted[:4]),
-            cure="fill the model first, and call torch.jit.script on the filled module",
-        )
+def _refuse_scripted(shell: Shell) -> None:
+    if not any(issubclass(kind, torch.jit.ScriptModule) for kind in shell.tree.kinds):
+        return
+    scripted = [
+        path[:-1] for path, module in modules_of(shell.model) if isinstance(module, torch.jit.ScriptModule)
+    ]
+    raise UnsupportedError(
+        "a scripted module keeps its parameters out of Python's reach: they can't be assigned",
+        where=", ".join(path or "the model itself" for path in scripted[:4]),
+        cure="fill the model first, and call torch.jit.script on the filled module",
+    )
 
 
 def _notes(plan: Plan, shell: Shell) -> list[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import KeyMap
-    from shardload.model.module_loaders import ModuleTree
+    from shardload.model.module_tree import ModuleTree
     from shardload.model.shell import Shell, Slot
     from shardload.placement.target import Claim
 
@@ -86,10 +86,11 @@ def match(
         _apply(key_map, checkpoint, plan)
     if type(target).claims is not Target.claims:
         _claim(plan, shell, target)
+    hands_over = bool(tree.self_loading)
     for key, ref in plan.mapped.items():
         if key in plan.claimed:
             continue
-        root = tree.root_of(key)
+        root = tree.root_of(key) if hands_over else None
         if root is not None:
             plan.handed[root][key] = ref
         else:
@@ -100,7 +101,7 @@ def match(
         plan.held = residence((ref for _, ref in plan.tensors), [shard.name for shard in checkpoint.shards])
     met = {*plan.direct, *plan.made, *(fault.key for fault in plan.faults)}
     for name, slot in shell.slots.items():
-        if slot.is_stored and name not in met and tree.root_of(name) is None:
+        if slot.is_stored and name not in met and not (hands_over and tree.root_of(name) is not None):
             plan.faults.append(missing_fault(slot))
     return plan
 

@@ -27,19 +27,20 @@ from shardload.model.module_loaders import Snapshot, has_override, walk
 from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
 
     from shardload.loading.plan import Plan
-    from shardload.model.module_loaders import SelfLoading, WalkResult
+    from shardload.model.module_loaders import WalkResult
+    from shardload.model.module_tree import SelfLoading
     from shardload.model.shell import Shell
 
 _EXTRA_STATE = "_extra_state"
 
 
 def rehearse(
-    plan: Plan, shell: Shell, roots: tuple[SelfLoading, ...], versions: Mapping[str, dict[str, Any]]
+    plan: Plan, shell: Shell, roots: Sequence[SelfLoading], versions: Mapping[str, dict[str, Any]]
 ) -> list[str]:
     """Add the faults of subtrees with their own loaders to the plan; return lines about what couldn't be rehearsed.
 

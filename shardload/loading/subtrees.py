@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from shardload.loading.fault import Fault
     from shardload.loading.judge import Comparison
-    from shardload.model.module_loaders import SelfLoading
+    from shardload.model.module_tree import SelfLoading
     from shardload.placement.target import Target
 
 

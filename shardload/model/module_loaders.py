@@ -18,66 +18,6 @@ from torch.nn.modules.module import _IncompatibleKeys
 State = MutableMapping[str, Any]
 
 
-@dataclass(frozen=True)
-class SelfLoading:
-    """A module that loads its subtree itself; `why` names the override or hook."""
-
-    prefix: str
-    module: nn.Module
-    why: str
-
-    @property
-    def label(self) -> str:
-        """The module's path, for people."""
-        return self.prefix[:-1] or "the model itself"
-
-
-@dataclass(frozen=True)
-class ModuleTree:
-    """A model in two parts: `plain` modules by prefix, and the roots of subtrees that load themselves."""
-
-    plain: dict[str, nn.Module]
-    self_loading: tuple[SelfLoading, ...]
-    _prefixes: dict[str, str | None] = field(default_factory=dict, repr=False)
-
-    def root_of(self, key: str) -> str | None:
-        """Return the prefix of the self-loading subtree that `key` lies in, or None for a plain module's key."""
-        if not self.self_loading:
-            return None
-        path = key.rpartition(".")[0]
-        if path not in self._prefixes:
-            self._prefixes[path] = self._search(path)
-        return self._prefixes[path]
-
-    def _search(self, path: str) -> str | None:
-        prefixes = {root.prefix for root in self.self_loading}
-        if "" in prefixes:
-            return ""
-        segments = path.split(".") if path else []
-        ends = (".".join(segments[:end]) + "." for end in range(1, len(segments) + 1))
-        return next((prefix for prefix in ends if prefix in prefixes), None)
-
-
-def module_tree(model: nn.Module) -> ModuleTree:
-    """Part a model into plain modules and subtrees that load themselves."""
-    plain: dict[str, nn.Module] = {}
-    self_loading: list[SelfLoading] = []
-    pending: list[tuple[str, nn.Module]] = [("", model)]
-    while pending:
-        prefix, module = pending.pop()
-        why = own_loader(module)
-        if why is not None:
-            self_loading.append(SelfLoading(prefix, module, why))
-            continue
-        plain[prefix] = module
-        if module._modules:
-            children = [
-                (f"{prefix}{name}.", child) for name, child in module._modules.items() if child is not None
-            ]
-            pending.extend(reversed(children))
-    return ModuleTree(plain, tuple(self_loading))
-
-
 def own_loader(module: nn.Module) -> str | None:
     """Return what makes a module load itself in its own way, or None for a plain one."""
     kind = type(module)

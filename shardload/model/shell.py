@@ -12,6 +12,8 @@ from torch import nn
 from shardload.errors import MismatchError, UnsupportedError, UsageError
 from shardload.keywords import entry_point
 from shardload.model.meta_init import MarkUninitialised, construction
+from shardload.model.module_loaders import own_loader
+from shardload.model.module_tree import ModuleTree, SelfLoading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -69,6 +71,7 @@ class Shell:
     slots: dict[str, Slot] = field(default_factory=dict)
     ties: tuple[tuple[str, ...], ...] = ()
     keeps_references: bool = True
+    tree: ModuleTree = field(default_factory=ModuleTree, repr=False)
     created: list[nn.Parameter] = field(default_factory=list, repr=False)
     _surveyed: list[object] = field(default_factory=list, repr=False)
 
@@ -91,18 +94,79 @@ class Shell:
         >>> list(shell.surveyed().slots)
         ['0.weight']
         """
-        seen: list[object] = []
-        for path, module in modules_of(self.model):
-            seen.append(path)
-            seen += map(id, module._parameters.values())
-            if module._buffers:
-                seen += map(id, module._buffers.values())
-        if seen != self._surveyed:
-            found = survey(self.model)
-            self.slots, self.ties = found.slots, found.ties
-            self.keeps_references = found.keeps_references
-            self._surveyed = seen
+        look = _Look(self.model)
+        if look.seen != self._surveyed:
+            self.slots, self.ties = survey(self.model)
+            self._surveyed = look.seen
+        self.tree, self.keeps_references = look.tree, look.keeps_references
         return self
+
+
+class _Look:
+    """One pass over a model's modules: what a load has to know anew each time, whatever has been surveyed before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.seen: list[object] = []
+        self.tree = ModuleTree()
+        self.keeps_references = False
+        inside = None  # the prefix of the self-loading subtree that the pass is in
+        for path, module in modules_of(model):
+            if inside is None or not path.startswith(inside):
+                inside = self._place(path, module)
+            self._note(path, module)
+
+    def _place(self, path: str, module: nn.Module) -> str | None:
+        """Take a module for a plain one, or return the prefix of the subtree that it loads itself."""
+        kind = type(module)
+        if (
+            kind._load_from_state_dict is nn.Module._load_from_state_dict
+            and kind.set_extra_state is nn.Module.set_extra_state
+            and not module._load_state_dict_pre_hooks
+            and not module._load_state_dict_post_hooks
+            and "_load_from_state_dict" not in module.__dict__
+        ):
+            self.tree.plain[path] = module
+            return None
+        self.tree.self_loading.append(SelfLoading(path, module, own_loader(module) or ""))
+        return path
+
+    def _note(self, path: str, module: nn.Module) -> None:
+        self.tree.kinds.add(type(module))
+        self.seen.append(path)
+        for parameter in module._parameters.values():
+            self.seen.append(id(parameter))
+            # What a class notes on its parameters (no weight decay, say) has to be led over to the new ones.
+            if parameter is not None and parameter.__dict__:
+                self.keeps_references = True
+        if module._buffers:
+            self.seen += map(id, module._buffers.values())
+            # A computed buffer may be a tensor that is a parameter, or another module's buffer, too.
+            self.keeps_references |= bool(module._non_persistent_buffers_set)
+            self.keeps_references |= nn.Parameter in map(type, module._buffers.values())
+        if not self.keeps_references:
+            self.keeps_references = bool(module._forward_pre_hooks) or _holds_tensors(module.__dict__)
+
+
+_OWN_TABLES = 3  # dicts that each module has: _parameters, _buffers, _modules
+_TABLES = frozenset({"_parameters", "_buffers", "_modules"})
+_TENSORS = frozenset({torch.Tensor, nn.Parameter})
+_CONTAINERS = frozenset({list, tuple, dict})
+_PLAIN = frozenset({int, float, bool, str, type(None)})
+
+
+def _holds_tensors(attributes: dict[str, Any]) -> bool:
+    """Return whether a module's attributes hold tensors, or may: nearly all hold none."""
+    kinds = list(map(type, attributes.values()))
+    if not _TENSORS.isdisjoint(kinds):
+        return True
+    if list not in kinds and tuple not in kinds and kinds.count(dict) <= _OWN_TABLES:
+        return False
+    held = [value for name, value in attributes.items() if type(value) in _CONTAINERS and name not in _TABLES]
+    return any(
+        type(item) not in _PLAIN
+        for value in held
+        for item in (value.values() if type(value) is dict else value)
+    )
 
 
 @entry_point
@@ -203,9 +267,9 @@ def rebuild_with(make: Callable[[], nn.Module], real: set[int]) -> nn.Module:
         return make()
 
 
-def survey(model: nn.Module) -> Survey:
+def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ...]]:
     """Return every slot of a model by its state-dict name, and the groups of names that share one tensor."""
-    found = Survey()
+    found = _Survey()
     search = TensorSearch()
     for path, module in modules_of(model):
         for name, parameter in module._parameters.items():
@@ -216,64 +280,25 @@ def survey(model: nn.Module) -> Survey:
                 persistent = name not in module._non_persistent_buffers_set
                 found.add(path + name, buffer, "buffer" if persistent else "computed")
         for name, value in search.among(module.__dict__):
-            found.keeps_references = True
             if path + name not in found.slots:
                 found.add(path + name, value, "attribute")
-        if not found.keeps_references:
-            found.keeps_references = bool(module._forward_pre_hooks) or _holds_tensors(module.__dict__)
-    return found
+    return found.slots, tuple(map(tuple, found.shared.values()))
 
 
-class Survey:
-    """What a model holds: its slots by name, and whether modules keep tensors outside their tables, too."""
+class _Survey:
+    """What a survey has found so far; `shared` has the names of a tensor that has several, by the first of them."""
 
     def __init__(self) -> None:
         self.slots: dict[str, Slot] = {}
-        self.keeps_references = False
-        self._shared: dict[str, list[str]] = {}
+        self.shared: dict[str, list[str]] = {}
         self._owners: dict[int, str] = {}
 
-    @property
-    def ties(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of names that share one tensor."""
-        return tuple(map(tuple, self._shared.values()))
-
     def add(self, name: str, tensor: torch.Tensor, kind: SlotKind) -> None:
-        """Note a slot."""
         self.slots[name] = Slot(name, tensor.dtype, _shape(tensor), kind)
         if kind in _STORED:
             owner = self._owners.setdefault(id(tensor), name)
             if owner is not name:
-                self._shared.setdefault(owner, [owner]).append(name)
-        if kind == "parameter":
-            # What a class notes on its parameters (no weight decay, say) has to be led over to the new ones.
-            self.keeps_references |= bool(tensor.__dict__)
-        else:
-            self.keeps_references |= isinstance(tensor, nn.Parameter) or kind == "computed"
-
-
-_OWN_TABLES = 3  # dicts that each module has: _parameters, _buffers, _modules
-
-
-def _holds_tensors(attributes: dict[str, Any]) -> bool:
-    """Whether a list, tuple or dict among a module's attributes may hold tensors: nearly all hold none."""
-    kinds = list(map(type, attributes.values()))
-    if list not in kinds and tuple not in kinds and kinds.count(dict) <= _OWN_TABLES:
-        return False
-    held = [
-        value
-        for name, value in attributes.items()
-        if type(value) in {list, tuple, dict} and name not in _TABLES
-    ]
-    return any(
-        type(item) not in _PLAIN
-        for value in held
-        for item in (value.values() if type(value) is dict else value)
-    )
-
-
-_TABLES = frozenset({"_parameters", "_buffers", "_modules"})
-_PLAIN = frozenset({int, float, bool, str, type(None)})
+                self.shared.setdefault(owner, [owner]).append(name)
 
 
 class TensorSearch:
