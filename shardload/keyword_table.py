@@ -1,145 +1,104 @@
-"""Every keyword that is known, as data: which entry points take it, and what to do instead in the others."""
+"""Every known keyword, as data: which entry points take it, and what to do instead in the others."""
 
 from __future__ import annotations
 
-_REPO = ("load_config", "resolve_class", "load_tokenizer")
-_ADAPTER = ("load_adapter", "swap_adapter", "inspect_adapter")
-_CHECKPOINT = (
-    "open_checkpoint",
-    "plan_load",
-    "convert",
-    "diff",
-    "verify",
-    "merge_to_disk",
-    "from_pretrained",
-    "examine",
-)
-_RUNS_CODE = ("from_pretrained", "examine", *_REPO)
-_FILLS = ("from_pretrained", "fill")
-
-_OPENED = "name it where the checkpoint is opened: open_checkpoint(where, …)"
-_NO_CODE = "leave it out: {function} runs none of a repo's code"
-_NO_CLASS = "leave it out: {function} builds no model"
-_AT_THE_LOAD = "pass it to from_pretrained or fill, which read the weights"
-_NO_JUDGEMENT = "leave it out: {function} compares no checkpoint with a model"
-_OF_ADAPTERS = "pass it to load_adapter"
+_ADAPTER = "load_adapter swap_adapter inspect_adapter"
+_REPO = "load_config resolve_class load_tokenizer"
+_CHECKPOINT = "from_pretrained examine open_checkpoint plan_load convert diff verify merge_to_disk"
+_NO_JUDGEMENT = "leave it out: {function} does not compare a checkpoint with a model"
 _FRESH = "pass it to attach_lora, which makes a new adapter"
 
-KEYWORDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "revision": ((*_CHECKPOINT, *_REPO, *_ADAPTER), _OPENED),
-    "token": ((*_CHECKPOINT, *_REPO, *_ADAPTER), _OPENED),
-    "cache_dir": ((*_CHECKPOINT, *_REPO, *_ADAPTER), _OPENED),
-    "local_files_only": ((*_CHECKPOINT, *_REPO, *_ADAPTER), _OPENED),
-    "subfolder": ((*_CHECKPOINT, *_REPO, *_ADAPTER), _OPENED),
-    "allow_links": ((*_CHECKPOINT, *_REPO, *_ADAPTER), _OPENED),
-    "variant": (_CHECKPOINT, _OPENED),
-    "trust_remote_code": (_RUNS_CODE, _NO_CODE),
-    "code_revision": (_RUNS_CODE, _NO_CODE),
-    "remote_base": (_RUNS_CODE, _NO_CODE),
-    "model_class": (("from_pretrained", "examine"), _NO_CLASS),
-    "auto_class": (("from_pretrained", "examine", "resolve_class"), "leave it out: {function} chooses no class"),
-    "config": (("from_pretrained",), "leave it out: {function} takes no config of the caller"),
-    "at_most": (("build_shell",), "leave it out: it limits what build_shell makes"),
-    "target": (("fill",), "leave it out: fill takes a target of the caller"),
-    "dtype": (
-        ("from_pretrained", "load_config", "plan_load", "convert", "merge_to_disk", "load_adapter", "swap_adapter",
-         "attach_lora"),
-        "leave it out: {function} keeps every dtype as it is",
-    ),
-    "device": (("from_pretrained", "plan_load"), "leave it out: {function} places nothing on a device"),
-    "adapter": (
-        ("from_pretrained", "plan_load", "examine"),
-        "call load_adapter(model, where), or merge_to_disk, for an adapter",
-    ),
-    "merge": (("from_pretrained",), "call merge(model) after the load, or merge_to_disk"),
-    "strict": ((*_FILLS, "load_adapter", "swap_adapter", "merge_to_disk"), _NO_JUDGEMENT),
-    "allow_missing": (_FILLS, _NO_JUDGEMENT),
-    "allow_unexpected": (_FILLS, _NO_JUDGEMENT),
-    "key_map": (
-        (*_FILLS, "check", "plan_load", "convert", "diff", "save", *_ADAPTER),
-        "apply it on disk first: convert(where, folder, key_map=…)",
-    ),
-    "copy": ((*_FILLS, "plan_load"), _AT_THE_LOAD),
-    "spill": (_FILLS, _AT_THE_LOAD),
-    "max_memory": (_FILLS, _AT_THE_LOAD),
-    "verify": ((*_FILLS, "convert", "merge_to_disk"), "call verify(where), which hashes every file"),
-    "progress": (
-        (*_FILLS, "convert", "diff", "verify", "merge_to_disk"), "leave it out: {function} shows no progress"
-    ),
-    "values": (("diff", "verify"), "diff and verify read values with values=True"),
-    "sums": (("verify",), "verify(where, sums=…) compares files with a list of hashes"),
-    "like": (("examine",), "examine(where, like=…) compares keys and shapes"),
-    "base": (("inspect_adapter", "merge_to_disk"), "inspect_adapter(where, base) compares an adapter with a base"),
-    "max_shard_size": (("save", "convert", "merge_to_disk"), "leave it out: {function} writes no shards"),
-    "rounding": (("merge_to_disk",), "merge_to_disk chooses how merged values are rounded"),
-    "link": (("merge_to_disk",), "merge_to_disk links shards that stay as they are"),
-    "seed": (("merge_to_disk", "attach_lora"), "leave it out: nothing in {function} is drawn at random"),
-    "name": (
-        ("load_adapter", "swap_adapter", "save_adapter", "attach_lora"), "leave it out: {function} names no adapter"
-    ),
-    "format": (_ADAPTER, "leave it out: {function} tells the format from the files"),
-    "alpha": ((*_ADAPTER, "merge_to_disk", "attach_lora"), _OF_ADAPTERS),
-    "enable_lora": ((*_ADAPTER, "merge_to_disk"), _OF_ADAPTERS),
-    "trainable": (("load_adapter",), _OF_ADAPTERS),
-    "merge_on_eval": (("load_adapter", "attach_lora"), _OF_ADAPTERS),
-    **dict.fromkeys(
-        ("r", "targets", "dropout", "bias", "use_rslora", "use_dora", "lora_bias", "modules_to_save", "rank_pattern",
-         "alpha_pattern", "exclude", "layers", "layers_pattern", "init"),
-        (("attach_lora",), _FRESH),
-    ),
+_TABLE = (
+    ("revision token cache_dir local_files_only subfolder allow_links", f"{_CHECKPOINT} {_REPO} {_ADAPTER}",
+     "pass it to open_checkpoint(where, …), which opens the checkpoint"),
+    ("variant", _CHECKPOINT, "pass it to open_checkpoint(where, …), which opens the checkpoint"),
+    ("trust_remote_code code_revision remote_base", f"from_pretrained examine {_REPO}",
+     "leave it out: {function} runs no code of a repo"),
+    ("model_class", "from_pretrained examine", "leave it out: {function} builds no model"),
+    ("auto_class", "from_pretrained examine resolve_class", "leave it out: {function} chooses no class"),
+    ("config", "from_pretrained", "leave it out: {function} needs no config object"),
+    ("at_most", "build_shell", "pass it to build_shell, which counts parameters"),
+    ("target", "fill", "pass it to fill"),
+    ("dtype", "from_pretrained load_config plan_load convert merge_to_disk load_adapter swap_adapter attach_lora",
+     "leave it out: {function} changes no dtype"),
+    ("device", "from_pretrained plan_load", "leave it out: {function} moves nothing to a device"),
+    ("adapter", "from_pretrained plan_load examine", "call load_adapter(model, where), or merge_to_disk on files"),
+    ("merge", "from_pretrained", "call merge(model) after the load, or merge_to_disk on files"),
+    ("strict", "from_pretrained fill load_adapter swap_adapter merge_to_disk", _NO_JUDGEMENT),
+    ("allow_missing allow_unexpected", "from_pretrained fill", _NO_JUDGEMENT),
+    ("key_map", f"from_pretrained fill check plan_load convert diff save {_ADAPTER}",
+     "convert the checkpoint first: convert(where, folder, key_map=…)"),
+    ("copy", "from_pretrained fill plan_load", "pass it to from_pretrained or fill, which read the weights"),
+    ("spill max_memory", "from_pretrained fill", "pass it to from_pretrained or fill, which read the weights"),
+    ("verify", "from_pretrained fill convert merge_to_disk", "call verify(where), which hashes every file"),
+    ("progress", "from_pretrained fill convert diff verify merge_to_disk",
+     "leave it out: {function} shows no progress"),
+    ("values", "diff verify", "pass it to diff or verify"),
+    ("sums", "verify", "pass it to verify"),
+    ("like", "examine", "pass it to examine"),
+    ("base", "inspect_adapter merge_to_disk", "pass it to inspect_adapter"),
+    ("max_shard_size", "save convert merge_to_disk", "leave it out: {function} writes no shards"),
+    ("rounding link", "merge_to_disk", "pass it to merge_to_disk"),
+    ("seed", "merge_to_disk attach_lora", "leave it out: {function} draws no random numbers"),
+    ("name", "load_adapter swap_adapter save_adapter attach_lora", "leave it out: {function} names no adapter"),
+    ("format", _ADAPTER, "leave it out: {function} finds the format in the files"),
+    ("alpha", f"{_ADAPTER} merge_to_disk attach_lora", "pass it to load_adapter"),
+    ("enable_lora", f"{_ADAPTER} merge_to_disk", "pass it to load_adapter"),
+    ("trainable", "load_adapter", "pass it to load_adapter"),
+    ("merge_on_eval", "load_adapter attach_lora", "pass it to load_adapter"),
+    ("r targets dropout bias use_rslora use_dora lora_bias modules_to_save exclude", "attach_lora", _FRESH),
+    ("rank_pattern alpha_pattern layers layers_pattern init", "attach_lora", _FRESH),
+)  # fmt: skip
+
+KEYWORDS = {
+    keyword: (tuple(takers.split()), instead) for keywords, takers, instead in _TABLE for keyword in keywords.split()
 }  # fmt: skip
 """Keyword -> (the entry points that take it, what to do instead in one that does not)."""
 
+_WEIGHTS_ONLY = "leave it out: it chooses weight files, and {function} reads none"
+_ONE_FILE = "pass the weight file itself as where"
+_OF_ITS_LAYERS = "leave it out: an adapter goes to the device of its layers"
+
 EXCEPTIONS = {
-    (
-        "variant",
-        "load_config",
-    ): "leave it out: it names weight files, and load_config reads config.json alone",
-    ("variant", "resolve_class"): "leave it out: it names weight files, and resolve_class reads none",
-    ("variant", "load_tokenizer"): "leave it out: it names weight files, and a tokenizer has none",
-    ("variant", "load_adapter"): "pass the adapter's weight file itself as where",
-    ("variant", "swap_adapter"): "pass the adapter's weight file itself as where",
-    ("variant", "inspect_adapter"): "pass the adapter's weight file itself as where",
-    ("model_class", "resolve_class"): "leave it out: a class of your own needs no resolving",
-    ("model_class", "fill"): "build_shell(lambda: YourModel(config)) makes what fill takes",
-    ("model_class", "check"): "build_shell(lambda: YourModel(config)) makes what check takes",
-    ("config", "examine"): "pass model_class=lambda _: YourModel(config)",
-    ("auto_class", "load_config"): "leave it out: a repo has one configuration class",
-    ("dtype", "fill"): "pass target=OnDevice(dtype=torch.bfloat16)",
-    (
-        "dtype",
-        "build_shell",
-    ): "choose it where the weights come: from_pretrained(dtype=…) or fill(target=OnDevice(dtype=…))",
-    ("device", "fill"): 'pass target=OnDevice("cuda")',
-    ("device", "load_adapter"): "leave it out: an adapter goes to the device of its layers",
-    ("device", "swap_adapter"): "leave it out: an adapter goes to the device of its layers",
-    ("merge", "plan_load"): "leave it out: plan_load states an adapter that stays attached",
-    ("spill", "plan_load"): "leave it out: plan_load states a load without a spill file",
-    ("max_memory", "plan_load"): "leave it out: compare your limit with peak_anon of the result",
-    (
-        "verify",
-        "plan_load",
-    ): "leave it out: hashing reads each file once more and adds no memory of the weights' size",
-    ("config", "plan_load"): "leave it out: plan_load builds no model",
-    (
-        "key_map",
-        "examine",
-    ): "leave it out: examine finds a map that cures; check(shell, checkpoint, key_map) tries one",
-    ("key_map", "verify"): "leave it out: files are verified as they are stored",
-    (
-        "key_map",
-        "open_checkpoint",
-    ): "pass it to what uses the checkpoint: fill, check, plan_load, convert or diff",
-    ("key_map", "save_adapter"): "leave it out: an adapter is saved under the names of the model",
-    ("key_map", "attach_lora"): "leave it out: a new adapter has the names of the model",
-    ("trainable", "attach_lora"): "leave it out: a new adapter is made to be trained",
-    ("alpha", "save_adapter"): "leave it out: the adapter's own is written",
-    ("strict", "inspect_adapter"): "leave it out: what strict=True would refuse is listed in faults",
-}
-"""(Keyword, entry point) -> what to do instead, where the table's general answer does not fit."""
+    "load_tokenizer": {"variant": _WEIGHTS_ONLY},
+    "load_config": {"variant": _WEIGHTS_ONLY, "auto_class": "leave it out: a repo has one configuration class"},
+    "resolve_class": {"variant": _WEIGHTS_ONLY, "model_class": "leave it out: your own class needs no resolving"},
+    "load_adapter": {"variant": _ONE_FILE, "device": _OF_ITS_LAYERS},
+    "swap_adapter": {"variant": _ONE_FILE, "device": _OF_ITS_LAYERS},
+    "inspect_adapter": {
+        "variant": _ONE_FILE,
+        "strict": "leave it out: faults of the result lists what strict=True refuses",
+    },
+    "check": {"model_class": "make the model first: build_shell(lambda: YourModel(config))"},
+    "fill": {
+        "model_class": "make the model first: build_shell(lambda: YourModel(config))",
+        "dtype": "pass target=OnDevice(dtype=torch.bfloat16)",
+        "device": 'pass target=OnDevice("cuda")',
+    },
+    "examine": {
+        "config": "pass model_class=lambda _: YourModel(config)",
+        "key_map": "leave it out: examine finds a map; check(shell, checkpoint, key_map) tries one",
+    },
+    "plan_load": {
+        "merge": "leave it out: plan_load counts an adapter as attached",
+        "spill": "leave it out: plan_load counts a load without a spill file",
+        "max_memory": "leave it out: compare the limit with peak_anon of the result",
+        "verify": "leave it out: hashing a file takes no memory of the weights' size",
+    },
+    "verify": {"key_map": "leave it out: files are verified as they are stored"},
+    "open_checkpoint": {"key_map": "pass it to the function that uses the checkpoint, such as fill or convert"},
+    "save_adapter": {
+        "key_map": "leave it out: an adapter is saved under the names of the model",
+        "alpha": "leave it out: the adapter has its own",
+    },
+    "attach_lora": {
+        "key_map": "leave it out: a new adapter has the names of the model",
+        "trainable": "leave it out: a new adapter is always trainable",
+    },
+}  # fmt: skip
+"""Entry point -> keyword -> what to do instead, where the table's general answer does not fit."""
 
 ALIASES = {
-    "pretrained_model_name_or_path": "where",
     "torch_dtype": "dtype",
     "use_auth_token": "token",
     "key_mapping": "key_map",
@@ -158,40 +117,31 @@ _ALWAYS = "leave it out: weights are never in memory twice"
 _ON_THE_CONFIG = "set it in config.json, or on the config that from_pretrained takes as config="
 
 NOT_NEEDED = {
-    "pretrained_model_name_or_path": "name the checkpoint as help(shardload.{function}) shows",
+    "pretrained_model_name_or_path": "help(shardload.{function}) says how a checkpoint is passed",
     "low_cpu_mem_usage": _ALWAYS,
     "_fast_init": _ALWAYS,
-    "use_safetensors": "leave it out: safetensors files are taken where there are some; name a file to choose another",
-    "safe_serialization": "leave it out: what is written is always safetensors",
+    "use_safetensors": "leave it out: safetensors files come first; pass a file as where to choose another",
+    "safe_serialization": "leave it out: only safetensors files are written",
     "weights_only": "leave it out: nothing that a pickle names is ever run",
     "resume_download": "leave it out: downloads are resumed",
     "attn_implementation": _ON_THE_CONFIG,
     "use_flash_attention_2": _ON_THE_CONFIG,
     "output_loading_info": "call report_of(model)",
-    "state_dict": "build_shell and fill, or load_state_dict of the model itself",
-    "adapter_kwargs": "load_adapter(model, where, …)",
+    "state_dict": "call build_shell and fill, or the model's own load_state_dict",
+    "adapter_kwargs": "call load_adapter(model, where, …)",
 }
 """Keywords of other loaders that are done in another way here -> how."""
 
-_ONE_DEVICE = "a model goes to one device: from_pretrained takes device=, such as device='cuda:1'"
+_ONE_DEVICE = "pass device= to from_pretrained, such as device='cuda:1': a model goes to one device"
 _NO_OFFLOAD = f"{_ONE_DEVICE}; on the CPU weights stay mapped files, which the system reads and drops by need"
 _NO_QUANTISING = "weights are loaded as they are stored, or cast by dtype="
 _OTHER_FORMAT = "use a checkpoint in safetensors or torch's own format"
 
 NOT_BUILT = {
-    "device_map": _ONE_DEVICE,
-    "offload_folder": _NO_OFFLOAD,
-    "offload_state_dict": _NO_OFFLOAD,
-    "offload_buffers": _NO_OFFLOAD,
-    "tp_plan": _ONE_DEVICE,
-    "tp_size": _ONE_DEVICE,
-    "device_mesh": _ONE_DEVICE,
-    "load_in_8bit": _NO_QUANTISING,
-    "load_in_4bit": _NO_QUANTISING,
-    "quantization_config": _NO_QUANTISING,
-    "gguf_file": _OTHER_FORMAT,
-    "from_tf": _OTHER_FORMAT,
-    "from_flax": _OTHER_FORMAT,
+    **dict.fromkeys(("device_map", "tp_plan", "tp_size", "device_mesh"), _ONE_DEVICE),
+    **dict.fromkeys(("offload_folder", "offload_state_dict", "offload_buffers"), _NO_OFFLOAD),
+    **dict.fromkeys(("load_in_8bit", "load_in_4bit", "quantization_config"), _NO_QUANTISING),
+    **dict.fromkeys(("gguf_file", "from_tf", "from_flax"), _OTHER_FORMAT),
     "ignore_mismatched_sizes": "correct the config: a tensor of another shape is never skipped",
     "proxies": "set HTTPS_PROXY in the environment",
     "force_download": "remove the repo from the cache",

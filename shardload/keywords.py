@@ -104,21 +104,15 @@ def _full(signature: inspect.Signature) -> inspect.Signature:
 
 def _decline(name: str, function: str, own: Collection[str]) -> NoReturn:
     """Raise the error that says why `function` has no such keyword and what to do instead."""
-    where = f"{name}="
+    where, meant = f"{name}=", ALIASES.get(name, name)
     if name in NOT_BUILT:
-        raise UnsupportedError(
-            f"{function} does not do {where} in this version", where=where, cure=NOT_BUILT[name]
-        )
-    meant = ALIASES.get(name, name)
-    if meant in own:
-        raise UsageError(f"{function} has no {where}", where=where, cure=f"pass {meant}=")
-    if name in NOT_NEEDED:
-        raise UsageError(
-            f"{function} has no {where}", where=where, cure=NOT_NEEDED[name].format(function=function)
-        )
-    if meant in KEYWORDS:
-        cure = EXCEPTIONS.get((meant, function), KEYWORDS[meant][1]).format(function=function)
-        raise UsageError(f"{function} has no {where}", where=where, cure=cure)
+        what = f"{function} does not do {where} in this version"
+        raise UnsupportedError(what, where=where, cure=NOT_BUILT[name])
+    cure = f"pass {meant}=" if meant in own else NOT_NEEDED.get(name)
+    if cure is None and meant in KEYWORDS:
+        cure = EXCEPTIONS.get(function, {}).get(meant, KEYWORDS[meant][1])
+    if cure is not None:
+        raise UsageError(f"{function} has no {where}", where=where, cure=cure.format(function=function))
     import difflib
 
     near = difflib.get_close_matches(name, own, 1, 0.7)
