@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload._system.gc_pause import gc_paused
 from shardload._system.read_ahead import free_memory
-from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardload.checkpoint.checkpoint import Checkpoint, opened
 from shardload.dtypes import float_code
 from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
@@ -147,8 +147,8 @@ def plan_load(
     against one. Other keywords are those of `open_checkpoint`. Raises what that raises, and UsageError for a key map
     that does not fit.
     """
-    place = Where.of(where.label if isinstance(where, Checkpoint) else where, keywords)
-    checkpoint = where if isinstance(where, Checkpoint) else open_checkpoint(place)
+    (checkpoint,) = opened(keywords, where)
+    place = Where.of(checkpoint.label if isinstance(where, Checkpoint) else where, keywords)
     code = float_code(dtype)
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)

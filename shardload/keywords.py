@@ -6,7 +6,7 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypedDict, TypeVar
 
-from shardload.errors import UnsupportedError, UsageError
+from shardload.errors import UnsupportedError, UsageError, Wording, keyword
 from shardload.keyword_table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
 from shardload.where import KEYWORD_FIELDS
 
@@ -108,16 +108,20 @@ def _decline(name: str, function: str, own: Collection[str]) -> NoReturn:
     if name in NOT_BUILT:
         what = f"{function} does not do {where} in this version"
         raise UnsupportedError(what, where=where, cure=NOT_BUILT[name])
-    cure = f"pass {meant}=" if meant in own else NOT_NEEDED.get(name)
+    if meant in own:
+        raise UsageError(f"{function} has no {where}", where=where, cure=Wording("pass {0}", keyword(meant)))
+    cure = NOT_NEEDED.get(name)
     if cure is None and meant in KEYWORDS:
         cure = EXCEPTIONS.get(function, {}).get(meant, KEYWORDS[meant][1])
     if cure is not None:
         raise UsageError(f"{function} has no {where}", where=where, cure=cure.format(function=function))
     import difflib
 
-    near = difflib.get_close_matches(name, own, 1, 0.7)
+    near = [keyword(each) for each in difflib.get_close_matches(name, own, 1, 0.7)]
     raise KeywordError(
         f"{function}() got an unexpected keyword argument {name!r}",
         where=where,
-        cure=f"did you mean {near[0]}=?" if near else f"help(shardload.{function}) lists its keywords",
+        cure=Wording("did you mean {0}?", *near)
+        if near
+        else f"see help(shardload.{function}) for its keywords",
     )

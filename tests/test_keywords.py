@@ -236,7 +236,8 @@ def test_a_misspelt_keyword_is_told_what_may_be_meant(function, keyword, meant):
     with pytest.raises(UsageError, match=rf"{function}\(\) got an unexpected keyword") as caught:
         ENTRY_POINTS[function]("x", **{keyword: None})
     assert isinstance(caught.value, TypeError)
-    assert caught.value.cure == f"did you mean {meant}=?"
+    assert caught.value.cure == f"did you mean {meant}=…?"
+    assert caught.value.to_dict()["keywords"] == {meant: None}
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
@@ -285,3 +286,19 @@ def test_a_shell_is_built_through_the_same_door():
     with pytest.raises(UsageError, match="build_shell has no device="):
         build_shell(Net, device="cuda")
     assert json.dumps(sorted(OWN["build_shell"])) == '["at_most", "make"]'
+
+
+@pytest.mark.parametrize("keyword", ["revision", "subfolder", "variant"])
+def test_a_checkpoint_that_is_open_takes_no_choice_of_files(folder, tmp_path, keyword):
+    checkpoint = open_checkpoint(folder)
+    for call in (
+        lambda **more: shardload.plan_load(checkpoint, **more),
+        lambda **more: shardload.convert(checkpoint, tmp_path / "new", **more),
+        lambda **more: shardload.diff(checkpoint, checkpoint, **more),
+    ):
+        with pytest.raises(UsageError, match="open already") as caught:
+            call(**{keyword: "x"})
+        assert caught.value.where == f"{keyword}="
+    write_checkpoint(folder / "inner", random_state(Net()))
+    assert shardload.diff(checkpoint, folder, subfolder="inner", local_files_only=True).ok
+    assert shardload.plan_load(checkpoint, token=False, revision=None).tensors == len(checkpoint.tensors)

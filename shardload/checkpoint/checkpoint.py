@@ -12,7 +12,7 @@ from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.formats import format_of
 from shardload.checkpoint.index import WeightFiles, find_weight_files, read_json
 from shardload.checkpoint.sources import find_source
-from shardload.errors import CorruptError, NotFoundError
+from shardload.errors import CorruptError, NotFoundError, UsageError, Wording, keyword
 from shardload.keys import collapse
 from shardload.keywords import entry_point
 from shardload.where import Where
@@ -201,6 +201,24 @@ def open_checkpoint(where: WhereLike, **keywords: Unpack[WhereKeywords]) -> Chec
     place = Where.of(where, keywords)
     source, only = find_source(place)
     return read_checkpoint(source, find_weight_files(source, only=only, variant=place.variant), named=only)
+
+
+def opened(keywords: WhereKeywords, *given: WhereLike | Checkpoint) -> list[Checkpoint]:
+    """Return the checkpoints that an entry point was given: those that are open already, and the others opened.
+
+    Raises UsageError for keywords that choose files where every checkpoint is open already.
+    """
+    chosen = {"revision", "subfolder", "variant"} & {
+        name for name, value in keywords.items() if value is not None
+    }
+    if chosen and all(isinstance(each, Checkpoint) for each in given):
+        name = min(chosen)
+        raise UsageError(
+            Wording("{0} chooses files, and the checkpoint is open already", keyword(name)),
+            where=f"{name}=",
+            cure=Wording("pass {0} to open_checkpoint", keyword(name)),
+        )
+    return [each if isinstance(each, Checkpoint) else open_checkpoint(each, **keywords) for each in given]
 
 
 def read_checkpoint(source: Source, files: WeightFiles, *, named: str | None = None) -> Checkpoint:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload._system.gc_pause import gc_paused
 from shardload._system.progress import ProgressMeter
-from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardload.checkpoint.checkpoint import Checkpoint, opened
 from shardload.keymap import KeyMap, leaves
 from shardload.keywords import entry_point
 from shardload.tensor_ref import TORCH_NAMES
@@ -146,7 +146,7 @@ def diff(
     of one shape and different dtypes are compared as float64. Keywords are those of `open_checkpoint`, for both.
     Raises what that raises, and UsageError for a key map that does not fit.
     """
-    first, second = (_opened(where, keywords) for where in (a, b))
+    first, second = opened(keywords, a, b)
     left: Mapping[str, Derived] = first.tensors
     rules = KeyMap.of(key_map)
     if rules.rules:
@@ -170,10 +170,6 @@ def diff(
     if values:
         _compare(found, first, second, {key: left[key] for key in shared}, progress)
     return found
-
-
-def _opened(where: WhereLike | Checkpoint, keywords: WhereKeywords) -> Checkpoint:
-    return where if isinstance(where, Checkpoint) else open_checkpoint(where, **keywords)
 
 
 def _header(tensor: Derived) -> Header:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload._system.byte_size import parse_size
 from shardload._system.gc_pause import gc_paused
-from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardload.checkpoint.checkpoint import Checkpoint, opened
 from shardload.dtypes import float_code
 from shardload.errors import UnsupportedError, UsageError, Wording
 from shardload.keymap import KeyMap, as_view
@@ -68,7 +68,7 @@ def convert(
     when all are complete; a run that was killed goes on where it stopped when it is called again. Other keywords
     are those of `open_checkpoint`. Raises UsageError, UnsupportedError, NoSpaceError, CorruptError.
     """
-    checkpoint = where if isinstance(where, Checkpoint) else open_checkpoint(where, **keywords)
+    (checkpoint,) = opened(keywords, where)
     code = float_code(dtype)
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)
