@@ -1,56 +1,109 @@
-"""Print what the doctor says of three real mismatches, for README.md and docs/doctor.md.
+"""Print what the doctor says of three real mismatches, and a plan, for README.md and docs/doctor.md.
 
-    python scripts/doctor_examples.py
+    python scripts/doctor_examples.py           # three mismatches
+    python scripts/doctor_examples.py --plan    # the plan of a load that fuses Mixtral's experts
 
-Names and shapes are those of published checkpoints; the files are headers in front of a hole, which is all that is
-read of them.
+Names and shapes are those of published checkpoints. The files are headers in front of a hole: nothing else is read.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from shardload import KeyMap
+
 Shapes = dict[str, tuple[int, ...]]
 
 
 def main() -> None:
-    """Write the three pairs and run `shardload doctor` on each."""
+    """Run the commands of the examples in a folder that holds nothing else."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, (stored, wanted) in {
-            "compiled": compiled(),
-            "chatglm2": chatglm2(),
-            "mixtral": mixtral(),
-        }.items():
-            where = Path(folder)
-            write_headers(where / f"{name}.safetensors", stored)
-            write_headers(where / f"{name}-model.safetensors", wanted)
-            command = ["doctor", f"{name}.safetensors", "--like", f"{name}-model.safetensors"]
-            print(f"$ shardload {' '.join(command)}")
-            done = subprocess.run(
-                [sys.executable, "-m", "shardload.cli", *command],
-                cwd=where,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            print(f"{done.stdout}exit code {done.returncode}\n")
+        if sys.argv[1:] == ["--plan"]:
+            plan(Path(folder))
+        else:
+            doctor(Path(folder))
 
 
-def write_headers(path: Path, shapes: Shapes) -> None:
-    """Write a safetensors file of float16 tensors whose bytes are a hole in the file."""
+def doctor(where: Path) -> None:
+    """Write the three pairs and run `shardload doctor` on each."""
+    for name, (stored, wanted) in {
+        "compiled": compiled(),
+        "chatglm2": chatglm2(),
+        "mixtral": mixtral(),
+    }.items():
+        write_headers(where / f"{name}.safetensors", stored)
+        write_headers(where / f"{name}-model.safetensors", wanted)
+        command = ["doctor", f"{name}.safetensors", "--like", f"{name}-model.safetensors"]
+        print(f"$ shardload {' '.join(command)}")
+        done = run(where, *command)
+        print(f"{done.stdout}exit code {done.returncode}\n")
+
+
+def plan(where: Path) -> None:
+    """Write Mixtral-8x7B's headers in 19 shards and the map that fuses its experts; print `shardload plan`."""
+    experts = "model.layers.{}.block_sparse_moe.experts"
+    fuse = (
+        KeyMap()
+        .rename("{...}.block_sparse_moe.gate.weight", "{...}.mlp.gate.weight")
+        .cat([experts + ".{}.w1.weight", experts + ".{}.w3.weight"], "model.layers.{}.experts.{}.gate_up")
+        .stack("model.layers.{}.experts.{n}.gate_up", "model.layers.{}.mlp.experts.gate_up_proj")
+        .stack(experts + ".{n}.w2.weight", "model.layers.{}.mlp.experts.down_proj")
+    )
+    (where / "fuse.json").write_text(fuse.to_json())
+    folder = where / "mixtral-8x7b"
+    folder.mkdir()
+    shards = dealt(mixtral()[0], 5 * 10**9)
+    for number, shapes in enumerate(shards, 1):
+        by_name = dict(sorted(shapes.items()))  # as the library writes them
+        write_headers(folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors", by_name, "BF16")
+    print(run(where, "plan", "./mixtral-8x7b", "--map", "fuse.json").stdout, end="")
+
+
+def run(where: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a shardload command in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "shardload.cli", *command],
+        cwd=where,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def dealt(shapes: Shapes, limit: int) -> list[Shapes]:
+    """Return shapes in shards of at most `limit` bytes in float16, layer after layer and expert after expert."""
+
+    def place(key: str) -> tuple[int, list[int], str]:
+        numbers = [int(segment) for segment in key.split(".") if segment.isdigit()]
+        return (1 if numbers else 0 if "embed" in key else 2), numbers, key
+
+    shards: list[Shapes] = [{}]
+    size = 0
+    for key in sorted(shapes, key=place):
+        nbytes = 2 * math.prod(shapes[key])
+        if size + nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][key] = shapes[key]
+        size += nbytes
+    return shards
+
+
+def write_headers(path: Path, shapes: Shapes, dtype: str = "F16") -> None:
+    """Write a safetensors file of tensors of 16 bits whose bytes are a hole in the file."""
     header, at = {}, 0
     for key, shape in shapes.items():
-        size = 2
-        for length in shape:
-            size *= length
-        header[key] = {"dtype": "F16", "shape": list(shape), "data_offsets": [at, at + size]}
+        size = 2 * math.prod(shape)
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # as the library aligns the tensors
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + at)
