@@ -1,4 +1,4 @@
-"""Load a checkpoint with a tensor an expert into a model that keeps all experts in one, and save it back."""
+"""Load a checkpoint that stores each expert apart into a model that keeps them in one tensor, and save it back."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ import shardload
 
 
 class Experts(nn.Module):
-    """Four experts in one parameter each."""
+    """Four experts, stacked in one parameter for each weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,5 +35,5 @@ where = {"where": folder / "moe.pth", "key_map": folder / "fuse.json"}
 print("a load holds:", shardload.plan_load(**where).held)
 
 model = shardload.from_pretrained(**where, model_class=lambda _: Experts())
-shardload.save(model, folder / "again", key_map=bound)  # by the old names, through the inverse
+shardload.save(model, folder / "again", key_map=bound)  # under the old names, through the inverse
 print("the same again:", shardload.diff(folder / "moe.pth", folder / "again", values=True).ok)

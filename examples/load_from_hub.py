@@ -15,7 +15,9 @@ def main() -> None:
     """Read the headers (of a Hub repo nothing else is fetched), then load."""
     parser = argparse.ArgumentParser()
     parser.add_argument("where", nargs="?", help="org/name or a folder; the demo's repo by default")
-    parser.add_argument("revision", nargs="?", help="full commit of a Hub repo: its code runs at no other")
+    parser.add_argument(
+        "revision", nargs="?", help="full commit of a Hub repo: its code runs at nothing else"
+    )
     parser.add_argument("--offline", action="store_true", help="use only what is in the Hub's cache")
     arguments = parser.parse_args()
     where = arguments.where or write_demo_repo()
@@ -24,7 +26,7 @@ def main() -> None:
     checkpoint = shardload.open_checkpoint(where, **hub)
     print(f"{checkpoint.label}: {len(checkpoint.tensors)} tensors, {checkpoint.nbytes / 1e6:,.1f} MB")
 
-    # Now the shards are downloaded, and mapped: the weights are read from the Hub's cache when they are used.
+    # Now the shards are downloaded and mapped: weights are read from the Hub's cache when they are first used.
     model = shardload.from_pretrained(where, trust_remote_code=True, **hub)
     print(shardload.report_of(model))
 

@@ -11,7 +11,7 @@ from shardload.cli.demo_repo import write_demo_repo
 
 
 def main() -> None:
-    """Load, show what was loaded from where and what it cost, and run the model."""
+    """Load, print what was loaded from where and what it cost, and run the model."""
     folder = sys.argv[1] if len(sys.argv) > 1 else write_demo_repo()
 
     # The repo's own code builds the model, so it has to be trusted; read it first if it is not yours.

@@ -1,4 +1,4 @@
-"""Load weights into a module of your own, with names that differ: no config.json, no remote code."""
+"""Load weights into a module of your own whose names differ: no config.json, no remote code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main() -> None:
     names = {
         "transformer.embedding.word_embeddings.weight": "embed.weight",
         "transformer.output_layer.weight": "head.weight",
-        "transformer.*": None,  # what is left has no place here; without this line it would be an error
+        "transformer.*": None,  # the rest has no place in this model; without this line it would be an error
     }
     shell = shardload.build_shell(BagOfTokens)
     print(shardload.fill(shell, checkpoint, key_map=names))

@@ -1,4 +1,4 @@
-"""See what is said when checkpoint and model do not fit: nothing is loaded, and everything is named at once."""
+"""Read the error of a checkpoint that does not fit its model: nothing is loaded, and every fault is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several adapters on one base: switched, weighted, off for a moment, one a row of the batch, swapped."""
+"""Several adapters on one base: switched, weighted, disabled, one for each row of a batch, swapped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def last(output):  # noqa: ANN001, ANN201 - the model's own output
 
 
 def main() -> None:
-    """Say what the next token is with each choice; rows of one batch answer as the choices did one by one."""
+    """Print the next token of each choice, and compare a batch with one adapter a row with single calls."""
     folder = write_demo_repo()
     model = shardload.from_pretrained(folder, trust_remote_code=True, dtype="float32")
     ids = torch.tensor([[64, 65, 66]])
@@ -37,7 +37,7 @@ def main() -> None:
     apart = torch.stack([rows["file"], base, rows["random"]])
     print(f"a batch of three answers as three calls did, up to {(together - apart).abs().max():.1g}")
 
-    # Other weights under the same name; the layers stay as they are.
+    # Other weights under the same name; the layers stay.
     with tempfile.TemporaryDirectory() as saved:
         shardload.save_adapter(model, saved, "file")
         shardload.swap_adapter(model, "random", saved)
