@@ -282,30 +282,26 @@ def _examination(
 
 # Files that can't be opened ---------------------------------------------------------------------------------
 
-_CODES = (
-    ("Git-LFS pointer", "E-LFS"),
-    ("an HTML page", "E-HTML"),
-    ("disagree in", "E-INDEX"),
-    ("state of an optimizer", "E-OPTIM"),
-)
-
 
 def _unopened(error: ShardloadError, where: Where) -> Examination | None:
     """Return the finding that an error amounts to; None where there is nothing to examine."""
     if isinstance(error, NotFoundError):
-        return _absent_shards(where)
-    code = next((code for sign, code in _CODES if sign in error.what), "")
-    code = code or ("E-CORRUPT" if isinstance(error, CorruptError) else "E-FORMAT")
-    finding = Finding(
+        if error.code != "E-SHARDS":
+            return None
+        return _absent_shards(where) or Examination(str(where.name), (_finding_of(error, error.code),))
+    return Examination(str(where.name), (_finding_of(error, error.code),))
+
+
+def _finding_of(error: ShardloadError, code: str, cure: str = "fetch the file again") -> Finding:
+    return Finding(
         code,
         error.what,
         explained=0,
-        cure=error.cure or "fetch the file again",
+        cure=error.cure or cure,
         evidence=(error.where,) if error.where else (),
         declines=True,
         unsafe=isinstance(error, CorruptError),
     )
-    return Examination(str(where.name), (finding,))
 
 
 def _absent_shards(where: Where) -> Examination | None:
@@ -339,13 +335,13 @@ def _adapted(shell: Shell, adapter: Where) -> Examination:
     from shardload.adapters.judgement import judge
     from shardload.adapters.reading import read_content
 
-    file = open_adapter(adapter)
-    tensors = file.checkpoint.tensors
     against = type(shell.model).__name__
-    result = Examination(
-        file.label, against=against, keys=len(tensors), nbytes=sum(ref.nbytes for ref in tensors.values())
-    )
+    result = Examination(str(adapter.name), against=against)
     try:
+        file = open_adapter(adapter)
+        tensors = file.checkpoint.tensors
+        result.where, result.keys = file.label, len(tensors)
+        result.nbytes = sum(ref.nbytes for ref in tensors.values())
         report, _ = judge(shell.model, file, read_content(file), "default", strict=True)
     except (MismatchError, UnsupportedError, CorruptError) as error:
         result.findings = tuple(_adapter_findings(error))
@@ -359,11 +355,10 @@ def _adapter_findings(error: ShardloadError) -> list[Finding]:
     kinds: dict[str, list[str]] = {}
     for fault in report.faults if report is not None else ():
         kinds.setdefault(fault.kind, []).append(str(fault))
-    unsafe = isinstance(error, CorruptError)
     cure = error.cure or "use the base model that the adapter was trained on"
     if not kinds:
-        evidence = (error.where,) if error.where else ()
-        return [Finding("E-ADAPTER", error.what, 0, cure, evidence=evidence, declines=True, unsafe=unsafe)]
+        code = "E-ADAPTER" if error.code == type(error).code else error.code
+        return [_finding_of(error, code, cure)]
     return [
         Finding(
             f"E-LORA-{kind.replace(' ', '-').upper()}",
@@ -371,7 +366,7 @@ def _adapter_findings(error: ShardloadError) -> list[Finding]:
             explained=len(lines),
             cure=cure,
             evidence=tuple(lines),
-            unsafe=unsafe,
+            unsafe=isinstance(error, CorruptError),
         )
         for kind, lines in kinds.items()
     ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardload.adapters.adapter import AdapterFile, listing
 from shardload.checkpoint.checkpoint import read_checkpoint
-from shardload.checkpoint.index import WeightFiles, read_json
+from shardload.checkpoint.index import WeightFiles
+from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
-from shardload.errors import CorruptError, NotFoundError, Wording
+from shardload.errors import NotFoundError, Wording
 
 if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
@@ -29,7 +30,7 @@ def open_adapter(where: WhereLike) -> AdapterFile:
         only = _weights_in(source, only[: -len(_CONFIG)])
     weights = only or _weights_in(source, "")
     config_name = weights[: len(weights) - len(weights.rpartition("/")[2])] + _CONFIG
-    config = _read_config(source, config_name) if config_name in source.names() else None
+    config = read_object(source, config_name) if config_name in source.names() else None
     return AdapterFile(read_checkpoint(source, WeightFiles((weights,))), weights, config, config_name)
 
 
@@ -55,10 +56,3 @@ def _weights_in(source: Source, folder: str) -> str:
         where=f"no {' or '.join(_WEIGHTS[:2])} among its {len(names)} files",
         cure=cure,
     )
-
-
-def _read_config(source: Source, name: str) -> dict[str, Any]:
-    config = read_json(source, name)
-    if not isinstance(config, dict):
-        raise CorruptError(f"{name} holds no JSON object", where=source.label, cure="fetch the file again")
-    return config

@@ -10,7 +10,8 @@ from weakref import WeakValueDictionary
 from shardload._system.file_identity import file_identity
 from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.formats import format_of
-from shardload.checkpoint.index import WeightFiles, find_weight_files, read_json
+from shardload.checkpoint.index import WeightFiles, find_weight_files
+from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
 from shardload.errors import CorruptError, NotFoundError, UsageError, Wording, keyword
 from shardload.keys import collapse
@@ -275,6 +276,7 @@ def _open_shards(source: Source, files: WeightFiles) -> list[SourceFile]:
             f"{len(missing)} of {len(files.shards)} shards are missing",
             where=f"{source.label}: {', '.join(missing[:8])}{by}",
             cure="fetch the missing files, or correct the index",
+            code="E-SHARDS",
         )
     return opened
 
@@ -318,10 +320,19 @@ def _merge(source: Source, files: WeightFiles, headers: Iterable[Header]) -> dic
         faults += [f"in a shard, not in the index: {pattern}" for pattern in collapse(unlisted)]
     if faults:
         more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        where = f"{source.label}: " + "; ".join(faults[:8]) + more
+        if files.index is None:
+            raise CorruptError(
+                f"{len(faults)} tensors are stored in two shards, and no index says which of them counts",
+                where=where,
+                cure="fetch the index of these shards, or remove the files of another save",
+                code="E-DOUBLE",
+            )
         raise CorruptError(
-            f"the shards and {files.index or 'each other'} disagree in {len(faults)} places",
-            where=f"{source.label}: " + "; ".join(faults[:8]) + more,
+            f"the shards and {files.index} disagree in {len(faults)} places",
+            where=where,
             cure="fetch index and shards of one revision again",
+            code="E-INDEX",
         )
     if not found:
         raise CorruptError("the checkpoint holds no tensor", where=source.label)
@@ -341,10 +352,7 @@ def read_config(source: Source) -> dict[str, Any] | None:
     """Return a repo's config.json, or None where there is none. Raises CorruptError for text that is no JSON object."""
     if "config.json" not in source.names():
         return None
-    config = read_json(source, "config.json")
-    if not isinstance(config, dict):
-        raise CorruptError("config.json holds no object", where=source.label)
-    return config
+    return read_object(source, "config.json")
 
 
 def _envelopes(shards: tuple[str, ...], headers: Iterable[Header]) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from shardload.checkpoint.json_file import read_json
 from shardload.errors import CorruptError, NotFoundError, UsageError, Wording
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _INDEX_SUFFIX = ".index.json"
 _NUMBERED = re.compile(r"(?P<stem>.*?)[-_]?(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>\..*)")
 _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
-_LARGEST_JSON = 64 * 2**20  # bytes; the index of 92,000 tensors has 9 MB
-_MOST_PARSED = 180_000_000  # bytes of memory
 
 
 @dataclass(frozen=True)
@@ -105,59 +102,21 @@ def _numbered_set(source: Source, files: list[str]) -> tuple[str, ...]:
             f"{len(lacking)} of {total} shards are missing",
             where=f"{source.label}: numbers {', '.join(map(str, lacking[:20]))}",
             cure="fetch the missing files",
+            code="E-SHARDS",
         )
     return tuple(sorted(files))
-
-
-def read_json(source: Source, name: str) -> Any:
-    """Return the JSON document `name` of a source.
-
-    Raises CorruptError for text that is no JSON, an object with a key twice, a file over 64 MB, and for one whose
-    parsing would take over 180 MB of memory: a few MB of brackets become as many lists.
-    """
-    file = source.open(name)
-    if file.size > _LARGEST_JSON:
-        raise CorruptError(f"{name} is {file.size:,} bytes: too large for a JSON file", where=source.label)
-    raw = file.read_at(0, file.size)
-    refuse_json_bomb(raw, name, source.label)
-    try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=distinct_keys)
-    except (ValueError, RecursionError) as error:
-        cure = "fetch the file again"
-        if file.read_at(0, 40).startswith(b"version https://git-lfs"):
-            cure = "it is a Git-LFS pointer: run `git lfs pull` in the folder"
-        raise CorruptError(f"{name} is no valid JSON: {error}", where=source.label, cure=cure) from error
-
-
-def refuse_json_bomb(raw: bytes, name: str, where: str) -> None:
-    """Raise CorruptError for JSON that would take over 180 MB to parse, by counting; an entry takes 350 bytes."""
-    text = len(raw) if raw.isascii() else 4 * len(raw)
-    estimate = len(raw) + text + 80 * (raw.count(b"[") + raw.count(b"{")) + 350 * raw.count(b",")
-    if estimate > _MOST_PARSED:
-        raise CorruptError(
-            f"{name} would take about {estimate // 1_000_000:,} MB to parse: no document of a checkpoint does",
-            where=where,
-            cure="fetch the file again",
-        )
-
-
-def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object, for `object_pairs_hook`. Raises ValueError for a key that stands twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        raise ValueError(f"the key {twice[0]!r} stands twice")
-    return found
 
 
 def _read_index(source: Source, name: str) -> WeightFiles:
     document = read_json(source, name)
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptError("the index has no weight_map", where=f"{source.label}: {name}")
+        raise CorruptError("the index has no weight_map", where=f"{source.label}: {name}", code="E-INDEX")
     if not all(isinstance(value, str) for value in weight_map.values()):
         raise CorruptError(
-            "the index's weight_map holds a file name that is no text", where=f"{source.label}: {name}"
+            "the index's weight_map holds a file name that is no text",
+            where=f"{source.label}: {name}",
+            code="E-INDEX",
         )
     folder = name.rpartition("/")[0]
     if folder:

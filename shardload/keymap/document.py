@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shardload._system.json_text import parse_json
 from shardload.errors import NotFoundError, UsageError
 from shardload.keymap.fingerprint import Fingerprint
 from shardload.keymap.rule import whole_number
@@ -81,8 +82,8 @@ def to_text(key_map: Parts) -> str:
     return "{\n" + ",\n".join(parts) + "\n}"
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of a map's file. Raises NotFoundError, and UsageError for one too large or not UTF-8."""
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a map's file. Raises NotFoundError, and UsageError for one too large."""
     file = Path(path)
     try:
         with file.open("rb") as opened:
@@ -93,16 +94,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
             where=str(file),
             cure="pass the path of its JSON file",
         ) from error
-    if len(content) > LARGEST_FILE:
-        raise UsageError(f"a key map has at most {LARGEST_FILE:,} bytes", where=str(file))
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"this is no key map: {error}", where=str(file), cure=_CURE) from error
+    return content
 
 
-def parts_of(text: str) -> dict[str, Any]:
-    """Return a KeyMap's fields from its JSON text. Raises UsageError for what `to_document` would not write."""
+def parts_of(text: str | bytes) -> dict[str, Any]:
+    """Return a KeyMap's fields from its JSON document. Raises UsageError for what `to_document` would not write."""
     document = _parsed(text)
     if not isinstance(document, dict):
         raise UsageError("this is no key map: its JSON is no object", cure=_CURE)
@@ -135,29 +131,15 @@ def parts_of(text: str) -> dict[str, Any]:
     }
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str | bytes) -> Any:
     if len(text) > LARGEST_FILE:
-        raise UsageError(f"a key map has at most {LARGEST_FILE:,} characters")
+        raise UsageError(f"a key map has at most {LARGEST_FILE:,} bytes")
     try:
-        return json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
-    except (ValueError, RecursionError, TypeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise UsageError(f"this is no key map: {problem}", cure=_CURE) from error
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"a key map has the name {repr(double)[:80]} twice in one object")
-    return found
-
-
-def _no_constant(text: str) -> Any:
-    raise UsageError(f"a key map holds no {text}")
+        raw = text.encode() if isinstance(text, str) else text
+        return parse_json(raw, "", entry_bytes=100, constants=False)
+    except ValueError as error:
+        cure, code = getattr(error, "cure", None), getattr(error, "code", None)
+        raise UsageError(f"this is no key map: {str(error)[:200]}", cure=cure or _CURE, code=code) from error
 
 
 def _object(what: str, value: Any, names: set[str]) -> dict[str, Any]:

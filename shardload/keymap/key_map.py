@@ -341,10 +341,10 @@ class KeyMap(RuleChain):
         Raises NotFoundError, UsageError.
         """
         try:
-            return cls.from_json(document.read_text(path))
+            return cls(**document.parts_of(document.read_bytes(path)))
         except UsageError as error:
-            where = f"{os.fspath(path)}: {error.where}" if error.where else os.fspath(path)
-            raise UsageError(error.what, where=where, cure=error.cure) from error
+            error.where = f"{os.fspath(path)}: {error.where}" if error.where else os.fspath(path)
+            raise
 
 
 def _stored(table: Mapping[str, Any], names: Iterable[str]) -> set[str]:

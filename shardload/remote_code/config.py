@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shardload.checkpoint.index import read_json
+from shardload.checkpoint.json_file import read_object
 from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword, keywords_of
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
@@ -172,9 +172,7 @@ def attach_generation_config(model: nn.Module, source: Source) -> str | None:
         return None
     if not hasattr(model, "generation_config"):
         return f"{name} is not used: the model has no generation_config"
-    settings = read_json(source, name)
-    if not isinstance(settings, dict):
-        raise CorruptError(f"{name} holds no object of settings", where=f"{source.label}/{name}")
+    settings = read_object(source, name)
     try:
         model.generation_config = _generation_class(model).from_dict(settings)
     except ShardloadError:

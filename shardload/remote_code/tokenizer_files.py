@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from typing import TYPE_CHECKING, Any
 
-from shardload.checkpoint.index import distinct_keys, refuse_json_bomb
+from shardload._system.file_kind import HEAD_BYTES, kind_of
+from shardload.checkpoint.json_file import read_object
 from shardload.errors import CorruptError, NotFoundError
 from shardload.transformers_shim._special_tokens import ATTRIBUTES, AddedToken, as_token
 
@@ -22,25 +22,14 @@ _LIMIT = 64 << 20
 _NOT_ARGUMENTS = ("auto_map", "tokenizer_class", "tokenizer_file", "init_inputs", "added_tokens_decoder")
 
 
-def read_json(source: Source, name: str) -> dict[str, Any] | None:
-    """Return a JSON object of the repo, or None when it has no such file. Raises CorruptError, also for a key twice."""
-    if name not in source.names():
-        return None
-    where = f"{source.label}/{name}"
-    try:
-        text = _text(source, name)
-        refuse_json_bomb(text.encode(), name, source.label)
-        document = json.loads(text, object_pairs_hook=distinct_keys)
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{name} is no JSON: {error}", where=where) from error
-    if not isinstance(document, dict):
-        raise CorruptError(f"{name} holds no object of settings", where=where)
-    return document
+def _settings(source: Source, name: str) -> dict[str, Any]:
+    """Return a JSON object of the repo, {} when it has no such file. Raises CorruptError."""
+    return read_object(source, name) if name in source.names() else {}
 
 
 def tokenizer_settings(source: Source) -> dict[str, Any]:
     """Return tokenizer_config.json, empty where the repo has none."""
-    return read_json(source, SETTINGS) or {}
+    return _settings(source, SETTINGS)
 
 
 def constructor_arguments(source: Source, cls: Any) -> dict[str, Any]:
@@ -95,7 +84,7 @@ def chat_template(source: Source) -> Any:
     """Return the template in a file of its own (chat_template.jinja or .json), or None: the settings may have one."""
     if "chat_template.jinja" in source.names():
         return _text(source, "chat_template.jinja")
-    return (read_json(source, "chat_template.json") or {}).get("chat_template")
+    return _settings(source, "chat_template.json").get("chat_template")
 
 
 def _text(source: Source, name: str) -> str:
@@ -109,12 +98,11 @@ def _text(source: Source, name: str) -> str:
 
 
 def _refuse_pointer(source: Source, name: str) -> None:
-    file = source.open(name)
-    if file.size < 1024 and file.read_at(0, 64).startswith(b"version https://git-lfs"):
+    """Raise CorruptError for a Git-LFS pointer, and for the page of a server, in the place of a vocabulary."""
+    kind = kind_of(source.open(name).read_at(0, HEAD_BYTES), name)
+    if kind is not None and kind.code in {"E-LFS", "E-HTML"}:
         raise CorruptError(
-            f"{name} is a Git LFS pointer: the file itself was not downloaded",
-            where=f"{source.label}/{name}",
-            cure="run `git lfs pull` in the repo, or download it with huggingface_hub",
+            f"{name} is {kind.what}", where=f"{source.label}/{name}", cure=kind.cure, code=kind.code
         )
 
 
@@ -124,7 +112,7 @@ def _added_tokens(source: Source, settings: dict[str, Any]) -> dict[int, AddedTo
     try:
         if isinstance(listed, dict):
             return {int(index): as_token(_as_object(token)) for index, token in listed.items()}
-        older = read_json(source, "added_tokens.json") or {}
+        older = _settings(source, "added_tokens.json")
         special = {
             str(as_token(t)) for name in ATTRIBUTES for t in _listed(settings.get(name)) if t is not None
         }
@@ -146,7 +134,7 @@ def _special_tokens(source: Source, settings: dict[str, Any], added: dict[int, A
     """Return special_tokens_map.json, which counts where the settings list no added tokens."""
     if added and "added_tokens_decoder" in settings:
         return {}
-    return {n: v for n, v in (read_json(source, "special_tokens_map.json") or {}).items() if n in ATTRIBUTES}
+    return {n: v for n, v in _settings(source, "special_tokens_map.json").items() if n in ATTRIBUTES}
 
 
 def _with_options(value: Any, by_text: dict[str, AddedToken]) -> Any:

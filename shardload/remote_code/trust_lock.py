@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.atomic_file import write_atomically
-from shardload.checkpoint.index import distinct_keys
+from shardload._system.json_text import parse_json
 from shardload.checkpoint.sources.names import fault_of, is_commit
 from shardload.errors import CorruptError, NotFoundError, UnsafeError
 from shardload.remote_code.code_changes import FileChange, change_of
@@ -90,13 +90,13 @@ class TrustLock:
                 cure="approve the code first: `shardload trust WHERE` writes one",
             ) from error
         try:
-            document = json.loads(content.decode("utf-8"), object_pairs_hook=distinct_keys)
-            return cls(path, _approvals(document))
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            return cls(path, _approvals(parse_json(content, path.name)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptError(
                 f"{path.name} is no lock file of shardload: {error}",
                 where=str(path.absolute()),
                 cure="restore it from version control, or remove it and approve again with `shardload trust`",
+                code=getattr(error, "code", None),
             ) from error
 
     def with_approval(self, approval: Approval) -> TrustLock:

@@ -99,7 +99,7 @@ CODE = """
 import re, sys, time, pathlib
 from shardload.checkpoint.checkpoint import open_checkpoint, read_config
 from shardload.errors import ShardloadError
-from shardload.checkpoint.index import read_json
+from shardload.checkpoint.json_file import read_json
 from shardload.checkpoint.sources import find_source
 from shardload.compare.verify.manifest import read_manifest
 folder, name = sys.argv[1:]
@@ -148,7 +148,7 @@ def test_an_honest_large_index_is_read(tmp_path):
     ]
     weight_map = dict.fromkeys(names, "model-00001-of-00163.safetensors")
     (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
-    from shardload.checkpoint.index import read_json
+    from shardload.checkpoint.json_file import read_json
     from shardload.checkpoint.sources import find_source
 
     assert len(read_json(find_source(tmp_path)[0], INDEX)["weight_map"]) == 92_000

@@ -29,7 +29,7 @@ ENTRIES = {
 }
 # What the library takes and shardload refuses on purpose: each is a way to read one file as two.
 STRICTER = (
-    "is there twice", "it must start with", "exactly dtype", "__metadata__ must map", "more than 2^63-1 elements",
+    "stands twice", "it must start with", "exactly dtype", "__metadata__ must map", "more than 2^63-1 elements",
 )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def test_a_repo_without_a_tokenizer_says_what_is_missing(tmp_path):
 def test_vocabulary_files_that_are_missing_or_pointers(tmp_path):
     folder = write(tmp_path, NEW)
     (folder / "letters.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(shardload.CorruptError, match="Git LFS pointer"):
+    with pytest.raises(shardload.CorruptError, match="Git-LFS pointer"):
         shardload.load_tokenizer(folder, trust_remote_code=True)
     (folder / "letters.json").unlink()
     with pytest.raises(shardload.NotFoundError, match="vocabulary files"):
@@ -193,7 +193,7 @@ def test_cures_are_those_of_a_tokenizer(tmp_path):
     with pytest.raises(shardload.UntrustedCodeError) as caught:
         shardload.load_tokenizer(folder)
     assert caught.value.cure.startswith(
-        "read those files, then pass trust_remote_code=True. `shardload trust"
+        "read those files, then pass trust_remote_code=True; or approve these bytes with `shardload trust"
     )
 
     (folder / "letters.json").write_text("[1, 2")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.checkpoint.formats.not_a_checkpoint import HEAD_BYTES, explain
+from shardload._system.file_kind import HEAD_BYTES
+from shardload.checkpoint.formats.not_a_checkpoint import explain
 from shardload.checkpoint.formats.safetensors import SafetensorsFormat
 from shardload.checkpoint.formats.torch_legacy import TorchLegacyFormat
 from shardload.checkpoint.formats.torch_zip import TorchZipFormat

@@ -12,7 +12,7 @@ from struct import Struct
 from struct import error as struct_error
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shardload.checkpoint.formats.text import REFETCH, RESAVE
+from shardload._system.file_kind import REFETCH, RESAVE
 from shardload.checkpoint.formats.torch_globals import PickledDict, Unreadable, check_key
 from shardload.errors import CorruptError, UnsupportedError
 
@@ -121,6 +121,7 @@ class PickleMachine:
             f"the checkpoint's pickle describes more than {MAX_OBJECT_BYTES // 1_000_000} MB of objects",
             where=self.where,
             cure=f"split it into shards, or {RESAVE}",
+            code="E-FORMAT",
         )
 
     def _charge(self, nbytes: int) -> None:
@@ -155,6 +156,7 @@ class PickleMachine:
                 f"the checkpoint's pickle is of protocol {version}; torch.load(weights_only=True) reads protocol 2",
                 where=self.where,
                 cure=f"save it with torch.save's own pickle_protocol, or {RESAVE}",
+                code="E-FORMAT",
             )
 
     def _none(self) -> None:

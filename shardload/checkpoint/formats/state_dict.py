@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shardload._system.file_kind import REFETCH, RESAVE
 from shardload.checkpoint.formats.format import Header
-from shardload.checkpoint.formats.text import REFETCH, RESAVE, quote
+from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_globals import PickledDict, PickledTensor, Unreadable
 from shardload.errors import CorruptError, UnsupportedError
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
@@ -47,6 +48,7 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Heade
             f"a state dict of {len(state):,} entries in one file, the limit is {_MAX_TENSORS:,}",
             where=shard,
             cure=f"split it into shards, or {RESAVE}",
+            code="E-FORMAT",
         )
     tensors: list[TensorRef] = []
     objects: dict[str, Any] = {}
@@ -72,6 +74,7 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Heade
             f"entries of the state dict can't be loaded: {'; '.join(unreadable)}{more}",
             where=shard,
             cure="save them as plain dense tensors",
+            code="E-FORMAT",
         )
     versions = _versions(state, shard, budget)
     return Header(tuple(tensors), {}, objects, versions, envelope, discarded)
@@ -79,7 +82,10 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Heade
 
 def _unsupported(what: str, where: str) -> UnsupportedError:
     return UnsupportedError(
-        f"the checkpoint is {what}", where=where, cure="save model.state_dict(): a dict of names to tensors"
+        f"the checkpoint is {what}",
+        where=where,
+        cure="save model.state_dict(): a dict of names to tensors",
+        code="E-FORMAT",
     )
 
 
@@ -143,6 +149,7 @@ def _refuse_others(state: Any, shard: str) -> None:
             "the file is the state of an optimizer, not of a model",
             where=shard,
             cure="pass the checkpoint that lies beside it (pytorch_model.bin, model.safetensors)",
+            code="E-OPTIM",
         )
 
 
@@ -240,7 +247,10 @@ def _versions(state: dict[Any, Any], shard: str, budget: list[int]) -> dict[str,
         versions = _plain(metadata, budget)
     except _NotPlainError as error:
         raise UnsupportedError(
-            f"the _metadata of the state dict holds {error}", where=shard, cure=f"remove it, or {RESAVE}"
+            f"the _metadata of the state dict holds {error}",
+            where=shard,
+            cure=f"remove it, or {RESAVE}",
+            code="E-FORMAT",
         ) from None
     if not all(type(path) is str and type(entry) is dict for path, entry in versions.items()):
         raise CorruptError(

@@ -1,11 +1,8 @@
-"""Words that the error messages of this room share."""
+"""Values of a file, as error messages show them."""
 
 from __future__ import annotations
 
 from typing import Any
-
-REFETCH = "download or copy the file again"
-RESAVE = "re-save it as safetensors on a machine that trusts it"
 
 _LONGEST = 120
 

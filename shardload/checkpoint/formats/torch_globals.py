@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from shardload.checkpoint.formats.text import RESAVE, quote
+from shardload._system.file_kind import RESAVE
+from shardload.checkpoint.formats.text import quote
 from shardload.errors import UnsafeError, UnsupportedError
 from shardload.tensor_ref import TORCH_NAMES
 
@@ -307,6 +308,7 @@ def lookup(module: str, name: str, where: str) -> Global:
                 f"the checkpoint holds {kind}",
                 where=f"{where}: its pickle names {quote(full)}",
                 cure="re-save plain tensors: torch.save({name: tensor for name, tensor in model.state_dict().items()})",
+                code="E-FORMAT",
             )
     raise UnsafeError(
         f"the checkpoint's pickle asks for {quote(full)}, which weights do not need; nothing was run",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shardload._system.file_kind import REFETCH, RESAVE
 from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfDataError
 from shardload.checkpoint.formats.state_dict import Block, header_of
-from shardload.checkpoint.formats.text import REFETCH, RESAVE, quote
+from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_pickle import TorchPickle
 from shardload.errors import CorruptError, UnsupportedError
 from shardload.tensor_ref import DTYPE_BITS
@@ -64,6 +65,7 @@ def _read_growing(file: SourceFile) -> tuple[Any, dict[str, Storage], list[str],
                     f"the checkpoint's pickle is longer than {MAX_PICKLE_BYTES:,} bytes",
                     where=file.name,
                     cure=f"split it into shards, or {RESAVE}",
+                    code="E-FORMAT",
                 ) from None
         length = min(_GROWTH * length, MAX_PICKLE_BYTES)
 
@@ -78,7 +80,10 @@ def _read_pickles(data: bytes, where: str) -> tuple[Any, dict[str, Storage], lis
         raise CorruptError("the facts on the writer's machine are no dict", where=where, cure=REFETCH)
     if facts.get("little_endian") is not True:
         raise UnsupportedError(
-            "the checkpoint was written on a big-endian machine", where=where, cure=f"there, {RESAVE}"
+            "the checkpoint was written on a big-endian machine",
+            where=where,
+            cure=f"there, {RESAVE}",
+            code="E-FORMAT",
         )
     state = TorchPickle(data, where, start=system.position, with_views=True)
     top = state.load()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from shardload._system.file_kind import RESAVE
 from shardload.checkpoint.formats.pickle_machine import EndOfDataError, PickleMachine, add_opcodes
-from shardload.checkpoint.formats.text import RESAVE, quote
+from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_globals import Global, PickledDict, Storage, lookup
 from shardload.errors import UnsafeError, UnsupportedError
 
@@ -110,6 +111,7 @@ class TorchPickle(PickleMachine):
                 "the file is a whole pickled model, not a state dict",
                 where=self.where,
                 cure="save model.state_dict()",
+                code="E-FORMAT",
             )
         if key[0] != "storage" or len(key) != 5 + self._with_views:
             raise ValueError(f"unknown persistent id {quote(key[0])}")

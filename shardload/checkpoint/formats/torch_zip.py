@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardload._system.file_kind import REFETCH, RESAVE
 from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfDataError
 from shardload.checkpoint.formats.state_dict import Block, header_of
-from shardload.checkpoint.formats.text import REFETCH, RESAVE, quote
+from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_pickle import TorchPickle
 from shardload.checkpoint.formats.zip_directory import ZipDirectory
 from shardload.errors import CorruptError, UnsupportedError
@@ -65,6 +66,7 @@ class TorchZipFormat:
                 f"the checkpoint's pickle has {pickle.size:,} bytes, the limit is {MAX_PICKLE_BYTES:,}",
                 where=file.name,
                 cure=f"split it into shards, or {RESAVE}",
+                code="E-FORMAT",
             )
         notes = [archive.entries[name] for note in _NOTES if (name := f"{root}/{note}") in archive.entries]
         for entry in notes:
@@ -83,6 +85,7 @@ def _root(archive: ZipDirectory, file: SourceFile) -> str:
             f"{file.name} is a TorchScript archive: it holds code",
             where=file.name,
             cure="save model.state_dict() of the original model",
+            code="E-FORMAT",
         )
     if f"{root}/data.pkl" in archive.entries:
         for name in archive.entries:
@@ -98,6 +101,7 @@ def _root(archive: ZipDirectory, file: SourceFile) -> str:
         f"{file.name} is {what}",
         where=f"{file.name}: holds {names}" if names else file.name,
         cure="unpack it and pass the checkpoint inside, or convert it to safetensors with the tool that wrote it",
+        code="E-FORMAT",
     )
 
 
@@ -110,7 +114,10 @@ def _check_notes(notes: dict[str, bytes], file: SourceFile) -> None:
     order = notes.get("byteorder", b"little")
     if order == b"big":
         raise UnsupportedError(
-            "the checkpoint was written on a big-endian machine", where=file.name, cure=f"there, {RESAVE}"
+            "the checkpoint was written on a big-endian machine",
+            where=file.name,
+            cure=f"there, {RESAVE}",
+            code="E-FORMAT",
         )
     if order != b"little":
         raise _corrupt(f"the byte order {order!r} is unknown", file)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from shardload.checkpoint.formats.text import REFETCH, RESAVE, quote
+from shardload._system.file_kind import REFETCH, RESAVE
+from shardload.checkpoint.formats.text import quote
 from shardload.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class ZipDirectory:
                     f"the entry {quote(entry.name)} of the archive is compressed, encrypted or a folder",
                     where=self._file.name,
                     cure=f"torch.save stores entries as they are; if it is a checkpoint, {RESAVE}",
+                    code="E-FORMAT",
                 )
             start = _aligned_start(entry) if remote else None
             found[entry.name] = self._start(entry) if start is None else start
@@ -152,6 +154,7 @@ class ZipDirectory:
                 f"the archive has {count:,} entries, the limit is {MAX_ENTRIES:,}",
                 where=self._file.name,
                 cure=f"split it into shards, or {RESAVE}",
+                code="E-FORMAT",
             )
         return start, length, count
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardload._system.file_kind import HEAD_BYTES, kind_of
 from shardload.checkpoint.sources.digest import Digest
 from shardload.checkpoint.sources.names import check_name
 from shardload.errors import CorruptError, NotFoundError
@@ -45,6 +46,9 @@ def parse_manifest(content: bytes, by: str, where: str) -> dict[str, Digest]:
     if len(content) > _LARGEST:
         raise CorruptError(f"{by} has over {_LARGEST:,} bytes: no list of hashes", where=where)
     found: dict[str, Digest] = {}
+    kind = kind_of(content[:HEAD_BYTES], by) if content else None
+    if kind is not None:
+        raise CorruptError(f"{by} is {kind.what}", where=where, cure=kind.cure, code=kind.code)
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

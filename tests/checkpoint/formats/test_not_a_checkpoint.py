@@ -42,7 +42,9 @@ BROKEN = {
     "pointer": ("model.safetensors", POINTER, "Git-LFS pointer"),
     "pointer with CRLF": ("model.bin", POINTER.replace(b"\n", b"\r\n"), "Git-LFS pointer"),
     "page": ("model.bin", PAGE, "an HTML page"),
-    "xml error": ("model.bin", b"<?xml version='1.0'?><Error>AccessDenied</Error>", "an HTML page"),
+    "xml error": ("model.bin", b"<?xml version='1.0'?><Error>AccessDenied</Error>", "an XML error message"),
+    "xml": ("openvino.bin", b"<?xml version='1.0'?><net name='a'/>", "is XML text"),
+    "UTF-16": ("model.bin", "name,value".encode("utf-16"), "is UTF-16 text"),
     "json": ("model.safetensors.index.json", b'{"metadata": {}, "weight_map": {}}', "JSON text"),
     "json with a brace at 8": ("config.json", b'{"aaaa":{"b": 1}}', "JSON text"),
     "plain words": ("model.bin", b"Entry not found", "is text, not weights"),
@@ -51,7 +53,7 @@ BROKEN = {
     "not by its name": (
         "model.safetensors",
         bytes(range(1, 200)),
-        "not a safetensors file, for all its name",
+        "has no safetensors header",
     ),
 }
 

@@ -148,7 +148,7 @@ LIES = [
     ("half a surrogate pair", safetensors('{"\\ud800":' + json.dumps(F32) + "}", EIGHT), "surrogate", False),
     ("half a pair in metadata", safetensors('{"__metadata__":{"a":"\\udc00"}}'), "surrogate", False),
     ("control character in a name", safetensors('{"a\n":' + json.dumps(F32) + "}", EIGHT), "control character", False),
-    ("same tensor twice", safetensors(f'{{"a":{json.dumps(F32)},"a":{json.dumps(F32)}}}', EIGHT), "'a' is there twice", True),
+    ("same tensor twice", safetensors(f'{{"a":{json.dumps(F32)},"a":{json.dumps(F32)}}}', EIGHT), "'a' stands twice", True),
     ("same tensor escaped", safetensors(f'{{"a":{json.dumps(F32)},"\\u0061":{json.dumps(F32)}}}', EIGHT), "twice", True),
     ("same field twice", safetensors('{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', EIGHT), "twice", False),
     ("same metadata twice", safetensors('{"__metadata__":{"a":"b","a":"c"}}'), "twice", True),
