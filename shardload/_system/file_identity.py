@@ -1,4 +1,4 @@
-"""Whether a file is still the one that was looked at before."""
+"""Tells whether a file is the same as when it was read before."""
 
 from __future__ import annotations
 

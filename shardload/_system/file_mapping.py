@@ -1,7 +1,7 @@
 """Private, writable mappings of whole files that hold no file descriptor.
 
-Python's own `mmap` keeps a duplicate of the descriptor as long as the mapping lives. A model keeps a mapping a
-shard for its whole life, and the usual limit is 1,024 descriptors a process.
+Python's own `mmap` keeps a duplicate of the descriptor as long as the mapping lives. A model keeps one mapping per
+shard for its whole life, and the usual limit is 1,024 descriptors per process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bisect import bisect_right
 from pathlib import Path
 
 Buffer = mmap.mmap | ctypes.Array[ctypes.c_char]
-"""The memory of a mapping, writable; the file stays mapped as long as anything holds it."""
+"""The writable memory of a mapping. The file stays mapped as long as a reference to the buffer exists."""
 
 # Older Pythons do not name MAP_NORESERVE; the value is Linux's.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -23,29 +23,29 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def map_file(descriptor: int, size: int) -> Buffer:
-    """Map the first `size` bytes of an open file copy-on-write: what is written to them never reaches the file.
+    """Map the first `size` bytes of an open file copy-on-write: writes never reach the file.
 
-    MAP_NORESERVE keeps a file larger than RAM mappable: without it the kernel counts a writable private mapping
-    as memory that may be needed in full. Raises OSError or ValueError where the file can't be mapped.
+    MAP_NORESERVE lets a file larger than RAM be mapped: without this flag the kernel counts a writable private mapping
+    as memory that may be needed in full. Raises OSError or ValueError when the file can't be mapped.
     """
     return _map(descriptor, 0, size, mmap.MAP_PRIVATE | _NORESERVE, mmap.ACCESS_COPY)
 
 
 def map_shared(descriptor: int, start: int, size: int) -> Buffer:
-    """Map a stretch of an open file, from a page's start: what is written goes to the file, when the kernel likes."""
+    """Map `size` bytes of an open file from `start`, the start of a page; the kernel writes changes back later."""
     return _map(descriptor, start, size, mmap.MAP_SHARED, mmap.ACCESS_WRITE)
 
 
 def private_memory(size: int) -> Buffer:
-    """Return anonymous memory of its own, which goes back to the kernel as soon as nothing holds it.
+    """Return anonymous memory that goes back to the kernel as soon as the last reference to the buffer is gone.
 
-    What malloc hands out may stay with the process when it is freed: with blocks of up to 32 MB glibc keeps a heap
-    that only shrinks at its end.
+    Memory from malloc may stay with the process after it is freed: for blocks of up to 32 MB glibc keeps a heap that
+    only shrinks at its end. Raises MemoryError.
     """
     try:
         return _map(-1, 0, size, mmap.MAP_PRIVATE | getattr(mmap, "MAP_ANONYMOUS", 0), mmap.ACCESS_WRITE)
     except OSError as error:
-        raise MemoryError(f"{size:,} bytes of memory are not to be had") from error
+        raise MemoryError(f"{size:,} bytes of memory are not available") from error
 
 
 def _map(descriptor: int, start: int, size: int, flags: int, access: int) -> Buffer:
@@ -58,15 +58,15 @@ def _map(descriptor: int, start: int, size: int, flags: int, access: int) -> Buf
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     buffer = (ctypes.c_char * size).from_address(address)
-    # Not at the process's exit: the kernel unmaps then, and until the last instruction a tensor may be in use.
+    # Not at the exit of the process: a tensor may be in use until then, and the kernel unmaps the file itself.
     weakref.finalize(buffer, libc.munmap, address, size).atexit = False
     return buffer
 
 
 def forget_pages(buffer: Buffer, start: int, stop: int) -> None:
-    """Let go of the pages that lie wholly between two offsets; they are read from the file again if wanted.
+    """Release the pages that lie wholly between two offsets; the next access reads them from the file again.
 
-    What was written to them is lost.
+    Changes that were written to these pages are lost.
     """
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
@@ -76,13 +76,13 @@ def forget_pages(buffer: Buffer, start: int, stop: int) -> None:
 
 
 def advise(address: int, length: int, advice: int) -> bool:
-    """Tell the kernel something about whole pages of memory (madvise(2)); False where it does not know it."""
+    """Give the kernel advice about whole pages of memory (madvise(2)); return False when it rejects the advice."""
     libc = _libc()
     return libc is not None and libc.madvise(address, length, advice) == 0
 
 
 class PrivateMappings:
-    """What this process has mapped privately from files, as /proc/self/maps (proc(5)) says it now; empty elsewhere."""
+    """The private file mappings of this process, read once from /proc/self/maps (proc(5)); empty on other systems."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[int, int, int, int]] = []
@@ -97,7 +97,7 @@ class PrivateMappings:
                 self._spans.append((start, stop, int(inode), int(offset, 16)))
 
     def place_of(self, address: int) -> tuple[int, int] | None:
-        """Return the inode and the offset in its file that an address stands for; None for other memory."""
+        """Return the inode of the file that is mapped at an address and the offset in it; None for other memory."""
         at = bisect_right(self._spans, address, key=lambda span: span[0]) - 1
         if at < 0 or address >= self._spans[at][1]:
             return None
@@ -109,7 +109,7 @@ _loaded: list[ctypes.CDLL] = []
 
 
 def _libc() -> ctypes.CDLL | None:
-    """Return the C library, its functions typed; None on a system that makes mappings in another way."""
+    """Return the C library with its functions typed, or None on a system without madvise."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return None
     if not _loaded:

@@ -1,4 +1,4 @@
-"""Fresh pages: the first touch of new memory, by the kernel's large pages or by its small ones."""
+"""Makes the kernel put pages behind new memory, with large pages where they are cheaper than small ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LARGE = 2**21
 
 
 class FreshPages:
-    """Touches new memory, by large pages or small ones: by those that take less time here and now.
+    """Touches new memory with the page size, large or small, that has taken less time so far.
 
-    Large pages (2 MB a fault) cost a third where the kernel has them at hand: 0.27 s for 2.2 GB against 0.75 s. Where
-    other files' pages fill the memory it has to make room for each, 2 s; in a virtual machine that gives free memory
-    back to its host it is just the large blocks that were given back, 4.5 s. Nothing but trying tells, and not for
-    long: the first expensive one ends it, and one in 32 tries again. Threads may share one.
+    Large pages (2 MB per fault) cost a third when the kernel has free ones: 0.27 s for 2.2 GB against 0.75 s. When the
+    page cache fills the memory, the kernel has to free memory for each large page: 2 s. A virtual machine that returns
+    free memory to its host returns the large blocks first: 4.5 s. Only a trial shows which case holds, and the answer
+    changes: one slow touch turns large pages off, and every 32nd touch tries them again. Threads may share an object.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class FreshPages:
         self._seconds_a_byte = {True: 0.0, False: 0.0}
 
     def touch(self, address: int, nbytes: int) -> None:
-        """Have pages behind a range of memory that has been allocated and not written to; its values are kept."""
+        """Make the kernel allocate the pages of a range of memory before its first write; values in it are kept."""
         first, stop = (end // mmap.PAGESIZE * mmap.PAGESIZE for end in (address, address + nbytes))
         if _HUGEPAGE is None or stop - first < _LARGE:
             return
@@ -37,16 +37,16 @@ class FreshPages:
         started = time.perf_counter()
         if large:
             advise(first, stop - first, _HUGEPAGE)
-        # A kernel that can't is no loss: the first write does the same, a page at a time.
+        # On an older kernel this call does nothing, and the first write allocates the pages one at a time.
         advise(first, stop - first, _POPULATE_WRITE)
         self.note(large=large, nbytes=stop - first, seconds=time.perf_counter() - started)
 
     @property
     def prefers_large(self) -> bool:
-        """Whether the last large pages cost no more a byte than small ones do."""
+        """Whether the last touch with large pages cost no more per byte than touches with small pages do."""
         return self._seconds_a_byte[True] <= self._seconds_a_byte[False]
 
     def note(self, *, large: bool, nbytes: int, seconds: float) -> None:
-        """Note what a touch cost; of small pages a moving average, which one interruption does not change much."""
+        """Note the cost of a touch; small pages keep a moving average, which one interruption changes little."""
         now, before = seconds / nbytes, self._seconds_a_byte[large]
         self._seconds_a_byte[large] = now if large or not before else 0.8 * before + 0.2 * now

@@ -1,4 +1,4 @@
-"""How much memory this process holds: anonymous and file-backed apart."""
+"""Measures the memory of this process: anonymous and file-backed bytes apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident bytes. Anonymous memory must be kept; file-backed pages can be dropped and read again."""
+    """Resident bytes. The kernel must keep anonymous memory; it can drop file-backed pages and read them again."""
 
     anon: int
     file: int
@@ -56,9 +56,9 @@ def _field(status: bytes, name: bytes) -> int:
 
 
 class PeakSampler:
-    """Samples the anonymous memory on a thread while the `with` block runs; `peak` is the highest seen.
+    """Samples the memory of the process on a thread while the `with` block runs; `peak` holds the highest figures.
 
-    `interval` is in seconds. A sample costs about 30 µs. Between two samples a peak can be missed.
+    `interval` is in seconds. A sample costs about 30 µs. A peak between two samples is missed.
     """
 
     def __init__(self, interval: float = 0.01) -> None:

@@ -1,4 +1,4 @@
-"""Progress of a load: bytes, rate and the shard, as a bar on stderr or as calls of the caller's function."""
+"""Shows the progress of a load: a bar on stderr, or calls of the caller's function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a load is: the shard at hand, bytes done and in all, tensors done, seconds since its start.
+    """The progress of a load: the current shard, bytes done, bytes in total, tensors done, seconds since the start.
 
         >>> import torch, shardload
         >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
@@ -25,7 +25,8 @@ class Progress:
         >>> [(progress.tensors, progress.done_bytes, progress.total_bytes) for progress in seen]
         [(1, 8, 40), (2, 40, 40)]
 
-    `progress=` takes a function that is called with one after every tensor, or True, False or None for a bar.
+    `progress=` takes a function, which is called with a Progress after every tensor, or True, False or None: True
+    shows a bar, False shows none, and None shows one when stderr is a terminal.
     """
 
     shard: str
@@ -36,11 +37,11 @@ class Progress:
 
 
 ProgressOption = bool | Callable[[Progress], object] | None
-"""None: a bar where stderr is a terminal. True: always a bar. False: nothing. A function: called with Progress."""
+"""None: a bar when stderr is a terminal. True: always a bar. False: nothing. A function: called with a Progress."""
 
 
 class ProgressMeter:
-    """Tells `option` about every tensor; a `with` block closes the bar, which says what is `doing`."""
+    """Shows progress as `option` says; the `with` block closes the bar. `doing` is the label of the bar."""
 
     def __init__(self, option: ProgressOption, total_bytes: int, doing: str = "loading") -> None:
         self._call = option if callable(option) else None
@@ -51,7 +52,7 @@ class ProgressMeter:
         self._shard = ""
         self._bar: Any = None
         if self._call is None and (option or (option is None and sys.stderr.isatty())):
-            from tqdm import tqdm  # 0.05 s that a load without a bar does not pay
+            from tqdm import tqdm  # the import takes 0.05 s, and most loads show no bar
 
             self._bar = tqdm(
                 total=total_bytes,
@@ -62,13 +63,13 @@ class ProgressMeter:
             )
 
     def shard(self, name: str) -> None:
-        """Say which shard is read now."""
+        """Set the name of the shard that is read now."""
         self._shard = name
         if self._bar is not None:
             self._bar.set_postfix_str(name, refresh=False)
 
     def tensor(self, nbytes: int) -> None:
-        """Count one tensor."""
+        """Count a tensor of `nbytes` bytes and show the progress."""
         self._done += nbytes
         self._tensors += 1
         if self._bar is not None:

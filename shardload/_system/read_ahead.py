@@ -1,8 +1,8 @@
-"""Read-ahead: ask the kernel for a cold shard's pages before they are touched, where there is room for them.
+"""Asks the kernel to read a shard into the page cache before its pages are touched, when there is room for it.
 
-1.9 GB in 7 cold shards, every weight touched, on two cores, the memory full of other files' pages: 1.0 to 2.1 s by
-touching alone, 0.8 to 1.6 s with one thread that asks, 0.9 to 1.1 s with two; plain reads of the same files by two
-threads 1.0 to 1.4 s.
+Measured with 1.9 GB in 7 cold shards on two cores, every weight touched, the memory full of the pages of other files:
+1.0 to 2.1 s without read-ahead, 0.8 to 1.6 s with one thread that asks, 0.9 to 1.1 s with two. Two threads that read
+the same files with plain reads take 1.0 to 1.4 s.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from shardload._system.file_mapping import Buffer
 
 _SAMPLES = 16
-# The kernel reads no more for one request than its device's largest, which may be this small.
+# bytes per request: the kernel cuts a request to the largest one that the device takes, which may be this small.
 _STEP = 512 * 2**10
-_THREADS = (
-    2  # one is as quick where memory lies free, and half as quick where the kernel has to find some first
-)
-_SHARE = 0.5  # of the memory that is free: the model's own work needs some too
+# One thread is as fast when memory is free, and half as fast when the kernel has to free memory first.
+_THREADS = 2
+_SHARE = 0.5  # of the free memory: the model's own work needs some too
 
 
 class ReadAhead:
-    """Asks for the files of one load, on two threads. Files that are in the page cache, or too large for it, are left.
+    """Asks the kernel for the files of one load, on two threads; skips files that are cached or too large.
 
-    Use it as a `with` block. The threads may outlive the block: what is still to be read is wanted by then.
+    `room` is the number of bytes to ask for at most; None means half of the free memory. Use the object as a `with`
+    block. The threads may run on after the block: the model's own work will touch the remaining pages.
     """
 
     def __init__(self, room: int | None = None) -> None:
@@ -45,7 +45,7 @@ class ReadAhead:
         self._threads: list[threading.Thread] = []
 
     def begin(self, descriptor: int, mapping: Buffer) -> bool:
-        """Ask for a whole mapped file, and return whether it was asked for."""
+        """Ask the kernel to read a whole mapped file; return False when the file is skipped."""
         size = len(mapping)
         if not hasattr(os, "posix_fadvise") or not is_cold(mapping):
             return False
@@ -80,9 +80,9 @@ class ReadAhead:
 
 
 def is_cold(mapping: Buffer) -> bool:
-    """Whether most of a mapped file is outside the page cache, judged by 16 of its pages by mincore(2).
+    """Whether most of a mapped file is outside the page cache: mincore(2) tells for 16 of its pages.
 
-    False where that can't be told: the kernel says so of files that are not the user's own, too.
+    False when mincore can't tell: for a file of another user the kernel reports every page as resident.
     """
     mincore = _mincore()
     if mincore is None:
@@ -100,7 +100,7 @@ def is_cold(mapping: Buffer) -> bool:
 
 @lru_cache(maxsize=1)
 def _mincore() -> Callable[..., int] | None:
-    # A read with RWF_NOWAIT would tell as well, but it makes the kernel read.
+    # preadv2 with RWF_NOWAIT would tell as well, but the call makes the kernel start reading.
     if sys.platform != "linux":
         return None
     found: Callable[..., int] = ctypes.CDLL(None).mincore
@@ -108,7 +108,7 @@ def _mincore() -> Callable[..., int] | None:
 
 
 def free_memory() -> int:
-    """Return the bytes that this process may still take: of the machine's, and of each memory cgroup around it."""
+    """Return the bytes that this process may still take: the machine and every memory cgroup around it allow them."""
     return min([_available(), *_cgroup_rooms()])
 
 
@@ -121,7 +121,7 @@ def _available() -> int:
 
 
 def _cgroup_rooms() -> list[int]:
-    """Return limit minus use of this process's memory cgroup and of those above it, in versions 1 and 2."""
+    """Return limit minus use of this process's memory cgroup and of each cgroup above it, in versions 1 and 2."""
     try:
         entries = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
@@ -143,7 +143,7 @@ def _rooms(root: str, path: str, limit: str, use: str) -> list[int]:
         try:
             allowed, used = (folder / limit).read_text().strip(), (folder / use).read_text().strip()
         except OSError:
-            pass  # the root has no limit, and a container may not show what is above it
+            pass  # the root cgroup has no limit, and a container may hide the cgroups above it
         else:
             if allowed != "max":
                 rooms.append(max(0, int(allowed) - int(used)))
