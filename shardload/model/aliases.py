@@ -1,4 +1,4 @@
-"""References: the attributes, lists and dicts in which a module keeps its parameters a second time."""
+"""Finds and updates the second places where a module keeps its parameters: attributes, lists and dicts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ _TABLES = frozenset({"_parameters", "_buffers", "_modules"})
 
 
 class References:
-    """Loading assigns new tensors; whatever else pointed at the old ones is led to the new ones by `renew`.
+    """Points a model's other references to old tensors at the new ones: a load assigns new tensors to parameters.
 
-    Made before a load. `undo` takes a function for each thing that was changed.
+    Make the object before the load, and call `renew` after it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        # The old tensors are held, so that their ids stay theirs. A buffer that is a parameter counts as that.
+        # The old tensors are kept alive, so that no new object gets their ids. A buffer that is also a parameter is
+        # recorded as the parameter.
         self._places: dict[int, tuple[torch.Tensor, nn.Module, str]] = {}
         modules = _modules(model)
         for module in modules:
@@ -37,7 +38,10 @@ class References:
                     self._places.setdefault(id(buffer), (buffer, module, name))
 
     def renew(self, undo: list[Callable[[], None]]) -> None:
-        """Replace old tensors in plain attributes, non-persistent buffers and containers among the attributes."""
+        """Replace old tensors in plain attributes, non-persistent buffers and containers among the attributes.
+
+        `undo` takes a function for each change, which reverts the change.
+        """
         renewed = _Renewed(self._replaced(), undo)
         if not renewed.by_id:
             return
@@ -67,13 +71,13 @@ class References:
             if now is not None and now is not old:
                 found[id(old)] = now
                 if isinstance(now, nn.Parameter):
-                    # What a class notes on its parameters (no weight decay, say) is theirs, not the tensor's.
+                    # A class may set attributes on a parameter (no weight decay, say): the new parameter gets them.
                     now.__dict__.update(old.__dict__)
         return found
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:
-    """Return every module once, by a loop: `model.modules()` hands each one up through all the levels above it."""
+    """Return every module once, by a loop: `model.modules()` yields each module through every level above it."""
     found = {id(model): model}
     pending = [model]
     while pending:
@@ -85,7 +89,7 @@ def _modules(model: nn.Module) -> list[nn.Module]:
 
 
 class _Renewed:
-    """New tensors by the ids of the old ones, and the changes that they made."""
+    """Replaces old tensors by new ones, found by the id of the old one, and records each change in `undo`."""
 
     def __init__(self, by_id: dict[int, torch.Tensor], undo: list[Callable[[], None]]) -> None:
         self.by_id = by_id
@@ -93,7 +97,7 @@ class _Renewed:
         self._seen: set[int] = set()
 
     def put(self, table: Any, place: Any, value: Any) -> None:
-        """Set an entry of a dict or a list."""
+        """Set an entry of a dict or a list, and record how to revert that."""
         old = table[place]
         self._undo.append(lambda: table.__setitem__(place, old))
         table[place] = value
@@ -117,11 +121,11 @@ class _Renewed:
 
 
 def _recompute(module: nn.Module, undo: list[Callable[[], None]]) -> None:
-    """Compute once what torch's weight_norm, spectral_norm and pruning compute before each forward."""
+    """Recompute the tensors that torch's weight_norm, spectral_norm and pruning compute before each forward."""
     before = {name: value for name, value in module.__dict__.items() if type(value) in _TENSORS}
     undo.append(lambda: module.__dict__.update(before))
     training = module.training
-    # spectral_norm takes a step of its power iteration in training mode, which is not a load's business.
+    # In training mode spectral_norm takes a step of its power iteration, which changes its buffers; a load must not.
     module.training = False
     try:
         with torch.no_grad():

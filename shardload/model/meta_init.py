@@ -1,4 +1,4 @@
-"""Construction: what is different on a thread while a model's constructor runs, so that parameters land on meta."""
+"""Runs constructors so that parameters are created on the meta device: patches torch for the constructing thread."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def constructing() -> bool:
-    """Whether this thread is inside `build_shell`: weight initialisation would be thrown away."""
+    """Whether this thread is inside `build_shell`, where initialising weights has no effect."""
     state = _current()
     return state is not None and not state.real
 
 
 def begin_again() -> None:
-    """Forget the parameters of a constructor that failed and is about to be run once more."""
+    """Forget the parameters that a failed constructor made; call this before the constructor runs once more."""
     state = _current()
     if state is not None:
         state.created.clear()
@@ -36,11 +36,11 @@ def begin_again() -> None:
 _META = torch.device("meta")
 _TENSORS = (torch.Tensor, nn.Parameter)
 _UNINITIALISED = "_shardload_uninitialised"
-_SMALL = 64 * 2**20  # bytes: buffers are no larger, and large parameters would cost time
+_SMALL = 64 * 2**20  # bytes: no buffer is larger, and filling large parameters would cost time
 
 
 class MarkUninitialised(TorchFunctionMode):
-    """Marks tensors that come from torch.empty and its kin: nothing has been written to them yet."""
+    """Marks tensors that come from torch.empty and similar functions: nothing has been written to them yet."""
 
     _MAKERS = frozenset({torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty})
 
@@ -51,12 +51,12 @@ class MarkUninitialised(TorchFunctionMode):
         if func in self._MAKERS:
             setattr(made, _UNINITIALISED, True)
             if not made.is_meta and made.is_floating_point() and made.nbytes <= _SMALL:
-                made.fill_(float("nan"))  # a buffer is told by it; a parameter is marked when it is made
+                made.fill_(float("nan"))  # NaN marks a buffer; `_new_parameter` marks parameters
         return made
 
 
 class _State:
-    """One construction: the parameters in the order in which they are made, and those that are to be real."""
+    """The state of one construction: the parameters in the order of creation, and the ordinals of the real ones."""
 
     def __init__(self, real: frozenset[int], at_most: int | None = None) -> None:
         self.real = real
@@ -66,11 +66,11 @@ class _State:
         self._unwritten: dict[int, nn.Parameter] = {}
 
     def keeps(self, parameter: nn.Parameter) -> bool:
-        """Whether this is one of the parameters that are to be real."""
+        """Whether the caller wants real memory for this parameter."""
         return any(self.created[ordinal] is parameter for ordinal in self.real if ordinal < len(self.created))
 
     def add(self, parameter: nn.Parameter) -> None:
-        """Note a parameter that was made. Raises MismatchError past `at_most`: a config can ask for any number."""
+        """Record a new parameter. Raises MismatchError past `at_most`: a config can ask for any number."""
         self.created.append(parameter)
         if self.at_most is not None and len(self.created) > self.at_most:
             raise MismatchError(
@@ -80,7 +80,7 @@ class _State:
             )
 
     def unwritten(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return real memory in a parameter's place, full of NaN: it is not counted as one more that was made."""
+        """Return a real parameter full of NaN in place of one on meta, without counting it as another new parameter."""
         if id(parameter) not in self._unwritten:
             values = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
             if values.is_floating_point():
@@ -98,10 +98,10 @@ _ABSENT = object()
 
 
 class _DefaultDtype:
-    """torch's default dtype is one for all threads: whoever lets code change it enters here, and it is put back.
+    """Restores torch's default dtype, which all threads share, after code that may change it.
 
-    The first to enter notes it and the last to leave restores it: what another thread has set for a while is never
-    taken for what has to be put back. An inner block of one thread gives back what the outer one chose.
+    The first block to begin records the dtype and the last one to end restores it, so a dtype that another thread has
+    set for a while is never recorded. A block inside another block of its thread restores the dtype of the outer one.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,11 @@ def _current() -> _State | None:
 
 @contextmanager
 def construction(real: frozenset[int] = frozenset(), at_most: int | None = None) -> Iterator[_State]:
-    """Make parameters land on meta on this thread, `at_most` so many of them."""
+    """Create parameters on the meta device on this thread, while the `with` block runs.
+
+    `real` holds the ordinals of parameters that get real memory. Raises MismatchError when the block creates more than
+    `at_most` parameters.
+    """
     previous = _current()
     _install()
     _local.state = state = _State(real, at_most)
@@ -150,7 +154,7 @@ def construction(real: frozenset[int] = frozenset(), at_most: int | None = None)
 
 
 def _install() -> None:
-    """Patch torch while at least one thread constructs. Threads that don't see the original behaviour."""
+    """Patch torch while at least one thread constructs; all other threads keep torch's own behaviour."""
     global _installed  # noqa: PLW0603
     with _lock:
         _installed += 1
@@ -192,7 +196,7 @@ def _initialisers() -> list[str]:
 
 
 def _noted(original: Callable[..., None]) -> Callable[..., None]:
-    """Note which modules are made: what the caller had before is his, and stays as it is."""
+    """Record which modules the constructor makes: a module that existed before keeps its parameters."""
 
     @functools.wraps(original)
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -205,9 +209,9 @@ def _noted(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _device_of(parameter: nn.Parameter) -> torch.device:
-    """Say "cpu" of a parameter on meta: a table that is computed on its weight's device has to be real.
+    """Return "cpu" for a parameter on meta: a table that a class computes on the device of its weight has to be real.
 
-    torch's own kernels for meta tensors, some of which are Python, are told the truth.
+    Code of torch gets the true device: some of its kernels for meta tensors are Python and read this property.
     """
     device: torch.device = torch.Tensor.device.__get__(parameter)
     if device.type != "meta" or _current() is None:
@@ -217,7 +221,7 @@ def _device_of(parameter: nn.Parameter) -> torch.device:
 
 
 def _new_parameter(original: Callable[..., nn.Parameter]) -> Callable[..., nn.Parameter]:
-    """Put what a Parameter is made from on meta; the real tensor, if there was one, is freed at once."""
+    """Create parameters on meta; a real tensor that a parameter is made from is freed at once."""
 
     @functools.wraps(original)
     def new(
@@ -243,7 +247,7 @@ def _new_parameter(original: Callable[..., nn.Parameter]) -> Callable[..., nn.Pa
 
 
 def _apply_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Let `.to(device)`, `.cuda()` and the like pass over parameters on meta, keeping the dtype they ask for."""
+    """Make `.to(device)`, `.cuda()` and the like leave parameters on meta, and change only their dtype."""
 
     @functools.wraps(original)
     def apply(self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
@@ -256,7 +260,7 @@ def _apply_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Modul
             try:
                 return fn(tensor)
             except NotImplementedError:
-                # A meta tensor can't be copied out. An empty real one tells which dtype is wanted.
+                # A meta tensor has no values to copy. Applied to an empty real tensor, `fn` shows which dtype it wants.
                 return tensor.to(fn(torch.empty(0, dtype=tensor.dtype)).dtype)
 
         safe._shardload_meta = True  # type: ignore[attr-defined]
@@ -266,10 +270,10 @@ def _apply_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Modul
 
 
 def _moved_on_meta(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Let a tensor on meta stay there when it is moved, keeping the dtype that is asked for.
+    """Make `to`, `cpu` and `cuda` leave a tensor on meta, and change only its dtype.
 
-    Constructors that quantize move weights, and what they computed from them, from device to device. A constructor
-    that writes `.cuda()` behind a table leaves that on the CPU of a machine without CUDA.
+    Constructors that quantise move weights, and tensors that they compute from weights, between devices. On a machine
+    without CUDA, `.cuda()` leaves a computed table on the CPU.
     """
 
     @functools.wraps(original)
@@ -288,9 +292,9 @@ def _moved_on_meta(original: Callable[..., torch.Tensor]) -> Callable[..., torch
 
 
 def _to_empty_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Let `to_empty`, and so `skip_init`, leave parameters on meta.
+    """Make `to_empty`, and with it `skip_init`, leave parameters on meta.
 
-    torch's own makes real ones out of them by `empty_like(meta, device="cpu")`, whose Python kernel imports sympy:
+    torch's own `to_empty` makes real parameters by `empty_like(meta, device="cpu")`, whose Python kernel imports sympy:
     0.35 s of a ChatGLM load of 0.56 s.
     """
 
@@ -312,7 +316,7 @@ def _to_empty_on_meta(original: Callable[..., nn.Module]) -> Callable[..., nn.Mo
 
 
 def _free_on_meta(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Skip an initialiser for a tensor on meta: half of what is left of a shell's time."""
+    """Skip an initialiser for a tensor on meta, which saves half of the remaining time of a shell."""
 
     @functools.wraps(original)
     def initialise(tensor: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,9 +1,9 @@
-"""The recursive `_load_from_state_dict` walk: modules load themselves, in time linear in the number of keys.
+"""Loads modules through their own `_load_from_state_dict`, in time linear in the number of keys.
 
-torch's own `load_state_dict` filters every key at every module, and can't be fed shard by shard without doing so
-again for each: 79, 255, 653 µs a tensor at 2,000, 8,000, 20,000 tensors. Here keys are put in their buckets once.
-A plain module (nothing overridden, no hooks) needs no walk at all: its keys are its slots. A module that loads
-itself is loaded with everything below it in one walk, from one mutable dict of its subtree.
+torch's own `load_state_dict` compares every key with every module, and a load shard by shard repeats that for each
+shard: 79, 255, 653 µs per tensor at 2,000, 8,000, 20,000 tensors. Here the keys are sorted into modules once. A plain
+module (no overridden loader, no hooks) needs no walk at all: its keys are its slots. A module that loads itself is
+loaded together with its submodules in one walk, from one mutable dict of the subtree's keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ State = MutableMapping[str, Any]
 
 
 def own_loader(module: nn.Module) -> str | None:
-    """Return what makes a module load itself in its own way, or None for a plain one."""
+    """Return the name of the override or hook by which a module loads itself, or None for a plain module."""
     kind = type(module)
     if kind._load_from_state_dict is not nn.Module._load_from_state_dict:
         return f"{kind.__name__}._load_from_state_dict"
@@ -33,7 +33,7 @@ def own_loader(module: nn.Module) -> str | None:
 
 
 def has_override(module: nn.Module) -> bool:
-    """Whether a module's own `_load_from_state_dict` decides what becomes of its parameters."""
+    """Whether a module overrides `_load_from_state_dict`, so that its own code assigns its parameters."""
     kind = type(module)
     return (
         kind._load_from_state_dict is not nn.Module._load_from_state_dict
@@ -43,9 +43,9 @@ def has_override(module: nn.Module) -> bool:
 
 @dataclass
 class WalkResult:
-    """What the modules of one walk reported: keys by name, and messages.
+    """The lists that the modules of one walk filled: missing keys, unexpected keys, and error messages.
 
-    `forgiven` are missing keys that a post hook took off the list.
+    `forgiven` are missing keys that a post hook removed from the list.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class WalkResult:
 
 
 Visit = Callable[[nn.Module, str], Callable[[], None] | None]
-"""Called with a module and its prefix before the module loads itself; what it returns is called right after."""
+"""Called with a module and its prefix before the module loads itself; a function that it returns is called after."""
 
 
 def walk(
@@ -63,8 +63,8 @@ def walk(
 ) -> WalkResult:
     """Load one subtree through its modules' own `_load_from_state_dict`, assigning, as torch's load_state_dict does.
 
-    `state` holds the subtree's entries under their whole keys and may be changed by hooks; descendants see what
-    their parents left of it. `versions` is the checkpoint's `_metadata`.
+    `state` holds the subtree's entries under their full keys. Hooks may change it; submodules see their parents'
+    changes. `versions` is the checkpoint's `_metadata`. `visit` is called for every module.
     """
     result = WalkResult()
     _walk(module, prefix, state, versions, visit, result)
@@ -110,14 +110,14 @@ def _run_post_hooks(module: nn.Module, result: WalkResult) -> None:
     for hook in module._load_state_dict_post_hooks.values():
         if hook(module, incompatible) is not None:
             raise RuntimeError(
-                "a load_state_dict post hook returned something; torch wants them to edit in place"
+                "a load_state_dict post hook returned a value; torch requires that it edits the lists in place"
             )
     left = set(result.missing)
     result.forgiven += [key for key in before if key not in left]
 
 
 class Snapshot:
-    """Everything that a walk may replace in modules, by identity; `restore` puts it back."""
+    """Records everything that a walk may replace in modules, by identity; `restore` puts it back."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = [(module, dict(module.__dict__), _containers(module)) for module in modules]
@@ -133,7 +133,7 @@ class Snapshot:
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    """Copy the lists, dicts and sets among a module's attributes: hooks edit them in place."""
+    """Return the lists, dicts and sets among a module's attributes with copies: hooks edit them in place."""
     return [
         (value, value.copy())
         for value in module.__dict__.values()
