@@ -1,4 +1,4 @@
-"""Tensors one after the other, in the order in which the shards hold them."""
+"""Yields the tensors of a checkpoint one by one, in the order of their bytes in the shards."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SHOWN = 4
 
 
 def chosen(tensors: Mapping[str, Derived], names: Iterable[str] | None, *, where: str) -> dict[str, Derived]:
-    """Return the tensors that `names` (exact names or fnmatch patterns) choose; all of them for None.
+    """Return the tensors that match `names` (exact names or fnmatch patterns); None selects all tensors.
 
-    Raises NotFoundError for names and patterns that no tensor has, UsageError for anything but texts.
+    Raises NotFoundError for a name or pattern that matches no tensor, UsageError when `names` is not a list of texts.
     """
     if names is None:
         return dict(tensors)
@@ -48,7 +48,7 @@ def chosen(tensors: Mapping[str, Derived], names: Iterable[str] | None, *, where
 
 
 def no_tensor(names: list[str], tensors: Iterable[str], *, where: str) -> NotFoundError:
-    """Return the error for names that no tensor has, with the names that are most like the first of them."""
+    """Return the error for names that no tensor has; it suggests the names that are most similar to the first one."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     near = nearest(names[0], tensors)
     return NotFoundError(
@@ -61,9 +61,9 @@ def no_tensor(names: list[str], tensors: Iterable[str], *, where: str) -> NotFou
 def read_in_order(
     tensors: Mapping[str, Derived], shards: Iterable[str], opened: Callable[[str], Shard]
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
-    """Yield (key, tensor) pairs, one shard open at a time; a joined tensor comes with the last of its parts.
+    """Yield (key, tensor) pairs with one shard open at a time; a joined tensor comes after the last of its parts.
 
-    `opened` returns a shard by its name, not yet entered. No reference to a tensor is kept once it is yielded.
+    `opened` returns a shard by its name, before its `with` block. No reference to a yielded tensor is kept.
     """
     joins = Joins(tensors.items())
     for shard, parts in reading_order(tensors.items(), shards).items():

@@ -1,4 +1,4 @@
-"""One local weight file, opened for its bytes: mapped (zero copy) or read (a copy)."""
+"""Shard: opens a local weight file and returns its tensors, as views of a mapping (zero copy) or as copies."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 DTYPES: dict[str, torch.dtype] = {
     code: getattr(torch, name) for code, name in TORCH_NAMES.items() if hasattr(torch, name)
 }
-"""torch's dtype for each dtype code that it can hold."""
+"""The torch dtype of each dtype code that this torch supports."""
 
 CODES: dict[torch.dtype, str] = {dtype: code for code, dtype in DTYPES.items()}
 
 Mappings = WeakValueDictionary[tuple[str, FileIdentity], Buffer]
-"""Mappings in use, by the file that they map."""
+"""Mappings in use, by the path and identity of the mapped file."""
 
 
 class Shard:
-    """A weight file of this disk; `tensor(ref)` gives its tensors.
+    """A weight file on a local disk, used as a `with` block; `tensor(ref)` returns its tensors.
 
-    With `copy=False` tensors are views of a private mapping: no anonymous memory until they are written to,
-    and the file never changes. With `copy=True` each is read into memory of its own. The mapping lives as long
-    as a tensor of it does. Raises CorruptError when the file changed while it was open, or is not the one that
-    `expected` tells.
+    With `copy=False` tensors are views of a private mapping: they take no anonymous memory until they are written to,
+    and the file never changes. The mapping lives as long as one of its tensors. With `copy=True` each tensor is read
+    into new memory. Raises NotFoundError when the file can't be opened, and CorruptError when the file changed while it
+    was open, or when its identity is not `expected`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Shard:
             raise self._changed("while it was being loaded")
 
     def _mapping(self) -> Buffer:
-        """Map the file, or take a mapping of the same file that is still in use: each takes address space."""
+        """Return a mapping of the file that is still in use, else a new one: each mapping takes address space."""
         if self._mappings is None:
             return self._new_mapping()
         key = str(self.path), self._opened
@@ -108,7 +108,7 @@ class Shard:
             ) from error
 
     def _check_expected(self) -> None:
-        # A file that is shorter now says so itself, by the first tensor that it lacks.
+        # For a file that is shorter now, `tensor` raises a more precise error: it names the first missing tensor.
         if self._expected not in (None, self._opened) and self._opened[1] >= self._expected[1]:
             raise self._changed("since its header was read")
 
@@ -120,12 +120,12 @@ class Shard:
         )
 
     def read_ahead(self, ahead: ReadAhead) -> None:
-        """Let the kernel read the file meanwhile, where it is cold and there is room."""
+        """Ask the kernel to read the file in the background, if it is not cached and there is room for it."""
         if self._map is not None:
             ahead.begin(self._descriptor, self._map)
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
-        """Return the stored tensor, in its stored dtype, with a storage of its own extent."""
+        """Return the stored tensor in its stored dtype; its storage covers this tensor alone."""
         dtype = torch_dtype(ref)
         start, stop = ref.span
         if start == stop:
@@ -138,7 +138,7 @@ class Shard:
             )
         itemsize = dtype.itemsize
         if self._map is None or start % itemsize:
-            # An unaligned tensor is copied: torch's kernels may count on alignment.
+            # An unaligned tensor is copied: torch's kernels may require alignment.
             flat = _read(self._descriptor, start, stop - start, dtype)
         else:
             count = (stop - start) // itemsize
@@ -146,7 +146,7 @@ class Shard:
         return flat.view(ref.shape) if ref.strides is None else flat.as_strided(ref.shape, ref.strides)
 
     def release(self, ref: TensorRef, first: int = 0, stop: int | None = None) -> None:
-        """Let go of the pages that hold these bytes of `ref` alone; they are read again if they are wanted."""
+        """Release the pages that hold only these bytes of `ref`; the next access reads them from the file again."""
         if self._map is not None:
             end = ref.span.stop if stop is None else ref.span.start + stop
             forget_pages(self._map, ref.span.start + first, end)
@@ -155,9 +155,9 @@ class Shard:
 def reading_order(
     tensors: Iterable[tuple[str, Derived]], shards: Iterable[str]
 ) -> dict[str, list[tuple[str, TensorRef]]]:
-    """Return {shard: [(key, stored part)]}, each shard's parts in the order of their bytes.
+    """Return {shard: [(key, stored part)]}, with the parts of each shard in the order of their bytes.
 
-    A part that one tensor holds several times is read once. Shards of which nothing is read are left out.
+    A part that one tensor contains several times is listed once. Shards without parts are left out.
     """
     by_shard: dict[str, list[tuple[str, TensorRef]]] = {shard: [] for shard in shards}
     for key, tensor in tensors:
@@ -172,7 +172,7 @@ def reading_order(
 
 
 def torch_dtype(ref: Derived) -> torch.dtype:
-    """Return torch's dtype of a stored tensor. Raises UnsupportedError where this torch has none."""
+    """Return the torch dtype of a stored tensor. Raises UnsupportedError when this torch has no such dtype."""
     try:
         return DTYPES[ref.dtype]
     except KeyError:
@@ -192,7 +192,7 @@ def read_tensor(
     *,
     copy: bool = False,
 ) -> torch.Tensor:
-    """Return one tensor of a file, or a region of it: see `Checkpoint.read`."""
+    """Return one tensor of a file, or a region of that tensor: see `Checkpoint.read`."""
     if region is None:
         with Shard(file.local_path(), copy=copy, expected=expected, mappings=mappings) as shard:
             return shard.tensor(ref)
@@ -222,19 +222,16 @@ def read_tensor(
         if wanted
         else torch.empty(shape, dtype=dtype, device="cpu")
     )
-    inside = (
-        slice(rows[0] - low, rows[-1] - low + 1, rows.step),
-        *rest,
-    )  # torch refuses a negative step itself
+    inside = (slice(rows[0] - low, rows[-1] - low + 1, rows.step), *rest)
     taken = block[inside]
     return taken if taken.shape == block.shape else taken.clone()
 
 
-_LEAST_RUN = 2**11  # bytes: for less, a read a row costs more than reading the rows whole
+_LEAST_RUN = 2**11  # bytes: for fewer, one read per row costs more than reading the rows whole
 
 
 def _columns(file: SourceFile, ref: TensorRef, rest: list[slice]) -> range | None:
-    """Return the columns to read of each row, where that spares reading and a read a row is cheap: on this disk."""
+    """Return the columns to read of each row, or None when reading whole rows is cheaper or the file is remote."""
     if not rest or file.is_remote:
         return None
     columns = range(*rest[0].indices(ref.shape[1]))
@@ -246,7 +243,7 @@ def _columns(file: SourceFile, ref: TensorRef, rest: list[slice]) -> range | Non
 
 
 def _read_columns(file: SourceFile, ref: TensorRef, rows: range, columns: range) -> torch.Tensor:
-    """Return some columns of some rows, read row by row: nothing beside them is asked for."""
+    """Return some columns of some rows; only these bytes are read, with one read per row."""
     cell = ref.span.nbytes // (ref.shape[0] * ref.shape[1])
     run = len(columns) * cell
     wanted = bytearray(len(rows) * run)
@@ -262,29 +259,31 @@ def _read_columns(file: SourceFile, ref: TensorRef, rows: range, columns: range)
 
 
 def _check_region(region: Region, ref: TensorRef) -> None:
-    """Raise UsageError for what is no tuple of slices that go forwards, one a dimension at most."""
+    """Raise UsageError unless a region is a tuple of forward slices, at most one per dimension."""
     if not isinstance(region, tuple) or not all(isinstance(part, slice) for part in region):
         raise UsageError("a region is a tuple of slices", where=f"{ref.name}: {region!r}")
     if len(region) > len(ref.shape):
-        raise UsageError(f"a region of {len(region)} slices in a tensor of {len(ref.shape)} dimensions")
+        raise UsageError(f"a region of {len(region)} slices for a tensor of {len(ref.shape)} dimensions")
     if not all(
         isinstance(bound, (int, type(None)))
         for part in region
         for bound in (part.start, part.stop, part.step)
     ) or any(part.step is not None and part.step < 1 for part in region):
-        raise UsageError("a region's slices go forwards, in whole numbers", where=f"{ref.name}: {region!r}")
+        raise UsageError(
+            "the slices of a region take whole numbers, and steps of at least 1",
+            where=f"{ref.name}: {region!r}",
+        )
 
 
-_LARGE = 2**17  # bytes: from here on malloc, too, begins with mappings
+_LARGE = 2**17  # bytes: from this size on malloc uses mappings too
 
 
 def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
-    if nbytes >= _LARGE:  # it may be cast and freed at once, and has to go back to the kernel then
+    # A tensor may be cast and freed at once; a large one has to give its memory back to the kernel then.
+    if nbytes >= _LARGE:
         flat = torch.frombuffer(private_memory(nbytes), dtype=dtype)
     else:
-        flat = torch.empty(
-            nbytes // dtype.itemsize, dtype=dtype, device="cpu"
-        )  # whatever device is the default
+        flat = torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")
     memory = memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B")
     done = 0
     while done < nbytes:

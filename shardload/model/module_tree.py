@@ -1,4 +1,4 @@
-"""ModuleTree: a model in two parts, plain modules and subtrees that load themselves."""
+"""ModuleTree: divides a model into plain modules and subtrees that load themselves."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class SelfLoading:
 
     @property
     def label(self) -> str:
-        """The module's path, for people."""
+        """The module's path, for messages."""
         return self.prefix[:-1] or "the model itself"
 
 
 @dataclass(frozen=True)
 class ModuleTree:
-    """A model in two parts: `plain` modules by prefix, and the roots of subtrees that load themselves.
+    """A model divided in two: `plain` modules by prefix, and the roots of subtrees that load themselves.
 
     `kinds` are the classes of all modules.
     """

@@ -103,20 +103,20 @@ class Shell:
 
 
 class _Look:
-    """One pass over a model's modules: what a load has to know anew each time, whatever has been surveyed before."""
+    """One pass over a model's modules before each load: its tree, and whether it has changed since the last survey."""
 
     def __init__(self, model: nn.Module) -> None:
         self.seen: list[object] = []
         self.tree = ModuleTree()
         self.keeps_references = False
-        inside = None  # the prefix of the self-loading subtree that the pass is in
+        inside = None  # the prefix of the self-loading subtree that contains the current module
         for path, module in modules_of(model):
             if inside is None or not path.startswith(inside):
                 inside = self._place(path, module)
             self._note(path, module)
 
     def _place(self, path: str, module: nn.Module) -> str | None:
-        """Take a module for a plain one, or return the prefix of the subtree that it loads itself."""
+        """Add a module to the tree; return its prefix if it loads its subtree itself, None for a plain module."""
         kind = type(module)
         if (
             kind._load_from_state_dict is nn.Module._load_from_state_dict
@@ -135,19 +135,19 @@ class _Look:
         self.seen.append(path)
         for parameter in module._parameters.values():
             self.seen.append(id(parameter))
-            # What a class notes on its parameters (no weight decay, say) has to be led over to the new ones.
+            # Attributes that a class sets on a parameter (no weight decay, say) have to be copied to the new one.
             if parameter is not None and parameter.__dict__:
                 self.keeps_references = True
         if module._buffers:
             self.seen += map(id, module._buffers.values())
-            # A computed buffer may be a tensor that is a parameter, or another module's buffer, too.
+            # A computed buffer may be the same tensor as a parameter or as the buffer of another module.
             self.keeps_references |= bool(module._non_persistent_buffers_set)
             self.keeps_references |= nn.Parameter in map(type, module._buffers.values())
         if not self.keeps_references:
             self.keeps_references = bool(module._forward_pre_hooks) or _holds_tensors(module.__dict__)
 
 
-_OWN_TABLES = 3  # dicts that each module has: _parameters, _buffers, _modules
+_OWN_TABLES = 3  # every module has these dicts: _parameters, _buffers, _modules
 _TABLES = frozenset({"_parameters", "_buffers", "_modules"})
 _TENSORS = frozenset({torch.Tensor, nn.Parameter})
 _CONTAINERS = frozenset({list, tuple, dict})
@@ -155,7 +155,7 @@ _PLAIN = frozenset({int, float, bool, str, type(None)})
 
 
 def _holds_tensors(attributes: dict[str, Any]) -> bool:
-    """Return whether a module's attributes hold tensors, or may: nearly all hold none."""
+    """Return whether a module's attributes may hold tensors; the attributes of nearly all modules hold none."""
     kinds = list(map(type, attributes.values()))
     if not _TENSORS.isdisjoint(kinds):
         return True
@@ -268,7 +268,7 @@ def rebuild_with(make: Callable[[], nn.Module], real: set[int]) -> nn.Module:
 
 
 def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ...]]:
-    """Return every slot of a model by its state-dict name, and the groups of names that share one tensor."""
+    """Return the slots of a model by state-dict name, and the groups of names that share one tensor."""
     found = _Survey()
     search = TensorSearch()
     for path, module in modules_of(model):
@@ -286,7 +286,7 @@ def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ..
 
 
 class _Survey:
-    """What a survey has found so far; `shared` has the names of a tensor that has several, by the first of them."""
+    """The slots that a survey has found; `shared` lists all names of each shared tensor under the first of them."""
 
     def __init__(self) -> None:
         self.slots: dict[str, Slot] = {}

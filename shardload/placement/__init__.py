@@ -1,1 +1,1 @@
-"""Targets: what becomes of stored tensors on their way into a model."""
+"""Targets: they cast, move or replace stored tensors on the way into a model."""

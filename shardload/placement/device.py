@@ -1,4 +1,4 @@
-"""OnDevice: a dtype for the floating weights and a device for everything."""
+"""OnDevice: the target that casts floating weights to a dtype and moves all tensors to a device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CASTABLE = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32",
 
 
 class OnDevice(Target):
-    """Puts weights on one device, and casts the floating ones where `dtype` is given.
+    """Puts weights on one device, and casts floating weights to `dtype` if one is given.
 
         >>> import torch, shardload
         >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
@@ -37,9 +37,9 @@ class OnDevice(Target):
         >>> model.weight.dtype
         torch.float16
 
-    Integers, bool, fp8 and complex keep their dtype; so do computed buffers. With the stored dtype on the CPU a
-    weight stays a view of its file. `spill`: a folder for a file that casts go to, whose pages the kernel can write
-    out and drop: a checkpoint larger than the memory can be cast.
+    Integers, bool, fp8 and complex keep their dtype; so do computed buffers. On the CPU, a weight that needs no cast
+    stays a view of its file. `spill` is a folder for a file that holds the results of casts: the kernel can write the
+    pages of that file out and drop them, so a checkpoint larger than the memory can be cast.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class OnDevice(Target):
         self.device = _device(device)
         self.dtype = dtype
         self.spill = None if spill is None else Spill(spill)
-        # Made when the first tensor needs them: most loads keep every weight as it is stored.
+        # Both are made when the first tensor needs them: most loads keep every weight as it is stored.
         self._casts: Casts | None = None
         self._ring: PinnedRing | None = None
 
     def result_bytes(self, key: str, tensor: Derived) -> Taken:  # noqa: ARG002
-        """Return the bytes of what is cast or moved."""
+        """Return the bytes that the result of a cast or of a move takes; none for a tensor that needs neither."""
         if self.dtype is None and self.device.type == "cpu":
             return NOTHING
         code = None if self.dtype is None else _CASTABLE.get(self.dtype)
         return taken_on_device(tensor, code, device=self.device.type, spills=self.spill is not None)
 
     def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """Return `stored` cast and moved; the same object where neither is needed."""
+        """Return `stored` after cast and move; the same object if it needs neither."""
         dtype = self._wanted(stored)
         if dtype == stored.dtype and stored.device == self.device:
             return stored
@@ -75,7 +75,7 @@ class OnDevice(Target):
         return placed
 
     def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
-        """Return what `place` returns, before a cast on the CPU, or the way to a GPU, is done."""
+        """Return the tensor that `place` returns, perhaps before its cast or copy is done: see `wait`."""
         dtype = self._wanted(stored)
         if stored.device.type == "cpu" and (ring := self._way_to_gpu()) is not None:
             return ring.begin(stored, dtype, release)
@@ -87,7 +87,7 @@ class OnDevice(Target):
         return placed
 
     def wait(self) -> None:
-        """Return when everything that was begun is done."""
+        """Return when all casts and copies are done. Raises the first error of one."""
         if self._casts is not None:
             self._casts.wait()
         if self._ring is not None:
@@ -103,7 +103,7 @@ class OnDevice(Target):
             self._ring.close()
 
     def finish(self, model: nn.Module) -> None:
-        """Move the buffers that the class computed."""
+        """Move the buffers to the device: the class computed some of them on the CPU."""
         if self.device.type == "cpu":
             return
         for module in model.modules():
@@ -147,7 +147,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _device(device: str | torch.device) -> torch.device:
     if isinstance(device, dict) or device == "auto":
         raise UsageError(
-            "a device map is not built yet",
+            "a device map is not supported",
             where=keyword("device", device),
             cure='pass one device: "cpu" or "cuda"',
         )
@@ -159,7 +159,8 @@ def _device(device: str | torch.device) -> torch.device:
         ) from error
     if found.type == "meta":
         raise UsageError(
-            "a load to the meta device loads nothing", cure="use build_shell for a model without weights"
+            "nothing can be loaded to the meta device: it holds no values",
+            cure="use build_shell for a model without weights",
         )
     if found.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(

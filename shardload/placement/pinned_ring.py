@@ -1,11 +1,11 @@
-"""The road to a GPU: a ring of pinned buffers between mapped files and memory of the device.
+"""Copies tensors to a GPU through a ring of pinned buffers, which lie between mapped files and device memory.
 
-A copy to the device from pageable memory waits for the driver to stage it, piece by piece, on the calling thread. Here
-few threads read (and cast) the next pieces into pinned buffers while the device fetches the ones before. A buffer is
-used again once the device has taken what it held: no more than the ring is ever pinned, however large the checkpoint.
+When pageable memory is copied to a device, the calling thread waits while the driver stages it piece by piece. Here a
+few threads read (and cast) the next pieces into pinned buffers while the device fetches the pieces before. A buffer is
+reused once the device has copied its content, so the pinned memory is the ring's size, however large the checkpoint is.
 
-Only `CudaCopies` knows a GPU. This has not run on one yet: the tests put another in its place, which copies later and
-out of step as a device does.
+Only `CudaCopies` uses CUDA, and it has not run on a GPU yet. The tests replace it by a class that copies late and in
+another order, as a device may.
 """
 
 from __future__ import annotations
@@ -23,50 +23,50 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Future, ThreadPoolExecutor
 
-BUFFER_BYTES = 2**22  # a piece: large enough that its copy costs more than its start
-BUFFERS = 4  # two that are filled, and two that the device fetches from
+BUFFER_BYTES = 2**22  # bytes per piece: a copy of this size takes longer than its start
+BUFFERS = 4  # the threads fill two while the device reads the other two
 _READERS = 2
 
 Arrived = Callable[[], None]
-"""Returns once the device has taken what a staging buffer held. Raises what went wrong there."""
+"""Returns once the device has copied the content of a staging buffer. Raises the error of the copy."""
 
 
 class Copies(Protocol):
-    """What the ring asks of a device."""
+    """The operations of a device that the ring needs."""
 
     def staging(self, nbytes: int) -> torch.Tensor:
-        """Return bytes of host memory that the device can fetch from: a flat uint8 tensor."""
+        """Return host memory that the device can read from: a flat uint8 tensor of `nbytes`."""
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Return memory of the device that the next copies may write to."""
+        """Return a tensor on the device that the next copies may write to."""
 
     def copy(self, target: torch.Tensor, staged: torch.Tensor) -> Arrived:
-        """Begin to copy a staged piece to its place, of the same shape and dtype; asked on any thread."""
+        """Begin to copy a staged piece to `target`, which has its shape and dtype. Called on any thread."""
 
     def finish(self) -> None:
-        """Return when everything that was begun has arrived."""
+        """Return when all copies are done."""
 
 
 class CudaCopies:
-    """Copies on a stream of their own, so that they overlap with reading and with what the caller computes."""
+    """Copies to a GPU on a CUDA stream of its own, so that copies overlap with reads and with the caller's work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def staging(self, nbytes: int) -> torch.Tensor:
-        """Return pinned memory."""
+        """Return pinned host memory."""
         return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Return memory of the GPU."""
+        """Return a tensor on the GPU."""
         made = torch.empty(tuple(shape), dtype=dtype, device=self.device)
-        # It may have been freed a moment ago, by work that the caller's stream has still to do.
+        # The memory may have just been freed while the caller's stream still has work to do on it.
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         return made
 
     def copy(self, target: torch.Tensor, staged: torch.Tensor) -> Arrived:
-        """Begin an asynchronous copy; an event tells when it is done."""
+        """Begin an asynchronous copy, and return a function that waits for it."""
         with torch.cuda.stream(self.stream):
             target.copy_(staged, non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -74,15 +74,16 @@ class CudaCopies:
         return done.synchronize
 
     def finish(self) -> None:
-        """Wait for the stream."""
+        """Wait for all copies on the stream."""
         self.stream.synchronize()
 
 
 class PinnedRing:
-    """Moves tensors to a device, cast on the way. `wait` returns when all that was begun is there.
+    """Copies tensors to a device, and casts them on the way.
 
-    Pieces are read in the order in which they are begun, by two threads; each waits for the buffer that was given to
-    the device longest ago. `wait` and `close` raise what went wrong on a thread or on the device.
+    Two threads read the pieces in the order of `begin`; for each piece a thread takes the buffer that was handed to the
+    device longest ago, and waits until the device has copied its content. `wait` and `close` raise errors of a thread
+    or of the device.
     """
 
     def __init__(self, copies: Copies, *, buffer_bytes: int = BUFFER_BYTES, buffers: int = BUFFERS) -> None:
@@ -96,15 +97,15 @@ class PinnedRing:
     def begin(
         self, stored: torch.Tensor, dtype: torch.dtype, release: Callable[[int, int], None] | None = None
     ) -> torch.Tensor:
-        """Return a tensor of the device that holds `stored`, in `dtype`, once `wait` has returned.
+        """Begin to copy a tensor, and return its result on the device, which holds the values once `wait` has returned.
 
-        `release` is called with the offsets of bytes of `stored` that have been read, on any thread.
+        `release` is called on any thread with the offsets of bytes of `stored` that have been read.
         """
         result = self._copies.empty(stored.shape, dtype)
         source, target = stored.reshape(-1), result.view(-1)
         count = self._buffer_bytes // dtype.itemsize
         for start in range(0, source.numel(), count):
-            # Who begins is held back too: progress is told when a tensor is begun.
+            # The caller has to wait too: progress is reported when a tensor is begun, and must not run far ahead.
             while len(self._begun) >= 2 * self._count:
                 self._begun.popleft().result()
             piece = slice(start, start + count)
@@ -115,13 +116,13 @@ class PinnedRing:
         return result
 
     def wait(self) -> None:
-        """Return when everything that was begun has arrived."""
+        """Return when the device holds every tensor that was begun."""
         while self._begun:
             self._begun.popleft().result()
         self._copies.finish()
 
     def close(self) -> None:
-        """End the threads, once what they are at has arrived, and give the buffers back."""
+        """End the threads after their current pieces have been copied, and free the buffers."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
@@ -142,9 +143,8 @@ class PinnedRing:
                 arrived()
                 arrived = None
             staged = buffer[: target.nbytes].view(target.dtype)
-            with (
-                torch.inference_mode()
-            ):  # a thread has modes of its own, and the caller's tensors may want it
+            # Inference mode is set per thread, and the caller's tensors may have been made in it.
+            with torch.inference_mode():
                 staged.copy_(source)
                 if release is not None:
                     release(first, first + source.nbytes)

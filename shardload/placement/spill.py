@@ -1,4 +1,4 @@
-"""Spill: memory that the kernel can write to disk and take back, for results that are larger than the memory."""
+"""Spill: makes tensors in a file, so that the kernel can write their pages to disk when memory runs short."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from shardload.errors import Cures, NoSpaceError, NotFoundError, Wording
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_SPARE = 64 * 2**20  # bytes that are left to others on the disk
+_SPARE = 64 * 2**20  # bytes of the disk that are left to other programs
 
 
 class Spill:
-    """Makes tensors in a file without a name in `folder`; the disk is free again once the last of them is gone.
+    """Makes tensors in a nameless file in `folder`; its disk space is free again once the last tensor is gone.
 
-    They are ordinary CPU tensors. Their pages are file-backed: under pressure the kernel writes them to the file and
-    drops them. A child that was forked shares them, and does not get copies. Raises NotFoundError for a folder that
-    is not there.
+    They are ordinary CPU tensors. Their pages are file-backed: when memory runs short, the kernel writes the pages to
+    the file and drops them. A forked child process shares the tensors and gets no copies. Raises NotFoundError when
+    the folder does not exist.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -39,7 +39,7 @@ class Spill:
         self._used = 0
 
     def require(self, nbytes: int) -> None:
-        """Raise NoSpaceError when the disk has not that much room, before anything is written."""
+        """Raise NoSpaceError when the disk has less room than `nbytes`, before anything is written."""
         free = shutil.disk_usage(self.folder).free
         if nbytes + _SPARE > free:
             raise NoSpaceError(
@@ -49,25 +49,25 @@ class Spill:
             )
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Return a tensor of its own stretch of the file, which the disk has set aside for it."""
+        """Return a new tensor in the file, with its disk space reserved. Raises NoSpaceError when the disk is full."""
         count = prod(shape)
         nbytes = count * dtype.itemsize
         if self._descriptor < 0:
             self._descriptor = _nameless(self.folder)
         start = self._used
         try:
-            # A write to a page that finds the disk full would kill the process.
+            # Without reserved space, a write to a page would kill the process when the disk is full.
             os.posix_fallocate(self._descriptor, start, nbytes)
         except OSError as error:
             raise NoSpaceError(
-                f"the disk is full: {size_of(nbytes)} more were to be spilled", where=str(self.folder)
+                f"the disk is full: a tensor of {size_of(nbytes)} can't be spilled", where=str(self.folder)
             ) from error
         self._used += -(-nbytes // _PAGE) * _PAGE
         buffer = map_shared(self._descriptor, start, nbytes)
         return torch.frombuffer(buffer, dtype=dtype, count=count).view(tuple(shape))
 
     def close(self) -> None:
-        """Let go of the file; tensors that were made stay whole."""
+        """Close the file; tensors in it stay valid."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._used = -1, 0

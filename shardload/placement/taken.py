@@ -1,4 +1,4 @@
-"""Taken: the bytes that a slot's tensor takes beside its file, known from its header. Without torch."""
+"""Taken: the memory that a slot's tensor takes beside its file, computed from the header. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from shardload.keymap import Derived
 
 SMALL = 2**15
-"""Elements up to which a cast stays in memory, whatever is spilled."""
+"""A cast of at most so many elements stays in memory, even when larger ones are spilled."""
 
 
 class Taken(NamedTuple):
-    """Bytes of anonymous memory, of the spill's file, and of another device; all 0 for a tensor that stays a view."""
+    """Bytes of anonymous memory, of the spill file, and of another device. All are 0 for a view of the file."""
 
     anonymous: int = 0
     spilled: int = 0
@@ -22,16 +22,16 @@ class Taken(NamedTuple):
 
 
 NOTHING = Taken()
-"""What a slot takes that holds the stored tensor itself."""
+"""The memory of a slot that holds the stored tensor itself."""
 
 
 def code_after_cast(tensor: Derived, code: str | None) -> str:
-    """Return the dtype code of a tensor after a load that casts floating tensors to `code`, if to any."""
+    """Return the dtype code of a tensor after a load that casts floating tensors to `code`; None casts nothing."""
     return code if code is not None and tensor.is_floating else tensor.dtype
 
 
 def taken_on_device(tensor: Derived, code: str | None, *, device: str = "cpu", spills: bool = False) -> Taken:
-    """Return what a tensor takes when it is cast to `code` and moved to a device of this type."""
+    """Return the memory that a tensor takes when it is cast to `code` and moved to a device of type `device`."""
     wanted = code_after_cast(tensor, code)
     nbytes = (tensor.numel * DTYPE_BITS[wanted] + 7) // 8
     if device != "cpu":

@@ -1,15 +1,15 @@
-"""Target: what becomes of each slot of a model, decided on headers and carried out while the shards are read.
+"""Target: decides from headers what each slot of a model gets, and makes that tensor while the shards are read.
 
 A load asks its target in this order:
 
 1. `prepare` changes modules, before the model's slots are surveyed.
 2. `claims` takes stored tensors out of the pairing by name: several for one slot, or one for several.
-3. The model is judged. Whatever is claimed or paired must fit.
-4. `part` narrows what is read for a slot, `result_bytes` and `claim_bytes` state what it takes.
-5. `begin` (or `make`, for a claim) gives the tensor for a slot once its stored tensors are there; `put` assigns it.
-6. `wait` returns when all that was begun is done; `finish` brings along what was not loaded; `close` ends threads.
+3. The model and the checkpoint are compared. Every tensor that is claimed or paired must fit.
+4. `part` reduces a stored tensor to the part that a slot needs; `result_bytes` and `claim_bytes` state memory.
+5. `begin` (or `make`, for a claim) returns a slot's tensor once its stored tensors have been read; `put` assigns it.
+6. `wait` returns when all tensors are complete; `finish` moves tensors that were not loaded; `close` ends threads.
 
-A target overrides what it needs: every method here has the behaviour of a load without it. A new target is one new
+A subclass overrides the methods that it needs; each method here does what a plain load does. A new target is one new
 file beside this one.
 """
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from shardload.placement.spill import Spill
 
 Release = Callable[[int, int], None]
-"""Releases the bytes of a stored tensor between two offsets: they have been used. Called on any thread."""
+"""Releases the bytes between two offsets of a stored tensor: they are no longer needed. Called on any thread."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Stored tensors that together fill slots which the pairing by name would not give them.
+    """Stored tensors that a target takes together to fill slots, instead of the pairing by name.
 
-    `stored` are names after the key map, by the role that the target gives each; `fills` are names of slots. A packed
-    weight is `Claim({"values": "l.qweight", "scales": "l.scales"}, ("l.weight",))`, a weight that is quantised on the
-    way is `Claim({"weight": "l.weight"}, ("l.weight", "l.weight_scale"))`.
+    `stored` maps the role that a tensor has for the target to its name after the key map; `fills` are names of slots.
+    For a packed weight: `Claim({"values": "l.qweight", "scales": "l.scales"}, ("l.weight",))`. For a weight that the
+    load quantises: `Claim({"weight": "l.weight"}, ("l.weight", "l.weight_scale"))`.
     """
 
     stored: Mapping[str, str]
@@ -49,30 +49,30 @@ class Claim:
 
 
 class Target:
-    """Decides what becomes of each slot. Targets compose by wrapping one another."""
+    """Decides which tensor each slot gets. Targets compose: one target can wrap another."""
 
     spill: Spill | None = None
     beside: int = 0
-    """Bytes of anonymous memory that stay, or are held during the load, beside all slots: an adapter's, say."""
+    """Bytes of anonymous memory that the load takes beside all slots, for an adapter, say."""
 
     # Decided on headers ---------------------------------------------------------------------------------------
 
     def prepare(self, model: nn.Module) -> None:
-        """Change modules before slots are surveyed (an int8 Linear for a Linear); a refused load undoes it."""
+        """Change modules before the slots are surveyed (Linear to int8 Linear, say); a refused load reverts this."""
 
     def claims(self, slots: Mapping[str, Slot], stored: Mapping[str, Derived]) -> Sequence[Claim]:  # noqa: ARG002
-        """Return the stored tensors that this target takes out of the pairing by name."""
+        """Return claims: the stored tensors that this target takes out of the pairing, and the slots that they fill."""
         return ()
 
     def part(self, key: str, tensor: Derived) -> Derived:  # noqa: ARG002
-        """Return what is read for a slot: the stored tensor that was paired with it, or a part of that."""
+        """Return the tensor to read for a slot: the stored tensor that was paired with the slot, or a part of it."""
         return tensor
 
     def result_bytes(self, key: str, tensor: Derived) -> Taken:  # noqa: ARG002
-        """Return the bytes that the slot's tensor takes beside `tensor`; nothing where it is `tensor` itself.
+        """Return the bytes that the slot's tensor takes beside `tensor`; none when the slot gets `tensor` itself.
 
-        A target that makes other tensors and does not say what they take is counted as one that copies each of them,
-        in four bytes an element at least.
+        A target that overrides `place` or `begin` but not this method is counted as if it copied every tensor, with at
+        least four bytes per element.
         """
         kind = type(self)
         if kind.place is Target.place and kind.begin is Target.begin:
@@ -82,20 +82,20 @@ class Target:
     def claim_bytes(self, claim: Claim, parts: Mapping[str, Derived]) -> Taken:
         """Return the bytes that the tensors of a claim's slots take beside the stored ones."""
         raise NotImplementedError(
-            f"{type(self).__name__} makes claims and does not state what they take: {claim}"
+            f"{type(self).__name__} makes claims, but does not define claim_bytes: {claim}"
         )
 
     # While shards are read ------------------------------------------------------------------------------------
 
     def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """Return the tensor for a slot: `stored` itself where nothing has to change (zero copy)."""
+        """Return the tensor for a slot: `stored` itself when nothing has to change (zero copy)."""
         return stored
 
     def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
-        """Return what `place` returns, perhaps before it holds its values: nobody looks at them before `wait`.
+        """Return the tensor that `place` returns, perhaps before it holds its values: none is read before `wait`.
 
-        `release`, if there is one, is called for bytes of `stored` that were copied, and never for a tensor that is
-        returned as it is.
+        Call `release`, unless it is None, for bytes of `stored` that were copied; never when `stored` itself is
+        returned.
         """
         placed = self.place(key, stored)
         if placed is not stored and release is not None:
@@ -103,11 +103,11 @@ class Target:
         return placed
 
     def make(self, claim: Claim, parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Return the tensors of a claim's slots, by name, from its stored tensors, by role."""
-        raise NotImplementedError(f"{type(self).__name__} makes claims and does not carry them out: {claim}")
+        """Return the tensors of a claim's slots by slot name. `parts` are the claim's stored tensors by role."""
+        raise NotImplementedError(f"{type(self).__name__} makes claims, but does not define make: {claim}")
 
     def put(self, module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-        """Assign a slot's tensor. A target whose slots hold subclasses of Tensor wraps it here."""
+        """Assign a slot's tensor. Override this to wrap the tensor in a subclass of Tensor."""
         old = module._parameters.get(name)
         value = tensor if old is None else nn.Parameter(tensor, requires_grad=old.requires_grad)
         if type(module).__setattr__ is nn.Module.__setattr__:
@@ -117,10 +117,10 @@ class Target:
             setattr(module, name, value)  # RNNs keep a list of their weights beside the parameters
 
     def wait(self) -> None:
-        """Return when everything that was begun holds its values. Raises what went wrong."""
+        """Return when all tensors from `begin` hold their values. Raises the first error."""
 
     def close(self) -> None:
-        """Give up what is still being worked on, and threads; also called after an error."""
+        """Stop unfinished work and end threads; also called after an error."""
 
     def finish(self, model: nn.Module) -> None:
-        """Bring along what was not loaded, such as computed buffers, once all weights are in."""
+        """Treat tensors that were not loaded, such as computed buffers, once all weights have been loaded."""
