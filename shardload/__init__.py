@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.gc_pause import gc_paused
+from shardload.transformers_shim import host as _host
 
 if TYPE_CHECKING:
     from shardload._system.progress import Progress
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from shardload.placement.device import OnDevice
     from shardload.tensor_ref import TensorRef
     from shardload.tokenizer import load_tokenizer
+    from shardload.transformers_shim.host import Host
     from shardload.writing.convert import convert
     from shardload.writing.save import save
 
@@ -187,3 +189,11 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+def _host_of_the_shim() -> Host:
+    return import_module("shardload.remote_code.shim_host").HOST  # type: ignore[no-any-return]
+
+
+# Here, because every import of one of the shim's modules, unpickling included, imports this package first.
+_host.hand_in(_host_of_the_shim)

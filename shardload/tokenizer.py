@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.checkpoint.checkpoint import read_config
 from shardload.checkpoint.sources import find_source
 from shardload.keywords import entry_point
-from shardload.remote_code import make_tokenizer
+from shardload.remote_code.tokenizer import make_tokenizer
 from shardload.where import CodeTrust, Where
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,12 +80,18 @@ def test_every_room_has_a_floor():
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_down(name):
     own = room(name)
-    if name.startswith("shardload.transformers_shim."):
-        pytest.skip("it is still tied to the loader")
     for other in {room(imported) for imported in GRAPH[name]} - {own}:
         assert FLOOR_OF[other] < FLOOR_OF[own], (
             f"{own} (floor {FLOOR_OF[own]}) imports {other} (floor {FLOOR_OF[other]})"
         )
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name) == "transformers_shim"])
+def test_the_shim_imports_the_errors_and_nothing_else(name):
+    others = {imported for imported in GRAPH[name] if room(imported) != "transformers_shim"}
+    assert others <= {"shardload.errors"}
+    lines = MODULES[name].read_text().splitlines()
+    assert not [line for line in lines if re.match(r"\s*(import shardload\b|from shardload import)", line)]
 
 
 def test_no_circle_between_files():

@@ -7,7 +7,6 @@ from shardload.remote_code.config import LoadedConfig, attach_generation_config,
 from shardload.remote_code.export import exported_code
 from shardload.remote_code.listing import ListedFile, code_files
 from shardload.remote_code.own_loading import finish_by_its_class
-from shardload.remote_code.tokenizer import make_tokenizer
 from shardload.writing import repo_files as companions
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "code_files",
     "finish_by_its_class",
     "load_config",
-    "make_tokenizer",
     "resolve_class",
 ]
 

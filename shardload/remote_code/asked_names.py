@@ -6,27 +6,17 @@ import ast
 import importlib.util
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from shardload.remote_code.importer import own_code
 from shardload.remote_code.imports import home_of
-from shardload.transformers_shim._index import has_module, homes, names_by_module
-from shardload.transformers_shim._module import guarded_lines
-from shardload.transformers_shim._placeholders import is_model_base, is_probe, is_torch_probe, placeholder
+from shardload.transformers_shim.front import Answer, guarded_lines, has_module, kind_of_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.code import Code, CodeFile
-
-Answer = Literal["has it", "not available", "base", "placeholder", "not there", "lacks it"]
-"""What the stand-in does with a name.
-
-"not available": an unknown probe, which answers False. "base": the config class or the base class of one model, for
-which the general ones stand. "placeholder": an unknown class, which raises when it is used. "not there": unknown,
-asked for inside a `try`, which goes on without it. "lacks it": importing the code fails.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,24 +131,8 @@ class _Reader:
 
     def _asked(self, module: str, name: str, line: int) -> AskedName:
         full = ".".join(part for part in ("transformers", module, name) if part)
-        return AskedName(full, self._answer(module, name, line), self.file.name, line)
-
-    def _answer(self, module: str, name: str, line: int) -> Answer:
-        own = f"{module}.{name}" if module else name
-        known = name in homes() or name in names_by_module().get(module, ()) or own in names_by_module()
-        known = known or name.startswith("__") or (name == "*" and module in names_by_module())
-        if known or is_torch_probe(name):
-            return "has it"
-        if is_probe(name):
-            return "not available"
-        if self._within(line, self.guards):
-            return "not there"
-        if is_model_base(module, name):
-            return "base"
-        in_a_module = not module or has_module(module)
-        if in_a_module and (has_module(own) or placeholder(module, name) is not None):
-            return "placeholder"
-        return "lacks it"
+        answer = kind_of_answer(module, name, guarded=self._within(line, self.guards))
+        return AskedName(full, answer, self.file.name, line)
 
     def _within(self, line: int, spans: tuple[tuple[int, int], ...] | Any) -> bool:
         return any(first <= line <= last for first, last in spans)

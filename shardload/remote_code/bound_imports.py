@@ -57,9 +57,9 @@ class _Importer:
         elif name.split(".", maxsplit=1)[0] == "importlib":
             return self._import_importlib(name, fromlist)
         elif (target := self.target_of(name, importer)) is not None:
-            asker = sys._getframe(1)
-            module = _import_from_shim(target, name, fromlist, asker) if target.startswith(SHIM) else None
-            if module is None:
+            if target.startswith(SHIM):
+                module = _import_from_shim(name, sys._getframe(1), fromlist)
+            else:
                 module = builtins.__import__(target, globals, locals, fromlist or (), 0)
             # `import a.b` binds `a`.
             top = self.target_of(name.split(".", maxsplit=1)[0], importer)
@@ -93,28 +93,10 @@ class _Importer:
             raise ImportError(f"relative import of {'.' * level}{name} goes above the repo's root")
 
 
-def _import_from_shim(target: str, name: str, fromlist: Sequence[str] | None, asker: FrameType) -> ModuleType:
-    """Import a module of the stand-in and see that it has an answer for every name asked for."""
-    from shardload.transformers_shim._missing import MissingFromShimError, lacking
-    from shardload.transformers_shim._module import answer, is_without_content
+def _import_from_shim(name: str, asker: FrameType, fromlist: Sequence[str] | None = ()) -> ModuleType:
+    from shardload.transformers_shim.front import import_for  # only where code imports transformers
 
-    module = _shim_module(target, name, asker)
-    if "*" in (fromlist or ()) and is_without_content(module):
-        raise lacking(MissingFromShimError, f"{name}.*")
-    for item in fromlist or ():
-        if item != "*" and answer(module, item, asker) is None:
-            raise lacking(MissingFromShimError, f"{name}.{item}")
-    return module
-
-
-def _shim_module(target: str, name: str, asker: FrameType) -> ModuleType:
-    from shardload.transformers_shim._missing import MissingFromShimError, lacking
-    from shardload.transformers_shim._module import import_for
-
-    module = import_for(target, asker)
-    if module is None:
-        raise lacking(MissingFromShimError, name)
-    return module
+    return import_for(name, asker, fromlist)
 
 
 class _StandIn(ModuleType):
@@ -165,7 +147,7 @@ def _import_module_for(importer: _Importer) -> Callable[..., ModuleType]:
         if target is None:
             return importlib.import_module(name)
         return (
-            _shim_module(target, name, sys._getframe(1))
+            _import_from_shim(name, sys._getframe(1))
             if target.startswith(SHIM)
             else importlib.import_module(target)
         )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import Cures, RemoteCodeError, ShardloadError, Wording
 from shardload.remote_code.auto_map import PASS_CLASS
-from shardload.remote_code.bound_imports import SHIM
 from shardload.remote_code.library import is_installed, version
 
 if TYPE_CHECKING:
@@ -77,34 +76,16 @@ def release_of(config_json: Mapping[str, Any] | None) -> str | None:
 
 def lacks_a_name(error: BaseException) -> bool:
     """Return whether the error says that the stand-in for transformers lacks a name."""
-    from shardload.transformers_shim._missing import (
-        MissingAttributeError,
-        MissingFromShimError,
-        NotServedError,
-    )
+    from shardload.transformers_shim.front import is_lacking
 
-    if isinstance(error, (MissingAttributeError, MissingFromShimError, NotServedError)):
-        return True
-    # `transformers.modeling_utils.Something` on a module of the stand-in that answers plainly.
-    owner = getattr(error, "obj", None) if isinstance(error, AttributeError) else None
-    return str(getattr(owner, "__spec__", None) and getattr(owner, "__name__", "")).startswith(SHIM)
+    return is_lacking(error)
 
 
 def as_lacking(error: BaseException, namespace: Namespace, written_for: str | None = None) -> ShardloadError:
     """Return the error for a name that the stand-in lacks: what is missing, the line, the choices."""
-    from shardload.transformers_shim._missing import CHOICES, MissingAttributeError, choices
+    from shardload.transformers_shim.front import with_choices
 
-    if isinstance(error, ShardloadError):
-        if error.cure == CHOICES:
-            error.cure = choices(written_for)
-        return error
-    assert isinstance(error, AttributeError)
-    owner = str(getattr(error.obj, "__name__", SHIM)).replace(SHIM, "transformers", 1)
-    return MissingAttributeError(
-        f"the code asks for {owner}.{error.name}, which shardload's own stand-in for transformers lacks",
-        where=_line_of(error, namespace),
-        cure=choices(written_for),
-    )
+    return with_choices(error, _line_of(error, namespace), written_for)
 
 
 def _not_found(module: str, namespace: Namespace, where: str | None) -> RemoteCodeError:

@@ -36,14 +36,14 @@ def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str
     if "super" not in _names_in(override):
         return f"{line}: the class has a loader of its own, which was not run"
 
-    from shardload.transformers_shim._filled import Filled, offered
+    from shardload.transformers_shim.front import offered
 
-    filled, failed = Filled(model, _loading_info(report)), None
-    try:
-        with offered(filled):
+    failed = None
+    with offered(model, _loading_info(report)) as filled:
+        try:
             type(model).from_pretrained(folder_of(source), config=model.config)  # type: ignore[attr-defined]
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - any code may run here
-        failed = _reason(error, namespace)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - any code may run here
+            failed = _reason(error, namespace)
     model.eval()  # with what was added
     own = f"{line}: the class's own from_pretrained"
     if not filled.asked:

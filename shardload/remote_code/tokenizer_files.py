@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shardload._system.file_kind import HEAD_BYTES, kind_of
 from shardload.checkpoint.json_file import read_object
 from shardload.errors import CorruptError, NotFoundError
-from shardload.transformers_shim._special_tokens import ATTRIBUTES, AddedToken, as_token
+from shardload.transformers_shim.front import SPECIAL_TOKENS, AddedToken, as_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +43,7 @@ def constructor_arguments(source: Source, cls: Any) -> dict[str, Any]:
     arguments = {name: value for name, value in settings.items() if name not in _NOT_ARGUMENTS}
     special = {
         **_special_tokens(source, settings, added),
-        **{n: arguments[n] for n in ATTRIBUTES if n in arguments},
+        **{n: arguments[n] for n in SPECIAL_TOKENS if n in arguments},
     }
     by_text = {token.content: token for token in added.values()}
     for name, value in special.items():
@@ -114,7 +114,7 @@ def _added_tokens(source: Source, settings: dict[str, Any]) -> dict[int, AddedTo
             return {int(index): as_token(_as_object(token)) for index, token in listed.items()}
         older = _settings(source, "added_tokens.json")
         special = {
-            str(as_token(t)) for name in ATTRIBUTES for t in _listed(settings.get(name)) if t is not None
+            str(as_token(t)) for name in SPECIAL_TOKENS for t in _listed(settings.get(name)) if t is not None
         }
         return {
             int(index): AddedToken(text, special=text in special)
@@ -134,7 +134,7 @@ def _special_tokens(source: Source, settings: dict[str, Any], added: dict[int, A
     """Return special_tokens_map.json, which counts where the settings list no added tokens."""
     if added and "added_tokens_decoder" in settings:
         return {}
-    return {n: v for n, v in _settings(source, "special_tokens_map.json").items() if n in ATTRIBUTES}
+    return {n: v for n, v in _settings(source, "special_tokens_map.json").items() if n in SPECIAL_TOKENS}
 
 
 def _with_options(value: Any, by_text: dict[str, AddedToken]) -> Any:

@@ -25,11 +25,12 @@ class Filled:
 
 
 @contextlib.contextmanager
-def offered(filled: Filled) -> Iterator[None]:
-    """Let the base's `from_pretrained` give this model inside the block."""
+def offered(model: nn.Module, loading_info: dict[str, list[Any]]) -> Iterator[Filled]:
+    """Let the base's `from_pretrained` give this model inside the block; what is yielded says whether it was asked."""
+    filled = Filled(model, loading_info)
     before = _current.set(filled)
     try:
-        yield
+        yield filled
     finally:
         _current.reset(before)
 

@@ -33,6 +33,10 @@ PLACEHOLDER_MODULES = frozenset(
 )
 
 
+# What ties the stand-in to the loader: no modules of transformers.
+_OWN = ("front", "host")
+
+
 @functools.lru_cache(maxsize=1)
 def names_by_module() -> dict[str, frozenset[str]]:
     """Return the names of each of the stand-in's modules, by dotted name ("" is the package itself)."""
@@ -71,6 +75,8 @@ def _read() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
         *parents, last = file.relative_to(folder).with_suffix("").parts
         if any(parent.startswith("_") for parent in parents):
             continue
+        if not parents and last in _OWN:
+            continue
         if last == "__init__" or not last.startswith("_"):
             module = ".".join(parents if last == "__init__" else [*parents, last])
             trees[module] = ast.parse(file.read_bytes())
@@ -99,7 +105,7 @@ def _passed_on(tree: ast.Module, trees: dict[str, ast.Module]) -> set[str]:
         if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith(SHIM):
             continue
         home = str(node.module)[len(SHIM) + 1 :]
-        if home.split(".")[-1].startswith("_") and home not in trees:
+        if home in _OWN or (home.split(".")[-1].startswith("_") and home not in trees):
             continue  # what a private file offers is public where `__all__` says so
         for alias in node.names:
             names |= _defined(trees[home]) if alias.name == "*" else {alias.asname or alias.name}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shardload.errors import Cures, RemoteCodeError, UnsupportedError, Wording
+from shardload.errors import Cures, RemoteCodeError, ShardloadError, UnsupportedError, Wording
+from shardload.transformers_shim._index import SHIM
+from shardload.transformers_shim.host import is_repo_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +29,6 @@ def choices(release: str | None = None) -> str:
 
 
 CHOICES = choices()
-REPOS = "shardload.remote_code.repos."
 
 
 class MissingFromShimError(RemoteCodeError, ImportError):
@@ -51,10 +52,37 @@ def lacking(kind: type[RemoteCodeError], name: str) -> RemoteCodeError:
     )
 
 
+def is_lacking(error: BaseException) -> bool:
+    """Return whether an error says that the stand-in lacks a name."""
+    if isinstance(error, (MissingAttributeError, MissingFromShimError, NotServedError)):
+        return True
+    # `transformers.modeling_utils.Something` on a module of the stand-in that answers plainly.
+    owner = getattr(error, "obj", None) if isinstance(error, AttributeError) else None
+    return str(getattr(owner, "__spec__", None) and getattr(owner, "__name__", "")).startswith(SHIM)
+
+
+def with_choices(error: BaseException, where: str | None, release: str | None = None) -> ShardloadError:
+    """Return an error that `is_lacking` as a typed one that says what is missing, where, and what can be done.
+
+    `release` is the release of transformers that the repo was written for ("transformers 4.41.0"), if it says so.
+    """
+    if isinstance(error, ShardloadError):
+        if error.cure == CHOICES:
+            error.cure = choices(release)
+        return error
+    assert isinstance(error, AttributeError)
+    owner = str(getattr(error.obj, "__name__", SHIM)).replace(SHIM, "transformers", 1)
+    return MissingAttributeError(
+        f"the code asks for {owner}.{error.name}, which shardload's own stand-in for transformers lacks",
+        where=where,
+        cure=choices(release),
+    )
+
+
 def _asking_line() -> str | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith(REPOS):
+        if is_repo_module(str(frame.f_globals.get("__name__", ""))):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return None

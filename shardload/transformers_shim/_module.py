@@ -8,11 +8,29 @@ import functools
 import importlib
 import sys
 from types import FrameType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shardload.transformers_shim._index import PLACEHOLDER_MODULES, SHIM, has_module, homes, names_by_module
-from shardload.transformers_shim._missing import REPOS, MissingAttributeError, lacking
-from shardload.transformers_shim._placeholders import placeholder, probe
+from shardload.transformers_shim._missing import MissingAttributeError, MissingFromShimError, lacking
+from shardload.transformers_shim._placeholders import (
+    is_model_base,
+    is_probe,
+    is_torch_probe,
+    placeholder,
+    probe,
+)
+from shardload.transformers_shim.host import host, is_repo_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Answer = Literal["has it", "not available", "base", "placeholder", "not there", "lacks it"]
+"""What the stand-in does with a name.
+
+"not available": an unknown probe, which answers False. "base": the config class or the base class of one model, for
+which the general ones stand. "placeholder": an unknown class, which raises when it is used. "not there": unknown,
+asked for inside a `try`, which goes on without it. "lacks it": importing the code fails.
+"""
 
 _CATCHES = frozenset({"ImportError", "ModuleNotFoundError", "AttributeError", "Exception", "BaseException"})
 _PLAIN = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"})
@@ -31,7 +49,7 @@ class ShimModule(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         frame = sys._getframe(1)
-        if not str(frame.f_globals.get("__name__", "")).startswith(REPOS):
+        if not is_repo_module(str(frame.f_globals.get("__name__", ""))):
             found = known(self, name)
             if found is None:
                 raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
@@ -81,14 +99,47 @@ def answer(module: ModuleType, name: str, frame: FrameType, *, may_lack: bool = 
     return found
 
 
-def import_for(target: str, frame: FrameType) -> ModuleType | None:
-    """Import a module of the stand-in for the line of repo code in `frame`; None when it is to fail."""
-    inside = target[len(SHIM) + 1 :]
+def kind_of_answer(module: str, name: str, *, guarded: bool) -> Answer:
+    """Return what code gets that asks for a name of a module ("" is transformers itself), without any of it running.
+
+    `guarded`: whether it asks inside a `try` that survives a failed import. This is `answer`, told beforehand.
+    """
+    own = f"{module}.{name}" if module else name
+    known = name in homes() or name in names_by_module().get(module, ()) or own in names_by_module()
+    known = known or name.startswith("__") or (name == "*" and module in names_by_module())
+    if known or is_torch_probe(name):
+        return "has it"
+    if is_probe(name):
+        return "not available"
+    if guarded:
+        return "not there"
+    if is_model_base(module, name):
+        return "base"
+    in_a_module = not module or has_module(module)
+    if in_a_module and (has_module(own) or placeholder(module, name) is not None):
+        return "placeholder"
+    return "lacks it"
+
+
+def import_for(name: str, frame: FrameType, fromlist: Iterable[str] | None = ()) -> ModuleType:
+    """Import a module ("transformers.x") for the line of repo code in `frame`, which takes the names of `fromlist`.
+
+    Raises MissingFromShimError where the stand-in has no answer for the module or one of the names.
+    """
+    host()
+    inside = name.partition(".")[2]
     if not inside or inside in names_by_module():
-        return importlib.import_module(target)
-    if has_module(inside) and not _in_try(frame):
-        return placeholder_module(inside)
-    return None
+        module = importlib.import_module(f"{SHIM}.{inside}" if inside else SHIM)
+    elif has_module(inside) and not _in_try(frame):
+        module = placeholder_module(inside)
+    else:
+        raise lacking(MissingFromShimError, name)
+    for item in fromlist or ():
+        if item == "*" and inside not in names_by_module():  # nobody knows what it would bring
+            raise lacking(MissingFromShimError, f"{name}.*")
+        if item != "*" and answer(module, item, frame) is None:
+            raise lacking(MissingFromShimError, f"{name}.{item}")
+    return module
 
 
 @functools.cache
@@ -97,11 +148,6 @@ def placeholder_module(inside: str) -> ModuleType:
     made = ShimModule(f"{SHIM}.{inside}", f"Stands for transformers.{inside}: its names are placeholders.")
     made.__path__ = []
     return made
-
-
-def is_without_content(module: ModuleType) -> bool:
-    """Whether the module is one of placeholders only: nobody knows what `import *` takes from it."""
-    return _relative(module) not in names_by_module()
 
 
 def _is_empty(own: str) -> bool:
@@ -154,3 +200,14 @@ def _suppresses(call: ast.expr) -> bool:
 
 def _name(node: ast.AST) -> str:
     return str(getattr(node, "attr", None) or getattr(node, "id", ""))
+
+
+def _take_over() -> None:
+    """Give the package, and those of its modules that are imported already, the class that answers."""
+    package = sys.modules[SHIM]
+    package.__class__ = ShimModule
+    for name, value in list(vars(package).items()):
+        _adopt(package, name, value)
+
+
+_take_over()

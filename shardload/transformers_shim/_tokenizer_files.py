@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from shardload.errors import UsageError
-from shardload.remote_code.namespaces import namespace_of
 from shardload.transformers_shim._special_tokens import AddedToken
+from shardload.transformers_shim.host import host
 
 
 class FilesMixin:
@@ -32,10 +32,6 @@ class FilesMixin:
 
         Keywords overrule tokenizer_config.json. No code is run but that of this class.
         """
-        from shardload.checkpoint.sources import find_source
-        from shardload.remote_code.tokenizer_files import constructor_arguments
-        from shardload.where import Where
-
         for name in (
             "trust_remote_code",
             "code_revision",
@@ -46,9 +42,11 @@ class FilesMixin:
         ):
             kwargs.pop(name, None)
         names = ("revision", "token", "cache_dir", "local_files_only")
-        given = {name: kwargs.pop(name) for name in names if name in kwargs}
-        source, _ = find_source(Where(pretrained_model_name_or_path, subfolder=subfolder or None, **given))
-        return cls(*init_inputs, **{**constructor_arguments(source, cls), **kwargs})
+        hub = {name: kwargs.pop(name) for name in names if name in kwargs}
+        arguments = host().tokenizer_arguments(
+            pretrained_model_name_or_path, cls, subfolder=subfolder or None, **hub
+        )
+        return cls(*init_inputs, **{**arguments, **kwargs})
 
     def save_pretrained(
         self, save_directory: Any, filename_prefix: str | None = None, **_kwargs: Any
@@ -91,8 +89,8 @@ class FilesMixin:
 
 def _code_of(cls: type[Any], folder: Path) -> dict[Path, bytes]:
     """Return the repo's files that a class is made of, by where they are to be written: the bytes that ran."""
-    namespace = namespace_of(cls.__module__)
-    files = {folder / file.name: file.content for file in namespace.code.files} if namespace else {}
+    code = host().code_of(cls)
+    files = {folder / name: content for name, content in code.files.items()} if code else {}
     for path, content in files.items():
         if path.is_file() and path.read_bytes() != content:
             raise UsageError(
@@ -105,10 +103,10 @@ def _code_of(cls: type[Any], folder: Path) -> dict[Path, bytes]:
 
 def _entry(cls: type[Any]) -> dict[str, Any]:
     """Return the entry of `auto_map` that leads to the class; {} for one that is of no repo's code."""
-    namespace = namespace_of(cls.__module__)
-    if namespace is None:
+    code = host().code_of(cls)
+    if code is None:
         return {}
-    name = f"{cls.__module__.removeprefix(f'{namespace.package}.')}.{cls.__name__}"
+    name = f"{code.module}.{cls.__name__}"
     return {"auto_map": {"AutoTokenizer": [None, name] if cls.is_fast else [name, None]}}
 
 

@@ -19,6 +19,7 @@ from shardload.transformers_shim._module_surface import ModuleUtilsMixin
 from shardload.transformers_shim.configuration_utils import PretrainedConfig
 from shardload.transformers_shim.generation.configuration_utils import GenerationConfig
 from shardload.transformers_shim.generation.utils import GenerationMixin
+from shardload.transformers_shim.host import host
 from shardload.transformers_shim.integrations.sdpa_attention import sdpa_attention_forward
 from shardload.transformers_shim.loss.loss_utils import LOSS_MAPPING
 from shardload.transformers_shim.pytorch_utils import (
@@ -29,7 +30,6 @@ from shardload.transformers_shim.pytorch_utils import (
     prune_layer,
     prune_linear_layer,
 )
-from shardload.writing.save import save
 
 if TYPE_CHECKING:
     import os
@@ -142,7 +142,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
 
     def init_weights(self) -> None:
         """Initialise every module that is not yet (nothing while a shell is built), then tie."""
-        if not _building_a_shell():
+        if not host().is_constructing():
             self.apply(self._initialize_weights)
         self.tie_weights()
 
@@ -267,7 +267,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
 
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
         """Write the weights as safetensors shards, config.json and generation_config.json into a folder."""
-        save(self, folder, max_shard_size=options.get("max_shard_size", "5GB"))
+        host().save(self, folder, max_shard_size=options.get("max_shard_size", "5GB"))
         if self.generation_config is not None:
             self.generation_config.save_pretrained(folder)
 
@@ -292,9 +292,3 @@ def _choose_attention(cls: type[Any], config: Any) -> None:
             config._attn_implementation = "sdpa"
     elif wanted == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise ImportError(f"{cls.__name__} is asked for flash_attention_2", name="flash_attn")
-
-
-def _building_a_shell() -> bool:
-    from shardload.model.meta_init import constructing
-
-    return constructing()

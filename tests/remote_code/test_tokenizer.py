@@ -8,7 +8,7 @@ import json
 import pytest
 
 import shardload
-from shardload.remote_code import make_tokenizer
+from shardload.remote_code.tokenizer import make_tokenizer
 from shardload.where import CodeTrust
 from tests.hub_server import HubServer, forget_connections
 from tests.remote_code.repos import COMMIT, HubLike

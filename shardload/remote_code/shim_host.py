@@ -1,0 +1,30 @@
+"""The host of the stand-in for transformers: what its classes ask of the loader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shardload.checkpoint.sources import find_source
+from shardload.model.meta_init import constructing
+from shardload.remote_code.code import PACKAGE
+from shardload.remote_code.namespaces import namespace_of
+from shardload.remote_code.tokenizer_files import constructor_arguments
+from shardload.transformers_shim.host import Host, RepoCode
+from shardload.where import Where
+from shardload.writing.save import save
+
+
+def _tokenizer_arguments(where: Any, cls: type[Any], **hub: Any) -> dict[str, Any]:
+    source, _ = find_source(Where(where, **hub))
+    return constructor_arguments(source, cls)
+
+
+def _code_of(cls: type[Any]) -> RepoCode | None:
+    namespace = namespace_of(cls.__module__)
+    if namespace is None:
+        return None
+    module = cls.__module__.removeprefix(f"{namespace.package}.")
+    return RepoCode(module, {file.name: file.content for file in namespace.code.files})
+
+
+HOST = Host(save, constructing, _tokenizer_arguments, _code_of, f"{PACKAGE}.")
