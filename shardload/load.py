@@ -10,14 +10,14 @@ from shardload import remote_code
 from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.checkpoint import open_checkpoint, read_config
 from shardload.checkpoint.sources import find_source
-from shardload.dtypes import float_code
+from shardload.dtypes import float_code, parse_dtype
 from shardload.errors import UsageError, Wording
 from shardload.keywords import entry_point
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
-from shardload.placement.device import OnDevice, parse_dtype
+from shardload.placement.device import OnDevice
 from shardload.where import CodeTrust, Where
 
 if TYPE_CHECKING:

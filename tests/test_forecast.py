@@ -122,7 +122,7 @@ import json, sys, threading, time, torch
 from torch import nn
 from shardload import KeyMap, fill, open_checkpoint, plan_load, OnDevice
 from shardload.model.shell import build_shell
-from shardload.placement.device import parse_dtype
+from shardload.dtypes import parse_dtype
 
 def anon():
     for line in open("/proc/self/status"):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shardload.dtypes import SHORT_NAMES
 from shardload.errors import UsageError, Wording, keyword
 from shardload.placement.casting import Casts
 from shardload.placement.pinned_ring import CudaCopies, PinnedRing
@@ -126,22 +125,6 @@ class OnDevice(Target):
 
     def _casts_here(self, stored: torch.Tensor, dtype: torch.dtype) -> bool:
         return dtype != stored.dtype and self.device.type == stored.device.type == "cpu"
-
-
-def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return the torch dtype of a name ("float16", "bf16"); None for "auto" and None. Raises UsageError."""
-    if dtype is None or dtype == "auto":
-        return None
-    found = dtype
-    if isinstance(dtype, str):
-        name = dtype.removeprefix("torch.")
-        found = getattr(torch, SHORT_NAMES.get(name, name), dtype)
-    if not isinstance(found, torch.dtype) or found not in _CASTABLE:
-        raise UsageError(
-            Wording("{dtype} is not a dtype to load weights in", dtype=dtype),
-            cure='pass "auto" (as stored), "float16", "bfloat16", "float32" or "float64"',
-        )
-    return found
 
 
 def _device(device: str | torch.device) -> torch.device:

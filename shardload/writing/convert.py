@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shardload._system.byte_size import parse_size
 from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.checkpoint import Checkpoint, opened
-from shardload.dtypes import float_code
+from shardload.dtypes import float_code, torch_dtype
 from shardload.errors import UnsupportedError, UsageError, Wording
 from shardload.keymap import KeyMap, as_view
 from shardload.keymap.derived import Joined, narrowed
@@ -98,9 +98,7 @@ def _output(checkpoint: Checkpoint, name: str, tensor: Derived, code: str | None
         return OutputTensor(name, out_code, tensor.shape, content)
 
     def blocks() -> Iterator[torch.Tensor]:
-        import torch
-
-        wanted = getattr(torch, TORCH_NAMES[out_code])
+        wanted = torch_dtype(TORCH_NAMES[out_code])
         for piece in _pieces(tensor):
             yield checkpoint.read_derived(piece).to(wanted).contiguous()
 

@@ -21,9 +21,9 @@ from shardload.adapters.merging.tied import has_to_be_untied
 from shardload.adapters.merging.workers import Workers
 from shardload.adapters.reading import checked_options
 from shardload.checkpoint.checkpoint import open_checkpoint
+from shardload.dtypes import parse_dtype
 from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.keywords import entry_point
-from shardload.placement.device import parse_dtype
 from shardload.where import Where
 from shardload.writing import disk_room, write_output
 
