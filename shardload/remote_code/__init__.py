@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from shardload.remote_code.classes import ResolvedClass, resolve_class
+from shardload.remote_code.classes import ResolvedClass, finish_by_its_class, resolve_class
 from shardload.remote_code.config import LoadedConfig, attach_generation_config, load_config
 from shardload.remote_code.export import exported_code
 from shardload.remote_code.listing import ListedFile, code_files
-from shardload.remote_code.own_loading import finish_by_its_class
 from shardload.writing import repo_files as companions
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,15 +12,19 @@ from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code
 from shardload.remote_code.library import is_installed, model_class_for, version
+from shardload.remote_code.namespaces import namespace_of
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from types import CodeType
 
     from torch import nn
 
     from shardload.checkpoint.sources.source import Source
+    from shardload.loading.report import Report
     from shardload.remote_code.auto_map import ClassRef
+    from shardload.remote_code.namespace import Namespace
 
 _SAY = Wording("pass {model_class} (a class or a function that takes the config)", model_class=...)
 
@@ -147,6 +152,32 @@ def _met_a_shell(error: BaseException) -> bool:
         and "meta tensor" in str(error)
         and constructing()
     )
+
+
+def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str | None:
+    """Run the repo's own `from_pretrained` around a filled model; return a line for the report, None without one.
+
+    Such a method sets up what no file stores: a memory, settings of its own. It asks its base class for the model,
+    and the stand-in's base class returns the filled one. A method that never asks is a loader by itself and is not
+    run. A method that fails leaves the filled model as it is, with a RuntimeWarning where it had the model already.
+    """
+    override, namespace = _own_from_pretrained(type(model))
+    if override is None or namespace is None:
+        return None
+    from shardload.remote_code.own_loading import run_around
+
+    return run_around(model, source, report, override, namespace)
+
+
+def _own_from_pretrained(cls: type[Any]) -> tuple[CodeType | None, Namespace | None]:
+    """Return the code of the repo's own `from_pretrained` and its namespace; (None, None) where the class has none."""
+    for owner in cls.__mro__:
+        if "from_pretrained" in vars(owner):
+            namespace = namespace_of(owner.__module__)
+            function = inspect.unwrap(getattr(vars(owner)["from_pretrained"], "__func__", owner))
+            code = getattr(function, "__code__", None)
+            return (code, namespace) if code is not None and namespace is not None else (None, None)
+    return None, None
 
 
 def _nothing_to_build(

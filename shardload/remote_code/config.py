@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
+from shardload.dtypes import torch_dtype
 from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword, keywords_of
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code, require_base
 from shardload.remote_code.library import config_class_for, library, version
+from shardload.remote_code.plain_config import PlainConfig
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import torch
     from torch import nn
 
     from shardload.checkpoint.sources.source import Source
@@ -56,14 +59,21 @@ def load_config(
         return LoadedConfig(
             _construct(callers_class, settings), f"{_full_name(callers_class)} (of model_class=)"
         )
-    ref = config_entry(config_json)
+    ref = config_entry(config_json) if (config_json or {}).get("auto_map") else None
     if ref is not None and (model_class is None or trust.allows_code):
         return _from_code(open_code(source, config_json, ref, trust), ref, settings)
-    if model_class is None and choose_model(config_json) is None:
+    origin = "config.json" if config_json is not None else "no config.json: defaults only"
+    if ref is not None:
+        origin += f" (the repo's own {ref} was not trusted and not run)"
+    if model_class is None:
+        if choose_model(config_json) is not None:
+            return LoadedConfig(_for_repo_code(settings), origin)
         found = config_class_for(settings)
         if found is not None:
             return LoadedConfig(_construct(found, settings), f"{_full_name(found)} ({version()})")
-    return _plain(settings, config_json, ref)
+    if isinstance(settings.get("torch_dtype"), str) and settings["torch_dtype"] != "auto":
+        settings["torch_dtype"] = torch_dtype(settings["torch_dtype"])
+    return LoadedConfig(PlainConfig(settings), origin)
 
 
 def _settings(source: Source, config_json: Mapping[str, Any] | None, dtype: Any) -> dict[str, Any]:
@@ -77,15 +87,15 @@ def _settings(source: Source, config_json: Mapping[str, Any] | None, dtype: Any)
     elif isinstance(settings.get("dtype"), str):
         settings.setdefault("torch_dtype", settings["dtype"])  # what transformers 5 writes
     if isinstance(settings.get("torch_dtype"), str) and settings["torch_dtype"] != "auto":
-        _dtype(settings["torch_dtype"], "config.json, torch_dtype")
+        # By its long name: the class may know no other.
+        named = _dtype(settings["torch_dtype"], "config.json, torch_dtype")
+        settings["torch_dtype"] = str(named).removeprefix("torch.")
     return settings
 
 
-def _dtype(dtype: Any, where: str) -> Any:
-    from shardload.transformers_shim.configuration_utils import as_dtype
-
+def _dtype(dtype: Any, where: str) -> torch.dtype:
     try:
-        return as_dtype(dtype)
+        return torch_dtype(dtype)
     except ValueError as error:
         kind = UsageError if keywords_of(where) else CorruptError
         raise kind(
@@ -112,15 +122,11 @@ def code_origin(repo: RepoCode, ref: ClassRef) -> str:
     return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(repo.base)[:12]}…{served})"
 
 
-def _plain(
-    settings: dict[str, Any], config_json: Mapping[str, Any] | None, ref: ClassRef | None
-) -> LoadedConfig:
+def _for_repo_code(settings: dict[str, Any]) -> Any:
+    """Return the config for a repo's model class where the repo has no config class: transformers' base class."""
     from shardload.transformers_shim.configuration_utils import PretrainedConfig
 
-    origin = "config.json" if config_json is not None else "no config.json: defaults only"
-    if ref is not None:
-        origin += f" (the repo's own {ref} was not trusted and not run)"
-    return LoadedConfig(_construct(PretrainedConfig, settings), origin)
+    return _construct(PretrainedConfig, settings)
 
 
 def _make(cls: Any, settings: dict[str, Any]) -> Any:
@@ -146,9 +152,11 @@ def convert_config(repo: RepoCode, config: Any) -> Any:
     A repo whose config was made before its model code proved to need the real transformers is served by that
     as a whole, its config too.
     """
+    if repo.base == "shim":
+        return config
     from shardload.transformers_shim.configuration_utils import PretrainedConfig
 
-    if repo.base == "shim" or not isinstance(config, PretrainedConfig):
+    if not isinstance(config, (PlainConfig, PretrainedConfig)):
         return config
     if not repo.owns(config):
         return library().PretrainedConfig.from_dict(config.to_dict())
@@ -187,6 +195,9 @@ def attach_generation_config(model: nn.Module, source: Source) -> str | None:
 
 
 def _generation_class(model: nn.Module) -> Any:
+    own = type(model.generation_config)
+    if hasattr(own, "from_dict"):
+        return own
     if any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
         return library().GenerationConfig
     from shardload.transformers_shim.generation.configuration_utils import GenerationConfig

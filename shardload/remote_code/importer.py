@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from shardload.errors import Cures, RemoteCodeError, UnsafeError, UsageError, Wording, keyword
@@ -36,7 +36,12 @@ class RepoCode:
     source: Source
     code: Code
     wanted: RemoteBase = "auto"
-    written_for: str | None = None  # the release of transformers that its config.json names
+    config_json: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def written_for(self) -> str | None:
+        """The release of transformers that its config.json names, or None."""
+        return release_of(self.config_json)
 
     @property
     def base(self) -> Base:
@@ -110,7 +115,7 @@ def open_code(
         home, argument = other_source(ref, trust), "code_revision"
     code = collect(home, _modules_beside(ref, source, home, config_json))
     require_trust(home, code, trust, argument)
-    return RepoCode(home, code, trust.remote_base, release_of(config_json))
+    return RepoCode(home, code, trust.remote_base, config_json)
 
 
 def require_base(remote_base: str) -> None:

@@ -1,13 +1,11 @@
-"""finish_by_its_class: what a class's own `from_pretrained` does around the loading of its weights."""
+"""A class's own `from_pretrained`, run around the loading of its weights."""
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.warn import warn_caller
 from shardload.remote_code.failures import explain
-from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.repo_folder import folder_of
 
 if TYPE_CHECKING:
@@ -20,16 +18,10 @@ if TYPE_CHECKING:
     from shardload.remote_code.namespace import Namespace
 
 
-def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str | None:
-    """Run the repo's own `from_pretrained` around a filled model, and return a line for the report, if any.
-
-    Such a classmethod sets up what is not stored: a memory, settings of its own. It asks the base's for the model,
-    and the stand-in's base gives the one that shardload has filled. One that never asks is a loader by itself, and
-    is not run. One that fails leaves the filled model as it is, with a RuntimeWarning where it had the model already.
-    """
-    override, namespace = _override_of(type(model))
-    if override is None or namespace is None:
-        return None
+def run_around(
+    model: nn.Module, source: Source, report: Report, override: CodeType, namespace: Namespace
+) -> str:
+    """Run a class's own `from_pretrained`, whose code is `override`: see `finish_by_its_class`."""
     line = f"{override.co_filename}:{override.co_firstlineno}"
     if namespace.base != "shim":
         return f"{line}: the class's own from_pretrained was not run: it would ask transformers' loader"
@@ -56,17 +48,6 @@ def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str
         )
         return f"{own} failed after the weights were loaded: {failed}"
     return f"{own} ran around the loading"
-
-
-def _override_of(cls: type[Any]) -> tuple[CodeType | None, Namespace | None]:
-    """Return the code of the repo's own `from_pretrained` and its namespace, where it has one."""
-    for owner in cls.__mro__:
-        if "from_pretrained" in vars(owner):
-            namespace = namespace_of(owner.__module__)
-            function = inspect.unwrap(getattr(vars(owner)["from_pretrained"], "__func__", owner))
-            code = getattr(function, "__code__", None)
-            return (code, namespace) if code is not None and namespace is not None else (None, None)
-    return None, None
 
 
 def _names_in(code: CodeType) -> set[str]:

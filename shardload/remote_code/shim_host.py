@@ -9,7 +9,7 @@ from shardload.model.meta_init import constructing
 from shardload.remote_code.code import PACKAGE
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.tokenizer_files import constructor_arguments
-from shardload.transformers_shim.host import Host, RepoCode
+from shardload.transformers_shim.host import ClassCode, Host
 from shardload.where import Where
 from shardload.writing.save import save
 
@@ -19,12 +19,12 @@ def _tokenizer_arguments(where: Any, cls: type[Any], **hub: Any) -> dict[str, An
     return constructor_arguments(source, cls)
 
 
-def _code_of(cls: type[Any]) -> RepoCode | None:
+def _code_of(cls: type[Any]) -> ClassCode | None:
     namespace = namespace_of(cls.__module__)
     if namespace is None:
         return None
     module = cls.__module__.removeprefix(f"{namespace.package}.")
-    return RepoCode(module, {file.name: file.content for file in namespace.code.files})
+    return ClassCode(module, {file.name: file.content for file in namespace.code.files})
 
 
 HOST = Host(save, constructing, _tokenizer_arguments, _code_of, f"{PACKAGE}.")

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class RepoCode(NamedTuple):
+class ClassCode(NamedTuple):
     """The code that a class belongs to: the class's module inside the repo, and the bytes that ran, by file name."""
 
     module: str
@@ -27,7 +27,7 @@ class Host(NamedTuple):
     save: Callable[..., object]
     is_constructing: Callable[[], bool]
     tokenizer_arguments: Callable[..., dict[str, Any]]
-    code_of: Callable[[type[Any]], RepoCode | None]
+    code_of: Callable[[type[Any]], ClassCode | None]
     repos: str
 
 
