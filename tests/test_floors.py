@@ -89,7 +89,7 @@ def test_imports_go_down(name):
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) == "transformers_shim"])
 def test_the_shim_imports_the_errors_and_nothing_else(name):
     others = {imported for imported in GRAPH[name] if room(imported) != "transformers_shim"}
-    assert others <= {"shardload.errors"}
+    assert {room(other) for other in others} <= {"errors"}
     lines = MODULES[name].read_text().splitlines()
     assert not [line for line in lines if re.match(r"\s*(import shardload\b|from shardload import)", line)]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
 from shardload.dtypes import torch_dtype
-from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword, keywords_of
+from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code, require_base
@@ -82,25 +82,25 @@ def _settings(source: Source, config_json: Mapping[str, Any] | None, dtype: Any)
     if source.revision:
         settings["_commit_hash"] = source.revision
     if dtype is not None and dtype != "auto":
-        settings["torch_dtype"] = _dtype(dtype, keyword("dtype"))
+        settings["torch_dtype"] = _dtype(dtype)
         settings.pop("dtype", None)
     elif isinstance(settings.get("dtype"), str):
         settings.setdefault("torch_dtype", settings["dtype"])  # what transformers 5 writes
     if isinstance(settings.get("torch_dtype"), str) and settings["torch_dtype"] != "auto":
         # By its long name: the class may know no other.
-        named = _dtype(settings["torch_dtype"], "config.json, torch_dtype")
+        named = _dtype(settings["torch_dtype"], "config.json")
         settings["torch_dtype"] = str(named).removeprefix("torch.")
     return settings
 
 
-def _dtype(dtype: Any, where: str) -> torch.dtype:
+def _dtype(dtype: Any, file: str | None = None) -> torch.dtype:
+    """Return a dtype that a file names, or else the caller."""
     try:
         return torch_dtype(dtype)
     except ValueError as error:
-        kind = UsageError if keywords_of(where) else CorruptError
-        raise kind(
-            f"{dtype!r} is no dtype of torch", where=where, cure="for example float16, bfloat16 or float32"
-        ) from error
+        kind, where = (CorruptError, f"{file}, torch_dtype") if file else (UsageError, keyword("dtype"))
+        cure = "for example float16, bfloat16 or float32"
+        raise kind(f"{dtype!r} is no dtype of torch", where=where, cure=cure) from error
 
 
 def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> LoadedConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import CorruptError
+from shardload.errors import CorruptError, Cures, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +36,7 @@ class PlainConfig:
             raise CorruptError(
                 f"settings of every config are not what they should be: {type(error).__name__}: {error}",
                 where=where,
-                cure="correct config.json, or pass config=…",
+                cure=Cures("correct config.json", Wording("pass {config}", config=...)),
             ) from error
         if not hasattr(full, name):
             raise AttributeError(f"{where} does not say {name!r}", name=name, obj=self)
