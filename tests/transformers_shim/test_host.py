@@ -8,7 +8,7 @@ import torch
 from shardload.transformers_shim import front, host
 from tests.tiny import run_python
 
-from .tokenizers import vocabularies
+from . import vocabularies
 
 SAVES = """
 import json, sys
