@@ -1,1 +1,1 @@
-"""A load: plan, judgement, stream, end state and report."""
+"""A load: it is planned, judged, streamed, finished and reported."""

@@ -1,4 +1,4 @@
-"""Claims at work: the stored tensors of each claim are gathered, then the target makes the slots' tensors of them."""
+"""Claims: gathers the stored tensors of each claim, and lets the target make the tensors of its slots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Claims:
-    """Gathers the tensors of claims, in any order; those of one claim are held from the first to the last."""
+    """Gathers the tensors of claims in any order; a claim's tensors are held until the last one has arrived."""
 
     def __init__(self, plan: Plan, target: Target) -> None:
         self._target = target
@@ -24,7 +24,7 @@ class Claims:
         self._gathered: dict[int, dict[str, torch.Tensor]] = {id(claim): {} for claim in plan.claims}
 
     def take(self, name: str, stored: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """Keep a tensor; with the last one of its claim, yield the slots that it fills and their tensors."""
+        """Keep a tensor. When it completes its claim, yield the names of the claim's slots with their tensors."""
         claim = self._claimed[name]
         gathered = self._gathered[id(claim)]
         gathered[name] = stored
@@ -38,7 +38,7 @@ class Claims:
 def _complete(claim: Claim, made: object) -> tuple[str, ...]:
     if not isinstance(made, dict) or made.keys() != set(claim.fills):
         raise UsageError(
-            f"the target makes {sorted(made) if isinstance(made, dict) else made!r} of a claim on {claim.fills}",
+            f"the target made {sorted(made) if isinstance(made, dict) else made!r} for a claim on {claim.fills}",
             where=", ".join(claim.stored.values()),
         )
     return claim.fills

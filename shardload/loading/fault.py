@@ -17,10 +17,10 @@ FaultKind = Literal["missing", "unexpected", "misshapen", "refused"]
 
 @dataclass(frozen=True)
 class Fault:
-    """One disagreement. `key` is the model's name; `stored_key` the checkpoint's, where a key map renamed it.
+    """One disagreement about one tensor. `key` is its name in the model, `stored_key` its name in the checkpoint.
 
-    "missing": the model has it, the checkpoint does not. "unexpected": the other way round. "misshapen": both,
-    with different shapes. "refused": something else, said in `note`.
+    Kinds: "missing": only the model has the tensor. "unexpected": only the checkpoint has it. "misshapen": both have
+    it, with different shapes. "refused": the slot can't take it for the reason in `note`.
     """
 
     kind: FaultKind
@@ -34,7 +34,7 @@ class Fault:
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fault as JSON data, without the parts that are not known."""
+        """Return the fault as JSON data, without fields that are None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -76,11 +76,11 @@ def _paired(kind: FaultKind, slot: Slot, ref: Derived, note: str | None) -> Faul
 
 
 def not_a_tensor_fault(key: str, stored: str, checkpoint: Checkpoint) -> Fault:
-    """Return the fault of an entry of a pickled state dict that is no tensor."""
+    """Return the fault of an entry of a pickled state dict that is not a tensor."""
     kind = type(checkpoint.objects[stored]).__name__
     return Fault("unexpected", key, stored, note=f"an entry of type {kind}, not a tensor")
 
 
 def dtype_name(slot: Slot) -> str:
-    """Return "float16" for torch.float16."""
+    """Return the name of a slot's dtype: "float16" for torch.float16."""
     return str(slot.dtype).removeprefix("torch.")

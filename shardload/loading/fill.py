@@ -1,4 +1,4 @@
-"""fill: the one loop that moves bytes from shards into a model, and check: the same judgement without them."""
+"""fill loads a checkpoint into a model; check compares the two without reading a weight."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check(
         >>> [fault.key for fault in shardload.check(torch.nn.Linear(5, 2), checkpoint).faults]
         ['weight']
 
-    Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model stays as it was.
+    Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model is not changed.
     """
     comparison = Comparison(_as_shell(shell), _as_checkpoint(checkpoint), _rules(key_map), Target())
     comparison.judge()
@@ -86,17 +86,17 @@ def fill(
         >>> report.loaded, report.nbytes, shell.model.weight.is_meta
         (2, 40, False)
 
-    Strictness is judged from headers before the model is touched; whatever fails later, every parameter is put
-    back as it was. On the CPU in its stored dtype a weight is a view of its mapped file (`copy=True` reads it into
-    memory instead). `verify=True` hashes the weight files beside the load and refuses bytes that are not those of
-    the Hub's listing, its cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are fnmatch patterns
-    on whole keys; parameters that are allowed to be missing get the value that the class gives them.
+    The headers are compared with the model before the model is touched; after any later failure every parameter is
+    restored. On the CPU, a weight that keeps its stored dtype is a view of its mapped file (`copy=True` reads it into
+    memory instead). `verify=True` hashes the weight files during the load and refuses bytes whose digest differs from
+    the Hub's listing, the Hub's cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are fnmatch patterns
+    on whole keys; parameters that are allowed to be missing get the values that the class gives them.
 
     `key_map` is a KeyMap, a mapping of names, or the path of a map's JSON file: parts and transposes of stored tensors
-    stay views, joined tensors are copies. Parameters of an existing module are replaced: make optimizers
-    afterwards. `max_memory` is the most that the load may add to this process's anonymous memory, in bytes: one that
-    states more is refused before a weight is read. `spill` is a folder for a file that casts go to instead, whose
-    pages the system can write out and drop (see OnDevice, which takes it too). Raises MismatchError, MemoryLimitError,
+    stay views, joined tensors are copies. The parameters of an existing module are replaced: make optimizers
+    afterwards. `max_memory` is the most that the load may add to this process's anonymous memory, in bytes: a load that
+    states more is refused before a weight is read. `spill` is a folder for a file that holds the results of casts: the
+    system can write the pages of that file out and drop them (see OnDevice). Raises MismatchError, MemoryLimitError,
     NoSpaceError, UnsupportedError, CorruptError, UsageError.
     """
     shell, target = _as_shell(shell_or_module), _target(target, spill)
@@ -130,7 +130,7 @@ def fill(
 
 @contextmanager
 def _prepared(shell: Shell, target: Target) -> Iterator[None]:
-    """Let the target change modules before they are surveyed; whatever goes wrong afterwards, put them back."""
+    """Let the target change modules, and survey the model anew; restore the modules after any error in the block."""
     if type(target).prepare is Target.prepare:
         yield
         return
@@ -152,7 +152,7 @@ def _verified(checkpoint: Checkpoint) -> VerifiedWhileLoading:
 
 
 def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | None:
-    """Return a key map that changes something, or that is bound to a checkpoint; else None."""
+    """Return the key map that `key_map` describes; None for one without rules that is not bound to a checkpoint."""
     if key_map is None:
         return None
     rules = KeyMap.of(key_map)
@@ -162,8 +162,8 @@ def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | 
 def _target(target: Target | None, spill: str | os.PathLike[str] | None) -> Target:
     if target is not None and spill is not None:
         raise UsageError(
-            Wording("{spill} says where the default target's casts go, and a target was given", spill=...),
-            cure=Wording("give it to the target: OnDevice({dtype}, {spill})", dtype=..., spill=...),
+            Wording("{spill} applies to the default target only, and a target was given", spill=...),
+            cure=Wording("pass the folder to the target: OnDevice({dtype}, {spill})", dtype=..., spill=...),
         )
     if target is not None and not isinstance(target, Target):
         raise UsageError(
@@ -192,14 +192,14 @@ def _as_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
 
 @contextmanager
 def _all_or_nothing(tree: ModuleTree) -> Iterator[list[Callable[[], None]]]:
-    """Put every parameter, buffer and attribute back, by identity, when anything goes wrong.
+    """Restore every parameter, buffer and attribute, by identity, when the block raises.
 
-    References are kept, not copies; a real module's old weights therefore live until the load is done. Gives a
-    list for functions that take back what else was changed.
+    The old tensors are kept, not copied, so the old weights of a real module live until the load is done. Yields a list
+    for functions that revert other changes; after an error they run in reverse order.
     """
     modules = tree.plain.values()
     kept = [(module, dict(module._parameters), dict(module._buffers)) for module in modules]
-    # A module with a __setattr__ of its own may keep more than its tables: an RNN has a list of its weights.
+    # A module that overrides __setattr__ may keep more than its tables: an RNN keeps a list of its weights.
     own = [module for module in modules if type(module).__setattr__ is not nn.Module.__setattr__]
     snapshots = [Snapshot(own)] if own else []
     snapshots += [Snapshot(root.module.modules()) for root in tree.self_loading]

@@ -1,4 +1,4 @@
-"""The end of a load: ties, parameters that were allowed to be missing, and nothing left on meta."""
+"""Finishes a load: ties parameters, initialises the missing ones, and checks that nothing is left on meta."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def finish(
     references: References | None,
     undo: list[Callable[[], None]],
 ) -> list[str]:
-    """Bring the model to its end state and return lines for the report.
+    """Bring the model to its final state and return notes for the report.
 
-    `references` are what else points at old parameters, None where nothing does; they are led to the new ones once
-    all of them are there. `undo` takes a function for each change.
+    `references` updates the model's other references to old parameters, None when it has none. `undo` takes a function
+    for each change, which reverts the change.
 
-    Raises MismatchError when a parameter, buffer or plain tensor attribute would be left on meta or with the
-    bytes that happened to be in memory.
+    Raises MismatchError when a parameter, buffer or plain tensor attribute would be left on meta or with uninitialised
+    memory.
     """
     if shell.ties:
         retie(shell, filled)
@@ -47,15 +47,15 @@ def finish(
         raise MismatchError(
             f"{len(left)} tensors would be left without values: {', '.join(collapse(left)[:8])}",
             where=type(shell.model).__name__,
-            cure="the class makes them in a way that can't be followed: fill a module that was built for real",
+            cure="shardload can't follow how the class makes them: build the module for real and fill that",
         )
     return notes
 
 
 def switch_to_eval(model: nn.Module) -> None:
-    """Do what `model.eval()` does, by a loop: a tenth of its time, 0.15 s less for 46,000 modules.
+    """Set a model to eval mode as `model.eval()` does, in a tenth of its time: 0.15 s less for 46,000 modules.
 
-    What has an `eval`, a `train` or a property `training` of its own is asked.
+    A class that defines its own `eval`, `train` or property `training` has that called.
     """
     if type(model).eval is not nn.Module.eval:
         model.eval()
@@ -76,14 +76,14 @@ def switch_to_eval(model: nn.Module) -> None:
 
 
 def _initialise(shell: Shell, names: list[str], target: Target) -> list[str]:
-    """Give what no tensor fills the values that the class gives it, by running its constructor again."""
+    """Give parameters that no stored tensor fills the values of the class, by running its constructor again."""
     if not names:
         return []
     modules = dict(modules_of(shell.model))
     lacking = {
         name: tensor for name in names if (tensor := _get(modules, name)) is not None and tensor.is_meta
     }
-    # A buffer has its value already, unless the class left its memory as it was.
+    # A buffer has its values already, unless the class left its memory uninitialised.
     suspects = [name for name in names if name not in lacking] if shell.make is not None else []
     values = class_values(shell, [*lacking, *suspects])
     bad = [name for name in values if bool(values[name].isnan().any())]

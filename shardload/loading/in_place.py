@@ -1,7 +1,7 @@
-"""Stand-ins: real memory for parameters that a module's own loader writes to instead of replacing them.
+"""Stand-ins: real parameters for a module's own loader that writes into its parameters instead of replacing them.
 
-torch's `load_state_dict` copies in place by default, so an override may do the same; on meta that does nothing, and
-into the weights of an existing module it can't be undone.
+torch's `load_state_dict` copies in place by default, so an override may do the same. A write to a meta tensor has no
+effect, and a write to the weights of an existing module can't be undone.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class StandIns:
-    """Lends real parameters while a module loads itself. `names` are those that its loader did not replace on meta.
+    """Lends real parameters to a module while it loads itself. `names` are those that the loader writes to.
 
-    They begin as the class makes them, so that a loader that writes a part leaves the rest as torch would; NaN
-    stands where the class leaves memory uninitialised.
+    The stand-ins begin with the values of the class, so a loader that writes a part leaves the rest as torch would. NaN
+    marks memory that the class leaves uninitialised.
     """
 
     def __init__(self, shell: Shell, names: Collection[str]) -> None:
@@ -32,7 +32,7 @@ class StandIns:
         self._values: dict[str, torch.Tensor] | None = None
 
     def lend(self, module: nn.Module, prefix: str) -> list[_Loan]:
-        """Put stand-ins into a module's parameters."""
+        """Replace a module's parameters by stand-ins, and return the loans."""
         loans = []
         for name, parameter in module._parameters.items():
             if parameter is not None and prefix + name in self._names:
@@ -52,7 +52,7 @@ class StandIns:
 
 
 class _Loan:
-    """One parameter whose place a stand-in takes."""
+    """One parameter that a stand-in replaces for a while."""
 
     def __init__(self, module: nn.Module, name: str, parameter: nn.Parameter, value: torch.Tensor) -> None:
         self._module = module
@@ -67,14 +67,14 @@ class _Loan:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the stand-in is still there as it was lent."""
+        """Whether the module still has the stand-in, with the values that it was lent with."""
         if self._module._parameters.get(self.name) is not self._stand_in:
             return False
-        # Writing to `.data` leaves the version as it is.
+        # A write to `.data` does not change the version.
         return self._stand_in._version == self._version and _bytes_sum(self._stand_in.detach()) == self._sum
 
     def settle(self) -> None:
-        """Keep what was written; take back a stand-in that still holds memory that nobody wrote to."""
+        """Keep a stand-in that the loader wrote; put the old parameter back if part of it is still uninitialised."""
         if self._module._parameters.get(self.name) is not self._stand_in:
             return
         unwritten = self._unwritten is not None and bool(

@@ -1,4 +1,4 @@
-"""The judgement: a model and a checkpoint side by side, from names, shapes and headers alone."""
+"""Judges whether a checkpoint fits a model, from names, shapes and headers alone."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ _TIMES, _LARGE = 4, 10**9
 
 @dataclass
 class Verdict:
-    """A plan's faults in two parts: what stops the load, and what is allowed, by reason."""
+    """The faults of a plan, divided into those that stop the load and those that are allowed, by reason."""
 
     faults: list[Fault] = field(default_factory=list)
     allowed: dict[str, list[Fault]] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[str]:
-        """Model keys that are allowed to be missing: they need a value from somewhere else."""
+        """Model keys that are allowed to be missing: their values have to come from the class."""
         return [fault.key for group in self.allowed.values() for fault in group if fault.kind == "missing"]
 
 
 class Comparison:
-    """A model and a checkpoint side by side: the plan, and the report with every fault in it.
+    """Compares a model with a checkpoint: makes the plan, and a report with every fault.
 
-    `key_map` is None where the checkpoint's names are the model's.
+    `key_map` is None when the names of the checkpoint are those of the model.
     """
 
     def __init__(self, shell: Shell, checkpoint: Checkpoint, key_map: KeyMap | None, target: Target) -> None:
@@ -65,7 +65,7 @@ class Comparison:
         self.versions = (
             _renamed_versions(checkpoint, self.plan) if checkpoint.versions else checkpoint.versions
         )
-        # Each of these is a side road, for models and checkpoints that need it.
+        # Most models and checkpoints need none of the following steps.
         self.unproven: list[str] = []
         if self.tree.self_loading:
             self.unproven = rehearse(self.plan, shell, self.tree.self_loading, self.versions)
@@ -121,7 +121,7 @@ class Comparison:
     def judge(
         self, *, strict: bool = True, allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = ()
     ) -> Verdict:
-        """Set aside what is allowed; the report's faults are what is left."""
+        """Separate the allowed faults from the others, which become the faults of the report."""
         verdict = Verdict()
         if self.plan.faults or self.plan.forgiven or allow_missing != () or allow_unexpected != ():
             verdict = Verdict(
@@ -142,9 +142,10 @@ class Comparison:
         return verdict
 
     def refuse_if_faulty(self, verdict: Verdict) -> None:
-        """Raise for what is left of the faults: nothing has been touched.
+        """Raise MismatchError or UnsupportedError for a load that has to be refused; the model has not been touched.
 
-        Leniency is no reason to load nothing at all, nor to take a quantised checkpoint for another.
+        Allowed faults are refused too when nothing at all would be loaded, or when the checkpoint is quantised and the
+        model is not.
         """
         if not (verdict.faults or verdict.allowed or self.report.findings):
             return
@@ -158,10 +159,10 @@ class Comparison:
             self._raise([*verdict.faults, *([] if verdict.faults else allowed)])
 
     def refuse_oversized(self, verdict: Verdict) -> None:
-        """Raise MismatchError where memory would be made for a model that is many times its checkpoint.
+        """Raise MismatchError when missing parameters would take memory in a model far larger than its checkpoint.
 
-        Over 4 times the checkpoint's bytes and over 1 GB: then whatever is missing has to be named in
-        `allow_missing`. A config's sizes are anybody's, and what is missing is initialised in real memory.
+        When the model takes over 1 GB and over 4 times the bytes of the checkpoint, each missing parameter has to match
+        `allow_missing`: the sizes in a config are untrusted, and missing parameters are initialised in real memory.
         """
         if not verdict.allowed:
             return
@@ -176,11 +177,11 @@ class Comparison:
         if not rest or self.shell.make is None or model <= max(_TIMES * stored, _LARGE):
             return
         raise MismatchError(
-            f"the model takes {model:,} bytes and its checkpoint has {stored:,}: {len(rest)} parameters that it "
-            "lacks would be made in memory; nothing was loaded",
+            f"the model takes {model:,} bytes and its checkpoint has {stored:,}: {len(rest)} parameters that the "
+            "checkpoint lacks would be made in memory; nothing was loaded",
             where=f"{self.checkpoint.label}: {', '.join(collapse(rest)[:8])}",
             cure=Wording(
-                "check the sizes in the config; {allow_missing} names what may be missing all the same",
+                "check the sizes in the config; or name the parameters that may be missing in {allow_missing}",
                 allow_missing=...,
             ),
         )
@@ -195,11 +196,12 @@ class Comparison:
 
 
 def _renamed_versions(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return the checkpoint's versions under the paths that the key map gives to the keys below them."""
+    """Return the checkpoint's versions of modules by path, renamed as the key map renames the keys below a path."""
     paths: dict[str, str] = {}
     for old, new in ((ref.name, key) for key, tensor in plan.mapped.items() for ref in leaves(tensor)):
         before, after = old.split("."), new.split(".")
-        # What both names end with is what the path was: a.b.weight -> x.weight tells that a.b is x now.
+        # After the common end of both names is removed, the old path is left on one side and the new path on the other:
+        # a.b.weight -> x.weight shows that a.b is x now.
         while before and after and before[-1] == after[-1]:
             before, after = before[:-1], after[:-1]
             paths.setdefault(".".join(before), ".".join(after))
@@ -217,7 +219,7 @@ def _refuse_own_load_state_dict(model: nn.Module) -> None:
             f"{kind.__name__} overrides load_state_dict, which can't be fed shard by shard",
             where=f"{kind.__module__}.{kind.__qualname__}",
             cure=Cures(
-                "move what it does to _load_from_state_dict or a load_state_dict pre-hook",
+                "move its code to _load_from_state_dict or a load_state_dict pre-hook",
                 Wording("rename the keys by {key_map}", key_map=...),
             ),
         )
@@ -230,7 +232,7 @@ def _refuse_scripted(shell: Shell) -> None:
         path[:-1] for path, module in modules_of(shell.model) if isinstance(module, torch.jit.ScriptModule)
     ]
     raise UnsupportedError(
-        "a scripted module keeps its parameters out of Python's reach: they can't be assigned",
+        "the parameters of a scripted module can't be assigned from Python",
         where=", ".join(path or "the model itself" for path in scripted[:4]),
         cure="fill the model first, and call torch.jit.script on the filled module",
     )
@@ -240,7 +242,7 @@ def _notes(plan: Plan, shell: Shell) -> list[str]:
     notes = []
     if plan.computed:
         notes += [
-            f"{pattern}: a stored copy of what the class computes; the computed one stays"
+            f"{pattern}: a stored copy of a tensor that the class computes; the copy is not used"
             for pattern in collapse(plan.computed)
         ]
     if plan.dropped:
@@ -255,17 +257,17 @@ def _notes(plan: Plan, shell: Shell) -> list[str]:
 
 
 def _key_map_notes(plan: Plan) -> list[str]:
-    """Say what the key map costs: copies, and views that are not contiguous."""
+    """Return notes on the key map: rules without effect, copies, and views that are not contiguous."""
     notes = [f"key map: this rule takes no tensor: {rule}" for rule in plan.idle_rules]
     held = plan.held
     if held.joined:
         notes.append(
-            f"key map: {held.joined} tensors are put together in memory of their own ({size_of(held.nbytes)}, "
-            f"at most {size_of(held.peak)} of it begun and not complete at one moment; {held.across} across shards)"
+            f"key map: {held.joined} tensors are joined in new memory ({size_of(held.nbytes)}, at most "
+            f"{size_of(held.peak)} of it incomplete at one time; {held.across} across shards)"
         )
     if plan.copied:
         notes.append(
-            f"key map: {len(plan.copied)} second names get a copy of their own, unless the model ties them"
+            f"key map: {len(plan.copied)} tensors are copied: another name has the same bytes (tied names stay one)"
         )
     turned = plan.turned & plan.direct.keys()
     if turned:

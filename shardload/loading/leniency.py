@@ -1,4 +1,4 @@
-"""Leniency: which faults a load allows, and by whose leave."""
+"""Decides which faults a load allows, and who allows them: the caller or the class."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def set_aside(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
 ) -> tuple[list[Fault], dict[str, list[Fault]]]:
-    """Return a plan's faults in two parts: those that stop the load, and those that are allowed, by reason.
+    """Divide a plan's faults into those that stop the load and those that are allowed, by reason.
 
-    Patterns are fnmatch patterns on whole keys. Raises UsageError for one that matches nothing or everything.
+    Patterns are fnmatch patterns on whole keys. Raises UsageError for a pattern that matches no key or every key.
     """
     fillable = (name for name, slot in shell.slots.items() if slot.is_stored)
     _check_patterns("allow_missing", allow_missing, {*fillable, *(f.key for f in plan.faults)})
@@ -75,17 +75,17 @@ def _check_patterns(argument: str, patterns: Sequence[str], keys: set[str]) -> N
         if matched == len(keys) and len(keys) > 1:
             raise UsageError(
                 f"{argument}: {pattern!r} matches every key",
-                cure="name the keys that may differ; a load of nothing is never what is wanted",
+                cure="name only the keys that may differ: with this pattern a load of nothing would be allowed",
             )
 
 
 def _ignored_by_class(shell: Shell, attribute: str) -> list[re.Pattern[str]]:
     declared = getattr(shell.model, attribute, None) or ()
-    patterns = [declared] if isinstance(declared, str) else declared  # a text is one pattern, not its letters
+    patterns = [declared] if isinstance(declared, str) else declared  # a text is one pattern
     try:
         return [re.compile(pattern) for pattern in patterns]
     except (re.error, TypeError) as error:
         raise UsageError(
-            f"{attribute} of {type(shell.model).__name__} holds what is no regular expression: {error}",
+            f"{attribute} of {type(shell.model).__name__} holds a pattern that is no regular expression: {error}",
             where=repr(declared),
         ) from error

@@ -1,4 +1,4 @@
-"""The one statement of a load's memory, from headers, before a weight is read. Without torch."""
+"""States how much memory a load takes, from headers, before a weight is read. Does not import torch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from shardload.model.shell import Shell
     from shardload.placement.target import Target
 
-# Bytes beside the weights, held by tests/test_memory_budget.py: of a load that only maps, and of one that computes.
+# Bytes beside the weights for a load that only maps, and for one that computes: see tests/test_memory_budget.py.
 ROOM_TO_MAP, ROOM_TO_COMPUTE = 32 * 10**6, 64 * 10**6
 A_TENSOR = 2_000  # bytes: a parameter, its view and its places in tables
-_AHEAD = 2**25  # bytes of source that may wait for a cast, or for their way to a device
+_AHEAD = 2**25  # bytes of source that may wait for a cast or a copy to a device
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that a load takes beside its shell.
+    """The memory in bytes that a load takes beside its shell.
 
-    `anonymous` stays and has to be kept; `staging` is wanted besides while it runs; `spilled` lies in a file that
-    the kernel can write out; `mapped` is the size of the weights that stay views of their files; `device` lies on
+    `anonymous` stays after the load; `staging` is needed in addition while it runs; `spilled` lies in a file, so the
+    kernel can write it out; `mapped` is the size of the weights that stay views of their files; `device` lies on
     another device.
     """
 
@@ -43,20 +43,20 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """The most anonymous memory at any time."""
+        """The highest anonymous memory at any time of the load."""
         return self.anonymous + self.staging
 
     def to_dict(self) -> dict[str, int]:
-        """Return the figures, in bytes."""
+        """Return all figures, in bytes."""
         return {**vars(self), "peak": self.peak}
 
 
 @dataclass
 class Statement:
-    """Adds up what becomes of each tensor that a load reads, in the order of the shards.
+    """Adds up the memory of each tensor that a load reads, in the order of the shards.
 
-    With `copy` nothing is mapped. `kept`, `passing` and `before` are for memory that no stored tensor explains: what
-    stays, what is held beside the stream, and what is held and given back before it.
+    With `copy` nothing is mapped. `kept`, `passing` and `before` count memory beside the stored tensors: memory that
+    stays, memory that is held during the stream, and memory that is freed before the stream begins.
     """
 
     shards: Sequence[str]
@@ -70,7 +70,7 @@ class Statement:
     _steps: list[_Step] = field(default_factory=list)
 
     def add(self, tensor: Derived, taken: Taken, *, copied: bool = False) -> None:
-        """Count a tensor whose slot takes `taken` beside it; `copied`: it is kept as a copy of what is mapped."""
+        """Count a tensor whose slot takes `taken` beside it; `copied`: the slot gets a copy of the mapped tensor."""
         self.tensors += 1
         if not any(taken) and not copied and not self.copy and is_mapped(tensor):
             self._mapped += tensor.nbytes
@@ -78,7 +78,7 @@ class Statement:
             self._step([tensor], taken, copied=copied)
 
     def add_together(self, tensors: Collection[Derived], taken: Taken, *, copied: bool = False) -> None:
-        """Count tensors that are held until the last of them has come."""
+        """Count tensors that are all held until the last one has been read."""
         self.tensors += len(tensors)
         if not any(taken) and not copied and not self.copy and all(map(is_mapped, tensors)):
             self._mapped += sum(tensor.nbytes for tensor in tensors)
@@ -91,18 +91,18 @@ class Statement:
         taken: Callable[[str, Derived], Taken],
         copied: Collection[str] = (),
     ) -> None:
-        """Count tensors by name, each with what its slot takes."""
+        """Count tensors by name, each with the memory that its slot takes."""
         for name, tensor in tensors.items():
             self.add(tensor, taken(name, tensor), copied=name in copied)
 
     def compare(self, tensors: Iterable[Derived]) -> None:
-        """Count tensors that are compared in pairs before the load."""
+        """Count tensors that are compared in pairs before the stream begins."""
         for pair in pairwise(tensors):
             held = sum(tensor.nbytes for tensor in pair if self.copy or not is_mapped(tensor))
             self.before = max(self.before, held)
 
     def plan(self) -> MemoryPlan:
-        """Return the statement."""
+        """Return the sums as a MemoryPlan."""
         stays = self.kept + sum(step.stays for step in self._steps)
         most = self._most_held() - sum(step.stays for step in self._steps)
         staging = max(self.before - stays, most, 0)
@@ -128,7 +128,7 @@ class Statement:
         self._steps.append(_Step(tuple(tensors), held, taken))
 
     def _most_held(self) -> int:
-        """Return the most that results and what they are made of take at one moment."""
+        """Return the most bytes that results and their sources take at one time."""
         if not any(step.passes for step in self._steps):
             return 0
         order = {shard: place for place, shard in enumerate(self.shards)}
@@ -147,7 +147,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class _Step:
-    """Tensors that are held in memory from the first byte of theirs to the last, and what is made of them then."""
+    """Tensors that are held from the first read byte to the last, and the memory of the result made from them."""
 
     tensors: tuple[Derived, ...]
     held: int
@@ -155,17 +155,17 @@ class _Step:
 
     @property
     def as_it_is(self) -> bool:
-        """Whether the slot holds what was read."""
+        """Whether the slot holds the tensor that was read."""
         return not any(self.taken)
 
     @property
     def passes(self) -> int:
-        """Bytes that are given back once the results are made."""
+        """Bytes that are freed once the results are made."""
         return 0 if self.as_it_is else self.held
 
     @property
     def stays(self) -> int:
-        """Bytes of anonymous memory in the end."""
+        """Bytes of anonymous memory that stay after the load."""
         return self.held if self.as_it_is else self.taken.anonymous
 
 
@@ -192,7 +192,7 @@ def _most_held(events: Sequence[tuple[tuple[int, int], int, _Step]]) -> int:
 
 
 def is_mapped(tensor: Derived) -> bool:
-    """Whether a stored tensor is a view of its mapped file: it is in one piece, and its elements are aligned."""
+    """Whether a stored tensor can be a view of its mapped file: one piece, with aligned elements."""
     return isinstance(tensor, TensorRef) and (
         tensor.span.start == tensor.span.stop
         or tensor.span.start % max(DTYPE_BITS[tensor.dtype] // 8, 1) == 0
@@ -200,14 +200,14 @@ def is_mapped(tensor: Derived) -> bool:
 
 
 def _in_memory(tensor: Derived) -> int:
-    """Return the bytes of a tensor that is read instead of mapped: a strided one is read with all that lies between."""
+    """Return the bytes of a tensor that is read, not mapped: a strided one is read with the bytes in between."""
     return max(tensor.span.nbytes, tensor.nbytes) if isinstance(tensor, TensorRef) else tensor.nbytes
 
 
 def state_memory(
     plan: Plan, shell: Shell, shards: Sequence[str], missing: Collection[str], target: Target, *, copy: bool
 ) -> MemoryPlan:
-    """State the memory of a load that has been planned; `missing` are parameters that the class initialises."""
+    """Return the memory that a planned load takes; `missing` are parameters that the class initialises."""
     statement = Statement(shards, copy)
     statement.kept += target.beside
     statement.add_all(plan.direct, target.result_bytes, plan.copied)
@@ -225,7 +225,7 @@ def state_memory(
 
 
 def _state_subtrees(statement: Statement, plan: Plan, target: Target) -> None:
-    """Count what is handed to loaders: held until their subtree is complete, beside what they make themselves."""
+    """Count the tensors that loaders get, which are held until a subtree is complete, and the loaders' results."""
     moved = False
     for entries in plan.handed.values():
         tensors = {key: tensor for key, tensor in entries.items() if isinstance(tensor, Derived)}
@@ -236,13 +236,14 @@ def _state_subtrees(statement: Statement, plan: Plan, target: Target) -> None:
         statement.add_together(tensors.values(), total, copied=copied)
     made = sum(plan.own_results.values())
     if moved:
-        statement.passing += made  # their casts are counted with the tensors that were handed over
+        # The casts of these results are counted with the tensors that were handed over.
+        statement.passing += made
     else:
         statement.kept += made
 
 
 def _state_class_values(statement: Statement, names: Collection[str], shell: Shell, target: Target) -> None:
-    """Count values that the class makes: all of them at once, then each one cast; and one that is looked at."""
+    """Count values that the class makes: all of them at once, then each one cast; and one that is checked for NaN."""
     from shardload.checkpoint.shard import CODES
 
     slots = [shell.slots[name] for name in names if name in shell.slots]
@@ -256,14 +257,14 @@ def _state_class_values(statement: Statement, names: Collection[str], shell: She
 
 
 def refuse_above(stated: MemoryPlan, max_memory: int | None) -> None:
-    """Raise MemoryLimitError when a load states more than `max_memory` bytes, UsageError for what is no number."""
+    """Raise MemoryLimitError when a load states more than `max_memory` bytes, UsageError unless that is a number."""
     if max_memory is None:
         return
     if type(max_memory) is not int or max_memory < 0:
         raise UsageError(
             Wording("{max_memory} is no number of bytes", max_memory=max_memory),
-            cure="pass one number: what the load may add to this process's anonymous memory; "
-            "offloading by device is not done",
+            cure="pass one number: the bytes that the load may add to this process's anonymous memory; "
+            "limits per device are not supported",
         )
     if stated.peak > max_memory:
         raise MemoryLimitError(
@@ -275,6 +276,6 @@ def refuse_above(stated: MemoryPlan, max_memory: int | None) -> None:
                     dtype="auto",
                     copy=True,
                 ),
-                Wording("pass {spill}, and casts go to evictable file-backed memory", spill=...),
+                Wording("pass {spill}: the kernel can write the results of casts to a file there", spill=...),
             ),
         )

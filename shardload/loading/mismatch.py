@@ -1,4 +1,4 @@
-"""mismatch: the error that a load raises for its faults, with every cause and cure that is known."""
+"""mismatch: makes the error that a load raises for its faults, with every known cause and cure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def mismatch(report: Report, faults: Sequence[Fault]) -> MismatchError:
-    """Return the error for faults: headline, findings with their cures, and the faults grouped by template."""
+    """Return the error for faults: a headline, findings with their cures, and the faults grouped by template."""
     report.faults = tuple(faults)
     error = MismatchError(
         Wording(

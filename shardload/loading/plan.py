@@ -1,4 +1,4 @@
-"""Plan: which stored tensor goes where. Made from headers alone; not a byte of weights is read."""
+"""Plan: decides which stored tensor fills which slot, from headers alone; no weight is read."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ if TYPE_CHECKING:
 class Plan:
     """Where every stored tensor goes.
 
-    `mapped` is all that the key map makes of the checkpoint, by the model's keys. Of that, `direct` maps a slot's name
-    to the tensor that fills it, and `handed` the prefix of each self-loading subtree to everything that is handed to
-    it. `claims` are what the target takes out of the pairing: `claimed` by stored name, `made` by slot; `parts` are
-    slots of which it wants a part of the stored tensor only.
+    `mapped` holds every tensor after the key map, by the model's keys. `direct` maps the name of a slot to the tensor
+    that fills it; `handed` maps the prefix of each self-loading subtree to the entries that its loaders get. `claims`
+    are the target's claims: `claimed` has them by stored name, `made` by slot. `parts` names the slots for which the
+    target reads only a part of the stored tensor.
 
-    `computed` are stored copies of what the class computes, `dropped` keys that the key map leaves out, `idle_rules`
-    those of its rules that take no tensor, `forgiven` missing names that a hook of the class takes off the list.
-    Memory: `in_place` are parameters that their module's loader writes to, `own_results` the bytes of those for which
-    it makes tensors of its own; `turned` are views of the file that are not contiguous, `copied` tensors that get
-    memory of their own because another one has the same bytes; `held` is what has to be joined.
+    `computed` are stored copies of tensors that the class computes, `dropped` are keys that the key map drops,
+    `idle_rules` are rules of the key map that take no tensor, `forgiven` are missing names that a hook of the class
+    removes from the list. For memory: `in_place` are parameters that a module's loader writes to; `own_results` has the
+    bytes of parameters for which a loader makes new tensors; `turned` are views of the file that are not contiguous;
+    `copied` are tensors that get a copy because another tensor has the same bytes; `held` counts the tensors that have
+    to be joined.
     """
 
     mapped: dict[str, Derived] = field(default_factory=dict)
@@ -65,7 +66,7 @@ class Plan:
 
     @property
     def tensors(self) -> Iterable[tuple[str, Derived]]:
-        """Every (name, tensor) pair that the load reads: the model's name, or that of a claimed tensor."""
+        """Every (name, tensor) pair that the load reads; the name is a key of the model or of a claimed tensor."""
         yield from self.direct.items()
         yield from ((name, self.mapped[name]) for name in self.claimed)
         for entries in self.handed.values():
@@ -75,9 +76,10 @@ class Plan:
 def match(
     shell: Shell, tree: ModuleTree, checkpoint: Checkpoint, key_map: KeyMap | None, target: Target
 ) -> Plan:
-    """Pair stored tensors with slots by name and shape; what loads itself is handed over, not judged.
+    """Return the plan that pairs stored tensors with slots by name and shape.
 
-    What the target claims is taken out of the pairing. `key_map` is None where no tensor changes its name.
+    The tensors of self-loading subtrees are handed over without a check; tensors that the target claims take no part in
+    the pairing. `key_map` is None when no tensor changes its name.
     """
     plan = Plan(handed={root.prefix: {} for root in tree.self_loading})
     if key_map is None:
@@ -107,7 +109,7 @@ def match(
 
 
 def _claim(plan: Plan, shell: Shell, target: Target) -> None:
-    """Note what the target takes out of the pairing by name, and which slots it fills with that."""
+    """Record the claims of the target: the stored tensors that it takes and the slots that it fills."""
     for claim in target.claims(shell.slots, plan.mapped):
         plan.claims.append(claim)
         for name in claim.stored.values():
@@ -115,13 +117,13 @@ def _claim(plan: Plan, shell: Shell, target: Target) -> None:
         for name in claim.fills:
             if name not in shell.slots:
                 raise UsageError(
-                    f"the target claims {name!r}, which is no slot of the model", where=repr(claim)
+                    f"the target claims to fill {name!r}, which is no slot of the model", where=repr(claim)
                 )
             plan.made[name] = claim
 
 
 def narrow(plan: Plan, target: Target) -> None:
-    """Narrow what is read for each slot to the part that the target wants of it; the pairing has been judged whole."""
+    """Reduce each tensor of the plan to the part that the target wants, after the whole tensors were judged."""
     if type(target).part is Target.part:
         return
     for key, whole in plan.direct.items():
@@ -132,7 +134,7 @@ def narrow(plan: Plan, target: Target) -> None:
 
 
 def _hand_over_objects(plan: Plan, tree: ModuleTree, checkpoint: Checkpoint, key_map: KeyMap | None) -> None:
-    """Hand entries of pickled state dicts that are no tensors to what loads itself; elsewhere they are faults."""
+    """Hand entries of pickled state dicts that are not tensors to self-loading subtrees; any other one is a fault."""
     objects = checkpoint.objects
     named = {name: name for name in objects} if key_map is None else key_map.map_objects(objects, plan.mapped)
     for stored, name in named.items():
@@ -146,7 +148,7 @@ def _hand_over_objects(plan: Plan, tree: ModuleTree, checkpoint: Checkpoint, key
 
 
 def _apply(key_map: KeyMap, checkpoint: Checkpoint, plan: Plan) -> None:
-    """Let the key map make the model's tensors out of the stored ones."""
+    """Apply the key map to the headers of the checkpoint, and record its results in the plan."""
     mapped = key_map.map_headers(checkpoint.tensors)
     key_map.require_fit(checkpoint.tensors, mapped)
     plan.mapped = {key: as_view(tensor) or tensor for key, tensor in mapped.tensors.items()}
@@ -154,7 +156,7 @@ def _apply(key_map: KeyMap, checkpoint: Checkpoint, plan: Plan) -> None:
     plan.idle_rules += [
         rule.to_dict() for rule, count in zip(key_map.rules, mapped.claimed, strict=True) if not count
     ]
-    # Two parameters that were views of the same bytes would be one: what is written to either would show in both.
+    # Two parameters that are views of the same bytes would act as one: a write to either would change both.
     plan.copied |= second_views(key_map.rules, plan.mapped)
     for key, ref in plan.mapped.items():
         if isinstance(ref, TensorRef) and ref.strides is not None and checkpoint.tensors.get(ref.name) != ref:
@@ -162,7 +164,7 @@ def _apply(key_map: KeyMap, checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def settle_ties(plan: Plan, shell: Shell) -> None:
-    """Keep a tied parameter among the missing only when no name of its group is stored, and then once."""
+    """Drop the missing faults of tied names if any name of the group is stored; else keep one fault per group."""
     missing = {fault.key for fault in plan.faults if fault.kind == "missing"}
     needless: set[str] = set()
     for group in shell.ties:
@@ -180,7 +182,7 @@ def _match_one(plan: Plan, key: str, ref: Derived, slot: Slot | None) -> None:
     elif not slot.is_stored:
         plan.faults.append(replace(unexpected_fault(key, ref), note=PLAIN_ATTRIBUTE))
     elif slot.shape != ref.shape and not (slot.shape == () and ref.shape == (1,)):
-        # torch before 0.4 stored scalars with one dimension; its own loader takes them too.
+        # torch before 0.4 stored scalars with one dimension; torch's own loader accepts them too.
         plan.faults.append(shape_mismatch_fault(slot, ref))
     elif note := other_kind(slot, ref.dtype):
         plan.faults.append(refused_fault(slot, ref, note))
@@ -188,26 +190,26 @@ def _match_one(plan: Plan, key: str, ref: Derived, slot: Slot | None) -> None:
         plan.direct[key] = ref
 
 
-# Tables that published classes compute into plain attributes, and that older checkpoints hold copies of.
+# Tables that published classes compute into plain attributes, while older checkpoints hold copies of them.
 _TABLES = frozenset({"inv_freq", "cos_cached", "sin_cached", "freqs_cis", "position_ids", "masked_bias"})
 
-PLAIN_ATTRIBUTE = "the class keeps it as a plain attribute, which no load fills: it would have to be a buffer"
+PLAIN_ATTRIBUTE = "the class keeps it as a plain attribute, which a load can't fill: make it a buffer"
 
 
 def is_recomputed(slot: Slot) -> bool:
-    """Whether the class computes what the slot holds, so that a stored copy may stay unread."""
+    """Whether the class computes the tensor of a slot, so that a stored copy is not needed."""
     return slot.kind == "computed" or (slot.kind == "attribute" and slot.name.rpartition(".")[2] in _TABLES)
 
 
 def other_kind(slot: Slot, code: str) -> str | None:
-    """Return why a slot can't take numbers of the kind that is stored, or None where it can."""
+    """Return why a slot can't take numbers of the stored kind, or None if it can."""
     if code not in TORCH_NAMES:
         return f"stored as {code}, for which torch has no dtype"
     if not (slot.dtype.is_floating_point or slot.dtype.is_complex):
         return None
     stored_as = TORCH_NAMES[code]
     if code.startswith("C") and not slot.dtype.is_complex:
-        return f"stored as {stored_as}, and the model holds real numbers"
+        return f"stored as {stored_as}, but the model holds real numbers"
     if not code.startswith(("F", "BF", "C")):
         return f"stored as {stored_as}: packed or quantised weights need modules that hold them"
     return None

@@ -1,4 +1,4 @@
-"""Provenance: what is known of a model that was loaded: its report, and the stored tensor behind each parameter."""
+"""Provenance: remembers the report of a loaded model, and the stored tensor that each parameter came from."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ T = TypeVar("T")
 
 
 class OfModels(Generic[T]):
-    """What is known of models, by their ids until they are gone.
+    """Remembers one object per model, by the model's id, until the model is freed.
 
-    So nothing that is known keeps a model alive or is pickled with it, and a class may call any two models equal.
+    An entry neither keeps a model alive nor is pickled with it, and a class may define any two models as equal.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, T] = {}
 
     def remember(self, model: nn.Module, known: T) -> None:
-        """Note what is known of a model, in place of what was."""
+        """Remember an object for a model, in place of an earlier one."""
         if id(model) not in self._known:
             weakref.finalize(model, self._known.pop, id(model), None).atexit = False
         self._known[id(model)] = known
 
     def of(self, model: nn.Module) -> T | None:
-        """Return what is known of a model; None for another one, and for copies."""
+        """Return the object of a model; None for a model without one, and for copies of a model."""
         return self._known.get(id(model))
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that a model was filled from, and the stored tensor, or part of one, behind each name.
+    """The checkpoint that a model was filled from, and the stored tensor, or part of one, that filled each name.
 
-    It says where a value came from, not that it is still that value: compare before you rely on it. Tensors that were
-    put together from several stored ones are left out.
+    An origin tells where a value came from, not that the value is unchanged: compare the two before you rely on it.
+    Tensors that were joined from several stored ones are left out.
     """
 
     checkpoint: Checkpoint
@@ -58,7 +58,7 @@ class Origin:
         return self
 
     def __reduce__(self) -> tuple[object, tuple[()]]:
-        """Pickle as None: where the pickle is read, the files may not be."""
+        """Pickle as None: the files may not exist where the pickle is read."""
         return _nowhere, ()
 
     def is_unchanged(self, ref: TensorRef) -> bool:
@@ -66,12 +66,12 @@ class Origin:
         expected = self.checkpoint.identities.get(ref.shard)
         try:
             now = file_identity(self.checkpoint.source.open(ref.shard).local_path())
-        except Exception:  # noqa: BLE001 - whatever keeps it from being read, it is not there as it was
+        except Exception:  # noqa: BLE001 - a file that can't be read for any reason is not unchanged
             return False
         return expected is None or now == expected
 
     def open(self, ref: TensorRef) -> AbstractContextManager[Shard]:
-        """Return the opened file of a stored tensor. Raises CorruptError where it has changed since the load."""
+        """Return the file of a stored tensor as a Shard. Entering it raises CorruptError when the file has changed."""
         path = self.checkpoint.source.open(ref.shard).local_path()
         return Shard(path, expected=self.expected(ref))
 
@@ -85,14 +85,14 @@ def _nowhere() -> None:
 
 
 def remember_origin(model: nn.Module, checkpoint: Checkpoint, plan: Plan) -> None:
-    """Note which stored tensor each name of a model was filled from."""
+    """Remember the stored tensor that each name of a model was filled from."""
     filled = plan.tensors if plan.handed else plan.direct.items()
     refs = {name: ref for name, ref in filled if isinstance(ref, TensorRef) and name not in plan.claimed}
     _origins.remember(model, Origin(checkpoint, refs))
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """Return where a model's weights came from; None for one that no checkpoint filled, and for copies."""
+    """Return the origin of a model's weights; None for a model that no checkpoint filled, and for copies."""
     return _origins.of(model)
 
 

@@ -1,8 +1,8 @@
-"""The rehearsal: a walk with meta tensors that tells what modules with their own loaders will accept.
+"""Rehearses a load with meta tensors, to learn which tensors modules with their own loaders will accept.
 
-Hooks may rename, fuse or drop keys, so names alone prove nothing for their subtrees. The same walk over tensors
-made from headers runs every hook and reads no byte. It assigns, so everything is put back by identity whatever
-happens. Hooks therefore run twice in a load, once with meta tensors.
+Hooks may rename, fuse or drop keys, so names alone prove nothing about a subtree with hooks. A walk over meta tensors
+made from headers runs every hook and reads no weight. The walk assigns tensors, so everything is restored by identity
+afterwards, also after an error. In a load, hooks therefore run twice, the first time with meta tensors.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _EXTRA_STATE = "_extra_state"
 def rehearse(
     plan: Plan, shell: Shell, roots: Sequence[SelfLoading], versions: Mapping[str, dict[str, Any]]
 ) -> list[str]:
-    """Add the faults of subtrees with their own loaders to the plan; return lines about what couldn't be rehearsed.
+    """Add the faults of self-loading subtrees to the plan; return notes on the subtrees that can't be rehearsed.
 
     The model is left exactly as it was.
     """
@@ -55,13 +55,14 @@ def rehearse(
         except ShardloadError:
             raise
         except KeyError as error:
-            plan.faults.append(failure(root, error))  # it asks for a name that is not there, values or not
+            # The loader asks for a missing name, and would do so with real values too.
+            plan.faults.append(failure(root, error))
         except Exception as error:  # noqa: BLE001 - a hook may raise anything when it looks at values
             plan.in_place |= _own_parameters(root)
             plan.own_results |= {key: ref.nbytes for key, ref in entries.items() if isinstance(ref, Derived)}
             unproven.append(
                 f"{root.label}: {root.why} can't be rehearsed without values ({type(error).__name__}); "
-                "it is judged at the load"
+                "the load itself shows whether it fits"
             )
         else:
             faults = faults_of(result, entries, shell, plan.computed)
@@ -74,7 +75,7 @@ def rehearse(
 
 
 def _own_parameters(root: SelfLoading) -> set[str]:
-    """Return the parameters of modules with an override: what it does to them is not known."""
+    """Return the parameters of modules that override the loader: a rehearsal did not show whether it writes to them."""
     return {
         path + name
         for path, module in modules_of(root.module, root.prefix)
@@ -85,13 +86,13 @@ def _own_parameters(root: SelfLoading) -> set[str]:
 
 
 def failure(root: SelfLoading, error: Exception) -> Fault:
-    """Return the fault of a subtree whose own loader raised something."""
+    """Return the fault of a subtree whose own loader raised an error."""
     key = root.prefix[:-1] or type(root.module).__name__
     return Fault("refused", key, note=f"{root.why} failed: {type(error).__name__}: {error}")
 
 
 class _Watch:
-    """Sees what each module makes of its slots: replaced as it should be, by another kind of number, or not at all."""
+    """Watches what each module does to its slots: it replaces a tensor, changes its kind of number, or leaves it."""
 
     def __init__(self, plan: Plan, shell: Shell) -> None:
         self._plan = plan
@@ -116,7 +117,7 @@ class _Watch:
         return leave
 
     def _note_memory(self, key: str, assigned: torch.Tensor) -> None:
-        """Note a tensor that the module made: one that does not share the storage of a tensor it was handed."""
+        """Record a tensor that the module made itself: its storage is none of those that the module was handed."""
         if _storage(assigned) not in self.handed:
             self._plan.own_results[key] = assigned.nbytes
 
@@ -133,7 +134,7 @@ def _walk_on_meta(
     state = {
         key: _on_meta(value) if isinstance(value, Derived) else value
         for key, value in entries.items()
-        # set_extra_state would change the module's own objects, which can't be put back.
+        # set_extra_state would change the module's own objects, which can't be restored.
         if key.rpartition(".")[2] != _EXTRA_STATE
     }
     watch.handed = {_storage(value) for value in state.values() if isinstance(value, torch.Tensor)}
@@ -152,11 +153,11 @@ def _on_meta(ref: Derived) -> torch.Tensor:
 def faults_of(
     result: WalkResult, entries: Mapping[str, Any], shell: Shell, computed: list[str]
 ) -> list[Fault]:
-    """Turn what a walk reported into faults; stored copies of computed tensors go to `computed`."""
+    """Return the result of a walk as faults; stored copies of computed tensors are added to `computed`."""
     faults: list[Fault] = []
     for key in dict.fromkeys(result.missing):
         if key in entries and key.rpartition(".")[2] == _EXTRA_STATE:
-            continue  # it was left out of the rehearsal
+            continue  # the rehearsal left this entry out
         slot = shell.slots.get(key)
         faults.append(missing_fault(slot) if slot else Fault("missing", key))
     for key in dict.fromkeys(result.unexpected):
@@ -175,7 +176,7 @@ def faults_of(
 
 
 def _message_fault(message: str, entries: Mapping[str, Any], shell: Shell) -> Fault:
-    """Read torch's "size mismatch for KEY: …"; any other message is a refusal in the module's own words."""
+    """Return the fault of a message: a shape mismatch for torch's "size mismatch for KEY: …", else a refusal."""
     key = message.removeprefix("size mismatch for ").split(":", 1)[0]
     slot = shell.slots.get(key)
     if message.startswith("size mismatch for ") and slot is not None:

@@ -1,4 +1,4 @@
-"""Report: what was loaded from where, what was not, and what it cost in time and memory."""
+"""Report: tells what was loaded and from where, what was not loaded, and how much time and memory that took."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from shardload.loading.fault import Fault
     from shardload.loading.memory_plan import MemoryPlan
 
-_MOST_LINES = 12  # patterns a kind of fault; the rest is counted
-_FEW_LINES = 4  # the same, where a finding explains them
+_MOST_LINES = 12  # patterns per kind of fault; the others are only counted
+_FEW_LINES = 4  # the same limit when a finding explains the faults
 
 
 @dataclass(frozen=True)
 class ShardRow:
-    """What one shard gave: tensors, bytes, seconds; and the process's memory after it, in bytes."""
+    """One shard of a load: its tensors, bytes and seconds, and the memory of the process after it, in bytes."""
 
     name: str
     tensors: int
@@ -37,7 +37,7 @@ class ShardRow:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Resident memory before and after a load, and the peak seen while it ran."""
+    """Resident memory before and after a load, and the highest sample while it ran."""
 
     before: Memory
     after: Memory
@@ -58,10 +58,9 @@ class Report:
         >>> report.ok, report.loaded, report.nbytes, report.dtypes
         (True, 2, 40, {'float32': 2})
 
-    `faults` stop a strict load; `allowed` are those that the caller or the class permits, by reason. `notes` are
-    lines worth reading that are no faults. `key_map` is the map that cures what can be cured, tried on headers.
-    `nbytes` counts stored bytes; `seconds` has one figure a stage. `adapters` are AdapterReports. `str()` is for
-    people.
+    `faults` stop a strict load; `allowed` are faults that the caller or the class permits, by reason. `notes` are
+    remarks that are not faults. `key_map` is a key map that cures faults; it was tried on the headers. `nbytes` counts
+    stored bytes; `seconds` has one figure per stage. `adapters` are AdapterReports. `str()` returns a text for people.
     """
 
     where: str
@@ -87,7 +86,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing stands in the way of a strict load."""
+        """Whether a strict load succeeds: there are no faults."""
         return not self.faults
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,7 +173,7 @@ class Report:
 
 
 def headline(faults: Sequence[Fault]) -> str:
-    """Return "3 missing, 2 unexpected, 1 misshapen"."""
+    """Return the number of faults of each kind: "3 missing, 2 unexpected, 1 misshapen"."""
     kinds = [fault.kind for fault in faults]
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
@@ -184,7 +183,7 @@ def fault_text(faults: Sequence[Fault], findings: Sequence[Finding] = ()) -> str
     lines: list[str] = []
     if findings:
         lines += [*finding_lines(findings), ""]
-    # What a finding cures need not be listed at length.
+    # Faults that a finding cures are not listed at length.
     most = _FEW_LINES if any(finding.key_map for finding in findings) else _MOST_LINES
     titles = {
         "misshapen": "misshapen (other shape in the checkpoint than in the model)",

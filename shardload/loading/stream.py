@@ -1,4 +1,4 @@
-"""The stream: carries a plan out, one shard open at a time."""
+"""Streams weights into a model as its plan says, with one shard open at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[str, TensorRef]]
 
-_WORTH_ASKING = 2**23  # bytes: less is read by the time that the kernel has been asked for it
+_WORTH_ASKING = 2**23  # bytes: fewer are read in the time that it takes to ask the kernel
 
 
 def stream(
@@ -46,9 +46,9 @@ def stream(
     progress: ProgressOption,
     verified: VerifiedWhileLoading | None = None,
 ) -> set[str]:
-    """Move every planned tensor into the model and return the names that were filled; rows go to the report.
+    """Load every tensor of the plan into the model, and return the names that were filled.
 
-    `verified` is told of every shard as soon as it is on this disk.
+    The report gets a row per shard. `verified` is told about every shard as soon as the shard is on the local disk.
     """
     by_shard = _by_shard(comparison)
     total = sum(ref.nbytes for pairs in by_shard.values() for _, ref in pairs)
@@ -77,12 +77,12 @@ def stream(
 
 
 def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
-    """Group what is read by shard, in the order of the bytes."""
+    """Group the tensors to read by shard, in the order of their bytes."""
     return reading_order(comparison.plan.tensors, (shard.name for shard in comparison.checkpoint.shards))
 
 
 class _Stream:
-    """Carries a plan out, shard by shard. Joins, claims and self-loading subtrees are there where the plan has some."""
+    """Loads the tensors of a plan, shard by shard. `joins`, `claims` and `subtrees` are None when the plan has none."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class _Stream:
         self.subtrees = (
             Subtrees(comparison, target, self._count, copy=copy) if comparison.tree.self_loading else None
         )
-        # For the many small tensors of most models the call of a method that nobody overrides is spared.
+        # A target without its own `put` saves a method call per tensor: most models have many small tensors.
         self.put = None if type(target).put is Target.put else target.put
 
     def __enter__(self) -> Self:
@@ -117,7 +117,7 @@ class _Stream:
         self.target.close()
 
     def shard(self, name: str, pairs: Pairs, meter: ProgressMeter | None) -> None:
-        """Load one shard tensor by tensor."""
+        """Load the tensors of one shard, one after another."""
         checkpoint = self.comparison.checkpoint
         path = checkpoint.source.open(name).local_path()
         if self.verified is not None:
@@ -139,7 +139,7 @@ class _Stream:
             self.target.wait()
 
     def without_parts(self) -> None:
-        """Load what no shard brought: joins that hold nothing but padding, loaders that were handed no tensor."""
+        """Load what no shard contains: joined tensors of padding alone, and subtrees whose loaders get no tensor."""
         if self.joins is not None:
             for key, tensor in self.joins.without_parts():
                 self._deliver(key, tensor, None)
@@ -148,7 +148,7 @@ class _Stream:
             self.subtrees.without_tensors()
 
     def _deliver(self, key: str, stored: torch.Tensor, release: Release | None) -> None:
-        """Load a tensor of a plain module; hand the others over to what they are for."""
+        """Pass a tensor on to its claim or its self-loading subtree; load the tensor of a plain module."""
         if self.claims is not None and key in self.comparison.plan.claimed:
             self._fill(self.claims.take(key, stored))
             return
@@ -160,13 +160,13 @@ class _Stream:
         self._load(key, stored, release)
 
     def _fill(self, made: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Assign what the target made of a claim."""
+        """Assign the tensors that the target made for a claim."""
         for key, tensor in made:
             self._assign(key, tensor)
             self._count(key, tensor.dtype)
 
     def _load(self, key: str, stored: torch.Tensor, release: Release | None) -> None:
-        """Place and assign one tensor of a plain module; a second copy of a tied one, compared before, is left out."""
+        """Place and assign one tensor of a plain module. The second copy of a tied tensor is skipped."""
         if key in self.tied and self.filled.intersection(self.tied[key]):
             self.loaded += 1
             return
@@ -195,7 +195,7 @@ class _Stream:
             self.target.put(module, name, tensor)
         elif old is None:
             module._buffers[name] = tensor
-        else:  # what nn.Parameter does with a plain tensor, without its questions: 1 µs a tensor less
+        else:  # as nn.Parameter does for a plain tensor, without its checks: 1 µs less per tensor
             module._parameters[name] = torch.Tensor._make_subclass(nn.Parameter, tensor, old.requires_grad)
 
     def _module(self, prefix: str) -> nn.Module:

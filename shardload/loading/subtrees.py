@@ -1,4 +1,4 @@
-"""Subtrees that load themselves: their tensors are kept until the last has come, then their modules walk."""
+"""Loads subtrees that load themselves: keeps the tensors of each until it is complete, then runs its loaders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Subtrees:
-    """The self-loading subtrees of one load. `filled` is called with the name and dtype of each tensor they assign."""
+    """The self-loading subtrees of one load. `filled` is called with the name and dtype of each assigned tensor."""
 
     def __init__(
         self,
@@ -46,25 +46,26 @@ class Subtrees:
         self._count = 0
 
     def deliver(self, root: str, key: str, stored: torch.Tensor) -> None:
-        """Keep a tensor of a subtree; load the subtree when it was the last."""
+        """Keep a tensor of a subtree; load the subtree when the tensor is its last one."""
         plan = self._comparison.plan
         if key in plan.copied and not self._copy:
             stored = stored.clone()
         elif key in plan.turned:
-            stored = stored.contiguous()  # its loader may count on what a converted file would give
+            # The loader may expect contiguous tensors, as a converted file has them.
+            stored = stored.contiguous()
         self._arrived[root][key] = stored
         self._waiting[root] -= 1
         if self._waiting[root] == 0:
             self._walk(self._roots[root])
 
     def without_tensors(self) -> None:
-        """Run loaders that were handed no tensor: an extra state, or keys that they may do without."""
+        """Load the subtrees that get no tensor: they may have an extra state, or need no key at all."""
         for prefix, root in self._roots.items():
             if _tensor_count(self._comparison.plan.handed[prefix]) == 0:
                 self._walk(root)
 
     def _walk(self, root: SelfLoading) -> None:
-        """Let a subtree load itself from everything that came for it, in the checkpoint's order."""
+        """Let a subtree load itself from its entries, in the checkpoint's order."""
         comparison = self._comparison
         entries = comparison.plan.handed[root.prefix]
         arrived = self._arrived.pop(root.prefix)
@@ -83,11 +84,11 @@ class Subtrees:
         handed, took = _tensor_count(entries), self._count - before
         if handed != took:
             comparison.report.notes.append(
-                f"{root.label}: {root.why} was handed {handed} tensors and filled {took} of the model's"
+                f"{root.label}: {root.why} was handed {handed} tensors and filled {took} tensors of the model"
             )
 
     def _new_faults(self, faults: list[Fault]) -> list[Fault]:
-        """Leave out what the judgement allowed or the target makes; what is left only showed with values."""
+        """Return the faults that the rehearsal could not show: neither allowed, nor tied, nor made by the target."""
         report, shell, plan = self._comparison.report, self._comparison.shell, self._comparison.plan
         settled = {fault.key for group in report.allowed.values() for fault in group} | plan.made.keys()
         tied = {name for group in shell.ties for name in group}
@@ -114,7 +115,7 @@ class Subtrees:
     def _settle(
         self, module: nn.Module, slots: dict[str, Any], prefix: str, name: str, value: torch.Tensor
     ) -> bool:
-        """Let the target place what a module has just assigned; False for what the class computes itself."""
+        """Let the target place a tensor that a module has just assigned; return False for a computed tensor."""
         slot = self._comparison.shell.slots.get(prefix + name)
         if slot is not None and not slot.is_stored:
             return False

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint, *, copy: bool = False) -> None:
-    """Raise MismatchError when a tied parameter is stored twice with different values; before anything is assigned.
+    """Raise MismatchError when a tied parameter is stored twice with different values. Nothing is assigned before.
 
-    Copies that are one span of one file (a pickle that kept the tie) are not read. With `copy=True` no file is mapped.
+    Two names of one span of a file (a pickle that kept the tie) are equal without a read. With `copy=True` no file is
+    mapped.
     """
     stored = dict(plan.tensors)
     for group in shell.ties:
@@ -47,12 +48,12 @@ def _equal(first: Derived, second: Derived, checkpoint: Checkpoint, copy: bool) 
 
 
 def _place_in_file(tensor: Derived) -> object:
-    """Return what tells that two tensors are the same bytes, whatever they are called."""
+    """Return an object that is equal for two tensors if they are the same bytes of the same file."""
     return (tensor.shard, tensor.span, tensor.strides) if isinstance(tensor, TensorRef) else tensor
 
 
 def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors are equal bit for bit, NaN included."""
+    """Whether two tensors are equal bit for bit, also where they hold NaN."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     one, other = (tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in (first, second))
@@ -60,7 +61,7 @@ def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def retie(shell: Shell, filled: set[str]) -> None:
-    """Let every name of a tied group hold the one tensor that was loaded."""
+    """Assign the loaded tensor of each tied group to all names of the group."""
     modules = dict(modules_of(shell.model))
     for group in shell.ties:
         loaded = next((name for name in group if name in filled), None)
@@ -73,7 +74,8 @@ def retie(shell: Shell, filled: set[str]) -> None:
         tensor = _get(*places[group.index(loaded)])
         old = next((p for module, leaf in places if (p := module._parameters.get(leaf)) is not None), None)
         if old is not None and not isinstance(tensor, nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)  # a buffer that is a parameter too
+            # The loaded name is a buffer that is also a parameter.
+            tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
         for module, leaf in places:
             if leaf in module._buffers:
                 module._buffers[leaf] = tensor
@@ -82,7 +84,7 @@ def retie(shell: Shell, filled: set[str]) -> None:
 
 
 def _refuse_different(loaded: list[tuple[str, torch.Tensor]]) -> None:
-    """Raise where load hooks gave the names of one parameter different values; stored copies were compared before."""
+    """Raise MismatchError if load hooks gave the names of one parameter different values."""
     for (first_name, first), (second_name, second) in pairwise(loaded):
         if first is not second and not same_bytes(first, second):
             raise MismatchError(

@@ -99,7 +99,7 @@ def test_parts_and_transposes_are_views_and_the_report_says_what_is_not(fused):
     assert fc.stride() == (1, 6)
     assert torch.equal(fc, state["h.0.fc.weight"].T)
     text = str(report)
-    assert "key map: 1 tensors are put together in memory of their own (96 B, at most 96 B" in text
+    assert "key map: 1 tensors are joined in new memory (96 B, at most 96 B" in text
     assert "1 across shards" in text
     assert "key map: 1 tensors are views of their file that are not contiguous" in text
 
@@ -121,7 +121,7 @@ def test_a_second_name_gets_memory_of_its_own_unless_it_is_tied(tmp_path):
     with torch.no_grad():
         got["head"].zero_()
     assert got["embed"].abs().sum() > 0
-    assert "1 second names get a copy" in str(report)
+    assert "1 tensors are copied" in str(report)
 
     def tied() -> nn.Module:
         model = module_of({"embed": (4, 2)})
@@ -186,7 +186,7 @@ def test_hooks_get_what_a_converted_file_would_give(tmp_path):
     report = fill(shell, open_checkpoint(folder), key_map=key_map, progress=False)
     assert torch.equal(shell.model.own.weight, state["m.w"].T)
     assert torch.equal(shell.model.own.pair, torch.cat([state["m.a"], state["m.b"]]))
-    assert "1 tensors are put together" in str(report)
+    assert "1 tensors are joined" in str(report)
 
 
 def test_rows_of_nothing_but_padding_are_loaded_too(tmp_path):

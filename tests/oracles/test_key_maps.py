@@ -55,7 +55,7 @@ def test_separate_experts_load_fused_as_transformers_fuses_them(mixtral):
         assert torch.allclose(model(TOKENS).logits, oracle(TOKENS).logits, atol=1e-6)
     # Of [4, 96, 32] and [4, 32, 48] float32 in 2 layers: one layer's parts lie side by side, and stay views.
     note = next(note for note in report_of(model).notes if note.startswith("key map"))
-    assert "2 tensors are put together in memory of their own (73.7 kB" in note
+    assert "2 tensors are joined in new memory (73.7 kB" in note
 
 
 def test_saved_through_the_inverse_it_is_the_published_file_again(mixtral, tmp_path):
