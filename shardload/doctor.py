@@ -332,8 +332,8 @@ def _absent_shards(where: Where) -> Examination | None:
 
 def _adapted(shell: Shell, adapter: Where) -> Examination:
     from shardload.adapters import open_adapter
-    from shardload.adapters.judgement import judge
-    from shardload.adapters.reading import read_content
+    from shardload.adapters.formats import read_content
+    from shardload.adapters.match import judge
 
     against = type(shell.model).__name__
     result = Examination(str(adapter.name), against=against)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardload.adapters.adapter_report import shown
+from shardload.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from shardload.adapters.adapter_report import AdapterFault
     from shardload.checkpoint.checkpoint import Checkpoint
@@ -175,6 +176,23 @@ class ReadOptions:
     strict: bool = True
     alpha: float | None = None
     enable_lora: tuple[bool, ...] | None = None
+
+    @classmethod
+    def of(cls, alpha: float | None, enable_lora: Sequence[bool] | None, *, strict: bool) -> ReadOptions:
+        """Return a call's options. Raises UsageError for an alpha or parts that no adapter can have."""
+        if alpha is not None and not (isinstance(alpha, (int, float)) and -1e12 < alpha < 1e12):
+            raise UsageError(f"alpha must be a number, not {alpha!r}", where="alpha")
+        if enable_lora is not None and not (
+            enable_lora and all(isinstance(part, bool) for part in enable_lora)
+        ):
+            raise UsageError(
+                f"enable_lora must be a list of True and False, not {enable_lora!r}", where="enable_lora"
+            )
+        return cls(
+            strict=strict,
+            alpha=None if alpha is None else float(alpha),
+            enable_lora=None if enable_lora is None else tuple(enable_lora),
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
 from shardload.adapters.attached import record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
-from shardload.adapters.resolve import ModuleIndex
+from shardload.adapters.module_index import ModuleIndex
 from shardload.errors import UsageError
 from shardload.keywords import entry_point
 from shardload.writing.save import write_safetensors

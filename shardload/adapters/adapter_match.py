@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shardload.adapters.adapter_report import AdapterFault, shown
+
 if TYPE_CHECKING:
     from torch import nn
 
     from shardload.adapters.adapter import LoraEntry, ReplacedEntry, RowsEntry
-    from shardload.adapters.adapter_report import AdapterFault
     from shardload.adapters.layers import LayerKind, Reading
+    from shardload.adapters.module_index import ModuleIndex
     from shardload.adapters.replication import Replication
+    from shardload.tensor_ref import TensorRef
+
+_MOST_NEAREST = 20
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,19 @@ class AdapterMatch:
     replication: Replication | None = None
     faults: list[AdapterFault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def add_fault(
+        self, kind: str, ref: TensorRef, text: str, wanted: tuple[int, ...] | None = None, near: str = ""
+    ) -> None:
+        """Note what is wrong with a stored tensor; `wanted` is the shape that fits, `near` the model's module."""
+        self.faults.append(AdapterFault(kind, ref.name, text, near or None, ref.shape, wanted))
+
+    def add_unexpected(self, ref: TensorRef, path: str, index: ModuleIndex) -> None:
+        """Note a stored tensor whose module the model lacks."""
+        text = f"the model has no module {shown(path)!r}"
+        self.faults.append(AdapterFault("unexpected", ref.name, text, self.nearest(path, index), ref.shape))
+
+    def nearest(self, path: str, index: ModuleIndex) -> str | None:
+        """Return the model's module that looks most like a path, for the first few faults."""
+        # To compare a path with thousands of others takes time, and a long list of faults is cut anyway.
+        return index.nearest(path) if len(self.faults) < _MOST_NEAREST else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.adapter import listing
 from shardload.adapters.attached import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shardload.adapters.adapter_match import AdapterMatch
+    from shardload.adapters.adapter_report import AdapterReport
     from shardload.adapters.switch import Switch
     from shardload.adapters.values import AdapterValues
 
@@ -44,8 +45,12 @@ def check_owner(model: nn.Module, match: AdapterMatch) -> None:
             )
 
 
-def attach_values(model: nn.Module, name: str, values: AdapterValues, *, trainable: bool) -> Attached:
+def attach_values(
+    model: nn.Module, report: AdapterReport, values: AdapterValues, config: Mapping[str, Any] | None
+) -> None:
     """Attach read tensors to their layers and freeze the base; the first adapter becomes the active one.
+
+    `report` says its name and whether it trains, and is told whether it is active; `config` is the adapter's.
 
     Nothing here can fail for what a file holds: that was judged before. If it is interrupted all the same, the
     model is put back as it was.
@@ -53,7 +58,8 @@ def attach_values(model: nn.Module, name: str, values: AdapterValues, *, trainab
     adapters = adapters_of(model)
     if adapters is None:
         adapters = vars(model)[RECORD] = Adapters()
-    attached = adapters.attached[name] = Attached(name, trainable)
+    name = report.name
+    attached = adapters.attached[name] = Attached(name, report.trainable, report, config)
     try:
         if len(adapters.attached) == 1:
             _freeze(model, adapters)
@@ -62,12 +68,12 @@ def attach_values(model: nn.Module, name: str, values: AdapterValues, *, trainab
             note_replaced(model, attached, values)
         if len(adapters.attached) == 1:
             activate(model, {name: 1.0})
-        if trainable:
+        if attached.trainable:
             hook_inputs(model)
     except BaseException:
         detach(model, name)
         raise
-    return attached
+    report.active = name in adapters.switch.chosen.weights
 
 
 def replace_adapter(model: nn.Module, old: Attached, values: AdapterValues) -> Attached:

@@ -13,6 +13,8 @@ from shardload.adapters.adapter_report import AdapterFault, shown
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from shardload.adapters.adapter_match import AdapterMatch
+
 METADATA_KEY = "shardload.base"
 _LAYERS = 16
 _VALUES = 8
@@ -40,6 +42,17 @@ def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
         for name in names[::step]
     }
     return json.dumps({"version": 1, "tensors": found})
+
+
+def compare_base(text: str, match: AdapterMatch, *, strict: bool) -> None:
+    """Add a fault (a warning without `strict`) when a model's tensors are not those of a file's fingerprint."""
+    terms = [(found, found.reading.term.attribute) for found in match.layers]
+    base = {f"{found.entry.path}.{name}": found.layer._parameters.get(name) for found, name in terms}
+    faults = list(base_faults(text, base))
+    if strict:
+        match.faults += faults
+    else:
+        match.warnings += [str(fault) for fault in faults]
 
 
 def base_faults(text: str, tensors: Mapping[str, torch.Tensor | None]) -> Iterable[AdapterFault]:

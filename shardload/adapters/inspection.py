@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import ReadOptions, listing
 from shardload.adapters.adapter_report import AdapterFault, counted, fault_dict, fault_lines, shown, size_of
+from shardload.adapters.formats import read_content
 from shardload.adapters.match import match_adapter
-from shardload.adapters.reading import checked_options, read_content
 from shardload.adapters.source import open_adapter
 from shardload.errors import UsageError, Wording, keywords_of
 from shardload.keywords import entry_point
@@ -136,7 +136,7 @@ def inspect_adapter(
     is listed in `faults`, except for what is declined by name (UnsupportedError) or no adapter at all.
     """
     file = open_adapter(Where.of(where, keywords))
-    options = checked_options(alpha, enable_lora, strict=True)
+    options = ReadOptions.of(alpha, enable_lora, strict=True)
     content, unknown = _read(file, format, options, key_map)
     match, coverage = (None, None) if base is None else _fit(file, content, base)
     ranks, scales = _ranks_and_scales(content, match)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,21 +10,53 @@ import torch
 from torch import nn
 
 from shardload.adapters.adapter import listing
-from shardload.adapters.adapter_match import AdapterMatch, LayerMatch, ReplacedMatch
-from shardload.adapters.adapter_report import AdapterFault, shown
-from shardload.adapters.complete import check_complete
+from shardload.adapters.adapter_match import AdapterMatch, LayerMatch
+from shardload.adapters.adapter_report import AdapterFault, AdapterReport, shown
+from shardload.adapters.fingerprint import METADATA_KEY, compare_base
+from shardload.adapters.judgement import refuse
 from shardload.adapters.layers import LAYER_ATTRIBUTES, LoraLayer, kind_of
+from shardload.adapters.match_replaced import match_replaced
+from shardload.adapters.missing import check_missing
+from shardload.adapters.module_index import ModuleIndex
 from shardload.adapters.replication import replicate
 from shardload.adapters.residual import initial_unfit
-from shardload.adapters.resolve import ModuleIndex, tensor_of
 
 if TYPE_CHECKING:
-    from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, RowsEntry
+    from shardload.adapters.adapter import AdapterContent, AdapterFile, LoraEntry, RowsEntry
     from shardload.adapters.layers import LayerKind, Reading
-    from shardload.tensor_ref import TensorRef
 
 _SOFT = ("unexpected", "missing")
 """Kinds of faults that `strict=False` turns into warnings. Wrong shapes, ranks and duplicates stay errors."""
+
+
+def judge(
+    model: nn.Module, file: AdapterFile, content: AdapterContent, name: str, *, strict: bool
+) -> tuple[AdapterReport, AdapterMatch]:
+    """Match an adapter with a model, which may be on meta, and return the report so far and the match.
+
+    No weight is read. Raises MismatchError (with the report), UnsupportedError or CorruptError for all faults.
+    """
+    match = match_adapter(model, content, strict=strict)
+    if METADATA_KEY in file.checkpoint.metadata:
+        compare_base(file.checkpoint.metadata[METADATA_KEY], match, strict=strict)
+    if not (match.layers or match.replaced or match.faults):
+        match.faults.append(AdapterFault("missing", file.weights, "the file holds no LoRA weights"))
+    loras = [found.reading.term for found in match.layers if found.reading.term.rank]
+    report = AdapterReport(
+        name=name,
+        where=file.label,
+        format=f"{content.format}, {file.checkpoint.format}",
+        base=content.base,
+        modules=len(loras),
+        ranks=dict(Counter(term.rank for term in loras)),
+        scales=dict(Counter(term.scale for term in loras)),
+        warnings=(*file.checkpoint.warnings, *match.warnings),
+        faults=tuple(match.faults),
+        nbytes=file.checkpoint.nbytes,
+    )
+    if report.faults:
+        refuse(report)
+    return report, match
 
 
 def match_adapter(model: nn.Module, content: AdapterContent, *, strict: bool) -> AdapterMatch:
@@ -31,8 +64,7 @@ def match_adapter(model: nn.Module, content: AdapterContent, *, strict: bool) ->
 
     With `strict=False` what is unexpected or missing becomes a warning, unless nothing at all is left.
     """
-    matching = _Matching(model, content)
-    result = matching.run()
+    result = _Matching(model, content).run()
     if not strict and (result.layers or result.replaced):
         soft = [fault for fault in result.faults if fault.kind in _SOFT]
         result.faults = [fault for fault in result.faults if fault.kind not in _SOFT]
@@ -41,6 +73,8 @@ def match_adapter(model: nn.Module, content: AdapterContent, *, strict: bool) ->
 
 
 class _Matching:
+    """The state of one match: where the file's paths lie in the model, and which layers are taken."""
+
     def __init__(self, model: nn.Module, content: AdapterContent) -> None:
         self.model = model
         self.content = content
@@ -50,7 +84,6 @@ class _Matching:
         self.places: dict[str, str] = {}
         self.owners: dict[tuple[int, str], str] = {}
         self._entered: set[int] | None = None
-        self.taken: set[tuple[int, str]] = set()
 
     def run(self) -> AdapterMatch:
         content, result = self.content, self.result
@@ -68,22 +101,18 @@ class _Matching:
             result.warnings.append(f"module paths of the file were found {resolution.note}")
         for fault in content.faults:
             result.faults.append(self._with_nearest(fault))
-        # What is replaced comes first: it may resize an embedding that has LoRA too.
-        for replaced in content.replaced:
-            self._match_replaced(replaced)
+        if content.replaced:
+            # What is replaced comes first: it may resize an embedding that has LoRA too.
+            match_replaced(self.model, content, self.index, self.places, result)
         for lora in content.loras:
             self._match_layer(lora)
         for rows in content.rows:
             self._match_layer(rows)
-        self._find_ties()
-        check_complete(self.index, content, result, self.places)
+        if content.bias != "none" or content.whole_modules:
+            check_missing(self.index, content, result, self.places)
+        self._note_absent()
         self._note_aliases()
         return result
-
-    def _fault(
-        self, kind: str, ref: TensorRef, text: str, wanted: tuple[int, ...] | None = None, near: str = ""
-    ) -> None:
-        self.result.faults.append(AdapterFault(kind, ref.name, text, near or None, ref.shape, wanted))
 
     def _with_nearest(self, fault: AdapterFault) -> AdapterFault:
         """Return a fault of the file with its module named as the model names it, or the nearest one."""
@@ -93,23 +122,15 @@ class _Matching:
         if place is not None:
             return replace(fault, nearest=place)
         text = f"{fault.text}; the model has no module {shown(fault.nearest)!r}"
-        return replace(fault, text=text, nearest=self._nearest(fault.nearest))
-
-    def _nearest(self, path: str) -> str | None:
-        # Looking for the nearest of thousands of names takes time: once it is clear that much is wrong, stop.
-        return self.index.nearest(path) if len(self.result.faults) < 20 else None
-
-    def _nowhere(self, ref: TensorRef, path: str) -> None:
-        text = f"the model has no module {shown(path)!r}"
-        self.result.faults.append(AdapterFault("unexpected", ref.name, text, self._nearest(path), ref.shape))
+        return replace(fault, text=text, nearest=self.result.nearest(fault.nearest, self.index))
 
     def _match_layer(self, stored: LoraEntry | RowsEntry) -> None:
-        # Kinds look at what they need; only the kind for rows fits an entry of rows.
+        # `kind_of` returns a kind that takes the entry, whichever of the two it is.
         entry: Any = stored
         place = self.places.get(entry.path)
         if place is None:
             for ref in entry.refs():
-                self._nowhere(ref, entry.path)
+                self.result.add_unexpected(ref, entry.path, self.index)
             return
         module = self.index.modules[place]
         kind = kind_of(module, entry)
@@ -120,14 +141,14 @@ class _Matching:
             if reason is None and entry.initial is not None:
                 reason = initial_unfit(entry.initial, module, kind.read(module, entry).term)
         if reason is not None or kind is None:
-            self._fault("unsupported", entry.a, f"{shown(place)} {reason}")
+            self.result.add_fault("unsupported", entry.a, f"{shown(place)} {reason}")
             self.owners[id(module), ""] = entry.a.name
             return
         reading = self._reading(kind, module, entry)
         owned = (id(module), reading.term.attribute)
         if owned in self.owners:
             text = f"the layer {shown(place)} is adapted by {shown(self.owners[owned])} too"
-            self._fault("duplicate", entry.a, text, near=place)
+            self.result.add_fault("duplicate", entry.a, text, near=place)
         elif self._check_shapes(entry, place, reading):
             ties = self._tied_heads(module) if not reading.term.rank else ()
             self.result.layers.append(LayerMatch(entry, place, module, kind, reading, ties))
@@ -136,14 +157,16 @@ class _Matching:
     def _reading(self, kind: LayerKind, module: nn.Module, entry: LoraEntry) -> Reading:
         """Return how an entry fits a module, whose rows may be resized."""
         reading = kind.read(module, entry)
+        if not isinstance(module, nn.Embedding):
+            return reading
         resized = next((m for m in self.result.replaced if m.resized and m.module is module), None)
-        if resized is not None and isinstance(module, nn.Embedding):
-            rank = reading.shapes["a"][0]
-            reading = replace(reading, shapes={**reading.shapes, "a": (rank, resized.entry.ref.shape[0])})
-        return reading
+        if resized is None:
+            return reading
+        shape = (reading.shapes["a"][0], resized.entry.ref.shape[0])
+        return replace(reading, shapes={**reading.shapes, "a": shape})
 
     def _tied_heads(self, module: nn.Module) -> tuple[nn.Module, ...]:
-        """Return the linear layers that are tied to this embedding, as the model's config says, and PEFT asks it."""
+        """Return the linear layers that are tied to this embedding, where the model's config says so, as in PEFT."""
         config = getattr(self.model, "config", None)
         said = config.get("tie_word_embeddings") if isinstance(config, dict) else None
         if not (said or getattr(config, "tie_word_embeddings", False)):
@@ -192,98 +215,43 @@ class _Matching:
 
     def _check_shapes(self, entry: LoraEntry | RowsEntry, place: str, reading: Reading) -> bool:
         """Compare a layer's stored shapes with those that fit, and its rank with the config's."""
-        before = len(self.result.faults)
+        result = self.result
+        before = len(result.faults)
         for part, ref in entry.parts():
             if not ref.is_floating:
-                self._fault(
-                    "unsupported", ref, f"LoRA weights of dtype {ref.dtype} are not done by this version"
-                )
+                text = f"LoRA weights of dtype {ref.dtype} are not done by this version"
+                result.add_fault("unsupported", ref, text)
             shape = reading.shapes.get(part)
             if shape is None:
-                self._fault("unsupported", ref, f"{shown(place)} has no place for this part of an adapter")
+                result.add_fault(
+                    "unsupported", ref, f"{shown(place)} has no place for this part of an adapter"
+                )
             elif ref.shape != shape:
                 text = "the shape does not fit"
                 if len(ref.shape) != len(shape):
                     text = "the number of dimensions does not fit (a tensor that was sharded and not gathered is flat)"
-                self._fault("shape", ref, text, shape, near=place)
+                result.add_fault("shape", ref, text, shape, near=place)
         rank = reading.term.rank
-        if len(self.result.faults) == before and entry.stated_rank not in {None, rank}:
+        if len(result.faults) == before and entry.stated_rank not in {None, rank}:
             text = (
                 f"the config gives this layer rank {entry.stated_rank}, the file {rank}: the scale, alpha / rank, "
                 "can't be told"
             )
-            self._fault("rank", entry.a, text, near=place)
-        return len(self.result.faults) == before
+            result.add_fault("rank", entry.a, text, near=place)
+        return len(result.faults) == before
 
-    def _match_replaced(self, entry: ReplacedEntry) -> None:
-        place = self.places.get(entry.path)
-        if place is None:
-            self._nowhere(entry.ref, entry.path)
-            return
-        module = self.index.modules[place]
-        current = tensor_of(module, entry.attribute)
-        if current is None:
-            text = f"{shown(place) or 'the model'} ({type(module).__name__}) has no tensor {shown(entry.attribute)!r}"
-            self._fault("unexpected", entry.ref, text, near=place or self.index.nearest(entry.name) or "")
-            return
-        shape = tuple(current.shape)
-        embedding = isinstance(module, nn.Embedding) or module is _output_embedding(self.model)
-        if not entry.declared and not embedding:
-            text = "the config accounts for no such tensor (modules_to_save does not name its module)"
-            self._fault("unexpected", entry.ref, text, shape, near=place)
-        elif entry.ref.shape != shape and not (embedding and self._resizes(entry, module, shape)):
-            self._fault("shape", entry.ref, "the shape does not fit", shape, near=place)
-        elif entry.ref.is_floating != current.dtype.is_floating_point:
-            text = f"a stored {entry.ref.dtype} can't replace {current.dtype}"
-            self._fault("unsupported", entry.ref, text)
-        elif (id(module), entry.attribute) in self.taken:
-            self._fault(
-                "duplicate", entry.ref, f"{shown(place)} is a second name of a module that is in the file too"
+    def _note_absent(self) -> None:
+        """Warn of layers that the config's target_modules name and the file lacks."""
+        placed = set(self.places.values())
+        absent = [path for path in self.index.linears(self.content.targets) if path not in placed]
+        if absent:
+            self.result.warnings.append(
+                f"target_modules names {len(absent)} layers that the file lacks: {listing(absent)}"
             )
-        else:
-            if not entry.declared:
-                self.result.warnings.append(f"{shown(entry.ref.name)}: a saved embedding replaces the base's")
-            self.taken.add((id(module), entry.attribute))
-            resized = entry.ref.shape != shape
-            if resized:
-                text = f"{shown(entry.ref.name)}: the vocabulary is resized from {shape[0]} to {entry.ref.shape[0]}"
-                self.result.warnings.append(text)
-            self.result.replaced.append(ReplacedMatch(entry, place, module, resized=resized))
-
-    def _resizes(self, entry: ReplacedEntry, module: nn.Module, shape: tuple[int, ...]) -> bool:
-        """Whether an embedding's stored weight differs from the model's in its number of rows alone."""
-        size = "num_embeddings" if isinstance(module, nn.Embedding) else "out_features"
-        weight = module._parameters.get("weight")
-        users = [
-            m
-            for m in self.index.modules.values()
-            if weight is not None and m._parameters.get("weight") is weight
-        ]
-        biased = [user for user in users if user._parameters.get("bias") is not None]
-        return (
-            entry.attribute == "weight"
-            and len(entry.ref.shape) == len(shape) == 2
-            and entry.ref.shape[1:] == shape[1:]
-            and getattr(module, size, None) == shape[0]
-            and not biased
-        )
-
-    def _find_ties(self) -> None:
-        """Note the other places of every parameter whose replacement its ties follow."""
-        tied = {id(tensor_of(m.module, m.entry.attribute)): m for m in self.result.replaced if m.entry.tied}
-        if not tied:
-            return
-        seen = set(self.taken)
-        for module in self.index.modules.values():
-            for name, parameter in module._parameters.items():
-                match = tied.get(id(parameter)) if parameter is not None else None
-                if match is not None and (id(module), name) not in seen:
-                    seen.add((id(module), name))
-                    match.ties.append((module, name))
 
     def _note_aliases(self) -> None:
         aliases = self.index.aliases()
-        for match in self.result.layers:
+        for match in self.result.layers if aliases else ():
             others = [path for path in aliases.get(id(match.layer), ()) if path != match.path]
             if others:
                 self.result.warnings.append(
@@ -293,11 +261,3 @@ class _Matching:
 
 def _fast_path() -> bool:
     return bool(torch.backends.mha.get_fastpath_enabled())
-
-
-def _output_embedding(model: nn.Module) -> object:
-    getter = getattr(model, "get_output_embeddings", None)
-    try:
-        return getter() if callable(getter) else None
-    except (AttributeError, NotImplementedError):
-        return None

@@ -63,6 +63,11 @@ class Patterns:
                 break
         return self._keys[first] if first < len(self._keys) else None
 
+    def value_for(self, path: str) -> float | None:
+        """Return the value that counts for the module at `path`, or None."""
+        key = self.key_for(path)
+        return None if key is None else self.values[key]
+
     def idle(self, paths: Iterable[str]) -> list[str]:
         """Return the patterns that count for none of these paths."""
         used = {self.key_for(path) for path in paths}

@@ -9,7 +9,7 @@ from torch import nn
 from shardload.adapters.adapter import listing
 from shardload.adapters.attached import ReplacedAttribute, ReplacedTensor
 from shardload.adapters.layers import Factor
-from shardload.adapters.resolve import tensor_of
+from shardload.adapters.module_index import tensor_of
 from shardload.adapters.values import as_parameter
 from shardload.errors import UsageError
 

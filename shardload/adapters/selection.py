@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from shardload.adapters.adapter import listing
 from shardload.adapters.attach import activate, detach
 from shardload.adapters.attached import adapters_of, check_unmerged, record_of
+from shardload.adapters.batch_rows import BatchRows
 from shardload.adapters.replaced import check_apart, replace_base
-from shardload.adapters.rows import Rows
 from shardload.adapters.switch import LOCK, Choice, close_scope, open_scope, scoped_choice
 from shardload.errors import UsageError, Wording
 
@@ -175,7 +175,7 @@ def adapter_batch(
         )
     wanted = dict.fromkeys((name for name in names if name is not None), 1.0)
     doubtful = str(getattr(getattr(model, "config", None), "model_type", "")).startswith("chatglm")
-    choice = Choice(wanted, Rows.of(names, batch_dim, doubtful=doubtful))
+    choice = Choice(wanted, BatchRows.of(names, batch_dim, doubtful=doubtful))
     adapters = record_of(model)
     _check_names(adapters, choice)
     return AdapterScope(model, choice)

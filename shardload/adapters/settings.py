@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.adapter import Scaling
@@ -20,6 +20,20 @@ _LARGEST_TOKEN = 2**31
 _MOST_PARTS = 64
 _MOST_LAYERS = 4096
 _BIASES = ("none", "all", "lora_only")
+_INERT = frozenset({
+    "auto_mapping", "base_model_class", "base_model_name_or_path", "corda_config", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform",
+    "loftq_config", "lora_ga_config", "megatron_core", "merge_weights", "parent_library", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type", "unsloth_fixed",
+})  # fmt: skip
+"""Settings of training, of a fresh attach, or of a variant that another setting switches on."""
+
+_READ = frozenset({
+    "alpha_pattern", "bias", "enable_lora", "init_lora_weights", "layer_replication", "lora_alpha", "lora_bias",
+    "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "target_parameters",
+    "trainable_token_indices", "use_dora", "use_rslora",
+})  # fmt: skip
+_PLAIN = _INERT | _READ
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -40,8 +54,8 @@ class PeftSettings:
     r: int | None = None
     use_rslora: bool = False
     dropout: float = 0.0
-    rank_pattern: Patterns = field(default_factory=Patterns)
-    alpha_pattern: Patterns = field(default_factory=Patterns)
+    rank_pattern: Patterns | None = None
+    alpha_pattern: Patterns | None = None
     bias: str = "none"
     lora_bias: bool = False
     use_dora: bool = False
@@ -60,14 +74,13 @@ class PeftSettings:
 
     def rank(self, path: str) -> int | None:
         """Return the rank that the config gives the layer at `path`, None when it gives none."""
-        key = self.rank_pattern.key_for(path)
-        return self.r if key is None else int(self.rank_pattern.values[key])
+        found = None if self.rank_pattern is None else self.rank_pattern.value_for(path)
+        return self.r if found is None else int(found)
 
     def scaling(self, path: str) -> Scaling:
         """Return what B @ A of the layer at `path` is multiplied with, by its rank."""
-        key = self.alpha_pattern.key_for(path)
-        alpha = self.alpha if key is None else self.alpha_pattern.values[key]
-        return Scaling(alpha, self.use_rslora)
+        found = None if self.alpha_pattern is None else self.alpha_pattern.value_for(path)
+        return Scaling(self.alpha if found is None else found, self.use_rslora)
 
     def parameters(self, path: str) -> tuple[str, ...]:
         """Return the names of the parameters of the module at `path` that `target_parameters` targets."""
@@ -91,8 +104,9 @@ class PeftSettings:
 
     def idle_patterns(self, paths: Iterable[str]) -> list[str]:
         """Return the rank and alpha patterns that no path matches."""
-        known = list(paths)
-        return list(dict.fromkeys([*self.rank_pattern.idle(known), *self.alpha_pattern.idle(known)]))
+        patterns = [each for each in (self.rank_pattern, self.alpha_pattern) if each is not None]
+        known = list(paths) if patterns else []
+        return list(dict.fromkeys(key for each in patterns for key in each.idle(known)))
 
 
 def read_settings(config: Mapping[str, Any], label: str, *, strict: bool) -> PeftSettings:
@@ -128,7 +142,7 @@ def read_settings(config: Mapping[str, Any], label: str, *, strict: bool) -> Pef
         tokens=check.tokens("trainable_token_indices"),
         replication=check.runs("layer_replication"),
         enable_lora=check.flags("enable_lora"),
-        initial=initial_of(config),
+        initial=initial_of(config) if isinstance(config.get("init_lora_weights"), str) else None,
         peft_version=_version(config.get("peft_version")),
     )
     if check.faults:
@@ -137,10 +151,19 @@ def read_settings(config: Mapping[str, Any], label: str, *, strict: bool) -> Pef
             where=f"{label}: " + "; ".join(check.faults),
             cure="fetch the file again, or correct it",
         )
-    warnings = decline_variants(config, label, strict=strict)
+    special = {key: value for key, value in config.items() if key not in _PLAIN and _is_on(value)}
+    patterns = settings.rank_pattern or settings.alpha_pattern
+    warnings: tuple[str, ...] = ()
+    if special or patterns or isinstance(config.get("init_lora_weights"), str):
+        warnings = decline_variants(config, special, label, strict=strict)
     if not settings.alpha:
         warnings += ("lora_alpha is 0: the layers without an alpha_pattern of their own change nothing",)
     return replace(settings, warnings=warnings)
+
+
+def _is_on(value: Any) -> bool:
+    # A variant's own settings may be an empty object: that is the variant with its defaults.
+    return value is not None and value is not False and value != []
 
 
 def _plain_targets(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -280,16 +303,16 @@ class Checks:
         self._fault(key, "a list of [first, end] pairs of layer numbers", value)
         return ()
 
-    def pattern(self, key: str, valid: Callable[[Any], bool]) -> Patterns:
-        """Return numbers by module name pattern."""
+    def pattern(self, key: str, valid: Callable[[Any], bool]) -> Patterns | None:
+        """Return numbers by module name pattern; None when the config has no pattern."""
         value = self.config.get(key)
-        if value is None or value == []:
-            return Patterns()
+        if value in (None, [], {}):
+            return None
         if not isinstance(value, dict) or not all(valid(item) for item in value.values()):
             self._fault(key, "an object of module name patterns and numbers", value)
-            return Patterns()
+            return None
         try:
             return Patterns(value)
         except (re.error, RecursionError, OverflowError) as error:
             self._fault(key, f"an object whose keys are regular expressions ({error})", value)
-            return Patterns()
+            return None

@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from shardload.adapters.rows import Rows
+    from shardload.adapters.batch_rows import BatchRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +24,11 @@ class Choice:
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
-    rows: Rows | None = None
+    rows: BatchRows | None = None
     thread: int = field(default_factory=threading.get_ident)
 
 
+@dataclass(eq=False)
 class Switch:
     """The choice that all adapted layers of one model look at, so that switching is one assignment.
 
@@ -36,12 +37,9 @@ class Switch:
     `follow` is called when a layer's `training` is set, where somebody asked for that.
     """
 
-    __slots__ = ("__weakref__", "chosen", "follow", "live")
-
-    def __init__(self, chosen: Choice | None = None) -> None:
-        self.chosen = Choice() if chosen is None else chosen
-        self.live: tuple[Choice, ...] = ()
-        self.follow: Callable[..., None] | None = None
+    chosen: Choice = field(default_factory=Choice)
+    live: tuple[Choice, ...] = ()
+    follow: Callable[..., None] | None = None
 
     @property
     def choice(self) -> Choice:

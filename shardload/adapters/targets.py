@@ -12,6 +12,7 @@ from torch import nn
 from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.layers import kind_of
 from shardload.adapters.layers.transposed import Transposed
+from shardload.adapters.module_index import output_head
 from shardload.adapters.patterns import is_risky
 from shardload.errors import UsageError
 from shardload.keys import collapse
@@ -19,7 +20,7 @@ from shardload.keys import collapse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from shardload.adapters.resolve import ModuleIndex
+    from shardload.adapters.module_index import ModuleIndex
 
 ALL_LINEAR = "all-linear"
 _HEADS = ("classifier", "score")
@@ -177,15 +178,6 @@ def _heads(model: nn.Module) -> set[int]:
     if type(model).__name__.endswith("ForSequenceClassification"):
         return {id(getattr(model, name)) for name in _HEADS if hasattr(model, name)}
     return set()
-
-
-def output_head(model: nn.Module) -> object:
-    """Return what the model calls its output embeddings, or None."""
-    getter = getattr(model, "get_output_embeddings", None)
-    try:
-        return getter() if callable(getter) else None
-    except (AttributeError, NotImplementedError):
-        return None
 
 
 def _adaptable(index: ModuleIndex) -> list[str]:

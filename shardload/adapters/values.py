@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from shardload.adapters.adapter_report import AdapterFault, AdapterRow
+from shardload.adapters.judgement import refuse
 from shardload.adapters.layers import Factors
+from shardload.adapters.module_index import tensor_of
 from shardload.adapters.residual import relative_to_base
-from shardload.adapters.resolve import tensor_of
 from shardload.checkpoint.shard import Shard
 from shardload.errors import UsageError, Wording
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile
     from shardload.adapters.adapter_match import AdapterMatch, LayerMatch, ReplacedMatch
+    from shardload.adapters.adapter_report import AdapterReport
     from shardload.adapters.layers import LoraTerm
     from shardload.adapters.replication import Replication
     from shardload.tensor_ref import TensorRef
@@ -41,36 +43,38 @@ class AdapterValues:
     replication: Replication | None = None
     rows: list[AdapterRow] = field(default_factory=list)
     faults: list[AdapterFault] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def read_values(
     file: AdapterFile,
     match: AdapterMatch,
-    name: str,
+    report: AdapterReport,
     *,
     dtype: str | torch.dtype = "file",
     as_stored: bool = False,
 ) -> AdapterValues:
-    """Read every matched tensor once: a view of the file where dtype and device already fit.
+    """Read every matched tensor once, and note each in the report: a view of the file where dtype and device fit.
 
     A and B take the dtype that `dtype` is; with "file" they keep the stored one unless the base layer's floating
     dtype is wider (so that no input is narrowed), with "base" they take the base layer's. A tensor that replaces one
-    of the base takes that one's. With `as_stored` nothing is cast: who merges casts one tensor at a time. NaN and Inf
-    are faults.
+    of the base takes that one's. With `as_stored` nothing is cast: a merge casts one tensor at a time. Raises
+    CorruptError for all tensors with NaN or Inf.
     """
     values = AdapterValues(replication=match.replication)
     # One mapping for all tensors; it lives as long as one of them does.
     with Shard(file.checkpoint.source.open(file.weights).local_path()) as shard:
         reader = _Reader(shard, values, "stored" if as_stored else dtype)
         for layer in match.layers:
-            values.layers.append(_read_layer(reader, layer, name))
+            values.layers.append(_read_layer(reader, layer, report.name))
         for replaced in match.replaced:
             values.replaced.append((replaced, _read_replaced(reader, replaced)))
     if values.layers and not any(_changes(layer) for layer in values.layers):
-        values.warnings.append(
-            "every B is zero: the adapter changes nothing (was it saved before the training?)"
+        report.warnings += (
+            "every B is zero: the adapter changes nothing (was it saved before the training?)",
         )
+    report.rows, report.faults = tuple(values.rows), tuple(values.faults)
+    if values.faults:
+        refuse(report)
     return values
 
 

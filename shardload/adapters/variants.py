@@ -25,25 +25,17 @@ _DECLINED: dict[str, str] = {
 }
 """Settings that make the same keys mean something else: never to be loaded as plain LoRA."""
 
-_HARMLESS = frozenset({
-    "auto_mapping", "base_model_class", "base_model_name_or_path", "corda_config", "eva_config",
-    "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform",
-    "loftq_config", "lora_ga_config", "megatron_core", "merge_weights", "parent_library", "peft_version",
-    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type", "unsloth_fixed",
-})  # fmt: skip
-"""Settings of training, of a fresh attach, or of a variant that another setting switches on."""
-
-_READ = frozenset({
-    "alpha_pattern", "bias", "enable_lora", "init_lora_weights", "layer_replication", "lora_alpha", "lora_bias",
-    "lora_dropout", "modules_to_save", "peft_type", "r", "rank_pattern", "target_parameters",
-    "trainable_token_indices", "use_dora", "use_rslora",
-})  # fmt: skip
 _HARMLESS_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
 
 
-def decline_variants(config: Mapping[str, Any], label: str, *, strict: bool) -> tuple[str, ...]:
-    """Raise UnsupportedError naming every setting that this version does not do; return warnings."""
-    reasons = [f"{key}: {why}" for key, why in _DECLINED.items() if _is_on(config.get(key))]
+def decline_variants(
+    config: Mapping[str, Any], special: Mapping[str, Any], label: str, *, strict: bool
+) -> tuple[str, ...]:
+    """Raise UnsupportedError naming every setting that this version does not do; return warnings.
+
+    `special` are the settings of the config that are on and are not plain LoRA's.
+    """
+    reasons = [f"{key}: {why}" for key, why in _DECLINED.items() if key in special]
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in _HARMLESS_INITS and initial_of(config) is None:
         reasons.append(f"init_lora_weights = {shown(init)!r}: {_why_not(init.lower())}")
@@ -54,8 +46,7 @@ def decline_variants(config: Mapping[str, Any], label: str, *, strict: bool) -> 
         for key in config.get(field) or ()
         if is_risky(key)
     ]
-    unknown = [key for key in config if key not in _DECLINED and key not in _HARMLESS and key not in _READ]
-    unknown = [key for key in unknown if config[key]]
+    unknown = [key for key, value in special.items() if key not in _DECLINED and value]
     if unknown and strict:
         reasons.append(
             f"unknown settings, perhaps of a newer PEFT: {listing(unknown)} (strict=False ignores them)"
@@ -68,11 +59,6 @@ def decline_variants(config: Mapping[str, Any], label: str, *, strict: bool) -> 
             "(PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)), and load the result",
         )
     return (f"unknown settings were ignored: {listing(unknown)}",) if unknown else ()
-
-
-def _is_on(value: Any) -> bool:
-    # A variant's own settings may be an empty object: that is the variant with its defaults.
-    return value is not None and value is not False and value != []
 
 
 def initial_of(config: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.adapters.adapter import listing
+from shardload.adapters.adapter import ReadOptions, listing
 from shardload.adapters.adapter_report import shown
 from shardload.adapters.formats.foreign import foreign_style
 from shardload.adapters.formats.loralib import Loralib
@@ -12,12 +12,16 @@ from shardload.adapters.formats.minimind import MiniMind
 from shardload.adapters.formats.mlx import MlxLm
 from shardload.adapters.formats.peft import Peft
 from shardload.adapters.formats.torchtune import Torchtune
+from shardload.adapters.renaming import renamed
 from shardload.errors import UnsupportedError, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
-    from shardload.adapters.adapter import AdapterFile, AdapterFormat
+    from collections.abc import Mapping
 
-__all__ = ["FORMATS", "format_of"]
+    from shardload.adapters.adapter import AdapterContent, AdapterFile, AdapterFormat
+    from shardload.keymap import KeyMap
+
+__all__ = ["FORMATS", "format_of", "read_content"]
 
 FORMATS: dict[str, AdapterFormat] = {
     "peft": Peft(),
@@ -27,6 +31,22 @@ FORMATS: dict[str, AdapterFormat] = {
     "loralib": Loralib(),
 }
 """All adapter file formats by the names that `format=` takes, in the order in which they are tried."""
+
+
+def read_content(
+    file: AdapterFile,
+    *,
+    format: str = "auto",  # noqa: A002 - the name in the public call
+    options: ReadOptions | None = None,
+    key_map: KeyMap | Mapping[str, str | None] | None = None,
+) -> AdapterContent:
+    """Return what an adapter file holds, from its headers and its config; no weight is read.
+
+    `key_map` renames the modules of the model that was trained to those of this one. Raises what `format_of` and
+    `AdapterFormat.read` raise.
+    """
+    content = format_of(file, format).read(file, options or ReadOptions())
+    return content if key_map is None else renamed(content, key_map)
 
 
 def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:

@@ -18,7 +18,6 @@ from shardload.adapters.adapter import (
 )
 from shardload.adapters.adapter_report import AdapterFault, shown
 from shardload.adapters.formats.foreign import foreign_style
-from shardload.adapters.patterns import Patterns
 from shardload.adapters.settings import PeftSettings, read_settings
 from shardload.errors import Cures, NotFoundError, UnsupportedError, Wording
 
@@ -85,7 +84,7 @@ class Peft:
                 *settings.warnings,
                 f"alpha = {options.alpha:g} was given; the config's is {settings.alpha:g}",
             )
-            settings = replace(settings, alpha=options.alpha, alpha_pattern=Patterns(), warnings=notes)
+            settings = replace(settings, alpha=options.alpha, alpha_pattern=None, warnings=notes)
         if config is None:
             # Without a config there are no flags to contradict; the keys say what there is.
             settings = replace(settings, believes=True)

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shardload.adapters.judgement import judge, read_judged
+from shardload.adapters.formats import read_content
+from shardload.adapters.match import judge
 from shardload.adapters.merging.change import merged_blocks
 from shardload.adapters.merging.changes import Changes, add_changes
 from shardload.adapters.merging.rounding import Rounding
 from shardload.adapters.merging.survival import MergedTensor, Survival, warnings_of
 from shardload.adapters.merging.workers import Workers
-from shardload.adapters.reading import read_content
 from shardload.adapters.source import open_adapter
+from shardload.adapters.values import read_values
 from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.placement.taken import Taken
 from shardload.placement.target import Target
@@ -44,7 +45,7 @@ def judge_before_load(model: nn.Module, where: Where) -> None:
     if any(entry.initial is not None for entry in content.loras):
         return
     report, match = judge(model, file, content, "default", strict=True)
-    read_judged(file, match, report, as_stored=True)
+    read_values(file, match, report, as_stored=True)
 
 
 class MergingTarget(Target):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardload.adapters.adapter_report import AdapterFault
-from shardload.adapters.judgement import judge, read_judged, refuse
+from shardload.adapters.formats import read_content
+from shardload.adapters.match import judge
 from shardload.adapters.merging.change import Addition, BiasTerm, Change
 from shardload.adapters.merging.skeleton import skeleton_of
-from shardload.adapters.reading import read_content
 from shardload.adapters.source import open_adapter
+from shardload.adapters.values import read_values
 from shardload.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -63,16 +63,18 @@ def add_changes(
 
     Raises UnsupportedError, with the reasons, for layers that can't be merged.
     """
-    report.faults = tuple(
-        AdapterFault("unmergeable", found.entry.a.name, f"{found.path} {reason}", found.path)
-        for found in match.layers
-        if (reason := why_not(found)) is not None
-    )
-    refuse_unmergeable(report)
-    refuse(report)
-    values = read_judged(file, match, report, as_stored=True)
+    reasons = [f"{found.path} {reason}" for found in match.layers if (reason := _why_not(found)) is not None]
+    if reasons:
+        shown = list(dict.fromkeys(reasons))
+        more = f"; and {len(shown) - 8} more" if len(shown) > 8 else ""
+        raise UnsupportedError(
+            f"{len(reasons)} layers can't be merged",
+            where=f"{report.where}: " + "; ".join(shown[:8]) + more,
+            cure="attach the adapter instead (load_adapter): it runs unmerged",
+        )
+    values = read_values(file, match, report, as_stored=True)
     for value in values.layers:
-        put_addition(changes, value.match.path, value.match.reading.term, value.factors, weight)
+        _add(changes, value.match.path, value.match.reading.term, value.factors, weight)
     for found, tensor in values.replaced:
         change = changes.setdefault(found.name, Change(found.name))
         if change.replacement is not None:
@@ -84,7 +86,7 @@ def add_changes(
         change.adapters += 1
 
 
-def why_not(found: LayerMatch) -> str | None:
+def _why_not(found: LayerMatch) -> str | None:
     """Return why a matched layer can't be merged, or None."""
     reason = found.kind.unmergeable(found.layer, found.reading.term)
     biased = found.reading.term.adds_bias and getattr(found.entry, "bias", None) is not None
@@ -93,7 +95,7 @@ def why_not(found: LayerMatch) -> str | None:
     return reason
 
 
-def put_addition(changes: Changes, path: str, term: LoraTerm, factors: Factors, weight: float) -> None:
+def _add(changes: Changes, path: str, term: LoraTerm, factors: Factors, weight: float) -> None:
     """Add one layer's change, and that of its bias where B has one."""
     prefix = f"{path}." if path else ""
     terms = [term] if factors.bias is None or not term.adds_bias else [term, BiasTerm.of(term)]
@@ -103,16 +105,3 @@ def put_addition(changes: Changes, path: str, term: LoraTerm, factors: Factors, 
         change.additions.append(Addition(each, factors, weight))
         change.apart |= bool(each.rank)  # single rows have none
         change.adapters += 1
-
-
-def refuse_unmergeable(report: AdapterReport) -> None:
-    """Raise UnsupportedError for layers that can't be merged; return when there are none."""
-    faults = [fault for fault in report.faults if fault.kind == "unmergeable"]
-    if faults:
-        reasons = list(dict.fromkeys(fault.text for fault in faults))
-        more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
-        raise UnsupportedError(
-            f"{len(faults)} layers can't be merged",
-            where=f"{report.where}: " + "; ".join(reasons[:8]) + more,
-            cure="attach the adapter instead (load_adapter): it runs unmerged",
-        )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shardload.adapters.resolve import ModuleIndex
+from shardload.adapters.module_index import ModuleIndex
 from shardload.checkpoint.shard import DTYPES
 from shardload.errors import UnsupportedError, Wording
 

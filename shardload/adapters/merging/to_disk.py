@@ -11,6 +11,7 @@ from shardload._system.byte_size import parse_size
 from shardload._system.file_identity import file_identity
 from shardload._system.gc_pause import gc_paused
 from shardload._system.process_memory import PeakSampler
+from shardload.adapters.adapter import ReadOptions
 from shardload.adapters.merging.beside import files_beside
 from shardload.adapters.merging.changes import Changes, changes_on_disk
 from shardload.adapters.merging.merge_report import MergeReport
@@ -19,7 +20,6 @@ from shardload.adapters.merging.rounding import check_rounding
 from shardload.adapters.merging.survival import MergedTensor, warnings_of
 from shardload.adapters.merging.tied import has_to_be_untied
 from shardload.adapters.merging.workers import Workers
-from shardload.adapters.reading import checked_options
 from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.dtypes import parse_dtype
 from shardload.errors import Cures, UnsupportedError, Wording
@@ -89,7 +89,7 @@ def merge_to_disk(
     a file that changed meanwhile, UsageError, NoSpaceError.
     """
     start = time.perf_counter()
-    options = checked_options(alpha, enable_lora, strict=strict)
+    options = ReadOptions.of(alpha, enable_lora, strict=strict)
     kind = check_rounding(rounding)
     wanted = None if dtype == "base" else parse_dtype(dtype)
     limit = None if max_shard_size is None else parse_size(max_shard_size)

@@ -6,15 +6,15 @@ import time
 from typing import TYPE_CHECKING
 
 from shardload._system.gc_pause import gc_paused
-from shardload.adapters.adapter import listing
+from shardload.adapters.adapter import ReadOptions, listing
 from shardload.adapters.attach import check_owner, replace_adapter
 from shardload.adapters.attached import active_adapters, record_of
-from shardload.adapters.judgement import judge, read_judged
-from shardload.adapters.reading import checked_options, read_content
+from shardload.adapters.formats import read_content
+from shardload.adapters.match import judge
 from shardload.adapters.replaced import replace_base
 from shardload.adapters.source import open_adapter
 from shardload.adapters.switch import LOCK
-from shardload.adapters.values import checked_dtype
+from shardload.adapters.values import checked_dtype, read_values
 from shardload.errors import UsageError
 from shardload.keywords import entry_point
 from shardload.where import Where
@@ -66,7 +66,7 @@ def swap_adapter(
     runs with it: then the adapter is as it was.
     """
     start = time.perf_counter()
-    options, wanted = checked_options(alpha, enable_lora, strict=strict), checked_dtype(dtype)
+    options, wanted = ReadOptions.of(alpha, enable_lora, strict=strict), checked_dtype(dtype)
     with LOCK:
         adapters = record_of(model)
         old = adapters.attached.get(name)
@@ -87,7 +87,7 @@ def swap_adapter(
         try:
             report, match = judge(model, file, content, name, strict=strict)
             check_owner(model, match)
-            values = read_judged(file, match, report, dtype=wanted)
+            values = read_values(file, match, report, dtype=wanted)
             new = replace_adapter(model, old, values)
         except BaseException:
             replace_base(adapters, replacing)

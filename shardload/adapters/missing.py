@@ -1,17 +1,16 @@
-"""What the model has, the config promises and the adapter file lacks. Pure: no weight is read."""
+"""Tensors that the model has and the config says are in the adapter file, and are not. No weight is read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
-from shardload.adapters.adapter import listing
 from shardload.adapters.adapter_report import AdapterFault
-from shardload.adapters.resolve import ModuleIndex
+from shardload.adapters.module_index import ModuleIndex
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import nn
 
     from shardload.adapters.adapter import AdapterContent
     from shardload.adapters.adapter_match import AdapterMatch
@@ -20,10 +19,10 @@ Wanted = tuple[str, str, str]
 """Module path, attribute, and why the file should hold it."""
 
 
-def check_complete(
+def check_missing(
     index: ModuleIndex, content: AdapterContent, match: AdapterMatch, places: Mapping[str, str]
 ) -> None:
-    """Add a fault for every bias and every part of modules_to_save that is missing, and a warning for layers.
+    """Add a fault to `match` for every bias and every part of modules_to_save that is missing.
 
     `places` maps the file's module paths to the model's.
     """
@@ -36,12 +35,6 @@ def check_complete(
         if (path, attribute) not in stored:
             key = f"{path}.{attribute}" if path else attribute
             match.faults.append(AdapterFault("missing", key, f"the tensor is missing: {why}", path))
-    placed = set(places.values())
-    absent = [path for path in _targeted(index, content.targets) if path not in placed]
-    if absent:
-        match.warnings.append(
-            f"target_modules names {len(absent)} layers that the file lacks: {listing(absent)}"
-        )
 
 
 def _biases(
@@ -74,12 +67,3 @@ def whole_tensors(path: str, module: nn.Module) -> list[Wanted]:
         ]
         found += [(owner, name, "it belongs to modules_to_save") for name in names]
     return found
-
-
-def _targeted(index: ModuleIndex, targets: tuple[str, ...]) -> list[str]:
-    ends = tuple(f".{target}" for target in targets)
-    return [
-        path
-        for path, module in index.modules.items()
-        if isinstance(module, nn.Linear) and (path in targets or path.endswith(ends))
-    ]

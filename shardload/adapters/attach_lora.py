@@ -15,14 +15,14 @@ from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, canonical, listing
 from shardload.adapters.adapter_report import AdapterReport, AdapterRow
 from shardload.adapters.attach import attach_values, check_owner
-from shardload.adapters.attached import active_adapters, check_name
-from shardload.adapters.complete import whole_tensors
-from shardload.adapters.initial import INITS, initial_factors
+from shardload.adapters.attached import check_name
+from shardload.adapters.initial_factors import INITS, initial_factors
 from shardload.adapters.judgement import refuse
 from shardload.adapters.layers import kind_of
 from shardload.adapters.match import match_adapter
-from shardload.adapters.merging.on_eval import follow_training
-from shardload.adapters.resolve import ModuleIndex, tensor_of
+from shardload.adapters.merging.merge_on_eval import follow_training
+from shardload.adapters.missing import whole_tensors
+from shardload.adapters.module_index import ModuleIndex, tensor_of
 from shardload.adapters.settings import PeftSettings, read_settings
 from shardload.adapters.targets import targets_of
 from shardload.adapters.values import AdapterValues, LayerValues
@@ -119,13 +119,12 @@ def attach_lora(
         warnings=tuple(match.warnings),
         faults=tuple(match.faults),
     )
-    refuse(report)
+    if report.faults:
+        refuse(report)
     check_owner(model, match)
     values = fresh.values(match, name)
-    attached = attach_values(model, name, values, trainable=True)
-    attached.report, attached.config = report, config
     report.rows, report.nbytes = tuple(values.rows), fresh.nbytes
-    report.active = name in active_adapters(model)
+    attach_values(model, report, values, config)
     if merge_on_eval:
         follow_training(model)
     report.seconds = time.perf_counter() - start

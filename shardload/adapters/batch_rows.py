@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class BatchRows:
     """An adapter's name, or None for the plain base, for every row of the batch.
 
     `dim` is the dimension of a layer's input that counts the rows; None finds it where only one has their number.
@@ -32,7 +32,7 @@ class Rows:
     )
 
     @classmethod
-    def of(cls, names: Sequence[str | None], dim: int | None = None, *, doubtful: bool = False) -> Rows:
+    def of(cls, names: Sequence[str | None], dim: int | None = None, *, doubtful: bool = False) -> BatchRows:
         """Sort the rows by adapter. `doubtful` says that the model may not have the batch first."""
         by_name: dict[str | None, list[int]] = {}
         for row, name in enumerate(names):

@@ -1,10 +1,12 @@
-"""From the module paths in an adapter file to those of the model at hand."""
+"""ModuleIndex: a model's modules by path, and the look-up of an adapter file's module paths in it."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torch import nn
 
 from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.layers import LORA_PARTS, LoraLayer
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import torch
-    from torch import nn
 
     from shardload.adapters.replication import Replication
 
@@ -138,6 +139,15 @@ class ModuleIndex:
                 return close[0]
         return None
 
+    def linears(self, names: tuple[str, ...]) -> list[str]:
+        """Return the paths of the linear layers whose path is one of these names, or ends with one after a dot."""
+        ends = tuple(f".{name}" for name in names)
+        return [
+            path
+            for path, module in self.modules.items()
+            if (path in names or path.endswith(ends)) and isinstance(module, nn.Linear)
+        ]
+
     def aliases(self) -> dict[int, list[str]]:
         """Return the paths of each module that has several, by the module's id."""
         paths: dict[int, list[str]] = {}
@@ -159,3 +169,12 @@ def tensor_of(module: nn.Module, name: str) -> torch.Tensor | None:
     """Return a module's own parameter or buffer, or None."""
     parameter = module._parameters.get(name)
     return parameter if parameter is not None else module._buffers.get(name)
+
+
+def output_head(model: nn.Module) -> object:
+    """Return what the model calls its output embeddings, or None."""
+    getter = getattr(model, "get_output_embeddings", None)
+    try:
+        return getter() if callable(getter) else None
+    except (AttributeError, NotImplementedError):
+        return None
