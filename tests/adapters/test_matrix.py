@@ -15,6 +15,7 @@ from shardload.adapters.attached import record_of
 from shardload.errors import UnsupportedError
 from tests.adapters.cells import DECLINABLE, Cell, ImpossibleError, cells
 from tests.adapters.models import TOKENS
+from tests.adapters.tiny import error
 from tests.tiny import write_checkpoint
 
 load_file = pytest.importorskip("safetensors.torch").load_file
@@ -49,10 +50,6 @@ class Outcome:
     on_disk: float | None = None
     no_merge: str = ""
     no_disk: str = ""
-
-
-def error(ours, wanted):
-    return ((ours - wanted).abs().max() / wanted.abs().max()).item()
 
 
 def logits_of(case):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shardload.adapters import activate, load_adapter
-from tests.adapters.tiny import TOKENS, Tiny
+from tests.adapters.tiny import TOKENS, Tiny, error
 
 peft = pytest.importorskip("peft")
 
@@ -69,10 +69,6 @@ def save(wrapped, folder, form="safetensors"):
         warnings.simplefilter("ignore")
         wrapped.save_pretrained(folder, safe_serialization=form == "safetensors")
     return folder
-
-
-def error(ours, wanted):
-    return ((ours - wanted).abs().max() / wanted.abs().max()).item()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])

@@ -17,8 +17,8 @@ from shardload import (
     set_adapter,
     trainable_parameters,
 )
-from tests.adapters.test_peft_oracle import LINEARS, error, save, trained
-from tests.adapters.tiny import TOKENS, Tiny
+from tests.adapters.test_peft_oracle import LINEARS, save, trained
+from tests.adapters.tiny import TOKENS, Tiny, error
 
 peft = pytest.importorskip("peft")
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import TensorSpec, serialize_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from shardload import set_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,3 +161,100 @@ def by_hand(model, tensors, scale, tokens=TOKENS):
     for handle in handles:
         handle.remove()
     return logits
+
+
+def error(ours, wanted):
+    """The largest difference, relative to the largest value."""
+    return ((ours - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def randomised(model):
+    """Add random numbers to every factor."""
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=random) / 3)
+    return model
+
+
+def gradients(model):
+    """The gradients of one backward pass, by name."""
+    model.zero_grad(set_to_none=True)
+    model(TOKENS).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def dumped(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+class Checkpointed(Tiny):
+    """Recomputes its blocks while `gradient_checkpointing` says so, as models of transformers do."""
+
+    def __init__(self, *, reentrant):
+        super().__init__()
+        self.gradient_checkpointing = False
+        self.reentrant = reentrant
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, use_reentrant=self.reentrant)
+            else:
+                x = layer(x)
+        return self.score(x)
+
+
+def adapted(model):
+    """The paths of the adapted layers."""
+    return [name for name, module in model.named_modules() if hasattr(module, "lora_terms")]
+
+
+def tied():
+    """A Tiny with an output head that is tied to its embedding."""
+    model = Tiny()
+    model.head = nn.Linear(8, 11, bias=False)
+    model.head.weight = model.embed.weight
+    return model
+
+
+def head(seed):
+    """A stored head for `modules_to_save`."""
+    random = torch.Generator().manual_seed(seed)
+    return {
+        f"{PREFIX}score.weight": torch.randn(3, 8, generator=random),
+        f"{PREFIX}score.bias": torch.randn(3, generator=random),
+    }
+
+
+def logits(model, which, tokens=TOKENS):
+    set_adapter(model, which)
+    with torch.no_grad():
+        return model(tokens)
+
+
+def whole_file():
+    """An adapter with every kind of tensor, and its settings."""
+    model = Tiny()
+    tensors = lora_tensors(model, rank=3)
+    for key in list(tensors):
+        if "lora_B" in key:
+            tensors[key.replace(".weight", ".bias")] = torch.ones(len(tensors[key]))
+    for n in (0, 1):
+        tensors[f"{PREFIX}layers.{n}.up.base_layer.bias"] = torch.ones(12)
+        tensors[f"{PREFIX}layers.{n}.down.base_layer.bias"] = torch.ones(8)
+    tensors[f"{PREFIX}score.weight"] = torch.randn(3, 8)
+    tensors[f"{PREFIX}score.bias"] = torch.ones(3)
+    return tensors, config(r=3, bias="lora_only", lora_bias=True, modules_to_save=["score"])

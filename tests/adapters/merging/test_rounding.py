@@ -1,12 +1,18 @@
-"""Rounding: nearest is torch's; stochastic gives one of the two neighbours, on average the value itself."""
+"""Rounding, to nearest and at random."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from shardload import UsageError
+from shardload import (
+    UsageError,
+    merge_to_disk,
+)
 from shardload.adapters.merging.rounding import Rounding, check_rounding
+from tests.adapters import tiny
+from tests.tiny import write_checkpoint
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -81,3 +87,23 @@ def test_kinds():
     assert [check_rounding(kind) for kind in ("nearest", "stochastic")] == ["nearest", "stochastic"]
     with pytest.raises(UsageError, match="'up' is not known"):
         check_rounding("up")
+
+
+def test_stochastic_rounding_keeps_the_delta_and_is_reproducible(tmp_path):
+    model = nn.Sequential(nn.Linear(300, 400, bias=False)).bfloat16()
+    base = write_checkpoint(tmp_path / "base", model.state_dict(), shards=1)
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        f"{tiny.PREFIX}0.lora_A.weight": torch.randn(2, 300, generator=random),
+        f"{tiny.PREFIX}0.lora_B.weight": torch.randn(400, 2, generator=random) * 1e-6,
+    }
+    adapter = tiny.write(tmp_path / "lora", tensors)
+    nearest = merge_to_disk(base, adapter, tmp_path / "nearest")
+    options = {"rounding": "stochastic"}
+    report = merge_to_disk(base, adapter, tmp_path / "one", **options, seed=1)
+    assert nearest.least_share < 0.5
+    assert abs(report.least_share - 1) < 0.1
+    merge_to_disk(base, adapter, tmp_path / "two", **options, seed=1)
+    merge_to_disk(base, adapter, tmp_path / "three", **options, seed=2)
+    one, two, three = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("one", "two", "three"))
+    assert one == two != three

@@ -1,4 +1,4 @@
-"""merge_to_disk without an oracle: the formula, what is linked, what is declined, what goes along."""
+"""merge_to_disk without an oracle: the formula, what is linked, what is declined."""
 
 from __future__ import annotations
 
@@ -22,42 +22,17 @@ from shardload import (
 )
 from shardload.adapters.merging import change as change_module
 from tests.adapters import tiny
-from tests.adapters.tiny import Tiny
+from tests.adapters.merging.disk import (
+    BESIDE,
+    CONFIG,
+    assert_holds,
+    base_of,
+    merged_by_hand,
+    refused,
+)
+from tests.adapters.tiny import Tiny, lora_tensors, write
+from tests.hub_server import HubServer
 from tests.tiny import write_checkpoint
-
-CONFIG = {"architectures": ["Tiny"], "torch_dtype": "float16", "vocab_size": tiny.VOCABULARY}
-BESIDE = {"tokenizer.json": b"{}", "modeling_x.py": b"x = 1\n", "README.md": b"hello"}
-
-
-def base_of(folder, dtype=torch.float16, shards=3, kind="safetensors", config=CONFIG, model=None):
-    state = (Tiny(dtype) if model is None else model).state_dict()
-    write_checkpoint(folder, state, shards=shards, kind=kind, config=config)
-    for name, content in BESIDE.items():
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def merged_by_hand(state, tensors, scale, weight=1.0):
-    """The formula, on whole tensors: one product, one sum in fp32, one rounding."""
-    result = dict(state)
-    for key, a in tensors.items():
-        if key.endswith("lora_A.weight"):
-            name = key.removeprefix(tiny.PREFIX).replace("lora_A.weight", "weight")
-            b = tensors[key.replace("lora_A", "lora_B")]
-            wide = torch.promote_types(torch.float32, result[name].dtype)
-            delta = torch.mm(b.to(wide), a.to(wide)) * scale
-            delta = delta if weight == 1.0 else delta * weight
-            result[name] = (result[name].to(wide) + delta).to(state[name].dtype)
-    return result
-
-
-def assert_holds(folder, state):
-    checkpoint = open_checkpoint(folder)
-    assert checkpoint.tensors.keys() == state.keys()
-    for name, tensor in state.items():
-        found = checkpoint.read(name)
-        assert found.dtype == tensor.dtype, name
-        assert torch.equal(found, tensor), name
 
 
 @pytest.mark.parametrize("block", [192, 1 << 20])
@@ -76,28 +51,6 @@ def test_the_formula(tmp_path, dtype, block, monkeypatch):
     for name, content in {**BESIDE, "config.json": (base / "config.json").read_bytes()}.items():
         assert (tmp_path / "out" / name).read_bytes() == content
         assert not os.path.samefile(base / name, tmp_path / "out" / name)
-
-
-def test_what_goes_along_and_what_does_not(tmp_path):
-    base = base_of(tmp_path / "base")
-    for name in ("code/part.py", "notes/a/b.txt"):
-        (base / name).parent.mkdir(parents=True)
-        (base / name).write_text(name)
-    adapter = tiny.write(base / "adapter", tiny.lora_tensors(Tiny()))
-    (base / "onnx").mkdir()
-    (base / "onnx/model.onnx").write_bytes(b"x")
-    (base / "onnx/settings.json").write_text("{}")
-    (base / "adapter_config.json").write_text("{}")
-    (base / ".git").mkdir()
-    (base / ".git/config").write_text("secret")
-    merge_to_disk(base, adapter, tmp_path / "out")
-    found = {
-        path.relative_to(tmp_path / "out").as_posix()
-        for path in (tmp_path / "out").rglob("*")
-        if path.is_file()
-    }
-    shards = {f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)} | {"model.safetensors.index.json"}
-    assert found == {*BESIDE, *shards, "config.json", "code/part.py", "notes/a/b.txt"}
 
 
 @pytest.mark.parametrize("kind", ["bin", "legacy"])
@@ -217,73 +170,6 @@ def test_the_merged_checkpoint_is_loaded_like_any_other(tmp_path):
     assert fill(shell, open_checkpoint(tmp_path / "out")).loaded == len(Tiny().state_dict())
 
 
-def small_delta(folder, factor=1e-3):
-    tensors = tiny.lora_tensors(Tiny(), names=("up", "down"))
-    return tiny.write(folder, {k: v * factor if "lora_B" in k else v for k, v in tensors.items()})
-
-
-def test_the_share_that_survived(tmp_path):
-    """Against the definition, on whole tensors; and the warning names what helps."""
-    base = base_of(tmp_path / "base", torch.bfloat16)
-    report = merge_to_disk(base, small_delta(tmp_path / "lora", 3e-4), tmp_path / "out")
-    before, after = open_checkpoint(base), open_checkpoint(tmp_path / "out")
-    wide = merge_to_disk(base, small_delta(tmp_path / "lora", 3e-4), tmp_path / "wide", dtype="float64")
-    exact = open_checkpoint(tmp_path / "wide")
-    for row in report.tensors:
-        delta = exact.read(row.name).double() - before.read(row.name).double()
-        arrived = after.read(row.name).double() - before.read(row.name).double()
-        assert row.share == pytest.approx(((arrived * delta).sum() / delta.square().sum()).item(), rel=1e-2)
-        relative = delta.norm() / before.read(row.name).double().norm()
-        assert row.relative == pytest.approx(relative.item(), rel=1e-3)
-    assert report.least_share < 0.9
-    [warning] = [text for text in report.warnings if "survived" in text]
-    assert 'dtype="float32"' in warning
-    assert 'rounding="stochastic"' in warning
-    assert f"{report.least_share:.2f}" in warning
-    assert wide.least_share == pytest.approx(1.0, abs=1e-4)
-    assert not [text for text in wide.warnings if "survived" in text]
-
-
-def test_stochastic_rounding_keeps_the_delta_and_is_reproducible(tmp_path):
-    model = nn.Sequential(nn.Linear(300, 400, bias=False)).bfloat16()
-    base = write_checkpoint(tmp_path / "base", model.state_dict(), shards=1)
-    random = torch.Generator().manual_seed(0)
-    tensors = {
-        f"{tiny.PREFIX}0.lora_A.weight": torch.randn(2, 300, generator=random),
-        f"{tiny.PREFIX}0.lora_B.weight": torch.randn(400, 2, generator=random) * 1e-6,
-    }
-    adapter = tiny.write(tmp_path / "lora", tensors)
-    nearest = merge_to_disk(base, adapter, tmp_path / "nearest")
-    options = {"rounding": "stochastic"}
-    report = merge_to_disk(base, adapter, tmp_path / "one", **options, seed=1)
-    assert nearest.least_share < 0.5
-    assert abs(report.least_share - 1) < 0.1
-    merge_to_disk(base, adapter, tmp_path / "two", **options, seed=1)
-    merge_to_disk(base, adapter, tmp_path / "three", **options, seed=2)
-    one, two, three = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("one", "two", "three"))
-    assert one == two != three
-
-
-@pytest.mark.parametrize("block", [1, 100, 4000, 1 << 20])
-@pytest.mark.parametrize("shape", [(1,), (7,), (0, 3), (33, 5), (1000, 1), (4097, 3), (2, 5000), (64, 2, 2)])
-def test_blocks_cover_a_tensor_once(shape, block, monkeypatch):
-    monkeypatch.setattr(change_module, "BLOCK", block)
-    blocks = list(change_module.row_blocks(shape))
-    assert [row for rows in blocks for row in range(shape[0])[rows]] == list(range(shape[0]))
-    sizes = [rows.stop - rows.start for rows in blocks]
-    assert all(size > 0 for size in sizes)
-    if len(sizes) > 1:
-        assert min(sizes[:-1]) >= max(sizes) / 2
-        assert sizes[-1] * 2 >= max(sizes) or max(sizes) <= 16
-
-
-def refused(tmp_path, base, adapter, error, match, **options):
-    with pytest.raises(error, match=match) as caught:
-        merge_to_disk(base, adapter, tmp_path / "refused", **options)
-    assert not (tmp_path / "refused").exists()
-    return caught.value
-
-
 def test_adapters_that_are_refused(tmp_path):
     base = base_of(tmp_path / "base")
     tensors = tiny.lora_tensors(Tiny())
@@ -335,40 +221,22 @@ def test_a_convolution_with_groups_is_refused(tmp_path):
     assert "groups" in str(error)
 
 
-@pytest.fixture
-def square(tmp_path):
-    """A square layer beside a transposed one: the headers tell that layers of this name are transposed."""
-
-    def make(beside):
-        state = {"h.0.c_proj.weight": torch.randn(6, 6), "h.0.c_proj.bias": torch.zeros(6), **beside}
-        folder = write_checkpoint(tmp_path / f"base{len(beside)}", state, shards=1)
-        tensors = {
-            f"{tiny.PREFIX}h.0.c_proj.lora_A.weight": torch.randn(2, 6),
-            f"{tiny.PREFIX}h.0.c_proj.lora_B.weight": torch.randn(6, 2),
-        }
-        return folder, state, tensors
-
-    return make
-
-
-@pytest.mark.parametrize("flag", [True, False])
-def test_a_square_transposed_layer(tmp_path, square, flag):
-    beside = {"h.1.c_proj.weight": torch.randn(24, 6), "h.1.c_proj.bias": torch.zeros(6)}
-    base, state, tensors = square(beside)
-    adapter = tiny.write(tmp_path / "lora", tensors, tiny.config(fan_in_fan_out=flag))
-    merge_to_disk(base, adapter, tmp_path / "out")
-    a, b = tensors.values()
-    delta = (torch.mm(b, a) * 3.0).T
-    wanted = {**state, "h.0.c_proj.weight": state["h.0.c_proj.weight"] + delta}
-    assert_holds(tmp_path / "out", wanted)
-
-
-def test_a_square_layer_of_which_nothing_tells(tmp_path, square):
-    base, state, tensors = square({})
-    adapter = tiny.write(tmp_path / "lora", tensors, tiny.config(fan_in_fan_out=True))
-    error = refused(tmp_path, base, adapter, UnsupportedError, "which way round")
-    assert "merge=True" in error.cure
-    merge_to_disk(base, tiny.write(tmp_path / "plain", tensors), tmp_path / "out")
-    a, b = tensors.values()
-    wanted = {**state, "h.0.c_proj.weight": state["h.0.c_proj.weight"] + torch.mm(b, a) * 3.0}
-    assert_holds(tmp_path / "out", wanted)
+def test_a_merge_of_a_hub_repo_with_a_hub_adapter(tmp_path, monkeypatch):
+    """The output is a folder of its own: files of the cache may be linked, and are never written into."""
+    tensors = lora_tensors(Tiny())
+    base = write_checkpoint(tmp_path / "base", Tiny(torch.float16).state_dict(), config={"a": 1})
+    adapter = write(tmp_path / "adapter", tensors)
+    merge_to_disk(base, adapter, tmp_path / "local")
+    with HubServer(tmp_path / "hub") as hub:
+        commit = hub.commit("me/base", base)
+        hub.commit("me/lora", adapter)
+        hub.use(monkeypatch, cache=tmp_path / "cache")
+        report = merge_to_disk("me/base", "me/lora", tmp_path / "out")
+    assert report.base == f"me/base@{commit}"
+    cached = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    for path in (tmp_path / "local").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+        assert not (tmp_path / "out" / path.name).is_symlink()
+    again = merge_to_disk("me/base", "me/lora", tmp_path / "offline", local_files_only=True)
+    assert again.least_share == report.least_share
+    assert all(path.read_bytes() == content for path, content in cached.items())

@@ -1,21 +1,29 @@
-"""Every tensor of every format and kind of layer is consumed exactly once: one wrong tensor is always an error.
-
-The error names the key and the nearest module, all the same whether the file's tensor or the model's is what is wrong,
-and leaves the model alone.
-"""
+"""Every tensor of every format and kind of layer is consumed exactly once: one wrong tensor is always an error."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
 from torch import nn
 
 from shardload.adapters import load_adapter
-from shardload.errors import CorruptError, MismatchError, ShardloadError, UnsupportedError
+from shardload.errors import (
+    CorruptError,
+    MismatchError,
+    ShardloadError,
+    UnsupportedError,
+    UsageError,
+)
 from tests.adapters.models import Experts, Scaled, Transposed
-from tests.adapters.tiny import PREFIX, assert_unchanged, config, save_file, snapshot
+from tests.adapters.tiny import (
+    PREFIX,
+    Tiny,
+    assert_unchanged,
+    config,
+    lora_tensors,
+    snapshot,
+    write,
+)
 
 WIDTH, OUT, ROWS, RANK = 8, 12, 11, 2
 
@@ -99,11 +107,11 @@ def loralib():
         "embed.lora_A": ones(RANK, ROWS),
         "embed.lora_B": ones(WIDTH, RANK),
     }
-    return tensors, None
+    return tensors, False
 
 
 def minimind():
-    return {"linear.lora.A.weight": ones(RANK, WIDTH), "linear.lora.B.weight": ones(OUT, RANK)}, None
+    return {"linear.lora.A.weight": ones(RANK, WIDTH), "linear.lora.B.weight": ones(OUT, RANK)}, False
 
 
 def mlx():
@@ -125,7 +133,7 @@ def torchtune():
         "fused.lora_a.weight": ones(RANK, WIDTH),
         "fused.lora_b.weight": ones(3 * WIDTH, RANK),
     }
-    return tensors, None
+    return tensors, False
 
 
 FILES = {made.__name__: made for made in (peft_dora, peft_all, peft_02, loralib, minimind, mlx, torchtune)}
@@ -168,14 +176,6 @@ MODULES = ("linear", "fused", "turned", "conv", "attention", "experts", "embed",
 MUTATIONS = [drop, rename_module, rename_end, double, transpose, put_nan, empty]
 
 
-def write(folder, tensors, settings):
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    if settings is not None:
-        (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_the_file_itself_loads_whole(tmp_path, name):
     tensors, settings = FILES[name]()
@@ -213,3 +213,12 @@ def _spelled(key):
     bare = key.removeprefix(PREFIX)
     yield bare.replace(".base_layer", "")
     yield bare.replace("lora.A.weight", "A").replace("lora.B.weight", "B")
+
+
+def test_a_format_that_is_not_the_file_s(tmp_path):
+    folder = write(tmp_path, lora_tensors(Tiny()))
+    assert load_adapter(Tiny(), folder, format="peft").modules == 6
+    with pytest.raises(UsageError, match="not in the format loralib: its keys are those of PEFT LoRA"):
+        load_adapter(Tiny(), folder, format="loralib")
+    with pytest.raises(UsageError, match="is none of auto, peft"):
+        load_adapter(Tiny(), folder, format="gguf")

@@ -1,3 +1,5 @@
+"""Files of other tools and methods are declined by name."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Module paths of a file under other prefixes, and models that are wrapped."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,29 +7,8 @@ import torch
 from torch import nn
 
 from shardload.adapters import load_adapter
-from shardload.adapters.adapter import canonical
 from shardload.errors import MismatchError
 from tests.adapters.tiny import PREFIX, TOKENS, Tiny, by_hand, lora_tensors, write
-
-
-@pytest.mark.parametrize(
-    ("path", "clean"),
-    [
-        ("base_model.model.layers.0.q", "layers.0.q"),
-        ("module.base_model.model.layers.0.q", "layers.0.q"),
-        ("_orig_mod.base_model.model._orig_mod.layers.0._orig_mod.q", "layers.0.q"),
-        ("base_model.model.base_model.model.layers.0.q", "layers.0.q"),
-        ("_fsdp_wrapped_module.layers.0._fsdp_wrapped_module._checkpoint_wrapped_module.q", "layers.0.q"),
-        ("layers.0.module.q", "layers.0.module.q"),
-        ("base_model.models.q", "base_model.models.q"),
-        ("my_orig_mod.q", "my_orig_mod.q"),
-        ("base_model.model", ""),
-        ("", ""),
-    ],
-)
-def test_canonical(path, clean):
-    assert canonical(path) == clean
-
 
 REWRITES = {
     "bare": lambda key: key.removeprefix(PREFIX),

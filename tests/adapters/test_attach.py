@@ -1,0 +1,127 @@
+"""Attaching, activating and detaching: everything comes back, also after an interrupt."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from shardload import fill, open_checkpoint
+from shardload.adapters import activate, active_adapters, detach, load_adapter
+from shardload.errors import (
+    UsageError,
+)
+from tests.adapters.tiny import (
+    PREFIX,
+    TOKENS,
+    Scaled,
+    Tiny,
+    assert_unchanged,
+    by_hand,
+    config,
+    error,
+    lora_tensors,
+    snapshot,
+    write,
+)
+from tests.tiny import write_checkpoint
+
+
+def test_a_second_adapter_is_attached_and_not_active(tmp_path):
+    model = Tiny()
+    one, two = lora_tensors(model), lora_tensors(model, names=("q",), seed=1)
+    load_adapter(model, write(tmp_path / "one", one), trainable=True)
+    logits = model(TOKENS)
+    report = load_adapter(model, write(tmp_path / "two", two), name="two", trainable=True)
+    assert not report.active
+    assert active_adapters(model) == {"default": 1.0}
+    assert torch.equal(model(TOKENS), logits)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if ".two." in name)
+
+    activate(model, {"two": 0.5})
+    assert error(model(TOKENS), by_hand(Tiny(), two, 1.5)) <= 1e-5
+    assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == {"two"}
+    activate(model, {})
+    assert torch.equal(model(TOKENS), Tiny()(TOKENS))
+    activate(model, {"default": 1.0, "two": 0.0})
+    assert error(model(TOKENS), logits) <= 1e-6
+    with pytest.raises(UsageError, match="three"):
+        activate(model, {"three": 1.0})
+    with pytest.raises(UsageError, match="attached to this model already"):
+        load_adapter(model, tmp_path / "two", name="two")
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_detaching_restores_everything(tmp_path, order):
+    model = Tiny()
+    model.embed.weight.requires_grad_(False)
+    model.layers[0].q.register_forward_hook(lambda *_: None)
+    before = snapshot(model)
+    head = {f"{PREFIX}score.weight": torch.ones(3, 8), f"{PREFIX}score.bias": torch.ones(3)}
+    settings = config(modules_to_save=["score"])
+    load_adapter(model, write(tmp_path / "a", lora_tensors(model) | head, settings), name="a")
+    load_adapter(model, write(tmp_path / "b", lora_tensors(model, names=("up",)) | head, settings), name="b")
+    for name in order:
+        detach(model, name)
+    assert_unchanged(model, before)
+    assert type(model.layers[0].down) is Scaled
+    with pytest.raises(UsageError, match="attached"):
+        detach(model, "a")
+
+
+def test_a_base_that_was_filled_again_is_trainable_after_the_last_adapter(tmp_path):
+    model = Tiny()
+    base = write_checkpoint(tmp_path / "base", model.state_dict())
+    load_adapter(model, write(tmp_path / "lora", lora_tensors(model)))
+    fill(model, open_checkpoint(base), allow_missing=["*lora_*"])
+    assert not any(parameter.requires_grad for parameter in model.embed.parameters())
+    detach(model, "default")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_another_root_is_refused(tmp_path):
+    model = Tiny()
+    folder = write(tmp_path, lora_tensors(model))
+    load_adapter(model, folder)
+    before = snapshot(model)
+    with pytest.raises(UsageError, match="larger or smaller part"):
+        load_adapter(nn.ModuleDict({"inner": model}), folder, name="other")
+    assert_unchanged(model, before)
+
+
+def test_an_interrupted_attach_is_undone(tmp_path, monkeypatch):
+    from shardload.adapters import attach
+
+    model = Tiny()
+    before = snapshot(model)
+    adapt, calls = attach.adapt, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return adapt(*args)
+
+    monkeypatch.setattr(attach, "adapt", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_adapter(model, write(tmp_path, lora_tensors(model)))
+    assert_unchanged(model, before)
+
+
+def test_many_layers_attach_in_time_that_grows_with_their_number(tmp_path):
+    def seconds(count):
+        model = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(count))
+        tensors = {}
+        for n in range(count):
+            tensors[f"base_model.model.{n}.lora_A.weight"] = torch.ones(2, 4)
+            tensors[f"base_model.model.{n}.lora_B.weight"] = torch.ones(4, 2)
+        folder = write(tmp_path / str(count), tensors)
+        start = time.perf_counter()
+        load_adapter(model, folder)
+        load_adapter(model, folder, name="second")
+        return time.perf_counter() - start
+
+    seconds(50)
+    assert seconds(1600) < 16 * seconds(200) + 0.5

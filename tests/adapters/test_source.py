@@ -1,0 +1,168 @@
+"""Where an adapter's files are found, and files that are broken or hostile."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from shardload.adapters import load_adapter
+from shardload.errors import (
+    CorruptError,
+    NotFoundError,
+    ShardloadError,
+)
+from tests.adapters.tiny import (
+    TOKENS,
+    Tiny,
+    by_hand,
+    config,
+    error,
+    lora_tensors,
+    save_file,
+    write,
+)
+from tests.hub_server import HubServer
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_file_with_its_config_beside_it(tmp_path, name):
+    model = Tiny()
+    tensors = lora_tensors(model)
+    report = load_adapter(model, write(tmp_path, tensors) / name)
+    assert report.modules == 6
+    assert error(model(TOKENS), by_hand(Tiny(), tensors, 3.0)) <= 1e-5
+
+
+def test_an_adapter_in_a_subfolder(tmp_path):
+    tensors = lora_tensors(Tiny())
+    write(tmp_path / "second", tensors)
+    with pytest.raises(Exception, match="subfolder= one of second"):
+        load_adapter(Tiny(), tmp_path)
+    assert load_adapter(Tiny(), tmp_path, subfolder="second").modules == 6
+
+
+def test_a_single_file_elsewhere(tmp_path):
+    tensors = lora_tensors(Tiny())
+    write(tmp_path, tensors)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    save_file(tensors, tmp_path / "my-lora.safetensors")
+    assert load_adapter(Tiny(), tmp_path / "my-lora.safetensors").modules == 6
+    assert load_adapter(Tiny(), tmp_path).modules == 6
+
+
+def test_no_adapter(tmp_path):
+    (tmp_path / "readme.md").write_text("nothing")
+    with pytest.raises(NotFoundError, match="holds no adapter"):
+        load_adapter(Tiny(), tmp_path)
+
+
+def test_a_truncated_file(tmp_path):
+    folder = write(tmp_path, lora_tensors(Tiny()))
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CorruptError):
+        load_adapter(Tiny(), folder)
+
+
+class Gadget:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "lora.pt", "lora.pth"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_runs_nothing(tmp_path, name, zipped):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    sentinel = str(tmp_path / "ran")
+    content = {"layers.0.q.lora_A": torch.ones(2, 8), "layers.0.q.lora_B": Gadget(sentinel)}
+    torch.save(content, folder / name, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ShardloadError):
+        load_adapter(Tiny(), folder / name, alpha=4)
+    assert not os.path.exists(sentinel)
+    (folder / name).write_bytes(pickle.dumps(content))
+    with pytest.raises(ShardloadError):
+        load_adapter(Tiny(), folder / name, alpha=4)
+    assert not os.path.exists(sentinel)
+
+
+HOSTILE = [
+    {"base_model_name_or_path": "../../../etc/passwd"},
+    {"auto_mapping": {"base_model_class": "__import__('os').system", "parent_library": "/tmp/evil"}},
+    {"target_modules": ["../x", "/etc", "\x00", "C:\\x"]},
+    {"revision": "../../x", "megatron_core": "os.system"},
+]
+
+
+@pytest.mark.parametrize("settings", HOSTILE, ids=str)
+def test_paths_in_a_config_lead_nowhere(tmp_path, settings, monkeypatch):
+    opened = []
+    folder = write(tmp_path / "adapter", lora_tensors(Tiny()), config(**settings))
+
+    def see(event, args):
+        if event == "open" and opened is not None and isinstance(args[0], str):
+            opened.append(args[0])
+
+    _HOOK.see = see
+    load_adapter(Tiny(), folder)
+    _HOOK.see = None
+    outside = [path for path in opened if "passwd" in path or "evil" in path or path.endswith("/x")]
+    assert any("adapter_config.json" in path or "adapter_model" in path for path in opened)
+    assert outside == []
+
+
+def test_a_truncated_pickle(tmp_path):
+    folder = write(tmp_path, lora_tensors(Tiny()), form="bin")
+    path = folder / "adapter_model.bin"
+    whole = path.read_bytes()
+    for share in (0.1, 0.5, 0.9, 0.99):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ShardloadError):
+            load_adapter(Tiny(), folder)
+
+
+class _Hook:
+    """One audit hook for the process: they can't be taken off."""
+
+    see = None
+
+
+_HOOK = _Hook()
+
+
+def _listen():
+    import sys
+
+    def hook(event, args):
+        if _HOOK.see is not None:
+            _HOOK.see(event, args)
+
+    sys.addaudithook(hook)
+
+
+_listen()
+
+
+def test_an_adapter_of_a_hub_repo(tmp_path, monkeypatch):
+    tensors = lora_tensors(Tiny())
+    folder = write(tmp_path / "adapter", tensors)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with HubServer(tmp_path / "hub") as hub:
+        commit = hub.commit("me/lora", {**files, "README.md": b"# LoRA", "optimizer.pt": b"not wanted"})
+        hub.use(monkeypatch, cache=tmp_path / "cache")
+        model = Tiny()
+        report = load_adapter(model, "me/lora")
+        assert hub.fetched() == {"adapter_config.json", "adapter_model.safetensors"}
+        with pytest.raises(NotFoundError):
+            load_adapter(Tiny(), "me/nothing")
+    assert report.where == f"me/lora@{commit}/adapter_model.safetensors"
+    assert torch.allclose(model(TOKENS), by_hand(Tiny(), tensors, 3.0), atol=1e-5)
+    offline = Tiny()
+    load_adapter(offline, "me/lora", revision=commit, local_files_only=True)
+    assert torch.equal(offline(TOKENS), model(TOKENS))

@@ -1,0 +1,94 @@
+"""Values: views of the file, the dtypes that factors compute in, devices, warnings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shardload.adapters import load_adapter
+from shardload.errors import (
+    UsageError,
+)
+from tests.adapters.tiny import (
+    TOKENS,
+    Tiny,
+    by_hand,
+    config,
+    error,
+    lora_tensors,
+    write,
+)
+
+
+def test_a_and_b_are_the_mapped_file(tmp_path):
+    model = Tiny()
+    folder = write(tmp_path, lora_tensors(model))
+    load_adapter(model, folder)
+    spans = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(folder / "adapter_model.safetensors")):
+            low, high = line.split()[0].split("-")
+            spans.append((int(low, 16), int(high, 16)))
+    address = model.layers[1].up.lora_B["default"].weight.data_ptr()
+    assert any(low <= address < high for low, high in spans)
+
+
+def test_an_adapter_that_changes_nothing_says_so(tmp_path):
+    tensors = {key: value * ("lora_A" in key) for key, value in lora_tensors(Tiny()).items()}
+    report = load_adapter(Tiny(), write(tmp_path, tensors))
+    assert any("every B is zero" in warning for warning in report.warnings)
+    report = load_adapter(Tiny(), write(tmp_path / "alpha", lora_tensors(Tiny()), config(lora_alpha=0)))
+    assert any("lora_alpha is 0" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("base", "stored", "computes"),
+    [
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.float16, torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        (torch.float64, torch.float32, torch.float64),
+    ],
+)
+def test_dtypes(tmp_path, base, stored, computes):
+    model = Tiny(base)
+    tensors = lora_tensors(model, dtype=stored)
+    load_adapter(model, write(tmp_path, tensors))
+    assert model.layers[0].q.lora_A["default"].weight.dtype == computes
+    logits = model(TOKENS)
+    assert logits.dtype == base
+    wide = {key: value.to(computes) for key, value in tensors.items()}
+    limit = {torch.float64: 1e-12, torch.float32: 1e-5}.get(base, 0.05)
+    assert error(logits.double(), by_hand(Tiny(base), wide, 3.0).double()) <= limit
+
+
+def test_a_base_on_meta_keeps_the_adapter_real(tmp_path):
+    model = Tiny().to("meta")
+    load_adapter(model, write(tmp_path, lora_tensors(Tiny())))
+    assert model.layers[0].q.weight.device.type == "meta"
+    assert model.layers[0].q.lora_A["default"].weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [("file", torch.bfloat16), ("base", torch.bfloat16), (torch.float32, torch.float32), ("wide", None)],
+)
+def test_the_dtype_that_is_passed(tmp_path, dtype, wanted):
+    folder = write(tmp_path, lora_tensors(Tiny(), dtype=torch.bfloat16))
+    model = Tiny(torch.bfloat16)
+    if wanted is None:
+        with pytest.raises(UsageError, match="dtype must be"):
+            load_adapter(model, folder, dtype=dtype)
+        return
+    load_adapter(model, folder, dtype=dtype)
+    assert model.layers[0].q.lora_A["default"].weight.dtype == wanted
+    assert model(TOKENS).dtype == torch.bfloat16
+
+
+def test_the_dtype_of_the_base_narrows_the_file_s(tmp_path):
+    model = Tiny(torch.float16)
+    load_adapter(model, write(tmp_path, lora_tensors(Tiny())), dtype="base")
+    assert model.layers[0].q.lora_B["default"].weight.dtype == torch.float16
