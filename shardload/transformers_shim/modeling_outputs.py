@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, make_dataclass
+from dataclasses import make_dataclass
 from typing import Any
 
 from shardload.transformers_shim.utils.generic import ModelOutput
@@ -11,192 +11,12 @@ from shardload.transformers_shim.utils.generic import ModelOutput
 # leaves any of them out, so each is None by default. They are Any because a cache may be tuple or object.
 
 
-@dataclass
-class BaseModelOutput(ModelOutput):
-    """What an encoder returns."""
-
-    last_hidden_state: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-@dataclass
-class BaseModelOutputWithPooling(ModelOutput):
-    """What an encoder with a pooler returns."""
-
-    last_hidden_state: Any = None
-    pooler_output: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-@dataclass
-class BaseModelOutputWithPast(ModelOutput):
-    """What a decoder returns."""
-
-    last_hidden_state: Any = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-@dataclass
-class BaseModelOutputWithCrossAttentions(ModelOutput):
-    """What a decoder with cross attention and without a cache returns."""
-
-    last_hidden_state: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-    cross_attentions: Any = None
-
-
-@dataclass
-class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
-    """What a decoder with cross attention returns."""
-
-    last_hidden_state: Any = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-    cross_attentions: Any = None
-
-
-@dataclass
-class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
-    """What a model with a pooler, a cache and cross attention returns."""
-
-    last_hidden_state: Any = None
-    pooler_output: Any = None
-    hidden_states: Any = None
-    past_key_values: Any = None
-    attentions: Any = None
-    cross_attentions: Any = None
-
-
-@dataclass
-class CausalLMOutput(ModelOutput):
-    """What a language model without a cache returns."""
-
-    loss: Any = None
-    logits: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-@dataclass
-class CausalLMOutputWithPast(ModelOutput):
-    """What a causal language model returns."""
-
-    loss: Any = None
-    logits: Any = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-@dataclass
-class CausalLMOutputWithCrossAttentions(ModelOutput):
-    """What a causal language model with cross attention returns."""
-
-    loss: Any = None
-    logits: Any = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-    cross_attentions: Any = None
-
-
-@dataclass
-class MaskedLMOutput(ModelOutput):
-    """What a masked language model returns."""
-
-    loss: Any = None
-    logits: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-@dataclass
-class Seq2SeqModelOutput(ModelOutput):
-    """What an encoder-decoder returns."""
-
-    last_hidden_state: Any = None
-    past_key_values: Any = None
-    decoder_hidden_states: Any = None
-    decoder_attentions: Any = None
-    cross_attentions: Any = None
-    encoder_last_hidden_state: Any = None
-    encoder_hidden_states: Any = None
-    encoder_attentions: Any = None
-
-
-@dataclass
-class Seq2SeqLMOutput(ModelOutput):
-    """What an encoder-decoder language model returns."""
-
-    loss: Any = None
-    logits: Any = None
-    past_key_values: Any = None
-    decoder_hidden_states: Any = None
-    decoder_attentions: Any = None
-    cross_attentions: Any = None
-    encoder_last_hidden_state: Any = None
-    encoder_hidden_states: Any = None
-    encoder_attentions: Any = None
-
-
-@dataclass
-class SequenceClassifierOutput(ModelOutput):
-    """What a sequence classifier returns."""
-
-    loss: Any = None
-    logits: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-@dataclass
-class SequenceClassifierOutputWithPast(ModelOutput):
-    """What a sequence classifier on a decoder returns."""
-
-    loss: Any = None
-    logits: Any = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-@dataclass
-class TokenClassifierOutput(ModelOutput):
-    """What a token classifier returns."""
-
-    loss: Any = None
-    logits: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-@dataclass
-class QuestionAnsweringModelOutput(ModelOutput):
-    """What an extractive question answering model returns."""
-
-    loss: Any = None
-    start_logits: Any = None
-    end_logits: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-
-
-def _output(name: str, doc: str, names: str) -> Any:
+def _output(name: str, doc: str, fields: str) -> Any:
     """Return an output class with these fields, in this order: integers and slices index by it."""
-    made = make_dataclass(
-        name,
-        [(field, Any, None) for field in names.split()],
-        bases=(ModelOutput,),
-        namespace={"__doc__": doc},
+    body = {"__doc__": doc, "__module__": __name__}
+    return make_dataclass(
+        name, [(field, Any, None) for field in fields.split()], bases=(ModelOutput,), namespace=body
     )
-    made.__module__ = __name__
-    return made
 
 
 _STATES = "hidden_states attentions"
@@ -209,6 +29,66 @@ _ROUTED = (
     f"{_ENCODER} encoder_router_logits"
 )
 
+BaseModelOutput = _output("BaseModelOutput", "What an encoder returns.", f"last_hidden_state {_STATES}")
+BaseModelOutputWithPooling = _output(
+    "BaseModelOutputWithPooling",
+    "What an encoder with a pooler returns.",
+    f"last_hidden_state pooler_output {_STATES}",
+)
+BaseModelOutputWithPast = _output(
+    "BaseModelOutputWithPast", "What a decoder returns.", f"last_hidden_state past_key_values {_STATES}"
+)
+BaseModelOutputWithCrossAttentions = _output(
+    "BaseModelOutputWithCrossAttentions",
+    "What a decoder with cross attention and without a cache returns.",
+    f"last_hidden_state {_STATES} cross_attentions",
+)
+BaseModelOutputWithPastAndCrossAttentions = _output(
+    "BaseModelOutputWithPastAndCrossAttentions",
+    "What a decoder with cross attention returns.",
+    f"last_hidden_state past_key_values {_STATES} cross_attentions",
+)
+BaseModelOutputWithPoolingAndCrossAttentions = _output(
+    "BaseModelOutputWithPoolingAndCrossAttentions",
+    "What a model with a pooler, a cache and cross attention returns.",
+    "last_hidden_state pooler_output hidden_states past_key_values attentions cross_attentions",
+)
+CausalLMOutput = _output(
+    "CausalLMOutput", "What a language model without a cache returns.", f"loss logits {_STATES}"
+)
+CausalLMOutputWithPast = _output(
+    "CausalLMOutputWithPast",
+    "What a causal language model returns.",
+    f"loss logits past_key_values {_STATES}",
+)
+CausalLMOutputWithCrossAttentions = _output(
+    "CausalLMOutputWithCrossAttentions",
+    "What a causal language model with cross attention returns.",
+    f"loss logits past_key_values {_STATES} cross_attentions",
+)
+MaskedLMOutput = _output("MaskedLMOutput", "What a masked language model returns.", f"loss logits {_STATES}")
+Seq2SeqModelOutput = _output(
+    "Seq2SeqModelOutput", "What an encoder-decoder returns.", f"last_hidden_state {_SEQ2SEQ}"
+)
+Seq2SeqLMOutput = _output(
+    "Seq2SeqLMOutput", "What an encoder-decoder language model returns.", f"loss logits {_SEQ2SEQ}"
+)
+SequenceClassifierOutput = _output(
+    "SequenceClassifierOutput", "What a sequence classifier returns.", f"loss logits {_STATES}"
+)
+SequenceClassifierOutputWithPast = _output(
+    "SequenceClassifierOutputWithPast",
+    "What a sequence classifier on a decoder returns.",
+    f"loss logits past_key_values {_STATES}",
+)
+TokenClassifierOutput = _output(
+    "TokenClassifierOutput", "What a token classifier returns.", f"loss logits {_STATES}"
+)
+QuestionAnsweringModelOutput = _output(
+    "QuestionAnsweringModelOutput",
+    "What an extractive question answering model returns.",
+    f"loss start_logits end_logits {_STATES}",
+)
 BaseModelOutputWithNoAttention = _output(
     "BaseModelOutputWithNoAttention",
     "What a convolutional encoder returns.",

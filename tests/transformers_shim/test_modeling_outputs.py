@@ -104,6 +104,27 @@ def test_fields_are_in_the_order_of_transformers():
     assert compared > 35
 
 
+KINDS = [
+    value for name, value in vars(modeling_outputs).items() if "Output" in name and value is not ModelOutput
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_output_is_a_documented_dataclass_that_pytree_and_pickle_know_by_its_name(kind):
+    names = [field.name for field in dataclasses.fields(kind)]
+    output = kind(**{name: torch.full((1,), float(at)) for at, name in enumerate(names)})
+    assert kind() == {}
+    assert [value.item() for value in output[:]] == list(range(len(names)))
+    assert f"{kind.__module__}.{kind.__qualname__}" == f"{modeling_outputs.__name__}.{kind.__name__}"
+    assert not kind.__doc__.startswith(kind.__name__)  # what dataclasses write where there is none
+    again = pickle.loads(pickle.dumps(output))
+    assert (type(again), list(again)) == (kind, names)
+    leaves, spec = pytree.tree_flatten(output)
+    assert len(leaves) == len(names)
+    assert f"{kind.__module__}.{kind.__qualname__}" in pytree.treespec_dumps(spec)
+    assert type(pytree.tree_unflatten(leaves, spec)) is kind
+
+
 def test_outputs_of_experts_are_indexed_in_order():
     output = modeling_outputs.MoeCausalLMOutputWithPast(logits=2, aux_loss=1, router_logits=3)
     assert output[:] == (1, 2, 3)
