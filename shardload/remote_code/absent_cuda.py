@@ -1,4 +1,4 @@
-"""CUDA, for constructors that ask for it on a machine that has none: what they make is on the CPU."""
+"""The CPU in place of CUDA, for constructors that ask for CUDA on a machine without it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What torch says, built without CUDA and built with it.
+# torch's messages: of a build without CUDA, and of a build with CUDA that finds no GPU.
 _SIGNS = ("Torch not compiled with CUDA enabled", "Found no NVIDIA driver", "No CUDA GPUs are available")
 
 
 def asks_for_cuda(error: BaseException) -> bool:
-    """Whether code failed because it asked for a CUDA device and this machine has none."""
+    """Return whether code failed because it asked for a CUDA device that this machine does not have."""
     return any(sign in str(error) for sign in _SIGNS) and not torch.cuda.is_available()
 
 
 class CpuForCuda(TorchFunctionMode):
     """Makes tensors on the CPU where CUDA is asked for: `device="cuda"` in any form, `.to("cuda")`, `.cuda()`.
 
-    For constructors: a table of positions that they make on CUDA is the same on the CPU, and goes where the model goes.
+    For constructors: a table of positions has the same values on the CPU, and later moves with the model.
     """
 
     def __torch_function__(

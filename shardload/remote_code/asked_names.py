@@ -1,4 +1,4 @@
-"""asked_names: what a repo's code asks of transformers, and what the stand-in answers. Runs none of the code."""
+"""asked_names: the names of transformers that a repo's code uses, and the stand-in's answers. Runs none of the code."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class AskedPackage:
 def asked_names(
     source: Source, config_json: Mapping[str, Any] | None
 ) -> tuple[tuple[AskedName, ...], tuple[AskedPackage, ...]]:
-    """Return what the code that loading the model would run asks of transformers, and of other packages.
+    """Return the names of transformers, and the other packages, that the code behind the model uses.
 
-    Each name is listed once, at the line that needs it most. Names that code computes while it runs are not seen.
+    Each name is listed once, at the line that needs it most. Names that code computes at run time are not found.
     Raises RemoteCodeError where a file is not valid Python.
     """
     code = own_code(source, config_json)
@@ -100,7 +100,7 @@ class _Reader:
         yield from self._lookups(aliases)
 
     def _lookups(self, aliases: dict[str, str]) -> Iterator[AskedName]:
-        """Yield `transformers.x.Y` and the like: the whole chain as far as it goes through modules."""
+        """Yield `transformers.x.Y` and similar lookups: the whole chain, as far as it goes through modules."""
         for node in ast.walk(self.tree):
             if not isinstance(node, ast.Attribute):
                 continue

@@ -1,4 +1,4 @@
-"""Reading `auto_map`: which of a repo's own classes is asked for, and in which file it is."""
+"""`auto_map` of config.json: which of the repo's own classes to use, and in which file each one is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREFERRED = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel")
 """The entries that are tried first, in this order; then any other AutoModelFor… in the file's order."""
 
 PASS_CLASS = Wording("pass {model_class}", model_class=...)
-"""The cure that needs none of the repo's code."""
+"""The cure that runs none of the repo's code."""
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -75,7 +75,7 @@ def entries(config_json: Mapping[str, Any] | None) -> dict[str, ClassRef]:
 
 
 def architectures(config_json: Mapping[str, Any] | None) -> list[str]:
-    """Return the class names that `architectures` lists. Raises CorruptError for what is no list of names."""
+    """Return the class names that `architectures` lists. Raises CorruptError unless it is a list of names."""
     named = (config_json or {}).get("architectures")
     if named is None:
         return []
@@ -94,7 +94,7 @@ def config_entry(config_json: Mapping[str, Any] | None) -> ClassRef | None:
 
 
 def model_entries(config_json: Mapping[str, Any] | None) -> dict[str, ClassRef]:
-    """Return the entries that name model classes, in the order in which they are chosen."""
+    """Return the entries that name model classes, the preferred ones first."""
     found = {name: ref for name, ref in entries(config_json).items() if name.startswith("AutoModel")}
     return {name: found[name] for name in (*(n for n in PREFERRED if n in found), *found)}
 

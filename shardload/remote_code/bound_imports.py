@@ -1,7 +1,7 @@
 """What `import` means inside a repo's modules: its own files, and shardload's stand-in for transformers.
 
-Each of its modules has builtins of its own, whose `__import__` and `importlib` do this. Functions keep the
-builtins of the module that defines them, so an import inside a function, run years later, is served as well.
+Every module of a repo has its own builtins, whose `__import__` and `importlib` do this. A function keeps the builtins
+of the module that defines it, so an import inside a function works in the same way whenever it runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHIM = "shardload.transformers_shim"
 
 
 def builtins_for(namespace: Namespace) -> dict[str, Any]:
-    """Return the builtins of a module in this namespace: Python's, with its own `__import__`."""
+    """Return the builtins for a module of this namespace: Python's, with the namespace's `__import__`."""
     return {**vars(builtins), "__import__": _Importer(namespace)}
 
 
@@ -48,7 +48,7 @@ class _Importer:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        """Do what an import statement of the repo's code asks for."""
+        """Import for one import statement of the repo's code."""
         importer = globals or {}
         if level == 0 and "*" in (fromlist or ()) and name.split(".", maxsplit=1)[0] == "torch":
             bring_old_names(importer)
@@ -67,7 +67,7 @@ class _Importer:
         return builtins.__import__(name, globals, locals, fromlist or (), level)
 
     def target_of(self, name: str, importer: Mapping[str, Any]) -> str | None:
-        """Return the real name of what the code calls `name`, or None where they are the same."""
+        """Return the module that the code means by `name`, or None where the name is the real one."""
         top = name.split(".", maxsplit=1)[0]
         if top == "transformers":
             return SHIM + name.removeprefix("transformers") if self.namespace.base == "shim" else None
@@ -100,7 +100,7 @@ def _import_from_shim(name: str, asker: FrameType, fromlist: Sequence[str] | Non
 
 
 class _StandIn(ModuleType):
-    """A module that offers everything of a real one, but for what is set on it."""
+    """A module with everything of a real one, except for what is set on it."""
 
     def __init__(self, real: ModuleType) -> None:
         super().__init__(real.__name__, real.__doc__)

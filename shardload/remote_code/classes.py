@@ -1,4 +1,4 @@
-"""resolve_class: the class of the model: the caller's, the repo's own, or an installed transformers'."""
+"""resolve_class: the model's class, which is the caller's, the repo's own, or an installed transformers'."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SAY = Wording("pass {model_class} (a class or a function that takes the config)
 
 @dataclass
 class ResolvedClass:
-    """How to make the model: `make(config)`, the class's name, and where it came from, as people read it.
+    """How to make the model: `make(config)`, the class's name, and its origin as a text for people.
 
     `remote_base` says who serves the repo's imports of transformers; None where none of its code runs. It is final
     once `make` has returned: a constructor may ask for something that only the real transformers has.
@@ -76,12 +76,14 @@ def resolve_class(
     if found is None:
         raise _nothing_to_build(source, config_json, auto_class)
     return ResolvedClass(
-        _said(found, source), found.__qualname__, f"{found.__module__}.{found.__qualname__} ({version()})"
+        _with_typed_errors(found, source),
+        found.__qualname__,
+        f"{found.__module__}.{found.__qualname__} ({version()})",
     )
 
 
-def _said(cls: Callable[[Any], nn.Module], source: Source) -> Callable[[Any], nn.Module]:
-    """Return the class of the library with what it raises for a config's values told as one typed error."""
+def _with_typed_errors(cls: Callable[[Any], nn.Module], source: Source) -> Callable[[Any], nn.Module]:
+    """Return a maker that calls a class of transformers; values that the class refuses are one typed error."""
 
     def make(config: Any) -> nn.Module:
         try:
@@ -89,7 +91,7 @@ def _said(cls: Callable[[Any], nn.Module], source: Source) -> Callable[[Any], nn
         except (ShardloadError, MemoryError):
             raise
         except Exception as error:
-            if _met_a_shell(error) or _is_about_memory(error):
+            if _needs_values(error) or _is_about_memory(error):
                 raise
             raise CorruptError(
                 f"{cls.__qualname__} of transformers refuses the config's values: {type(error).__name__}: {error}",
@@ -105,7 +107,7 @@ def _said(cls: Callable[[Any], nn.Module], source: Source) -> Callable[[Any], nn
 
 
 def _is_about_memory(error: BaseException) -> bool:
-    """Whether torch had no memory for a tensor: build_shell says what that means."""
+    """Return whether torch had no memory for a tensor; build_shell explains such an error."""
     return isinstance(error, RuntimeError) and ("allocate" in str(error) or "overflow" in str(error))
 
 
@@ -120,7 +122,7 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
         except (Exception, SystemExit) as error:
             if repo.fall_back(error, namespace):
                 return make(config)
-            if _met_a_shell(error):
+            if _needs_values(error):
                 raise
             raise explain(error, namespace, f"constructing {ref}", repo.written_for) from error
 
@@ -129,7 +131,7 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
 
 
 def _constructed(cls: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """Return `cls(config)`; a constructor that asks for CUDA where there is none runs again with the CPU for it."""
+    """Return `cls(config)`; a constructor that asks for CUDA where there is none runs again on the CPU."""
     from shardload.model.meta_init import begin_again
     from shardload.remote_code.absent_cuda import CpuForCuda, asks_for_cuda
 
@@ -143,8 +145,8 @@ def _constructed(cls: Callable[[Any], nn.Module], config: Any) -> nn.Module:
         return cls(config)
 
 
-def _met_a_shell(error: BaseException) -> bool:
-    """Whether a constructor looked at values that a shell does not have: build_shell says it better."""
+def _needs_values(error: BaseException) -> bool:
+    """Return whether a constructor looked at values that a shell does not have; build_shell explains such an error."""
     from shardload.model.meta_init import constructing
 
     return (

@@ -1,4 +1,4 @@
-"""The files of a repo's code: found by parsing what imports what, read once, named by their content."""
+"""The files of a repo's code: found by following imports, read once, identified by their content."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class CodeFile:
 class Code:
     """The files of one repo that its classes need. `modules` maps dotted module names to files.
 
-    A module without a file is a folder without `__init__.py`. `label` is the source's. `untaken` are the repo's
-    other Python files, which no import that can be read leads to.
+    A module without a file is a folder without `__init__.py`. `label` is the source's. `untaken` are the repo's other
+    Python files, which no import found by parsing leads to.
     """
 
     label: str
@@ -58,19 +58,19 @@ class Code:
         return digest.hexdigest()
 
     def namespace(self, base: Base) -> str:
-        """Return the package that this code's modules live in: another for every other content."""
+        """Return the package that this code's modules live in; other content gets another package."""
         return f"{PACKAGE}.h{self.sha256(base)[:32]}"
 
     def module_of(self, file_name: str) -> str:
-        """Return the dotted name, within the namespace, of the module that a file is."""
+        """Return the dotted name of a file's module within the namespace."""
         return next(module for module, file in self.modules.items() if file and file.name == file_name)
 
 
 def collect(source: Source, modules: Iterable[str]) -> Code:
-    """Return the files that these modules ("modeling_x", "sub.x") import of their repo, followed to the end.
+    """Return the files of these modules ("modeling_x", "sub.x") and of all that they import from their repo.
 
-    Nothing is run. A file that an import names and the repo lacks is no fault here: the import may stand in a
-    `try`; running the code decides. Raises NotFoundError when one of `modules` itself is absent.
+    Nothing is run. An import of a file that the repo lacks is no error here: it may be inside a `try`, so only running
+    the code decides. Raises NotFoundError when one of `modules` itself is absent.
     """
     names = frozenset(source.names())
     waiting = [file_of(module, names, source.label) for module in modules]
@@ -88,7 +88,7 @@ def collect(source: Source, modules: Iterable[str]) -> Code:
 
 
 def has_file(module: str, names: frozenset[str]) -> bool:
-    """Whether a repo of these files has the module that auto_map names."""
+    """Return whether a repo of these files has the module that auto_map names."""
     return any(candidate in names for candidate in _candidates(module))
 
 

@@ -1,4 +1,4 @@
-"""What changed in a file of code since it was approved, told from its lines' hashes."""
+"""What changed in a file of code since it was approved, found by comparing hashes of its lines."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Hunk:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A file that is not as it was approved. `is_new` when it was not among the approved files at all."""
+    """A file that differs from the approved one; `is_new` when no file of that name was approved."""
 
     name: str
     is_new: bool
     hunks: tuple[Hunk, ...] = ()
 
     def lines(self, limit: int = _SHOWN) -> list[str]:
-        """Return the change as people read it, cut after `limit` lines."""
+        """Return the change as lines of text for people, at most `limit` of them."""
         if self.is_new:
             return [f"{self.name}: was not there when the code was approved"]
         added, removed = sum(len(h.added) for h in self.hunks), sum(h.removed for h in self.hunks)
@@ -48,7 +48,7 @@ class FileChange:
 def change_of(name: str, before: tuple[str, ...] | None, now: tuple[str, ...], content: bytes) -> FileChange:
     """Return how a file changed. `before` and `now` are hashes of its lines, approved (None: not there) and present.
 
-    Files beyond 20,000 lines are told without their lines.
+    For a file of more than 20,000 lines only the fact that it changed is returned.
     """
     if before is None:
         return FileChange(name, is_new=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A config object, and where its class came from, as people read it."""
+    """A config object, and the origin of its class as a text for people."""
 
     config: Any
     origin: str
@@ -47,8 +47,8 @@ def load_config(
     In this order: `model_class.config_class` where the caller's class has one; the repo's own class that
     `auto_map` names (its code runs: the caller's consent is needed); the class of an installed transformers for the
     model that `architectures` names; a plain object with config.json's entries as attributes. A caller who
-    passes `model_class` and does not trust the repo gets the plain object. `dtype` (a torch dtype or its name)
-    stands as `torch_dtype` before any class sees the settings.
+    passes `model_class` and does not trust the repo gets the plain object. `dtype` (a torch dtype or its name) is set
+    as `torch_dtype` before any class sees the settings.
 
     Raises UntrustedCodeError, RemoteCodeError, CorruptError for settings that their class refuses.
     """
@@ -85,16 +85,16 @@ def _settings(source: Source, config_json: Mapping[str, Any] | None, dtype: Any)
         settings["torch_dtype"] = _dtype(dtype)
         settings.pop("dtype", None)
     elif isinstance(settings.get("dtype"), str):
-        settings.setdefault("torch_dtype", settings["dtype"])  # what transformers 5 writes
+        settings.setdefault("torch_dtype", settings["dtype"])  # the name that transformers 5 writes
     if isinstance(settings.get("torch_dtype"), str) and settings["torch_dtype"] != "auto":
-        # By its long name: the class may know no other.
+        # By torch's own name: the class may know no other.
         named = _dtype(settings["torch_dtype"], "config.json")
         settings["torch_dtype"] = str(named).removeprefix("torch.")
     return settings
 
 
 def _dtype(dtype: Any, file: str | None = None) -> torch.dtype:
-    """Return a dtype that a file names, or else the caller."""
+    """Return the torch dtype that a file, or else the caller, names."""
     try:
         return torch_dtype(dtype)
     except ValueError as error:
@@ -116,7 +116,7 @@ def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> Loade
 
 
 def code_origin(repo: RepoCode, ref: ClassRef) -> str:
-    """Return where a class came from: its name, the content of its code, and who served its imports."""
+    """Return the origin of a class as text: its name, the hash of its code, and who serves its imports."""
     served = f", its transformers is {version()}" if repo.base == "transformers" else ""
     whose = "code of the repo" if ref.repo is None else f"code of {repo.source.label}"
     return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(repo.base)[:12]}…{served})"
@@ -147,10 +147,10 @@ def _construct(cls: Any, settings: dict[str, Any]) -> Any:
 
 
 def convert_config(repo: RepoCode, config: Any) -> Any:
-    """Return the config as a class that now serves the repo: itself, or remade after a change of the base.
+    """Return the config, remade where the real transformers now serves the repo.
 
-    A repo whose config was made before its model code proved to need the real transformers is served by that
-    as a whole, its config too.
+    A config may have been made before the model's code turned out to need the real transformers, which then serves the
+    whole repo, the config included.
     """
     if repo.base == "shim":
         return config
@@ -170,10 +170,10 @@ def convert_config(repo: RepoCode, config: Any) -> Any:
 
 
 def attach_generation_config(model: nn.Module, source: Source) -> str | None:
-    """Put generation_config.json on `model.generation_config`, where model and file have it.
+    """Set `model.generation_config` from generation_config.json, where the repo has that file.
 
-    Returns a line for the report, or None when there is nothing to say. Raises CorruptError for a file that is
-    no JSON object, or whose settings are refused by their class.
+    Returns a line for the report, or None without the file. Raises CorruptError for a file that is not a JSON object,
+    and for settings that their class refuses.
     """
     name = "generation_config.json"
     if name not in source.names():

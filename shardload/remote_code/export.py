@@ -1,4 +1,4 @@
-"""The code of a repo that goes with a model that is saved: the very bytes that were trusted and ran."""
+"""The repo's code that is saved with a model: the very bytes that were trusted and ran."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def exported_code(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the files of the repo whose code a model's class is, by name, and the entries that lead into them.
+    """Return the code files of a model's class, by name, and the entries of `auto_map` that lead into them.
 
-    Entries that named another repo name the files beside the weights instead. Those of files that did not run, a
-    tokenizer's for example, are left out. Both are empty for a class that is of no repo's code.
+    Entries that named another repo now name the files beside the weights. Entries of files that did not run (a
+    tokenizer's, for example) are left out. Both are empty for a class that is not a repo's.
     """
     namespace = namespace_of(type(model).__module__)
     if namespace is None:
@@ -30,13 +30,13 @@ def exported_code(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[s
 
 
 def _local(value: Any, names: frozenset[str]) -> Any:
-    """Return an entry of auto_map without another repo's name; None where its file is not among `names`."""
+    """Return an entry of auto_map without the name of another repo; None where its file is not in `names`."""
     if isinstance(value, (list, tuple)):
         inside = [_local(item, names) for item in value]
         return inside if any(item is not None for item in inside) else None
     try:
         ref = parse_reference(value)
         file_of(ref.module, names, "")
-    except (ShardloadError, AttributeError):  # AttributeError: no text
+    except (ShardloadError, AttributeError):  # AttributeError: not a string
         return None
     return f"{ref.module}.{ref.name}"

@@ -1,4 +1,4 @@
-"""Turning what a repo's code raises into one error that says what it asked for, where, and the cure."""
+"""One typed error for whatever a repo's code raises: what it asked for, at which line, and the cure."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def explain(
 ) -> ShardloadError:
     """Return the error to raise for one that escaped from a repo's code while `doing` ("importing …").
 
-    `written_for` is the release of transformers that the repo names, if it does: the cure for code that the installed
-    one can't serve. A ShardloadError is returned as it is.
+    `written_for` is the release of transformers that the repo names, if any: installing it is the cure for code that
+    the installed release can't serve. A ShardloadError is returned as it is.
     """
     if isinstance(error, ShardloadError):
         return error
@@ -82,7 +82,7 @@ def lacks_a_name(error: BaseException) -> bool:
 
 
 def as_lacking(error: BaseException, namespace: Namespace, written_for: str | None = None) -> ShardloadError:
-    """Return the error for a name that the stand-in lacks: what is missing, the line, the choices."""
+    """Return the error for a name that the stand-in lacks: the name, the line of code, the choices."""
     from shardload.transformers_shim.front import with_choices
 
     return with_choices(error, _line_of(error, namespace), written_for)

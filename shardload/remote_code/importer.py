@@ -1,4 +1,4 @@
-"""Importing the classes of a repo's code: from the stand-in for transformers, or as a whole from the real one."""
+"""Importing the classes of a repo's code, on the stand-in for transformers or on the real transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _needs_transformers: set[str] = set()
 
 @dataclass(frozen=True)
 class RepoCode:
-    """The code of one repo, past the gate: the configuration class and the model classes, of one namespace."""
+    """The code of one repo that the caller consented to: its config class and model classes, in one namespace."""
 
     source: Source
     code: Code
@@ -45,20 +45,20 @@ class RepoCode:
 
     @property
     def base(self) -> Base:
-        """Who serves its imports of transformers: as the caller said, or the stand-in until it lacked a name."""
+        """Who serves its imports of transformers: the caller's choice, or the stand-in until it lacks a name."""
         if self.wanted != "auto":
             return self.wanted
         return "transformers" if self.code.sha256("shim") in _needs_transformers else "shim"
 
     @property
     def namespace(self) -> Namespace:
-        """Where its modules live now."""
+        """The namespace that its modules live in now."""
         return trusted_namespace(self.code, self.base)
 
     def load(self, ref: ClassRef) -> Any:
         """Import the class. When the stand-in lacks a name, the installed transformers serves the whole repo.
 
-        Raises RemoteCodeError, naming file and line, when the code fails or asks for what is not there.
+        Raises RemoteCodeError, with file and line, when the code fails or needs something that is not there.
         """
         namespace = self.namespace
         try:
@@ -69,10 +69,10 @@ class RepoCode:
             raise explain(error, namespace, f"importing {ref}", self.written_for) from error
 
     def fall_back(self, error: BaseException, namespace: Namespace) -> bool:
-        """Hand the repo to the installed transformers, where the error says that the stand-in lacks a name.
+        """Let the installed transformers serve the repo, where the error says that the stand-in lacks a name.
 
-        Returns False for other errors. Raises the error that names what is missing when there is no transformers,
-        or the caller asked for the stand-in.
+        Returns False for other errors. Raises the error that names what is missing when transformers is not installed,
+        or when the caller chose the stand-in.
         """
         if namespace.base != "shim" or not lacks_a_name(error):
             return False
@@ -101,17 +101,17 @@ class RepoCode:
 def open_code(
     source: Source, config_json: Mapping[str, Any] | None, ref: ClassRef, trust: CodeTrust
 ) -> RepoCode:
-    """Return the code that a class of `auto_map` needs, once the caller's consent covers it.
+    """Return the code that a class of `auto_map` needs, where the caller consented to it.
 
-    The configuration class and the model classes of one repo make one namespace, so that they see the same
-    classes. Raises UntrustedCodeError before anything runs, UsageError for a `remote_base` that can't be.
+    The config class and the model classes of one repo share one namespace, so that they see the same classes. Raises
+    UntrustedCodeError before anything runs, and UsageError for a `remote_base` that is not possible.
     """
     require_base(trust.remote_base)
     home = source
     argument: Literal["revision", "code_revision"] = "revision"
     if not is_own(ref, source):
         if not trust.allows_code:
-            raise untrusted_other_repo(str(ref))  # it is not even opened
+            raise untrusted_other_repo(str(ref))  # the other repo is not even opened
         home, argument = other_source(ref, trust), "code_revision"
     code = collect(home, _modules_beside(ref, source, home, config_json))
     require_trust(home, code, trust, argument)
@@ -119,7 +119,7 @@ def open_code(
 
 
 def require_base(remote_base: str) -> None:
-    """Raise UsageError unless this is one of the bases, and the real transformers is there if it is asked for."""
+    """Raise UsageError for an unknown base, and for "transformers" where that is not installed."""
     known = get_args(RemoteBase)
     if remote_base not in known:
         raise UsageError(
@@ -136,7 +136,7 @@ def require_base(remote_base: str) -> None:
 
 
 def own_code(source: Source, config_json: Mapping[str, Any] | None) -> Code | None:
-    """Return the code in the repo itself that loading its model would run; None when it names none."""
+    """Return the code that loading the repo's model would run from the repo itself; None without any."""
     own = [ref for ref in all_refs(config_json) if is_own(ref, source)]
     return collect(source, _modules_beside(own[0], source, source, config_json)) if own else None
 
@@ -153,14 +153,14 @@ def all_refs(config_json: Mapping[str, Any] | None) -> list[ClassRef]:
 
 
 def is_own(ref: ClassRef, source: Source) -> bool:
-    """Whether the class is in the source itself: repos name themselves when they were saved from a load."""
+    """Return whether the class is in the source itself; a repo saved from a load names itself."""
     return ref.repo is None or source.label.split("@")[0] == ref.repo
 
 
 def _modules_beside(
     ref: ClassRef, source: Source, home: Source, config_json: Mapping[str, Any] | None
 ) -> list[str]:
-    """Return the modules of every entry of the same repo; of the others, only those that are there."""
+    """Return the modules of all entries of the same repo, except for modules that the repo does not have."""
     same = [
         r for r in all_refs(config_json) if r.repo == ref.repo or (is_own(r, source) and is_own(ref, source))
     ]

@@ -1,4 +1,4 @@
-"""Which files of a repo a Python file imports: found in its syntax tree, wherever the import stands."""
+"""The files of a repo that a Python file imports, found in its syntax tree wherever the import is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NEVER_THE_REPOS = frozenset({*sys.stdlib_module_names, "torch", "transformers",
 def imported_files(content: bytes, name: str, names: frozenset[str]) -> frozenset[str]:
     """Return the files among `names` that the file `name` imports: relative, un-dotted and by `import_module`.
 
-    Raises SyntaxError, or ValueError for bytes that are no source text.
+    Raises SyntaxError, or ValueError for bytes that are not Python source.
     """
     found: set[str] = set()
     for node in ast.walk(ast.parse(content, filename=name)):
@@ -34,9 +34,9 @@ def imported_files(content: bytes, name: str, names: frozenset[str]) -> frozense
 
 
 def home_of(top: str, importer: str, names: frozenset[str]) -> str | None:
-    """Return the folder of the repo in which an un-dotted `import top` finds it, or None where it is not the repo's.
+    """Return the folder of the repo where an un-dotted `import top` finds a file; None where it finds none.
 
-    The importing file's own folder comes first, then the root, as for a script that is run there.
+    The importing file's own folder is searched first, then the root, as for a script that runs there.
     """
     if top in _NEVER_THE_REPOS:
         return None
@@ -64,7 +64,7 @@ def _absolute(module: str, imported: tuple[str, ...], name: str, names: frozense
 
 
 def _import_module(node: ast.Call, name: str, names: frozenset[str]) -> set[str]:
-    """Return what `importlib.import_module("literal", …)` imports; computed names can't be known."""
+    """Return the module that `importlib.import_module("literal", …)` imports; computed names are unknown."""
     called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
     first = node.args[0] if node.args else None
     if called != "import_module" or not isinstance(first, ast.Constant) or not isinstance(first.value, str):
@@ -89,7 +89,7 @@ def _files(folder: str, module: str, imported: tuple[str, ...], names: frozenset
 
 
 def _file(path: str, names: frozenset[str]) -> list[str]:
-    """Return the file that importing a path runs, in a list that is empty for a mere folder."""
+    """Return a list of the file that importing a path runs; it is empty for a folder without `__init__.py`."""
     # A package hides a module of the same name, as in Python.
     return [file for file in (f"{path}/__init__.py", f"{path}.py") if file in names][:1]
 

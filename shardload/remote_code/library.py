@@ -1,4 +1,4 @@
-"""The installed transformers: its classes, never its loader. Nothing of it is imported before it is asked for."""
+"""The installed transformers: its classes, never its loader. It is imported only when a function here needs it."""
 
 from __future__ import annotations
 

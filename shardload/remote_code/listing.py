@@ -1,4 +1,4 @@
-"""code_files: which files of a repo would run, before anybody allows it."""
+"""code_files: the files of a repo that would run, listed before anyone allows it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ListedFile:
 def code_files(source: Source, config_json: Mapping[str, Any] | None) -> tuple[ListedFile, ...]:
     """Return the files that loading this repo's model would run, with their SHA-256; runs none of them.
 
-    They are what the configuration class and the model classes of `auto_map` import, followed through the repo.
+    These are the files of the config class and the model classes in `auto_map`, and all that they import from the repo.
     """
     code = own_code(source, config_json)
     own = [ListedFile(file.name, file.sha256, source.label) for file in code.files] if code else []

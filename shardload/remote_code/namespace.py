@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Namespace:
-    """Code that was trusted in this process, under its package name. `base` serves its transformers imports."""
+    """Code that was trusted in this process, and its package name. `base` serves its imports of transformers."""
 
     package: str
     code: Code

@@ -1,4 +1,4 @@
-"""Where a repo's modules live once their code is trusted, and how Python's import system reaches them."""
+"""The packages that trusted repos' modules live in, and the finder by which Python imports them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _trusted: dict[str, Namespace] = {}
 
 
 def trust(code: Code, base: Base) -> Namespace:
-    """Let this code be imported in this process from now on, and return where. Runs nothing itself.
+    """Allow this code to be imported in this process, and return its namespace. Runs nothing itself.
 
     The caller has passed the gate (`require_trust`) before.
     """
     package = code.namespace(base)
     with _lock:
-        # Not left to the import of the package: another thread may be in the middle of that, and then Python
-        # takes the half-made package for a parent and looks for this module without the finder.
+        # Not left to the import of the package: another thread may be importing it just now, and then Python takes the
+        # half-made package as the parent and looks for this module without the finder.
         install_finder()
         return _trusted.setdefault(package, Namespace(package, code, base))
 
@@ -45,13 +45,13 @@ def namespace_of(module_name: str) -> Namespace | None:
 
 
 def install_finder() -> None:
-    """Put the finder of repos' modules before Python's own; `sys.path` is left alone."""
+    """Put the finder of repos' modules before Python's own finders; `sys.path` is not changed."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 def _spec(namespace: Namespace, name: str) -> importlib.machinery.ModuleSpec | None:
-    """Return how to load one module of a namespace by its full name; None when the code lacks it."""
+    """Return the spec of one module of a namespace by its full name; None when the code lacks it."""
     module = name[len(namespace.package) + 1 :]
     if module and module not in namespace.code.modules:
         return None
@@ -78,7 +78,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         namespace = namespace_of(fullname)
         if namespace is None:
             raise UntrustedCodeError(
-                "an object asks for a repo's own code, which nobody has trusted in this process; nothing was run",
+                "an object needs a repo's own code, which was not trusted in this process; nothing was run",
                 where=fullname,
                 cure=Wording(
                     "load the repo it came from first: shardload.from_pretrained(where, {trust_remote_code})",
@@ -89,7 +89,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.InspectLoader):
-    """Runs the bytes that were trusted, whatever the file holds by now."""
+    """Runs the bytes that were trusted, whatever the file holds now."""
 
     def __init__(self, namespace: Namespace, file: CodeFile | None, is_package: bool) -> None:
         self.namespace = namespace
@@ -118,8 +118,8 @@ class _Loader(importlib.abc.InspectLoader):
 
 
 def _remember_lines(file: CodeFile, source: str) -> None:
-    # torch.jit.script compiles a function from the lines that linecache gives: they must be the trusted ones.
-    # An entry without a modification time is never refreshed from the file.
+    # torch.jit.script compiles a function from linecache's lines: they must be the trusted ones. An entry without a
+    # modification time is never refreshed from the file.
     lines = source.splitlines(keepends=True)
     entry: Any = (len(source), None, lines, str(file.path))
     linecache.cache[str(file.path)] = entry

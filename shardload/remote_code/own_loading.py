@@ -1,4 +1,4 @@
-"""A class's own `from_pretrained`, run around the loading of its weights."""
+"""A class's own `from_pretrained`, run around a model that is loaded already."""
 
 from __future__ import annotations
 

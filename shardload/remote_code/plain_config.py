@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 class PlainConfig:
-    """The entries of config.json as attributes; `torch_dtype` is a torch dtype, or None where nothing says it.
+    """The entries of config.json as attributes; `torch_dtype` is a torch dtype, or None.
 
-    Classes written for transformers also ask for what config.json does not say: methods (`to_dict`), old defaults
-    (`use_cache`). At the first such question the object becomes the stand-in's PretrainedConfig, which answers them.
-    So a class that reads only what config.json says enters no file of the stand-in.
+    Classes written for transformers also read what config.json does not say: methods (`to_dict`) and old defaults
+    (`use_cache`). At the first such lookup the object becomes the stand-in's PretrainedConfig, which has all of these.
+    A class that reads only what config.json says needs no file of the stand-in.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         vars(self).update({"torch_dtype": None, **settings})
-        for name in ("id2label", "pruned_heads"):  # their keys are numbers, which JSON can't have as keys
+        for name in ("id2label", "pruned_heads"):  # JSON can't have the numbers that are their keys
             if isinstance(settings.get(name), dict) and all(map(str.isdecimal, settings[name])):
                 vars(self)[name] = {int(number): value for number, value in settings[name].items()}
 
@@ -34,7 +34,7 @@ class PlainConfig:
             full = PretrainedConfig.from_dict(vars(self))
         except Exception as error:
             raise CorruptError(
-                f"settings of every config are not what they should be: {type(error).__name__}: {error}",
+                f"a setting has a value that no config can have:  {type(error).__name__}: {error}",
                 where=where,
                 cure=Cures("correct config.json", Wording("pass {config}", config=...)),
             ) from error

@@ -1,4 +1,4 @@
-"""Process-wide settings of torch that a repo's code changes when it is imported, put back afterwards."""
+"""Process-wide settings of torch that a repo's code may change at import; they are restored afterwards."""
 
 from __future__ import annotations
 

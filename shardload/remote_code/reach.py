@@ -1,6 +1,6 @@
 """What a Python file imports, and which of its calls reach outside the process: found by parsing, never by running.
 
-A list for a reader and no gate: code that hides what it calls is not seen, and trusted code can do anything.
+The list is for a reader and is no gate: code that hides its calls is not found out, and trusted code can do anything.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["process", "network", "file", "eval", "native", "environment"]
-"""What a call reaches: other processes; the network; files that it writes; code that is made while running (pickles,
-`eval`, imports by a computed name, the interpreter's own insides); machine code; environment variables."""
+"""What a call reaches: other processes; the network; files that it writes; code made at run time (pickles, `eval`,
+imports by a computed name, the interpreter's internals); machine code; environment variables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """A call, or a look at an attribute, that reaches outside."""
+    """A call or an attribute lookup that reaches outside the process."""
 
     kind: Kind
     what: str
@@ -26,13 +26,13 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a file imports (top-level packages and its own repo's modules as written), and what reaches outside."""
+    """What a file imports (top-level packages, and modules of its repo as written), and its reaches."""
 
     imports: tuple[str, ...]
     reaches: tuple[Reach, ...]
 
 
-# By the beginning of the dotted name; the longest that fits counts.
+# By the beginning of the dotted name; the longest match counts.
 _KINDS: dict[str, Kind | None] = {
     **dict.fromkeys(
         (
@@ -144,7 +144,7 @@ _BUILTINS = frozenset(vars(builtins))
 def contents_of(content: bytes, name: str) -> Contents:
     """Return what a file of code imports and reaches.
 
-    Raises SyntaxError, or ValueError for bytes that are no source text.
+    Raises SyntaxError, or ValueError for bytes that are not Python source.
     """
     tree = ast.parse(content, filename=name)
     reader = _Reader()
@@ -161,7 +161,7 @@ class _Reader(ast.NodeVisitor):
         self._names: dict[str, str] = {}
 
     def names_of(self, tree: ast.AST) -> None:
-        """Note what each imported name stands for, wherever the import stands."""
+        """Return what each imported name stands for, wherever the import is."""
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -200,7 +200,7 @@ class _Reader(ast.NodeVisitor):
         if name is None or not _INSIDES.isdisjoint(name.split(".")[:-1]):
             self.generic_visit(node)
             return
-        self._add(node, name)  # the chain's own parts say no more
+        self._add(node, name)  # the parts of the chain add nothing
 
     def visit_Name(self, node: ast.Name) -> None:
         name = self._names.get(node.id, node.id)
@@ -212,7 +212,7 @@ class _Reader(ast.NodeVisitor):
             self._add(node, name)
 
     def _dynamic(self, node: ast.Call, name: str) -> None:
-        """Note a lookup by a computed name on a module: what it finds can't be read off."""
+        """Record a lookup on a module by a computed name: parsing can't tell what it finds."""
         if name in {"globals", "locals"} and not node.args:
             return
         target = self._dotted(node.args[0]) if node.args else None
@@ -226,7 +226,7 @@ class _Reader(ast.NodeVisitor):
                 self._add(node, full)
 
     def _dotted(self, node: ast.AST) -> str | None:
-        """Return `a.b.c` with the imported name in `a`'s place; None for what is no plain chain of names."""
+        """Return `a.b.c` with `a` replaced by what it was imported as; None for anything but a chain of names."""
         if isinstance(node, ast.Name):
             return self._names.get(node.id, node.id if node.id in _BUILTINS else None)
         if isinstance(node, ast.Attribute):
@@ -254,7 +254,7 @@ def _is_module(name: str | None, names: dict[str, str]) -> bool:
 
 
 def _is_whole_module(name: str, used: str, names: dict[str, str]) -> bool:
-    """Whether a name is a module as such: `import subprocess` reaches nothing until something of it is used."""
+    """Return whether a name is a module itself: `import subprocess` reaches nothing until the code uses it."""
     return names.get(used) == name and "." not in name and name not in _BUILTINS
 
 

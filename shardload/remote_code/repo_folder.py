@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def folder_of(source: Source) -> str:
-    """Return a folder on this disk with the repo's small files (.json, .jinja), got from the Hub where need be.
+    """Return a folder on this disk with the repo's small files (.json, .jinja), fetched from the Hub where needed.
 
     Raises NotFoundError where the repo has none.
     """

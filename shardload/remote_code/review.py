@@ -1,4 +1,4 @@
-"""review_code: the code that loading a repo would run, for somebody who is asked to trust it. Runs none of it."""
+"""review_code: the code that loading a repo would run, for a person who is asked to trust it. Runs none of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CodeReview:
         return Approval.of(self.source, self.code)
 
     def changes(self, lock: TrustLock) -> tuple[FileChange, ...] | None:
-        """Return what differs from what a lock approves: () where it approves all of it, None where it knows none."""
+        """Return the differences from what a lock approves: () for none, None where it has no approval."""
         if lock.approves(self.source, self.code):
             return ()
         nearest = lock.nearest(self.source, self.code)
@@ -51,9 +51,9 @@ class CodeReview:
 def review_code(
     source: Source, config_json: Mapping[str, Any] | None, trust: CodeTrust = UNTRUSTED
 ) -> list[CodeReview]:
-    """Return the code that a repo's config, model and tokenizer classes need, a review a source.
+    """Return the code that a repo's config, model and tokenizer classes need, one review for each source.
 
-    Code of other repos is fetched to be looked at: at `trust.code_revision`, or where their `main` leads to now.
+    Code of other repos is fetched for review: at `trust.code_revision`, or else at the present commit of `main`.
     Nothing is run. Raises RemoteCodeError where a file is not valid Python, UnsafeError, NotFoundError.
     """
     refs = [*all_refs(config_json), *_tokenizer_refs(source, config_json)]
@@ -77,7 +77,7 @@ def _review(source: Source, refs: Iterable[ClassRef]) -> CodeReview:
     classes = tuple(dict.fromkeys(str(ref) for ref in refs))
     names = frozenset(source.names())
     modules = sorted({ref.module for ref in refs})
-    # An entry whose file is not in the repo runs nothing; loading says so where it is the one that is asked for.
+    # An entry whose file is not in the repo runs nothing; loading refuses it where it is the chosen one.
     code = collect(source, [m for m in modules if has_file(m, names)] or modules)
     return CodeReview(source, classes, code, tuple((file, _contents(file)) for file in code.files))
 
@@ -87,5 +87,5 @@ def _contents(file: CodeFile) -> Contents:
         return contents_of(file.content, file.name)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise RemoteCodeError(
-            f"the repo's code can't be parsed, so it can't be looked at: {error}", where=str(file.path)
+            f"the repo's code can't be parsed, so it can't be reviewed:  {error}", where=str(file.path)
         ) from error

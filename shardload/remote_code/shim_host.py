@@ -1,4 +1,4 @@
-"""The host of the stand-in for transformers: what its classes ask of the loader."""
+"""The host of the stand-in for transformers: the functions of the loader that its classes need."""
 
 from __future__ import annotations
 

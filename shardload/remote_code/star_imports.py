@@ -1,7 +1,7 @@
-"""What `from torch… import *` brings: names of `typing` too, where torch's modules of its time had them.
+"""`from torch… import *` as it was before torch 2.7: it brings names of `typing` too.
 
-Until torch 2.7 its modules imported `List`, `Optional` and their like, and most name no `__all__`, so a star import
-took them along. Code relies on it without a `typing` import of its own.
+Until then torch's modules imported `List`, `Optional` and others, and most of them have no `__all__`, so a star import
+took these names along. Some code relies on that and imports nothing from `typing` itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NAMES = ("Any", "Callable", "Dict", "Iterable", "List", "Mapping", "Optional", 
 def bring_old_names(module_globals: Any) -> None:
     """Let a module that star-imports from torch find these names, after its own globals and Python's builtins.
 
-    The module has builtins of its own (`bound_imports`): no other module sees them.
+    The module has its own builtins (`bound_imports`), so no other module sees the names.
     """
     known = module_globals.get("__builtins__")
     if isinstance(known, dict):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shardload.where import CodeTrust
 
 EXTRAS = ("sentencepiece", "tiktoken", "tokenizers")
-"""Packages that tokenizers are made of and that shardload brings as extras of the same names."""
+"""Packages that tokenizers need; shardload has an extra of each name."""
 
 
 def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, trust: CodeTrust) -> Any:
@@ -54,7 +54,7 @@ def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, trust:
 
 @contextlib.contextmanager
 def _cures_of_tokenizers() -> Iterator[None]:
-    """Leave out of the cures what is one for models only."""
+    """Remove the cures that apply to models only."""
     try:
         yield
     except ShardloadError as error:
@@ -63,9 +63,9 @@ def _cures_of_tokenizers() -> Iterator[None]:
 
 
 def tokenizer_entry(document: Mapping[str, Any], name: str) -> ClassRef | None:
-    """Return the class that a JSON document's auto_map names for tokenizers; of [slow, fast] the first there is.
+    """Return the tokenizer class that a JSON document's auto_map names; of [slow, fast] the first that is there.
 
-    The one written in Python comes first: it is what the repo's own model code was written with.
+    The slow one, written in Python, comes first: the repo's own model code was written with it.
     """
     auto_map = document.get("auto_map") or {}
     value = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
@@ -79,7 +79,7 @@ def tokenizer_entry(document: Mapping[str, Any], name: str) -> ClassRef | None:
 
 
 def needs_package(package: str, where: str | None = None) -> RemoteCodeError:
-    """Return the error for a package that a tokenizer is made of and that is not installed."""
+    """Return the error for a package that a tokenizer needs and that is not installed."""
     return RemoteCodeError(
         f"the tokenizer needs the package {package}, which is not installed",
         where=where,
@@ -108,16 +108,18 @@ def _from_code(repo: RepoCode, ref: ClassRef, source: Source) -> Any:
 
 
 def _cure_of_own_code(vocabulary: Iterable[str]) -> str:
-    """Return what to do where a tokenizer's own code fails: look at the files that it reads first."""
+    """Return the cure where a tokenizer's own code fails: to check the files that it reads first."""
     correct = "correct that line of the repo's code"
     names = ", ".join(vocabulary)
     return (
-        f"see whether the vocabulary is whole and this code's ({names}); or {correct}" if names else correct
+        f"check that the vocabulary is complete and belongs to this code ({names}); or {correct}"
+        if names
+        else correct
     )
 
 
 def _with_extra(cause: BaseException | None, error: ShardloadError) -> ShardloadError:
-    """Return the error, or the one that names the extra to install."""
+    """Return the error, or one that names the extra to install."""
     name = str(getattr(cause, "name", None)).split(".", maxsplit=1)[0]
     if isinstance(cause, ModuleNotFoundError) and name in EXTRAS:
         return needs_package(name, error.where)
@@ -130,7 +132,7 @@ def _fast(source: Source) -> Any:
     from shardload.transformers_shim.tokenization_utils_fast import PreTrainedTokenizerFast
 
     arguments = constructor_arguments(source, PreTrainedTokenizerFast)
-    # Few models take token types: they are given where the settings, or the caller, ask for them.
+    # Few models take token types: they are returned only where the settings, or the caller, ask for them.
     arguments.setdefault("model_input_names", ["input_ids", "attention_mask"])
     try:
         return PreTrainedTokenizerFast(**arguments)
@@ -157,7 +159,7 @@ def _from_library(source: Source, settings: dict[str, Any]) -> Any:
 def _nothing(source: Source, settings: dict[str, Any]) -> NotFoundError:
     named = settings.get("tokenizer_class")
     asks = (
-        f"; {SETTINGS} names {named}, a class of transformers or of code that lacks"
+        f"; {SETTINGS} names {named}, a class of transformers or of code that is not here"
         if isinstance(named, str)
         else ""
     )

@@ -1,4 +1,4 @@
-"""What a repo's files say about its tokenizer: the settings, special and added tokens, template, vocabulary files."""
+"""A tokenizer's files in a repo: its settings, special and added tokens, chat template and vocabulary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SETTINGS = "tokenizer_config.json"
 FAST_FILE = "tokenizer.json"
 _LIMIT = 64 << 20
-# Entries of the settings that speak about the class, not to it.
+# Settings that describe the class and are not arguments of its constructor.
 _NOT_ARGUMENTS = ("auto_map", "tokenizer_class", "tokenizer_file", "init_inputs", "added_tokens_decoder")
 
 
@@ -58,10 +58,9 @@ def constructor_arguments(source: Source, cls: Any) -> dict[str, Any]:
 
 
 def vocabulary_files(source: Source, names: Mapping[str, str]) -> dict[str, str | None]:
-    """Return where the files of a vocabulary lie on this disk, by the arguments that take them.
+    """Return the paths of the vocabulary's files on this disk, by the arguments that take them.
 
-    Raises NotFoundError when the repo has none of them, and CorruptError for the pointer that git leaves in the
-    place of a large file that was not fetched.
+    Raises NotFoundError when the repo has none of them, and CorruptError for a Git LFS pointer in place of a file.
     """
     found: dict[str, str | None] = {}
     present = frozenset(source.names())
@@ -81,7 +80,7 @@ def vocabulary_files(source: Source, names: Mapping[str, str]) -> dict[str, str 
 
 
 def chat_template(source: Source) -> Any:
-    """Return the template in a file of its own (chat_template.jinja or .json), or None: the settings may have one."""
+    """Return the chat template of chat_template.jinja or .json, or None; the settings may have one instead."""
     if "chat_template.jinja" in source.names():
         return _text(source, "chat_template.jinja")
     return _settings(source, "chat_template.json").get("chat_template")
@@ -107,7 +106,7 @@ def _refuse_pointer(source: Source, name: str) -> None:
 
 
 def _added_tokens(source: Source, settings: dict[str, Any]) -> dict[int, AddedToken]:
-    """Return the added tokens by their ids: those of the settings, else those of the older added_tokens.json."""
+    """Return the added tokens by their ids, from the settings or else from the older added_tokens.json."""
     listed = settings.get("added_tokens_decoder")
     try:
         if isinstance(listed, dict):
@@ -131,14 +130,14 @@ def _as_object(token: Any) -> dict[str, Any]:
 
 
 def _special_tokens(source: Source, settings: dict[str, Any], added: dict[int, AddedToken]) -> dict[str, Any]:
-    """Return special_tokens_map.json, which counts where the settings list no added tokens."""
+    """Return special_tokens_map.json, which is used only where the settings list no added tokens."""
     if added and "added_tokens_decoder" in settings:
         return {}
     return {n: v for n, v in _settings(source, "special_tokens_map.json").items() if n in SPECIAL_TOKENS}
 
 
 def _with_options(value: Any, by_text: dict[str, AddedToken]) -> Any:
-    """Return a special token as the added token of its text, where there is one: that one has the options."""
+    """Return the added token of a special token's text, which has its options, or else the special token itself."""
     if isinstance(value, list):
         return [_with_options(item, by_text) for item in value]
     token = as_token(value)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def locked_commit(trust: CodeTrust, repo: str) -> str | None:
-    """Return the commit at which a lock file approves the code of a Hub repo; None where no lock is asked for."""
+    """Return the commit at which a lock file approves the code of a Hub repo; None where no lock file is to decide."""
     return _lock_of(trust).commit_of(repo) if trust.asks_for_lock else None
 
 

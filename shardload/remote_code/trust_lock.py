@@ -1,4 +1,4 @@
-"""The trust lock: which bytes of whose code were approved, so that a run or CI can hold others to them."""
+"""The trust lock: the code that was approved, byte for byte, so that later runs and CI accept nothing else."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class LockedFile:
 
     @classmethod
     def of(cls, file: CodeFile) -> LockedFile:
-        """Return a file that is about to be approved."""
+        """Return a file as it is approved now."""
         return cls(file.name, file.sha256, line_hashes(file.content))
 
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """The code of one repo or folder that somebody approved. `commit` is None for a folder."""
+    """The approved code of one repo or folder. `commit` is None for a folder."""
 
     source: str
     commit: str | None
@@ -54,14 +54,14 @@ class Approval:
         return cls(name_of(source), source.revision, {f.name: LockedFile.of(f) for f in code.files})
 
     def covers(self, code: Code) -> bool:
-        """Whether every file of the code was approved, byte for byte."""
+        """Return whether every file of the code was approved, byte for byte."""
         return all(
             (locked := self.files.get(file.name)) is not None and locked.sha256 == file.sha256
             for file in code.files
         )
 
     def changes(self, code: Code) -> tuple[FileChange, ...]:
-        """Return what differs in the code from what was approved; files that it no longer needs are left out."""
+        """Return the differences of the code from what was approved, except for files that it no longer needs."""
         found = []
         for file in code.files:
             locked = self.files.get(file.name)
@@ -105,7 +105,7 @@ class TrustLock:
         return TrustLock(self.path, (*kept, approval))
 
     def write(self) -> None:
-        """Write the lock file, whole or not at all, in an order that keeps its own diffs short."""
+        """Write the lock file, completely or not at all, in an order that keeps its diffs short."""
         entries = [
             {
                 "source": approval.source,
@@ -125,11 +125,11 @@ class TrustLock:
         return next((a.commit for a in self.approvals if a.source == repo), None)
 
     def approves(self, source: Source, code: Code) -> bool:
-        """Whether these very bytes were approved: of a Hub repo under its own name, of a folder by its bytes."""
+        """Return whether these very bytes were approved, for a Hub repo under the repo's name."""
         return any(approval.covers(code) for approval in self._candidates(source))
 
     def nearest(self, source: Source, code: Code) -> Approval | None:
-        """Return the approval that this code is most likely a change of, or None."""
+        """Return the approval that this code most likely descends from, or None."""
         names = {file.name for file in code.files}
         own = [approval for approval in self._candidates(source) if approval.source == name_of(source)]
         alike = own or [a for a in self._candidates(source) if names & a.files.keys()]
@@ -145,20 +145,20 @@ class TrustLock:
         return [a for a in self.approvals if source.is_local or a.source == name_of(source)]
 
     def inside(self, source: Source) -> bool:
-        """Whether the lock file lies in the folder whose code it is asked about."""
+        """Return whether the lock file is in the folder whose code is to be approved."""
         root = getattr(source, "root", None)
         return isinstance(root, Path) and self.path.resolve().is_relative_to(root)
 
 
 def lock_path(given: object = None) -> Path:
-    """Return the lock file that is meant: the path given, else $SHARDLOAD_LOCK, else ./shardload.lock."""
+    """Return the path of the lock file: the given one, else $SHARDLOAD_LOCK, else ./shardload.lock."""
     if isinstance(given, os.PathLike):
         return Path(given)
     return Path(os.environ.get("SHARDLOAD_LOCK") or LOCK_NAME)
 
 
 def name_of(source: Source) -> str:
-    """Return how a lock file calls a source: `org/name`, or the folder as it was named."""
+    """Return the name of a source in a lock file: `org/name`, or the folder as it was given."""
     return source.label.rpartition("@")[0] if source.revision else source.label
 
 

@@ -202,7 +202,8 @@ def test_cures_are_those_of_a_tokenizer(tmp_path):
     ) as caught:
         shardload.load_tokenizer(folder, trust_remote_code=True)
     assert caught.value.cure == (
-        "see whether the vocabulary is whole and this code's (./letters.json); or correct that line of the repo's code"
+        "check that the vocabulary is complete and belongs to this code (./letters.json); "
+        "or correct that line of the repo's code"
     )
 
     (folder / "tokenization_tiny.py").unlink()
