@@ -40,17 +40,17 @@ DIFFERS = {
 }
 PAGE_HEAD = """# The stand-in's names
 
-`transformers` as the code of repos sees it (`docs/remote_code.md` says why). Code may ask for a name in any module:
-releases moved them. This page is written by `python scripts/shim_table.py`.
+`transformers` as the code of repos sees it; `docs/remote_code.md` says why. A name can be imported from any module,
+because releases moved names between modules. `python scripts/shim_table.py` writes this page.
 
-Names that are not here:
+Names that are not listed here:
 
-| asked for | answer |
+| name | what code gets |
 | --- | --- |
-| `is_*_available`, `is_*_greater_or_equal*`, `is_*_less_than*` | False; for versions of torch the truth |
-| a class (in the modules here and below, and in `transformers.models.*`) | a placeholder, an error once it is used |
-| a function of a module `transformers.models.*.*` | can be imported; calling it is an error that names it |
-| a table of the auto classes (`*_MAPPING`, `*_MAPPING_NAMES`) | can be imported; asking it is an error that names it |
+| `is_*_available`, `is_*_greater_or_equal*`, `is_*_less_than*` | False; the truth for versions of torch |
+| a class (in the modules here and below, and in `transformers.models.*`) | a placeholder, whose use raises an error with its name |
+| a function of a module `transformers.models.*.*` | a function that raises an error with its name when it is called |
+| a table of the auto classes (`*_MAPPING`, `*_MAPPING_NAMES`) | a table that raises an error with its name when it is used |
 | texts for documentation (`*_DOCSTRING`, `*_FOR_DOC`) | empty |
 | any other function, constant or module | `ImportError`; `AttributeError` for a lookup |
 | any of these but a probe inside `try`, `with suppress(ImportError)`, `hasattr` or `getattr` | not there |
@@ -61,8 +61,8 @@ the repo as a whole; without one, `RemoteCodeError` says the name, the file and 
 
 Modules of placeholders only: {modules}.
 
-"Now" tells what transformers {version} has: "same" (the name is in that module still), "gone", or since when it does
-something else.
+"Now" is the name in transformers {version}: "same" (the module still has it), "gone", or the release since which it
+behaves differently.
 """
 
 

@@ -1,4 +1,4 @@
-"""Splitting text at the tokens that are whole, whatever the vocabulary says."""
+"""Splitting text at added tokens, which stay whole whatever the vocabulary says."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Trie:
-    """Words that text is split at: of those that start earliest, the longest.
+    """Words to split text at: of the words that start earliest, the longest.
 
-    The name is that of the library, which has one of characters; here a regular expression does the same.
+    The name is transformers', whose class is a trie of characters; here a regular expression does the same.
     """
 
     def __init__(self, words: Iterable[str] = ()) -> None:
@@ -24,13 +24,13 @@ class Trie:
             self.add(word)
 
     def add(self, word: str) -> None:
-        """Add a word; the empty one and one that is there change nothing."""
+        """Add a word; an empty or known word changes nothing."""
         if word and word not in self._tokens:
             self._tokens.add(word)
             self._pattern = None
 
     def split(self, text: str) -> list[str]:
-        """Return the text's pieces in order, words apart from what is between them; no piece is empty."""
+        """Return the text's pieces in order: the words, and the texts between them. No piece is empty."""
         if not self._tokens:
             return [text] if text else []
         if self._pattern is None:
@@ -40,9 +40,9 @@ class Trie:
 
 
 def split_at(text: str, trie: Trie, tokens: Mapping[str, AddedToken | None]) -> list[tuple[str, bool]]:
-    """Return (piece, whether it is one of `tokens`), after each token has done to its neighbours what it says.
+    """Return (piece, whether it is one of `tokens`), with each token's options applied to its neighbours.
 
-    A `single_word` token beside anything but a space is part of the word there.
+    A `single_word` token beside anything but a space is part of that word.
     """
     pieces = trie.split(text)
     whole = [piece in tokens for piece in pieces]
@@ -68,8 +68,8 @@ def split_at(text: str, trie: Trie, tokens: Mapping[str, AddedToken | None]) -> 
 def has_late_vocabulary(tokenizer: Any, set_before: frozenset[str]) -> bool:
     """Return whether a tokenizer got its vocabulary after the base constructor had run (`set_before`: what was set).
 
-    Only releases before 4.34 allowed that. They took the spaces on both sides of a special token given as a text,
-    and let one given as an AddedToken match inside a word. Nothing of the subclass is called to find out.
+    Only releases before 4.34 allowed that. They removed the spaces on both sides of a special token given as a text,
+    and let one given as an AddedToken match inside a word. Nothing of the subclass is called here.
     """
     late = vars(tokenizer).keys() - set_before
     return any(

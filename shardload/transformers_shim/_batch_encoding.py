@@ -1,4 +1,4 @@
-"""What a tokenizer returns: lists, or tensors, by the names of a model's inputs."""
+"""What a tokenizer returns: lists or tensors, by the names of the model's inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardload.transformers_shim.utils.generic import TensorType
 class BatchEncoding(UserDict[str, Any]):
     """A dictionary whose entries are attributes too. `encodings` are those of the tokenizers library, if any.
 
-    Indexing with a text looks an entry up; with an integer it gives the encoding of that row.
+    A string as index returns an entry; an integer returns the encoding of that row.
     """
 
     def __init__(
@@ -31,17 +31,17 @@ class BatchEncoding(UserDict[str, Any]):
 
     @property
     def encodings(self) -> list[Any] | None:
-        """The encodings of the tokenizers library, a row each; None where Python made them."""
+        """The encodings of the tokenizers library, one for each row; None from a tokenizer written in Python."""
         return self._encodings
 
     @property
     def is_fast(self) -> bool:
-        """Whether the tokenizers library made it."""
+        """Whether the tokenizers library made this batch."""
         return self._encodings is not None
 
     @property
     def n_sequences(self) -> int | None:
-        """Texts in a row: one, or two of a pair."""
+        """The number of texts in a row: 1, or 2 for pairs."""
         return self._n_sequences
 
     def __getitem__(self, item: Any) -> Any:
@@ -63,7 +63,7 @@ class BatchEncoding(UserDict[str, Any]):
     def convert_to_tensors(
         self, tensor_type: str | TensorType | None = None, prepend_batch_axis: bool = False
     ) -> BatchEncoding:
-        """Turn every entry into a tensor, with an axis of one row more where asked; "pt", or "np" with NumPy."""
+        """Make every entry a tensor ("pt", or "np" with NumPy), with a batch axis put in front where asked."""
         if tensor_type is None:
             return self
         kind = TensorType(tensor_type)
@@ -99,7 +99,7 @@ def _torch(rows: Any) -> torch.Tensor:
         return torch.stack(list(rows))
     if hasattr(
         first, "__array__"
-    ):  # old code builds its masks with NumPy: a list of arrays is slow to convert
+    ):  # old code builds its masks with NumPy, and torch converts a list of arrays slowly
         import numpy as np
 
         return torch.from_numpy(np.stack(rows))

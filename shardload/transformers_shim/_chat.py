@@ -1,4 +1,4 @@
-"""apply_chat_template: a conversation as the text, or the ids, that the model was trained on."""
+"""apply_chat_template: a conversation in the form that the model was trained on, as text or as ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shardload.transformers_shim._chat_template import render_chat_template
 
 
 class ChatMixin:
-    """The half of a tokenizer that knows conversations. A message is {"role": …, "content": …}."""
+    """A tokenizer's methods for conversations. A message is {"role": …, "content": …}."""
 
     chat_template: Any
     name_or_path: str
@@ -17,11 +17,11 @@ class ChatMixin:
 
     @property
     def default_chat_template(self) -> Any:
-        """The template of a repo that brings none: there is none."""
+        """The template of a repo without one: None."""
         return None
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
-        """Return the template that is meant: the text passed, or the repo's own, by its name where it has several.
+        """Return the chat template: the given text, or the repo's own, chosen by name where it has several.
 
         Raises UsageError when there is none.
         """
@@ -60,8 +60,8 @@ class ChatMixin:
     ) -> Any:
         """Return a conversation (a list of messages, or several of them) as ids; as text with `tokenize=False`.
 
-        The template is rendered apart, without access to anything but these values, within bounds of time and
-        size: see `render_chat_template` for what it raises. Further keywords are the template's variables.
+        The template is rendered in a process of its own that has nothing but these values, and limits of time and
+        size: `render_chat_template` says what it raises. Further keywords are variables of the template.
         """
         if isinstance(
             conversation, str
@@ -87,7 +87,7 @@ class ChatMixin:
             truncation=truncation,
             max_length=max_length,
             add_special_tokens=False,
-            # Ids as tensors have always been (rows, length), also for one conversation.
+            # Tensors of ids are (rows, length) in transformers, for one conversation too.
             return_tensors=return_tensors,
             **(tokenizer_kwargs or {}),
         )
@@ -95,7 +95,7 @@ class ChatMixin:
 
 
 def _up_to_last_message(text: str, messages: Any) -> str:
-    """Return the text up to where the last message's own words end, so that the model goes on with them."""
+    """Return the text up to the end of the last message's content, so that the model continues that message."""
     last = str(messages[-1]["content"]).strip()
     if last not in text:
         raise UsageError(

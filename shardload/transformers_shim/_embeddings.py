@@ -1,4 +1,4 @@
-"""What every model class inherits for its embeddings: finding, tying and resizing them."""
+"""The methods of every model class for its embeddings: getting, tying and resizing them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class EmbeddingsMixin:
-    """Input and output embeddings of a model; a model with a head asks its base model for the input's."""
+    """Input and output embeddings of a model; a model with a head asks its base model for the input embeddings."""
 
     config: Any
     base_model: Any
@@ -29,11 +29,11 @@ class EmbeddingsMixin:
         base.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> Any:
-        """Return the module that makes logits, or None: a class with a head that may be tied defines it."""
+        """Return the module that makes logits, or None; classes with a head that may be tied define this method."""
         return None
 
     def tie_weights(self) -> None:
-        """Make the output embeddings' weight the input embeddings', where the config asks for it."""
+        """Tie the output embeddings' weight to the input embeddings', where the config asks for it."""
         output = self.get_output_embeddings()
         if getattr(self.config, "tie_word_embeddings", True) and output is not None:
             self._tie_or_clone_weights(output, self.get_input_embeddings())
@@ -54,7 +54,7 @@ class EmbeddingsMixin:
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **_options: Any
     ) -> Any:
-        """Give the embeddings (and a head that is not tied to them) this many tokens; return the embeddings.
+        """Resize the embeddings (and a head that is not tied to them) to this many tokens, and return the embeddings.
 
         The first tokens keep their weights; new ones are initialised as the class initialises its modules.
         """

@@ -1,4 +1,4 @@
-"""From text to a model's inputs and back: the calls of a tokenizer, without the splitting of text itself."""
+"""A tokenizer's methods from text to a model's inputs and back, except for the splitting of text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardload.transformers_shim.utils.generic import PaddingStrategy
 
 
 class EncodingMixin(LengthsMixin):
-    """The calling surface. Texts are strings, lists of words with `is_split_into_words`, or lists of ids."""
+    """A tokenizer's calls. Texts are strings, lists of words with `is_split_into_words`, or lists of ids."""
 
     all_special_ids: list[int]
     clean_up_tokenization_spaces: bool
@@ -24,7 +24,7 @@ class EncodingMixin(LengthsMixin):
         is_split_into_words: bool = False,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Return the inputs for one text or a list of texts (or of pairs), padded, cut and as tensors as asked."""
+        """Return the inputs for one text or a list of texts (or pairs), padded, cut and as tensors where asked."""
         if text is None and text_target is None:
             raise ValueError("there is nothing to encode: pass text= or text_target=")
         options = {"is_split_into_words": is_split_into_words, **kwargs}
@@ -80,7 +80,7 @@ class EncodingMixin(LengthsMixin):
         )
 
     def _settled(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return keywords with padding and truncation as strategies."""
+        """Return the keywords with padding and truncation as strategies."""
         names = ("padding", "truncation", "max_length", "pad_to_multiple_of", "verbose")
         asked = {name: kwargs.pop(name) for name in names if name in kwargs}
         asked.update({n: kwargs.pop(n) for n in ("truncation_strategy", "pad_to_max_length") if n in kwargs})
@@ -118,7 +118,7 @@ class EncodingMixin(LengthsMixin):
         prepend_batch_axis: bool = False,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Return the inputs for the ids of one text (or pair): special tokens added, cut, padded."""
+        """Return the inputs for the ids of one text (or pair): with special tokens, truncated and padded."""
         strategy, cut, max_length, _ = self._get_padding_truncation_strategies(
             padding, truncation, max_length, pad_to_multiple_of, **kwargs
         )
@@ -161,13 +161,13 @@ class EncodingMixin(LengthsMixin):
         return BatchEncoding(row, tensor_type=return_tensors, prepend_batch_axis=prepend_batch_axis)
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return how many special tokens a text (or a pair) is given."""
+        """Return how many special tokens are added to a text (or a pair)."""
         return len(self.build_inputs_with_special_tokens([], [] if pair else None))
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Return the ids of a text (or pair) with its special tokens; none unless a subclass adds some."""
+        """Return the ids of a text (or pair) with its special tokens; here without any, as subclasses add them."""
         return token_ids_0 if token_ids_1 is None else token_ids_0 + token_ids_1
 
     def create_token_type_ids_from_sequences(
@@ -182,7 +182,7 @@ class EncodingMixin(LengthsMixin):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """Return 1 for each special token among ids that already have them, else a 0 for each id."""
+        """Return 1 for each special token among ids that have them already; otherwise a 0 for each id."""
         if already_has_special_tokens:
             special = set(self.all_special_ids)
             return [int(token in special) for token in token_ids_0]
@@ -214,7 +214,7 @@ class EncodingMixin(LengthsMixin):
 
     @staticmethod
     def clean_up_tokenization(out_string: str) -> str:
-        """Return a text without the spaces that word tokenizers leave before English punctuation."""
+        """Return the text without the spaces that word tokenizers put before English punctuation."""
         for mark in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
             out_string = out_string.replace(mark, mark.strip())
         return out_string

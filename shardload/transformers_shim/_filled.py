@@ -1,4 +1,4 @@
-"""The model that shardload has filled, for a class whose own `from_pretrained` asks the base's for it."""
+"""The model that shardload has filled, for a class whose own `from_pretrained` calls its base class's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _current: contextvars.ContextVar[Filled | None] = contextvars.ContextVar("filled
 
 @dataclass
 class Filled:
-    """A filled model, and what the base's `from_pretrained` says of its keys where it is asked."""
+    """A filled model, and the loading info that the base class's `from_pretrained` returns for it."""
 
     model: nn.Module
     loading_info: dict[str, list[Any]]
@@ -26,7 +26,7 @@ class Filled:
 
 @contextlib.contextmanager
 def offered(model: nn.Module, loading_info: dict[str, list[Any]]) -> Iterator[Filled]:
-    """Let the base's `from_pretrained` give this model inside the block; what is yielded says whether it was asked."""
+    """Let the base class's `from_pretrained` return this model inside the block; `asked` says whether it was called."""
     filled = Filled(model, loading_info)
     before = _current.set(filled)
     try:
@@ -36,7 +36,7 @@ def offered(model: nn.Module, loading_info: dict[str, list[Any]]) -> Iterator[Fi
 
 
 def taken(cls: type[Any], *, with_info: bool) -> Any:
-    """Return the model that is offered to this class, with the keys' fate if that is wanted; None without one."""
+    """Return the model that is offered to this class, with its loading info where wanted; None without one."""
     filled = _current.get()
     if filled is None or type(filled.model) is not cls:
         return None

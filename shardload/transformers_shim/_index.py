@@ -1,4 +1,4 @@
-"""Which names the stand-in has, and in which module: read from its own files, without importing them."""
+"""The names that the stand-in has, by module: read from its own files, without importing them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 SHIM = "shardload.transformers_shim"
 
-# Modules of transformers that code imports classes from without using them. The stand-in has none of their
-# content: what is imported from them is a placeholder that names itself when it is used.
+# Modules of transformers that code imports classes from without using them. The stand-in has nothing of theirs: a name
+# imported from them is a placeholder, which names itself in the error when it is used.
 PLACEHOLDER_MODULES = frozenset(
     {
         "data.data_collator",
@@ -33,7 +33,7 @@ PLACEHOLDER_MODULES = frozenset(
 )
 
 
-# What ties the stand-in to the loader: no modules of transformers.
+# The modules between the stand-in and the loader, which transformers does not have.
 _OWN = ("front", "host")
 
 
@@ -45,9 +45,9 @@ def names_by_module() -> dict[str, frozenset[str]]:
 
 @functools.lru_cache(maxsize=1)
 def homes() -> dict[str, str]:
-    """Return the module that each public name is defined in: code asks for names where other releases had them."""
+    """Return the module that defines each public name; code may import the name from any other module."""
     found: dict[str, str] = {}
-    for place in (0, 1):  # a definition wins over a name that is only passed on
+    for place in (0, 1):  # a definition wins over a re-export
         for module, names in _read().items():
             for name in names[place]:
                 if not name.startswith("_"):
@@ -56,19 +56,19 @@ def homes() -> dict[str, str]:
 
 
 def has_module(module: str) -> bool:
-    """Return whether the stand-in has a module of that dotted name, be it one of placeholders only."""
+    """Return whether the stand-in has a module of that dotted name, possibly one of placeholders only."""
     parts = module.split(".")
     return (
         module in names_by_module()
         or module in PLACEHOLDER_MODULES
-        # The module of one model: its classes are used in isinstance tables and seldom constructed.
+        # The module of one model: code uses its classes in isinstance tables and seldom constructs them.
         or (parts[0] == "models" and 1 < len(parts) <= 3)
     )
 
 
 @functools.lru_cache(maxsize=1)
 def _read() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
-    """Return, for each module, the names that it defines and those that it passes on."""
+    """Return, for each module, the names that it defines and the names that it re-exports."""
     folder = Path(__file__).parent
     trees = {}
     for file in sorted(folder.rglob("*.py")):
@@ -106,7 +106,7 @@ def _passed_on(tree: ast.Module, trees: dict[str, ast.Module]) -> set[str]:
             continue
         home = str(node.module)[len(SHIM) + 1 :]
         if home in _OWN or (home.split(".")[-1].startswith("_") and home not in trees):
-            continue  # what a private file offers is public where `__all__` says so
+            continue  # names of a private file are public only where `__all__` says so
         for alias in node.names:
             names |= _defined(trees[home]) if alias.name == "*" else {alias.asname or alias.name}
     return names

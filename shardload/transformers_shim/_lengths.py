@@ -1,4 +1,4 @@
-"""Padding and truncation: what callers ask for, and what is done to the ids."""
+"""Padding and truncation: a caller's options, and how ids are padded and cut."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from shardload.transformers_shim._batch_encoding import BatchEncoding
 from shardload.transformers_shim.utils.generic import ExplicitEnum, PaddingStrategy
 
 NO_LIMIT = 10**20
-"""A `model_max_length` from here on says that the repo names none."""
+"""A `model_max_length` of at least this means that the repo names none."""
 
 
 class TruncationStrategy(ExplicitEnum):
-    """How a pair of sequences that is too long is cut."""
+    """Which sequences of a pair that is too long are cut."""
 
     ONLY_FIRST = "only_first"
     ONLY_SECOND = "only_second"
@@ -22,7 +22,7 @@ class TruncationStrategy(ExplicitEnum):
 
 
 class LengthsMixin:
-    """The half of a tokenizer that knows about lengths only."""
+    """A tokenizer's methods for lengths."""
 
     model_input_names: list[str]
     model_max_length: int
@@ -41,7 +41,7 @@ class LengthsMixin:
         verbose: bool = True,  # noqa: ARG002 - the old signature
         **kwargs: Any,
     ) -> tuple[PaddingStrategy, TruncationStrategy, int | None, dict[str, Any]]:
-        """Return (padding, truncation, max_length, the other keywords) for what a caller passed, old forms too."""
+        """Return (padding, truncation, max_length, the other keywords) of a call, in its old forms too."""
         truncation = _truncation(truncation, padding, max_length, kwargs.pop("truncation_strategy", None))
         padding_strategy = _padding(padding, kwargs.pop("pad_to_max_length", False), max_length)
         limit = self.model_max_length if self.model_max_length < NO_LIMIT else None
@@ -99,7 +99,7 @@ class LengthsMixin:
             one = self._pad_with(encoded_inputs, max_length, strategy, options)
             return BatchEncoding(one, tensor_type=return_tensors)
         if strategy is PaddingStrategy.LONGEST:
-            # An override need not know the batch: the length is settled before it is called.
+            # An override does not see the batch: its length is decided before the call.
             max_length, strategy = max(len(row) for row in rows), PaddingStrategy.MAX_LENGTH
         padded: dict[str, list[Any]] = {}
         for place in range(len(rows)):
@@ -111,7 +111,7 @@ class LengthsMixin:
     def _pad_with(
         self, row: dict[str, Any], max_length: int | None, strategy: PaddingStrategy, options: dict[str, Any]
     ) -> dict[str, Any]:
-        """Call `_pad` with what it accepts: overrides of all ages have other parameters, and never need a side."""
+        """Call `_pad` with the keywords that it takes: overrides of different ages differ, and none needs a side."""
         accepted = inspect.signature(self._pad).parameters
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
             options = {name: value for name, value in options.items() if name in accepted}
@@ -203,7 +203,7 @@ def _truncation(truncation: Any, padding: Any, max_length: int | None, old_name:
     if truncation is None and old_name is not None:
         truncation = old_name
     if truncation is None:
-        # A length alone has always meant: cut to it.
+        # In transformers a length alone means truncation to it.
         cuts = max_length is not None and padding in (False, None)
         return TruncationStrategy.LONGEST_FIRST if cuts else TruncationStrategy.DO_NOT_TRUNCATE
     if isinstance(truncation, bool):

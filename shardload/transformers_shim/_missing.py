@@ -1,4 +1,4 @@
-"""What the stand-in says when code asks it for something that it lacks or that arrives later."""
+"""The stand-in's errors for names that it lacks, and for names that it has only to be imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def choices(release: str | None = None) -> str:
-    """Return the cure for a name that the stand-in lacks; `release` is the one that the repo was written for."""
+    """Return the cure for a name that the stand-in lacks; `release` is the release that the repo was written for."""
     package = (release or "transformers").replace(" ", "==")
     return Cures(
         Wording(
@@ -40,11 +40,11 @@ class MissingAttributeError(RemoteCodeError, AttributeError):
 
 
 class NotServedError(UnsupportedError):
-    """The use of a class of which the stand-in has the name only: the real transformers may serve it."""
+    """The use of a class that the stand-in has by name only: the real transformers may serve it."""
 
 
 def lacking(kind: type[RemoteCodeError], name: str) -> RemoteCodeError:
-    """Return the error for `name` ("transformers.x.Y"), placed at the line of the repo's code that asks."""
+    """Return the error for `name` ("transformers.x.Y"), with the line of the repo's code that uses it."""
     return kind(
         f"the code asks for {name}, which shardload's own stand-in for transformers lacks",
         where=_asking_line(),
@@ -56,15 +56,15 @@ def is_lacking(error: BaseException) -> bool:
     """Return whether an error says that the stand-in lacks a name."""
     if isinstance(error, (MissingAttributeError, MissingFromShimError, NotServedError)):
         return True
-    # `transformers.modeling_utils.Something` on a module of the stand-in that answers plainly.
+    # `transformers.modeling_utils.Something`, where Python itself raised the error.
     owner = getattr(error, "obj", None) if isinstance(error, AttributeError) else None
     return str(getattr(owner, "__spec__", None) and getattr(owner, "__name__", "")).startswith(SHIM)
 
 
 def with_choices(error: BaseException, where: str | None, release: str | None = None) -> ShardloadError:
-    """Return an error that `is_lacking` as a typed one that says what is missing, where, and what can be done.
+    """Return an error that `is_lacking` as a typed error with the missing name, the place and the choices.
 
-    `release` is the release of transformers that the repo was written for ("transformers 4.41.0"), if it says so.
+    `release` is the release of transformers that the repo was written for ("transformers 4.41.0"), if known.
     """
     if isinstance(error, ShardloadError):
         if error.cure == CHOICES:
@@ -89,9 +89,9 @@ def _asking_line() -> str | None:
 
 
 def later(name: str, cure: str | None = None) -> NoReturn:
-    """Raise the UnsupportedError that names a thing of transformers that the stand-in does not do yet."""
+    """Raise the UnsupportedError for a feature of transformers that the stand-in does not have."""
     raise UnsupportedError(
-        f"{name} arrives later: shardload's stand-in for transformers has the name only, "
+        f"{name} is not implemented: shardload's stand-in for transformers has only the name, "
         "so that code which imports it can be loaded",
         cure=cure,
     )
@@ -121,7 +121,7 @@ def later_class(name: str, home: str) -> type[Any]:
 
 def _not_served(name: str) -> NotServedError:
     return NotServedError(
-        f"{name} arrives later: shardload's stand-in for transformers has the name only, "
+        f"{name} is not implemented: shardload's stand-in for transformers has only the name, "
         "so that code which imports it can be loaded",
         where=_asking_line(),
         cure=CHOICES,

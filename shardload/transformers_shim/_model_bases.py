@@ -1,9 +1,9 @@
-"""Bases that code takes from the module of one model: its config class and its `…PreTrainedModel`.
+"""Base classes that code imports from the module of one model: its config class and its `…PreTrainedModel`.
 
-Of such a base, code written against transformers 4 wants little that is the model's own. A published config.json says
-every setting that the class has beyond `PretrainedConfig`'s (`to_diff_dict` wrote them, defaults or not), and the
-`…PreTrainedModel` adds a prefix and initialisation. So the general classes serve, and what they can't know, a default
-that config.json does not say, is an error with its name.
+Code written for transformers 4 uses little of such a base that is the model's own. A published config.json has every
+setting that the class has beyond `PretrainedConfig`'s (`to_diff_dict` wrote defaults too), and the `…PreTrainedModel`
+adds a prefix and initialisation. So the general classes serve. What they can't know, a default that config.json does
+not say, is an error with the setting's name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from shardload.transformers_shim._missing import MissingAttributeError, MissingF
 from shardload.transformers_shim.configuration_utils import PretrainedConfig
 from shardload.transformers_shim.modeling_utils import PreTrainedModel
 
-# The names that every config answers to, by `attribute_map` where it calls them otherwise.
+# The standard names that every config has, through `attribute_map` where its own names differ.
 _STANDARD = {
     "hidden_size": ("n_embd", "d_model"),
     "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
@@ -26,14 +26,14 @@ _STANDARD = {
 class ModelConfig(PretrainedConfig):
     """A config with the settings that it is given and no defaults of its own.
 
-    A standard name (`hidden_size`) that it is not given is looked up under the older ones (`n_embd`). Any other
-    raises an AttributeError that names the class whose default is lacking.
+    A standard name (`hidden_size`) that is not given is looked up under the older names (`n_embd`). Any other name
+    raises an AttributeError with the class whose default is lacking.
     """
 
     _stands_for: str
 
     def __init__(self, *positional: Any, **kwargs: Any) -> None:
-        if positional:  # their names are the model's own
+        if positional:  # only the model's own class knows their names
             raise lacking(MissingFromShimError, f"{self._stands_for}(…) with settings by position")
         super().__init__(**kwargs)
 
@@ -47,7 +47,7 @@ class ModelConfig(PretrainedConfig):
 
 
 class ModelPreTrainedModel(PreTrainedModel):
-    """A model's own base; `base_model` is found under the name that the model or its kind has for it."""
+    """A model's own base class; `base_model` is looked up under the usual names of a model without its head."""
 
     _stands_for: str
 
@@ -60,7 +60,7 @@ class ModelPreTrainedModel(PreTrainedModel):
 
 
 def model_base(name: str, full: str) -> type[Any]:
-    """Return the class that stands for a base, `full` being its dotted name in transformers."""
+    """Return the class that stands for a base class whose dotted name in transformers is `full`."""
     base = ModelConfig if name.endswith("Config") else ModelPreTrainedModel
     body = {
         "__module__": full.rpartition(".")[0],

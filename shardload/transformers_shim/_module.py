@@ -1,4 +1,4 @@
-"""The class of the stand-in's modules: it answers for the names that a module of transformers would have."""
+"""The class of the stand-in's modules: it looks up the names that a module of transformers would have."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 Answer = Literal["has it", "not available", "base", "placeholder", "not there", "lacks it"]
 """What the stand-in does with a name.
 
-"not available": an unknown probe, which answers False. "base": the config class or the base class of one model, for
-which the general ones stand. "placeholder": an unknown class, which raises when it is used. "not there": unknown,
-asked for inside a `try`, which goes on without it. "lacks it": importing the code fails.
+"not available": an unknown probe, which returns False. "base": the config class or the base class of one model, for
+which the general ones stand. "placeholder": an unknown class, which raises when it is used. "not there": an unknown
+name inside a `try`, which continues without it. "lacks it": importing the code fails.
 """
 
 _CATCHES = frozenset({"ImportError", "ModuleNotFoundError", "AttributeError", "Exception", "BaseException"})
@@ -37,7 +37,7 @@ _PLAIN = frozenset({"LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"})
 
 
 class ShimModule(ModuleType):
-    """A module of the stand-in. Its submodules are of this class too, from the moment they are imported."""
+    """A module of the stand-in. Its submodules get this class too, when they are imported."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         # The import system sets a new submodule on its package.
@@ -45,7 +45,7 @@ class ShimModule(ModuleType):
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        # Python itself probes modules for dunder names (`__path__`, `__wrapped__`): those are no requests.
+        # Python itself looks for dunder names on modules (`__path__`, `__wrapped__`): code does not ask for them.
         if name.startswith("__"):
             raise AttributeError(name)
         frame = sys._getframe(1)
@@ -64,7 +64,7 @@ class ShimModule(ModuleType):
 
 
 def _adopt(parent: ModuleType, name: str, value: Any) -> None:
-    """Give a submodule, and those that it imported itself, the class that answers for lacking names."""
+    """Make a submodule, and the submodules that it imported itself, a ShimModule."""
     if isinstance(value, ModuleType) and value.__name__ == f"{parent.__name__}.{name}":
         value.__class__ = ShimModule
         for inner, child in list(vars(value).items()):
@@ -72,7 +72,7 @@ def _adopt(parent: ModuleType, name: str, value: Any) -> None:
 
 
 def known(module: ModuleType, name: str) -> Any:
-    """Return a submodule or a name of the stand-in, wherever it is defined; None when there is none."""
+    """Return a submodule or a name of the stand-in, wherever it is defined; None without one."""
     inside = _relative(module)
     own = f"{inside}.{name}" if inside else name
     if own in names_by_module():
@@ -84,10 +84,10 @@ def known(module: ModuleType, name: str) -> Any:
 
 
 def answer(module: ModuleType, name: str, frame: FrameType, *, may_lack: bool = False) -> Any:
-    """Return what the line of repo code in `frame` gets for `module.name`; None when it is to fail.
+    """Return what the line of repo code in `frame` gets for `module.name`; None where it has to fail.
 
-    A name that the stand-in has; the answer of a probe; else a placeholder, but inside `try`, and where the question
-    itself `may_lack` an answer (`hasattr`), an unknown name is what it is: not there.
+    That is a name that the stand-in has, the result of a probe, or else a placeholder. Inside `try`, and where the
+    lookup `may_lack` a result (`hasattr`), an unknown name gets no placeholder: it is not there.
     """
     found = known(module, name)
     if found is None:
@@ -100,9 +100,9 @@ def answer(module: ModuleType, name: str, frame: FrameType, *, may_lack: bool = 
 
 
 def kind_of_answer(module: str, name: str, *, guarded: bool) -> Answer:
-    """Return what code gets that asks for a name of a module ("" is transformers itself), without any of it running.
+    """Return what code will get for a name of a module ("" is transformers), without running the code.
 
-    `guarded`: whether it asks inside a `try` that survives a failed import. This is `answer`, told beforehand.
+    `guarded`: whether the code asks inside a `try` that catches a failed import.
     """
     own = f"{module}.{name}" if module else name
     known = name in homes() or name in names_by_module().get(module, ()) or own in names_by_module()
@@ -135,7 +135,7 @@ def import_for(name: str, frame: FrameType, fromlist: Iterable[str] | None = ())
     else:
         raise lacking(MissingFromShimError, name)
     for item in fromlist or ():
-        if item == "*" and inside not in names_by_module():  # nobody knows what it would bring
+        if item == "*" and inside not in names_by_module():  # the names that it would bring are unknown
             raise lacking(MissingFromShimError, f"{name}.*")
         if item != "*" and answer(module, item, frame) is None:
             raise lacking(MissingFromShimError, f"{name}.{item}")
@@ -144,7 +144,7 @@ def import_for(name: str, frame: FrameType, fromlist: Iterable[str] | None = ())
 
 @functools.cache
 def placeholder_module(inside: str) -> ModuleType:
-    """Return the module that stands for one whose content the stand-in lacks."""
+    """Return a module of placeholders, for one whose content the stand-in lacks."""
     made = ShimModule(f"{SHIM}.{inside}", f"Stands for transformers.{inside}: its names are placeholders.")
     made.__path__ = []
     return made
@@ -163,7 +163,7 @@ def _relative(module: ModuleType) -> str:
 
 
 def _may_lack(frame: FrameType) -> bool:
-    """Whether a lookup is made by a function (`hasattr`, `getattr`) rather than by a plain `module.name`."""
+    """Return whether a function (`hasattr`, `getattr`) makes the lookup, rather than a plain `module.name`."""
     return dis.opname[frame.f_code.co_code[frame.f_lasti]] not in _PLAIN
 
 
@@ -175,7 +175,7 @@ def _in_try(frame: FrameType) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def guarded_lines(source: str) -> tuple[tuple[int, int], ...]:
-    """Return the (first, last) lines of every `try` body, and `with suppress` body, that survives a failed import."""
+    """Return the (first, last) lines of every `try` or `with suppress` body whose failed import is caught."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Try) and any(_catches(handler.type) for handler in node.handlers):
@@ -186,7 +186,7 @@ def guarded_lines(source: str) -> tuple[tuple[int, int], ...]:
 
 
 def _catches(kinds: ast.expr | None) -> bool:
-    """Whether an except clause catches a failed import; None is the bare one, which catches all."""
+    """Return whether an except clause catches a failed import; None is the bare clause, which catches all."""
     return kinds is None or any(_name(node) in _CATCHES for node in ast.walk(kinds))
 
 
@@ -203,7 +203,7 @@ def _name(node: ast.AST) -> str:
 
 
 def _take_over() -> None:
-    """Give the package, and those of its modules that are imported already, the class that answers."""
+    """Make the package, and its modules that are imported already, ShimModules."""
     package = sys.modules[SHIM]
     package.__class__ = ShimModule
     for name, value in list(vars(package).items()):

@@ -1,4 +1,4 @@
-"""What every model class inherits besides its weights: counts, dtype, device and attention masks."""
+"""The methods of every model class for parameter counts, dtype, device and attention masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ModuleUtilsMixin(nn.Module):
-    """The small questions that remote code asks of its own model."""
+    """Methods that remote code calls on its own model."""
 
     config: Any
 
@@ -34,7 +34,7 @@ class ModuleUtilsMixin(nn.Module):
         return next((tensor.device for tensor in _tensors(self)), torch.device("cpu"))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Return how many numbers the parameters hold, each tied parameter counted once."""
+        """Return the number of elements of the parameters, each tied parameter counted once."""
         skipped = set()
         if exclude_embeddings:
             skipped = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
@@ -60,7 +60,7 @@ class ModuleUtilsMixin(nn.Module):
     def warn_if_padding_and_no_attention_mask(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> None:
-        """Warn once where ids begin or end with the padding token and no mask is given."""
+        """Warn once where ids begin or end with the padding token and there is no mask."""
         pad = self.config.pad_token_id
         if attention_mask is None and pad is not None and pad in input_ids[:, [-1, 0]]:
             get_logger(__name__).warning_once("input_ids seem to be padded, and there is no attention_mask")
@@ -78,7 +78,7 @@ class ModuleUtilsMixin(nn.Module):
         device: torch.device | None = None,  # noqa: ARG002 - old callers pass it
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Return the additive mask of a padding mask, causal as well where the config is a decoder's."""
+        """Return the additive mask of a padding mask, also causal where the config is a decoder's."""
         dtype = dtype or self.dtype
         if attention_mask.dim() == 3:
             mask = attention_mask[:, None, :, :]

@@ -1,4 +1,4 @@
-"""What stands for a class or function of transformers that the stand-in lacks: a name that says so when used."""
+"""Placeholders for classes and functions of transformers that the stand-in lacks: using one raises its name."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 _PROBE = re.compile(r"is_\w+_available|is_\w*greater_or_equal\w*|is_\w+_less_than\w*")
 _TORCH_PROBE = re.compile(r"is_torch_(greater_or_equal|less)_than_(\d+)_(\d+)")
 _MODEL_BASE = re.compile(r"[A-Z]\w*(?:Config|PreTrainedModel)")
-# Names of the same form at the top that belong to no model: ways to quantize, to watermark, to export.
+# Names of the same form in the top module that belong to no model: ways to quantize, to watermark, to export.
 _NO_MODEL = re.compile(
     r"(Aqlm|Awq|BitNetQuant|BitsAndBytes|CompressedTensors|Eetq|Fbgemm|FineGrained|FPQuant|Generation|GPTQ|Higgs|Hqq"
     r"|Mxfp4|Onnx|Quanto|Quark|SpQR|SynthIDText|TorchAo|Vptq|Watermarking)\w*Config"
 )
-_TABLE = re.compile(r"[A-Z][A-Z_]*_MAPPING(?:_NAMES)?")  # of the auto classes: what config has what class
+_TABLE = re.compile(r"[A-Z][A-Z_]*_MAPPING(?:_NAMES)?")  # of the auto classes: the class for each config
 _DOCUMENTATION: dict[str, Any] = {"DOCSTRING": "", "_FOR_DOC": "", "ARCHIVE_LIST": (), "ARCHIVE_MAP": {}}
 
 
 class _Unavailable:
-    """The answer of an unknown probe: False, whether it is called or read."""
+    """The result of an unknown probe: False, called or as a value."""
 
     def __init__(self, name: str) -> None:
         self.__name__ = name
@@ -41,7 +41,7 @@ class _Unavailable:
 
 
 class _Table(dict[Any, Any]):
-    """The name of a table of the auto classes: asking it anything is an error that names it."""
+    """A table of the auto classes by name only: any lookup raises an error with that name."""
 
     def __init__(self, full: str) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ class _Table(dict[Any, Any]):
 
 
 class PlaceholderType(abc.ABCMeta):
-    """The class of placeholders: an attribute that none of their subclasses defines names the placeholder."""
+    """The class of placeholders: a lookup of an attribute that no subclass defines raises the placeholder's name."""
 
     def __getattr__(cls, name: str) -> Any:
-        # Python, inspect, dataclasses and torch probe classes for names with underscores: no requests of the code.
+        # Python, inspect, dataclasses and torch look for names with underscores on classes; the code does not ask.
         if name.startswith("_"):
             raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
         asked = next(base for base in cls.__mro__ if "_placeholder_for" in vars(base))
@@ -65,24 +65,24 @@ class PlaceholderType(abc.ABCMeta):
 
 
 def is_probe(name: str) -> bool:
-    """Return whether a name is that of a probe which is answered with False, unknown as it is."""
+    """Return whether a name is that of an unknown probe, whose result is False."""
     return _PROBE.fullmatch(name) is not None and _TORCH_PROBE.fullmatch(name) is None
 
 
 def is_model_base(module: str, name: str) -> bool:
-    """Return whether a name is that of one model's config class or base class, which general ones stand for."""
+    """Return whether a name is one model's config class or base class, for which the general ones stand."""
     if not module and _NO_MODEL.match(name):
         return False
     return (not module or module.startswith("models.")) and _MODEL_BASE.fullmatch(name) is not None
 
 
 def is_torch_probe(name: str) -> bool:
-    """Return whether a name asks for a version of torch, which is answered with the truth."""
+    """Return whether a name is a probe for a version of torch, whose result is the truth."""
     return _TORCH_PROBE.fullmatch(name) is not None
 
 
 def probe(name: str) -> Any:
-    """Return the answer to a probe that the stand-in does not know (about torch: the truth); None for no probe."""
+    """Return the result of a probe that the stand-in does not know (the truth about torch); None for other names."""
     about_torch = _TORCH_PROBE.fullmatch(name)
     if about_torch:
         import torch
@@ -94,12 +94,12 @@ def probe(name: str) -> Any:
 
 @functools.cache
 def placeholder(module: str, name: str) -> Any:
-    """Return what stands for `name` of a module of transformers, the same object each time; None for what none can.
+    """Return the placeholder for `name` of a module of transformers, the same object each time; None without one.
 
-    The config class and the base class of a model are served by the general ones (`_model_bases.py`). Any other class
+    The general classes stand for the config class and the base class of a model (`_model_bases.py`). Any other class
     can be imported, subclassed and used in isinstance; constructing it or a subclass raises. Texts for documentation
-    are empty. In modules of single models, and that of downloads, a function can be imported, and raises
-    when it is called.
+    are empty. A function of a single model's module, or of the module of downloads, can be imported and raises when it
+    is called.
     """
     for ending, text in _DOCUMENTATION.items():
         if name.endswith(ending):
@@ -109,7 +109,7 @@ def placeholder(module: str, name: str) -> Any:
         return _Table(f"transformers.{module}.{name}" if module else f"transformers.{name}")
     full = f"transformers.{module}.{name}" if module else f"transformers.{name}"
     if is_model_base(module, name):
-        # torch is not needed to tell what a repo asks for
+        # late: telling what a repo asks for needs no torch
         from shardload.transformers_shim._model_bases import model_base
 
         return model_base(name, full)

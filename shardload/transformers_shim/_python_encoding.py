@@ -1,4 +1,4 @@
-"""Making a model's inputs of texts, for tokenizers written in Python."""
+"""From texts to a model's inputs, for tokenizers written in Python."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _no_offsets(asked: bool) -> None:
 
 
 class PythonEncodingMixin(EncodingMixin):
-    """Texts become tokens, tokens ids, and ids rows, which are padded when all of them are there."""
+    """Texts become tokens, tokens become ids, and ids become rows, which are padded once all rows are there."""
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """Return the tokens of a text."""
@@ -43,7 +43,7 @@ class PythonEncodingMixin(EncodingMixin):
         raise NotImplementedError
 
     def _ids_of(self, text: Any, is_split_into_words: bool, **kwargs: Any) -> list[int]:
-        """Return the ids of a text, of a list of words or tokens, or of a list of ids as it is."""
+        """Return the ids of a text or of a list of words or tokens; a list of ids is returned as it is."""
         if isinstance(text, str):
             return self.convert_tokens_to_ids(self.tokenize(text, **kwargs))  # type: ignore[no-any-return]
         if isinstance(text, (list, tuple)) and all(isinstance(item, int) for item in text):

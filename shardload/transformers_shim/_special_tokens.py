@@ -1,4 +1,4 @@
-"""Special tokens as tokenizers hold them: named ones (`eos_token`, …), additional ones, and their ids."""
+"""A tokenizer's special tokens: named ones (`eos_token`, …), additional ones, and their ids."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ATTRIBUTES = [*NAMES, "additional_special_tokens"]
 
 @dataclass(eq=True)
 class AddedToken:
-    """A token that text is split at before the vocabulary is asked, and how it treats the text beside it.
+    """A token that text is split at before the vocabulary is used, and its options for the text beside it.
 
-    `lstrip` and `rstrip` take the spaces on that side; `single_word` keeps it from matching inside a word;
-    `normalized` (by default what `special` is not) says that its text is lowered where the tokenizer lowers.
+    `lstrip` and `rstrip` remove the spaces on that side; `single_word` keeps it from matching inside a word;
+    `normalized` (by default the opposite of `special`) says that its text is lowercased where the tokenizer lowercases.
     """
 
     content: str = ""
@@ -44,7 +44,7 @@ class AddedToken:
 
 
 def as_token(value: Any) -> Any:
-    """Return a special token as JSON holds it (a text, or an object of AddedToken's fields) as it is used."""
+    """Return a special token from its JSON form: a text as it is, an object as an AddedToken."""
     if not isinstance(value, dict) or "content" not in value:
         return value
     fields = {name: value[name] for name in AddedToken.__dataclass_fields__ if name in value}
@@ -52,7 +52,7 @@ def as_token(value: Any) -> Any:
 
 
 class SpecialTokensMixin:
-    """Holds the special tokens; a subclass may turn any of them into a read-only property of its own."""
+    """The special tokens; a subclass may define any of them as a read-only property."""
 
     SPECIAL_TOKENS_ATTRIBUTES = ATTRIBUTES
 
@@ -73,7 +73,7 @@ class SpecialTokensMixin:
                 self._store(name, kwargs[name])
 
     def _store(self, name: str, value: Any) -> None:
-        # The property of a subclass decides what callers see; what was passed is kept beside it.
+        # The subclass's property decides what callers see; the given value is kept under the private name.
         value = [as_token(v) for v in value] if name == "additional_special_tokens" else as_token(value)
         with contextlib.suppress(AttributeError):
             setattr(self, name, value)
@@ -91,7 +91,7 @@ class SpecialTokensMixin:
 
     @property
     def additional_special_tokens_ids(self) -> list[int]:
-        """Their ids."""
+        """The ids of the additional special tokens."""
         return self.convert_tokens_to_ids(self.additional_special_tokens)  # type: ignore[no-any-return]
 
     @additional_special_tokens_ids.setter

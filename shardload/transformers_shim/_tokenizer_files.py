@@ -1,4 +1,4 @@
-"""Making a tokenizer from a folder, and writing it to one."""
+"""Loading a tokenizer from a folder, and saving it into one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardload.transformers_shim.host import host
 
 
 class FilesMixin:
-    """The half of a tokenizer that knows files."""
+    """A tokenizer's methods for files."""
 
     init_kwargs: dict[str, Any]
     vocab_files_names: dict[str, str]
@@ -30,7 +30,7 @@ class FilesMixin:
     ) -> Any:
         """Return a tokenizer of this class from the files of a folder or a repo on the Hub.
 
-        Keywords overrule tokenizer_config.json. No code is run but that of this class.
+        Keywords override tokenizer_config.json. Only the code of this class runs.
         """
         for name in (
             "trust_remote_code",
@@ -83,12 +83,12 @@ class FilesMixin:
         return (*(str(folder / f"{prefix}{name}") for name in documents), *map(str, written), *map(str, code))
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write the vocabulary's own files; a tokenizer that has some defines it."""
+        """Write the vocabulary's files; tokenizers with such files define this method."""
         raise NotImplementedError(f"{type(self).__name__} does not define save_vocabulary")
 
 
 def _code_of(cls: type[Any], folder: Path) -> dict[Path, bytes]:
-    """Return the repo's files that a class is made of, by where they are to be written: the bytes that ran."""
+    """Return the repo's code files of a class, by the paths to write them to: the bytes that ran."""
     code = host().code_of(cls)
     files = {folder / name: content for name, content in code.files.items()} if code else {}
     for path, content in files.items():
@@ -102,7 +102,7 @@ def _code_of(cls: type[Any], folder: Path) -> dict[Path, bytes]:
 
 
 def _entry(cls: type[Any]) -> dict[str, Any]:
-    """Return the entry of `auto_map` that leads to the class; {} for one that is of no repo's code."""
+    """Return the entry of `auto_map` that leads to the class; {} for a class that is not a repo's."""
     code = host().code_of(cls)
     if code is None:
         return {}

@@ -91,7 +91,7 @@ class AccurateGELUActivation(nn.Module):
 
 
 class LaplaceActivation(nn.Module):
-    """The distribution function of a normal distribution, of mean 0.707 and deviation 0.282 unless told."""
+    """The distribution function of a normal distribution, by default of mean 0.707 and deviation 0.282."""
 
     def forward(self, x: torch.Tensor, mu: float = 0.707107, sigma: float = 0.282095) -> torch.Tensor:
         """Return the activation, of the input's shape and dtype."""
@@ -114,7 +114,7 @@ SiLUActivation = nn.SiLU
 
 
 class ClassInstantier(dict[str, Any]):
-    """Names to activation classes, or to (class, keyword arguments); looking one up makes a module of it."""
+    """A table of names and activation classes, or (class, keyword arguments); a lookup makes a new module."""
 
     def __getitem__(self, name: str) -> Any:
         content = super().__getitem__(name)

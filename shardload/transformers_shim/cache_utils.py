@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Cache:
-    """The base of all caches; one of a bounded length says so with `get_max_length`."""
+    """The base of all caches; one of a bounded length returns that from `get_max_length`."""
 
     key_cache: list[torch.Tensor]
     value_cache: list[torch.Tensor]
@@ -27,7 +27,7 @@ class Cache:
         layer_idx: int,
         cache_kwargs: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take a layer's new keys and values, and return all of that layer's."""
+        """Add a layer's new keys and values, and return all of that layer's."""
         raise NotImplementedError(f"{type(self).__name__} does not define update")
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -35,15 +35,15 @@ class Cache:
         raise NotImplementedError(f"{type(self).__name__} does not define get_seq_length")
 
     def get_max_length(self) -> int | None:
-        """Return how many tokens fit, or None where that is not bounded."""
+        """Return how many tokens fit, or None for a cache without a bound."""
         return None
 
     def get_max_cache_shape(self) -> int | None:
-        """Return what `get_max_length` does, under the name that it has since 4.46."""
+        """Return what `get_max_length` returns, under the name that it has since 4.46."""
         return self.get_max_length()
 
     def get_usable_length(self, new_seq_length: int, layer_idx: int | None = 0) -> int:
-        """Return how much of the cache the next forward pass of so many tokens sees."""
+        """Return how many cached tokens the next forward pass over so many new ones sees."""
         longest, held = self.get_max_length(), self.get_seq_length(layer_idx or 0)
         return longest - new_seq_length if longest is not None and held + new_seq_length > longest else held
 
@@ -53,7 +53,7 @@ class Cache:
         return getattr(self, "_seen_tokens", None)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Reorder the batch to the beams that go on."""
+        """Reorder the batch to the beams that continue."""
         for tensors in (self.key_cache, self.value_cache):
             for layer, tensor in enumerate(tensors):
                 tensors[layer] = tensor.index_select(0, beam_idx.to(tensor.device))
@@ -63,7 +63,7 @@ class DynamicCache(Cache):
     """Keys and values per layer, each (batch, heads, length, head size), growing along the length.
 
     Indexing, `len` and iteration treat it as the old tuple of per-layer (key, value) pairs. Later releases pass a
-    config or a number of layers, which is not needed here.
+    config or a number of layers; neither is used here.
     """
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
@@ -84,7 +84,7 @@ class DynamicCache(Cache):
 
     @property
     def layers(self) -> list[Any]:
-        """The layers as objects with `keys` and `values`, as code since 4.54 reads them."""
+        """The layers as objects with `keys` and `values`, for code since 4.54."""
         return [SimpleNamespace(keys=key, values=value, is_initialized=True) for key, value in self]
 
     def update(
@@ -96,7 +96,7 @@ class DynamicCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append a layer's new keys and values, and return all of that layer's.
 
-        Layers may be skipped: those before a new one are empty until they are given something.
+        Layers may be skipped: the skipped ones are empty until they are updated.
         """
         if layer_idx == 0:
             self._seen_tokens += key_states.shape[-2]
@@ -125,7 +125,7 @@ class DynamicCache(Cache):
         return self.get_seq_length(layer_idx) + cache_position.shape[0], 0
 
     def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens; a negative number is how many to drop."""
+        """Keep the first `max_length` tokens; a negative number drops that many of the last."""
         held = self.get_seq_length()
         length = held + max_length if max_length < 0 else max_length
         if held <= length:
@@ -158,9 +158,9 @@ class DynamicCache(Cache):
 
 
 class EncoderDecoderCache(Cache):
-    """The cache of a decoder beside an encoder: a growing one of its own tokens, and one of the encoder's.
+    """The cache of a decoder with an encoder: a growing one for the decoder's tokens, and one for the encoder's.
 
-    `is_updated` says of each layer whether the encoder's keys and values are in it. Indexing, `len` and iteration
+    `is_updated` says for each layer whether the encoder's keys and values are in it. Indexing, `len` and iteration
     treat it as the old tuple of per-layer (key, value, encoder's key, encoder's value).
     """
 
@@ -185,12 +185,12 @@ class EncoderDecoderCache(Cache):
         return int(self.self_attention_cache.get_seq_length(layer_idx or 0))
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Reorder the batch to the beams that go on."""
+        """Reorder the batch to the beams that continue."""
         for part in self._parts:
             part.reorder_cache(beam_idx)
 
     def crop(self, maximum_length: int) -> None:
-        """Keep the decoder's first tokens; a negative number is how many to drop."""
+        """Keep the decoder's first tokens; a negative number drops that many of the last."""
         self.self_attention_cache.crop(maximum_length)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -222,8 +222,8 @@ class EncoderDecoderCache(Cache):
         return cls(own, cross)
 
 
-# Caches of a fixed size or of fewer bits: code tests for them with isinstance, and only makes
-# one when its caller asks for that kind of generation.
+# Caches of a fixed size or of fewer bits: code uses them in isinstance, and makes one only where its caller asks for
+# that kind of generation.
 StaticCache = later_class("StaticCache", __name__)
 SlidingWindowCache = later_class("SlidingWindowCache", __name__)
 HybridCache = later_class("HybridCache", __name__)

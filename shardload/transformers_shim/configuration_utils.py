@@ -12,7 +12,7 @@ from shardload.transformers_shim._missing import later
 if TYPE_CHECKING:
     import os
 
-# Attributes that every old config had, and that code reads without asking. What a config.json names overrides them.
+# Attributes of every old config, which code reads without checking. The entries of config.json override them.
 _DEFAULTS: dict[str, Any] = {
     "return_dict": True,
     "output_hidden_states": False,
@@ -74,8 +74,8 @@ _PRIVATE = ("_auto_class", "_commit_hash", "_attn_implementation_internal", "_na
 class PretrainedConfig:
     """The settings of a model: every keyword argument becomes an attribute.
 
-    `torch_dtype` may be given as a name or a torch dtype and is kept as a torch dtype. `attribute_map` of a
-    subclass gives attributes a second name.
+    `torch_dtype` may be a name or a torch dtype and is kept as a torch dtype. A subclass's `attribute_map` gives
+    attributes second names.
     """
 
     model_type: str = ""
@@ -137,7 +137,7 @@ class PretrainedConfig:
 
     @property
     def num_labels(self) -> int:
-        """Number of labels of a classifier; setting it makes new label names."""
+        """The number of a classifier's labels; setting it makes new label names."""
         return len(self.id2label)
 
     @num_labels.setter
@@ -156,7 +156,7 @@ class PretrainedConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Return a config of this class; `kwargs` overrule the dictionary where the config has the name.
+        """Return a config of this class; `kwargs` override the dictionary where the config has the name.
 
         With `return_unused_kwargs=True`, returns (config, the rest of kwargs).
         """
@@ -204,7 +204,7 @@ class PretrainedConfig:
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Note the auto class that this configuration belongs to."""
+        """Record the auto class that this configuration belongs to."""
         cls._auto_class = auto_class
 
     def get_text_config(self, decoder: bool = False) -> Any:  # noqa: ARG002 - the name is the interface
@@ -275,5 +275,5 @@ def as_dtype(dtype: Any) -> Any:
 
     found = getattr(torch, dtype.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"torch_dtype names {dtype!r}, which is no dtype of torch")  # noqa: TRY004 - a bad value
+        raise ValueError(f"torch_dtype names {dtype!r}, which is no dtype of torch")  # noqa: TRY004 - a wrong value
     return found

@@ -1,4 +1,4 @@
-"""`transformers.convert_slow_tokenizer`, in part: the letters of bytes, and SentencePiece models as messages."""
+"""`transformers.convert_slow_tokenizer`, in part: letters for bytes, and SentencePiece models as protobuf messages."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def bytes_to_unicode() -> dict[int, str]:
 
 
 def import_protobuf(_error_message: str = "") -> Any:
-    """Return sentencepiece's module of protobuf messages; ImportError where sentencepiece or protobuf lacks."""
+    """Return sentencepiece's module of protobuf messages; ImportError where sentencepiece or protobuf is missing."""
     return importlib.import_module("sentencepiece.sentencepiece_model_pb2")

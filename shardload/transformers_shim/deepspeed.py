@@ -1,4 +1,4 @@
-"""`transformers.deepspeed`, the old home of one probe."""
+"""`transformers.deepspeed`: the old home of `is_deepspeed_zero3_enabled`."""
 
 from __future__ import annotations
 

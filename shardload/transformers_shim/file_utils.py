@@ -1,3 +1,3 @@
-"""`transformers.file_utils`: the place of `utils` before 4.12, which old code still names."""
+"""`transformers.file_utils`: the home of `utils` before 4.12, which old code still imports."""
 
 from shardload.transformers_shim.utils import *  # noqa: F403 - all of it

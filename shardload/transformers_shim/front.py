@@ -1,4 +1,4 @@
-"""What the loader may use of the stand-in, besides the modules that transformers has too."""
+"""What the loader may use of the stand-in, besides the modules of transformers themselves."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`transformers.masking_utils`: the masks that code since 4.53 asks for, by the config's attention implementation.
+"""`transformers.masking_utils`: masks for code since 4.53, by the config's attention implementation.
 
-"eager" gets additive masks, "sdpa" boolean ones (True attends) or None where torch's own `is_causal` says the
-same, "flash_attention_2" the padding mask. All are (batch, 1, queries, keys).
+"eager" gets additive masks, "sdpa" boolean ones (True attends) or None where torch's own `is_causal` is enough,
+"flash_attention_2" the padding mask. All are (batch, 1, queries, keys).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def create_causal_mask(
     attention_mask: torch.Tensor | None = None,
     cache_position: torch.Tensor | None = None,
     past_key_values: Any = None,
-    position_ids: torch.Tensor | None = None,  # noqa: ARG001 - packed sequences are not told apart
+    position_ids: torch.Tensor | None = None,  # noqa: ARG001 - packed sequences are not supported
     or_mask_function: MaskFunction | None = None,
     and_mask_function: MaskFunction | None = None,
     *,
     inputs_embeds: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
-    """Return the causal mask with padding. The functions are of (batch, head, query, key) and widen or narrow it."""
+    """Return the causal mask with padding. The functions of (batch, head, query, key) widen or narrow it."""
     embeds = input_embeds if input_embeds is not None else inputs_embeds
     assert embeds is not None
     return _make(
@@ -79,7 +79,7 @@ def create_masks_for_generate(
     past_key_values: Any,
     **kwargs: Any,
 ) -> Any:
-    """Return the causal mask, or one by each kind of layer in `config.layer_types`."""
+    """Return the causal mask, or a mask for each kind of layer in `config.layer_types`."""
     makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
     arguments = (config, input_embeds, attention_mask, cache_position, past_key_values)
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -99,7 +99,7 @@ def _make(
     narrow: MaskFunction | None,
 ) -> torch.Tensor | None:
     if attention_mask is not None and attention_mask.dim() == 4:
-        return attention_mask  # the caller's own, which says all
+        return attention_mask  # the caller's own mask, used as it is
     implementation = config._attn_implementation
     if implementation == "flash_attention_2":
         return attention_mask
@@ -148,7 +148,7 @@ def _seen(
 
 
 def _evaluate(function: MaskFunction, batch: int, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Return a function of (batch, head, query, key) for all of them; it may index tensors with its arguments."""
+    """Return the values of a function of (batch, head, query, key), which may index tensors with its arguments."""
     every: Any = function
     for place in range(3, -1, -1):
         if place != 1:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class AttentionMaskConverter:
     """Makes additive masks from padding masks, causal ones if `is_causal`.
 
-    With `sliding_window` a query sees itself and that many keys before it: one more than `masking_utils` lets it see.
+    With `sliding_window` a query sees itself and that many keys before it: one more than in `masking_utils`.
     """
 
     def __init__(self, is_causal: bool, sliding_window: int | None = None) -> None:
@@ -33,7 +33,7 @@ class AttentionMaskConverter:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> torch.Tensor | None:
-        """Return the causal mask without padding, or None for one query, which attends to everything."""
+        """Return the causal mask without padding; None for a single query, which attends to everything."""
         if not self.is_causal:
             raise ValueError("to_causal_4d is for a converter that is causal")
         if query_length == 1 and self.sliding_window is None:
@@ -50,7 +50,7 @@ class AttentionMaskConverter:
         dtype: torch.dtype,
         key_value_length: int | None = None,
     ) -> torch.Tensor:
-        """Return the mask of a padding mask (batch, keys), 1 where there is a token; causal too if the converter is."""
+        """Return the mask for a padding mask (batch, keys), 1 for tokens; causal if the converter is."""
         padding = self._expand_mask(attention_mask_2d, dtype, tgt_len=query_length)
         if not self.is_causal:
             if self.sliding_window is not None:
@@ -97,9 +97,9 @@ class AttentionMaskConverter:
     def _unmask_unattended(
         expanded_mask: torch.Tensor, *args: Any, min_dtype: float | None = None
     ) -> torch.Tensor:
-        """Let queries that attend to nothing attend to everything: fused kernels give NaN for them.
+        """Let queries that attend to nothing attend to everything, as fused kernels return NaN for them.
 
-        Releases before 4.40 passed (padding mask, minimum) where later ones pass the minimum; both are taken.
+        Releases before 4.40 passed (padding mask, minimum), later ones the minimum alone; both are accepted.
         """
         lowest = min_dtype if min_dtype is not None else args[-1]
         return expanded_mask.mul(~torch.all(expanded_mask == lowest, dim=-1, keepdim=True))
@@ -112,7 +112,7 @@ class AttentionMaskConverter:
         sliding_window: int | None = None,
         is_training: bool = False,
     ) -> bool:
-        """Return whether torch's own `is_causal` says all that the mask would."""
+        """Return whether torch's own `is_causal` makes the mask unnecessary."""
         queries = inputs_embeds.shape[1]
         keys = queries + past_key_values_length
         if queries not in (1, keys) or (sliding_window is not None and keys >= sliding_window):
@@ -157,9 +157,9 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
     past_key_values_length: int,
     sliding_window: int | None = None,
 ) -> torch.Tensor | None:
-    """Return the causal mask for torch's fused attention, or None where its `is_causal` says the same.
+    """Return the causal mask for torch's fused attention, or None where its `is_causal` is enough.
 
-    A mask in 4 dimensions is taken to be additive already.
+    A mask in 4 dimensions must be additive already.
     """
     if AttentionMaskConverter._ignore_causal_mask_sdpa(
         attention_mask, inputs_embeds, past_key_values_length, sliding_window
@@ -173,7 +173,7 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
         mask = _prepare_4d_causal_attention_mask(
             attention_mask, input_shape, inputs_embeds, past_key_values_length, sliding_window
         )
-    # Torch's kernels for CPUs take rows that attend to nothing; those for CUDA do not.
+    # torch's kernels for CPUs accept rows that attend to nothing; those for CUDA do not.
     if attention_mask is None or mask is None or mask.device.type != "cuda":
         return mask
     return AttentionMaskConverter._unmask_unattended(mask, min_dtype=torch.finfo(inputs_embeds.dtype).min)
@@ -182,14 +182,14 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
 def _prepare_4d_attention_mask(
     mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
 ) -> torch.Tensor:
-    """Return the mask, not causal, of a padding mask (batch, keys)."""
+    """Return the mask for a padding mask (batch, keys), not causal."""
     return AttentionMaskConverter._expand_mask(mask, dtype, tgt_len)
 
 
 def _prepare_4d_attention_mask_for_sdpa(
     mask: torch.Tensor, dtype: torch.dtype, tgt_len: int | None = None
 ) -> torch.Tensor | None:
-    """Return the mask, not causal, of a padding mask, or None where nothing is masked."""
+    """Return the mask for a padding mask, not causal; None where nothing is masked."""
     if not _is_tracing() and (tgt_len or mask.shape[1]) in (1, mask.shape[1]) and torch.all(mask == 1):
         return None
     return AttentionMaskConverter._expand_mask(mask, dtype, tgt_len)
@@ -202,7 +202,7 @@ def _create_4d_causal_attention_mask(
     past_key_values_length: int = 0,
     sliding_window: int | None = None,
 ) -> torch.Tensor | None:
-    """Return the causal mask of (batch, queries) without padding, or None for one query."""
+    """Return the causal mask of (batch, queries) without padding; None for a single query."""
     converter = AttentionMaskConverter(is_causal=True, sliding_window=sliding_window)
     keys = past_key_values_length + input_shape[-1]
     return converter.to_causal_4d(input_shape[0], input_shape[-1], keys, dtype, device)

@@ -1,4 +1,4 @@
-"""`transformers.modeling_flash_attention_utils`: the names around flash attention, which needs its own package."""
+"""`transformers.modeling_flash_attention_utils`: names around flash attention, which needs the package flash-attn."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class FlashAttentionKwargs(TypedDict, total=False):
 
 
 def _get_unpad_data(attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return (places of the tokens, cumulated lengths from 0, the longest length) of a padding mask."""
+    """Return (indices of the tokens, cumulative lengths from 0, the longest length) of a padding mask."""
     lengths = attention_mask.sum(dim=-1, dtype=torch.int32)
     places = attention_mask.flatten().nonzero().flatten()
     return places, functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), int(lengths.max())
 
 
 def _flash_attention_forward(*_args: Any, **_kwargs: Any) -> NoReturn:
-    """Refuse: flash attention is the package flash-attn's, and the stand-in does not drive it."""
+    """Raise: flash attention comes from the package flash-attn, which the stand-in does not call."""
     raise ImportError(
         "the code asks for flash attention; choose attn_implementation='eager'", name="flash_attn"
     )
 
 
 def flash_attn_supports_top_left_mask() -> bool:
-    """Return False: the mask of flash-attn 2.1 and newer is aligned to the bottom right."""
+    """Return False: flash-attn 2.1 and newer aligns the mask to the bottom right."""
     return False
 
 

@@ -1,4 +1,4 @@
-"""`transformers.modeling_layers`: the layer of 4.52 and later that checkpoints its own gradients."""
+"""`transformers.modeling_layers`: the layer of 4.52 and later that does its own gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 
 
 class GradientCheckpointingLayer(nn.Module):
-    """A layer that computes again in the backward pass, where gradient checkpointing is on and it is trained.
+    """A layer that is computed again in the backward pass, in training with gradient checkpointing.
 
-    No cache is used then. Tensors whose gradients are wanted must be passed by position.
+    No cache is used then, and tensors that need gradients must be passed by position.
     """
 
     gradient_checkpointing = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer."""
+        """Return the layer's output."""
         if not (self.gradient_checkpointing and self.training):
             return super().__call__(*args, **kwargs)
         for name in ("past_key_value", "past_key_values", "layer_past"):

@@ -7,12 +7,12 @@ from typing import Any
 
 from shardload.transformers_shim.utils.generic import ModelOutput
 
-# Fields hold tensors or tuples of tensors, of the shapes that the class which returns them documents; code
-# leaves any of them out, so each is None by default. They are Any because a cache may be tuple or object.
+# Fields hold tensors or tuples of tensors, whose shapes the returning class documents. Code leaves any of them out, so
+# each is None by default. They are Any because a cache may be a tuple or an object.
 
 
 def _output(name: str, doc: str, fields: str) -> Any:
-    """Return an output class with these fields, in this order: integers and slices index by it."""
+    """Return an output class with these fields; integers and slices index it in this order."""
     body = {"__doc__": doc, "__module__": __name__}
     return make_dataclass(
         name, [(field, Any, None) for field in fields.split()], bases=(ModelOutput,), namespace=body
@@ -105,34 +105,38 @@ BaseModelOutputWithPoolingAndProjection = _output(
     f"last_hidden_state pooler_output {_STATES} projection_state",
 )
 MoEModelOutput = _output(
-    "MoEModelOutput", "What an encoder of experts returns.", f"last_hidden_state {_STATES} router_probs"
+    "MoEModelOutput",
+    "What a mixture-of-experts encoder returns.",
+    f"last_hidden_state {_STATES} router_probs",
 )
 MoeModelOutputWithPast = _output(
     "MoeModelOutputWithPast",
-    "What a decoder of experts returns.",
+    "What a mixture-of-experts decoder returns.",
     f"last_hidden_state past_key_values {_STATES} router_logits",
 )
 MoEModelOutputWithPastAndCrossAttentions = _output(
     "MoEModelOutputWithPastAndCrossAttentions",
-    "What a decoder of experts with cross attention returns.",
+    "What a mixture-of-experts decoder with cross attention returns.",
     f"last_hidden_state past_key_values {_STATES} cross_attentions router_probs",
 )
 MoeCausalLMOutputWithPast = _output(
     "MoeCausalLMOutputWithPast",
-    "What a causal language model of experts returns.",
+    "What a mixture-of-experts causal language model returns.",
     f"loss aux_loss logits past_key_values {_STATES} router_logits",
 )
 MoECausalLMOutputWithPast = _output(
     "MoECausalLMOutputWithPast",
-    "What an older causal language model of experts returns.",
+    "What an older mixture-of-experts causal language model returns.",
     f"loss logits past_key_values {_STATES} z_loss aux_loss router_logits",
 )
 Seq2SeqMoEModelOutput = _output(
-    "Seq2SeqMoEModelOutput", "What an encoder-decoder of experts returns.", f"last_hidden_state {_ROUTED}"
+    "Seq2SeqMoEModelOutput",
+    "What a mixture-of-experts encoder-decoder returns.",
+    f"last_hidden_state {_ROUTED}",
 )
 Seq2SeqMoEOutput = _output(
     "Seq2SeqMoEOutput",
-    "What an encoder-decoder language model of experts returns.",
+    "What a mixture-of-experts encoder-decoder language model returns.",
     f"loss logits encoder_z_loss decoder_z_loss encoder_aux_loss decoder_aux_loss {_ROUTED}",
 )
 Seq2SeqSequenceClassifierOutput = _output(
@@ -142,7 +146,7 @@ Seq2SeqSequenceClassifierOutput = _output(
 )
 Seq2SeqQuestionAnsweringModelOutput = _output(
     "Seq2SeqQuestionAnsweringModelOutput",
-    "What extractive question answering on an encoder-decoder returns.",
+    "What an extractive question answering model with an encoder and a decoder returns.",
     f"loss start_logits end_logits {_SEQ2SEQ}",
 )
 Seq2SeqSpectrogramOutput = _output(
@@ -156,41 +160,41 @@ Seq2SeqTSPredictionOutput = _output(
 )
 SampleTSPredictionOutput = _output("SampleTSPredictionOutput", "Sampled forecasts.", "sequences")
 NextSentencePredictorOutput = _output(
-    "NextSentencePredictorOutput", "What a predictor of the next sentence returns.", f"loss logits {_STATES}"
+    "NextSentencePredictorOutput", "What a next-sentence predictor returns.", f"loss logits {_STATES}"
 )
 MultipleChoiceModelOutput = _output(
-    "MultipleChoiceModelOutput", "What a chooser among answers returns.", f"loss logits {_STATES}"
+    "MultipleChoiceModelOutput", "What a multiple-choice model returns.", f"loss logits {_STATES}"
 )
 SemanticSegmenterOutput = _output(
-    "SemanticSegmenterOutput", "What a segmenter of images returns.", f"loss logits {_STATES}"
+    "SemanticSegmenterOutput", "What an image segmenter returns.", f"loss logits {_STATES}"
 )
 ImageClassifierOutput = _output(
-    "ImageClassifierOutput", "What a classifier of images returns.", f"loss logits {_STATES}"
+    "ImageClassifierOutput", "What an image classifier returns.", f"loss logits {_STATES}"
 )
 ImageClassifierOutputWithNoAttention = _output(
     "ImageClassifierOutputWithNoAttention",
-    "What a convolutional classifier of images returns.",
+    "What a convolutional image classifier returns.",
     "loss logits hidden_states",
 )
 DepthEstimatorOutput = _output(
-    "DepthEstimatorOutput", "What an estimator of depth returns.", f"loss predicted_depth {_STATES}"
+    "DepthEstimatorOutput", "What a depth estimator returns.", f"loss predicted_depth {_STATES}"
 )
 ImageSuperResolutionOutput = _output(
     "ImageSuperResolutionOutput",
-    "What a model that enlarges images returns.",
+    "What an image super-resolution model returns.",
     f"loss reconstruction {_STATES}",
 )
 MaskedImageModelingOutput = _output(
     "MaskedImageModelingOutput",
-    "What a model that fills in images returns.",
+    "What a masked image model returns.",
     f"loss reconstruction {_STATES}",
 )
 Wav2Vec2BaseModelOutput = _output(
     "Wav2Vec2BaseModelOutput",
-    "What an encoder of speech returns.",
+    "What a speech encoder returns.",
     f"last_hidden_state extract_features {_STATES}",
 )
 XVectorOutput = _output(
-    "XVectorOutput", "What an encoder of speakers returns.", f"loss logits embeddings {_STATES}"
+    "XVectorOutput", "What a speaker encoder returns.", f"loss logits embeddings {_STATES}"
 )
-BackboneOutput = _output("BackboneOutput", "What a backbone for vision returns.", f"feature_maps {_STATES}")
+BackboneOutput = _output("BackboneOutput", "What a vision backbone returns.", f"feature_maps {_STATES}")

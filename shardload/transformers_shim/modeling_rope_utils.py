@@ -1,7 +1,7 @@
 """`transformers.modeling_rope_utils`: inverse frequencies of rotary embeddings, by the config's `rope_type`.
 
 Each function takes (config, device, seq_len) and returns (inverse frequencies (rotated size / 2,) in float32, the
-factor on cosine and sine). `config.rope_scaling` is read as config.json has it; `type` is as good as `rope_type`.
+factor on cosine and sine). `config.rope_scaling` is read as in config.json, where `type` means `rope_type`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Frequencies = tuple[torch.Tensor, float]
 
 
 def _size_and_base(config: Any, given: dict[str, Any]) -> tuple[int, float]:
-    """Return (how many features are rotated, the base); the first releases passed both as keywords."""
+    """Return (the number of rotated features, the base); the first releases passed both as keywords."""
     if "dim" in given:
         return int(given["dim"]), float(given["base"])
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -47,7 +47,7 @@ def _plain(size: int, base: float, device: Any) -> torch.Tensor:
 def _compute_default_rope_parameters(
     config: Any = None, device: Any = None, seq_len: int | None = None, **rope_kwargs: Any
 ) -> Frequencies:
-    """Return frequencies that are not scaled."""
+    """Return the frequencies without scaling."""
     del seq_len
     return _plain(*_size_and_base(config, rope_kwargs), device), 1.0
 
@@ -55,7 +55,7 @@ def _compute_default_rope_parameters(
 def _compute_linear_scaling_rope_parameters(
     config: Any = None, device: Any = None, seq_len: int | None = None, **rope_kwargs: Any
 ) -> Frequencies:
-    """Return frequencies divided by `factor`: positions are that much closer."""
+    """Return the frequencies divided by `factor`."""
     frequencies, scale = _compute_default_rope_parameters(config, device, seq_len, **rope_kwargs)
     return frequencies / _settings(config, rope_kwargs)["factor"], scale
 
@@ -63,7 +63,7 @@ def _compute_linear_scaling_rope_parameters(
 def _compute_dynamic_ntk_parameters(
     config: Any = None, device: Any = None, seq_len: int | None = None, **rope_kwargs: Any
 ) -> Frequencies:
-    """Return frequencies of a base that grows with the sequence, once that is longer than the model was trained for."""
+    """Return the frequencies of a base that grows with sequences longer than those of the training."""
     size, base = _size_and_base(config, rope_kwargs)
     factor = _settings(config, rope_kwargs)["factor"]
     trained = rope_kwargs.get("max_position_embeddings") or config.max_position_embeddings
@@ -75,7 +75,7 @@ def _compute_dynamic_ntk_parameters(
 def _compute_yarn_parameters(
     config: Any, device: Any = None, seq_len: int | None = None, **rope_kwargs: Any
 ) -> Frequencies:
-    """Return frequencies of which the slow ones are divided by `factor`, the fast ones kept, and a ramp between."""
+    """Return the frequencies with slow ones divided by `factor`, fast ones kept, and a ramp in between."""
     del seq_len
     size, base = _size_and_base(config, rope_kwargs)
     settings = _settings(config, rope_kwargs)
@@ -110,7 +110,7 @@ def _yarn_scale(settings: dict[str, Any], factor: float) -> float:
 def _compute_longrope_parameters(
     config: Any, device: Any = None, seq_len: int | None = None, **rope_kwargs: Any
 ) -> Frequencies:
-    """Return frequencies divided one by one: by `long_factor` past the original length, else by `short_factor`."""
+    """Return the frequencies divided by `long_factor` past the original length, else by `short_factor`."""
     size, base = _size_and_base(config, rope_kwargs)
     settings = _settings(config, rope_kwargs)
     original = _original_length(config, settings)
@@ -130,7 +130,7 @@ def _compute_longrope_parameters(
 def _compute_banded_parameters(
     config: Any, device: Any = None, seq_len: int | None = None, **rope_kwargs: Any
 ) -> Frequencies:
-    """Return frequencies of which long waves are divided by `factor`, short ones kept, and those between mixed."""
+    """Return the frequencies with long waves divided by `factor`, short ones kept, and those in between mixed."""
     frequencies, scale = _compute_default_rope_parameters(config, device, seq_len, **rope_kwargs)
     settings = _settings(config, rope_kwargs)
     factor, original = settings["factor"], settings["original_max_position_embeddings"]
@@ -149,12 +149,12 @@ ROPE_INIT_FUNCTIONS: dict[str, Callable[..., Frequencies]] = {
     "yarn": _compute_yarn_parameters,
     "longrope": _compute_longrope_parameters,
     "su": _compute_longrope_parameters,
-    "llama3": _compute_banded_parameters,  # what config.json calls this kind, whichever the model
+    "llama3": _compute_banded_parameters,  # config.json's name for it, in every model
 }
 
 
 def dynamic_rope_update(rope_forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate the forward of a rotary embedding whose frequencies depend on the length of the sequence."""
+    """Decorate the forward of a rotary embedding whose frequencies depend on the sequence's length."""
 
     @functools.wraps(rope_forward)
     def forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -185,7 +185,7 @@ def _use(module: Any, frequencies: torch.Tensor) -> None:
 
 
 def rope_config_validation(config: Any, ignore_keys: set[str] | None = None) -> None:
-    """Raise KeyError where `rope_scaling` is there and names no kind of rotary embedding."""
+    """Raise KeyError where `rope_scaling` is there without a kind of rotary embedding."""
     del ignore_keys
     settings = getattr(config, "rope_scaling", None)
     if settings is not None and not {"rope_type", "type"} & settings.keys():

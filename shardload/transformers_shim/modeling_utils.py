@@ -53,11 +53,11 @@ __all__ = [
 ]
 
 
-_init_weights = True  # a switch that old code sets before it quantizes; nothing reads it here
+_init_weights = True  # old code sets it before it quantizes; nothing here reads it
 
 
 class AttentionInterface(dict[str, Any]):
-    """Attention functions by the names that `config._attn_implementation` has; "eager" is the model's own."""
+    """Attention functions by the names of `config._attn_implementation`; "eager" is the model's own."""
 
     def get_interface(self, attn_implementation: str, default: Any) -> Any:
         """Return the function of that name, or the default, which is the model's own eager attention."""
@@ -73,7 +73,7 @@ ALL_ATTENTION_FUNCTIONS = AttentionInterface(sdpa=sdpa_attention_forward)
 
 @contextlib.contextmanager
 def no_init_weights(_enable: bool = True) -> Iterator[None]:
-    """Do nothing special: while shardload builds a shell, nothing is initialised anyway."""
+    """Do nothing: while shardload builds a shell, nothing is initialised anyway."""
     yield
 
 
@@ -87,7 +87,7 @@ def unwrap_model(model: Any, **_options: Any) -> Any:
 class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
     """The base of a repo's model classes: a module with a config, embeddings to tie, and gradient checkpointing.
 
-    While shardload builds a shell, `init_weights` and `post_init` initialise nothing and still tie.
+    While shardload builds a shell, `init_weights` and `post_init` only tie and initialise nothing.
     """
 
     config_class: type[Any] | None = None
@@ -135,13 +135,13 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
     def post_init(self) -> None:
         """Initialise and tie at the end of a constructor."""
         self.init_weights()
-        # The very old way of asking for gradient checkpointing: a setting in the config.
+        # The oldest way to ask for gradient checkpointing: a setting in the config.
         if self.supports_gradient_checkpointing and getattr(self.config, "gradient_checkpointing", False):
             self.gradient_checkpointing_enable()
             delattr(self.config, "gradient_checkpointing")
 
     def init_weights(self) -> None:
-        """Initialise every module that is not yet (nothing while a shell is built), then tie."""
+        """Initialise every module that is not initialised yet (none while a shell is built), then tie."""
         if not host().is_constructing():
             self.apply(self._initialize_weights)
         self.tie_weights()
@@ -152,10 +152,10 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
             module._is_hf_initialized = True  # type: ignore[assignment]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module; classes define it."""
+        """Initialise one module; model classes define this."""
 
     def enable_input_require_grads(self) -> None:
-        """Make the embeddings' output require gradients: what checkpointing with frozen embeddings needs."""
+        """Make the embeddings' output require gradients, as checkpointing needs with frozen embeddings."""
 
         def require(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
             output.requires_grad_(True)
@@ -174,7 +174,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Recompute activations in the backward pass, in the way that the class was written for.
+        """Recompute activations in the backward pass, through the hook that the class was written for.
 
         Raises ValueError where the class does not support it.
         """
@@ -196,7 +196,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
             self._set_gradient_checkpointing(enable=False)
 
     def _has_old_checkpointing(self) -> bool:
-        """Whether the class defines the old hook, called with each module and a value."""
+        """Return whether the class defines the old hook, which is called with each module and a value."""
         return "value" in inspect.signature(self._set_gradient_checkpointing).parameters
 
     def _set_gradient_checkpointing(
@@ -208,7 +208,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
                 module.gradient_checkpointing = enable
 
     def prune_heads(self, heads_to_prune: dict[int, list[int]]) -> None:
-        """Take heads out, by layer, through the base model's `_prune_heads`; the config remembers them."""
+        """Remove heads, by layer, through the base model's `_prune_heads`, and record them in the config."""
         for layer, heads in heads_to_prune.items():
             before = set(self.config.pruned_heads.get(layer, []))
             self.config.pruned_heads[layer] = list(before | set(heads))
@@ -223,7 +223,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
         raise NotImplementedError(f"{type(self).__name__} does not define resize_position_embeddings")
 
     def add_model_tags(self, tags: list[str] | str) -> None:
-        """Note tags for a model card."""
+        """Record tags for a model card."""
         new = [tags] if isinstance(tags, str) else tags
         self.model_tags = [
             *(self.model_tags or []),
@@ -231,13 +231,13 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
         ]
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Return how many bytes the parameters hold, and the buffers unless told otherwise."""
+        """Return the bytes of the parameters, and of the buffers unless `return_buffers=False`."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
         return sum(tensor.nbytes for tensor in tensors)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Note the auto class that this model class belongs to."""
+        """Record the auto class that this model class belongs to."""
         cls._auto_class = auto_class
 
     @classmethod
@@ -253,7 +253,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *_args: Any, **kwargs: Any) -> Any:
-        """Give the model that shardload has just filled, to the class's own `from_pretrained`; refuse otherwise."""
+        """Return the model that shardload has just filled to the class's own `from_pretrained`; otherwise raise."""
         found = taken(cls, with_info=bool(kwargs.get("output_loading_info")))
         if found is None:
             raise UnsupportedError(
@@ -273,7 +273,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
 
     @property
     def loss_function(self) -> Any:
-        """The loss that the class's name tells by its ending, for code since 4.46; a causal one for other names."""
+        """The loss by the ending of the class's name, for code since 4.46; other names get the causal loss."""
         if self._loss_function is not None:
             return self._loss_function
         endings = (ending for ending in LOSS_MAPPING if type(self).__name__.endswith(ending))
@@ -285,7 +285,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
 
 
 def _choose_attention(cls: type[Any], config: Any) -> None:
-    """Set `config._attn_implementation` as the old base constructor did: what is asked for, else the best."""
+    """Set `config._attn_implementation` as the old base constructor did: the requested one, else the best."""
     wanted = getattr(config, "_attn_implementation_internal", None)
     if wanted is None:
         if cls._supports_sdpa:

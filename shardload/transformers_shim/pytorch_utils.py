@@ -11,10 +11,10 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Classes append themselves to it at import; only trainers read it.
+# Classes append themselves at import; only trainers read it.
 ALL_LAYERNORM_LAYERS: list[type[nn.Module]] = [nn.LayerNorm]
 
-# `is_torch_greater_or_equal_than_X_Y` is answered for every version, see `_placeholders.probe`.
+# `is_torch_greater_or_equal_than_X_Y` works for every version, see `_placeholders.probe`.
 
 
 class Conv1D(nn.Module):
@@ -52,9 +52,9 @@ def apply_chunking_to_forward(
 def find_pruneable_heads_and_indices(
     heads: Any, n_heads: int, head_size: int, already_pruned_heads: set[int]
 ) -> tuple[set[int], torch.Tensor]:
-    """Return (the heads that are still there to prune, the places of the features to keep).
+    """Return (the heads that are not pruned yet, the indices of the features to keep).
 
-    `heads` are numbered as before any pruning; the places are those of the layer as it is now.
+    `heads` are numbered as before any pruning; the indices are those of the layer as it is now.
     """
     remaining = set(heads) - already_pruned_heads
     mask = torch.ones(n_heads, head_size)
@@ -91,7 +91,7 @@ def prune_conv1d_layer(layer: Conv1D, index: torch.Tensor, dim: int = 1) -> Conv
 
 
 def prune_layer(layer: Any, index: torch.Tensor, dim: int | None = None) -> Any:
-    """Return a linear layer or a Conv1D with only these outputs, or the inputs that `dim` means for its kind."""
+    """Return a linear layer or a Conv1D with only these outputs, or inputs where `dim` says so."""
     if isinstance(layer, nn.Linear):
         return prune_linear_layer(layer, index, 0 if dim is None else dim)
     if isinstance(layer, Conv1D):

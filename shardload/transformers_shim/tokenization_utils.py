@@ -1,4 +1,4 @@
-"""`transformers.tokenization_utils`: the base of tokenizers written in Python."""
+"""`transformers.tokenization_utils`: the base class of tokenizers written in Python."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class PreTrainedTokenizer(PythonEncodingMixin, PreTrainedTokenizerBase):
         self._set_by_base = frozenset(vars(self))
 
     def _constructed(self) -> None:
-        # What lists its added tokens was saved by a release that no longer stripped.
+        # Settings that list added tokens were saved by a release that no longer stripped spaces.
         self._strips_spaces = not self._added_tokens_decoder and has_late_vocabulary(self, self._set_by_base)
         missing = [t for t in self.all_special_tokens_extended if str(t) not in self._added_tokens_encoder]
         if missing:
@@ -73,7 +73,7 @@ class PreTrainedTokenizer(PythonEncodingMixin, PreTrainedTokenizerBase):
 
     @property
     def added_tokens_encoder(self) -> dict[str, int]:
-        """The id of every added token, special tokens of the vocabulary among them."""
+        """The id of every added token, including special tokens in the vocabulary."""
         return {token.content: index for index, token in self.added_tokens_decoder.items()}
 
     @property
@@ -139,11 +139,11 @@ class PreTrainedTokenizer(PythonEncodingMixin, PreTrainedTokenizerBase):
         is_split_into_words: bool = False,  # noqa: ARG002 - for overrides
         **kwargs: Any,
     ) -> tuple[str, dict[str, Any]]:
-        """Return the text as it is to be split, and the keywords that are not used up; for overrides."""
+        """Return the text to split, and the keywords that are left; for overrides."""
         return text, kwargs
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        """Return the tokens of a text: added tokens whole, the rest as the subclass splits it."""
+        """Return the tokens of a text: added tokens as they are, the rest as the subclass splits it."""
         keep_whole = not kwargs.pop("split_special_tokens", self.split_special_tokens)
         text, kwargs = self.prepare_for_tokenization(text, **kwargs)
         if getattr(self, "do_lower_case", False):
@@ -205,7 +205,7 @@ class PreTrainedTokenizer(PythonEncodingMixin, PreTrainedTokenizerBase):
         raise NotImplementedError(f"{type(self).__name__} does not define _convert_id_to_token")
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Return the text of tokens; subclasses know how theirs are joined."""
+        """Return the text of tokens; subclasses define how theirs are joined."""
         return " ".join(tokens)
 
     def _decode(
@@ -224,7 +224,7 @@ class PreTrainedTokenizer(PythonEncodingMixin, PreTrainedTokenizerBase):
         }
         texts: list[str] = []
         tokens = self.convert_ids_to_tokens(list(token_ids), skip_special_tokens=skip_special_tokens)
-        # Added tokens are texts already; what is between them may be pieces of bytes and is joined as a whole.
+        # Added tokens are texts already; the tokens between them may be pieces of bytes and are joined together.
         for is_apart, run in itertools.groupby(tokens, key=lambda token: token in apart):
             pieces = list(run)
             texts += pieces if is_apart else filter(None, [self.convert_tokens_to_string(pieces)])

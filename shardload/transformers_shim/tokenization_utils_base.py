@@ -1,4 +1,4 @@
-"""`transformers.tokenization_utils_base`: what every tokenizer does, whoever splits its text."""
+"""`transformers.tokenization_utils_base`: the base class of all tokenizers, in Python or of the tokenizers library."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
     "TruncationStrategy",
 ]
 
-# Decorators of old code put these into docstrings.
+# Decorators in old code add these to docstrings.
 ENCODE_KWARGS_DOCSTRING = ENCODE_PLUS_ADDITIONAL_KWARGS_DOCSTRING = INIT_TOKENIZER_DOCSTRING = ""
 
 VERY_LARGE_INTEGER = int(1e30)
@@ -63,10 +63,10 @@ EncodedInputPair = tuple[list[int], list[int]]
 
 
 class _Tokenizers(abc.ABCMeta):
-    """Looks the special tokens up once the whole constructor has run, the subclass's part too.
+    """Looks up the special tokens when the whole constructor has run, the subclass's part included.
 
-    Code of one age calls the base constructor before it has a vocabulary, code of another after it. Asking
-    nothing before the end serves both.
+    Old code calls the base constructor before it has a vocabulary, newer code after. Looking up nothing before the end
+    serves both.
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +78,7 @@ class _Tokenizers(abc.ABCMeta):
 class PreTrainedTokenizerBase(
     ChatMixin, FilesMixin, EncodingMixin, SpecialTokensMixin, metaclass=_Tokenizers
 ):
-    """Options, special tokens, and the calls that turn text into a model's inputs and back."""
+    """Options, special tokens, and the methods from text to a model's inputs and back."""
 
     vocab_files_names: dict[str, str] = {}  # noqa: RUF012 - the library's own class attributes, replaced by subclasses
     pretrained_vocab_files_map: dict[str, Any] = {}  # noqa: RUF012
@@ -114,7 +114,7 @@ class PreTrainedTokenizerBase(
         super().__init__(**kwargs)
 
     def _constructed(self) -> None:
-        """Do what needs the vocabulary; called once the constructor of the outermost class has returned."""
+        """Finish what needs the vocabulary; called when the constructor of the outermost class has returned."""
 
     @property
     def is_fast(self) -> bool:
@@ -123,17 +123,17 @@ class PreTrainedTokenizerBase(
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids of the vocabulary, without added tokens."""
+        """The number of ids in the vocabulary, without added tokens."""
         raise NotImplementedError
 
     @property
     def max_len_single_sentence(self) -> int:
-        """Ids that one text may have beside its special tokens."""
+        """The number of ids that one text may have besides its special tokens."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=False)
 
     @property
     def max_len_sentences_pair(self) -> int:
-        """Ids that a pair may have beside its special tokens."""
+        """The number of ids that a pair may have besides its special tokens."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
     def get_vocab(self) -> dict[Any, int]:
@@ -142,7 +142,7 @@ class PreTrainedTokenizerBase(
 
     @contextlib.contextmanager
     def as_target_tokenizer(self) -> Iterator[None]:
-        """Encode targets in this block; the same as inputs unless a subclass differs."""
+        """Encode targets in this block: as inputs are encoded, unless a subclass does it otherwise."""
         self._switch_to_target_mode()
         self._in_target_context_manager = True
         yield
@@ -157,7 +157,7 @@ class PreTrainedTokenizerBase(
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoTokenizer") -> None:
-        """Note the auto class that this class belongs to."""
+        """Record the auto class that this class belongs to."""
         cls._auto_class = auto_class
 
     def __repr__(self) -> str:

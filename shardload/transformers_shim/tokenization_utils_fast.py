@@ -1,4 +1,4 @@
-"""`transformers.tokenization_utils_fast`: tokenizer.json, through the tokenizers library."""
+"""`transformers.tokenization_utils_fast`: tokenizer.json through the tokenizers library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PreTrainedTokenizerFast"]
 
 
 class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
-    """A tokenizer whose splitting, special tokens and decoding are those that tokenizer.json describes."""
+    """A tokenizer that splits and decodes as tokenizer.json describes."""
 
     vocab_files_names: dict[str, str] = {"tokenizer_file": "tokenizer.json"}  # noqa: RUF012 - the library's own
     can_save_slow_tokenizer = False
@@ -31,7 +31,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         self._tokenizer: Any = _backend(tokenizer_object, tokenizer_file)
         added = kwargs.pop("added_tokens_decoder", None) or {}
         super().__init__(**{"clean_up_tokenization_spaces": True, **kwargs})
-        # Truncation and padding are the caller's choice here, whatever the file was saved with.
+        # Truncation and padding are the caller's choice, whatever the file has.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         known = self._tokenizer.get_added_tokens_decoder()
@@ -46,7 +46,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     @property
     def is_fast(self) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
     @property
@@ -56,7 +56,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids of the vocabulary, without added tokens."""
+        """The number of ids in the vocabulary, without added tokens."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=False))
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return int(self._tokenizer.add_tokens(native))
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return how many special tokens a text (or a pair) is given."""
+        """Return how many special tokens are added to a text (or a pair)."""
         return int(self._tokenizer.num_special_tokens_to_add(pair))
 
     def tokenize(
@@ -102,7 +102,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return list(self._tokenizer.encode(text, pair, add_special_tokens=add_special_tokens).tokens)
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Return the id of a token (of the unknown one where it is none), or a list of ids."""
+        """Return the id of a token (the unknown token's for other texts), or a list of ids."""
         if tokens is None or not isinstance(tokens, str):
             return None if tokens is None else [self.convert_tokens_to_ids(token) for token in tokens]
         index = self._tokenizer.token_to_id(tokens)

@@ -1,4 +1,4 @@
-"""`transformers.trainer_utils`, in part: the seeds of random numbers."""
+"""`transformers.trainer_utils`, in part: `set_seed`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
-    """Set the seed of Python's, NumPy's and torch's random numbers, on every device; slow exact kernels on request."""
+    """Seed the generators of Python, NumPy and torch on every device; deterministic kernels on request."""
     random.seed(seed)
     if importlib.util.find_spec("numpy"):
         import numpy as np
 
-        np.random.seed(seed)  # noqa: NPY002 - the global generator is the one that old code draws from
+        np.random.seed(seed)  # noqa: NPY002 - old code draws from the global generator
     torch.manual_seed(seed)
     if deterministic:
         torch.use_deterministic_algorithms(mode=True)

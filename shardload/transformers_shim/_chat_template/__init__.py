@@ -1,7 +1,7 @@
-"""Rendering a repo's chat template, which is a program of its author's, so that it can do nothing but make text.
+"""Rendering of a repo's chat template, a program by the repo's author that may do nothing but make text.
 
 It runs in jinja2's immutable sandbox, without a loader, in a small process of its own that is limited in time and
-memory and knows nothing but the conversation. The process is started when it is first needed and then kept.
+memory and has nothing but the conversation. The process starts at the first template and is then kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""render_chat_template: the caller's side of the process that renders."""
+"""render_chat_template: sends a template to the rendering process and returns its answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from shardload.errors import CorruptError, ShardloadError, UnsafeError, UnsupportedError, UsageError
 
 SECONDS = 0.3
-"""Processor time that one template may take; a usual one takes a hundredth of it."""
+"""The processor time that one template may take, in seconds; a usual one takes a hundredth of it."""
 
 _MEMORY = 768 << 20
 _HERE = Path(__file__).parent
@@ -25,9 +25,9 @@ _HERE = Path(__file__).parent
 def render_chat_template(template: str, variables: dict[str, Any], *, where: str | None = None) -> str:
     """Return a template rendered with these variables, which must be plain data (they travel as JSON).
 
-    `where` names the template's file in errors. Raises UsageError when the template refuses the conversation or
-    can't make sense of it, CorruptError for a template that is no template, UnsafeError for one that reaches for
-    what the sandbox forbids or that does not end within SECONDS, and UnsupportedError where jinja2 is not there.
+    `where` names the template's file in errors. Raises UsageError when the template refuses the conversation or fails
+    on it, CorruptError for a text that is not a Jinja template, UnsafeError for one that uses what the sandbox forbids
+    or does not end within SECONDS, and UnsupportedError where jinja2 is not installed.
     """
     try:
         request = json.dumps({"template": template, "variables": variables})
@@ -64,7 +64,7 @@ _ERRORS = {
 
 
 class _Worker:
-    """One rendering process, one request at a time; a new one after each that had to be ended."""
+    """One rendering process, which takes one request at a time and is replaced after it had to be ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -79,14 +79,16 @@ class _Worker:
                 self._owner = os.getpid()
             try:
                 return self._exchange(self._process, request)
-            except BaseException:  # an interrupt in between: the next answer would be this request's
+            except (
+                BaseException
+            ):  # after an interrupt here the next request would read the answer to this one
                 self._end()
                 raise
 
     def _exchange(self, process: subprocess.Popen[str], request: str) -> dict[str, Any]:
         assert process.stdin is not None
         assert process.stdout is not None
-        # Should the machine leave it no processor time to be counted, the wall clock ends it.
+        # Where a busy machine gives the process no processor time to count, wall time ends it.
         watchdog = threading.Timer(30, process.kill)
         watchdog.daemon = True
         watchdog.start()
@@ -111,7 +113,7 @@ class _Worker:
         process, self._process = self._process, None
         if process is None:
             return
-        if self._owner == os.getpid():  # else this is a fork, and the process is its parent's
+        if self._owner == os.getpid():  # in a forked child the process belongs to the parent
             process.kill()
             process.wait()
         for stream in (process.stdin, process.stdout):
@@ -137,7 +139,7 @@ def _start() -> subprocess.Popen[str]:
         env={name: os.environ[name] for name in ("TZ", "LD_LIBRARY_PATH") if name in os.environ},
         text=True,
         encoding="utf-8",
-        # Ctrl-C in a terminal goes to every process of the group: this one is ended by its parent.
+        # Ctrl-C in a terminal goes to every process of the group, and this one is ended by its parent alone.
         start_new_session=True,
     )
     assert process.stdin is not None

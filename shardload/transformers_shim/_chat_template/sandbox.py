@@ -13,11 +13,11 @@ from jinja2.nodes import CallBlock
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_OUTPUT = 16 << 20
-"""Characters that a rendered prompt may have."""
+"""The number of characters that a rendered prompt may have."""
 
 
-class RaisedByTemplate(TemplateError):  # noqa: N818 - what happened, not a defect
-    """The template called `raise_exception(message)`: the conversation is not as it wants it."""
+class RaisedByTemplate(TemplateError):  # noqa: N818 - an event, not an error of ours
+    """The template called `raise_exception(message)`: it refuses the conversation."""
 
 
 class TooMuchError(Exception):
@@ -25,7 +25,7 @@ class TooMuchError(Exception):
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}`: marks the assistant's part for trainers; rendered as it is."""
+    """`{% generation %}…{% endgeneration %}`: marks the assistant's part for trainers; its content is rendered."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own interface
 
@@ -39,7 +39,7 @@ class _Generation(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja2's immutable sandbox without a loader, with what chat templates expect to find."""
+    """jinja2's immutable sandbox without a loader, with the filters and functions that chat templates use."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -48,11 +48,11 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
-        # A generator of filler text, of any length that is asked for.
+        # It makes filler text of any length.
         self.globals.pop("lipsum", None)
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        """Refuse at once; jinja2 gives a value that fails only when it is used."""
+        """Raise at once; jinja2's own method returns a value that fails only when it is used."""
         kind = type(obj).__name__
         raise SecurityError(f"access to attribute {attribute!r} of {kind!r} object is unsafe.")
 
@@ -72,7 +72,7 @@ def _tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja2's own escapes for HTML, which a model would read as part of the text.
+    # jinja2's own filter escapes HTML, and the model would read the escapes as text.
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -1,7 +1,7 @@
 """The process that renders chat templates: one JSON request a line on stdin, one JSON answer a line on stdout.
 
-It is started with an empty path (`python -I -S`). A template that runs too long or takes too much memory ends this
-process and no other: the kernel counts, so that a single endless operation in C is ended too.
+It starts with an empty path (`python -I -S`). A template that runs too long or takes too much memory ends this process
+and no other. The kernel counts, so that a single endless operation in C is ended too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def main() -> None:
     import sandbox  # type: ignore[import-not-found]
 
     sandbox.render("{{ a | tojson }}", {"a": 1})
-    # Unset, the limits of the parent stay; a limit below what is in use already would end the process here.
+    # 0 keeps the parent's limits; a limit below what is in use already would end the process here.
     resource.setrlimit(resource.RLIMIT_AS, (setup["memory"], setup["memory"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _write({"ready": True})
     for line in sys.stdin:
-        # The default action of SIGPROF ends the process. Processor time, so a busy machine fails nobody.
+        # The default action of SIGPROF ends the process. It counts processor time, so a busy machine fails no template.
         signal.setitimer(signal.ITIMER_PROF, setup["seconds"])
         request = json.loads(line)
         result = json.dumps(sandbox.answer(request["template"], request["variables"]))

@@ -1,4 +1,4 @@
-"""Beam search: several continuations of each prompt go on side by side, and the best whole one is returned."""
+"""Beam search: several continuations of each prompt are followed, and the best ended one is returned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEVER = -1e9  # the score of a beam that must not be chosen
 
 
 class BeamsMixin:
-    """Beam search, by the likeliest tokens or by drawn ones."""
+    """Beam search over the likeliest tokens, or over drawn ones."""
 
     config: Any
     forward: Any
@@ -37,7 +37,7 @@ class BeamsMixin:
         streamer: Any = None,
         **common: Any,
     ) -> Any:
-        """Run beam search with the settings; `input_ids` has each prompt `num_beams` times. No streamer can follow."""
+        """Run beam search by the settings; `input_ids` has each prompt `num_beams` times. It can't feed a streamer."""
         del streamer
         scorer = BeamSearchScorer(
             input_ids.shape[0] // settings.num_beams,
@@ -61,7 +61,7 @@ class BeamsMixin:
         logits_warper: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Write on with `num_beams` beams a prompt, until none can become better than what has ended.
+        """Continue `num_beams` beams for each prompt, until none can become better than the sequences that have ended.
 
         `input_ids` is (batch * beams, length). Returns ids, (batch * returned, longer), or an output with the records
         asked for.
@@ -73,7 +73,7 @@ class BeamsMixin:
         forward_options = accepted(self.forward, {"return_dict": True, **record.wanted_of_model})
         ends = {name: getattr(settings, name) for name in ("pad_token_id", "eos_token_id")}
         beams, prompt = beam_scorer.num_beams, {"decoder_prompt_len": input_ids.shape[-1]}
-        # All beams begin alike: only the first of each prompt may be continued, or all would be the same.
+        # All beams of a prompt begin alike: only the first is continued, or all would stay the same.
         beam_scores = input_ids.new_full((input_ids.shape[0],), _NEVER, dtype=torch.float)
         beam_scores[::beams] = 0
         came: Any = [()] * input_ids.shape[0] if record.scores is not None else None
@@ -107,7 +107,7 @@ class BeamsMixin:
         return record.output(self.config, found["sequences"], model_kwargs, found)
 
     def _temporary_reorder_cache(self, past_key_values: Any, beam_idx: Tensor) -> Any:
-        """Return the cache with the rows of the beams that go on: by the class's own hook for old tuples."""
+        """Return the cache with the rows of the beams that continue; the class's own hook reorders old tuples."""
         if isinstance(past_key_values, (tuple, list)):
             return self._reorder_cache(past_key_values, beam_idx)
         past_key_values.reorder_cache(beam_idx)
@@ -117,7 +117,7 @@ class BeamsMixin:
 def _candidates(scores: Tensor, beams: int, ends: Any, *, draw: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the candidates of each prompt, the best first: (scores, tokens, beams that they continue).
 
-    There are enough that `beams` of them are no ends. `scores` is (batch * beams, vocabulary).
+    There are enough of them that at least `beams` do not end their sequence. `scores` is (batch * beams, vocabulary).
     """
     vocabulary = scores.shape[-1]
     scores = scores.reshape(-1, beams * vocabulary)

@@ -19,12 +19,12 @@ from shardload.transformers_shim.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Settings that look at the prompt's ids: the values at which they do nothing.
+# Settings that read the prompt's ids, with the values at which they do nothing.
 _BY_PROMPT = {"encoder_repetition_penalty": (None, 1.0), "encoder_no_repeat_ngram_size": (None, 0)}
 
 
 class ChoosingMixin:
-    """How the scores of a step become those from which a token is chosen, and when that ends."""
+    """The processors of a step's scores, and the criteria that end generation."""
 
     config: Any
 
@@ -37,9 +37,9 @@ class ChoosingMixin:
         logits_processor: Any = None,
         **_kwargs: Any,
     ) -> LogitsProcessorList:
-        """Return the processors that the settings ask for, and the caller's own after them.
+        """Return the processors that the settings ask for, followed by the caller's own.
 
-        Raises ValueError where the caller's list has one of the same class as the settings made.
+        Raises ValueError where the caller's list has one of a class that the settings ask for too.
         """
 
         def setting(name: str) -> Any:
@@ -89,7 +89,7 @@ class ChoosingMixin:
     def _get_stopping_criteria(
         self, generation_config: Any, stopping_criteria: Any = None, tokenizer: Any = None, **_kwargs: Any
     ) -> StoppingCriteriaList:
-        """Return the criteria that the settings ask for, and the caller's own after them."""
+        """Return the criteria that the settings ask for, followed by the caller's own."""
 
         def setting(name: str) -> Any:
             return getattr(generation_config, name, None)
@@ -109,7 +109,7 @@ class ChoosingMixin:
         return StoppingCriteriaList(_merged(criteria, stopping_criteria, "stopping criterion"))
 
     def _merge_criteria_processor_list(self, default_list: Any, custom_list: Any) -> Any:
-        """Return both lists as one; raises ValueError where both have something of one class."""
+        """Return both lists as one; raises ValueError where both have an item of the same class."""
         return _merged(default_list, custom_list, "processor or criterion")
 
 
@@ -134,7 +134,7 @@ def _repetition(setting: Any, prompt: Any) -> list[Any]:
 
 
 def _is_ids(prompt: Any) -> bool:
-    """Whether a prompt is ids, and not embeddings, pixels, or the placeholder for what was encoded before."""
+    """Return whether a prompt is ids, not embeddings, pixels, or the placeholder for an input encoded before."""
     return prompt is not None and not prompt.is_floating_point() and bool((prompt >= 0).all())
 
 
@@ -176,7 +176,7 @@ def _endings(setting: Any, prompt_length: int) -> list[Any]:
         made.append(process.SuppressTokensLogitsProcessor(setting("suppress_tokens")))
     forced = setting("forced_decoder_ids")
     if setting("begin_suppress_tokens") is not None:
-        # Where the first token is forced, what is suppressed "at the beginning" is the one after it.
+        # Where the first token is forced, suppression "at the beginning" means the token after it.
         after_start = prompt_length <= 1 and setting("forced_bos_token_id") is not None
         begin = prompt_length + int(after_start) + (forced[-1][0] if forced else 0)
         made.append(process.SuppressTokensAtBeginLogitsProcessor(setting("begin_suppress_tokens"), begin))
@@ -186,7 +186,7 @@ def _endings(setting: Any, prompt_length: int) -> list[Any]:
 
 
 def _merged(made: Any, own: Any, kind: str) -> Any:
-    """Return a list of what the settings made and what the caller brought."""
+    """Return the items that the settings ask for and the caller's items as one list."""
     twice = [one for one in own or () if any(type(one) is type(other) for other in made)]
     if twice:
         raise ValueError(

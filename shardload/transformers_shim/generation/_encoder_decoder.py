@@ -1,4 +1,4 @@
-"""What `generate` does first for a model with an encoder: run it once, and begin the decoder's ids."""
+"""The first step of `generate` for a model with an encoder: it runs once, and the decoder's ids begin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardload.transformers_shim.generation._processor import token_ids
 from shardload.transformers_shim.generation._signatures import accepted, parameters
 from shardload.transformers_shim.modeling_outputs import BaseModelOutput
 
-# Keyword arguments of the model that say nothing to its encoder.
+# Keyword arguments of the model that are not for its encoder.
 _DECODERS_OWN = ("decoder_", "cross_attn", "use_cache")
 
 
@@ -26,7 +26,7 @@ class EncoderDecoderMixin:
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return (the decoder's first ids, the keyword arguments with `encoder_outputs`).
 
-        The encoder runs unless the caller brought its outputs.
+        The encoder runs unless the caller passed its outputs.
         """
         if model_kwargs.get("encoder_outputs") is None:
             encode = self._prepare_encoder_decoder_kwargs_for_generation
@@ -44,7 +44,7 @@ class EncoderDecoderMixin:
             "device": inputs.device,
         }
         made = begin(**accepted(begin, options))
-        # Hooks from before 4.29 return the ids alone.
+        # Before 4.29 this hook returned the ids alone.
         return made if isinstance(made, tuple) else (made, model_kwargs)
 
     def _prepare_encoder_decoder_kwargs_for_generation(
@@ -54,7 +54,7 @@ class EncoderDecoderMixin:
         model_input_name: str | None = None,
         generation_config: Any = None,
     ) -> dict[str, Any]:
-        """Run the encoder on those of the keyword arguments that it takes, and add its outputs to them."""
+        """Run the encoder on the keyword arguments that it takes, and add its outputs to them."""
         encoder: Any = self.get_encoder()  # type: ignore[attr-defined]  # classes with an encoder define it
         given = {n: value for n, value in model_kwargs.items() if not n.startswith(_DECODERS_OWN)}
         for wanted in ("output_attentions", "output_hidden_states"):
@@ -67,7 +67,7 @@ class EncoderDecoderMixin:
     def _get_decoder_start_token_id(
         self, decoder_start_token_id: Any = None, bos_token_id: Any = None
     ) -> Any:
-        """Return the first token of the decoder: the given one, the model's own, or the beginning of a sequence."""
+        """Return the decoder's first token: the given one, the model's own, or the `bos_token_id`."""
         own = self.generation_config
         candidates = (
             decoder_start_token_id,
@@ -88,8 +88,8 @@ class EncoderDecoderMixin:
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return (the decoder's first ids, the other keyword arguments); both begin with the start token.
 
-        Given `decoder_input_ids`, or `input_ids` where the encoder reads something else, get it put before them,
-        with a place in their mask, unless a row has it already. Raises ValueError where nothing says what the start is.
+        The start token is put before given `decoder_input_ids`, or `input_ids` where the encoder reads something else,
+        and into their mask, unless a row has it already. Raises ValueError where there is no start token.
         """
         kwargs = model_kwargs if model_kwargs is not None else {}
         given = kwargs.pop("decoder_input_ids", None)
@@ -111,7 +111,7 @@ class EncoderDecoderMixin:
         return torch.cat([start, given], dim=-1), kwargs
 
     def _names_of_parts(self) -> set[str]:
-        """Return what `generate` may be given for the encoder, and for the decoder under its prefix."""
+        """Return the names that `generate` may get for the encoder, and for the decoder with its prefix."""
         names = {"decoder_input_ids", "encoder_outputs"}
         base = getattr(self, getattr(self, "base_model_prefix", "") or "base_model", None)
         for part, prefix in (("encoder", ""), ("decoder", "decoder_")):
@@ -127,7 +127,7 @@ def has_encoder(config: Any) -> bool:
 
 
 def _a_row_each(start: Any, rows: int) -> torch.Tensor:
-    """Return start tokens, (rows, 1), from one for all or a list with one for each."""
+    """Return start tokens, (rows, 1), from one for all rows or a list with one for each."""
     every = token_ids(start)
     several = start.dim() > 0 if isinstance(start, torch.Tensor) else isinstance(start, (list, tuple))
     if several and len(every) != rows:

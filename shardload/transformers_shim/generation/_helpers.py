@@ -1,4 +1,4 @@
-"""Small parts of `generate` that repos' own loops call, and the scores of what was written."""
+"""Small methods that repos' own generation loops call, and the scores of generated sequences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardload.errors import UnsupportedError, Wording
 
 
 class HelpersMixin:
-    """Questions that a repo's own `generate` or `_sample` asks of the base."""
+    """Methods of the base class that a repo's own `generate` or `_sample` calls."""
 
     config: Any
 
@@ -25,15 +25,15 @@ class HelpersMixin:
             )
 
     def _get_generation_mode(self, generation_config: Any, assistant_model: Any = None) -> Any:
-        """Return the way to choose tokens that the settings ask for."""
+        """Return the generation mode that the settings ask for."""
         return generation_config.get_generation_mode(assistant_model)
 
     def _has_unfinished_sequences(self, this_peer_finished: bool, *_args: Any, **_kwargs: Any) -> bool:
-        """Return whether to go on."""
+        """Return whether to continue."""
         return not this_peer_finished
 
     def adjust_logits_during_generation(self, logits: Any, **_kwargs: Any) -> Any:
-        """Return the logits: classes of old override it."""
+        """Return the logits; old classes override this."""
         return logits
 
     def compute_transition_scores(
@@ -41,7 +41,7 @@ class HelpersMixin:
     ) -> Any:
         """Return the score of each new token, (batch, steps), from `generate`'s ids and scores.
 
-        With `normalize_logits`, logarithms of probabilities. `beam_indices` says along which beams a sequence came.
+        With `normalize_logits` these are log-probabilities. `beam_indices` are the beams that each sequence followed.
         """
         stacked = torch.stack(tuple(scores), dim=1)
         if normalize_logits:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Keyword arguments of `generate` that the loop itself uses.
+# Keyword arguments of `generate` for the loop itself.
 _LOOP_KEYWORDS = frozenset({"cache_position", "output_attentions", "output_hidden_states", "return_dict"})
 
 
 class InputsMixin:
-    """How a model's first inputs are made."""
+    """The inputs of a model's first step."""
 
     config: Any
     generation_config: Any
@@ -35,9 +35,9 @@ class InputsMixin:
     _get_decoder_start_token_id: Any
 
     def _prepare_generation_config(self, generation_config: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Return a copy of the settings with `kwargs` in them, and the keyword arguments that are no setting.
+        """Return a copy of the settings with `kwargs` applied, and the keyword arguments that are not settings.
 
-        Settings that were made from the model's config, and not changed since, follow a change of that config.
+        Settings made from the model's config and unchanged since then follow later changes of that config.
         """
         if generation_config is None:
             own = self.generation_config
@@ -51,7 +51,7 @@ class InputsMixin:
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         """Raise ValueError for keyword arguments that neither generation nor the model would use.
 
-        Token types are taken out instead: tokenizers make them unasked, and without a place for them they say nothing.
+        Token types are removed instead: tokenizers return them unasked, and a model that does not take them needs none.
         """
         prepare = self.prepare_inputs_for_generation
         known = parameters(prepare) | _LOOP_KEYWORDS
@@ -77,7 +77,7 @@ class InputsMixin:
     ) -> tuple[Any, str, dict[str, Any]]:
         """Return (the inputs, their name, the other keyword arguments).
 
-        Raises ValueError where inputs come twice, or as embeddings that the class does not take.
+        Raises ValueError for inputs given twice, and for embeddings that the class does not take.
         """
         name = self._name_of_inputs()
         kwargs = {key: v for key, v in (model_kwargs or {}).items() if v is not None or key != name}
@@ -94,7 +94,7 @@ class InputsMixin:
                 raise ValueError(
                     f"inputs_embeds: {type(self).__name__}.prepare_inputs_for_generation does not take them"
                 )
-            # The embeddings stand for the prompt in the first step; the ids only count what is written.
+            # The embeddings are the prompt of the first step; the ids hold only the new tokens.
             embeds = kwargs["inputs_embeds"]
             if inputs is None:
                 inputs = torch.ones((embeds.shape[0], 0), dtype=torch.long, device=embeds.device)
@@ -103,18 +103,18 @@ class InputsMixin:
         return self._maybe_initialize_input_ids_for_generation(inputs, bos_token_id, kwargs), name, kwargs
 
     def _name_of_inputs(self) -> str:
-        """Return the name of what is read: the encoder's where it differs, pixels say."""
+        """Return the name of the model's input: the encoder's where it differs (pixels, for example)."""
         encoder = getattr(self, "encoder", None) if has_encoder(self.config) else None
         return str(getattr(encoder, "main_input_name", self.main_input_name))
 
     def _maybe_initialize_input_ids_for_generation(
         self, inputs: Any = None, bos_token_id: Any = None, model_kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Return the inputs, or where there are none a start token for each row of the batch."""
+        """Return the inputs; without any, a start token for each row of the batch."""
         if inputs is not None:
             return inputs
         encoded = (model_kwargs or {}).get("encoder_outputs") if has_encoder(self.config) else None
-        if encoded is not None:  # nothing is to be encoded: ids that stand for the batch, and are none
+        if encoded is not None:  # nothing is encoded: ids that only give the batch its size
             return encoded[0].new_full(encoded[0].shape[:2], -100, dtype=torch.long)
         if bos_token_id is None:
             raise ValueError("generate needs input_ids, or a bos_token_id to begin with")
@@ -126,7 +126,7 @@ class InputsMixin:
     def _prepare_attention_mask_for_generation(
         self, inputs: Tensor, pad_token_id: Any, eos_token_id: Any
     ) -> Tensor:
-        """Return a mask of ones, (batch, length), with zeros at padding that can be told from an end."""
+        """Return a mask of ones, (batch, length), with zeros at padding, where padding differs from the end tokens."""
         ones = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
         is_ids = inputs.dim() == 2 and inputs.dtype in (torch.int, torch.long)
         pads = token_ids(pad_token_id)
@@ -140,9 +140,9 @@ class InputsMixin:
         kwargs_has_attention_mask: bool | None = None,
         device: Any = None,
     ) -> None:
-        """Pad with the first end token where no padding token is set; offer all of them as tensors too.
+        """Set the padding token to the first end token where none is set, and add all special tokens as tensors.
 
-        The tensors are under the names that code from 4.42 on reads: `_eos_token_tensor` (ends,), others scalars.
+        The tensors have the names that code since 4.42 reads: `_eos_token_tensor` (ends,), others scalars.
         """
         if generation_config.pad_token_id is None and generation_config.eos_token_id is not None:
             generation_config.pad_token_id = token_ids(generation_config.eos_token_id)[0]
@@ -166,7 +166,7 @@ class InputsMixin:
         input_ids_length: int = 0,
         inputs_tensor: Any = None,
     ) -> Any:
-        """Return the settings with counts of new tokens as lengths: those of the ids that `generate` returns."""
+        """Return the settings with counts of new tokens made lengths of the ids that `generate` returns."""
         prompt_is_embeds = model_input_name == "inputs_embeds" and not has_encoder(self.config)
         is_embeds = prompt_is_embeds and inputs_tensor.shape[1] != input_ids_length
         embeds_length = inputs_tensor.shape[1] if is_embeds else 0
@@ -187,7 +187,7 @@ class InputsMixin:
     def _validate_generated_length(
         self, generation_config: Any, input_ids_length: int, has_default_max_length: bool = True
     ) -> None:
-        """Warn of a prompt that leaves no room."""
+        """Warn about a prompt that leaves no room for new tokens."""
         del has_default_max_length
         longest = generation_config.max_length
         if longest is not None and input_ids_length >= longest:
@@ -201,7 +201,7 @@ class InputsMixin:
     def _expand_inputs_for_generation(
         expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Return ids and keyword arguments with each row repeated `expand_size` times in a row."""
+        """Return ids and keyword arguments with each row repeated `expand_size` times, copies side by side."""
 
         def expand(values: Any) -> dict[str, Any]:
             return {

@@ -1,4 +1,4 @@
-"""Processors that forbid or force tokens: repeated n-grams, ends that come too early, given tokens."""
+"""Processors that forbid or force tokens: repeated n-grams, early ends, given tokens."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class MinNewTokensLengthLogitsProcessor(LogitsProcessor):
 
 
 class NoRepeatNGramLogitsProcessor(LogitsProcessor):
-    """Forbids the token that would complete an n-gram which the sequence already has."""
+    """Forbids the token that would complete an n-gram that the sequence has already."""
 
     def __init__(self, ngram_size: int) -> None:
         self.ngram_size = _natural(ngram_size, "no_repeat_ngram_size", least=1)
@@ -68,7 +68,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
 
 
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):
-    """Allows what a function of (number of the prompt, ids so far) returns, and nothing else."""
+    """Allows only the tokens that a function of (number of the prompt, ids so far) returns."""
 
     def __init__(
         self, prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]], num_beams: int
@@ -89,7 +89,7 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
 
 
 class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
-    """Makes the first token after one start token the given one."""
+    """Forces the given token after a lone start token."""
 
     def __init__(self, bos_token_id: int) -> None:
         self.bos_token_id = bos_token_id
@@ -100,7 +100,7 @@ class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
 
 
 class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
-    """Makes the last token before `max_length` an end."""
+    """Forces an end token as the last one before `max_length`."""
 
     def __init__(self, max_length: int, eos_token_id: Any) -> None:
         self.max_length = max_length
@@ -155,7 +155,7 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
 
 
 class InfNanRemoveLogitsProcessor(LogitsProcessor):
-    """Makes NaN zero and infinities the dtype's extremes."""
+    """Replaces NaN by zero and infinities by the dtype's extremes."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
         """Return finite scores, (batch, vocabulary)."""

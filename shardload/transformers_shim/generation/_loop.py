@@ -1,4 +1,4 @@
-"""The loop: forward pass, scores, the choice of a token, until every sequence has ended."""
+"""The generation loop: forward pass, scores, choice of a token, until every sequence has ended."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class LoopMixin:
         logits_warper: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Write on until every sequence has ended, by the likeliest token or by a drawn one.
+        """Continue every sequence to its end, by the likeliest tokens or by drawn ones.
 
         `input_ids` is (batch, length). Returns ids, (batch, longer), or an output with the records asked for.
         """
@@ -66,7 +66,9 @@ class LoopMixin:
             inputs = self._model_inputs(input_ids, model_kwargs)
             outputs = self(**{**inputs, **forward_options})  # type: ignore[operator]  # mixed into a Module
             logits = outputs.logits[:, -1, :]
-            if written_for(self.config, (4, 45)):  # since then they are processed, and drawn from, in float32
+            if written_for(
+                self.config, (4, 45)
+            ):  # since 4.45 scores are processed, and tokens drawn, in float32
                 logits = logits.float()
             scores = processors(input_ids, logits)
             if settings.do_sample and logits_warper is not None:
@@ -100,7 +102,7 @@ class LoopMixin:
         streamer: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Sample, as code before 4.39 asks for it: settings one by one, criteria and processors ready-made."""
+        """Sample, as code before 4.39 calls it: settings one by one, criteria and processors ready-made."""
         return self._by_settings(
             input_ids,
             {"do_sample": True, "pad_token_id": pad_token_id, "eos_token_id": eos_token_id},
@@ -125,7 +127,7 @@ class LoopMixin:
         streamer: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Take the likeliest token at each step, as code before 4.39 asks for it."""
+        """Take the likeliest token at each step, as code before 4.39 calls it."""
         return self._by_settings(
             input_ids,
             {"do_sample": False, "pad_token_id": pad_token_id, "eos_token_id": eos_token_id},
@@ -147,9 +149,9 @@ class LoopMixin:
         stopping_criteria: Any,
         **kwargs: Any,
     ) -> Any:
-        """Run the loop with the model's settings where none are given, and criteria for them where none exist.
+        """Run the loop, with the model's own settings and criteria where the caller gives none.
 
-        Raises ValueError where nothing would ever end it.
+        Raises ValueError where nothing would ever end the loop.
         """
         own = self.generation_config or GenerationConfig()
         names = (*_RECORDS, "return_dict_in_generate")
@@ -173,12 +175,12 @@ class LoopMixin:
 
 
 class Record:
-    """What the caller wants to see of every step."""
+    """The values of every step that the caller wants returned."""
 
     def __init__(self, settings: Any) -> None:
         self._in_dict = bool(getattr(settings, "return_dict_in_generate", False))
         wanted = {name: bool(getattr(settings, name, False)) for name in _RECORDS}
-        # The model is asked for these at each step either way: a config may set them otherwise.
+        # Passed at each step either way: the config may have another default.
         self.wanted_of_model = {name: wanted[name] for name in ("output_attentions", "output_hidden_states")}
         self.steps: dict[str, tuple[Any, ...] | None] = {
             name.removeprefix("output_"): () if self._in_dict and wanted[name] else None for name in _RECORDS
@@ -205,7 +207,7 @@ class Record:
             self.cross_attentions += (getattr(outputs, "cross_attentions", None),)
 
     def output(self, config: Any, sequences: Tensor, model_kwargs: dict[str, Any], beams: Any = None) -> Any:
-        """Return the ids, or an output with what was kept; `beams` is what beam search says of the sequences."""
+        """Return the ids, or an output with the kept values; `beams` are beam search's values of the sequences."""
         if not self._in_dict:
             return sequences
         common: dict[str, Any] = {
@@ -233,7 +235,7 @@ class Record:
 
 
 def _choose(scores: Tensor, *, draw: bool) -> Tensor:
-    """Return a token a row, (batch,), of scores (batch, vocabulary): a drawn one, or the likeliest."""
+    """Return one token for each row of the scores, (batch,): a drawn one, or the likeliest."""
     if not draw:
         return scores.argmax(dim=-1)
     return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1).squeeze(1)

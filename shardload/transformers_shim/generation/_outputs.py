@@ -1,4 +1,4 @@
-"""What `generate` returns with `return_dict_in_generate`, under the names of all ages."""
+"""What `generate` returns with `return_dict_in_generate`, under its names of all releases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardload.transformers_shim.utils.generic import ModelOutput
 class GenerateDecoderOnlyOutput(ModelOutput):
     """Sequences, (batch, length) with the prompt; per step: scores and logits, (batch, vocabulary), and more.
 
-    `attentions` and `hidden_states` hold a tuple of layers a step. What was not asked for is None.
+    `attentions` and `hidden_states` hold a tuple of layers for each step. Values that were not asked for are None.
     """
 
     sequences: Any = None
@@ -25,7 +25,7 @@ class GenerateDecoderOnlyOutput(ModelOutput):
 
 @dataclass
 class GenerateEncoderDecoderOutput(ModelOutput):
-    """The same for a model with an encoder: the decoder's sequences, and what the encoder gave."""
+    """The same for a model with an encoder: the decoder's sequences, and the encoder's outputs."""
 
     sequences: Any = None
     scores: Any = None
@@ -40,7 +40,7 @@ class GenerateEncoderDecoderOutput(ModelOutput):
 
 @dataclass
 class GenerateBeamDecoderOnlyOutput(GenerateDecoderOnlyOutput):
-    """The same of beam search: also each sequence's score, (sequences,), and its beams, (sequences, length)."""
+    """The same from beam search, with each sequence's score, (sequences,), and its beams, (sequences, length)."""
 
     sequences_scores: Any = None
     beam_indices: Any = None
@@ -48,7 +48,7 @@ class GenerateBeamDecoderOnlyOutput(GenerateDecoderOnlyOutput):
 
 @dataclass
 class GenerateBeamEncoderDecoderOutput(GenerateEncoderDecoderOutput):
-    """The same of beam search for a model with an encoder."""
+    """The same from beam search for a model with an encoder."""
 
     sequences_scores: Any = None
     beam_indices: Any = None

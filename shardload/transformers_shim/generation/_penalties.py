@@ -1,4 +1,4 @@
-"""Processors that make tokens less or more likely by what has been written before."""
+"""Processors that make tokens less or more likely depending on the tokens before."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
 
 class ExponentialDecayLengthPenalty(LogitsProcessor):
-    """Makes the end likelier, by a factor to the power of the steps, once a number of tokens is generated."""
+    """Makes the end likelier after a number of tokens, by a factor to the power of the steps since then."""
 
     def __init__(
         self, exponential_decay_length_penalty: Any, eos_token_id: Any, input_ids_seq_length: int
@@ -56,7 +56,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
 
 
 class SequenceBiasLogitsProcessor(LogitsProcessor):
-    """Adds a bias to the last token of each given sequence, when the tokens before it have just been written.
+    """Adds a bias to the last token of each given sequence where the sequence's other tokens come just before.
 
     `sequence_bias` maps tuples of ids to numbers, or is a list of [ids, number].
     """

@@ -1,4 +1,4 @@
-"""The base of everything that changes the scores of the next token, and the list that applies them in turn."""
+"""The base class of processors, which change the scores of the next token, and the list that applies them in turn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LogitsProcessor:
 
 
 class LogitsWarper(LogitsProcessor):
-    """A processor that is applied when tokens are sampled, after all other processors."""
+    """A processor for sampling only, applied after all other processors."""
 
 
 class LogitsProcessorList(list[Any]):
@@ -28,7 +28,7 @@ class LogitsProcessorList(list[Any]):
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         """Return the scores, (batch, vocabulary), after every processor.
 
-        A processor with parameters besides ids and scores is given `kwargs`.
+        `kwargs` are passed to processors that take more than ids and scores.
         """
         for processor in self:
             wants_more = len(inspect.signature(processor).parameters) > 2
@@ -46,7 +46,7 @@ def token_ids(value: Any) -> list[int]:
 
 
 def ban(scores: torch.Tensor, ids: list[int]) -> torch.Tensor:
-    """Return scores, (batch, vocabulary), with these ids at minus infinity; ids past the vocabulary are no error."""
+    """Return scores, (batch, vocabulary), with these ids at minus infinity; ids past the vocabulary are ignored."""
     banned = scores.clone()
     banned[:, [number for number in ids if number < scores.shape[-1]]] = BANNED
     return banned

@@ -1,4 +1,4 @@
-"""What the functions of a repo take: code of different ages has different parameters."""
+"""The parameters of a repo's functions: code of different ages has different ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def takes_any(function: Callable[..., Any]) -> bool:
 
 
 def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the keyword arguments that a function takes."""
+    """Return the keyword arguments that a function takes."""
     if takes_any(function):
         return keywords
     names = parameters(function)
@@ -32,7 +32,7 @@ def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str
 
 
 def unpacks_two(caller: FrameType) -> bool:
-    """Return whether the code that is calling takes the answer apart into two: `name, cache = …`."""
+    """Return whether the calling line unpacks the result into two: `name, cache = …`."""
     return _unpacks_two_after(caller.f_code, caller.f_lasti)
 
 

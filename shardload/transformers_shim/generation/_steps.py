@@ -1,4 +1,4 @@
-"""Between two steps: what the next forward pass is given, and what is kept of the last."""
+"""Between two steps: the keyword arguments of the next forward pass, and the values kept from the last."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardload.transformers_shim.cache_utils import Cache, DynamicCache, Encoder
 from shardload.transformers_shim.generation._encoder_decoder import has_encoder
 from shardload.transformers_shim.generation._signatures import accepted, parameters, takes_any, unpacks_two
 
-# Under which names outputs hold a cache, and under which name the next step is given it.
+# The names of a cache in outputs, and the name under which the next step gets it.
 _CACHES = {
     "past_key_values": "past_key_values",
     "mems": "past_key_values",
@@ -37,10 +37,10 @@ class StepsMixin:
         cache_position: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the next forward pass's keyword arguments, for classes that do not say themselves.
+        """Return the next forward pass's keyword arguments, for classes without a method of their own.
 
-        Classes from 4.45 on leave this to the base: the ids that no cache has seen, positions counted along
-        the attention mask, and of the rest what `forward` takes.
+        Classes since 4.45 leave this to the base class. It passes the ids that are not in the cache, positions counted
+        along the attention mask, and the other arguments that `forward` takes.
         """
         has_state = past_key_values is not None or kwargs.get("cache_params") is not None
         if has_state and cache_position is not None and input_ids.shape[1] != cache_position.shape[0]:
@@ -54,7 +54,7 @@ class StepsMixin:
             length = inputs_embeds.shape[1]
         else:
             inputs, length = {"decoder_input_ids" if encodes else "input_ids": unseen}, unseen.shape[1]
-        # With an encoder, its own mask goes along as it is, and positions are the decoder's.
+        # With an encoder, its mask is passed as it is, and positions are the decoder's.
         mask, name = attention_mask, "position_ids"
         if encodes:
             mask, name = kwargs.get("decoder_attention_mask"), "decoder_position_ids"
@@ -69,7 +69,7 @@ class StepsMixin:
             "attention_mask": attention_mask,
             "cache_position": cache_position,
         }
-        # A forward with **kwargs passes them on, to layers that may not take what it does not name itself.
+        # A forward with **kwargs passes them on to layers, which may not take what it does not name itself.
         known = parameters(self.forward)
         return {name: value for name, value in inputs.items() if name in known}
 
@@ -78,8 +78,8 @@ class StepsMixin:
         prepare = self.prepare_inputs_for_generation
         names = parameters(prepare)
         if "past" in names and "past_key_values" not in names and not written_for(self.config, (4, 26)):
-            # Later releases hand the cache over under its new name only: code that takes the old one, written for
-            # them, has never run with a cache, and some of it is wrong with one.
+            # Later releases pass the cache under its new name only: code written for them that takes the old name has
+            # never run with a cache, and some of it is wrong with one.
             cache = model_kwargs.get("past_key_values", model_kwargs.get("past"))
             model_kwargs = {**model_kwargs, "past": cache}
             model_kwargs.pop("past_key_values", None)
@@ -87,11 +87,11 @@ class StepsMixin:
         return inputs
 
     def _extract_past_from_model_output(self, outputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the cache of an output; with its name unless the caller speaks of `standardize_cache_format`.
+        """Return the cache of an output: with its name, unless the caller passes `standardize_cache_format`.
 
-        Releases before 4.42 took that argument and returned the bare cache; later ones return (name, cache), and
-        4.42 and 4.43 took it still. Code of all ages calls this by the form it was written for, and what it takes
-        apart into two is the pair.
+        Releases before 4.42 took that argument and returned the bare cache; later ones return (name, cache), and 4.42
+        and 4.43 still took the argument. Code calls this in the form of its own release; where it unpacks the result
+        into two, it gets the pair.
         """
         found = next((name for name in _CACHES if name in outputs), None)
         cache = None if found is None else outputs[found]
@@ -112,7 +112,7 @@ class StepsMixin:
         num_new_tokens: int = 1,
         **_kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the keyword arguments with the new cache, and with masks and token types one longer."""
+        """Return the keyword arguments with the new cache, and with masks and token types one token longer."""
         taken = self._extract_past_from_model_output
         if "standardize_cache_format" in parameters(taken):
             model_kwargs["past_key_values"] = taken(
@@ -151,7 +151,7 @@ class StepsMixin:
         return kwargs
 
     def _get_initial_cache_position(self, input_ids: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments with the positions of the first step's tokens, where the class takes them."""
+        """Return the keyword arguments with the positions of the first step's tokens, if the class takes them."""
         prepare = self.prepare_inputs_for_generation
         if "cache_position" not in parameters(prepare) and not takes_any(prepare):
             return model_kwargs
@@ -163,19 +163,19 @@ class StepsMixin:
         return {**model_kwargs, "cache_position": torch.arange(past, length, device=input_ids.device)}
 
     def _last_logits_only(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments with the request for the last token's logits, where `forward` knows one.
+        """Return the keyword arguments, with a request for the last token's logits alone where `forward` takes one.
 
-        The logits of a whole prompt take its length times the vocabulary.
+        The logits of a whole prompt are (length, vocabulary).
         """
         names = parameters(self.forward) & {"logits_to_keep", "num_logits_to_keep"}
         return {**dict.fromkeys(names, 1), **model_kwargs}
 
     def _initial_cache(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments with an empty cache object for classes that leave its making to `generate`.
+        """Return the keyword arguments, with an empty cache object for classes that expect `generate` to make it.
 
-        A class that prepares its own inputs makes its own cache, and may take a cache for a sign that the
-        first step is over; but not one that was written for a release since 4.42, which made every class's cache, save
-        of those that have a kind of their own.
+        A class that prepares its own inputs makes its own cache, and may take a cache as the sign that the first step
+        is over. A class written for 4.42 or later does not, as `generate` made its cache, unless it has a kind of its
+        own.
         """
         prepare = type(self).prepare_inputs_for_generation
         leaves_it = prepare is StepsMixin.prepare_inputs_for_generation or (
@@ -210,13 +210,13 @@ def cache_length(cache: Any) -> int:
 
 
 def written_for(config: Any, release: tuple[int, int]) -> bool:
-    """Whether the config says that it was saved by this release of transformers or a later one."""
+    """Return whether the config was saved by this release of transformers or a later one."""
     version = re.match(r"(\d+)\.(\d+)", str(getattr(config, "transformers_version", None)))
     return version is not None and (int(version[1]), int(version[2])) >= release
 
 
 def _makes_a_cache(function: Any) -> bool:
-    """Whether a function of the repo speaks of a cache class that is not one of the stand-in's."""
+    """Return whether a function of the repo names a cache class that the stand-in does not have."""
     code = getattr(function, "__code__", None)
     named = (function.__globals__.get(name) for name in code.co_names) if code else ()
     kinds = [found for found in named if isinstance(found, type) and issubclass(found, Cache)]

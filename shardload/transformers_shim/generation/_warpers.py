@@ -1,4 +1,4 @@
-"""Warpers: temperature and the ways to cut off the tail of a distribution before a token is drawn from it."""
+"""Warpers: temperature, and the ways to cut off a distribution's tail before a token is drawn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TemperatureLogitsWarper(LogitsWarper):
 
 
 class _Cut(LogitsWarper):
-    """A warper that takes tokens out, but never the likeliest `min_tokens_to_keep`."""
+    """A warper that removes tokens, but never the likeliest `min_tokens_to_keep`."""
 
     def __init__(self, filter_value: float = BANNED, min_tokens_to_keep: int = 1) -> None:
         if not isinstance(min_tokens_to_keep, int) or min_tokens_to_keep < 1:
@@ -37,7 +37,7 @@ class _Cut(LogitsWarper):
         self.min_tokens_to_keep = min_tokens_to_keep
 
     def _spare_likeliest(self, scores: Tensor, remove: Tensor) -> Tensor:
-        """Return `scores` with filter_value where `remove` says so and the token is none of the likeliest."""
+        """Return `scores` with filter_value where `remove` is true and the token is not among the likeliest."""
         kept = min(self.min_tokens_to_keep, scores.shape[-1])
         least = torch.topk(scores, kept)[0][..., -1, None]
         return scores.masked_fill(remove & (scores < least), self.filter_value)
@@ -69,7 +69,7 @@ class TopPLogitsWarper(_Cut):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
         """Return the scores, (batch, vocabulary), cut."""
-        # From the unlikeliest up: what is removed is the tail that sums to no more than 1 - top_p.
+        # From the least likely up: the tail that sums to no more than 1 - top_p is removed.
         ascending, order = torch.sort(scores, descending=False)
         remove = ascending.softmax(dim=-1).cumsum(dim=-1) <= (1 - self.top_p)
         remove[..., -self.min_tokens_to_keep :] = False
@@ -143,7 +143,7 @@ class EtaLogitsWarper(_Cut):
 
 
 class LogitNormalization(LogitsProcessor):
-    """Turns scores into logarithms of probabilities; always the last one."""
+    """Turns scores into log-probabilities; it is always applied last."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
         """Return the logarithm of the softmax of the scores, (batch, vocabulary)."""

@@ -1,4 +1,4 @@
-"""`transformers.generation.beam_search`: which beams go on, and which have ended best."""
+"""`transformers.generation.beam_search`: which beams continue, and which ended sequences are the best."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardload.transformers_shim.generation._processor import token_ids
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A sequence that has ended: its score, its ids, and the beams that it came along.
+# A sequence that has ended: its score, its ids, and the beams that it followed.
 _Ended = tuple[float, torch.Tensor, tuple[int, ...]]
 
 
@@ -51,7 +51,7 @@ class BeamHypotheses:
         beam_indices: Any = None,
         generated_len: int | None = None,
     ) -> None:
-        """Take an ended sequence, ids of (length,), where it is among the best."""
+        """Keep an ended sequence, ids of (length,), where it is among the best."""
         length = hyp.shape[-1] if generated_len is None else generated_len
         score = sum_logprobs / length**self.length_penalty
         if len(self) == self.num_beams:
@@ -63,8 +63,8 @@ class BeamHypotheses:
     def is_done(self, best_sum_logprobs: float, cur_len: int, decoder_prompt_len: int = 0) -> bool:
         """Return whether no running beam can become better than the worst of these.
 
-        With `early_stopping` True as soon as there are enough; "never" looks at the longest that a beam may become,
-        False only at its length now.
+        With `early_stopping` True it is done as soon as there are enough; "never" considers the greatest length that a
+        beam may reach, False only its present length.
         """
         if len(self) < self.num_beams:
             return False
@@ -77,7 +77,7 @@ class BeamHypotheses:
 
 
 class BeamSearchScorer:
-    """Chooses the beams that go on at each step of a batch, and the sequences that are returned.
+    """Chooses the beams that continue at each step, and the sequences that are returned.
 
     Rows of `num_beams` beams belong to one prompt.
     """
@@ -121,7 +121,7 @@ class BeamSearchScorer:
         group_index: int | None = 0,  # noqa: ARG002 - the name is the interface
         decoder_prompt_len: int | None = 0,
     ) -> dict[str, Tensor]:
-        """Return the beams that go on, each of (batch * beams,): their scores, tokens, and the beams they continue.
+        """Return the scores and tokens of the beams that continue, and the beams they come from, each (batch * beams,).
 
         `next_scores`, `next_tokens` and `next_indices` are candidates, (batch, more than beams), the best first.
         An end among the first `num_beams` candidates ends its beam; a prompt that is done is padded.
@@ -198,5 +198,5 @@ class BeamSearchScorer:
         }
 
     def _best_of(self, ended: BeamHypotheses) -> list[_Ended]:
-        """Return the best sequences of a prompt; of two as good as one another the later comes first."""
+        """Return the best sequences of a prompt; of two with the same score the later comes first."""
         return sorted(ended.beams, key=lambda one: one[0])[::-1][: self.kept]

@@ -59,12 +59,12 @@ _HUB_OPTIONS = (
     "_from_auto",
     "_from_pipeline",
 )
-# Names under which a config of several models may keep that of its decoder.
+# Names that a config of several models may have for its decoder's config.
 _DECODERS = ("decoder", "generator", "text_config")
 
 
 class GenerationMode(ExplicitEnum):
-    """The ways to choose tokens; this stand-in does the first two."""
+    """The ways to choose tokens: greedy search, sampling and beam search are done here."""
 
     GREEDY_SEARCH = "greedy_search"
     SAMPLE = "sample"
@@ -85,14 +85,14 @@ class GenerationConfig:
             setattr(self, name, kwargs.pop(name, copy.copy(default)))
         for name, value in kwargs.items():
             setattr(self, name, value)
-        # What it was when made: a model's settings that nobody has changed since may follow the model's config.
+        # The settings when made: as long as they are unchanged, a model's settings follow the model's config.
         self._at_first = self.to_dict()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Return a config with these settings; `kwargs` overrule the dictionary.
+        """Return a config with these settings; `kwargs` override the dictionary.
 
-        With `return_unused_kwargs=True`, returns (config, the keyword arguments that are no known setting).
+        With `return_unused_kwargs=True`, returns (config, the keyword arguments that are not settings).
         """
         return_unused = kwargs.pop("return_unused_kwargs", False)
         unused = {name: value for name, value in kwargs.items() if name not in {**_DEFAULTS, **config_dict}}
@@ -102,9 +102,9 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
-        """Return the settings of generation that an old model config carries among its own.
+        """Return the generation settings that an old model config has among its own.
 
-        What it leaves at the default is taken from the config of its decoder, where it has one.
+        Settings left at their defaults are taken from the decoder's config, where there is one.
         """
         names = [name for name in _DEFAULTS if name != "generation_kwargs"]
         found = {
@@ -139,11 +139,11 @@ class GenerationConfig:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether all settings are what they were when the config was made."""
+        """Whether all settings are as they were when the config was made."""
         return self.to_dict() == getattr(self, "_at_first", None)
 
     def get_generation_mode(self, assistant_model: Any = None) -> GenerationMode:
-        """Return the way to choose tokens that the settings ask for."""
+        """Return the generation mode that the settings ask for."""
         if assistant_model is not None or self._setting("prompt_lookup_num_tokens"):
             return GenerationMode.ASSISTED_GENERATION
         if self._setting("constraints") is not None or self._setting("force_words_ids") is not None:
@@ -154,7 +154,7 @@ class GenerationConfig:
             return GenerationMode.BEAM_SAMPLE if self._setting("do_sample") else GenerationMode.BEAM_SEARCH
         if self._setting("do_sample"):
             return GenerationMode.SAMPLE
-        # Contrastive search is asked for by both of its settings; otherwise top_k is for sampling only.
+        # Contrastive search needs both of its settings; otherwise top_k is for sampling only.
         contrastive = (self._setting("penalty_alpha") or 0) > 0 and (self._setting("top_k") or 0) > 1
         return GenerationMode.CONTRASTIVE_SEARCH if contrastive else GenerationMode.GREEDY_SEARCH
 
@@ -172,7 +172,7 @@ class GenerationConfig:
         return unused
 
     def validate(self, is_init: bool = False) -> None:
-        """Accept: combinations of settings that do nothing together are no error."""
+        """Do nothing: settings that have no effect together are no error."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain data."""

@@ -1,4 +1,4 @@
-"""`transformers.generation.logits_process`: what changes the scores of the next token."""
+"""`transformers.generation.logits_process`: processors and warpers, which change the scores of the next token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`transformers.generation.stopping_criteria`: what ends a generation."""
+"""`transformers.generation.stopping_criteria`: criteria that end a generation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 from shardload.transformers_shim.generation._processor import token_ids
 
-# Where a repo's own loop says how long to go on and gives no criteria.
+# For a repo's own loop that gives a maximal length and no criteria.
 STOPPING_CRITERIA_INPUTS_DOCSTRING = ""
 
 
 class Stops(torch.Tensor):
-    """Which sequences end: bools of (batch,), true as a whole when all of them are.
+    """Which sequences end: bools of (batch,), true as a whole when all are.
 
-    Code before 4.39 writes `if criteria(ids, scores)`, later code `unfinished & ~criteria(ids, scores)`. What
-    is computed from it is a plain tensor.
+    Code before 4.39 writes `if criteria(ids, scores)`, later code `unfinished & ~criteria(ids, scores)`. Results
+    computed from it are plain tensors.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -28,7 +28,7 @@ class Stops(torch.Tensor):
 
 
 class StoppingCriteria:
-    """Says when generation ends; subclasses define `__call__(input_ids, scores)`.
+    """Decides when generation ends; subclasses define `__call__(input_ids, scores)`.
 
     It returns one bool for the batch, as code before 4.39 does, or bools of (batch,).
     """
@@ -39,7 +39,7 @@ class StoppingCriteria:
 
 
 class StoppingCriteriaList(list[Any]):
-    """Criteria of which any one ends a sequence."""
+    """A list of criteria, each of which alone can end a sequence."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Stops:
         """Return which sequences end, (batch,)."""
@@ -107,9 +107,9 @@ class EosTokenCriteria(StoppingCriteria):
 
 
 class StopStringCriteria(StoppingCriteria):
-    """Ends a sequence whose text has one of the given strings at its end.
+    """Ends a sequence whose text ends with one of the given strings.
 
-    The last tokens are decoded at each step, as many as the longest string can need.
+    Each step decodes the last tokens, as many as the longest string can need.
     """
 
     def __init__(self, tokenizer: Any, stop_strings: str | list[str]) -> None:
@@ -125,14 +125,14 @@ class StopStringCriteria(StoppingCriteria):
     def _ends(self, ids: list[int]) -> bool:
         text = self.tokenizer.decode(ids)
         before = self.tokenizer.decode(ids[:-1])
-        # The last token may go on past the string: what counts is that the string was not whole before it.
+        # The last token may extend past the string: the string counts if it was not complete before that token.
         return any(text.count(stop) > before.count(stop) for stop in self.stop_strings)
 
 
 def validate_stopping_criteria(
     stopping_criteria: StoppingCriteriaList, max_length: int
 ) -> StoppingCriteriaList:
-    """Return the criteria, with one for `max_length` where they have none; warns where they have another."""
+    """Return the criteria, with one for `max_length` where they have none; warns where theirs differs."""
     limit = stopping_criteria.max_length
     if limit is None:
         return StoppingCriteriaList([*stopping_criteria, MaxLengthCriteria(max_length=max_length)])

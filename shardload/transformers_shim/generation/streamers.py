@@ -10,16 +10,16 @@ class BaseStreamer:
     """Receives tokens as they are generated; subclasses define `put` and `end`."""
 
     def put(self, value: Any) -> None:
-        """Take new tokens: first the prompt, (batch, length), then each step's, (batch,)."""
+        """Receive new tokens: first the prompt, (batch, length), then each step's, (batch,)."""
         raise NotImplementedError
 
     def end(self) -> None:
-        """Take note that the generation ended."""
+        """Receive the end of the generation."""
         raise NotImplementedError
 
 
 class TextStreamer(BaseStreamer):
-    """Prints text as soon as it is whole: at line ends, after spaces, and after each CJK character."""
+    """Prints text as soon as it is complete: at line ends, after spaces, and after each CJK character."""
 
     def __init__(self, tokenizer: Any, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
         self.tokenizer = tokenizer
@@ -30,7 +30,7 @@ class TextStreamer(BaseStreamer):
         self.next_tokens_are_prompt = True
 
     def put(self, value: Any) -> None:
-        """Take new tokens and pass on what has become whole; raises ValueError for a batch of several."""
+        """Receive new tokens and pass on the text that is complete; raises ValueError for several sequences."""
         if value.dim() > 1 and value.shape[0] > 1:
             raise ValueError(f"{type(self).__name__} streams one sequence, not {value.shape[0]}")
         if value.dim() > 1:
@@ -44,14 +44,14 @@ class TextStreamer(BaseStreamer):
             whole = text[self.print_len :]
             self.token_cache, self.print_len = [], 0
         else:
-            # Letters of a word may still join with what comes; a CJK character stands alone.
+            # The letters of a word may still change with the next token; a CJK character does not.
             end = len(text) if text and _is_cjk(text[-1]) else text.rfind(" ") + 1
             whole = text[self.print_len : end]
             self.print_len += len(whole)
         self.on_finalized_text(whole)
 
     def end(self) -> None:
-        """Pass on what is left, and begin anew."""
+        """Pass on the rest, and start over."""
         text = ""
         if self.token_cache:
             text = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)[self.print_len :]
@@ -60,15 +60,15 @@ class TextStreamer(BaseStreamer):
         self.on_finalized_text(text, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print text; a line end after the last."""
-        print(text, flush=True, end="\n" if stream_end else "")  # noqa: T201 - that is what it is for
+        """Print text, with a line end after the last."""
+        print(text, flush=True, end="\n" if stream_end else "")  # noqa: T201 - a streamer prints
 
     def _is_chinese_char(self, cp: int) -> bool:
         return _is_cjk(chr(cp))
 
 
 class TextIteratorStreamer(TextStreamer):
-    """An iterator over text that another thread's `generate` makes.
+    """An iterator over the text that `generate` makes in another thread.
 
     `timeout` is the longest wait in seconds for a piece of text: queue.Empty after that. When `generate` fails,
     iteration raises its error.
@@ -83,13 +83,13 @@ class TextIteratorStreamer(TextStreamer):
         self.timeout = timeout
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Hand over text, and after the last the sign to stop."""
+        """Queue text, and after the last the end of the iteration."""
         self.text_queue.put(text, timeout=self.timeout)
         if stream_end:
             self.text_queue.put(self.stop_signal, timeout=self.timeout)
 
     def fail(self, error: BaseException) -> None:
-        """Raise `error` in the thread that iterates, after the text that is there."""
+        """Raise `error` in the iterating thread, after the text that is queued."""
         self.text_queue.put(error)
 
     def __iter__(self) -> TextIteratorStreamer:
@@ -104,7 +104,7 @@ class TextIteratorStreamer(TextStreamer):
         return str(value)
 
 
-# The blocks of CJK ideographs; Kana and Hangul words are spaced or joined as other letters are.
+# The blocks of CJK ideographs; Kana and Hangul are treated as letters of words.
 _CJK = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),

@@ -35,7 +35,7 @@ from shardload.transformers_shim.generation._outputs import (
 from shardload.transformers_shim.generation._signatures import parameters
 from shardload.transformers_shim.generation._steps import StepsMixin
 from shardload.transformers_shim.generation.configuration_utils import GenerationConfig, GenerationMode
-from shardload.transformers_shim.generation.logits_process import *  # noqa: F403 - code imports them from here too
+from shardload.transformers_shim.generation.logits_process import *  # noqa: F403 - code imports these here too
 from shardload.transformers_shim.generation.logits_process import (
     LogitsProcessorList,
     TopKLogitsWarper,
@@ -87,7 +87,7 @@ __all__ = [
 
 logger = logging.get_logger(__name__)
 
-# Code looks the setting `cache_implementation` up in it: the stand-in sets up no cache of that kind.
+# Code looks up the setting `cache_implementation` here; the stand-in makes no cache of such a kind.
 NEED_SETUP_CACHE_CLASSES_MAPPING: dict[str, Any] = {}
 
 
@@ -98,7 +98,7 @@ def top_k_top_p_filtering(
     filter_value: float = float("-inf"),
     min_tokens_to_keep: int = 1,
 ) -> torch.Tensor:
-    """Return logits, (batch, vocabulary), cut to the likeliest `top_k`, and of them to those that reach `top_p`."""
+    """Return logits, (batch, vocabulary), cut to the likeliest `top_k` and then to the likeliest that reach `top_p`."""
     keep = {"filter_value": filter_value, "min_tokens_to_keep": min_tokens_to_keep}
     if top_k > 0:
         logits = TopKLogitsWarper(top_k, **keep)(None, logits)  # type: ignore[arg-type]  # they look at no ids
@@ -115,11 +115,11 @@ _DONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, *_BEAMS)
 class GenerationMixin(
     InputsMixin, EncoderDecoderMixin, ChoosingMixin, StepsMixin, LoopMixin, BeamsMixin, HelpersMixin
 ):
-    """What every model class inherits for generation."""
+    """The methods of every model class for generation."""
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Return whether the class prepares its inputs for generation, or names this mixin as a base of its own."""
+        """Return whether the class prepares its inputs for generation, or has this mixin among its direct bases."""
         own = [kind for kind in cls.__mro__ if not kind.__module__.startswith(_SHIM)]
         return any(
             "prepare_inputs_for_generation" in vars(kind) or GenerationMixin in kind.__bases__ for kind in own
@@ -140,12 +140,12 @@ class GenerationMixin(
         negative_prompt_attention_mask: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Write on from ids, (batch, length), and return them with what was written, (batch, longer).
+        """Continue ids, (batch, length), and return them with the new tokens, (batch, longer).
 
-        With an encoder, it reads the ids, and the answer holds the decoder's. Settings come from `generation_config`
-        (the model's own where it is absent) and from `kwargs`, which also hold what the forward pass takes. Raises
-        UnsupportedError for ways to choose tokens that are not done, ValueError for arguments that nothing takes.
-        A streamer hears of an error, so that nobody waits.
+        A model with an encoder reads the ids, and the decoder's ids are returned. Settings come from
+        `generation_config` (by default the model's own) and from `kwargs`, which also hold arguments of the forward
+        pass. Raises UnsupportedError for generation modes that are not done, and ValueError for arguments that nothing
+        takes. An error ends the streamer too, so that its reader does not wait.
         """
         try:
             self._refuse_what_is_not_done(synced_gpus, negative_prompt_ids, negative_prompt_attention_mask)
@@ -174,7 +174,7 @@ class GenerationMixin(
     def _settings(
         self, generation_config: Any, assistant_model: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        """Return the settings of this call and the other keyword arguments, judged."""
+        """Return the settings of this call and the other keyword arguments, both checked."""
         tokenizer = kwargs.pop("tokenizer", None)
         settings, model_kwargs = self._prepare_generation_config(generation_config, **kwargs)
         mode = settings.get_generation_mode(assistant_model)
@@ -212,7 +212,7 @@ class GenerationMixin(
         first, name, model_kwargs = self._prepare_model_inputs(inputs, start, model_kwargs)
         _require_batch(first, name)
         self._prepare_special_tokens(settings, has_mask, device=first.device)
-        # With embeddings, a cache is how a decoder alone knows that the first step is over.
+        # With embeddings, a decoder alone knows by the cache that the first step is over.
         model_kwargs["use_cache"] = True if name == "inputs_embeds" and not encodes else settings.use_cache
         if not has_mask and not encoded and "attention_mask" in parameters(self.forward):
             model_kwargs["attention_mask"] = self._prepare_attention_mask_for_generation(
@@ -224,7 +224,7 @@ class GenerationMixin(
             input_ids = model_kwargs.pop("input_ids") if name == "inputs_embeds" else first
         by_beams = settings.get_generation_mode() in _BEAMS
         if streamer is not None and by_beams:
-            raise ValueError("a streamer needs num_beams=1: beam search knows its text at the end only")
+            raise ValueError("a streamer needs num_beams=1: beam search has its text only at the end")
         if streamer is not None:
             streamer.put(input_ids.cpu())
         length = input_ids.shape[-1]
@@ -277,9 +277,9 @@ class GenerationMixin(
         logits_warper: Any,
         **common: Any,
     ) -> Any:
-        """Run the loop: the class's own where it has one, by the interface of the release that had it."""
+        """Run the loop: the class's own where it has one, with the arguments of that loop's release."""
         warp = {"logits_warper": logits_warper} if settings.do_sample else {}
-        # 4.39 and 4.40 had the greedy loop under a private name; later ones have one loop for both.
+        # 4.39 and 4.40 had the greedy loop under a private name; later releases have one loop for both.
         names = ("sample",) if settings.do_sample else ("greedy_search", "_greedy_search")
         differs = (getattr(type(self), n, None) is not getattr(GenerationMixin, n, None) for n in names)
         name = next((n for n, own in zip(names, differs, strict=True) if own), None)
@@ -292,7 +292,7 @@ class GenerationMixin(
 
 
 def _require_batch(inputs: Any, name: str) -> None:
-    """Raise TypeError or ValueError, saying what to pass, for inputs that are no tensor of (batch, length, …)."""
+    """Raise TypeError or ValueError with what to pass, for inputs that are not a tensor of (batch, length, …)."""
     if isinstance(inputs, Mapping):
         raise TypeError(f"generate takes a tokenizer's output with two stars: generate(**{name}, …)")
     if not isinstance(inputs, torch.Tensor):
@@ -307,7 +307,7 @@ def _require_batch(inputs: Any, name: str) -> None:
 
 
 def _tell(streamer: Any, error: BaseException) -> None:
-    """End a streamer whose generation failed: whoever reads from it would wait for ever."""
+    """End a streamer whose generation failed, as its reader would wait forever."""
     if streamer is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""`transformers.integrations`, in part: no integration is active in the stand-in."""
+"""`transformers.integrations`, in part: the stand-in has no active integration."""
 
 from __future__ import annotations
 

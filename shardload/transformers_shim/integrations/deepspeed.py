@@ -1,4 +1,4 @@
-"""`transformers.integrations.deepspeed`: no partitioned weights, in the stand-in."""
+"""`transformers.integrations.deepspeed`: the stand-in has no partitioned weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def is_deepspeed_zero3_enabled() -> bool:
 
 
 def is_fsdp_managed_module(module: object) -> bool:  # noqa: ARG001 - the name is the interface
-    """Return False: the stand-in knows of no FSDP wrapper."""
+    """Return False: the stand-in has no FSDP wrapper."""
     return False
 
 

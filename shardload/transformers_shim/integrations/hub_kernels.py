@@ -1,4 +1,4 @@
-"""`transformers.integrations.hub_kernels`: decorators that would fetch compiled kernels, and do not here."""
+"""`transformers.integrations.hub_kernels`: decorators that fetch compiled kernels, and here do nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`transformers.integrations.sdpa_attention`: attention by torch's fused kernel, as code since 4.48 asks for it."""
+"""`transformers.integrations.sdpa_attention`: attention by torch's fused kernel, for code since 4.48."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:
-    """Return (batch, key heads, length, size) with every head repeated `n_rep` times, one beside the other."""
+    """Return (batch, key heads, length, size) with every head repeated `n_rep` times, copies side by side."""
     return hidden_states if n_rep == 1 else hidden_states.repeat_interleave(n_rep, dim=1)
 
 
@@ -28,8 +28,8 @@ def sdpa_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """Return (output (batch, queries, heads, size), None); arguments are (batch, heads, length, size).
 
-    Key heads are repeated to the query's. Without a mask several queries attend causally, unless `is_causal` or the
-    module's own `is_causal` says no.
+    Key heads are repeated to the number of query heads. Without a mask several queries attend causally, unless
+    `is_causal` or the module's own `is_causal` is False.
     """
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)

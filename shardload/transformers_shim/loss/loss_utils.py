@@ -1,4 +1,4 @@
-"""`transformers.loss.loss_utils`: the losses that a model's `loss_function` is, by the ending of its class's name."""
+"""`transformers.loss.loss_utils`: the losses for `model.loss_function`, by the ending of the class's name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fixed_cross_entropy(
     ignore_index: int = -100,
     **_kwargs: Any,
 ) -> torch.Tensor:
-    """Return the mean cross entropy, or the sum over `num_items_in_batch` where that is given."""
+    """Return the mean cross entropy, or the sum divided by `num_items_in_batch` where that is given."""
     reduction = "mean" if num_items_in_batch is None else "sum"
     loss = functional.cross_entropy(source, target, ignore_index=ignore_index, reduction=reduction)
     if num_items_in_batch is None:
@@ -24,7 +24,7 @@ def fixed_cross_entropy(
     return loss / (count.to(loss.device) if isinstance(count, torch.Tensor) else count)
 
 
-def ForCausalLMLoss(  # noqa: N802 - the interface's name
+def ForCausalLMLoss(  # noqa: N802 - transformers' name
     logits: torch.Tensor,
     labels: torch.Tensor,
     vocab_size: int,
@@ -60,7 +60,7 @@ def ForMaskedLMLoss(  # noqa: N802
 def ForSequenceClassificationLoss(  # noqa: N802
     labels: torch.Tensor, pooled_logits: torch.Tensor, config: Any, **_kwargs: Any
 ) -> torch.Tensor:
-    """Return the loss of the problem that the config names, or that the labels' dtype tells."""
+    """Return the loss for the config's `problem_type`, which otherwise follows from the labels' dtype."""
     labels = labels.to(pooled_logits.device)
     if config.problem_type is None:
         if config.num_labels == 1:

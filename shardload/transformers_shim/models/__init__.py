@@ -1,1 +1,1 @@
-"""`transformers.models`: the stand-in has no model families, only the auto classes' names."""
+"""`transformers.models`: the stand-in has no model families, only the auto classes by name."""

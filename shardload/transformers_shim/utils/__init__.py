@@ -1,9 +1,9 @@
-"""`transformers.utils`, in part: logging, model outputs, docstring decorators, probes for packages."""
+"""`transformers.utils`, in part: logging, model outputs, docstring decorators, package probes."""
 
 from __future__ import annotations
 
 from shardload.transformers_shim.utils import logging
-from shardload.transformers_shim.utils.doc import *  # noqa: F403 - the package offers all of both modules
+from shardload.transformers_shim.utils.doc import *  # noqa: F403 - the package has all names of both modules
 from shardload.transformers_shim.utils.generic import (
     ContextManagers,
     ExplicitEnum,

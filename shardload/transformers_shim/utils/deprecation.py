@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def deprecate_kwarg(
     old_name: str, version: str = "", new_name: str | None = None, **_options: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that takes an argument's old name for its new one; without a new one it drops nothing."""
+    """Return a decorator that passes an argument's old name on as its new name, if there is one."""
     del version
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""`transformers.utils.doc`: decorators that add to docstrings. None changes what a function does."""
+"""`transformers.utils.doc`: decorators for docstrings. None changes what a function does."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ add_start_docstrings_to_model_forward = add_start_docstrings
 
 
 def add_code_sample_docstrings(*_docstr: Any, **_parts: Any) -> Callable[[Documented], Documented]:
-    """Return a decorator that leaves the docstring as it is: the samples need the library's templates."""
+    """Return a decorator that changes nothing: the samples need the library's templates."""
     return _unchanged
 
 
 def replace_return_docstrings(*_docstr: Any, **_parts: Any) -> Callable[[Documented], Documented]:
-    """Return a decorator that leaves the docstring as it is."""
+    """Return a decorator that changes nothing."""
     return _unchanged
 
 
@@ -50,7 +50,7 @@ def _unchanged(target: Documented) -> Documented:
 
 
 def auto_docstring(target: Any = None, **_parts: Any) -> Any:
-    """Leave the docstring as it is; to be used bare, or called with parts of a text."""
+    """Change nothing; usable as a decorator by itself, or called with parts of a text."""
     return _unchanged if target is None else target
 
 
@@ -58,7 +58,7 @@ auto_class_docstring = auto_docstring
 
 
 def copy_func(function: Any) -> Any:
-    """Return a copy of a function that has attributes of its own."""
+    """Return a copy of a function, with its own attributes."""
     copied = types.FunctionType(
         function.__code__,
         function.__globals__,

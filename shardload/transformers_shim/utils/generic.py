@@ -1,4 +1,4 @@
-"""`transformers.utils.generic`: model outputs and the enumerations that old code imports."""
+"""`transformers.utils.generic`: model outputs, and the enumerations that old code imports."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class TensorType(ExplicitEnum):
 
 
 class LossKwargs(TypedDict, total=False):
-    """Keyword arguments that a model hands on to its loss."""
+    """Keyword arguments that a model passes on to its loss."""
 
     num_items_in_batch: Any
 
 
 class TransformersKwargs(TypedDict, total=False):
-    """Keyword arguments that a model's forward hands on, in code since 4.53."""
+    """Keyword arguments that a model's forward passes on, in code since 4.53."""
 
     num_items_in_batch: Any
     output_hidden_states: bool | None
@@ -65,7 +65,7 @@ class TransformersKwargs(TypedDict, total=False):
 
 
 class ContextManagers:
-    """Several context managers as one; they are left in the opposite order."""
+    """Several context managers as one; they exit in the opposite order."""
 
     def __init__(self, context_managers: list[Any]) -> None:
         self.context_managers = context_managers
@@ -80,9 +80,9 @@ class ContextManagers:
 
 
 def can_return_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a `forward` that returns a ModelOutput: with `return_dict=False` it returns the tuple of it.
+    """Decorate a `forward` that returns a ModelOutput: with `return_dict=False` it returns a tuple.
 
-    Without the argument the config's `return_dict` decides, as in 4.51 and later.
+    By default the config's `return_dict` decides, as in 4.51 and later.
     """
 
     @functools.wraps(forward)
@@ -97,7 +97,7 @@ def can_return_tuple(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def filter_out_non_signature_kwargs(extra: list[str] | None = None) -> Callable[[Any], Any]:
-    """Return a decorator that leaves out keyword arguments that a function does not name, with a warning."""
+    """Return a decorator that drops keyword arguments that a function does not name, with a warning."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         named = {*inspect.signature(function).parameters, *(extra or ())}
@@ -116,12 +116,12 @@ def filter_out_non_signature_kwargs(extra: list[str] | None = None) -> Callable[
 
 
 def torch_int(x: Any) -> Any:
-    """Return a number as an int; a tensor that is being traced as an int64 tensor."""
+    """Return a number as an int; under tracing, a tensor as an int64 tensor."""
     return x.to(torch.int64) if isinstance(x, torch.Tensor) and _is_tracing() else int(x)
 
 
 def torch_float(x: Any) -> Any:
-    """Return a number as an int, as the releases that have it do; a tensor that is being traced as float32."""
+    """Return a number as an int, as transformers does; under tracing, a tensor as a float32 tensor."""
     return x.to(torch.float32) if isinstance(x, torch.Tensor) and _is_tracing() else int(x)
 
 
@@ -132,7 +132,7 @@ def _is_tracing() -> bool:
 class ModelOutput(OrderedDict[Any, Any]):
     """A dataclass that is also an ordered dictionary and a tuple of its fields that are not None.
 
-    Indexing with a string looks a field up; with an integer or a slice it indexes `to_tuple()`. Subclasses
+    A string as index returns a field; an integer or a slice indexes `to_tuple()`. Subclasses
     are dataclasses, and each is a node of torch's pytree.
     """
 
@@ -168,7 +168,7 @@ class ModelOutput(OrderedDict[Any, Any]):
         object.__setattr__(self, key, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # A field that was None stays out of the dictionary when it is assigned later: the old behaviour.
+        # As in transformers, a field that was None stays out of the dictionary when it is assigned later.
         if value is not None and name in self.keys():
             super().__setitem__(name, value)
         object.__setattr__(self, name, value)
@@ -199,7 +199,7 @@ class ModelOutput(OrderedDict[Any, Any]):
 
 
 def _pairs(first: Any) -> Iterable[tuple[str, Any]] | None:
-    """Return the pairs that a first field holds (a mapping or a list of pairs), or None when it holds none."""
+    """Return the pairs in a first field (a mapping or a list of pairs), or None without any."""
     if isinstance(first, dict):
         return list(first.items())
     try:

@@ -1,4 +1,4 @@
-"""`transformers.utils.hub`, in part: files beside a model, on this disk only."""
+"""`transformers.utils.hub`, in part: files of a model's repo, on this disk only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def cached_file(path_or_repo_id: str | os.PathLike[str], filename: str, **_options: Any) -> str:
-    """Return the path of a file in a local folder; raises OSError where it is not there. Nothing is fetched."""
+    """Return the path of a file in a local folder; raises OSError for a missing file. Nothing is fetched."""
     path = Path(path_or_repo_id) / _options.get("subfolder", "") / filename
     if not path.is_file():
         raise OSError(f"there is no file {filename} in {path_or_repo_id}")
@@ -20,7 +20,7 @@ def cached_file(path_or_repo_id: str | os.PathLike[str], filename: str, **_optio
 
 
 def try_to_load_from_cache(repo_id: str, filename: str, **options: Any) -> Any:
-    """Return the path of a file in the Hub's cache on this disk, by huggingface_hub; None where it is not there."""
+    """Return the path of a file in huggingface_hub's cache on this disk; None where it is not cached."""
     from huggingface_hub import try_to_load_from_cache as ask
 
     return ask(repo_id, filename, **options)
@@ -32,8 +32,8 @@ def is_remote_url(url_or_filename: str) -> bool:
 
 
 class PushToHubMixin:
-    """What can be uploaded, in transformers; here only the name."""
+    """The base class of what transformers can upload; here it uploads nothing."""
 
     def push_to_hub(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refuse: shardload uploads nothing."""
+        """Raise: shardload uploads nothing."""
         later(f"{type(self).__name__}.push_to_hub", "save it and upload the folder with huggingface_hub")

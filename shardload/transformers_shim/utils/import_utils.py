@@ -1,4 +1,4 @@
-"""`transformers.utils.import_utils`: probes for optional packages, answered by looking and not by importing."""
+"""`transformers.utils.import_utils`: probes for optional packages, which import none of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @functools.lru_cache(None)
 def installed(package: str) -> bool:
-    """Return whether an importable package of that name is there."""
+    """Return whether a package of that name can be imported."""
     try:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
@@ -67,7 +67,7 @@ def is_torch_cuda_available() -> bool:
 
 
 def is_torch_bf16_gpu_available() -> bool:
-    """Return whether the CUDA device at hand computes in bfloat16."""
+    """Return whether the present CUDA device computes in bfloat16."""
     import torch
 
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -108,7 +108,7 @@ def is_torchdynamo_compiling() -> bool:
 
 
 def is_flash_attn_2_available() -> bool:
-    """Return whether flash-attn 2 is installed and a CUDA device is there to run it."""
+    """Return whether flash-attn 2 is installed and there is a CUDA device to run it."""
     return installed("flash_attn") and is_torch_cuda_available() and _at_least("flash_attn", (2, 1))
 
 

@@ -1,4 +1,4 @@
-"""`transformers.utils.logging`: the standard library's loggers with the few methods that old code expects."""
+"""`transformers.utils.logging`: the standard library's loggers, with the few methods that old code adds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def get_logger(name: str | None = None) -> Any:
     """Return the standard library's logger of that name, with `warning_once`, `info_once`, `warning_advice`."""
     logger = logging.getLogger(name or _ROOT)
     if not hasattr(logger, "warning_once"):
-        # On the one logger: a change of logging.Logger would reach every other library in the process.
+        # On this logger only: a change of logging.Logger would reach every other library in the process.
         logger.warning_once = functools.lru_cache(None)(logger.warning)  # type: ignore[attr-defined]
         logger.info_once = functools.lru_cache(None)(logger.info)  # type: ignore[attr-defined]
         logger.warning_advice = logger.warning  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ def set_verbosity_error() -> None:
 
 
 def _leave(*_args: Any) -> None:
-    """Change nothing: handlers and progress bars are the program's business, not a repo's."""
+    """Change nothing: handlers and progress bars belong to the program, not to a repo."""
 
 
 enable_default_handler = disable_default_handler = enable_explicit_format = reset_format = _leave

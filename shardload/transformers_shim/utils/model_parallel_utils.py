@@ -1,4 +1,4 @@
-"""`transformers.utils.model_parallel_utils`: how the releases before 4.3x spread layers over devices."""
+"""`transformers.utils.model_parallel_utils`: layers on several devices, as in releases before 4.3x."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import ceil
 
 
 def get_device_map(n_layers: int, devices: list[int]) -> dict[int, list[int]]:
-    """Return which layers go to which device: as even as can be, in order."""
+    """Return the layers of each device: in order, and as evenly as possible."""
     size = ceil(n_layers / len(devices))
     layers = list(range(n_layers))
     return {

@@ -1,4 +1,4 @@
-"""`transformers.utils.output_capturing`: the decorated `forward` of 4.54 and later, whose layers are recorded."""
+"""`transformers.utils.output_capturing`: the decorated `forward` of 4.54 and later, which records layers' outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class OutputRecorder:
-    """Which modules' outputs a class records: by their class or the end of their name, at an index of a tuple."""
+    """The modules whose outputs a class records, by class or the end of their name, and an index for tuples."""
 
     target_class: Any
     index: int = 0
@@ -29,7 +29,7 @@ class OutputRecorder:
     class_name: str | None = None
 
     def takes(self, name: str, module: nn.Module) -> bool:
-        """Return whether the module of that dotted name is one of those."""
+        """Return whether the module of that dotted name is recorded."""
         by_class = self.target_class is not None and isinstance(module, self.target_class)
         by_name = self.class_name is not None and name.endswith(self.class_name)
         return (by_class or by_name) and (self.layer_name is None or self.layer_name in name)
@@ -38,8 +38,8 @@ class OutputRecorder:
 def check_model_inputs(forward: Any = None, tie_last_hidden_states: bool = True) -> Any:
     """Decorate a `forward` that returns a ModelOutput: it gets `use_cache`, and the states and attentions asked for.
 
-    What the class's `_can_record_outputs` names is recorded where `output_…` or the config asks for it. The last
-    hidden state is the output's own `last_hidden_state` unless told otherwise. With `return_dict=False` a tuple.
+    Outputs named in the class's `_can_record_outputs` are recorded where `output_…` or the config asks for them. The
+    last hidden state is by default the output's own `last_hidden_state`. With `return_dict=False` it returns a tuple.
     """
     if forward is None or isinstance(forward, bool):  # with parentheses
         tied = tie_last_hidden_states if forward is None else forward
@@ -75,7 +75,7 @@ def _takes(forward: Callable[..., Any], name: str) -> bool:
 
 
 def _asked(model: Any, kwargs: dict[str, Any]) -> dict[str, list[OutputRecorder]]:
-    """Return what is to be recorded, by the fields of the output; who asks for attentions gets unnamed fields too."""
+    """Return what to record, by the output's fields; `output_attentions` is the default for all fields."""
     given = {**kwargs, **(kwargs.get("kwargs") or {})}
     others = given.get("output_attentions", getattr(model.config, "output_attentions", False))
     asked = {}
@@ -95,7 +95,7 @@ def _recorder(key: str, one: Any) -> OutputRecorder:
 
 @contextlib.contextmanager
 def _recorded(model: Any, asked: dict[str, list[OutputRecorder]]) -> Iterator[dict[str, tuple[Any, ...]]]:
-    """Collect the outputs of the modules in order while the block runs; hidden states begin with the first's input."""
+    """Collect the modules' outputs in order during the block; hidden states begin with the first module's input."""
     found: dict[str, tuple[Any, ...]] = defaultdict(tuple)
     hooks = []
 

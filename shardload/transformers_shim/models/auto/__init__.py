@@ -1,4 +1,4 @@
-"""`transformers.models.auto`: classes by their config, where the repo registered them itself; loading is refused."""
+"""`transformers.models.auto`: classes that the repo registered for its config classes; loading raises."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def _auto(name: str) -> Any:
     registered: dict[Any, Any] = {}
 
     def register(_cls: type[Any], /, config_class: Any, model_class: Any = None, **_options: Any) -> None:
-        """Note which class a config is for. The classes of every version of a repo are its own, so none collide."""
+        """Record the class for a config class. Every version of a repo has classes of its own, so none collide."""
         registered[config_class] = model_class
 
     def from_config(_cls: type[Any], /, config: Any, **options: Any) -> Any:
-        """Make the model that was registered for the config's class; refuse others."""
+        """Return a model of the class registered for the config's class; raise for other configs."""
         found = registered.get(type(config))
         return refuse(config, **options) if found is None else found(config)
 
