@@ -48,9 +48,9 @@ Names that are not listed here:
 | name | what code gets |
 | --- | --- |
 | `is_*_available`, `is_*_greater_or_equal*`, `is_*_less_than*` | False; the truth for versions of torch |
-| a class (in the modules here and below, and in `transformers.models.*`) | a placeholder, whose use raises an error with its name |
-| a function of a module `transformers.models.*.*` | a function that raises an error with its name when it is called |
-| a table of the auto classes (`*_MAPPING`, `*_MAPPING_NAMES`) | a table that raises an error with its name when it is used |
+| a class (in the modules here and below, and in `transformers.models.*`) | a placeholder: using it is an error |
+| a function of a module `transformers.models.*.*` | a function: calling it is an error |
+| a table of the auto classes (`*_MAPPING`, `*_MAPPING_NAMES`) | a table: using it is an error |
 | texts for documentation (`*_DOCSTRING`, `*_FOR_DOC`) | empty |
 | any other function, constant or module | `ImportError`; `AttributeError` for a lookup |
 | any of these but a probe inside `try`, `with suppress(ImportError)`, `hasattr` or `getattr` | not there |
