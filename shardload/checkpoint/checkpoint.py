@@ -1,4 +1,4 @@
-"""Checkpoint: everything a sharded checkpoint says before a weight is read."""
+"""Checkpoint: everything that a sharded checkpoint's headers say, before a weight is read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One weight file: its size on disk and the tensors in it (bytes)."""
+    """One weight file: its size on disk, and the number and bytes of the tensors in it."""
 
     name: str
     size: int
@@ -225,7 +225,7 @@ def opened(keywords: WhereKeywords, *given: WhereLike | Checkpoint) -> list[Chec
 def read_checkpoint(source: Source, files: WeightFiles, *, named: str | None = None) -> Checkpoint:
     """Read the headers of the given weight files and check them against their index, both ways.
 
-    `named` is the file that the caller named himself: what lies beside it need not belong to it, so a broken
+    `named` is the file that the caller named: what lies beside it need not belong to it, so a broken
     config.json there is a warning.
     """
     shards = _open_shards(source, files)
@@ -262,7 +262,7 @@ def read_checkpoint(source: Source, files: WeightFiles, *, named: str | None = N
 
 
 def _open_shards(source: Source, files: WeightFiles) -> list[SourceFile]:
-    """Open every shard. An unsafe name is refused by the source; absent ones are named together."""
+    """Open every shard. The source refuses an unsafe name; all missing files are named in one error."""
     opened: list[SourceFile] = []
     missing: list[str] = []
     for name in files.shards:

@@ -33,7 +33,7 @@ class WeightFiles:
 def find_weight_files(source: Source, *, only: str | None = None, variant: str | None = None) -> WeightFiles:
     """Choose the weight files of a source: safetensors before .bin, an index before a single file.
 
-    `only` is a file that the caller named himself (a weight file or an index). `variant` picks
+    `only` is a file that the caller named (a weight file or an index). `variant` picks
     `model.<variant>.safetensors` as on the Hub. Raises NotFoundError, UsageError or CorruptError.
     """
     if only is not None:

@@ -89,13 +89,13 @@ def invert(map_file: str, out: str | None, as_json: bool) -> None:  # noqa: ARG0
 
 
 def _labels(mapped: MappedHeaders) -> dict[str, str]:
-    """Return each new name with its shape, its dtype, and of how many stored tensors it has to be put together."""
+    """Return each new name with its shape, its dtype, and how many stored tensors it is joined from."""
     labels = {}
     for name, tensor in mapped.tensors.items():
         dtype = TORCH_NAMES.get(tensor.dtype, tensor.dtype)
         shape = ", ".join(map(str, tensor.shape))
         parts = 1 if as_view(tensor) else len({ref.name for ref in leaves(tensor)})
-        origin = "" if parts == 1 else f"  put together of {parts}"
+        origin = "" if parts == 1 else f"  joined from {parts}"
         labels[name] = f"[{shape}] {dtype}{origin}"
     return labels
 

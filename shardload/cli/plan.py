@@ -95,7 +95,7 @@ def _map_lines(forecast: Forecast) -> list[str]:
     joins = forecast.joins
     if joins.joined:
         lines.append(
-            f"  put together: {joins.joined:,} tensors, {output.size_of(joins.nbytes)} in memory of their own; "
+            f"  joined: {joins.joined:,} tensors, {output.size_of(joins.nbytes)} in memory of their own; "
             f"{joins.across:,} have parts in several shards, at most {output.size_of(joins.peak)} is begun at once"
         )
     if forecast.dropped:

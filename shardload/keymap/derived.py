@@ -70,7 +70,7 @@ class Joined:
 
 
 Derived = TensorRef | Joined
-"""A tensor of the model's side: a view of a stored one, or several put together."""
+"""A tensor of the model's side: a view of a stored one, or several that are joined."""
 
 
 def leaves(tensor: Derived | Filled) -> Iterator[TensorRef]:
