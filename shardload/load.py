@@ -97,7 +97,7 @@ def from_pretrained(
     """
     place = Where.of(where, keywords)
     trust = CodeTrust.of(place, keywords)
-    target = OnDevice(device, parse_dtype(dtype), spill)
+    target = OnDevice(device, None if dtype == "auto" else parse_dtype(dtype), spill)
     clock = _Clock()
 
     checkpoint = open_checkpoint(place)

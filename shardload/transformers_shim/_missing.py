@@ -10,7 +10,6 @@ from shardload.transformers_shim._index import SHIM
 from shardload.transformers_shim.host import is_repo_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import FrameType
 
 
@@ -90,11 +89,7 @@ def _asking_line() -> str | None:
 
 def later(name: str, cure: str | None = None) -> NoReturn:
     """Raise the UnsupportedError for a feature of transformers that the stand-in does not have."""
-    raise UnsupportedError(
-        f"{name} is not implemented: shardload's stand-in for transformers has only the name, "
-        "so that code which imports it can be loaded",
-        cure=cure,
-    )
+    raise UnsupportedError(_only_the_name(name), cure=cure)
 
 
 def later_class(name: str, home: str) -> type[Any]:
@@ -120,19 +115,11 @@ def later_class(name: str, home: str) -> type[Any]:
 
 
 def _not_served(name: str) -> NotServedError:
-    return NotServedError(
+    return NotServedError(_only_the_name(name), where=_asking_line(), cure=CHOICES)
+
+
+def _only_the_name(name: str) -> str:
+    return (
         f"{name} is not implemented: shardload's stand-in for transformers has only the name, "
-        "so that code which imports it can be loaded",
-        where=_asking_line(),
-        cure=CHOICES,
+        "so that code which imports it can be loaded"
     )
-
-
-def later_function(name: str) -> Callable[..., NoReturn]:
-    """Return a function that can be imported and raises UnsupportedError, with its name, when called."""
-
-    def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
-        later(f"transformers' {name}()")
-
-    refuse.__name__ = refuse.__qualname__ = name
-    return refuse
