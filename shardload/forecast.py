@@ -90,12 +90,12 @@ class Forecast:
 
     @property
     def work_space(self) -> int:
-        """What of the peak is no weight."""
+        """Bytes of the peak that are not weights."""
         return self.memory.staging
 
     @property
     def fits(self) -> bool:
-        """Whether the anonymous peak is less than what this process may still take; True where that is not known."""
+        """Whether the anonymous peak fits into free memory; True where free memory is not known."""
         return self.free == 0 or self.peak_anon <= self.free
 
     def to_dict(self) -> dict[str, Any]:

@@ -77,23 +77,24 @@ def from_pretrained(
         >>> shardload.report_of(model).loaded
         2
 
-    `where`: a folder, a checkpoint file, or `org/name[@revision]` on the Hub. `model_class`: a class or function
-    that takes the config; without it the repo's `auto_map` decides (`auto_class` picks an entry), or else the
-    class that `architectures` names in an installed transformers. Code of the repo runs only with
-    `trust_remote_code=True`; code from the Hub needs `revision=` (a full commit) besides, or a lock file that approves
-    it; with "locked", or the path of a lock file, only what that approves runs (`shardload trust` writes it).
-    `remote_base` says who serves that code's imports of transformers: shardload's stand-in ("shim"), the installed
-    "transformers", or by default the stand-in, and the other for the whole repo where it lacks a name.
+    `where` is a folder, a checkpoint file, or `org/name[@revision]` on the Hub. `model_class` is a class or function
+    that takes the config; without it the repo's `auto_map` names the class (`auto_class` picks an entry), or else
+    `architectures` names one of an installed transformers. Code of the repo runs only with `trust_remote_code=True`;
+    code from the Hub also needs `revision=` (a full commit) or a lock file that approves it. With "locked", or the
+    path of a lock file, only approved code runs (`shardload trust` writes the file). `remote_base` says who serves
+    that code's imports of transformers: shardload's stand-in ("shim") or the installed "transformers"; by default the
+    stand-in, and transformers for the whole repo where the stand-in lacks a name.
 
-    `dtype="auto"` keeps every tensor's stored dtype; another casts floating parameters and persistent buffers, and is
-    what the constructor sees as `config.torch_dtype`. `adapter`: a LoRA adapter to attach on top, judged before the
-    base is loaded; with `merge=True` it is folded into the weights as they stream by, before their only cast, and
-    the model is a plain one. The rest is as in `fill` and `open_checkpoint`: `revision` is a branch, tag or commit
-    (`code_revision`: the commit of code that another repo holds), `subfolder` a folder inside the repo, `variant` a
-    part of the files' names such as "fp16"; `allow_links` follows links that lead out of a folder.
+    `dtype="auto"` keeps every tensor's stored dtype; another dtype casts floating parameters and persistent buffers,
+    and the constructor sees it as `config.torch_dtype`. `adapter` is a LoRA adapter to attach on top, judged before
+    the base is loaded; with `merge=True` it is added to the weights while they are read, before their only cast, and
+    the model has no adapter layers. `revision` is a branch, tag or commit, `code_revision` the commit of code that
+    another repo holds, `subfolder` a folder inside the repo, `variant` a part of the weight files' names such as
+    "fp16"; `allow_links` follows links that lead out of a folder, the base's or the adapter's. The other keywords are
+    those of `fill`.
 
-    `report_of(model)` tells what was done. Keywords of other loaders (`device_map`, `torch_dtype`, …) are declined
-    by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
+    `report_of(model)` returns the report of the load. Keywords of other loaders (`device_map`, `torch_dtype`, …) are
+    declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     place = Where.of(where, keywords)
     trust = CodeTrust.of(place, keywords)
@@ -158,7 +159,7 @@ def load_config(
         >>> shardload.load_config(".").hidden_size
         64
 
-    No weight file is looked at. Keywords are as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError,
+    No weight file is read. Keywords are as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError,
     RemoteCodeError, UsageError.
     """
     place = Where.of(where, keywords)
@@ -171,7 +172,7 @@ def load_config(
 def resolve_class(
     where: WhereLike, *, auto_class: str | None = None, **keywords: Unpack[RepoKeywords]
 ) -> Callable[[Any], nn.Module]:
-    """Return what makes a repo's model from a config, for `build_shell(lambda: make(config))`.
+    """Return the class or function that makes a repo's model from a config, for `build_shell(lambda: make(config))`.
 
         >>> from pathlib import Path
         >>> import shardload
@@ -203,7 +204,7 @@ def model_maker(
     model_class: Callable[[Any], nn.Module] | None = None,
     auto_class: str | None = None,
 ) -> Callable[[], nn.Module]:
-    """Return what makes the model of an opened checkpoint, config and class chosen as in `from_pretrained`."""
+    """Return a function that makes the model of an opened checkpoint; config and class as in `from_pretrained`."""
     config_json = checkpoint.config
     if config_json is None and model_class is None:
         config_json = read_config(checkpoint.source)
@@ -252,9 +253,9 @@ def _on_top(
 
 
 def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:
-    """Return the caller's config, or a copy of it that says `torch_dtype` where a dtype is asked for.
+    """Return the caller's config, or a copy of it with `torch_dtype` set where a dtype is asked for.
 
-    A config that takes no such attribute stays as it is.
+    A config that does not accept the attribute stays as it is.
     """
     if dtype is None:
         return config

@@ -57,9 +57,9 @@ class Checkpoint:
         ('safetensors', 40)
 
     `tensors` maps each key to its TensorRef, in file order. `objects` are entries of pickled state dicts that
-    are no tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
-    `metadata` is the safetensors files' own. `warnings` are lines worth showing.
-    `identities` tell whether a local file is still the one whose header was read. `named` is the file that the
+    are not tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
+    `metadata` is what the safetensors headers hold besides tensors. `warnings` are lines to show to the user.
+    `identities` show whether a local file was replaced after its header was read. `named` is the file that the
     caller named, or None where the caller named a folder or a repo.
     """
 
@@ -81,7 +81,7 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """The folder, the file that was named, or `org/name@commit`."""
+        """The folder, the named file, or `org/name@commit`, as messages show it."""
         return f"{self.source.label}/{self.named}" if self.named else self.source.label
 
     @property
@@ -103,7 +103,7 @@ class Checkpoint:
         A whole tensor of a local file is a view of the mapped file: what is written to it shows in other views
         of the same tensor, and never in the file. A region (one slice a dimension, forwards) is a copy, and no more
         is read than the rows that hold it; of a Hub repo only those bytes are fetched. Raises NotFoundError for an
-        unknown name, with the nearest ones, UsageError for a region that is none, CorruptError for a file that changed.
+        unknown name, with the nearest ones, UsageError for an invalid region, CorruptError for a file that changed.
         """
         from shardload.checkpoint.items import no_tensor
         from shardload.checkpoint.shard import read_tensor
@@ -138,7 +138,7 @@ class Checkpoint:
         anonymous memory until they are written to; joined ones are copies. With `copy=True` nothing is mapped and
         each tensor has memory of its own. The iterator keeps no tensor that it has yielded. A shard of a Hub repo is
         downloaded when its first tensor is wanted, and a shard of which nothing is wanted is not opened. Entries that
-        are no tensors (`objects`) are left out. `close()` of the iterator closes the shard.
+        are not tensors (`objects`) are left out. `close()` of the iterator closes the shard.
 
         Raises, before anything is read, NotFoundError for names that no tensor has, UnsupportedError for a dtype
         that torch lacks, and UsageError for a map that does not fit; CorruptError for a file that has changed.
@@ -197,7 +197,7 @@ def open_checkpoint(where: WhereLike, **keywords: Unpack[WhereKeywords]) -> Chec
 
     Of a Hub repo only headers and small JSON files are fetched. Symbolic links that lead out of a folder are followed
     into the Hub cache's own blobs, and elsewhere with `allow_links=True`. Raises NotFoundError, CorruptError (a shard
-    that is no checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
+    that is not a checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
     """
     place = Where.of(where, keywords)
     source, only = find_source(place)
@@ -238,7 +238,7 @@ def read_checkpoint(source: Source, files: WeightFiles, *, named: str | None = N
     warnings += doubts
     stored = sum(ref.nbytes for ref in tensors.values())
     if files.total_size is not None and files.total_size != stored:
-        # ChatGLM-6B v1.1 was published so: the figure is for people, the headers decide.
+        # ChatGLM-6B v1.1 was published with a wrong total, which nothing depends on: the headers decide.
         warnings.append(
             f"{files.index} says total_size {files.total_size:,}; the shards hold {stored:,} bytes"
         )
@@ -349,7 +349,7 @@ def _config_beside(source: Source, named: str | None) -> tuple[dict[str, Any] | 
 
 
 def read_config(source: Source) -> dict[str, Any] | None:
-    """Return a repo's config.json, or None where there is none. Raises CorruptError for text that is no JSON object."""
+    """Return a repo's config.json, or None where there is none. Raises CorruptError unless it is a JSON object."""
     if "config.json" not in source.names():
         return None
     return read_object(source, "config.json")

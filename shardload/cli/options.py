@@ -22,7 +22,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write one JS
 
 
 def source_options(function: Command) -> Command:
-    """Add the options that say which files of WHERE are meant."""
+    """Add the options that choose files of WHERE and say how to reach them."""
     for option in (
         click.option("--cache-dir", metavar="FOLDER", help="Where files of the Hub are kept."),
         click.option("--offline", is_flag=True, help="Use only what the Hub's cache holds."),
@@ -58,7 +58,9 @@ def trust_options(function: Command) -> Command:
         ),
         code_revision_option,
         lock_option,
-        click.option("--locked", is_flag=True, help="Run its code where the lock file approves it."),
+        click.option(
+            "--locked", is_flag=True, help="Run the code that the lock file approves, and no other."
+        ),
         click.option("--trust-remote-code", is_flag=True, help="Run the Python code that the repo carries."),
     ):
         function = option(function)

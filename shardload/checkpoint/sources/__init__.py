@@ -28,7 +28,7 @@ __all__ = ["FolderSource", "LocalFile", "find_source"]
 
 _REPO_PART = r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(?<![.-])(?<!\.git)"
 _REPO = re.compile(rf"{_REPO_PART}(?:/{_REPO_PART})?", re.ASCII)
-# The Hub's own repos have one part ("gpt2"); one part that ends like a file is a file that is not there.
+# The Hub's own repos have one part ("gpt2"); one that ends like a file is a missing file.
 _FILE_LIKE = re.compile(r"\.(safetensors|bin|pth?|ckpt|json|gguf|zip|index)$", re.IGNORECASE)
 
 
@@ -55,7 +55,7 @@ def find_source(where: WhereLike) -> tuple[Source, str | None]:
     repo, at, named_revision = text.partition("@")
     if isinstance(place.name, os.PathLike) or not _is_repo(repo):
         raise NotFoundError(
-            f"there is no file or folder {text!r}, and that can't be a repo on the Hub either",
+            f"there is no file or folder {text!r}, and it can't be a repo on the Hub either",
             where=str(path.absolute()),
             cure="check the path; a Hub repo is passed as text: 'org/name' or 'org/name@revision'",
         )
@@ -82,7 +82,7 @@ def _text_of(where: object) -> str:
         text = ""
     if not text or "\0" in text:
         raise UsageError(
-            f"{where!r} names no checkpoint",
+            f"{where!r} does not name a checkpoint",
             cure="pass a folder, a checkpoint file, org/name or org/name@revision",
         )
     return text
@@ -119,7 +119,7 @@ def _refuse_for_local(where: str, **keywords: str | None) -> None:
 
 
 def _source_of_file(path: Path, allow_links: bool) -> tuple[FolderSource, str]:
-    """Return the file's folder and its name in it. A link to elsewhere is the caller's own, so followed."""
+    """Return the file's folder and its name in it. A link that the caller named is followed wherever it leads."""
     source = FolderSource(path.parent, allow_links=allow_links)
     try:
         source.open(path.name).close()

@@ -27,7 +27,7 @@ class Digest(NamedTuple):
 
     @classmethod
     def of_blob_name(cls, name: str, by: str) -> Digest | None:
-        """Return the digest that a name of the Hub's is: its cache calls a blob by its ETag, which is one or the other.
+        """Return the digest that a blob's name in the Hub's cache states: its ETag, a SHA-256 or a git id.
 
         None for any other name.
         """

@@ -42,7 +42,7 @@ class LocalFile:
 
     @property
     def is_remote(self) -> bool:
-        """Never: it is on this disk."""
+        """Always False: the file is on this disk."""
         return False
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -59,7 +59,7 @@ class LocalFile:
                 raise CorruptError(
                     f"reading {self.name!r} failed: {error.strerror or error}",
                     where=str(self._path),
-                    cure="check the disk, or copy the file anew",
+                    cure="check the disk, or copy the file again",
                 ) from error
             if not piece:
                 break
@@ -90,7 +90,7 @@ class LocalFile:
 
 
 def mode_of(path: Path) -> int:
-    """Return the `st_mode` of what lies at `path`, links followed, or 0 when nothing does. Raises AccessError."""
+    """Return the `st_mode` of a path, links followed, or 0 when nothing is there. Raises AccessError."""
     try:
         return path.stat().st_mode
     except PermissionError as error:
@@ -100,7 +100,7 @@ def mode_of(path: Path) -> int:
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
-    """Return the path with a leading `~` replaced, where there is such a user."""
+    """Return the path with a leading `~` replaced by the home folder, where that user exists."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -116,8 +116,8 @@ def _forbidden(path: Path) -> AccessError:
 
 
 def _open_regular(path: Path, *, shown: Path) -> int:
-    # Without O_NONBLOCK a FIFO would block here; a regular file doesn't mind it. `path` has no links left in
-    # it, so a link there now was put there after the check.
+    # Without O_NONBLOCK a FIFO would block here; a regular file is not affected. `path` has no links left in
+    # it, so a link found now was made after the check.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
         fd = os.open(path, flags)
@@ -201,7 +201,7 @@ class FolderSource:
         path = self._shown / name
         if len(self._roots) == 1 or not path.is_symlink():
             return None
-        # The first step only: a store that repos share names its blobs in another way.
+        # Only where this link leads: the store that repos share names its blobs in another way.
         blob = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
         return Digest.of_blob_name(blob.name, "the Hub's cache") if blob.parent == self._roots[1] else None
 
@@ -224,7 +224,7 @@ class FolderSource:
             where=self.label,
             cure=Cures(
                 "copy the file into the folder",
-                "name the folder or file that it really lies in",
+                "pass the folder or file that the link leads to",
                 Wording("pass {allow_links} if you made the link", allow_links=True),
             ),
         )
@@ -247,7 +247,7 @@ def _walk(folder: str, prefix: str) -> Iterator[str]:
     except OSError:
         return
     for entry in entries:
-        # A name that `open` would refuse, such as one with a backslash, is no name of a checkpoint's file.
+        # A name that `open` would refuse, such as one with a backslash, is left out.
         if entry.name.startswith(".") or fault_of(entry.name):
             continue
         if entry.is_dir(follow_symlinks=False):

@@ -24,7 +24,7 @@ SMALL = 1_000_000
 
 
 class HubFile:
-    """One file of a Hub repo. Parts of it are read by range requests until the whole is asked for.
+    """One file of a Hub repo. Parts are read by range requests until the whole file is needed.
 
     A file of at most `SMALL` bytes is downloaded into the cache at the first read. `path` is its name in the
     repo, `name` its name in the source, without the subfolder.
@@ -75,14 +75,14 @@ class HubFile:
                 raise CorruptError(
                     f"the download of {self._path!r} is not the file that the Hub lists: {fault}",
                     where=f"{self._repo.label}/{self._path}",
-                    cure="it was thrown away: try again; if it stays so, a proxy or the file on the server is broken",
+                    cure="try again: the download was deleted; if that fails, a proxy or the server's file is broken",
                 )
             self._local = found
             self._ranges = None
         return self._local.local_path()
 
     def _fault_of(self, local: LocalFile) -> str | None:
-        """Say what is wrong with a fresh download: its size, or a small file's hash; large ones verify=True hashes."""
+        """Say what is wrong with a fresh download: its size, or the hash of a small file."""
         if local.size != self._size:
             return f"it has {local.size:,} bytes, listed are {self._size:,}"
         if self._digest is None or self._size > SMALL:
@@ -91,7 +91,7 @@ class HubFile:
         return None if actual == self._digest.hex else f"its {self._digest.kind} hash is {actual}"
 
     def close(self) -> None:
-        """Close what is open of it; a later read opens it again."""
+        """Close the file; a later read opens it again."""
         if self._local is not None:
             self._local.close()
         self._local = None
@@ -104,8 +104,8 @@ class HubFile:
 class HubSource:
     """The files of a Hub repo at one commit. `open_hub` makes it.
 
-    `listing` is what the Hub says about its files, or None when the cache is all there is.
-    `warnings` says when the cache stood in for a Hub that could not be reached.
+    `listing` is what the Hub says about its files, or None when only the cache is used.
+    `warnings` says so when the Hub could not be reached and the cache was used instead.
     """
 
     is_local: Literal[False] = False
@@ -133,7 +133,7 @@ class HubSource:
             )
 
     def names(self) -> Sequence[str]:
-        """Return the names of all files, sorted; offline, of those that are in the cache."""
+        """Return the names of all files, sorted; offline, of the cached files."""
         start = len(self._prefix)
         return sorted(name[start:] for name in self._all() if name.startswith(self._prefix))
 
@@ -198,11 +198,11 @@ def open_hub(
 
     asked = revision or constants.DEFAULT_REVISION
     if fault_of(asked):
-        raise UsageError(f"{asked!r} is no revision: it {fault_of(asked)}", where=repo)
+        raise UsageError(f"{asked!r} is not a revision: it {fault_of(asked)}", where=repo)
     if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
-        # The HTTP library would quote it in its error.
+        # The HTTP library would show the token in its error.
         raise UsageError(
-            Wording("{token} is empty, or holds a space or another character that no token has", token=...)
+            Wording("{token} is empty, or holds a character that no token has, such as a space", token=...)
         )
     if subfolder:
         check_name(subfolder, repo)
@@ -233,7 +233,7 @@ def open_hub(
 
 
 def _listing(repo: str, revision: str, token: str | bool | None) -> tuple[str, dict[str, Listed]]:
-    """Ask for the listing, again where a kept connection turned out to be broken: a new one is made then."""
+    """Ask for the listing; where a kept connection turns out to be broken, ask again over a new one."""
     try:
         return ask_listing(repo, revision, token)
     except hub_errors.client_errors() as error:

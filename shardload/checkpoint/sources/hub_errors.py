@@ -1,4 +1,4 @@
-"""What the Hub's client raises, told as one of shardload's errors."""
+"""Errors of the Hub's client, turned into shardload's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked of the Hub: a repo at a revision, perhaps one file of it, with or without a token."""
+    """A request to the Hub: a repo at a revision, or one file of it, with or without a token."""
 
     repo: str
     revision: str
@@ -46,8 +46,8 @@ class Asked:
 def client_errors() -> tuple[type[BaseException], ...]:
     """Return what the client may raise for a request, whichever HTTP library its generation is built on.
 
-    `HfHubHTTPError` derives from that library's own base error. ValueError, KeyError and TypeError come of an
-    answer that isn't the Hub's, such as the page of a captive portal; RuntimeError of its Xet library.
+    `HfHubHTTPError` derives from that library's own base error. ValueError, KeyError and TypeError come
+    from an answer of another server, such as a captive portal; RuntimeError comes from the Xet library.
     """
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -64,13 +64,13 @@ def status_of(error: BaseException) -> tuple[int | None, str]:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Whether the Hub did not answer, or answered that it can't now: the cache may stand in for it."""
+    """Whether the Hub did not answer, or answered that it can't now: the cache may be used instead."""
     status, _ = status_of(error)
     return status is None or is_transient(status)
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether a server answered with what is no HTTP, or hung up, as on a connection that was kept too long."""
+    """Whether an answer was not HTTP, or the server hung up, as happens on a connection kept open too long."""
     names = {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
     return status_of(error)[0] is None and bool(names & {"ProtocolError", "ReadError", "RemoteDisconnected"})
 
@@ -89,7 +89,7 @@ def from_client(error: BaseException, asked: Asked) -> ShardloadError:
         return CorruptError(
             f"the download of {asked.file!r} ended with another size than the server had announced",
             where=asked.place,
-            cure="it was thrown away: try again; if it stays so, the file on the server is damaged",
+            cure="try again: the download was deleted; if it fails again, the file on the server is damaged",
         )
     if any(_is_local(link) for link in _chain(error)):
         return ShardloadError(
@@ -101,7 +101,7 @@ def from_client(error: BaseException, asked: Asked) -> ShardloadError:
         )
     if isinstance(error, _NOT_THE_HUB):
         return NotFoundError(
-            f"what answered for the Hub is not the Hub: {_one_line(error)}",
+            f"another server answered for the Hub: {_one_line(error)}",
             where=asked.place,
             cure="check HF_ENDPOINT, and whether a proxy or a log-in page is in between",
         )
@@ -184,7 +184,7 @@ def _missing(status: int, code: str, asked: Asked) -> NotFoundError:
 
 
 def not_cached(repo: str, revision: str, cache: Path, reason: str) -> NotFoundError:
-    """Return the error for a revision of which nothing is in the cache while the Hub is not asked."""
+    """Return the error for a revision that is not in the cache, when the Hub may not be asked."""
     return NotFoundError(
         Wording("{0!r} at {1!r} is not in the cache, and {2}", repo, revision, reason),
         where=str(cache),
@@ -205,7 +205,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_local(error: BaseException) -> bool:
-    """Whether it is a matter of this disk: such errors name a file, those of a network don't."""
+    """Whether the error is about this disk: such errors name a file, network errors do not."""
     return isinstance(error, OSError) and (error.errno in _NO_ROOM or error.filename is not None)
 
 

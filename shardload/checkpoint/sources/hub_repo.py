@@ -43,7 +43,7 @@ class PinnedRepo:
         return _cache_folder(self.cache, self.repo) / "snapshots" / self.commit
 
     def asking(self, file: str) -> Asked:
-        """Return what an error about `file` has to tell."""
+        """Return the request for `file`, as errors describe it."""
         return Asked(self.repo, self.commit, file, has_token(self.token))
 
     def url(self, file: str) -> str:
@@ -85,7 +85,7 @@ class PinnedRepo:
         return found
 
     def forget(self, file: str) -> None:
-        """Take a file that turned out to be wrong out of the cache again: its link, and its blob."""
+        """Delete a file with wrong content from the cache: its link and its blob."""
         link = self.snapshot / file
         with suppress(OSError):
             blob = link.resolve()
@@ -130,7 +130,7 @@ class Listed:
 
     @classmethod
     def of(cls, file: Any) -> Listed:
-        """Read an entry of the client's: of a large file the id is that of its pointer, the hash stands beside it."""
+        """Read an entry of the client's listing. A large file's id is its pointer's; its own hash is beside it."""
         large = getattr(file, "lfs", None)
         name = getattr(large, "sha256", None) if large else getattr(file, "blob_id", None)
         digest = Digest.of_blob_name(name, "the Hub's listing") if isinstance(name, str) else None
@@ -138,7 +138,7 @@ class Listed:
 
 
 def ask_listing(repo: str, revision: str, token: str | bool | None) -> tuple[str, dict[str, Listed]]:
-    """Return the commit that `revision` leads to and what is said of each file, with one request.
+    """Return the commit that `revision` leads to, and the size and hash of each file, with one request.
 
     Raises what the client raises, and CorruptError when the answer names no commit.
     """
@@ -187,7 +187,7 @@ def _client() -> Any:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Silence the client's progress bars for a small file, unless the environment has settled them."""
+    """Silence the client's progress bars for a small file, unless the environment decides about them."""
     from huggingface_hub import constants
 
     client = _client()

@@ -1,4 +1,4 @@
-"""File names inside a source: which are safe to open, and which are meant when one is missing."""
+"""File names inside a source: which are safe to open, and what to suggest when one is missing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_name(name: str, label: str) -> None:
         raise UnsafeError(
             f"the file name {name!r} {fault}, so it is not opened",
             where=label,
-            cure="a checkpoint names files relative to its own folder: mend the name, or get it anew",
+            cure="a checkpoint names files relative to its own folder: correct the name, or fetch the checkpoint again",
         )
 
 
@@ -59,11 +59,9 @@ def is_hidden(name: str) -> bool:
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
-    """Return the cure for a missing `name`: the names nearest to it, else the first few that there are."""
+    """Return the cure for a missing `name`: the nearest names, else the first few."""
     if not names:
-        return Wording(
-            "there are no files in it: check the folder or the repo, and {subfolder}", subfolder=...
-        )
+        return Wording("it holds no files: check the folder or the repo, and {subfolder}", subfolder=...)
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     if not near:
         base = name.rsplit("/", 1)[-1].lower()

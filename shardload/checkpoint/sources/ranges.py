@@ -21,21 +21,21 @@ BLOCK = 64 * 1024
 """Bytes in the smallest request; smaller reads share it."""
 
 MAX_AHEAD = 16
-"""Blocks that a run of reads one after the other may fetch in one request."""
+"""Blocks that one request fetches at most while a file is read from front to back."""
 
 _MAX_CACHED = 128  # blocks: 8 MiB a file
-_UNCACHED = 4 * 1024 * 1024  # a read this long is passed on without a copy kept
+_UNCACHED = 4 * 1024 * 1024  # a read this long is not kept
 RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0)
-"""Seconds to wait before each further try at a request that brought nothing."""
+"""Seconds to wait before each retry of a request that returned nothing."""
 
-_SLOWEST = 20_000  # bytes a second; below it a server that trickles is given up
+_SLOWEST = 20_000  # bytes a second; a slower server is given up
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class RangeReader:
     """Reads parts of the file at `url`, of `size` bytes, keeping the last few blocks in memory.
 
-    `asked` is what the errors tell of. Raises NotFoundError or AccessError for what the server refuses, and
+    `asked` describes the request in errors. Raises NotFoundError or AccessError for what the server refuses, and
     CorruptError when it sends other bytes than were asked for.
     """
 
@@ -65,7 +65,7 @@ class RangeReader:
         return joined[offset - first * BLOCK : stop - first * BLOCK]
 
     def _gather(self, first: int, last: int) -> list[bytes]:
-        """Return the blocks first..last, fetching those that are not at hand with one request a gap."""
+        """Return the blocks first..last, fetching those that are missing with one request a gap."""
         found = {index: self._blocks[index] for index in range(first, last + 1) if index in self._blocks}
         index = first
         while index <= last:
@@ -80,7 +80,7 @@ class RangeReader:
         return [found[index] for index in range(first, last + 1)]
 
     def _fetch_blocks(self, first: int, last: int) -> dict[int, bytes]:
-        # Two requests in a row are a header and its length; from the third on it is a run through the file.
+        # Two requests in a row read a header and its length; from the third on the file is read from front to back.
         self._run = self._run + 1 if first == self._next_block else 0
         last = max(last, first + min(2 ** max(0, self._run - 1), MAX_AHEAD) - 1)
         start, stop = first * BLOCK, min((last + 1) * BLOCK, self._size)
@@ -115,7 +115,7 @@ class RangeReader:
         return bytes(got)
 
     def _request(self, got: bytearray, start: int, stop: int, deadline: float) -> ShardloadError | None:
-        """Append what one request brings to `got`; return a fault that is worth a retry, raise any other."""
+        """Append the bytes of one request to `got`; return a fault that is worth a retry, raise any other."""
         url = self._direct or self._url
         headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}"}
         if not _same_origin(url, self._url):
@@ -150,7 +150,7 @@ class RangeReader:
                 f"sends parts of the file in the encoding {encoding!r}, which was not asked for"
             )
         if status == 200:
-            # The whole file from its start: of use only to a read from the start.
+            # The server sends the whole file, which serves only a read from its start.
             if start:
                 raise self._corrupt("ignores range requests")
             return

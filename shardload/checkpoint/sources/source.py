@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SourceFile(Protocol):
-    """One file of a source, readable in part without having the whole."""
+    """One file of a source, any part of which can be read without the rest."""
 
     @property
     def name(self) -> str:
@@ -34,11 +34,11 @@ class SourceFile(Protocol):
 
 
 class Source(Protocol):
-    """A place that holds the files of one checkpoint repo at one moment."""
+    """The files of one repo or folder, at one revision."""
 
     @property
     def label(self) -> str:
-        """How people name it: the folder, or `org/name@commit`."""
+        """Its name in messages: the folder, or `org/name@commit`."""
 
     @property
     def revision(self) -> str | None:
