@@ -14,6 +14,7 @@ from shardload.keywords import entry_point
 from shardload.model.meta_init import MarkUninitialised, construction
 from shardload.model.module_loaders import own_loader
 from shardload.model.module_tree import ModuleTree, SelfLoading
+from shardload.model.torch_messages import is_about_memory, met_meta
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -194,35 +195,17 @@ def build_shell(make: Callable[[], nn.Module], *, at_most: int | None = None) ->
     return shell
 
 
-# Parts of torch's messages when code reads the values of a meta tensor, or assigns data to one.
-_SIGNS_OF_META = (
-    "meta tensor",
-    "meta device",
-    "incompatible tensor type",
-    "on meta",
-    "meta, ",
-    "device meta",
-)
-
-
-_SIGNS_OF_SIZE = (
-    "can't allocate memory",
-    "Storage size calculation overflowed",
-    "numel: integer multiplication",
-)
-
-
 def _made(make: Callable[[], nn.Module]) -> nn.Module:
     try:
         model = make()
     except (RuntimeError, NotImplementedError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS_OF_SIZE):
+        if is_about_memory(error):
             raise MismatchError(
                 f"the constructor asks for a tensor that does not fit in the memory of this machine: {error}",
                 where="the sizes in the config",
                 cure="check them against the checkpoint: `shardload inspect` shows its shapes",
             ) from error
-        if not any(sign in str(error) for sign in _SIGNS_OF_META):
+        if not met_meta(error):
             raise
         raise UnsupportedError(
             f"the constructor looks at the values of its parameters, which have none in a shell: {error}",

@@ -10,14 +10,6 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# torch's messages: of a build without CUDA, and of a build with CUDA that finds no GPU.
-_SIGNS = ("Torch not compiled with CUDA enabled", "Found no NVIDIA driver", "No CUDA GPUs are available")
-
-
-def asks_for_cuda(error: BaseException) -> bool:
-    """Return whether code failed because it asked for a CUDA device that this machine does not have."""
-    return any(sign in str(error) for sign in _SIGNS) and not torch.cuda.is_available()
-
 
 class CpuForCuda(TorchFunctionMode):
     """Makes tensors on the CPU where CUDA is asked for: `device="cuda"` in any form, `.to("cuda")`, `.cuda()`.

@@ -84,6 +84,7 @@ def resolve_class(
 
 def _with_typed_errors(cls: Callable[[Any], nn.Module], source: Source) -> Callable[[Any], nn.Module]:
     """Return a maker that calls a class of transformers; values that the class refuses are one typed error."""
+    from shardload.model.torch_messages import is_about_memory
 
     def make(config: Any) -> nn.Module:
         try:
@@ -91,7 +92,7 @@ def _with_typed_errors(cls: Callable[[Any], nn.Module], source: Source) -> Calla
         except (ShardloadError, MemoryError):
             raise
         except Exception as error:
-            if _needs_values(error) or _is_about_memory(error):
+            if _needs_values(error) or is_about_memory(error):
                 raise
             raise CorruptError(
                 f"{cls.__qualname__} of transformers refuses the config's values: {type(error).__name__}: {error}",
@@ -104,11 +105,6 @@ def _with_typed_errors(cls: Callable[[Any], nn.Module], source: Source) -> Calla
             ) from error
 
     return make
-
-
-def _is_about_memory(error: BaseException) -> bool:
-    """Return whether torch had no memory for a tensor; build_shell explains such an error."""
-    return isinstance(error, RuntimeError) and ("allocate" in str(error) or "overflow" in str(error))
 
 
 def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
@@ -133,7 +129,8 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
 def _constructed(cls: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     """Return `cls(config)`; a constructor that asks for CUDA where there is none runs again on the CPU."""
     from shardload.model.meta_init import begin_again
-    from shardload.remote_code.absent_cuda import CpuForCuda, asks_for_cuda
+    from shardload.model.torch_messages import asks_for_cuda
+    from shardload.remote_code.absent_cuda import CpuForCuda
 
     try:
         return cls(config)
@@ -148,12 +145,9 @@ def _constructed(cls: Callable[[Any], nn.Module], config: Any) -> nn.Module:
 def _needs_values(error: BaseException) -> bool:
     """Return whether a constructor looked at values that a shell does not have; build_shell explains such an error."""
     from shardload.model.meta_init import constructing
+    from shardload.model.torch_messages import met_meta
 
-    return (
-        isinstance(error, (RuntimeError, NotImplementedError))
-        and "meta tensor" in str(error)
-        and constructing()
-    )
+    return met_meta(error) and constructing()
 
 
 def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str | None:
