@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import shardload
 from shardload import examine
 from tests._system.test_file_kind import KINDS
 from tests.adapters import tiny as adapters
@@ -113,3 +116,12 @@ def test_files_of_an_adapter_that_are_something_else(tmp_path, kind, code, file)
     found = examine(tmp_path / "base", model_class=lambda _: adapters.Tiny(), adapter=tmp_path / "adapter")
     assert [finding.code for finding in found.findings] == [code]
     assert str(tmp_path / "adapter") in found.where
+
+
+def test_the_page_lists_every_code():
+    """All codes of classes, raises and findings; those of faults of adapters (E-LORA-…) are made of their kinds."""
+    root = Path(shardload.__file__).parent
+    code = r"[EW]-[A-Z][A-Z0-9-]*[A-Z0-9]"
+    raised = {found for path in root.rglob("*.py") for found in re.findall(rf'"({code})"', path.read_text())}
+    page = (root.parent / "docs" / "doctor.md").read_text()
+    assert raised == set(re.findall(rf"(?<![\w-]){code}(?![\w…-])", page))

@@ -1,4 +1,4 @@
-"""Diagnosis: why a checkpoint and a model disagree, and what cures it. One file a rule."""
+"""Why a checkpoint and a model disagree, and what cures it. Each rule has a file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shardload.diagnosis.finding import Case, Finding, Rule
 
 SIGNATURES: tuple[Rule, ...] = (PlaceholderRule(), PackedRule(), QuantisedRule())
-"""Rules that tell by a look at the headers that a file is no plain checkpoint; nothing is paired then."""
+"""Rules that recognise, by headers alone, a file that is no plain checkpoint. Its keys are not paired then."""
 
 RULES: tuple[Rule, ...] = (
     TensorParallelRule(),
@@ -37,7 +37,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def diagnose(case: Case) -> tuple[Finding, ...]:
-    """Return the findings of every rule, the worst first: what no map cures, what one does, what needs none."""
+    """Return the findings of every rule: first those that no map cures, then those that one does, then notes."""
     for rules in (SIGNATURES, RULES):
         findings = [finding for rule in rules for finding in rule.examine(case)]
         declining = [finding for finding in findings if finding.declines]

@@ -18,10 +18,10 @@ _MOST = 6  # groups that are shown
 
 
 class AmbiguousRule:
-    """Names what could be each other's, and says that it is not guessed."""
+    """Lists tensors that may be each other under another name; none of them is guessed."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
-        """Return one finding for all groups of open families with equal numbers and shapes."""
+        """Return one finding for all groups of unpaired families with equal numbers and shapes."""
         groups: dict[Hashable, tuple[list[KeyFamily], list[KeyFamily]]] = defaultdict(lambda: ([], []))
         board = case.solution.board
         namesakes = {family.template for family in board.stored} & {
@@ -38,7 +38,7 @@ class AmbiguousRule:
         return (
             Finding(
                 "E-AMBIGUOUS",
-                "equal shapes, and no name that says which is which: this is not guessed",
+                "equal shapes, and no name says which is which: this is not guessed",
                 explained=len(keys),
                 nbytes=case.nbytes(keys),
                 cure=Wording("say which is which: {key_map}", key_map={"stored name": "model name"}),

@@ -1,4 +1,4 @@
-"""What a diagnosis rule gets and gives. A new rule is one new file beside this one."""
+"""Case and Finding: what a rule of the diagnosis gets and returns. A new rule is a new file beside this one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """A model and a checkpoint that disagree, by names, shapes and headers alone.
+    """A model and a checkpoint that disagree: names, shapes and headers, no weights.
 
-    `slots` are the model's keys that a checkpoint has to fill; `stored` the checkpoint's tensors under the names
-    they were compared by. `missing`, `unexpected` and `misshapen` are keys of faults. `module_classes` maps the
-    path of a module to the name of its class, where a model is at hand. `config` is config.json.
+    `slots` are the model's keys that a checkpoint has to fill; `stored` are the checkpoint's tensors under the names
+    that were compared. `missing`, `unexpected` and `misshapen` are the keys of faults. `module_classes` maps the
+    path of a module to the name of its class, where there is a model. `config` is config.json.
     """
 
     slots: Mapping[str, Shape]
@@ -45,7 +45,7 @@ class Case:
         config: Mapping[str, Any] | None = None,
         module_classes: Mapping[str, str] | None = None,
     ) -> Case:
-        """Return the case of two sets of keys, judged by names and shapes."""
+        """Return the case of two sets of keys: the faults follow from names and shapes."""
         return cls(
             slots,
             stored,
@@ -58,7 +58,7 @@ class Case:
 
     @cached_property
     def solution(self) -> Solution:
-        """What was found by pairing the keys of both sides, and the map that it amounts to, tried."""
+        """What pairing the keys of both sides has found, and the map of it, tried on the headers."""
         faulty = {*self.unexpected, *self.misshapen}
         open_slots = {*self.missing, *self.misshapen}
         fitting = {key for key, ref in self.stored.items() if self.slots.get(key) == ref.shape}
@@ -73,13 +73,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """A cause that was tried: what it explains and what cures it.
+    """One cause, what it explains, and what cures it.
 
     `code` is stable, such as "E-WRAP"; "W-" marks what needs no cure. `explained` counts the checkpoint's keys that
     the cure settles (the model's, where the checkpoint lacks them), `nbytes` their bytes. `evidence` are lines that
-    show it. `confidence` lies between 0 and 1, `margin` is the distance to the runner-up. `key_map` is the cure as
-    a map, where there is one. `unproven` says what names and shapes can't show: such a map is never applied by
-    itself. `declines` marks checkpoints that this version does not load at all, `unsafe` what is corrupt.
+    show the cause. `confidence` lies between 0 and 1, `margin` is the distance to the runner-up. `cure` is a text; one
+    that names keyword arguments is a `Wording`. `key_map` is the cure as a map, where there is one. `unproven` says
+    what names and shapes can't show: such a map is never applied unasked. `declines` marks checkpoints that this
+    version does not load at all, `unsafe` files that are corrupt.
     """
 
     code: str
@@ -97,7 +98,7 @@ class Finding:
 
     @classmethod
     def of_links(cls, case: Case, code: str, links: Sequence[Link], cause: str, rules: KeyMap) -> Finding:
-        """Return the finding of links of one kind; what they explain, how surely, and their part of the map."""
+        """Return the finding of links of one kind, with the rules that cure them."""
         stored = {key for link in links for family in link.stored for key in family.names()}
         made = {key for link in links for family in link.wanted for key in family.names()}
         count = len(rules.rules)
@@ -115,7 +116,7 @@ class Finding:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON data; `keywords` are those that the cure names, None for a value to choose."""
+        """Return the finding as JSON data, with the keywords that the cure names (None: a value that you choose)."""
         rules = [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None
         return {
             **vars(self),
@@ -135,7 +136,7 @@ def change_of_config(fields: str, note: str = "") -> str:
 
 
 class Rule(Protocol):
-    """Looks at a case and reports what it can prove."""
+    """Looks for one kind of cause in a case."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return findings, the strongest first; none where the rule does not apply."""

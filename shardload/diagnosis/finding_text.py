@@ -1,4 +1,4 @@
-"""Findings as lines for people: cause, evidence, cure, in that order, and never more than a screen."""
+"""Findings as lines for people: cause, evidence and cure of each, never more than a screen."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _WIDEST = 220  # characters of a line of evidence
 def finding_lines(
     findings: Sequence[Finding], *, total: int = 0, nbytes: int = 0, most: int = 36
 ) -> list[str]:
-    """Return at most `most` lines for findings, the worst first; what is left out is counted.
+    """Return at most `most` lines for findings, the worst first; findings that are left out are counted.
 
-    `total` and `nbytes` are keys and bytes of the checkpoint, to say what share a finding explains.
+    `total` and `nbytes` are the keys and bytes of the checkpoint, of which a finding explains a share.
     """
     for evidence in range(_MOST_EVIDENCE, -1, -1):
         blocks = [_block(finding, evidence, total, nbytes) for finding in findings[:_MOST_FINDINGS]]

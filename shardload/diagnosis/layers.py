@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LayersRule:
-    """Compares, list by list, the layers that the keys of both sides count."""
+    """Compares the layer numbers of both sides, list by list."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return a finding for layers without weights, and one for weights without layers."""
@@ -33,7 +33,7 @@ class LayersRule:
 
 
 def _layers(families: Iterable[KeyFamily]) -> Mapping[str, set[int]]:
-    """Return {path of a list: numbers in it} for the first number of each key, as far as it counts something."""
+    """Return {path of a list of layers: its numbers}, from the first number of each key."""
     found: dict[str, set[int]] = defaultdict(set)
     for family in families:
         if family.arity:
@@ -57,7 +57,7 @@ def _holes(case: Case, path: str, lacking: set[int], stored: set[int]) -> Findin
         "E-LAYERS",
         f"the checkpoint has no layers {path}{ranges(lacking)}, and has {ranges(stored)}: it is incomplete",
         explained=len(keys),
-        cure="fetch the shards that hold them; no file here names them",
+        cure="fetch the shards that hold them; no file in the folder names them",
         evidence=(f"{len(keys)} keys of the model are missing in these layers",),
     )
 

@@ -1,4 +1,4 @@
-"""E-OTHER: keys that have next to nothing to do with the model."""
+"""E-OTHER and E-ADAPTER: the file is of another architecture, or an adapter."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector")
 
 
 class OtherModelRule:
-    """Says that a file is an adapter, or of another architecture, when hardly any key finds its place."""
+    """Recognises an adapter by its keys, and another architecture by how few keys have a place in the model."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
-        """Return one finding, or none where a fifth of the keys has a place."""
+        """Return one finding; none where over a fifth of the keys have a place."""
         adapter = [key for key in case.stored if any(part in _LORA for part in key.split("."))]
         if (
             adapter

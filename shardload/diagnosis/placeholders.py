@@ -1,4 +1,4 @@
-"""E-ZERO3: a state dict that was saved while ZeRO-3 held the weights elsewhere."""
+"""E-ZERO3: a state dict that was saved while DeepSpeed ZeRO-3 kept the weights on other ranks."""
 
 from __future__ import annotations
 

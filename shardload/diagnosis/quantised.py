@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are packed by a quantiser, which a class without its modules can't take."""
+"""E-QUANT: weights that a quantiser has packed, for a class that has none of its modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardload.diagnosis.finding import Case, Finding
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Leaf names that a format writes beside each packed weight, and what people call it.
+# The last segments of the keys that a format writes beside each packed weight, and the name of the format.
 _SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"qweight", "qzeros", "scales", "g_idx"}), "GPTQ"),
     (frozenset({"qweight", "qzeros", "scales"}), "AWQ or GPTQ"),
@@ -21,15 +21,15 @@ _SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"W_q"}), "HQQ"),
     (frozenset({"_data", "_scale"}), "quanto"),
     (frozenset({"B", "s"}), "Marlin"),
-    (frozenset({"weight_scale"}), "int4/int8 weights with a scale a row"),
+    (frozenset({"weight_scale"}), "int4/int8 weights with one scale per row"),
 )
 
 
 class QuantisedRule:
-    """Names the quantiser by the keys that it leaves beside each weight; config.json's own name for it is added."""
+    """Recognises the quantiser by the keys beside each weight."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
-        """Return one finding that declines the checkpoint, when unexpected keys bear a signature."""
+        """Return one finding that declines the checkpoint, when unexpected keys are those of a known format."""
         leaves = {key.rpartition(".")[2] for key in case.unexpected}
         for signature, name in _SIGNATURES:
             if signature <= leaves:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class RenamedRule:
-    """Reports families that were paired by shapes, numbers and words, as few rename rules."""
+    """Reports the renames: families that were paired by shapes, numbers and words."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
-        """Return a finding for the renames, and one for those that shift numbers."""
+        """Return a finding for the renames, and one for the renames that shift numbers."""
         solution = case.solution
         if solution.failed:
             return ()

@@ -1,4 +1,4 @@
-"""E-SPLIT, E-CAT, E-STACK, E-UNSTACK, E-TRANSPOSE, E-TIE, W-BUF: the same numbers in other tensors."""
+"""E-SPLIT, E-CAT, E-STACK, E-UNSTACK, E-TRANSPOSE, E-TIE, W-BUF: the same values in other tensors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _CAUSES = {
     "unstack": ("E-UNSTACK", "the checkpoint stores in one tensor what the model keeps one by one"),
     "split": ("E-SPLIT", "the checkpoint stores in one matrix what the model keeps in several"),
     "cat": ("E-CAT", "the checkpoint stores in several matrices what the model keeps in one"),
-    "transpose": ("E-TRANSPOSE", "matrices are stored the other way round (Conv1D here, Linear there)"),
+    "transpose": ("E-TRANSPOSE", "matrices are stored transposed (Conv1D here, Linear there)"),
     "alias": ("E-TIE", "the checkpoint holds one copy of what the model has under two names"),
     "drop": ("W-BUF", "tables that the model computes itself are stored, and are left out"),
 }
 
 
 class RestructuredRule:
-    """Reports one finding a kind of change, with its part of the map."""
+    """Reports one finding for each kind of change."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return the findings in the order in which the map applies them."""

@@ -11,12 +11,10 @@ if TYPE_CHECKING:
 
 
 def rule_text(rule: Rule) -> str:
-    """Return a rule as people read it: "rename a -> b", "split a -> b [4096], c [256]"."""
+    """Return a rule as a line of text: "rename a -> b", "split a -> b [4096], c [256]"."""
     text = f"{rule.op} "
     if isinstance(rule, Rename):
-        text += (
-            f"{rule.source} -> {rule.target or 'nothing'}{' wherever it stands' if rule.everywhere else ''}"
-        )
+        text += f"{rule.source} -> {rule.target or 'nothing'}{' at any place' if rule.everywhere else ''}"
     elif isinstance(rule, Split):
         sizes = rule.sizes or ("equal",) * len(rule.targets)
         parts = ", ".join(f"{name} [{size}]" for name, size in zip(rule.targets, sizes, strict=True))

@@ -1,4 +1,4 @@
-"""E-CONFIG: sizes that the stored shapes show, against config.json and the model."""
+"""E-CONFIG: the sizes that the stored shapes show differ from those of config.json and the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FIELDS = {
 
 
 class SizesRule:
-    """Infers a model's sizes from stored shapes, where names fit and shapes do not."""
+    """Infers the model's sizes from the stored shapes, where names fit and shapes do not."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding with every size that differs; none where shapes agree."""
@@ -35,7 +35,7 @@ class SizesRule:
         differing = {
             name: (have[name], want[name]) for name in have if name in want and have[name] != want[name]
         }
-        differing.pop("vocabulary size", None)  # E-VOCAB says it better
+        differing.pop("vocabulary size", None)  # E-VOCAB reports it
         if not differing:
             return ()
         lines = []
@@ -61,7 +61,7 @@ class SizesRule:
 
 
 def misshapen_pairs(case: Case) -> list[tuple[str, Shape, Shape]]:
-    """Return (model key, model shape, stored shape) where names fit, or fit once they are cured, and shapes do not."""
+    """Return (model key, model shape, stored shape) where names fit, perhaps after a rename, and shapes do not."""
     solution = case.solution
     there = {family.template: family.members for family in solution.wanted}
     pairs = [
@@ -85,9 +85,9 @@ def misshapen_pairs(case: Case) -> list[tuple[str, Shape, Shape]]:
 
 
 def infer_sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """Return the sizes that a set of keys and shapes shows: what is not clear is left out.
+    """Return the sizes that keys and shapes show; a size that is not clear is left out.
 
-    The hidden size is the most frequent length of a norm; the vocabulary are the rows of the token embedding, the
+    The hidden size is the most frequent length of a norm, the vocabulary size the rows of the token embedding, the
     feed-forward size the columns of the down projection, the number of experts the rows of the router.
     """
     norms: Counter[int] = Counter()
@@ -109,12 +109,12 @@ def infer_sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def field_of(config: Mapping[str, Any], value: int, hint: str) -> str | None:
-    """Return the name of a config's field that holds a value and has a hint in its name; nested ones with a dot."""
+    """Return the name of a config's field that has this value and the hint in its name; a dot for nested fields."""
     return next((name for name, held in fields_of(config) if held == value and hint in name), None)
 
 
 def fields_of(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the whole numbers of a config by name, those of configs inside it with a dot."""
+    """Yield (name, value) of the whole numbers of a config; a dot for nested fields."""
     for name, value in config.items():
         if isinstance(value, Mapping) and path.count(".") < 4:
             yield from fields_of(value, f"{path}{name}.")

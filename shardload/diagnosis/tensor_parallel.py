@@ -1,4 +1,4 @@
-"""E-RANK: one rank's part of a checkpoint that was saved tensor-parallel."""
+"""E-RANK: one rank's part of a tensor-parallel checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEGREES = (2, 4, 8, 16, 32, 64)
 
 
 class TensorParallelRule:
-    """Applies when every misshapen tensor is one equal part of the model's along one dimension, and norms are whole."""
+    """Applies when every tensor of another shape is an equal part of the model's, and norms are whole."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that declines the file: the other ranks' files are needed."""
@@ -31,7 +31,7 @@ class TensorParallelRule:
         if 3 * len(pairs) < 2 * matrices and not (
             degree > 2 and all(_is_embedding(key) for key, _, _ in pairs)
         ):
-            return ()  # a rank has a part of nearly every matrix
+            return ()  # nearly every matrix of a rank is a part
         norms = [
             key
             for key, ref in case.stored.items()
@@ -52,7 +52,7 @@ class TensorParallelRule:
                 f"{len(pairs)} matrices are cut, norms whole",
                 explained=len(pairs),
                 nbytes=case.nbytes(case.misshapen),
-                cure=f"{degree} files are needed: put the ranks together with the tool that wrote them, and load that",
+                cure=f"{degree} files are needed: join the ranks with the tool that wrote them, and load the result",
                 evidence=(f"{key} {list(stored)} is 1/{degree} of {list(model)}",),
                 confidence=0.95 if len(pairs) > 1 or norms else 0.7,
                 declines=True,
@@ -65,7 +65,7 @@ def _is_embedding(key: str) -> bool:
 
 
 def _degree(model: Shape, stored: Shape) -> int:
-    """Return how many equal parts make the model's tensor; 0 where the stored one is no such part."""
+    """Return how many such parts make the model's tensor; 0 where the stored one is no equal part of it."""
     if len(model) != len(stored):
         return 0
     cut = [(one, two) for one, two in zip(model, stored, strict=True) if one != two]

@@ -12,11 +12,11 @@ from shardload.keys import collapse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MOST = 4  # tensors with a row a token: embeddings and heads, twice where there is an encoder and a decoder
+_MOST = 4  # tensors with one row per token: embedding and head, of an encoder and of a decoder
 
 
 class VocabularyRule:
-    """Applies when every misshapen tensor has the same two row counts and equal columns, and few are."""
+    """Applies when few tensors differ, all in the same two numbers of rows, with equal columns."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that says which vocabulary size the checkpoint has."""

@@ -1,4 +1,4 @@
-"""E-WRAP: keys that carry, or lack, whole segments."""
+"""E-WRAP: keys with whole segments too many or too few."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class WrappedRule:
-    """Says which segments the stored keys have too many or too few, and what usually puts them there."""
+    """Reports the segments that stored keys have too many or too few, and what usually adds them."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
-        """Return one finding for all changes of whole segments, tried together."""
+        """Return one finding for all changes of whole segments."""
         wrappings = case.solution.wrappings
         if not wrappings or case.solution.failed:
             return ()

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from shardload.diagnosis.finding import Case
-from shardload.diagnosis.pairing.solution import SURE
 from shardload.keymap import Joined
 from shardload.keymap.derived import contiguous_strides
 from tests.diagnosis.headers import refs
 
 if TYPE_CHECKING:
     from tests.diagnosis.corpus import Pair
+
+SURE = 0.95
+"""The confidence from which a rule may be applied unasked, if no layout is unproven."""
 
 
 @dataclass

@@ -216,7 +216,6 @@ def test_05_fused_and_renamed():
     assert [target.split(".")[4] for target in splits[0].targets] == ["q_proj", "k_proj", "v_proj"]
     assert found["E-SPLIT"].unproven, "interleaved heads have the same shape"
     assert found["W-BUF"].evidence == ("transformer.rotary_pos_emb.inv_freq",)
-    assert not case.solution.is_sure
     assert cures(case)
 
 

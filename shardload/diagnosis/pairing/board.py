@@ -1,4 +1,4 @@
-"""Board: what is still open on both sides of a case, and the links that have been found so far."""
+"""Board: the families of both sides that are not paired yet, and the links found so far."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LinkKind = Literal["rename", "transpose", "split", "cat", "stack", "unstack", "a
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """A cause that was found: families of the checkpoint, and the families of the model that they become.
+    """Families of the checkpoint, and the families of the model that they become.
 
-    `rename` and `transpose` link one family with one; `split` one with several along `dim`, `cat` several with one,
-    `stack` several (the number at index position `counted` is stacked; more than one family is put together along
-    `dim` besides) with one, `unstack` the other way round; `drop` has no family of the model. `offset` is what
-    is added to each index. `confidence` lies between 0 and 1, `margin` is the distance to the runner-up's score.
-    `unproven` says what names and shapes can't show.
+    `rename` and `transpose` link one family with one; `split` one with several along `dim`, `cat` several with one;
+    `stack` several with one (the number at index position `counted` is stacked; two or more families are first
+    joined along `dim`), `unstack` one with several; `drop` has no family of the model. `offset` is added to the
+    indices. `confidence` lies between 0 and 1, `margin` is the distance to the runner-up's score. `turned`: the
+    matrices are transposed. `unproven` says what names and shapes can't show.
     """
 
     kind: LinkKind
@@ -43,7 +43,7 @@ class Link:
 
 @dataclass
 class Board:
-    """Families of both sides that nothing explains yet, and what was found. Rules take from it and add links."""
+    """The families of both sides that nothing explains yet (`stored`, `wanted`), and the links found so far."""
 
     stored: list[KeyFamily]
     wanted: list[KeyFamily]
@@ -59,7 +59,7 @@ class Board:
         wanted: Sequence[KeyFamily],
         module_classes: Mapping[str, str] | None = None,
     ) -> Board:
-        """Return the board of the families of two sides; keys with equal names and shapes are explained already."""
+        """Return the board of two sides; keys with equal names and shapes are `exact`, and not open."""
         board = cls([], [], Likeness(stored, wanted), module_classes=module_classes or {})
         there = {family.template: family for family in wanted}
         for family in stored:
@@ -80,7 +80,7 @@ class Board:
         return board
 
     def add(self, *links: Link) -> None:
-        """Accept links: their families are no longer open."""
+        """Add links; their families are no longer open."""
         self.links += links
         used = {id(family) for link in links if link.kind != "alias" for family in link.stored}
         filled = {id(family) for link in links for family in link.wanted}
@@ -95,7 +95,7 @@ class Board:
     def replace(
         self, side: Literal["stored", "wanted"], family: KeyFamily, parts: Sequence[KeyFamily]
     ) -> None:
-        """Put parts of a family in its place."""
+        """Replace a family by its parts."""
         families: list[KeyFamily] = getattr(self, side)
         place = families.index(family)
         families[place : place + 1] = parts
@@ -105,5 +105,5 @@ def _same(family: KeyFamily, other: KeyFamily) -> list[Indices]:
     if family.members == other.members:
         return list(family.members)
     if len(family.members) == len(other.members) and family.from_zero == other.from_zero:
-        return []  # numbered from another layer on: layers that have the same number are not the same
+        return []  # numbered from another layer on: equal numbers are not the same layer
     return [indices for indices, shape in family.members.items() if other.members.get(indices) == shape]

@@ -18,14 +18,14 @@ _TABLES = frozenset({
 
 
 def drop_recomputed(board: Board) -> None:
-    """Link stored tables that the model computes with nothing: they are left out."""
+    """Drop stored tables that the model computes: a link without a family of the model."""
     for family in list(board.stored):
         if is_recomputed(family):
             board.add(Link("drop", (family,), (), confidence=0.99))
 
 
 def is_recomputed(family: KeyFamily) -> bool:
-    """Whether a family is a table of this kind, by its name, or a square mask called `bias`."""
+    """Whether a family is such a table, by its name, or a square mask that is called `bias`."""
     leaf = family.segments[-1]
     shape = family.shape or ()
     mask = leaf == "bias" and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]

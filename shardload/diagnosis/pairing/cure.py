@@ -1,4 +1,4 @@
-"""cure_of: the links of a board as a KeyMap, kind by kind, tried on the checkpoint's headers."""
+"""Cure: the links of a board as rules of a key map."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _NAMES = ("rename", "transpose")
 _MARK = 700_000_001
-_TRIED = 24  # keys of a family at either end that renames are tried on; the whole map is tried on all
+_TRIED = 24  # first and last keys of a family that renames are tried on; the whole map is tried on all keys
 
 
 class Cure:
-    """Rules for the links of a board. `of` gives those of one kind; `whole` all of them in their order."""
+    """The rules for the links of a board: `whole` in the order of application, `of(kind)` for one kind of link."""
 
     def __init__(self, board: Board) -> None:
         links = [link for link in board.links if link.kind in _NAMES]
@@ -40,12 +40,12 @@ class Cure:
     def whole(self) -> KeyMap:
         """The map of all links."""
         rules = list(self.renames.rules)
-        # Second names last: what they are taken from has its own by then.
+        # Second names last: by then their source has its final name.
         ordered = sorted(self.structure, key=lambda item: item[0].kind == "alias")
         return KeyMap((*rules, *dict.fromkeys(rule for _, group in ordered for rule in group)))
 
     def of(self, kind: str) -> KeyMap:
-        """Return the rules of one kind of link alone."""
+        """Return the rules for one kind of link."""
         return KeyMap(tuple(rule for link, rules in self.structure if link.kind == kind for rule in rules))
 
     def _now(self, link: Link) -> list[str]:
@@ -55,7 +55,7 @@ class Cure:
     def _template_now(self, family: KeyFamily) -> str:
         if not self.renames.rules:
             return family.template
-        # Numbers that no template has: those that come out again are the indices.
+        # Numbers that occur in no template: those found in the result are the indices.
         marks = [str(_MARK + place) for place in range(family.arity)]
         name = self.renames.apply(fill(family.template, tuple(map(int, marks)))) or family.template
         for mark in marks:
@@ -79,7 +79,7 @@ def _some(family: KeyFamily) -> list[str]:
 
 
 def _some_indices(family: KeyFamily) -> list[tuple[int, ...]]:
-    """Return the first and the last indices of a family: a rule treats those between like them."""
+    """Return the first and the last indices of a family; a rule treats the ones between alike."""
     everything = list(family.members)
     return everything if len(everything) <= 2 * _TRIED else everything[:_TRIED] + everything[-_TRIED:]
 
@@ -90,7 +90,7 @@ def shifted(indices: tuple[int, ...], offset: tuple[int, ...]) -> tuple[int, ...
 
 
 def with_offsets(template: str, offset: tuple[int, ...]) -> str:
-    """Return a template whose placeholders say what is added to each number."""
+    """Return a template whose placeholders add the offset to each number: `layers.{-1}`."""
     if not any(offset):
         return template
     parts = template.split("{}")

@@ -1,4 +1,4 @@
-"""One tensor here, several there: q, k and v or gate and up in one matrix (cat), or cut out of one (split)."""
+"""One tensor here, several there: q, k and v or gate and up joined (cat), or cut apart (split)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.key_family import KeyFamily, Shape
 
 _ROLES = (("q", "k", "v"), ("gate", "up"), ("k", "v"), ("q", "k"), ("q", "kv"))
-_CLEAR = 0.02  # what the best has to be ahead by
+_CLEAR = 0.02  # the least lead of the best candidate
 _ATTENTION = frozenset(["q", "k", "v", "kv"])
 
 
@@ -30,7 +30,7 @@ class _Found(NamedTuple):
 
 
 def pair_fused(board: Board) -> None:
-    """Link a family with the siblings that it is made of: sizes add up, and names say which is which."""
+    """Link a family with the siblings whose sizes add up to it; names say which is which."""
     for splits in (True, False):
         while found := _clear(_candidates(board, splits=splits)):
             board.add(*[_link(item, splits=splits) for item in found])
@@ -71,12 +71,12 @@ def _candidates(board: Board, *, splits: bool) -> list[_Found]:
 
 
 def _strength(item: _Found) -> tuple[bool, int, float]:
-    """Return what candidates are ordered by: a spelled name, then more parts, then likeness."""
+    """Return the sort key of candidates: a name that spells the order, then more parts, then likeness."""
     return item.spelled, len(item.parts), item.score
 
 
 def _clear(found: Sequence[_Found]) -> list[_Found]:
-    """Return those that are better than all others that would take one of their families."""
+    """Return the candidates that beat every other one that shares a family with them."""
     return [
         item
         for item in found
@@ -95,7 +95,7 @@ def _score(board: Board, whole: KeyFamily, parts: Sequence[KeyFamily], *, splits
 
 
 def leaf_of(template: str) -> str:
-    """Return "weight" or "bias", as the tensor's name says; "weight" where it says neither."""
+    """Return "bias" for a tensor that is named so, else "weight"."""
     leaf = template.rpartition(".")[2]
     return "bias" if leaf == "bias" or leaf.endswith("_bias") else "weight"
 
@@ -117,7 +117,7 @@ def _sibling_groups(families: Sequence[KeyFamily]) -> dict[tuple[object, str], l
 def _in_order(
     whole: KeyFamily, siblings: Sequence[KeyFamily]
 ) -> Iterator[tuple[tuple[KeyFamily, ...], bool]]:
-    """Yield siblings in the order that they have in the whole, and whether the whole's name spells that order."""
+    """Yield siblings in their order inside the whole, and whether the name of the whole spells that order."""
     spelled = roles_in(telling_segment(whole.template))
     by_role = {
         role: [family for family in siblings if role in words_of(telling_segment(family.template))]
@@ -145,7 +145,7 @@ def roles_in(segment: str) -> tuple[str, ...]:
 
 
 def joining_dim(whole: KeyFamily, parts: Sequence[KeyFamily]) -> int | None:
-    """Return the dimension along which the parts add up to the whole, for every index; None where there is none."""
+    """Return the dimension along which the parts add up to the whole at every index, or None."""
     first = next(iter(whole.members.values()))
     for dim in range(len(first)):
         if all(
@@ -157,7 +157,7 @@ def joining_dim(whole: KeyFamily, parts: Sequence[KeyFamily]) -> int | None:
 
 
 def adds_up(whole: Shape, parts: Sequence[Shape], dim: int) -> bool:
-    """Whether shapes put together along `dim` give the whole."""
+    """Whether shapes joined along `dim` give the whole."""
     if any(len(part) != len(whole) for part in parts):
         return False
     rest = {(*part[:dim], *part[dim + 1 :]) for part in parts}
@@ -165,7 +165,7 @@ def adds_up(whole: Shape, parts: Sequence[Shape], dim: int) -> bool:
 
 
 def pairs_of(siblings: Sequence[KeyFamily]) -> Iterator[tuple[KeyFamily, ...]]:
-    """Yield every two of some families, in both orders."""
+    """Yield every pair of families, in both orders."""
     for one, two in combinations(siblings, 2):
         yield one, two
         yield two, one

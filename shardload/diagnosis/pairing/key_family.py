@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 class KeyFamily:
     """Keys that differ in numbers only: `layers.{}.mlp.weight`, with a shape for each tuple of indices.
 
-    Numbers may also be part of the template (`mlp.0.weight`): where they name parts instead of counting them.
+    A number that names a part instead of counting parts stays in the template (`mlp.0.weight`).
     """
 
     template: str
@@ -45,19 +45,19 @@ class KeyFamily:
 
     @cached_property
     def signature(self) -> frozenset[tuple[Indices, Shape]]:
-        """What has to be equal for two families to be each other's under another name."""
+        """Indices and shapes: equal for two families that differ in their name only."""
         return frozenset(self.members.items())
 
     @cached_property
     def unordered(self) -> frozenset[tuple[Indices, Shape]]:
-        """The signature, with the last two dimensions of matrices and stacks of them in order of size."""
+        """The signature, with the last two dimensions sorted (of matrices and stacks of matrices)."""
         if all(len(shape) not in {2, 3} or shape[-2] <= shape[-1] for shape in set(self.members.values())):
             return self.signature
         return frozenset((indices, _sorted(shape)) for indices, shape in self.members.items())
 
     @cached_property
     def from_zero(self) -> frozenset[tuple[Indices, Shape]]:
-        """The unordered signature, with each number counted from the least one."""
+        """The unordered signature, with the numbers at each position counted from the lowest."""
         low = tuple(min(indices[place] for indices in self.members) for place in range(self.arity))
         return frozenset(
             (tuple(index - least for index, least in zip(indices, low, strict=True)), shape)
@@ -82,12 +82,12 @@ class KeyFamily:
         return KeyFamily(self.template, {index: self.members[index] for index in indices})
 
     def without(self, indices: Iterable[Indices]) -> KeyFamily:
-        """Return the part of the family that has other indices than the given ones; itself where there are none."""
+        """Return the part of the family without the given indices."""
         gone = set(indices)
         return self.where(index for index in self.members if index not in gone) if gone else self
 
     def with_literal(self, position: int) -> list[KeyFamily]:
-        """Return one family for each number at an index position, the number a part of the template."""
+        """Return one family for each number at an index position; the number becomes part of its template."""
         groups: dict[int, dict[Indices, Shape]] = defaultdict(dict)
         for indices, shape in self.members.items():
             rest = (*indices[:position], *indices[position + 1 :])

@@ -1,4 +1,4 @@
-"""What equal shapes can't show: orders and interleavings inside a tensor. It is said, never guessed."""
+"""Orders and interleavings inside a tensor, which equal shapes can't show: reported, never guessed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HALVES = (
 
 
 def telling_segment(template: str) -> str:
-    """Return the segment that names a tensor: the module's for `q_proj.weight`, else the last."""
+    """Return the segment that names a tensor: `q_proj` of `q_proj.weight`, else the last one."""
     segments = template.split(".")
     named = [segment for segment in segments if segment != "{}"] or segments
     return named[-2] if named[-1] in _LEAVES and len(named) > 1 else named[-1]
 
 
 def layout_doubt(old: KeyFamily, new: KeyFamily) -> str:
-    """Return what the shapes of a renamed family can't show, or nothing."""
+    """Return what the shapes of a renamed family leave open, or ""."""
     before, after = telling_segment(old.template), telling_segment(new.template)
     if before == after:
         return ""

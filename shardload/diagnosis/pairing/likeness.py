@@ -1,4 +1,4 @@
-"""How alike two key families are by their names, in the light of what has been paired before."""
+"""Likeness: how alike two key families are by their names, given the pairs that were accepted before."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OTHER_LEAVES = {"gamma": "weight", "beta": "bias", "kernel": "weight", "g": "we
 
 @lru_cache(maxsize=20_000)
 def _weighted(template: str, ranks: tuple[str, ...]) -> dict[str, float]:
-    """Return the words of a template with their weights; those further back say more."""
+    """Return the words of a template with their weights; words near the end weigh more."""
     segments = template.split(".")
     bag: dict[str, float] = defaultdict(float)
     leaf = segments[-1]
@@ -60,7 +60,7 @@ class Likeness:
         self._segments: Counter[tuple[str, str]] = Counter()
 
     def learn(self, old: str, new: str, weight: int = 1) -> None:
-        """Take notice that a stored template belongs to a wanted one."""
+        """Record that a stored template is paired with a wanted one."""
         for before, after in _ancestors(old, new):
             self._parents[before][after] += weight
         first, second = old.split("."), new.split(".")
@@ -71,12 +71,12 @@ class Likeness:
             self._segments[(first[-1], second[-1])] += weight
 
     def score(self, old: str, new: str) -> float:
-        """Return how well two templates go together."""
+        """Return how well two templates match: their words, and the pairs around them."""
         old, new = _plain(old), _plain(new)
         return self._words(old, new) + self._context(old, new)
 
     def names_agree(self, old: str, new: str) -> float:
-        """Return how alike the words are alone, between 0 and 1."""
+        """Return how alike the words of two templates are, between 0 and 1."""
         return self._words(_plain(old), _plain(new))
 
     def _words(self, old: str, new: str) -> float:
@@ -108,7 +108,7 @@ class Likeness:
         return total
 
 
-# What torch's own weight_norm called its tensors, and calls them since it is a parametrization.
+# The tensors of torch's weight_norm: their names as a parametrization, and before that.
 _PARAMETRIZED = {
     ".parametrizations.weight.original0": ".weight_g",
     ".parametrizations.weight.original1": ".weight_v",
@@ -141,7 +141,7 @@ def _ancestors(old: str, new: str) -> tuple[tuple[str, str], ...]:
 
 
 def _sibling_ranks(families: Iterable[KeyFamily]) -> dict[str, tuple[str, ...]]:
-    """Return for each template how it stands among siblings that are numbered or ordered by their names.
+    """Return the rank of each template among siblings that their names number or order.
 
     `norm1` and `norm2` are the first and the second of two norms, and so are `input_layernorm` and
     `post_attention_layernorm`.
@@ -167,9 +167,9 @@ def _sibling_ranks(families: Iterable[KeyFamily]) -> dict[str, tuple[str, ...]]:
 
 
 def _ordinal(module: str) -> tuple[str, int | None]:
-    """Return the kind of a numbered module, and its place among those of its kind."""
+    """Return the kind of a numbered module, and its place among the modules of that kind."""
     words = words_of(module)
-    # Names are anybody's: int() refuses thousands of digits, and digits such as "²".
+    # Names are untrusted: int() refuses thousands of digits, and digits such as "²".
     numbers = [int(word) for word in words if _NUMBER.fullmatch(word)]
     if "norm" in words:
         return "norm", _place_of_norm(set(words), numbers)

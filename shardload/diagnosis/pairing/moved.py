@@ -1,4 +1,4 @@
-"""Whole subtrees under another path, where there are too many names to weigh each against each."""
+"""Whole subtrees under another path, for models with too many names to compare every pair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST = 6  # segments of an end that both sides share
 
 
 def pair_moved_trees(board: Board) -> None:
-    """Link families that end alike and have one partner only, the most frequent change of paths first."""
+    """Link families with the same last segments and only one partner, the most frequent change of path first."""
     if min(len(board.stored), len(board.wanted)) < _MANY:
         return
     ends: dict[tuple[object, str], list[KeyFamily]] = defaultdict(list)
@@ -43,7 +43,7 @@ def pair_moved_trees(board: Board) -> None:
 
 
 def _ends(template: str) -> list[str]:
-    """Return what a template may share with another one: runs of last segments, the longest first."""
+    """Return the last segments of a template, in runs from the longest to the shortest."""
     segments = template.split(".")
     longest = min(_LONGEST, len(segments) - 1)
     return [".".join(segments[-length:]) for length in range(longest, 0, -1)]

@@ -1,4 +1,4 @@
-"""Numbers that differ: layers counted from 1, parts of a Sequential that are named elsewhere, layers that lack."""
+"""Numbers that differ: layers counted from 1, and parts of a Sequential that have names on the other side."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _MOST_NAMES = 8  # numbers that may be names: a Sequential of more parts is a li
 
 
 def pair_shifted(board: Board) -> None:
-    """Link families whose indices are equal but for one number that is added to all of them."""
+    """Link families whose indices differ by one constant."""
     pair(board, _from_zero, least=0.3)
 
 
 def _from_zero(family: KeyFamily) -> Hashable:
     if not family.arity:
-        return id(family)  # meets nobody
+        return id(family)  # alone in its bucket
     return family.from_zero
 
 
 def pair_named_parts(board: Board) -> None:
-    """Take numbers as names where that finds partners: `mlp.0` and `mlp.2` for `mlp.fc1` and `mlp.fc2`."""
+    """Treat numbers as names where that finds partners: `mlp.0` and `mlp.2` for `mlp.fc1` and `mlp.fc2`."""
     for _ in range(2):
         changed = False
         for side in ("stored", "wanted"):

@@ -1,4 +1,4 @@
-"""Pairs of templates as few rename rules: whole subtrees where they move together."""
+"""rename_rules: pairs of templates as few renames, with one rule for a subtree that moves as one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Segments = tuple[str, ...]
 
-_ASIDE = "renamed"  # where names wait that would meet others on the way
+_ASIDE = "renamed"  # prefix of names that wait until the name they take is free
 
 
 class _Move(NamedTuple):
@@ -34,9 +34,8 @@ class _Move(NamedTuple):
 def rename_rules(pairs: Mapping[str, str], kept: Iterable[str], names: Mapping[str, str]) -> KeyMap:
     """Return renames that turn every old template into its new one, and leave `kept` templates alone.
 
-    Templates that are in neither may be renamed along with what stands around them. `names` are the stored keys
-    with the name that each shall have; the rules are tried on them, and where short ones do not come true, exact
-    ones are given.
+    Templates that are in neither may be renamed along with their neighbours. `names` maps stored keys to the names
+    that they must get: the rules are tried on them, and exact rules replace short ones that give other names.
     """
     changed = {old: new for old, new in pairs.items() if old != new}
     if not changed:
@@ -47,7 +46,7 @@ def rename_rules(pairs: Mapping[str, str], kept: Iterable[str], names: Mapping[s
     exact = KeyMap(tuple(Rename(old, new) for old, new in changed.items()))
     if _comes_true(exact, names):
         return exact
-    # Names that are taken on the way: everything waits aside until all have moved.
+    # Some new names are old ones: all names move aside first.
     return KeyMap(
         (
             *(Rename(old, f"{_ASIDE}.{new}") for old, new in changed.items()),
@@ -71,7 +70,7 @@ def _short_rules(changed: Mapping[str, str], kept: Iterable[str]) -> KeyMap:
     for old, new in pairs.items():
         move = moves.get(old)
         rules[move.rule() if move else Rename(".".join(old), ".".join(new))] = None
-    # Rules for single names first: a subtree's rule must not carry them off before.
+    # Rules for single names first: else a subtree's rule would rename them.
     ordered: list[Rename] = sorted(rules, key=_specific_first)
     return KeyMap(tuple(ordered))
 
@@ -83,7 +82,7 @@ def _specific_first(rule: Rename) -> tuple[bool, int]:
 def _prefix_moves(
     pairs: Mapping[Segments, Segments], stays: Mapping[Segments, Segments]
 ) -> dict[Segments, _Move]:
-    """Return for each old template the move of the largest subtree around it that moves as one."""
+    """Return the move of the largest subtree that moves as one, for each old template."""
     votes: Counter[tuple[Segments, Segments]] = Counter()
     below: Counter[Segments] = Counter()
     for old, new in (*pairs.items(), *stays.items()):
@@ -113,7 +112,7 @@ def _prefix_moves(
 def _middle_moves(
     pairs: Mapping[Segments, Segments], everything: Mapping[Segments, Segments]
 ) -> dict[Segments, _Move]:
-    """Return moves that change the beginning and the end of names and leave the middle."""
+    """Return moves that change the first and the last segments of names and keep the middle."""
     groups: dict[_Move, list[Segments]] = defaultdict(list)
     for old, new in pairs.items():
         block = SequenceMatcher(None, old, new, autojunk=False).find_longest_match()

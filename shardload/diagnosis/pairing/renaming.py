@@ -1,4 +1,4 @@
-"""Families of equal indices and shapes under other names: paired by their words, the widest margin first."""
+"""Families of equal indices and shapes under other names: paired by words, the widest margin first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily
 
-_MOST_PAIRS = 40_000  # of one bucket: scoring them all would take longer than anybody waits
+_MOST_PAIRS = 40_000  # of one bucket: scoring all of a larger one takes too long
 _STEPS = (0.45, 0.3, 0.2, 0.12, 0.07)
 _TURNED = 0.2  # what a transpose costs: names have to speak for it
 _OWN_NAME = 0.4  # what it costs to leave a namesake of another shape behind
@@ -22,7 +22,7 @@ ALONE = 9.0  # the margin where nothing else has that signature
 
 
 class Choice(NamedTuple):
-    """Two families that suit each other best, and by how much."""
+    """Two families that are each other's best match, and by what margin."""
 
     score: float
     margin: float
@@ -31,16 +31,16 @@ class Choice(NamedTuple):
 
 
 def pair_renamed(board: Board, *, least: float = 0.35, alone: bool = False) -> None:
-    """Link families whose indices and shapes are equal, or would be if the last two dimensions changed places.
+    """Link families whose indices and shapes are equal, perhaps after a transpose.
 
-    Margins are judged from wide to narrow; each link teaches the next. `least` is the lowest score. With `alone`,
-    families that are the only ones of their signature are linked whatever they are called.
+    Wide margins are accepted before narrow ones, and each link teaches the next. `least` is the lowest score. With
+    `alone`, families that are the only ones of their signature are linked whatever their names.
     """
     pair(board, lambda family: family.unordered, least=least, alone=alone)
 
 
 def pair(board: Board, bucket: Callable[[KeyFamily], Hashable], *, least: float, alone: bool = False) -> None:
-    """Link families of equal buckets by their names."""
+    """Link families of the same bucket by their names."""
     for step in _STEPS:
         while True:
             accepted = [
@@ -58,7 +58,7 @@ def _is_clear(choice: Choice, step: float, least: float, *, alone: bool) -> bool
 
 
 def is_turned(old: KeyFamily, new: KeyFamily) -> bool:
-    """Whether the shapes of two families are equal only after their last two dimensions changed places."""
+    """Whether two families of one bucket have different shapes: one is the transpose of the other."""
     return next(iter(old.members.values())) != next(iter(new.members.values()))
 
 
@@ -83,7 +83,7 @@ def _confidence(score: float, margin: float, words: float) -> float:
 
 
 def _choices(board: Board, bucket: Callable[[KeyFamily], Hashable]) -> list[Choice]:
-    """Return each pair that is the best for both sides, the widest margin first."""
+    """Return the pairs that are best for both sides, the widest margin first."""
     buckets: dict[Hashable, tuple[list[KeyFamily], list[KeyFamily]]] = defaultdict(lambda: ([], []))
     for family in board.stored:
         buckets[bucket(family)][0].append(family)

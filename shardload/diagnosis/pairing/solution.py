@@ -1,4 +1,4 @@
-"""Solution: the keys of a checkpoint and a model paired stage by stage, and the map that it amounts to, tried."""
+"""Solution: the keys of a checkpoint and a model paired stage by stage, and the map of the pairs, tried on headers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.key_family import Shape
     from shardload.keymap import Derived
 
-SURE = 0.95
-"""The confidence from which a rule may be applied without being asked, if no layout is unproven."""
-
 
 def solve(
     stored: Sequence[KeyFamily],
@@ -39,7 +36,7 @@ def solve(
     config: Mapping[str, Any] | None = None,
     module_classes: Mapping[str, str] | None = None,
 ) -> Board:
-    """Return the board after every stage: links for what was found, the rest open."""
+    """Return the board after all stages: links for the pairs that were found, the other families open."""
     board = Board.of(stored, wanted, module_classes)
     pair_moved_trees(board)
     pair_renamed(board)
@@ -57,19 +54,18 @@ def solve(
 
 
 def _is_akin(board: Board, stored: Sequence[KeyFamily]) -> bool:
-    """Whether most keys have been explained: only then a tensor's shape alone says which one it is."""
+    """Whether most keys have been explained: only then a shape that occurs once identifies a tensor."""
     left = sum(len(family.members) for family in board.stored)
     return 2 * left <= sum(len(family.members) for family in stored)
 
 
 @dataclass
 class Solution:
-    """What pairing found: `wrappings` first, then the links of `board`, whose rules are `cure`.
+    """What pairing has found: `wrappings` first, then the links of `board`, whose rules are `cure`.
 
     `stored` are the checkpoint's families under their stored names, `unwrapped` the same without their wrappings,
-    `wanted` the model's. `key_map` is all that was found, tried on the headers; `filled` are the model's keys that
-    it fills with their shape. `failed` says why the map of all links could not be carried out, where that is so;
-    no map is given then.
+    `wanted` the model's. `key_map` has all rules; `filled` are the model's keys that it fills with the right shape.
+    `failed` says why the rules can't be applied to the headers, or is ""; then there is no map.
     """
 
     stored: list[KeyFamily]
@@ -90,7 +86,7 @@ class Solution:
         config: Mapping[str, Any],
         module_classes: Mapping[str, str],
     ) -> Solution:
-        """Pair the keys, make the map and try it."""
+        """Pair the keys, make the map and try it on the headers."""
         have, want = families_of({key: ref.shape for key, ref in stored.items()}), families_of(wanted)
         wrappings, unwrapped = unwrap(have, want)
         board = solve(unwrapped, want, config, module_classes)
@@ -114,34 +110,19 @@ class Solution:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """The stored keys, under the names that they have without their wrappings."""
+        """The stored keys -> their names without wrappings."""
         found: dict[str, str] = {}
         for before, after in zip(self.stored, self.unwrapped, strict=True):
             found |= dict(zip(before.names(), after.names(), strict=True))
         return found
 
     def stored_names(self, names: Iterable[str]) -> list[str]:
-        """Return what keys are stored as, given their names without wrappings."""
+        """Return the stored keys of names without wrappings."""
         if not self.wrappings:
             return list(names)
         back = {name: key for key, name in self.names.items()}
         return [back.get(name, name) for name in names]
 
     def links(self, *kinds: str) -> list[Link]:
-        """Return the links of some kinds."""
+        """Return the links of the given kinds."""
         return [link for link in self.board.links if link.kind in kinds]
-
-    @property
-    def confidence(self) -> float:
-        """The lowest confidence of any rule."""
-        return min((link.confidence for link in self.board.links), default=1.0)
-
-    @property
-    def unproven(self) -> tuple[str, ...]:
-        """What names and shapes can't show, each said once."""
-        return tuple(dict.fromkeys(link.unproven for link in self.board.links if link.unproven))
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether the map may be applied without being asked."""
-        return not self.failed and self.confidence >= SURE and not self.unproven

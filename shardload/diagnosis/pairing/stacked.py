@@ -1,4 +1,4 @@
-"""Experts one by one here, in one tensor there: stack and unstack, with gate and up put together besides."""
+"""Experts one by one here, in one tensor there: stack and unstack, perhaps with gate and up joined."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Found(NamedTuple):
 
 
 def pair_stacked(board: Board) -> None:
-    """Link numbered families with the tensor that has one dimension more, the best by name first."""
+    """Link numbered families with the tensor that has one more dimension, the best match of names first."""
     for stacks in (True, False):
         while True:
             found = sorted(_candidates(board, stacks=stacks), key=lambda item: -item.score)
@@ -89,7 +89,7 @@ def _candidates(board: Board, *, stacks: bool) -> Iterator[_Found]:
 
 
 def _layers(flats: Sequence[KeyFamily]) -> _Layers:
-    """Return families by the indices that they have beside one that counts, and how far that one counts."""
+    """Return families by their other indices and by how far one of their indices counts."""
     layers: _Layers = defaultdict(list)
     for flat in flats:
         for counted in range(flat.arity if flat.shape is not None else 0):
@@ -101,7 +101,7 @@ def _layers(flats: Sequence[KeyFamily]) -> _Layers:
 
 
 def _height(flat: KeyFamily, counted: int) -> int:
-    """Return how many numbers stand at an index position, if they are 0, 1, 2, … for all other indices; else 0."""
+    """Return how far an index position counts, if it is 0, 1, 2, … for all other indices; else 0."""
     numbers: dict[Indices, set[int]] = defaultdict(set)
     for indices in flat.members:
         rest = (*indices[:counted], *indices[counted + 1 :])
@@ -169,7 +169,7 @@ def without_index(template: str, position: int) -> str:
 
 
 def _other_counters(old: str, new: str) -> int:
-    """Return how many numbers of two templates count different things: layers here, experts there."""
+    """Return how many placeholders of two templates count different things: layers here, experts there."""
     count = 0
     one, two = old.split("."), new.split(".")
     ones = [words_of(one[place - 1]) for place, segment in enumerate(one) if segment == "{}" and place]

@@ -1,4 +1,4 @@
-"""An output layer that the checkpoint does not have, because it shares the embedding's numbers: alias."""
+"""An output layer that the checkpoint lacks because it shares the embedding's weight: alias."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOUBT = "whether the output layer shares the embedding's numbers"
 
 
 def pair_tied(board: Board, config: Mapping[str, Any]) -> None:
-    """Link an output layer that nothing fills with the stored embedding of its shape."""
+    """Link an output layer without a stored tensor with the stored embedding of its shape."""
     places = tied_in(config)
     for new in list(board.wanted):
         if new.arity or len(new.shape or ()) != 2 or not {"head"} & _words(new.template):
@@ -37,7 +37,7 @@ def pair_tied(board: Board, config: Mapping[str, Any]) -> None:
 
 
 def tied_in(config: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return where a config, or one inside it, says that embedding and output layer share their numbers."""
+    """Return the fields of a config, nested ones too, that say that embedding and output layer are tied."""
     found = [f"{path}tie_word_embeddings"] if config.get("tie_word_embeddings") is True else []
     for name, value in config.items():
         if isinstance(value, Mapping) and path.count(".") < 4:

@@ -1,4 +1,4 @@
-"""Square matrices that show no mismatch, and are turned like their neighbours: Conv1D here, Linear there."""
+"""Square matrices, which show no mismatch, are transposed like their neighbours: Conv1D here, Linear there."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DOUBT = "whether square matrices are turned as their neighbours are"
 
 
 def turn_squares(board: Board) -> None:
-    """Turn the square weights of blocks whose other matrices are all turned, as far as their module class says so.
+    """Transpose square weights where all other matrices of their module class in the block are transposed.
 
-    Without known classes the neighbours decide alone, and the link says that this is unproven.
+    Without known classes all neighbours decide, and the link says that this is unproven.
     """
     _doubt_lone(board)
     turned: dict[str, set[str]] = defaultdict(set)
@@ -52,7 +52,7 @@ def turn_squares(board: Board) -> None:
 
 
 def _doubt_lone(board: Board) -> None:
-    """Lower the confidence of a turned matrix that has no turned neighbour: what stores one turned stores all so."""
+    """Lower the confidence of a transposed matrix without a transposed neighbour: code transposes all or none."""
     blocks = Counter(_block(link.wanted[0].template) for link in board.links if link.kind == "transpose")
     for place, link in enumerate(board.links):
         if link.kind == "transpose" and blocks[_block(link.wanted[0].template)] < _TOGETHER:
@@ -70,12 +70,12 @@ def _matrices(board: Board) -> list[tuple[Link | None, KeyFamily, KeyFamily]]:
 
 
 def _block(template: str) -> str:
-    """Return the template up to its last number: what stands in one layer."""
+    """Return the template up to its last number: the layer."""
     head, found, _ = template.rpartition("{}")
     return head if found else ""
 
 
 def _class_of(board: Board, family: KeyFamily) -> str:
-    """Return the class of the module that holds a family; "?" where it is not known."""
+    """Return the class of the module that holds a family, or "?"."""
     key = family.key(next(iter(family.members)))
     return board.module_classes.get(key.rpartition(".")[0], "?")

@@ -1,4 +1,4 @@
-"""Families that are each other's by name, and differ: in the layers that they have, or in their shapes."""
+"""Families that match by name and differ in their layers or in their shapes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MOST_PAIRS = 40_000
 
 
 def pair_other_layers(board: Board) -> None:
-    """Link families of one shape by name where one side has layers that the other lacks."""
+    """Link families of equal shape by name where one side has layers that the other lacks."""
     _pair(board, same_shape=True)
 
 
 def pair_misshapen(board: Board) -> None:
-    """Link families by name whose shapes differ: the names are cured, and the shapes are told."""
+    """Link families by name whose shapes differ: the names are cured, the shapes are reported."""
     _pair(board, same_shape=False)
 
 

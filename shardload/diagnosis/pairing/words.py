@@ -1,11 +1,11 @@
-"""What the names of a model's parts mean: `query`, `wq` and `q_proj` are one word. No model is known here by name."""
+"""What the names of a model's parts mean: `query`, `wq` and `q_proj` are one word. No model is known by name."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-# A word, and the spellings that published code has for it. Order matters nowhere.
+# A word, and its spellings in published code.
 _SPELLINGS = {
     "q": "q query queries wq qproj",
     "k": "k key keys wk kproj",
@@ -51,7 +51,7 @@ _SPELLINGS = {
 }
 _WORD_OF = {spelling: word for word, text in _SPELLINGS.items() for spelling in text.split()}
 _WORDS_OF = {
-    # Spellings that stand for two words, or for one that depends on its neighbours.
+    # Spellings of two words.
     "wte": ("embed", "token"),
     "wpe": ("embed", "position"),
     "selfattention": ("attn",),
@@ -62,7 +62,7 @@ _WORDS_OF = {
     "unembed": ("text", "head"),
 }
 _RUNS = {
-    # Runs of parts of one segment, before the parts are looked up one by one.
+    # Runs of parts of a segment; they are looked up before single parts.
     ("query", "key", "value"): ("qkv",),
     ("q", "k", "v"): ("qkv",),
     ("c", "attn"): ("qkv",),
@@ -96,7 +96,7 @@ _RUNS = {
     ("final", "layer", "norm"): ("final", "norm"),
     ("e", "score", "correction", "bias"): ("expert", "bias"),
 }
-# Words that say little: almost every name has them, or leaves them out.
+# Words that say little: names have them or leave them out at will.
 _FILLERS = frozenset({
     "proj", "projection", "linear", "dense", "lin", "fc", "model", "module", "transformer", "backbone",
     "base", "self", "net", "network", "main", "the", "kernel",
@@ -106,13 +106,13 @@ _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+h(?![a-z])|[0-9]+|\{\}"
 
 @lru_cache(maxsize=20_000)
 def parts_of(segment: str) -> tuple[str, ...]:
-    """Return the parts of one segment in lower case: `LayerNorm2` has `layer`, `norm`, `2`."""
+    """Return the parts of a segment in lower case: `LayerNorm2` has `layer`, `norm`, `2`."""
     return tuple(part.lower() for part in _PARTS.findall(segment))
 
 
 @lru_cache(maxsize=20_000)
 def words_of(segment: str) -> tuple[str, ...]:
-    """Return what one segment of a key says, as words; fillers are left out.
+    """Return the words of a segment of a key, without fillers.
 
     `query`, `wq` and `q_proj` are all `("q",)`; `post_attention_layernorm` is `("post", "attn", "norm")`.
     """
@@ -137,5 +137,5 @@ def words_of(segment: str) -> tuple[str, ...]:
                 words.append(_WORD_OF.get(part, part))
             at += 1
     if {"attn", "norm"} <= set(words) and not {"pre", "post", "q", "k", "v"} & set(words):
-        words.insert(0, "pre")  # the norm of attention stands before it
+        words.insert(0, "pre")  # a norm that only says attention is the one before it
     return tuple(words)

@@ -1,4 +1,4 @@
-"""Keys that carry, or lack, whole segments: DDP's `module.`, torch.compile's `_orig_mod.`, FSDP's, a base model."""
+"""Whole segments too many or too few: DDP's `module.`, torch.compile's `_orig_mod.`, FSDP's, a base model's."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ WRAPPERS = {
     "_dpp_module": "pipeline parallelism",
     "base_layer": "PEFT's layer around a base layer",
 }
-"""Segments that wrapping leaves in keys, and what leaves them."""
+"""Segments that wrappers add to keys, and the wrapper of each."""
 
 
 @dataclass(frozen=True)
 class Wrapping:
-    """Whole segments to take out of the stored keys, or to put in front of them, and how many keys that fits.
+    """Whole segments to remove from the stored keys or to add in front, and how many more keys fit then.
 
-    `rename` is what `key_map` does to one name, a template among them.
+    `rename` does to one name or template what `key_map` does to all.
     """
 
     key_map: KeyMap
@@ -44,10 +44,10 @@ class Wrapping:
 def unwrap(
     stored: Sequence[KeyFamily], wanted: Sequence[KeyFamily]
 ) -> tuple[list[Wrapping], list[KeyFamily]]:
-    """Return what has to be done to the keys' segments, one change after the other, and the families after it.
+    """Return the changes of whole segments, one after the other, and the families after them.
 
-    A change is accepted only if half of what did not fit the model fits it afterwards, or if it takes out what a
-    wrapper leaves and the model has nowhere: a real child of that name is never lost.
+    A change is accepted only if half of the keys that did not fit the model then fit, or if it removes a wrapper's
+    segment that the model has nowhere: a real child of that name is never lost.
     """
     found: list[Wrapping] = []
     families = list(stored)
@@ -118,9 +118,9 @@ def _adder(prefix: str) -> Callable[[str], str]:
 
 
 def _prefixes(families: Sequence[KeyFamily]) -> list[str]:
-    """Return the leading runs of segments that at least half of the keys share, the most frequent first.
+    """Return the leading segments that at least half of the keys share, the most frequent first.
 
-    Placeholders, and braces of a key's own, have no place in them.
+    Runs with a placeholder, or with braces of a key's own, are left out.
     """
     counts: Counter[str] = Counter()
     total = 0
@@ -138,7 +138,7 @@ def _prefixes(families: Sequence[KeyFamily]) -> list[str]:
 
 
 def _fitting(stored: Iterable[KeyFamily], wanted: Mapping[str, KeyFamily]) -> int:
-    """Return how many keys the model has, with the same shape."""
+    """Return how many stored keys the model has with the same shape."""
     count = 0
     for family in stored:
         other = wanted.get(family.template)
