@@ -1,4 +1,4 @@
-"""examine: what is wrong with a checkpoint, with it in a model, or with an adapter on top; from headers alone."""
+"""examine: what is wrong with a checkpoint, alone or in a model, or with an adapter. Reads headers only."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from shardload.diagnosis.finding import Case, Finding
 from shardload.diagnosis.finding_text import finding_lines
 from shardload.errors import (
     CorruptError,
+    Cures,
     MismatchError,
     NotFoundError,
     ShardloadError,
     UnsupportedError,
     UsageError,
+    Wording,
 )
 from shardload.keys import collapse
 from shardload.keywords import entry_point
@@ -47,7 +49,7 @@ SCHEMA = 1
 
 @dataclass
 class Examination:
-    """What `examine` found. `against` says what the checkpoint was compared with, or "" where it was not.
+    """What `examine` found. `against` names what the checkpoint was compared with, or is "".
 
         >>> import torch, shardload
         >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
@@ -55,9 +57,9 @@ class Examination:
         >>> found.against, found.keys, found.nbytes, found.exit_code
         ('Linear', 2, 40, 0)
 
-    `keys` and `nbytes` are all of the checkpoint's. `key_map` is the map that cures what can be cured, bound to this
-    checkpoint; `cured` tells whether nothing is left when it is applied, as a second comparison showed. `notes` are
-    lines that are no findings.
+    `keys` and `nbytes` count the whole checkpoint. `key_map` is the map that cures what can be cured, bound to this
+    checkpoint; `cured`: a second comparison, with the map applied, found nothing. `notes` are lines that are no
+    findings.
     """
 
     where: str
@@ -128,9 +130,9 @@ class Examination:
             return []
         count = len(self.key_map.rules)
         left = "it cures everything" if self.cured else "it cures a part"
-        doubt = "; it holds unproven layouts, so look at it first" if self.unproven else ""
+        doubt = "; it has unproven layouts, so look at it first" if self.unproven else ""
         held = self.key_map.resident_bytes or 0
-        memory = f"; a load puts together up to {size_of(held)} at a time" if held else ""
+        memory = f"; a load assembles up to {size_of(held)} at a time" if held else ""
         return [f"map: {count} rule{'s' * (count != 1)}, tried on the headers: {left}{memory}{doubt}"]
 
 
@@ -144,7 +146,7 @@ def examine(
     auto_class: str | None = None,
     **keywords: Unpack[ModelKeywords],
 ) -> Examination:
-    """Say what is wrong with a checkpoint and what cures it, from headers alone: no weight is read.
+    """Say what is wrong with a checkpoint and what cures it. Only headers are read.
 
         >>> import torch, shardload
         >>> files = shardload.save(torch.nn.ModuleDict({"module": torch.nn.Linear(4, 2)}), "wrapped")
@@ -186,7 +188,7 @@ def _maker(
     model_class: Callable[[Any], nn.Module] | None,
     auto_class: str | None,
 ) -> Callable[[], nn.Module] | None:
-    """Return what makes the model, or None where no class is at hand without anybody's word."""
+    """Return the function that makes the model, or None if no class is given and the repo's own is not trusted."""
     if model_class is None:
         config = checkpoint.config or read_config(checkpoint.source)
         if not config or ("auto_map" in config and not trust.trust_remote_code):
@@ -196,17 +198,20 @@ def _maker(
     except UsageError:
         if model_class is not None or trust.trust_remote_code:
             raise
-        return None  # no class is named, or transformers is not there
+        return None  # config.json names no class, or transformers is not installed
 
 
 def _alone(checkpoint: Checkpoint) -> Examination:
-    """Judge a checkpoint without a model: signatures in its headers."""
+    """Judge a checkpoint without a model, by the signatures in its headers."""
     case = Case.of({}, checkpoint.tensors, checkpoint.config)
     found = tuple(finding for finding in diagnose(case) if finding.declines)
-    notes = [
-        "no model: only headers and index were judged; pass --model, --like or --trust-remote-code to compare"
-    ]
-    return _examination(checkpoint, found, notes=[*notes, *checkpoint.warnings])
+    alone = Wording(
+        "no model: only headers and index were judged; pass {model_class}, {like} or {trust_remote_code} to compare",
+        model_class=...,
+        like=...,
+        trust_remote_code=True,
+    )
+    return _examination(checkpoint, found, notes=[alone, *checkpoint.warnings])
 
 
 def _in_model(shell: Shell, checkpoint: Checkpoint) -> Examination:
@@ -259,9 +264,16 @@ def _unexplained(keys: list[str], against: str) -> Finding:
     patterns = collapse(keys)
     return Finding(
         "E-KEYS",
-        f"{len(keys)} keys do not fit {against}, and no rule explains them",
+        f"{len(keys)} keys do not fit {against}, and no rule explains why",
         explained=0,
-        cure="allow_missing or allow_unexpected for keys that may differ; or the class that belongs to it",
+        cure=Cures(
+            Wording(
+                "pass {allow_missing} or {allow_unexpected} for keys that may differ",
+                allow_missing=...,
+                allow_unexpected=...,
+            ),
+            "use the class that belongs to the checkpoint",
+        ),
         evidence=tuple(patterns[:6]),
         confidence=0.0,
     )
@@ -284,7 +296,7 @@ def _examination(
 
 
 def _unopened(error: ShardloadError, where: Where) -> Examination | None:
-    """Return the finding that an error amounts to; None where there is nothing to examine."""
+    """Return the finding for a checkpoint that can't be opened; None if there is nothing to examine."""
     if isinstance(error, NotFoundError):
         if error.code != "E-SHARDS":
             return None
@@ -318,9 +330,9 @@ def _absent_shards(where: Where) -> Examination | None:
     patterns = collapse(lost)
     finding = Finding(
         "E-SHARDS",
-        f"{files.index} names {len(absent)} of {len(files.shards)} files that are not here: {', '.join(absent[:4])}",
+        f"{files.index} names {len(absent)} of {len(files.shards)} files that are missing: {', '.join(absent[:4])}",
         explained=len(lost),
-        cure="fetch these files; the index is whole",
+        cure="fetch these files; the index is complete",
         evidence=tuple(patterns[:6]),
         declines=True,
     )

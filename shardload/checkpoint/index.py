@@ -1,4 +1,4 @@
-"""Which files hold a checkpoint's weights, and what the index says about them."""
+"""find_weight_files: the files that hold a checkpoint's weights, and its index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler"
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files of one checkpoint: `shards` in reading order, and the index that names them, if there is one."""
+    """The weight files of a checkpoint: `shards` in reading order, and the index that names them, if there is one."""
 
     shards: tuple[str, ...]
     index: str | None = None
@@ -34,7 +34,7 @@ def find_weight_files(source: Source, *, only: str | None = None, variant: str |
     """Choose the weight files of a source: safetensors before .bin, an index before a single file.
 
     `only` is a file that the caller named (a weight file or an index). `variant` picks
-    `model.<variant>.safetensors` as on the Hub. Raises NotFoundError, UsageError or CorruptError.
+    `model.<variant>.safetensors`, as on the Hub. Raises NotFoundError, UsageError or CorruptError.
     """
     if only is not None:
         return _read_index(source, only) if only.endswith(_INDEX_SUFFIX) else WeightFiles((only,))
@@ -63,7 +63,7 @@ def _usual_names(variant: str | None) -> list[str]:
 
 
 def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
-    """Accept other names when they leave no doubt: one index, one numbered set, or one single file."""
+    """Return weight files with other names if they are unambiguous: one index, one numbered set, or one file."""
     top = [name for name in names if "/" not in name]
     for suffix in _WEIGHT_SUFFIXES:
         indexes = [name for name in top if name.endswith(suffix + _INDEX_SUFFIX)]
@@ -85,7 +85,7 @@ def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
 
 
 def _numbered_set(source: Source, files: list[str]) -> tuple[str, ...]:
-    """Return `x-00001-of-00007` … as shards when the set is whole; without an index their headers stand for it."""
+    """Return `x-00001-of-00007` … as shards if the set is whole. Raises UsageError, NotFoundError."""
     matches = [_NUMBERED.fullmatch(name) for name in files]
     sets = {(m["stem"], m["total"], m["rest"]) for m in matches if m}
     if len(sets) != 1 or not all(matches):

@@ -1,4 +1,4 @@
-"""The command line: one file a command.
+"""The command line. Each command has a file.
 
 Data goes to stdout, messages and progress to stderr. Exit codes: 0 ok, 1 checkpoint and model (or two checkpoints)
 disagree or a repo's code failed, 2 usage or I/O, 3 curable by a key map, 4 unsafe or corrupt, 70 a defect of
@@ -45,7 +45,7 @@ DEFECT = 70
 
 
 class _Commands(click.Group):
-    """Looks each command up in its own file, when it is asked for."""
+    """Imports the file of a command when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -77,7 +77,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Show the version.",
 )
 def commands() -> None:
-    """Load sharded PyTorch checkpoints: planned from their headers, mapped instead of copied, strict."""
+    """Load sharded PyTorch checkpoints: planned from headers, mapped instead of copied, strict."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; errors are shown, not raised."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # streams that a test or a notebook put in place
+        with contextlib.suppress(AttributeError):  # tests and notebooks replace the streams
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     as_json = "--json" in arguments
@@ -150,7 +150,7 @@ def _as_own(error: ShardloadError | click.ClickException | OSError | SystemExit)
         return error
     if isinstance(
         error, SystemExit
-    ):  # click leaves by exceptions of its own: this is somebody else's `sys.exit()`
+    ):  # click has its own exceptions to exit: this is a `sys.exit()` of the model's code
         return RemoteCodeError(f"the model's code ended the program: SystemExit: {error}")
     if isinstance(error, OSError):
         return UsageError(error.strerror or str(error), where=str(error.filename) if error.filename else None)
@@ -160,6 +160,6 @@ def _as_own(error: ShardloadError | click.ClickException | OSError | SystemExit)
 
 
 def _silence_stdout() -> None:
-    """Point stdout at nothing: Python flushes it at exit, and would complain about the closed pipe then."""
+    """Point stdout at /dev/null: Python flushes it at exit, and a closed pipe would be an error there."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`shardload inspect` of an adapter: what its headers and its config say, and how it fits a base."""
+"""`shardload inspect` of an adapter: its headers, its config, and how it fits a base."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WEIGHTS = re.compile(r"adapter(_model|s|_\d+)\.(safetensors|bin|pt)")
 
 
 def is_adapter(where: str, subfolder: str | None) -> bool:
-    """Whether a path on this disk is an adapter's folder, or its weight file; nothing but names is looked at."""
+    """Whether a local path is the folder or the weight file of an adapter, judged by names alone."""
     path = Path(where).expanduser()
     if path.is_dir():
         path = path / (subfolder or "")
@@ -27,7 +27,7 @@ def is_adapter(where: str, subfolder: str | None) -> bool:
 
 
 def show(where: Where, base: str | None, alpha: float | None, *, as_json: bool) -> None:
-    """Print the inspection, and exit with 1 when a load would raise."""
+    """Print the inspection. Exits with 1 when a load would raise."""
     from shardload.adapters.inspection import inspect_adapter
 
     found = inspect_adapter(where, base, alpha=alpha)

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_NEW_TOKENS = 1024
-"""Tokens of an answer where neither the caller nor the repo says how many."""
+"""The most tokens of an answer, where neither the caller nor the repo sets a limit."""
 
 
 class Stop:
-    """A stopping criterion that is set from outside."""
+    """A stopping criterion: generation stops once `wanted` is set."""
 
     def __init__(self) -> None:
         self.wanted = False
@@ -27,7 +27,7 @@ class Stop:
 
 
 class Answering(Protocol):
-    """One way to answer. `show` is called with the whole answer so far, each time it has grown."""
+    """One way to answer. `show` is called with the whole answer so far each time it grows."""
 
     name: str
 
@@ -41,7 +41,7 @@ class Answering(Protocol):
 def choose_answering(
     model: Any, tokenizer: Any, settings: dict[str, Any], *, system: str | None = None, raw: bool = False
 ) -> Answering:
-    """Return how this model answers: raw text where asked, the repo's own way where it has one, else its template.
+    """Return how this model answers: raw text if asked, the repo's own method if it has one, else its template.
 
     Raises UsageError where there is none of these, or where it takes no system prompt and one is given.
     """
@@ -57,8 +57,8 @@ def choose_answering(
     if {"query", "history"} <= names:
         return OwnChat(model, tokenizer, settings, system)
     raise UsageError(
-        f"{type(model).__name__} has no stream_chat, and its tokenizer no chat template: it can't be talked to",
-        cure="pass --raw to have it go on with the text as it is",
+        f"{type(model).__name__} has no stream_chat, and its tokenizer has no chat template",
+        cure="pass --raw to let it continue the text as it is",
     )
 
 
@@ -109,7 +109,7 @@ class OwnStream(_Way):
         """Answer and remember the turn."""
         own = self.model.stream_chat
         stream = own(self.tokenizer, query, history=copy.deepcopy(self.history), **self._keywords(own, stop))
-        # A stream that another thread feeds is read to its end also once it is to stop: that thread waits for it.
+        # A stream that another thread feeds is read to its end even after a stop: that thread waits for a reader.
         for item in stream:
             answer = item[0] if isinstance(item, tuple) else item
             if stop.wanted:
@@ -140,12 +140,12 @@ class Template(_Way):
 
 
 class Raw(_Way):
-    """`generate` on the text as it is; nothing is remembered."""
+    """`generate` on the text as it is, without a history."""
 
     name = "generate, from the text as it is"
 
     def answer(self, query: str, show: Callable[[str], None], stop: Stop) -> None:
-        """Go on with the text."""
+        """Continue the text."""
         ids = self.tokenizer(query, return_tensors="pt")["input_ids"]
         _generate(self.model, ids, self.tokenizer, _Streamer(self.tokenizer, show), self.settings, stop)
 
@@ -173,7 +173,7 @@ class OwnMessages(_Way):
 
 
 class OwnChat(_Way):
-    """`chat(tokenizer, query, history=…)`: the whole answer at once, shown as it grows where a streamer is taken."""
+    """`chat(tokenizer, query, history=…)`: the whole answer at once, or as it grows where it takes a streamer."""
 
     name = "the repo's chat"
 
@@ -190,7 +190,7 @@ class OwnChat(_Way):
 
 
 class _Streamer:
-    """Takes tokens from `generate` and shows the text so far. The first that it is given is the prompt."""
+    """Takes tokens from `generate` and shows the text so far. The first tokens are the prompt."""
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
         self.tokenizer = tokenizer
@@ -205,7 +205,7 @@ class _Streamer:
             return
         self._ids += value.reshape(-1).tolist()
         text = str(self.tokenizer.decode(self._ids, skip_special_tokens=True))
-        # Half a character is shown with its other half.
+        # Half a character waits for its other half.
         self.text = text.rstrip("\ufffd")
         self._show(self.text)
 
@@ -229,7 +229,7 @@ def _generate(
 
 
 def _criteria(model: Any, stop: Stop) -> Any:
-    """Return a list of criteria of the library that the model's class is made of."""
+    """Return a list of stopping criteria, of the library that the model's class comes from."""
     if any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
         import transformers
 

@@ -50,10 +50,12 @@ _REPOS = "shardload.remote_code.repos."  # the modules of a repo's code
 @click.argument("where")
 @click.option("--prompt", metavar="TEXT", help="Answer this and end.")
 @click.option("--system", metavar="TEXT", help="System prompt.")
-@click.option("--raw", is_flag=True, help="No chat: go on with the text as it is.")
-@click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach on top.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of an answer.")
-@click.option("--greedy", is_flag=True, help="Always the likeliest token.")
+@click.option("--raw", is_flag=True, help="No chat: continue the text as it is.")
+@click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="The most tokens of an answer."
+)
+@click.option("--greedy", is_flag=True, help="Always choose the likeliest token.")
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), metavar="T")
 @click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), metavar="P")
 @click.option("--top-k", type=click.IntRange(min=1), metavar="K")
@@ -62,14 +64,14 @@ _REPOS = "shardload.remote_code.repos."  # the modules of a repo's code
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @trust_options
 @source_options
-@click.option("--json", "as_json", is_flag=True, help="Write a JSON line a turn.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON line per turn.")
 def command(where: str, prompt: str | None, system: str | None, as_json: bool, **options: Any) -> None:
     """Talk with the model in WHERE: a folder, or org/name[@revision] on the Hub.
 
     The repo's own stream_chat answers where there is one, else its chat template and generate. In a terminal there
     is a prompt; on a pipe each line is answered by itself, in one conversation.
     """
-    # Repos log with arguments that don't fit their messages; Python would show a traceback for each.
+    # Repos log with arguments that don't fit their messages: Python prints a traceback for each.
     logging.raiseExceptions = False
     before = set(threading.enumerate())
     settings = _settings(options)
@@ -99,7 +101,7 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
     if options.pop("greedy"):
         if found.keys() - {"max_new_tokens"}:
             raise UsageError(
-                "--greedy chooses no tokens by chance", cure="leave out temperature and top-p, top-k"
+                "--greedy draws no token at random", cure="leave out --temperature, --top-p and --top-k"
             )
         return {**found, "do_sample": False}
     return {**found, "do_sample": True} if found.keys() - {"max_new_tokens"} else found
@@ -111,14 +113,14 @@ def _load(where: str, options: dict[str, Any]) -> tuple[Any, Any]:
 
     place = Where(where, **source_keywords(options))
     trust = trust_keywords(options)
-    # First what is quick and may be refused.
+    # The tokenizer first: it loads quickly, and may be refused.
     tokenizer = load_tokenizer(place, **trust)
     progress = None if not sys.stderr.isatty() else True
     return from_pretrained(place, progress=progress, **trust, **options), tokenizer
 
 
 class _Talk:
-    """The turns of a conversation, shown as they come."""
+    """The turns of a conversation; each answer is shown as it grows."""
 
     def __init__(self, answering: Answering, *, at_terminal: bool, as_json: bool) -> None:
         self.answering = answering
@@ -128,19 +130,19 @@ class _Talk:
         self._answer = ""
 
     def command(self, line: str) -> bool:
-        """Do what a line like /reset says, and return whether to go on."""
+        """Carry out a line such as /reset, and return whether to go on."""
         if line == "/quit":
             return False
         if line == "/reset":
             self.answering.reset()
             if self.at_terminal:
-                output.tell("forgotten")
+                output.tell("the conversation is forgotten")
         else:
-            output.tell(HELP if line == "/help" else f"{line} is no command\n{HELP}")
+            output.tell(HELP if line == "/help" else f"there is no command {line}\n{HELP}")
         return True
 
     def turn(self, query: str) -> None:
-        """Answer; an interrupt stops the answer only. Raises RemoteCodeError for what the repo's code raises."""
+        """Answer; an interrupt stops the answer only. Raises RemoteCodeError when the repo's code fails."""
         self._shown = self._answer = ""
         start = time.perf_counter()
         stop = Stop()
@@ -166,12 +168,12 @@ class _Talk:
             output.say("")
 
     def _show(self, answer: str) -> None:
-        """Write what the answer has grown by; a change of what stands already can't be taken back."""
+        """Write the new end of the answer; text that is written already stays, even if the answer changes."""
         self._answer = answer
         if self.as_json or len(answer) <= len(self._shown):
             return
         new, self._shown = answer[len(self._shown) :], answer
-        # What a model writes is anybody's: at a terminal it must not move the cursor.
+        # A model's text is untrusted: at a terminal it must not move the cursor.
         output.write(_printable(new) if self.at_terminal else new)
 
 
@@ -181,7 +183,7 @@ def _printable(text: str) -> str:
 
 @contextlib.contextmanager
 def _interruptible(stop: Stop) -> Iterator[None]:
-    """Let Ctrl-C end the answer: at once where this thread makes it, at the next token where another one does.
+    """Let Ctrl-C end the answer: at once if this thread makes it, at the next token if another thread does.
 
     A thread of the repo's own can't be interrupted, and would wait for ever for its answer to be read; the second
     Ctrl-C does not wait for it.
@@ -203,7 +205,7 @@ def _interruptible(stop: Stop) -> Iterator[None]:
         return
 
     def hear(failed: threading.ExceptHookArgs) -> None:
-        # Whoever waits for this thread's answer would wait for ever.
+        # Else the main thread would wait for this thread's answer for ever.
         if failed.exc_value is not None:
             failures.append(failed.exc_value)
             _thread.interrupt_main()
@@ -267,7 +269,7 @@ def _failed(error: Exception) -> RemoteCodeError:
 
 
 def _leave(before: set[threading.Thread]) -> None:
-    """End also where a thread of the repo's own waits for an answer that nobody reads any more."""
+    """End the process, even if a thread of the repo still waits for a reader of its answer."""
     others = [
         thread
         for thread in threading.enumerate()

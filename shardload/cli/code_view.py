@@ -1,4 +1,4 @@
-"""`shardload inspect --code`: what a repo's code asks of transformers and other packages. Runs none of it."""
+"""`shardload inspect --code`: the names that a repo's code imports from transformers and others. Runs none of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MEANINGS = {
 
 
 def show(where: Where, *, as_json: bool) -> None:
-    """Show the files that loading `where` would run, the names they ask for, and which of them the stand-in lacks."""
+    """Show the files that loading `where` would run, the names they import, and those that the stand-in lacks."""
     from shardload.checkpoint.checkpoint import read_config
     from shardload.checkpoint.sources import find_source
     from shardload.remote_code.asked_names import asked_names

@@ -1,4 +1,4 @@
-"""`shardload convert`: a checkpoint written anew as safetensors."""
+"""`shardload convert`: write a checkpoint as safetensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCHEMA = "shardload.convert/1"
 
 
 @click.command(
-    "convert", epilog=EXAMPLES, short_help="Write a checkpoint as safetensors: cast, cut, renamed."
+    "convert", epilog=EXAMPLES, short_help="Write a checkpoint as safetensors: cast, split, renamed."
 )
 @click.argument("where")
 @click.option("-o", "--out", required=True, metavar="FOLDER", help="New or empty folder to write into.")
@@ -52,7 +52,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write the checkpoint WHERE as safetensors shards with an index, and what stands beside them, into a new folder.
+    """Write the checkpoint WHERE into a new folder: safetensors shards, an index, and the files beside them.
 
     Tensors are streamed. Files appear in the folder when all are complete; a run that was stopped goes on where it
     stopped when the same command is given again.
@@ -76,7 +76,7 @@ def command(
 
 
 def written_lines(written: Written) -> list[str]:
-    """Return what was written as text."""
+    """Return the list of written files as text."""
     sizes = [(output.escape(str(path)), output.size_of(path.stat().st_size)) for path in written.files]
     lines = output.columns([("file", "size"), *sizes], right=(1,), indent="  ")
     lines[0] = output.paint(lines[0], dim=True)

@@ -1,4 +1,4 @@
-"""`shardload demo`: write a small repo, load it, put an adapter on it, run it, and show every step."""
+"""`shardload demo`: write a small repo, load it, attach an adapter, run it, and show every step."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def command(size: str, kind: str, folder: Path | None, as_json: bool) -> int:
 
 @dataclass(frozen=True)
 class Forward:
-    """What a forward pass on fixed token ids gave; `seconds` includes reading weights that were not read yet."""
+    """The result of a forward pass on fixed token ids; `seconds` includes reading weights for the first time."""
 
     logits: torch.Tensor
     seconds: float
@@ -79,7 +79,7 @@ class Forward:
 
     @property
     def top_token(self) -> int:
-        """The likeliest token after the last."""
+        """The likeliest next token."""
         return int(self.logits[0, -1].argmax())
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Demo:
-    """All that the demo did: the load's report, the passes without and with the adapter, memory at each stage."""
+    """The demo's results: the load's report, the passes without and with the adapter, memory at each stage."""
 
     report: Report
     plain: Forward
@@ -103,12 +103,12 @@ class Demo:
 
     @property
     def largest_change(self) -> float:
-        """By how much the adapter moved the logit that it moved most."""
+        """The largest change of a logit by the adapter."""
         return float((self.adapted.logits - self.plain.logits).abs().max())
 
     @property
     def ok(self) -> bool:
-        """Whether the numbers are sound and the adapter did something."""
+        """Whether all logits are finite and the adapter changed some of them."""
         return self.plain.finite and self.adapted.finite and self.largest_change > 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _next_steps(folder: Path, size: str) -> list[str]:
 
 @contextlib.contextmanager
 def _writing_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function that shows how far the writing is, as a bar on stderr where that is a terminal."""
+    """Yield a function that shows the progress of the writing: a bar on stderr, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 

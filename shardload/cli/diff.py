@@ -1,4 +1,4 @@
-"""`shardload diff`: what two checkpoints do not have in common."""
+"""`shardload diff`: how two checkpoints differ."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MOST = 12  # patterns of a kind; the rest is counted
 )
 @click.argument("a")
 @click.argument("b")
-@click.option("--values", is_flag=True, help="Read the tensors, and say how far apart they are.")
+@click.option("--values", is_flag=True, help="Read the tensors too, and compare their values.")
 @key_map_options
 @source_options
 @json_option
@@ -55,7 +55,7 @@ def command(a: str, b: str, values: bool, as_json: bool, **options: Any) -> int:
 
 
 def difference_lines(found: Difference) -> list[str]:
-    """Return a difference as text: what is in one only, other shapes, other dtypes, other values."""
+    """Return a difference as text: keys of one side only, other shapes, other dtypes, other values."""
     lines = [
         output.paint("A", bold=True) + f"  {output.escape(found.a)}",
         output.paint("B", bold=True) + f"  {output.escape(found.b)}",
@@ -89,7 +89,7 @@ def _section(title: str, labels: Mapping[str, str]) -> list[str]:
 
 
 def _value_lines(values: Mapping[str, ValueDifference]) -> list[str]:
-    """Return the tensors that are furthest apart, the least alike first."""
+    """Return the tensors whose values differ most, the least alike first."""
     if not values:
         return []
     worst = sorted(values.items(), key=lambda item: 1.0 if item[1].cosine is None else item[1].cosine)

@@ -32,7 +32,7 @@ Examples:
     "--model", "--model-class", "model", metavar="MODULE:CLASS", help="Class that takes the config."
 )
 @click.option("--like", metavar="OTHER", help="A checkpoint whose keys and shapes are wanted.")
-@click.option("--adapter", metavar="WHERE", help="Judge this adapter on the model instead.")
+@click.option("--adapter", metavar="WHERE", help="Judge this adapter on the model instead of the checkpoint.")
 @click.option(
     "--write-map",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -63,7 +63,7 @@ def command(
 
     if like is not None and (model is not None or adapter is not None):
         raise UsageError(
-            "--like stands for a model", cure="pass --like, or --model (with --adapter), not both"
+            "--like takes the place of a model", cure="pass --like, or --model (with --adapter), not both"
         )
     found = examine(
         where,
@@ -76,13 +76,17 @@ def command(
     )
     if write_map is not None:
         _write(found, write_map)
-    words = options_of(load)  # the cures are for the load that failed, or will
+    own, of_load = options_of(command), options_of(load)  # a cure may be for the load
+
+    def words(name: str, value: Any) -> str | None:
+        return own(name, value) or of_load(name, value)
+
     if as_json:
         output.say_json(worded(found.to_dict(), words))
         return found.exit_code
     output.say("\n".join(output.escape(said(line, words)) for line in found.lines()))
     for note in found.notes[:4]:
-        output.tell(f"note: {note}")
+        output.tell(f"note: {said(note, words)}")
     return found.exit_code
 
 

@@ -43,7 +43,7 @@ Examples:
 @click.argument("where")
 @click.option("--tensors", "list_all", is_flag=True, help="List every tensor instead of the module tree.")
 @click.option(
-    "--code", "of_code", is_flag=True, help="Show what the repo's code asks of transformers instead."
+    "--code", "of_code", is_flag=True, help="Show what the repo's code imports from transformers instead."
 )
 @click.option("--base", metavar="BASE", help="WHERE is an adapter: show how it fits this base checkpoint.")
 @click.option("--alpha", type=float, help="lora_alpha of an adapter whose file does not hold it.")
@@ -81,7 +81,7 @@ def command(where: str, list_all: bool, of_code: bool, as_json: bool, **options:
 
 
 def config_summary(config: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what `config.json` says about the model: its class and where that comes from, type and sizes."""
+    """Return what `config.json` says about the model: its class and where it comes from, type and sizes."""
     if not config:
         return {}
     summary: dict[str, Any] = {}

@@ -38,8 +38,8 @@ Examples:
 
 @click.command("load", epilog=EXAMPLES, short_help="Load a checkpoint and show how it went.")
 @click.argument("where")
-@click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach on top.")
-@click.option("--merge", is_flag=True, help="Fold the adapter into the weights while they are loaded.")
+@click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach.")
+@click.option("--merge", is_flag=True, help="Merge the adapter into the weights while they are loaded.")
 @click.option(
     "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
 )
@@ -49,7 +49,7 @@ Examples:
 @click.option("--model-class", metavar="MODULE:CLASS", help="Your own class, which takes the config.")
 @click.option("--allow-missing", multiple=True, metavar="PATTERN", help="Keys that the checkpoint may lack.")
 @click.option("--allow-unexpected", multiple=True, metavar="PATTERN", help="Keys that the model may lack.")
-@click.option("--verify", is_flag=True, help="Hash the weight files beside the load; refuse changed bytes.")
+@click.option("--verify", is_flag=True, help="Hash the weight files during the load; refuse changed bytes.")
 @key_map_options
 @click.option("--copy", is_flag=True, help="Read the weights into memory instead of mapping the files.")
 @source_options
@@ -90,7 +90,7 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
 
 
 def _line_of(error: BaseException, own: Callable[[Any], Any]) -> str | None:
-    """Return "file:line" of the innermost frame that is of the class's own package; None where there is none."""
+    """Return "file:line" of the innermost frame in the package of the class, or None."""
     top = str(getattr(own, "__module__", "")).partition(".")[0]
     frames = [
         f"{frame.f_code.co_filename}:{line}"
@@ -101,7 +101,7 @@ def _line_of(error: BaseException, own: Callable[[Any], Any]) -> str | None:
 
 
 def find_class(reference: str) -> Callable[[Any], Any]:
-    """Return what `module:Class` names; modules of the working folder are found too. Raises UsageError."""
+    """Return the object that `module:Class` names, also from the working folder. Raises UsageError."""
     module_name, colon, path = reference.partition(":")
     if not colon or not module_name or not path:
         raise UsageError(

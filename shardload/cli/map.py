@@ -1,4 +1,4 @@
-"""`shardload map`: look at what a key map makes of a checkpoint, and turn it round."""
+"""`shardload map`: try a key map on a checkpoint, and invert it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ SCHEMA = "shardload.map/1"
 _MOST = 30  # lines of tensors; the rest is counted
 
 
-@click.group("map", epilog=EXAMPLES, short_help="Try a key map on a checkpoint's headers, or turn it round.")
+@click.group("map", epilog=EXAMPLES, short_help="Try a key map on a checkpoint's headers, or invert it.")
 def command() -> None:
-    """Try a key map on a checkpoint's headers (apply), or turn it round (invert).
+    """Try a key map on a checkpoint's headers (apply), or invert it (invert).
 
     To write the tensors that a map makes, use shardload convert --map; to load through it, shardload load --map.
     """
@@ -45,7 +45,7 @@ def command() -> None:
 @source_options
 @json_option
 def apply(map_file: str, where: str, out: str | None, as_json: bool, **options: Any) -> None:
-    """Show what the key map MAP makes of the tensors of WHERE: names, shapes, what takes memory. No weight is read.
+    """Show what the key map MAP makes of the tensors of WHERE: names, shapes, memory. No weight is read.
 
     With -o the map is written with the fingerprints of the keys before and after, the sizes that its inverse
     needs, and the keys that no rule takes.
@@ -70,12 +70,12 @@ def apply(map_file: str, where: str, out: str | None, as_json: bool, **options: 
         output.tell(f"written: {out}")
 
 
-@command.command("invert", epilog=EXAMPLES, short_help="Turn a map round.")
+@command.command("invert", epilog=EXAMPLES, short_help="Invert a map.")
 @click.argument("map_file", metavar="MAP")
 @click.option("-o", "--out", metavar="FILE", help="Write the inverse here instead of to stdout.")
 @click.option("--json", "as_json", is_flag=True, hidden=True)
 def invert(map_file: str, out: str | None, as_json: bool) -> None:  # noqa: ARG001 - its output is JSON anyway
-    """Turn the key map MAP round: from the model's tensors to the checkpoint's.
+    """Invert the key map MAP: from the model's tensors to the checkpoint's.
 
     A drop and a slice of rows can't be undone; a cat and a pad_rows only where the map says what they were made
     of, as it does after shardload map apply MAP WHERE -o.
@@ -89,7 +89,7 @@ def invert(map_file: str, out: str | None, as_json: bool) -> None:  # noqa: ARG0
 
 
 def _labels(mapped: MappedHeaders) -> dict[str, str]:
-    """Return each new name with its shape, its dtype, and how many stored tensors it is joined from."""
+    """Return each new name with its shape, its dtype, and the number of stored tensors that it is joined from."""
     labels = {}
     for name, tensor in mapped.tensors.items():
         dtype = TORCH_NAMES.get(tensor.dtype, tensor.dtype)

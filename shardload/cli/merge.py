@@ -1,4 +1,4 @@
-"""`shardload merge`: fold adapters into a base checkpoint on disk, without loading the model."""
+"""`shardload merge`: merge adapters into a base checkpoint on disk, without loading the model."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ Examples:
     "--rounding",
     type=click.Choice(["nearest", "stochastic"]),
     default="nearest",
-    help="How merged values become the dtype: stochastic keeps small deltas on average.",
+    help="How merged values are rounded: stochastic keeps small deltas on average.",
 )
 @click.option("--seed", type=int, default=0, metavar="N", help="Seed of stochastic rounding.")
-@click.option("--max-shard-size", metavar="SIZE", help="Deal the tensors to new shards, such as 5GB.")
-@click.option("--no-verify", is_flag=True, help="Do not read back what was written.")
-@click.option("--no-link", is_flag=True, help="Copy shards that stay as they are instead of linking them.")
+@click.option(
+    "--max-shard-size", metavar="SIZE", help="Split the tensors into new shards of this size, such as 5GB."
+)
+@click.option("--no-verify", is_flag=True, help="Do not read the new files back.")
+@click.option("--no-link", is_flag=True, help="Copy unchanged shards instead of linking them.")
 @source_options
 @json_option
 def command(adapters: tuple[str, ...], as_json: bool, no_verify: bool, no_link: bool, **options: Any) -> None:
@@ -69,7 +71,7 @@ def command(adapters: tuple[str, ...], as_json: bool, no_verify: bool, no_link: 
 
 
 def weighted(text: str) -> tuple[str, float]:
-    """Return `where=0.7` as where and weight; the weight is 1 where none is given. Raises UsageError."""
+    """Split `where=0.7` into where and weight; the weight is 1 if none is given. Raises UsageError."""
     where, sign, number = text.rpartition("=")
     if not sign:
         return text, 1.0

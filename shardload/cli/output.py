@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Under PYTHONUNBUFFERED one large write to a pipe whose reader leaves is cut short without an error.
 _PIECE = 1 << 15
 
-# Names in files are anybody's: shown as they are, they could move the cursor or reverse a line.
+# Names in files are untrusted: unescaped, they could move the cursor or reverse a line.
 escape = printable
 size_of = memory.size_of
 
@@ -37,29 +37,29 @@ def takes_colour(stream: TextIO) -> bool:
 
 
 def width() -> int:
-    """Return the columns of the terminal; of a pipe, as many as one likes."""
+    """Return the number of columns of the terminal; a pipe has no limit."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
 def paint(text: str, **style: Any) -> str:
-    """Return `text` in a style of `click.style`, or as it is where stdout takes none."""
+    """Return `text` in a style of `click.style`, or unchanged if stdout takes no styles."""
     return click.style(text, **style) if takes_colour(sys.stdout) else text
 
 
 def say(text: str) -> None:
-    """Write data to stdout, as it is: names must have been escaped."""
+    """Write data to stdout. Names in it must be escaped already."""
     write(f"{text}\n")
 
 
 def write(text: str) -> None:
-    """Write a piece of data to stdout, at once and without a line end."""
+    """Write a piece of data to stdout without a line end, and flush."""
     for start in range(0, len(text), _PIECE):
         sys.stdout.write(text[start : start + _PIECE])
     sys.stdout.flush()
 
 
 def say_json(document: Any) -> None:
-    """Write one JSON document to stdout; ASCII only, so no name in it can do harm."""
+    """Write one JSON document to stdout, in ASCII: no name in it can attack the terminal."""
     say(json.dumps(document, indent=2, default=str))
 
 
@@ -92,5 +92,5 @@ def columns(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), indent:
 
 
 def grown(nbytes: float) -> str:
-    """Return a change of memory with its sign; what rounds to nothing is "0"."""
+    """Return a change of memory with its sign; "0" for less than 50 kB."""
     return "0" if abs(nbytes) < 50_000 else f"{nbytes / 1e6:+,.1f} MB"

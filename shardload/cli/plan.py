@@ -31,8 +31,8 @@ DOES_NOT_FIT = 1
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @key_map_options
-@click.option("--adapter", metavar="WHERE", help="LoRA adapter on top.")
-@click.option("--copy", is_flag=True, help="As of load: read the weights instead of mapping the files.")
+@click.option("--adapter", metavar="WHERE", help="LoRA adapter that is attached too.")
+@click.option("--copy", is_flag=True, help="As for load: read the weights instead of mapping the files.")
 @source_options
 @json_option
 def command(where: str, as_json: bool, **options: Any) -> int:
@@ -95,8 +95,8 @@ def _map_lines(forecast: Forecast) -> list[str]:
     joins = forecast.joins
     if joins.joined:
         lines.append(
-            f"  joined: {joins.joined:,} tensors, {output.size_of(joins.nbytes)} in memory of their own; "
-            f"{joins.across:,} have parts in several shards, at most {output.size_of(joins.peak)} is begun at once"
+            f"  joined: {joins.joined:,} tensors, {output.size_of(joins.nbytes)} of new memory; {joins.across:,} have "
+            f"parts in several shards, of which at most {output.size_of(joins.peak)} is incomplete at one moment"
         )
     if forecast.dropped:
         lines.append(f"  dropped: {forecast.dropped:,} stored tensors")
@@ -104,7 +104,7 @@ def _map_lines(forecast: Forecast) -> list[str]:
 
 
 def rule_lines(rules: Sequence[tuple[dict[str, Any], int]]) -> list[str]:
-    """Return a line a rule, with the number of names that it takes."""
+    """Return one line per rule, with the number of names that it takes."""
     rows = [("takes", "rule of the key map")]
     rows += [(f"{count:,}", output.escape(rule_text(rule))) for rule, count in rules]
     first, *lines = output.columns(rows, right=(0,), indent="  ")
@@ -112,7 +112,7 @@ def rule_lines(rules: Sequence[tuple[dict[str, Any], int]]) -> list[str]:
 
 
 def rule_text(rule: dict[str, Any]) -> str:
-    """Return a rule as one line: its name, what it takes, what it gives, and what else it says."""
+    """Return a rule as one line: its name, source, target, and other fields."""
     fields = dict(rule)
     op = fields.pop("op")
     left = fields.pop("source", None) or fields.pop("sources", None) or fields.pop("pattern", "")

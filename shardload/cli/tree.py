@@ -1,4 +1,4 @@
-"""Tensors as a tree of modules, repeated layers on one line with their exact numbers."""
+"""Tensors as a tree of modules; repeated layers share a line with their exact numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
-    """Tensors of one pattern that share dtype and shape; `nbytes` is that of all of them together."""
+    """Tensors of one pattern with equal dtype and shape; `nbytes` is the sum over all of them."""
 
     pattern: str
     dtype: str
@@ -47,7 +47,7 @@ def group_tensors(tensors: Mapping[str, TensorRef]) -> list[TensorGroup]:
 
 
 def build_tree(groups: list[TensorGroup]) -> Node:
-    """Return the root of the module tree, every node with the count and bytes of what lies below it."""
+    """Return the root of the module tree; every node has the count and bytes of the tensors below it."""
     root = Node("")
     for group in groups:
         node = root

@@ -1,4 +1,4 @@
-"""`shardload trust`: look at the code that loading a repo would run, and approve these bytes in a lock file."""
+"""`shardload trust`: show the code that loading a repo would run, and approve its bytes in a lock file."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ Examples:
 _SHOWN = 12
 
 
-@click.command("trust", epilog=EXAMPLES, short_help="Look at a repo's code and approve it in a lock file.")
+@click.command("trust", epilog=EXAMPLES, short_help="Show a repo's code and approve it in a lock file.")
 @click.argument("where")
 @click.option("--yes", is_flag=True, help="Approve without asking.")
-@click.option("--check", is_flag=True, help="Approve nothing: only say whether the lock file approves it.")
+@click.option("--check", is_flag=True, help="Approve nothing; only check whether the lock file approves it.")
 @code_revision_option
 @lock_option
 @source_options
@@ -99,12 +99,10 @@ def _lock_at(path: Path) -> TrustLock:
 
 
 def _ask(review: CodeReview) -> bool:
-    """Ask once, at a terminal; without one nobody can answer."""
+    """Ask once, at a terminal; False without one, where nobody can answer."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    question = (
-        f"Allow {_count(review)} of {output.escape(review.source.label)} to run, these bytes and no others?"
-    )
+    question = f"Allow {_count(review)} of {output.escape(review.source.label)} to run, exactly these bytes?"
     return click.confirm(question, default=False, err=True)
 
 

@@ -1,4 +1,4 @@
-"""`shardload verify`: hold a checkpoint's files against the hashes that are known, and look at their values."""
+"""`shardload verify`: compare a checkpoint's files with known hashes, and look at their values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SHOWN = 40
 @source_options
 @json_option
 def command(where: str, sums: str | None, values: bool, as_json: bool, **options: Any) -> None:
-    """Verify the structure of the checkpoint in WHERE, then every byte of its files against the hashes that are known.
+    """Verify the structure of the checkpoint in WHERE, then every byte of its files against known hashes.
 
     WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub, of which the files in the cache are read.
     Exit codes: 0 every weight file was verified; 1 the hash of a weight file is not known, or a value is odd; 4 bytes
@@ -59,7 +59,7 @@ def command(where: str, sums: str | None, values: bool, as_json: bool, **options
 
 def _lines(report: Verification) -> list[str]:
     lines = [output.paint(output.escape(report.where), bold=True), f"  structure  {report.structure}", ""]
-    rows = [("file", "size", "bytes are", "held against")]
+    rows = [("file", "size", "bytes are", "compared with")]
     rows += [
         (output.escape(file.name), output.size_of(file.size), _said(file.status), ", ".join(file.by))
         for file in report.files
@@ -78,7 +78,7 @@ def _said(status: str) -> str:
     return {
         "ok": "right",
         "changed": "CHANGED",
-        "unknown": "not known to anybody",
+        "unknown": "of unknown hash",
         "absent": "not here",
     }[status]
 
@@ -101,5 +101,5 @@ def _verdict(report: Verification) -> str:
         return f"changed ({took})"
     if report.unverified:
         count = len(report.unverified)
-        return f"not verified: the bytes of {count} weight files could be held against nothing ({took})"
-    return f"every weight file is what its hash says ({took})"
+        return f"not verified: the hashes of {count} weight files are not known ({took})"
+    return f"every weight file has its known hash ({took})"

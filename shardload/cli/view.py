@@ -1,4 +1,4 @@
-"""A load's Report as text for people."""
+"""The Report of a load as text for people."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAPPED = 100
 
 
 def pairs(*rows: tuple[str, Any]) -> list[str]:
-    """Return `label  value` lines, without those that have no value."""
+    """Return `label  value` lines of the rows that have a value."""
     shown = [(label, output.escape(str(value))) for label, value in rows if value]
     width = max((len(label) for label, _ in shown), default=0)
     return [f"  {output.paint(label.ljust(width), dim=True)}  {value}" for label, value in shown]
@@ -43,7 +43,7 @@ def table(rows: list[tuple[str, ...]], *, totals: bool = False, plain: bool = Fa
 
 
 def report_lines(report: Report) -> list[str]:
-    """Return where everything came from, a row a shard, the adapters and the notes."""
+    """Return where everything came from, one row per shard, the adapters and the notes."""
     lines = [heading(f"{report.where}: {report.class_name}"), *origin_lines(report)]
     if report.shards:
         lines += ["", *shard_lines(report)]
@@ -60,7 +60,7 @@ def report_lines(report: Report) -> list[str]:
 
 
 def origin_lines(report: Report) -> list[str]:
-    """Return where config and class came from, what served as transformers, and the files' format."""
+    """Return where config and class came from, what served as transformers, and the format of the files."""
     return pairs(
         ("revision", report.revision),
         ("config", report.config_from),
@@ -71,7 +71,7 @@ def origin_lines(report: Report) -> list[str]:
 
 
 def shard_lines(report: Report) -> list[str]:
-    """Return a row a shard: tensors, size, seconds, rate, and how much memory the process has gained after it."""
+    """Return one row per shard: tensors, size, seconds, rate, and the growth of the process's memory so far."""
     before = report.memory.before if report.memory else None
     rows: list[tuple[str, ...]] = [
         ("shard", "tensors", "size", "seconds", "GB/s", "anonymous", "file-backed")
@@ -92,7 +92,7 @@ def shard_lines(report: Report) -> list[str]:
 
 
 def _fit(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return a table's rows so that they fit the terminal, by leaving out of the names what all of them share."""
+    """Return the rows of a table, with the common beginning of the names cut so that they fit the terminal."""
     header, *body, total = rows
     names = [row[0] for row in body]
     excess = max(map(len, table(rows, plain=True))) - output.width()
@@ -107,7 +107,7 @@ def _fit(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def growth_lines(stages: dict[str, Memory]) -> list[str]:
-    """Return a row a stage, the two kinds of memory apart; after the first, what was gained since then."""
+    """Return one row per stage with both kinds of memory; rows after the first show the growth."""
     rows: list[tuple[str, ...]] = [("memory of the process", "anonymous", "file-backed")]
     first = next(iter(stages.values()), None)
     for name, held in stages.items():
@@ -119,7 +119,7 @@ def growth_lines(stages: dict[str, Memory]) -> list[str]:
 
 
 def _rate(nbytes: int, seconds: float) -> str:
-    """Return GB/s. Past what memory can do nothing was moved: the files were mapped."""
+    """Return GB/s. A rate beyond that of memory means that the files were mapped and nothing was moved."""
     rate = nbytes / seconds / 1e9 if seconds > 0 else 0
     return f">{_MAPPED}" if rate > _MAPPED else f"{rate:.1f}"
 

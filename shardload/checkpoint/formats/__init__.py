@@ -18,9 +18,9 @@ FORMATS: tuple[Format, ...] = (SafetensorsFormat(), TorchZipFormat(), TorchLegac
 
 
 def format_of(file: SourceFile) -> Format:
-    """Return the format of a file, judged by its first bytes and never by its name.
+    """Return the format of a file, judged by its first bytes, never by its name.
 
-    Raises CorruptError or UnsupportedError that names what the file is instead, and what to do about it.
+    Raises CorruptError or UnsupportedError, which say what the file is instead and what to do about it.
     """
     head = file.read_at(0, HEAD_BYTES)
     for fmt in FORMATS:

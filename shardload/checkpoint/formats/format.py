@@ -1,4 +1,4 @@
-"""What every checkpoint file format can do. A new format is one new file beside this one."""
+"""Format: what a reader of one file format does. A new format is a new file beside this one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything a shard says before its first weight is read.
+    """The header of a shard: everything that is known before its first weight is read.
 
     `objects` are the state dict's entries that are not tensors (an `_extra_state`, an epoch number).
     `versions` is the state dict's `_metadata`: module path to {"version": n}. `envelope` is the path of keys
@@ -29,11 +29,11 @@ class Header:
 
 
 class Format(Protocol):
-    """Reads headers of one file format. Bytes are read by `shard.py`: a TensorRef says all it needs."""
+    """Reads the headers of one file format. `shard.py` reads the weights: a TensorRef says where they are."""
 
     @property
     def name(self) -> str:
-        """The name shown to people: "safetensors", "torch zip", "torch legacy"."""
+        """The name in reports: "safetensors", "torch zip", "torch legacy"."""
 
     def matches(self, head: bytes) -> bool:
         """Whether a file that starts with `head` (up to 64 bytes, the whole of a shorter file) is of this format."""

@@ -1,9 +1,9 @@
-"""Interprets the opcodes that build plain data in a pickle of protocol 2. Nothing here can name or call anything.
+"""PickleMachine: builds the plain data of a pickle of protocol 2. It can name nothing and call nothing.
 
 Why not `pickle.Unpickler` with `find_class` and `persistent_load` overridden: its memo grows to the largest index
-that a file names (five bytes ask for 64 GB), it hashes tuples nested a million deep (a crash of the process, not an
-exception), BUILD and NEWOBJ reach into whatever object lies on the stack, and its memory can't be bounded. Here every
-opcode is charged for what it may add to memory, and keys of dicts are scalars.
+that a file names (five bytes ask for 64 GB), it hashes tuples nested a million deep (the process crashes, without an
+exception), BUILD and NEWOBJ change any object on the stack, and its memory can't be bounded. Here every opcode is
+charged for the memory that it may add, and keys of dicts are scalars.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 MAX_PICKLE_BYTES = 64_000_000
-MAX_OBJECT_BYTES = 170_000_000  # with the pickle itself; an estimate from above
+MAX_OBJECT_BYTES = 170_000_000  # with the pickle itself; an upper estimate
 _LONG_TEXT = 4096
 _LEAST_COST = 20  # so that the limit bounds the time too: 8 million opcodes
 
@@ -32,20 +32,20 @@ _DOUBLE = Struct(">d").unpack_from
 
 
 class EndOfDataError(Exception):
-    """The pickle goes on beyond the bytes at hand."""
+    """The pickle goes on beyond the bytes that were read."""
 
 
 class PickleMachine:
     """One pickle in `data`, from byte `start`. `load()` returns what it describes; `position` is then its end.
 
-    Raises EndOfDataError when `data` is too short, UnsupportedError for other protocols and for more objects than
-    a checkpoint has, CorruptError for the rest.
+    Raises EndOfDataError if `data` is too short, UnsupportedError for another protocol and for more objects than
+    a checkpoint has, CorruptError for anything else.
     """
 
     __slots__ = ("_data", "_marks", "_memo", "_room", "_stack", "position", "where")
 
     actions: ClassVar[list[Callable[[Any], None]]] = []  # by opcode
-    costs: ClassVar[list[int]] = []  # bytes that each opcode may add to memory, estimated from above
+    costs: ClassVar[list[int]] = []  # bytes that each opcode may add to memory, an upper estimate
 
     def __init__(self, data: bytes, where: str, start: int = 0) -> None:
         self.position = start
@@ -64,7 +64,7 @@ class PickleMachine:
         except (struct_error, IndexError) as error:
             if self.position >= len(self._data) or isinstance(error, struct_error):
                 raise EndOfDataError from None
-            raise self._corrupt("it takes from the stack or the memo what is not there") from None
+            raise self._corrupt("it takes something from the stack or the memo that is not there") from None
         except UnicodeDecodeError:
             raise self._corrupt("a text is not UTF-8") from None
         except (
@@ -87,7 +87,7 @@ class PickleMachine:
                 room -= costs[opcode]
                 if room < 0:
                     self._too_large()
-                # Three opcodes are two thirds of a checkpoint's: without a call each, a third of the time is saved.
+                # Two thirds of a checkpoint's opcodes are these three: inlined, they save a third of the time.
                 if opcode == _PUT4:
                     index = _UINT(data, position)[0]
                     position += 4
@@ -125,7 +125,7 @@ class PickleMachine:
         )
 
     def _charge(self, nbytes: int) -> None:
-        """Judge at once what one opcode alone may make large."""
+        """Charge one opcode that may be large by itself, at once."""
         self._room -= nbytes
         if self._room < 0:
             self._too_large()
@@ -155,7 +155,7 @@ class PickleMachine:
             raise UnsupportedError(
                 f"the checkpoint's pickle is of protocol {version}; torch.load(weights_only=True) reads protocol 2",
                 where=self.where,
-                cure=f"save it with torch.save's own pickle_protocol, or {RESAVE}",
+                cure=f"save it with the default pickle_protocol of torch.save, or {RESAVE}",
                 code="E-FORMAT",
             )
 
@@ -196,12 +196,12 @@ class PickleMachine:
 
     def _push_text(self, raw: bytes) -> None:
         text = str(raw, "utf-8")
-        # Four bytes a character as soon as one of them is an emoji.
+        # One emoji makes every character of a text take four bytes.
         self._room -= len(raw) if text.isascii() else 4 * len(raw) + 40
         self._stack.append(text)
 
     def _short_text(self) -> None:
-        # What Python 2 wrote; torch decodes it as UTF-8 too.
+        # Python 2 wrote it; torch decodes it as UTF-8 too.
         self._push_text(self._take(self._take(1)[0]))
 
     # Containers -----------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class PickleMachine:
         if len(target) != expected:
             raise ValueError("a dict has the same key twice")
 
-    # The memo: indices grow by one, as every pickler writes them (Python 2 began at 1) --------------------------
+    # The memo: every pickler writes indices that grow by one (Python 2 from 1) ------------------------------------
 
     def _put1(self) -> None:
         index = self._data[self.position]
@@ -302,7 +302,7 @@ class PickleMachine:
 _UNSET = Unreadable("an object that the pickle never made")
 _STOP, _PUT4, _GET1, _INT1 = b".rhK"
 
-# Opcode, action, cost. The three that `_run` does itself have a cost only.
+# Opcode, action, cost. The three that `_run` inlines have only a cost.
 _TABLE: tuple[tuple[bytes, Callable[[Any], None], int], ...] = (
     (b"\x80", PickleMachine._proto, 0),
     (b"N", PickleMachine._none, 8),
@@ -337,7 +337,7 @@ _TABLE: tuple[tuple[bytes, Callable[[Any], None], int], ...] = (
 def add_opcodes(
     kind: type[PickleMachine], table: tuple[tuple[bytes, Callable[[Any], None], int], ...]
 ) -> None:
-    """Give a kind of machine opcodes beside those of its base; each row is opcode, action, cost."""
+    """Add opcodes to those that a kind of machine inherits; each row is opcode, action, cost."""
     kind.actions, kind.costs = [*kind.actions], [*kind.costs]
     for opcode, action, cost in table:
         kind.actions[opcode[0]] = action

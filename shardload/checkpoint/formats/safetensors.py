@@ -1,4 +1,4 @@
-"""The safetensors format: eight bytes of length, a JSON header, then the tensors without a gap."""
+"""The safetensors format: eight bytes of length, a JSON header, then the tensors without gaps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import SourceFile
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own reader
-_FIRST_READ = 1 << 16  # many headers are shorter: one request over a network
+_FIRST_READ = 1 << 16  # most headers are shorter, and then one request is enough
 _MAX_DIM = 2**63 - 1
-# torch's complex128 has a code for the sake of pickles; the format has no such dtype.
+# complex128 has a code because pickles have it; this format does not.
 _DTYPE_BITS = {code: bits for code, bits in DTYPE_BITS.items() if code != "C128"}
 
 
 class SafetensorsFormat:
     """Reads the header of a `.safetensors` file.
 
-    What is accepted here is accepted by the safetensors library with the same names, shapes, dtypes and
-    offsets. Refused besides: duplicate keys, leading spaces, unknown fields, dimensions above 2^63-1.
+    Every header that is accepted here is accepted by the safetensors library with the same names, shapes, dtypes and
+    offsets. Also refused: duplicate keys, leading spaces, unknown fields, dimensions above 2^63-1.
     90,000 tensors take 0.4 s on one core, half of it the JSON.
     """
 
@@ -38,7 +38,7 @@ class SafetensorsFormat:
 
     @gc_paused()
     def read_header(self, file: SourceFile) -> Header:
-        """Read and judge the header. Raises CorruptError, or UnsupportedError for one too large to parse."""
+        """Read and check the header. Raises CorruptError, or UnsupportedError for a header too large to parse."""
         raw = _read_json(file)
         tree = _parse(raw, file.name)
         metadata = _metadata(tree.pop("__metadata__", {}), file.name)
@@ -60,12 +60,14 @@ def _read_json(file: SourceFile) -> bytes:
     if length > MAX_HEADER_BYTES:
         raise _corrupt(f"it claims {length:,} bytes, the limit is {MAX_HEADER_BYTES:,}", file.name)
     if length < 2:
-        raise _corrupt(f"it claims {length} bytes, even an empty one takes 2", file.name)
-    # A long header is read anew, not joined to its beginning: two of 100 MB would be in memory at once.
+        raise _corrupt(f"it claims {length} bytes, and an empty one has 2", file.name)
+    # A long header is read again from its start: joining it to the first read would hold 100 MB twice.
     raw = first[8 : 8 + length] if 8 + length <= len(first) else file.read_at(8, length)
     if len(raw) < length:
         missing = length - len(raw)
-        raise _corrupt(f"it claims {length:,} bytes, the file ends {missing:,} bytes too early", file.name)
+        raise _corrupt(
+            f"it claims {length:,} bytes, and the file ends {missing:,} bytes before that", file.name
+        )
     return raw
 
 
@@ -90,7 +92,7 @@ def _parse(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def _int_of(raw: bytes) -> Any:
-    """Return what parses integers: "-0" is a float to the format's own reader, and 0 to Python."""
+    """Return the parser of integers: the safetensors library refuses "-0", which Python reads as 0."""
     return _nonnegative if b"-0" in raw else int
 
 
@@ -137,7 +139,7 @@ def _tensor(name: str, entry: Any, shard: str, start: int) -> TensorRef:
         if type(dim) is not int or dim < 0:
             raise _corrupt(f"{quote(dim)} in the shape is not a whole number >= 0", f"{shard}: {quote(name)}")
         numel *= dim
-        # Judged at each step: a later 0 must not hide an overflow from us that other readers stumble over.
+        # Checked at each step: a later 0 must not hide an overflow, which other readers fail on.
         if dim > _MAX_DIM or numel > _MAX_DIM:
             raise _corrupt(
                 f"the shape {quote(shape)} has more than 2^63-1 elements", f"{shard}: {quote(name)}"
@@ -155,11 +157,11 @@ def _tensor(name: str, entry: Any, shard: str, start: int) -> TensorRef:
 
 
 def _check_layout(tensors: tuple[TensorRef, ...], start: int, file: SourceFile) -> None:
-    """Hold that the tensors fill the rest of the file: no hole, no overlap, no byte too few or too many."""
+    """Raise CorruptError unless the tensors fill the rest of the file: no gap, no overlap, no byte missing or left."""
     reached = start
     for ref in sorted(tensors, key=lambda ref: ref.span):
         if ref.span.start != reached:
-            kind = "overlaps the tensor before it" if ref.span.start < reached else "leaves a hole before it"
+            kind = "overlaps the tensor before it" if ref.span.start < reached else "leaves a gap before it"
             raise _corrupt(
                 f"the span {ref.span.start - start:,}-{ref.span.stop - start:,} {kind}, which ends at "
                 f"{reached - start:,}",
@@ -174,7 +176,7 @@ def _check_layout(tensors: tuple[TensorRef, ...], start: int, file: SourceFile) 
         )
     if file.size > reached:
         raise CorruptError(
-            f"{file.size - reached:,} bytes lie beyond the last tensor",
+            f"{file.size - reached:,} bytes follow the last tensor",
             where=f"{file.name}: has {file.size:,} bytes, its header describes {reached:,}",
             cure=REFETCH,
         )

@@ -1,4 +1,4 @@
-"""Finds the state dict in what a torch pickle describes, and turns its tensors into TensorRefs."""
+"""header_of: finds the state dict in a torch pickle, and turns its tensors into TensorRefs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MAX_DIMS = 64  # torch's own limit for most operations
 _MAX_INT64 = 2**63 - 1
 _SHOWN = 5
 _LISTED = 50
-# A pickle may hold one list in itself a thousand times over; its tree is what is counted.
+# A pickle may contain one list a thousand times: the nodes of the tree are counted.
 _MAX_NODES = 300_000
 _MAX_DEPTH = 50
 
 
 class Block(NamedTuple):
-    """The bytes of one storage: its first byte in the file, and how many there are."""
+    """The bytes of one storage: its first byte in the file, and its size."""
 
     start: int
     nbytes: int
@@ -39,8 +39,8 @@ class Block(NamedTuple):
 def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Header:
     """Return the header of a pickle whose top object is `top`.
 
-    `locate` finds the bytes of a storage. Raises UnsupportedError for what is no state dict or holds tensors
-    that no TensorRef describes (all of them named at once), CorruptError for a tensor outside its storage.
+    `locate` returns the bytes of a storage. Raises UnsupportedError for an object that is no state dict, or holds
+    tensors that no TensorRef describes (all of them are named), CorruptError for a tensor outside its storage.
     """
     state, envelope, discarded = _open_envelope(top, shard)
     if len(state) > _MAX_TENSORS:
@@ -93,7 +93,7 @@ def _unsupported(what: str, where: str) -> UnsupportedError:
 
 
 def _open_envelope(top: Any, shard: str) -> tuple[dict[Any, Any], tuple[str, ...], tuple[str, ...]]:
-    """Return the state dict, the keys that lead to it, and what lay beside it."""
+    """Return the state dict, the keys that lead to it, and the keys beside it."""
     path: list[str] = []
     discarded: list[str] = []
     state = top
@@ -124,7 +124,7 @@ def _tensors(state: dict[Any, Any]) -> int:
 
 
 def _inner(state: dict[Any, Any], shard: str, depth: int) -> str | None:
-    """Return the key of the envelope that leads to more tensors than lie here, or None."""
+    """Return the key of the envelope that leads to more tensors than this dict has, or None."""
     here = sum(type(value) is PickledTensor for value in state.values())
     found = [key for key in ENVELOPE_KEYS if key in state and _reach(state[key], depth) > here]
     if len(found) > 1:
@@ -133,7 +133,7 @@ def _inner(state: dict[Any, Any], shard: str, depth: int) -> str | None:
 
 
 def _reach(value: Any, depth: int) -> int:
-    """Return the most tensors that one dict holds, `value` or one in an envelope inside it."""
+    """Return the largest number of tensors in one dict: `value`, or a dict in an envelope inside it."""
     if not _is_dict(value) or depth < 1:
         return 0
     return max(_tensors(value), *(_reach(value.get(key), depth - 1) for key in ENVELOPE_KEYS))
@@ -148,7 +148,7 @@ def _refuse_others(state: Any, shard: str) -> None:
         raise UnsupportedError(
             "the file is the state of an optimizer, not of a model",
             where=shard,
-            cure="pass the checkpoint that lies beside it (pytorch_model.bin, model.safetensors)",
+            cure="pass the checkpoint beside it (pytorch_model.bin, model.safetensors)",
             code="E-OPTIM",
         )
 
@@ -212,7 +212,7 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray
 
 
 def _plain(value: Any, budget: list[int], depth: int = 0) -> Any:
-    """Return a copy made of plain dicts, lists, tuples, sets and scalars; budget[0] nodes are left."""
+    """Return a copy of plain dicts, lists, tuples, sets and scalars; at most budget[0] nodes."""
     budget[0] -= 1
     if budget[0] < 0 or depth > _MAX_DEPTH:
         raise _NotPlainError("more, or more deeply nested, objects than a state dict has")

@@ -8,7 +8,7 @@ _LONGEST = 120
 
 
 def quote(value: Any) -> str:
-    """Return a value of a file for a message: on one line, control and bidi characters escaped, cut when long."""
+    """Return a value from a file for a message: on one line, control and bidi characters escaped, cut if long."""
     try:
         text = repr(value) if not isinstance(value, list) or len(value) <= 20 else f"{value[:20]!r}..."
     except ValueError:  # an int of more digits than Python will print

@@ -28,9 +28,9 @@ class PickledDict(dict[Any, Any]):
 
 
 class Storage:
-    """A storage of the file: its key, its dtype's code (None where there is none) and its number of elements.
+    """A storage of the file: its key, the code of its dtype (or None) and its number of elements.
 
-    `offset` counts from the start of the stored block `key`, in elements: a view of the time before torch 0.4.
+    `offset` counts elements from the start of the stored block `key`: files from before torch 0.4 have such views.
     """
 
     __slots__ = ("code", "key", "kind", "numel", "offset")
@@ -44,7 +44,7 @@ class Storage:
 
 
 class PickledTensor:
-    """A tensor of the file as its pickle states it; nothing of it has been judged but the types."""
+    """A tensor as the pickle states it; only the types are checked so far."""
 
     __slots__ = ("code", "offset", "shape", "storage", "strides")
 
@@ -59,7 +59,7 @@ class PickledTensor:
 
 
 class Unreadable:
-    """Something harmless that no TensorRef describes; `kind` says what, as in "a sparse tensor"."""
+    """A harmless object that no TensorRef describes, such as `kind` "a sparse tensor"."""
 
     __slots__ = ("kind",)
 
@@ -68,7 +68,7 @@ class Unreadable:
 
 
 class Global:
-    """An allowed name. `make` is what calling it gives; `code` is the dtype code of a dtype or storage type."""
+    """An allowed name. `make` returns the result of a call; `code` is the dtype code of a dtype or storage type."""
 
     __slots__ = ("code", "is_storage", "make", "name")
 
@@ -87,13 +87,12 @@ class Global:
 
 
 _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
-# Equal hashes can be had for any two ints that differ by a multiple of 2^61-1: 100,000 of them in one dict would
-# take minutes.
+# Two ints that differ by a multiple of 2^61-1 have equal hashes: 100,000 of them in one dict would take minutes.
 _MAX_INT_KEY = 2**60
 
 
 def check_key(key: Any) -> None:
-    """Raise ValueError for a dict key or set element other than a plain scalar: its hash may recurse for ever."""
+    """Raise ValueError for a dict key or set element that is no plain scalar: hashing it may recurse for ever."""
     if type(key) not in _SCALARS or (type(key) is int and not -_MAX_INT_KEY < key < _MAX_INT_KEY):
         raise ValueError(f"a {type(key).__name__} can't be a dict key or set element")
 
@@ -131,7 +130,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
 def _bytearray(content: Any = b"", encoding: Any = None) -> bytearray:
     if type(content) is str and encoding == "latin-1":
         return bytearray(content, "latin-1")
-    # An int would be a size: 5 bytes of pickle that ask for terabytes.
+    # An int would be a size: 5 bytes of pickle could ask for terabytes.
     if type(content) is bytes and encoding is None:
         return bytearray(content)
     raise TypeError("bytearray takes bytes")
@@ -214,7 +213,7 @@ def _parameter(data: Any, grad: Any = True, _hooks: Any = None, _state: Any = No
 
 
 def _from_type(func: Any, kind: Any, args: Any, _state: Any) -> Any:
-    """Stand for a tensor with Python attributes, or of a subclass."""
+    """Return the stand-in for a tensor with Python attributes, or of a subclass."""
     if type(func) is not Global or type(kind) is not Global or type(args) is not tuple:
         raise TypeError("a tensor's type is rebuilt from a function, a type and arguments")
     if kind.name != "torch.Tensor" or func.make not in {_tensor, _tensor_v2, _tensor_v3}:
@@ -259,7 +258,7 @@ def _allowed() -> dict[str, Global]:
     for name in _NAMES_ONLY:
         table[f"torch.{name}"] = Global(f"torch.{name}")
     for name, stored in _STORAGES.items():
-        # The storages of other devices differ by where they are put back, which is not for the file to say.
+        # Storages of other devices differ only in the device to restore them to, which the file does not decide here.
         for module in ("torch", "torch.cuda"):
             full = f"{module}.{name}Storage"
             table[full] = Global(full, code=stored, is_storage=True)
@@ -284,7 +283,7 @@ _NAMES_ONLY = (
 
 ALLOWED = _allowed()
 
-# Not allowed and not suspicious either: worth a plain name in the error.
+# Not allowed, but harmless: the error names the kind.
 _KNOWN = (
     ("numpy.", "a NumPy array or number"),
     ("torch.distributed.", "a distributed tensor (DTensor, ShardedTensor)"),
@@ -311,7 +310,7 @@ def lookup(module: str, name: str, where: str) -> Global:
                 code="E-FORMAT",
             )
     raise UnsafeError(
-        f"the checkpoint's pickle asks for {quote(full)}, which weights do not need; nothing was run",
+        f"the checkpoint's pickle asks for {quote(full)}, which no weights need; nothing was run",
         where=where,
-        cure=f"do not load it: it may run code. If you trust its author, {RESAVE}",
+        cure=f"do not load it elsewhere either: it may run code. If you trust its author, {RESAVE}",
     )

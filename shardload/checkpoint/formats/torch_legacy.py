@@ -22,7 +22,7 @@ _MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 _PROTOCOL = 1001
 _FIRST_READ = 1 << 16
 _GROWTH = 16
-# The sizes of quantised elements: their tensors can't be loaded, but others lie behind them.
+# The sizes of quantised elements: their tensors can't be loaded, but others may follow them.
 _QUANTISED = {"torch.QInt8Storage": 1, "torch.QUInt8Storage": 1, "torch.QInt32Storage": 4,
               "torch.QUInt4x2Storage": 1, "torch.QUInt2x4Storage": 1}  # fmt: skip
 
@@ -30,8 +30,8 @@ _QUANTISED = {"torch.QInt8Storage": 1, "torch.QUInt8Storage": 1, "torch.QInt32St
 class TorchLegacyFormat:
     """Reads the header of a `.bin` or `.pth` file of torch before 1.6.
 
-    The storages follow the pickles without alignment, so tensors may begin at any byte. The pickles' length is
-    not written anywhere: a prefix of the file is read, sixteen times longer each time that it does not suffice.
+    The storages follow the pickles without alignment, so tensors may begin at any byte. The length of the pickles is
+    not stored: a prefix of the file is read, and one sixteen times as long if it was too short.
     """
 
     name = "torch legacy"
@@ -77,7 +77,7 @@ def _read_pickles(data: bytes, where: str) -> tuple[Any, dict[str, Storage], lis
     system = TorchPickle(data, where, start=protocol.position)
     facts = system.load()
     if type(facts) is not dict:
-        raise CorruptError("the facts on the writer's machine are no dict", where=where, cure=REFETCH)
+        raise CorruptError("the record of the writer's machine is no dict", where=where, cure=REFETCH)
     if facts.get("little_endian") is not True:
         raise UnsupportedError(
             "the checkpoint was written on a big-endian machine",
@@ -100,10 +100,10 @@ def _read_pickles(data: bytes, where: str) -> tuple[Any, dict[str, Storage], lis
 def _blocks(
     file: SourceFile, storages: dict[str, Storage], keys: list[str], position: int
 ) -> dict[str, Block]:
-    """Return where each storage lies: eight bytes with its number of elements, then the elements.
+    """Return the place of each storage: eight bytes with its number of elements, then the elements.
 
-    The places follow from the pickle alone. The lengths in between are read to check it, but not over a network,
-    where each would be a request.
+    The places follow from the pickle alone. The stored lengths are read as a check, but not over a network, where
+    each would be one request.
     """
     blocks: dict[str, Block] = {}
     for key in keys:
@@ -143,5 +143,5 @@ def _locate(blocks: dict[str, Block], storage: Storage) -> Block:
     if not storage.offset and not storage.code:
         return block
     item = DTYPE_BITS[storage.code or "U8"] // 8
-    # A view sees its own elements only.
+    # A view has only its own elements.
     return Block(block.start + storage.offset * item, storage.numel * item)

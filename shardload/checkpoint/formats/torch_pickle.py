@@ -20,8 +20,8 @@ _LONGEST_NAME = 512
 class TorchPickle(PickleMachine):
     """A pickle of torch: plain data, and stand-ins for tensors and storages.
 
-    Tensors come back as PickledTensor or Unreadable, OrderedDicts as PickledDict. `with_views` says that storages
-    carry view metadata, as in the files before torch 1.6. `load` raises UnsafeError, besides what its base raises,
+    Tensors become PickledTensor or Unreadable, OrderedDicts PickledDict. `with_views`: storages carry view metadata,
+    as in files from before torch 1.6. `load` raises UnsafeError, besides what its base raises,
     for what would run something in another reader.
     """
 
@@ -52,7 +52,7 @@ class TorchPickle(PickleMachine):
         self._stack.append(lookup(names[0], names[1], self._place()))
 
     def _place(self) -> str:
-        """Return the file and the last text that was read: mostly the key whose value comes next."""
+        """Return the file and the last text that was read, which is usually the key of the next value."""
         for stack in (self._stack, *reversed(self._marks)):
             for item in reversed(stack):
                 if type(item) is str:
@@ -67,7 +67,7 @@ class TorchPickle(PickleMachine):
         if type(args) is not tuple:
             raise TypeError("REDUCE without a tuple of arguments")
         if args and type(args[0]) in _SIZED:
-            # One list in the memo could be copied at each REDUCE.
+            # A list in the memo could be copied at each REDUCE.
             self._charge(100 * len(args[0]))
         self._stack[-1] = func.make(*args)
 
@@ -130,7 +130,7 @@ class TorchPickle(PickleMachine):
         elif known.numel == 0 == numel:
             return Storage(name, kind.code, kind.name, 0)
         elif known.code != kind.code or known.numel != numel:
-            # torch would read both with the type that comes first.
+            # torch would read both with the first type.
             raise ValueError(
                 f"storage {quote(name)} is {known.numel} x {known.kind} and {numel} x {kind.name}"
             )
@@ -148,7 +148,7 @@ class TorchPickle(PickleMachine):
             raise ValueError(
                 f"a view of {quote(numel)} elements at {quote(offset)} in a storage of {storage.numel}"
             )
-        # torch takes the first storage of that name, whatever the next ones say.
+        # torch takes the first storage of a name, and ignores the others.
         if type(name) is not str or self._views.setdefault(name, (storage.key, offset, numel)) != (
             storage.key,
             offset,
@@ -160,7 +160,7 @@ class TorchPickle(PickleMachine):
 
 _SIZED = frozenset({list, tuple, dict, PickledDict, str, bytes})
 
-# Opcodes that name, make or call something, or fetch an object from outside; torch's own reader refuses them too.
+# Opcodes that name, make or call objects, or fetch them from outside; torch's weights-only reader refuses them too.
 _REFUSED = {
     b"i": "INST", b"o": "OBJ", b"\x93": "STACK_GLOBAL", b"\x92": "NEWOBJ_EX", b"P": "PERSID", b"\x82": "EXT1",
     b"\x83": "EXT2", b"\x84": "EXT4", b"\x97": "NEXT_BUFFER", b"\x98": "READONLY_BUFFER",

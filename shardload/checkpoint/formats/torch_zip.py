@@ -29,7 +29,7 @@ _NOTES = (
     ".data/serialization_id",
 )
 _LONGEST_NOTE = 256
-_OLDEST, _NEWEST = 1, 10  # the file format versions that torch's own reader takes
+_OLDEST, _NEWEST = 1, 10  # the format versions that torch's own reader accepts
 
 # Other zips, by the end of an entry's name.
 _OTHERS = (
@@ -45,14 +45,14 @@ _OTHERS = (
 class TorchZipFormat:
     """Reads the header of a `.bin`, `.pt` or `.pth` file of torch 1.6 or newer.
 
-    Three reads of a remote file: its first bytes were one already, its tail with the directory, and the pickle
-    with the small entries around it. torch.load is not involved and the pickle runs nothing: see torch_pickle.
+    A remote file takes three requests: for its first bytes, for its tail with the directory, and for the pickle
+    with the small entries around it. torch.load is never called, and the pickle runs nothing: see torch_pickle.
     """
 
     name = "torch zip"
 
     def matches(self, head: bytes) -> bool:
-        """Whether `head` begins a zip archive; what is in it, read_header judges."""
+        """Whether `head` begins a zip archive; read_header checks what is in it."""
         return head.startswith(b"PK\3\4")
 
     @gc_paused()
@@ -78,7 +78,7 @@ class TorchZipFormat:
 
 
 def _root(archive: ZipDirectory, file: SourceFile) -> str:
-    """Return the folder that all entries lie in: that of the first, as torch's own reader has it."""
+    """Return the folder of all entries: that of the first entry, as in torch's own reader."""
     root = next(iter(archive.entries), "").partition("/")[0]
     if any(name.startswith(f"{root}/code/") or name == f"{root}/constants.pkl" for name in archive.entries):
         raise UnsupportedError(
@@ -110,7 +110,7 @@ def _corrupt(what: str, file: SourceFile) -> CorruptError:
 
 
 def _check_notes(notes: dict[str, bytes], file: SourceFile) -> None:
-    """Judge the small entries in which torch writes down how the archive was made; it reads all of them too."""
+    """Check the small entries in which torch records how the archive was made; its own reader reads them too."""
     order = notes.get("byteorder", b"little")
     if order == b"big":
         raise UnsupportedError(
@@ -156,7 +156,7 @@ def _entry_of(archive: ZipDirectory, root: str, storage: Storage, file: SourceFi
             where=f"{file.name}: {quote(name)}",
             cure=REFETCH,
         )
-    # A storage that views bytes need not hold a whole number of elements.
+    # A storage that is a view of bytes may end inside an element.
     item = DTYPE_BITS[storage.code] // 8 if storage.code else None
     if item is not None and not storage.numel * item <= entry.size < (storage.numel + 1) * item:
         raise CorruptError(

@@ -1,4 +1,4 @@
-"""The directory of a zip archive, as torch's writer makes it: stored entries, one after the other."""
+"""ZipDirectory: the entries of a zip archive as torch writes it, stored one after the other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CIPHERED = 0x2061  # encrypted in one of three ways, or a patch of another file
 
 
 class Entry(NamedTuple):
-    """One entry: its name and size in bytes, where its local header and the next one lie.
+    """One entry: its name, its size in bytes, and the places of its local header and of the next one.
 
     `stored` is False when it is compressed, encrypted or a folder and can't be read. `described` says that crc
     and sizes follow the data, as torch's writer has it.
@@ -77,9 +77,9 @@ class ZipDirectory:
     def starts(self, entries: Iterable[Entry]) -> dict[str, int]:
         """Return the first byte of each entry's data, from its local header.
 
-        Of a file that lies on this disk every local header is read (a `pread` each). Of a remote file that would
-        be a request each: there the place follows from the directory, since torch's writer leaves no room between
-        entries. That it is aligned to 64 bytes, as torch has it, is the check; where it is not, the header is read.
+        For a local file every local header is read (one `pread` each). For a remote file that would be one request
+        each, so the start is computed from the directory: torch's writer leaves no room between entries. A computed
+        start that is not aligned to 64 bytes, as torch aligns it, is not used: that header is read.
         """
         remote = self._file.is_remote
         found = {}
@@ -88,7 +88,7 @@ class ZipDirectory:
                 raise UnsupportedError(
                     f"the entry {quote(entry.name)} of the archive is compressed, encrypted or a folder",
                     where=self._file.name,
-                    cure=f"torch.save stores entries as they are; if it is a checkpoint, {RESAVE}",
+                    cure=f"torch.save does not compress; if it is a checkpoint, {RESAVE}",
                     code="E-FORMAT",
                 )
             start = _aligned_start(entry) if remote else None
@@ -133,7 +133,7 @@ class ZipDirectory:
         at = tail.rfind(b"PK\5\6")
         if at < 0 or len(tail) - at < _END_SIZE:
             raise CorruptError(
-                "the zip archive is truncated: its directory, which comes last, is not there",
+                "the zip archive is truncated: its directory, which comes last, is missing",
                 where=f"{self._file.name}: {size:,} bytes",
                 cure=REFETCH,
             )
@@ -160,16 +160,16 @@ class ZipDirectory:
 
     def _find_directory64(self, tail: bytes, at: int, begin: int) -> tuple[int, int, int, int]:
         if at < 20:
-            raise self._corrupt("its zip64 end is not there")
+            raise self._corrupt("its zip64 end is missing")
         signature, first_disk, where, disks = _END64_AT(tail[at - 20 : at])
         if first_disk or disks != 1:
             raise self._corrupt("it has several volumes")
         if signature != b"PK\6\7" or where < begin or where + 56 > begin + at - 20:
-            raise self._corrupt("its zip64 end is not where it should be")
+            raise self._corrupt("its zip64 end is in the wrong place")
         record = tail[where - begin : where - begin + 56]
         signature, _, _, _, disk, first_disk, here, count, length, start = _END64(record)
         if signature != b"PK\6\6" or disk or first_disk or here != count:
-            raise self._corrupt("its zip64 end is not one")
+            raise self._corrupt("its zip64 end is malformed")
         return start, length, count, where
 
     def _read_entries(self, start: int, size: int, count: int) -> dict[str, Entry]:
@@ -186,17 +186,17 @@ class ZipDirectory:
         headers = sorted(header for _, _, header, _, _ in found)
         limits = dict(zip(headers, [*headers[1:], start], strict=True))
         if len(limits) != count:
-            raise self._corrupt("two of its entries lie at the same place")
+            raise self._corrupt("two of its entries start at the same byte")
         entries: dict[str, Entry] = {}
         folded: set[str] = set()
         for name, packed, header, stored, described in found:
             limit = limits[header]
-            # torch's reader looks names up without regard to case.
+            # torch's reader ignores case.
             if name.lower() in folded:
                 raise self._corrupt(f"it has the entry {quote(name)} twice")
             folded.add(name.lower())
             if header + _LOCAL.size + len(name) + packed > limit:
-                raise self._corrupt(f"the entry {quote(name)} overlaps what comes after it")
+                raise self._corrupt(f"the entry {quote(name)} overlaps the next one")
             entries[name] = Entry(name, packed, header, limit, stored, described)
         return entries
 
@@ -209,7 +209,7 @@ class ZipDirectory:
         extra_at = name_at + name_length
         end = extra_at + extra_length + comment_length
         if signature != b"PK\1\2" or disk or end > len(directory):
-            raise self._corrupt("an entry of its directory is not one")
+            raise self._corrupt("an entry of its directory is malformed")
         try:
             name = directory[name_at:extra_at].decode()
         except UnicodeDecodeError:
@@ -217,7 +217,7 @@ class ZipDirectory:
         if _FULL32 in (packed, size, header):
             extra = directory[extra_at : extra_at + extra_length]
             size, packed, header = self._sizes64(extra, (size, packed, header), name)
-        # torch's reader gives uninitialised memory for a folder.
+        # For a folder torch's reader returns uninitialised memory.
         stored = not (method or flags & _CIPHERED or packed != size or attributes & _FOLDER)
         return (name, packed, header, stored, bool(flags & 8)), end
 
@@ -237,12 +237,12 @@ class ZipDirectory:
                 break
             full = [values.pop(0) if size == _FULL32 else size for size in sizes]
             return full[0], full[1], full[2]
-        raise self._corrupt(f"the zip64 sizes of {quote(name)} are not there")
+        raise self._corrupt(f"the zip64 sizes of {quote(name)} are missing")
 
 
 def _aligned_start(entry: Entry) -> int | None:
     """Return where an entry's data begins if it ends right before the next entry and is aligned, else None."""
-    # Signature, crc and two sizes, of four or (zip64) eight bytes each; torch's writer has none for no data.
+    # Signature, crc and two sizes, of four or (zip64) eight bytes each; torch writes none for empty data.
     descriptor = 0
     if entry.described and entry.size:
         descriptor = 24 if max(entry.header, entry.size) >= _FULL32 else 16

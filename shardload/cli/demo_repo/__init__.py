@@ -1,4 +1,4 @@
-"""A ChatGLM2-architecture repo with random weights, written on the spot: what `shardload demo` loads."""
+"""The repo that `shardload demo` writes and loads: the ChatGLM2 architecture with random weights."""
 
 from __future__ import annotations
 

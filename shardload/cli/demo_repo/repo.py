@@ -1,4 +1,4 @@
-"""Writing the demo repo into a folder: all of it or nothing, and only when it is not there yet."""
+"""write_demo_repo: writes the demo repo into a folder, whole or not at all, unless it is there already."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_demo_repo(
     announce: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the demo repo into `folder`, unless a complete one of this version lies there; return the folder.
+    """Write the demo repo into `folder`, unless it holds a complete one of this version; return the folder.
 
     It holds `config.json` with `auto_map`, the model's own code, seven shards and an index for each of
     `formats` ("bin" and "safetensors" by default; for "6b", 12.5 GB a format, only "bin"), and a LoRA in
@@ -70,7 +70,7 @@ def write_demo_repo(
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with _only_writer(target.parent):
-        if is_complete(target, size, wanted):  # written while this process waited its turn
+        if is_complete(target, size, wanted):  # another process wrote it meanwhile
             return target
         _refuse_foreign(target)
         _require_room(target, SIZES[size], wanted, announce)
@@ -112,7 +112,7 @@ def _checked_formats(formats: Iterable[str] | None, size: str) -> tuple[str, ...
 
 
 def _version(size: DemoSize) -> str:
-    """Return a hash of all that decides the repo's content: sizes, code files, and this writer's version."""
+    """Return a hash of the inputs of the repo: sizes, code files, and the version of this writer."""
     parts = [str(_WRITER_VERSION), json.dumps(size.config, sort_keys=True), str(size.shard_limit)]
     parts += [(CODE / name).read_text(encoding="utf-8") for name in CODE_FILES]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -153,7 +153,7 @@ def _require_room(
 
 @contextlib.contextmanager
 def _only_writer(parent: Path) -> Iterator[None]:
-    """Let one process at a time write in `parent`; on Windows, which lacks `flock`, all of them."""
+    """Let one process at a time write in `parent`; Windows has no `flock`, so there is no lock."""
     if sys.platform == "win32":
         yield
         return
@@ -169,10 +169,10 @@ def _only_writer(parent: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """Yield a fresh folder that takes the place of `target` at the end, or goes after an error."""
+    """Yield a new folder that replaces `target` at the end, or is removed after an error."""
     prefix = f".{target.name}.partial-"
     for stale in target.parent.glob(f"{prefix}*"):
-        shutil.rmtree(stale, ignore_errors=True)  # of a process that was killed: writers hold the lock
+        shutil.rmtree(stale, ignore_errors=True)  # left by a killed process: living ones hold the lock
     partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         yield partial
@@ -191,7 +191,7 @@ def _umask() -> int:
 
 
 def _write_all(folder: Path, size: DemoSize, formats: tuple[str, ...], progress: Progress | None) -> None:
-    # torch is needed to write weights, not to ask for the folder's place.
+    # torch is needed to write weights, not to find the folder.
     from shardload.cli.demo_repo.weights import RandomWeights, adapter_tensors, write_safetensors
 
     _write_json(folder / "config.json", size.config)

@@ -1,4 +1,4 @@
-"""The sizes of the demo model, and what each stores: names, shapes and the split into shards."""
+"""The sizes of the demo model, with the names, shapes and shards that each stores."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class DemoSize:
 
     @property
     def shards(self) -> list[list[str]]:
-        """The tensors' names, a list a shard."""
+        """The names of the tensors, one list per shard."""
         shards: list[list[str]] = [[]]
         held = 0
         for name, shape in self.shapes.items():
@@ -101,7 +101,7 @@ class DemoSize:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights, as one format stores them."""
+        """The bytes of all weights in one format."""
         return sum(prod(shape) for shape in self.shapes.values()) * BYTES_PER_WEIGHT
 
 
@@ -136,4 +136,4 @@ SIZES: dict[str, DemoSize] = {
         ),
     )
 }
-"""`small` is made in seconds; `6b` has shapes and split into shards of the published ChatGLM2-6B."""
+"""`small` is made in seconds; `6b` has the shapes and the shards of the published ChatGLM2-6B."""

@@ -1,4 +1,4 @@
-"""Random float16 weights of a sane scale, made as fast as they can be written."""
+"""Random float16 weights of a plausible scale, made as fast as they can be written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_torch(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a shard of contiguous tensors as safetensors; that library's own writer wants NumPy."""
+    """Write a shard of contiguous tensors as safetensors; the library's own writer needs NumPy."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
@@ -42,7 +42,7 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 class RandomWeights:
-    """The demo model's weights: the same numbers for the same name.
+    """The weights of the demo model: equal names give equal values.
 
     All of them are cut out of one block of normal numbers, each tensor from its own offset: drawing 6.2
     billion numbers would take minutes.
@@ -63,7 +63,7 @@ class RandomWeights:
         return self.normal(name, shape, scale=self._scale(name, shape))
 
     def normal(self, name: str, shape: tuple[int, ...], scale: float) -> torch.Tensor:
-        """Return float16 numbers of standard deviation `scale`, the same for the same name."""
+        """Return float16 values of standard deviation `scale`; equal names give equal values."""
         tensor = torch.empty(shape, dtype=torch.float16)
         flat = tensor.view(-1)
         done, start = 0, zlib.crc32(name.encode()) % _BLOCK
@@ -78,7 +78,7 @@ class RandomWeights:
             return 0.3
         scale = 1 / sqrt(shape[-1])
         if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
-            # What is added to the residual stream, twice a layer, must not outgrow it.
+            # Two of these are added to the residual stream in each layer: they must stay small beside it.
             return scale / sqrt(2 * self._config["num_layers"])
         return scale
 

@@ -166,7 +166,7 @@ def patched(tmp_path, pattern, replacement, occurrence=0):
     ("pattern", "replacement", "occurrence", "message"),
     [
         (b"PK\3\4", b"PK\3\5", 2, "the local header of 'model/data/0' contradicts"),
-        (b"PK\1\2", b"PK\1\3", 0, "an entry of its directory is not one"),
+        (b"PK\1\2", b"PK\1\3", 0, "an entry of its directory is malformed"),
         (b"PK\5\6", b"PK\5\5", 0, "truncated: its directory"),
         (b"model/data/0", b"model/data.p", 1, "is not in the archive"),
         (b"model/data/0", b"model/DATA.P", 1, "is not in the archive"),
@@ -194,7 +194,7 @@ def directory_of(data):
 @pytest.mark.parametrize(
     ("field", "form", "value", "message"),
     [
-        (42, "<L", 0, "same place"),
+        (42, "<L", 0, "same byte"),
         (42, "<L", 0xFFFFFFF0, "overlaps"),
         (42, "<L", 0xFFFFFFFF, "zip64 sizes"),
         (20, "<2L", (2000, 2000), "overlaps"),
@@ -203,9 +203,9 @@ def directory_of(data):
         (8, "<H", 1, "compressed, encrypted or a folder"),
         (10, "<H", 8, "compressed, encrypted or a folder"),
         (38, "<L", 0x10, "compressed, encrypted or a folder"),
-        (28, "<H", 60000, "is not one"),
-        (30, "<H", 60000, "is not one"),
-        (34, "<H", 1, "is not one"),
+        (28, "<H", 60000, "is malformed"),
+        (30, "<H", 60000, "is malformed"),
+        (34, "<H", 1, "is malformed"),
     ],
 )
 def test_a_lying_directory_entry(tmp_path, field, form, value, message):
@@ -242,7 +242,7 @@ def test_two_entries_at_one_place(tmp_path):
     _, _, entries = directory_of(data)
     first = struct.unpack_from("<L", data, entries[2] + 42)[0]
     struct.pack_into("<L", data, entries[3] + 42, first)
-    with pytest.raises(CorruptError, match="same place"):
+    with pytest.raises(CorruptError, match="same byte"):
         read_bytes(tmp_path, bytes(data))
 
 
