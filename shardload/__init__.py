@@ -56,11 +56,11 @@ if TYPE_CHECKING:
     from shardload.loading.report import Report
     from shardload.model.shell import Shell, Slot, build_shell
     from shardload.placement.device import OnDevice
+    from shardload.saving import save
     from shardload.tensor_ref import TensorRef
     from shardload.tokenizer import load_tokenizer
     from shardload.transformers_shim.host import Host
     from shardload.writing.convert import convert
-    from shardload.writing.save import save
 
 __version__ = "0.1.0"
 
@@ -107,7 +107,7 @@ _HOMES = {
     "load": ("from_pretrained", "load_config", "report_of", "resolve_class"),
     "_system.progress": ("Progress",),
     "loading.report": ("Report",),
-    "writing.save": ("save",),
+    "saving": ("save",),
     "model.shell": ("Shell", "Slot", "build_shell"),
     "placement.device": ("OnDevice",),
     "tensor_ref": ("TensorRef",),

@@ -21,7 +21,7 @@ FLOORS = [
     {"compare", "writing"},
     {"loading"},
     {"adapters", "remote_code"},
-    {"forecast", "load", "tokenizer"},
+    {"forecast", "load", "saving", "tokenizer"},
     {"doctor"},
     {"cli"},
     {"__main__"},

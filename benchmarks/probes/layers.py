@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shardload.writing.save import write_safetensors
+from shardload.writing import Output, OutputShard, write_output
+from shardload.writing.model_output import tensor_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,8 +48,8 @@ def write_adapter(folder: Path, modules: int, seed: int, width: int = WIDTH, ran
             key = f"base_model.model.layers.{number}.{name}"
             tensors[f"{key}.lora_A.weight"] = torch.randn(rank, width, generator=random) / width
             tensors[f"{key}.lora_B.weight"] = torch.randn(width, rank, generator=random)
-    folder.mkdir(parents=True)
-    write_safetensors(folder / "adapter_model.safetensors", tensors)
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": list("qkvo")}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    weights = tuple(tensor_output(name, tensor) for name, tensor in tensors.items())
+    beside = {"adapter_config.json": json.dumps(config).encode()}
+    write_output(folder, Output((OutputShard("adapter_model.safetensors", weights),), beside=beside))
     return folder

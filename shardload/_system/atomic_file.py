@@ -1,12 +1,12 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then moved in."""
+"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,26 +15,28 @@ from shardload.errors import NoSpaceError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What the system answers when a disk, or a quota, is full."""
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that whoever looks, even after a crash, finds the old content or the new one, whole.
+    """Write a file so that any reader, even after a crash, finds the old content or the new one, whole.
 
-    A temporary file beside it is flushed to the disk and renamed; then the folder is flushed. Raises NoSpaceError
-    when the disk is full, OSError for what else keeps it from being written; the old file stays then.
+    A temporary file beside it is flushed to the disk and renamed; then the folder is flushed. The file keeps the
+    permissions of the one that it replaces; a new file gets 0666 under the umask. Raises NoSpaceError when the disk is
+    full and OSError for other failures; the old file stays then.
     """
     target = Path(path)
+    temporary = target.with_name(f".{target.name[:200]}-{secrets.token_hex(8)}")
     with no_space_said(target):
         require_space(target.parent, len(content))
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:200]}-", dir=target.parent)
-        temporary = Path(name)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with temporary.open("xb") as file:  # "x" applies the umask and follows no link
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(_usual_mode(target))
+            with suppress(OSError):
+                temporary.chmod(target.stat().st_mode & 0o777)
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -52,7 +54,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def require_space(folder: Path, nbytes: int) -> None:
-    """Raise NoSpaceError when fewer than `nbytes` bytes are free where `folder` lies."""
+    """Raise NoSpaceError when the disk of `folder` has fewer than `nbytes` bytes free."""
     free = shutil.disk_usage(folder).free
     if nbytes > free:
         raise NoSpaceError(
@@ -63,25 +65,15 @@ def require_space(folder: Path, nbytes: int) -> None:
 
 
 @contextmanager
-def no_space_said(where: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise NoSpaceError in place of the OSError of a disk, or a quota, that is full."""
+def no_space_said(
+    where: str | os.PathLike[str],
+    cure: str = "free some disk, or write to another one; no unfinished file is left in its place",
+) -> Iterator[None]:
+    """Raise NoSpaceError instead of the OSError of a disk, or a quota, that is full."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
-        raise NoSpaceError(
-            f"the disk became full: {os.strerror(error.errno or 0)}",
-            where=str(where),
-            cure="free some disk, or write to another one; no unfinished file is left in its place",
-        ) from error
-
-
-def _usual_mode(target: Path) -> int:
-    """Return the permissions that `open` would give: those of the file that is replaced, or what the umask leaves."""
-    try:
-        return target.stat().st_mode & 0o777
-    except OSError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
+        what = f"the disk became full: {os.strerror(error.errno or 0)}"
+        raise NoSpaceError(what, where=str(where), cure=cure) from error

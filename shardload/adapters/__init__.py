@@ -8,7 +8,6 @@ from shardload.adapters.adapter_report import AdapterFault, AdapterReport
 from shardload.adapters.attach import activate, detach
 from shardload.adapters.attach_lora import attach_lora
 from shardload.adapters.attached import active_adapters
-from shardload.adapters.base_state import without_adapters
 from shardload.adapters.formats import FORMATS, format_of
 from shardload.adapters.inspection import AdapterInspection, inspect_adapter
 from shardload.adapters.load_adapter import load_adapter
@@ -21,7 +20,6 @@ from shardload.adapters.trainable import (
     mark_only_lora_as_trainable,
     trainable_parameters,
 )
-from shardload.writing import save as saving
 
 __all__ = [
     "FORMATS",
@@ -49,5 +47,3 @@ __all__ = [
     "swap_adapter",
     "trainable_parameters",
 ]
-
-saving.base_states.append(without_adapters)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from shardload._system.atomic_file import no_space_said, require_space, sync_folder
 from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
 from shardload.adapters.attached import record_of
@@ -19,11 +16,14 @@ from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
 from shardload.adapters.module_index import ModuleIndex
 from shardload.errors import UsageError
 from shardload.keywords import entry_point
-from shardload.writing.save import write_safetensors
+from shardload.writing import Output, OutputShard, write_output
+from shardload.writing.model_output import tensor_output
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
+    from shardload._system.progress import ProgressOption
     from shardload.adapters.attached import Attached
     from shardload.adapters.layers import LoraLayer, LoraTerm
 
@@ -33,7 +33,14 @@ _CONFIG = "adapter_config.json"
 
 
 @entry_point
-def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = "default") -> list[Path]:
+def save_adapter(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    name: str = "default",
+    *,
+    progress: ProgressOption = False,
+    verify: bool = False,
+) -> list[Path]:
     """Write one adapter of a model as PEFT does: adapter_model.safetensors and adapter_config.json; return both paths.
 
         >>> import torch, shardload
@@ -65,38 +72,15 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = "
     config = plan.config(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "") or None)
     # Merged weights are not the base's.
     metadata = {METADATA_KEY: fingerprint_of(plan.base_tensors())} if adapters.merged is None else {}
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file", cure="pass a folder to write into")
-    target.mkdir(parents=True, exist_ok=True)
-    with no_space_said(target), tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as made:
-        staging = Path(made)
-        require_space(target, sum(tensor.nbytes for tensor in tensors.values()))
-        write_safetensors(staging / _WEIGHTS, tensors, metadata)
-        (staging / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        _move_in(staging, target)
-    return [target / _WEIGHTS, target / _CONFIG]
-
-
-def _move_in(staging: Path, target: Path) -> None:
-    """Exchange both files: the old weights leave first and the new ones come last, so that no mixture is ever there."""
-    kept = staging / "replaced"
-    kept.mkdir()
-    old = [name for name in (_WEIGHTS, _CONFIG) if (target / name).exists()]
-    for name in (_CONFIG, _WEIGHTS):
-        with (staging / name).open("rb") as file:
-            os.fsync(file.fileno())
-    try:
-        for name in old:
-            (target / name).replace(kept / name)
-        for name in (_CONFIG, _WEIGHTS):
-            (staging / name).replace(target / name)
-        sync_folder(target)
-    except BaseException:
-        for name in old:
-            if (kept / name).exists():
-                (kept / name).replace(target / name)
-        raise
+    weights = OutputShard(
+        _WEIGHTS,
+        tuple(tensor_output(key, tensor) for key, tensor in tensors.items()),
+        {"format": "pt", **metadata},
+    )
+    text = json.dumps(config, indent=2) + "\n"
+    output = Output((weights,), beside={_CONFIG: text.encode()}, alone=False)
+    write_output(folder, output, replace=True, verify=verify, progress=progress)
+    return [Path(folder) / _WEIGHTS, Path(folder) / _CONFIG]
 
 
 class _Plan:

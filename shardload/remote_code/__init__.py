@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from shardload.remote_code.classes import ResolvedClass, finish_by_its_class, resolve_class
 from shardload.remote_code.config import LoadedConfig, attach_generation_config, load_config
-from shardload.remote_code.export import exported_code
 from shardload.remote_code.listing import ListedFile, code_files
-from shardload.writing import repo_files as companions
 
 __all__ = [
     "ListedFile",
@@ -18,5 +16,3 @@ __all__ = [
     "load_config",
     "resolve_class",
 ]
-
-companions.exporters.append(exported_code)

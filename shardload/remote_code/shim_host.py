@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shardload import save
 from shardload.checkpoint.sources import find_source
 from shardload.model.meta_init import constructing
 from shardload.remote_code.code import PACKAGE
@@ -11,7 +12,6 @@ from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.tokenizer_files import constructor_arguments
 from shardload.transformers_shim.host import ClassCode, Host
 from shardload.where import Where
-from shardload.writing.save import save
 
 
 def _tokenizer_arguments(where: Any, cls: type[Any], **hub: Any) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from shardload.checkpoint.checkpoint import Checkpoint, opened
 from shardload.dtypes import float_code, torch_dtype
 from shardload.errors import UnsupportedError, UsageError, Wording
 from shardload.keymap import KeyMap, as_view
-from shardload.keymap.derived import Joined, narrowed
 from shardload.keywords import entry_point
-from shardload.tensor_ref import TORCH_NAMES, TensorRef
+from shardload.tensor_ref import TORCH_NAMES
 from shardload.writing import FileRange, Output, OutputTensor, split_into_shards, write_output
+from shardload.writing.blocks import row_blocks
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from shardload.where import WhereLike
     from shardload.writing import Written
 
-_BLOCK = 64 << 20  # bytes of a tensor that are computed at once
 # Files of a repo that hold weights, of this format or of others, and lists of them.
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data",
@@ -99,25 +98,10 @@ def _output(checkpoint: Checkpoint, name: str, tensor: Derived, code: str | None
 
     def blocks() -> Iterator[torch.Tensor]:
         wanted = torch_dtype(TORCH_NAMES[out_code])
-        for piece in _pieces(tensor):
+        for piece in row_blocks(tensor):
             yield checkpoint.read_derived(piece).to(wanted).contiguous()
 
     return OutputTensor(name, out_code, tensor.shape, blocks)
-
-
-def _pieces(tensor: Derived) -> Iterator[Derived]:
-    """Yield a tensor as runs of rows of at most a block, known by their headers as the whole is."""
-    if not tensor.shape or not tensor.numel:
-        yield tensor
-        return
-    row = max(tensor.nbytes // tensor.shape[0], 1)
-    rows = max(_BLOCK // row, 1)
-    for start in range(0, tensor.shape[0], rows):
-        piece = narrowed(tensor, 0, start, min(rows, tensor.shape[0] - start))
-        if isinstance(piece, (TensorRef, Joined)):
-            yield piece
-        else:
-            yield Joined(piece.dtype, piece.shape, 0, (piece,))
 
 
 def _refuse_objects(checkpoint: Checkpoint, rules: KeyMap, tensors: Mapping[str, Derived]) -> None:

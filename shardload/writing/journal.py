@@ -1,77 +1,94 @@
-"""Journal: which files of an output are finished, so that a run which was killed can be made whole."""
+"""Journal: which files of an output are finished, so that the next writer can complete what a killed one began."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from shardload._system.atomic_file import write_atomically
 from shardload._system.file_identity import FileIdentity, file_identity
+from shardload.writing.kernel_copy import write_all
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+_LARGEST = 1 << 26  # bytes that are read: a merge notes some hundred for each tensor
 
 
 class Journal:
-    """A text file of JSON lines: the job, then each finished file with its identity.
+    """A file of JSON lines: the job, each finished file with its identity, and the files that are being moved in.
 
-    A file counts as finished when it is there, under its name in one of the folders, with the identity of its line.
-    A line that was cut off by a crash is passed over, and so is a journal of another job: `is_new` tells.
+    A file is finished while it lies under its name with the identity of its line. The journal may come from a
+    stranger's folder: a line that is cut off or malformed ends it. `descriptor` is the open file; its owner closes it.
     """
 
-    def __init__(self, path: Path, job: str) -> None:
-        self.path = path
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._end = 0
+        self._job: str | None = None
         self._finished: dict[str, FileIdentity] = {}
         self.kept: dict[str, object] = {}
-        lines = _lines(path)
-        self.is_new = not lines or lines[0] != {"job": job}
-        if not self.is_new:
-            for line in lines[1:]:
-                if isinstance(line, dict) and {"name", "identity"} <= line.keys():
-                    self._finished[str(line["name"])] = tuple(line["identity"])
-                    self.kept[str(line["name"])] = line.get("kept")
-        else:
-            lines = [{"job": job}]
-        self._lines = lines
+        self.moving: list[str] = []
+        self.replaces = False
+        content = os.pread(descriptor, min(os.fstat(descriptor).st_size, _LARGEST), 0)
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            for line in content.splitlines(keepends=True):
+                self._read(json.loads(line))
+                self._end += len(line)
 
-    def begin(self) -> None:
-        """Write what is known so far anew: a line after one that a crash cut off would be lost with it."""
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+    def _read(self, line: dict[str, Any]) -> None:
+        if "moving" in line:
+            self.moving = [str(name) for name in line["moving"]]
+            self.replaces = line["replaces"] is True
+        elif "name" in line:
+            inode, size, changed = map(int, line["identity"])
+            self._finished[str(line["name"])] = inode, size, changed
+            self.kept[str(line["name"])] = line.get("kept")
+        else:
+            self._job = str(line["job"])
 
     @property
-    def has_lines(self) -> bool:
+    def has_finished(self) -> bool:
         """Whether any file is finished."""
         return bool(self._finished)
+
+    def choose(self, job: str) -> None:
+        """Continue the lines of this job; forget them where they are those of another one."""
+        if job != self._job:
+            self._end, self._job = 0, job
+            self._finished.clear()
+            self.kept.clear()
+
+    def begin(self) -> None:
+        """Remove what is not of the job from the file."""
+        os.ftruncate(self._descriptor, self._end)
+        if self._end == 0:
+            self._append({"job": self._job})
 
     def add(self, name: str, path: Path, kept: object = None) -> None:
         """Note a file that is complete and flushed, and JSON data about it."""
         identity = file_identity(path)
-        line = {"name": name, "identity": identity} | ({} if kept is None else {"kept": kept})
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._append({"name": name, "identity": identity} | ({} if kept is None else {"kept": kept}))
         self._finished[name] = identity
         self.kept[name] = kept
 
+    def move(self, names: Sequence[str], *, replaces: bool) -> None:
+        """Note that these files are being moved to their places, and whether they replace what lies there."""
+        self._append({"moving": list(names), "replaces": replaces})
+        self.moving, self.replaces = list(names), replaces
+
     def holds(self, name: str, path: Path) -> bool:
-        """Whether what lies at `path` is the finished file of this name."""
+        """Whether the file at `path` is the finished file of this name; a link never is."""
         with suppress(OSError):
-            return name in self._finished and file_identity(path) == self._finished[name]
+            regular = stat.S_ISREG(path.lstat().st_mode)
+            return regular and self._finished.get(name) == file_identity(path)
         return False
 
-
-def _lines(path: Path) -> list[object]:
-    found = []
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return []
-    for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    def _append(self, line: dict[str, object]) -> None:
+        text = json.dumps(line).encode() + b"\n"
+        write_all(self._descriptor, memoryview(text), self._end)
+        os.fsync(self._descriptor)
+        self._end += len(text)

@@ -73,7 +73,7 @@ def same_file(source: Path, target: Path, *, link: bool) -> LinkKind:
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
-    with source.open("rb") as old, target.open("wb") as new:
+    with source.open("rb") as old, target.open("xb") as new:
         copy_range(old.fileno(), 0, new.fileno(), 0, os.fstat(old.fileno()).st_size)
     return "copied"
 
@@ -83,7 +83,7 @@ def _clone(source: Path, target: Path) -> bool:
         import fcntl
     except ImportError:
         return False
-    with source.open("rb") as old, target.open("wb") as new:
+    with source.open("rb") as old, target.open("xb") as new:
         try:
             fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
             return True

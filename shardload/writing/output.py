@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ class OutputTensor:
     shape: tuple[int, ...]
     content: FileRange | Blocks
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the elements. Raises UnsupportedError for a dtype that does not fill whole bytes."""
         bits = prod(self.shape) * DTYPE_BITS[self.dtype]
@@ -85,13 +86,15 @@ class SameFile:
 class Output:
     """A whole checkpoint: weight files, the index as text where there is one, and what stands beside them.
 
-    `beside` maps names to bytes, or to files that are copied. `sources` are folders that are never written into.
+    `beside` maps names to bytes, or to files that are copied. `sources` are folders that are never written into. An
+    output that is not `alone` may stand in a folder with weights of other names.
     """
 
     shards: tuple[OutputShard | SameFile, ...]
     index: tuple[str, bytes] | None = None
     beside: Mapping[str, bytes | Path] = field(default_factory=dict)
     sources: tuple[Path, ...] = ()
+    alone: bool = True
 
     @property
     def names(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -13,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from shardload._system.atomic_file import require_space
 from shardload._system.file_identity import file_identity
+from shardload._system.gc_pause import gc_paused
 from shardload._system.progress import ProgressMeter
 from shardload.errors import CorruptError, UsageError
 from shardload.writing.kernel_copy import same_file
 from shardload.writing.layout import Layout
 from shardload.writing.output import FileRange, OutputShard, SameFile
-from shardload.writing.shard_file import verify_copy, verify_shard, write_shard
+from shardload.writing.shard_file import differences, verify_copy, verify_shard, write_shard
 from shardload.writing.staging import Staging, staging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from shardload._system.progress import ProgressOption
     from shardload.writing.output import Output
@@ -79,6 +81,7 @@ class _How:
 
     verify: bool
     link: bool
+    replace: bool
     keep: Callable[[str], object] | None
     progress: ProgressOption
 
@@ -90,44 +93,57 @@ def write_output(
     job: str = "",
     verify: bool = True,
     link: bool = True,
+    replace: bool = False,
     keep: Callable[[str], object] | None = None,
     progress: ProgressOption = None,
 ) -> Written:
-    """Write a checkpoint into a new or empty folder: whole, or not there.
+    """Write a checkpoint into a folder: whole, or not there.
 
-    `job` is whatever else decides the bytes (versions, options): a run that was killed goes on only where all of it
-    is the same, and else starts anew. `verify` reads every written file back from the disk. `link=False` never
-    hard-links a file that stays as it is. `keep` is asked for JSON data about each shard once it is written, which the
-    journal remembers for a run that goes on. Raises UsageError for a folder that can't be written into (a source, one
-    that holds weights, one that another process writes into), NoSpaceError, CorruptError where a source changed
-    meanwhile or the disk gives back other bytes.
+    The folder is new, or has no weights and none of the output's files. With `replace` files of the same names are
+    replaced: after a crash there is the old checkpoint, the new one, or none until the next call completes the new one.
+    Code that differs is not replaced.
+
+    `job` is whatever else decides the bytes (versions, options): a run that was killed is continued only where all of
+    it is the same, and else starts anew. With `replace` the weights may have changed since: a shard of the killed run
+    is kept only where it is read back and equals what would be written. `verify` reads every written file back from
+    the disk. `link=False` never hard-links a file that stays as it is. `keep` is asked for JSON data about each shard
+    once it is written, which the journal remembers for a run that continues.
+
+    Raises UsageError for a folder that can't be written into (a source, one that holds weights, one that another
+    writer is at work in), UnsafeError for a link inside the folder that would lead the output out of it, NoSpaceError,
+    CorruptError where a source changed meanwhile or the disk gives back other bytes.
     """
     start = time.perf_counter()
     target = Path(folder).absolute()
     _refuse_target(target, output)
-    layouts = {shard.name: Layout.of(shard) for shard in output.shards if isinstance(shard, OutputShard)}
-    with staging(target, _fingerprint(output, layouts, job, verify=verify)) as stage:
-        stage.refuse_others(output.names)
-        written = Written(target, cleaned=stage.clean(), verified=verify)
-        require_space(target, disk_room(target, output, stage).needed)
-        how = _How(verify, link, keep, progress)
-        _write_files(stage, output, layouts, written, how)
-        stage.move_in(output.names)
+    with gc_paused():
+        layouts = _layouts(output)
+        whole_job = _fingerprint(output, layouts, job, verify=verify)
+    with staging(target, whole_job, replaces=replace) as stage:
+        stage.refuse_others(output.names, alone=output.alone)
+        needed = stage.without_unchanged(output) if replace else output
+        written = Written(target, cleaned=stage.begin(), verified=verify)
+        left = tuple(shard for shard in output.shards if not stage.is_finished(shard.name))
+        require_space(target, disk_room(target, dataclasses.replace(needed, shards=left), layouts).needed)
+        how = _How(verify, link, replace, keep, progress)
+        _write_files(stage, needed, layouts, written, how)
+        stage.move_in(needed.names)
     written.files = [target / name for name in output.names]
     written.seconds = time.perf_counter() - start
     return written
 
 
-def disk_room(folder: str | os.PathLike[str], output: Output, stage: Staging | None = None) -> DiskRoom:
-    """Return what an output will take, before anything is written; files that a killed run finished are left out."""
+def disk_room(
+    folder: str | os.PathLike[str], output: Output, layouts: Mapping[str, Layout] | None = None
+) -> DiskRoom:
+    """Return what an output will take, before anything is written; `layouts` are those of its shards, if known."""
+    layouts = layouts or _layouts(output)
     base = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
     device = base.stat().st_dev
     needed = shared = 0
     for shard in output.shards:
-        if stage is not None and stage.is_finished(shard.name):
-            continue
         if isinstance(shard, OutputShard):
-            needed += Layout.of(shard).size
+            needed += layouts[shard.name].size
         elif shard.path.stat().st_dev == device:
             shared += shard.path.stat().st_size
         else:
@@ -135,6 +151,10 @@ def disk_room(folder: str | os.PathLike[str], output: Output, stage: Staging | N
     for content in output.beside.values():
         needed += content.stat().st_size if isinstance(content, Path) else len(content)
     return DiskRoom(needed, shared, shutil.disk_usage(base).free)
+
+
+def _layouts(output: Output) -> dict[str, Layout]:
+    return {shard.name: Layout.of(shard) for shard in output.shards if isinstance(shard, OutputShard)}
 
 
 def _write_files(
@@ -152,7 +172,7 @@ def _write_files(
                 stage.finish(name)
         for shard in output.shards:
             meter.shard(shard.name)
-            if stage.is_finished(shard.name):
+            if stage.is_finished(shard.name) and (not how.replace or _is_proven(stage, shard, layouts)):
                 written.resumed.append(shard.name)
                 meter.tensor(layouts[shard.name].nbytes if shard.name in layouts else 0)
                 continue
@@ -166,7 +186,7 @@ def _write_files(
                     verify_copy(draft, shard.path)
             else:
                 layout = layouts[shard.name]
-                sums = write_shard(draft, layout, meter)
+                sums = write_shard(draft, layout, meter, summed=how.verify)
                 written.nbytes["written"] += layout.size
                 if how.verify:
                     verify_shard(draft, layout, sums)
@@ -174,9 +194,14 @@ def _write_files(
     written.kept = {shard.name: stage.journal.kept.get(shard.name) for shard in output.shards}
 
 
+def _is_proven(stage: Staging, shard: OutputShard | SameFile, layouts: dict[str, Layout]) -> bool:
+    return shard.name in layouts and not differences(stage.folder / shard.name, layouts[shard.name])
+
+
 def _refuse_target(target: Path, output: Output) -> None:
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target} is a file", cure="pass a folder to write into")
+    if os.path.lexists(target) and not target.is_dir():
+        what = "a file" if target.exists() else "a link that leads nowhere"
+        raise UsageError(f"{target} is {what}", cure="pass a folder to write into")
     real = target.resolve()
     for source in output.sources:
         own = source.resolve()
@@ -201,7 +226,8 @@ def _write_beside(path: Path, content: bytes | Path) -> None:
     if isinstance(content, Path):
         same_file(content, path, link=False)  # settings are edited by hand: never the same file twice
     else:
-        path.write_bytes(content)
+        with path.open("xb") as file:
+            file.write(content)
     _flush(path)
 
 

@@ -15,18 +15,16 @@ if TYPE_CHECKING:
 Exporter = Callable[["nn.Module", Mapping[str, Any]], tuple[dict[str, bytes], dict[str, Any]]]
 """Takes a model and its config's `auto_map`; returns files by name, and the entries that lead into them."""
 
-exporters: list[Exporter] = []
-"""Those who know where a model's class came from add themselves here."""
-
 # Where a config was loaded from is nothing about the model, and may be a path of this machine.
 _OF_THE_LOAD = frozenset({"_name_or_path", "_commit_hash", "name_or_path"})
 
 
-def companions(model: nn.Module) -> dict[str, bytes]:
+def repo_files(model: nn.Module, exported: Exporter) -> dict[str, bytes]:
     """Return the files to write beside a model's weights, by name: code, then settings; {} where it has none.
 
-    An `auto_map` leads into files that are written, or is left out with a warning: what it named would not be there.
-    Raises UsageError for settings that are no JSON; infinities and NaN are none.
+    `exported` is called only where the config has an `auto_map`: it leads into files that are written, or is left out
+    with a warning, because what it named would not be there. Raises UsageError for settings that are no JSON;
+    infinities and NaN are none.
     """
     files: dict[str, bytes] = {}
     generation = _settings(getattr(model, "generation_config", None))
@@ -37,7 +35,7 @@ def companions(model: nn.Module) -> dict[str, bytes]:
         return files
     auto_map = config.pop("auto_map", None)
     if isinstance(auto_map, Mapping) and auto_map:
-        code, kept = _export(model, auto_map)
+        code, kept = _export(model, auto_map, exported)
         files |= code
         if kept:
             config["auto_map"] = kept
@@ -45,11 +43,12 @@ def companions(model: nn.Module) -> dict[str, bytes]:
     return files
 
 
-def _export(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    for exporter in exporters:
-        files, kept = exporter(model, auto_map)
-        if kept:
-            return files, kept
+def _export(
+    model: nn.Module, auto_map: Mapping[str, Any], exported: Exporter
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    files, kept = exported(model, auto_map)
+    if kept:
+        return files, kept
     warn_caller(
         f"auto_map is left out of config.json: {type(model).__name__} was not made by the code that it names; "
         "pass model_class to load the saved model",

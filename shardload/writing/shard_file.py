@@ -28,15 +28,15 @@ Sums = dict[str, int]
 """The CRC-32 of every tensor that was computed; tensors that were copied are compared with their source."""
 
 
-def write_shard(path: Path, layout: Layout, meter: ProgressMeter) -> Sums:
-    """Write a file from front to back and flush it to the disk; return the sums of what was computed.
+def write_shard(path: Path, layout: Layout, meter: ProgressMeter, *, summed: bool = True) -> Sums:
+    """Create a file, write it from front to back and flush it to the disk; return the sums of what was computed.
 
-    Raises CorruptError where a file that is copied from has changed since its header was read, or where a
-    function gives more or fewer bytes than its tensor has.
+    Sums are computed only where they are wanted (`summed`). Raises CorruptError where a file that is copied from has
+    changed since its header was read, or where a function gives more or fewer bytes than its tensor has.
     """
     sums: Sums = {}
     with ExitStack() as stack:
-        target = stack.enter_context(path.open("wb", buffering=0)).fileno()
+        target = stack.enter_context(path.open("xb", buffering=0)).fileno()
         sources = _Sources(stack)
         write_all(target, memoryview(layout.header), 0)
         for tensor, place in layout.places:
@@ -44,7 +44,7 @@ def write_shard(path: Path, layout: Layout, meter: ProgressMeter) -> Sums:
                 source = sources.open(tensor.content)
                 copy_range(source, tensor.content.start, target, place, tensor.nbytes)
             else:
-                sums[tensor.name] = _write_blocks(target, tensor, tensor.content, place)
+                sums[tensor.name] = _write_blocks(target, tensor, tensor.content, place, summed=summed)
             meter.tensor(tensor.nbytes)
         sources.check()
         os.fsync(target)
@@ -53,6 +53,17 @@ def write_shard(path: Path, layout: Layout, meter: ProgressMeter) -> Sums:
 
 def verify_shard(path: Path, layout: Layout, sums: Sums) -> None:
     """Read a file back from the disk and compare it with what was to be written. Raises CorruptError."""
+    wrong = differences(path, layout, sums)
+    if wrong:
+        raise CorruptError(
+            f"{path.name} was read back and differs from what was written in {len(wrong)} places",
+            where=f"{path}: {', '.join(wrong[:8])}",
+            cure="check the disk",
+        )
+
+
+def differences(path: Path, layout: Layout, sums: Sums | None = None) -> list[str]:
+    """Return what of a file on the disk is not as it would be written; without sums tensors are computed again."""
     wrong: list[str] = []
     with ExitStack() as stack:
         written = stack.enter_context(path.open("rb", buffering=0)).fileno()
@@ -65,16 +76,13 @@ def verify_shard(path: Path, layout: Layout, sums: Sums) -> None:
             if isinstance(tensor.content, FileRange):
                 source = sources.open(tensor.content)
                 good = _equal(written, place, source, tensor.content.start, tensor.nbytes)
+            elif sums is None:
+                good = _equal_blocks(written, place, tensor.content)
             else:
                 good = _sum(written, place, tensor.nbytes) == sums[tensor.name]
             if not good:
                 wrong.append(tensor.name)
-    if wrong:
-        raise CorruptError(
-            f"{path.name} was read back and differs from what was written in {len(wrong)} places",
-            where=f"{path}: {', '.join(wrong[:8])}",
-            cure="check the disk",
-        )
+    return wrong
 
 
 def verify_copy(path: Path, source: Path) -> None:
@@ -89,7 +97,7 @@ def verify_copy(path: Path, source: Path) -> None:
 
 
 def _drop_cache(descriptor: int) -> None:
-    """Let go of a flushed file's pages: the cache would answer with what was handed to the kernel."""
+    """Drop a flushed file's pages: the cache would return what the kernel was given, not what the disk holds."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -134,7 +142,7 @@ def _changed(path: Path) -> CorruptError:
     )
 
 
-def _write_blocks(target: int, tensor: OutputTensor, blocks: Blocks, place: int) -> int:
+def _write_blocks(target: int, tensor: OutputTensor, blocks: Blocks, place: int, *, summed: bool) -> int:
     total, done = 0, 0
     for block in blocks():
         piece = bytes_of(block)
@@ -142,7 +150,7 @@ def _write_blocks(target: int, tensor: OutputTensor, blocks: Blocks, place: int)
             done += len(piece)
             break
         write_all(target, piece, place + done)
-        total = zlib.crc32(piece, total)
+        total = zlib.crc32(piece, total) if summed else 0
         done += len(piece)
     if done != tensor.nbytes:
         raise CorruptError(
@@ -162,6 +170,17 @@ def _sum(file: int, place: int, nbytes: int) -> int:
         total = zlib.crc32(piece, total)
         done += len(piece)
     return total
+
+
+def _equal_blocks(file: int, place: int, blocks: Blocks) -> bool:
+    for block in blocks():
+        piece = bytes_of(block)
+        for start in range(0, len(piece), _PIECE):
+            part = bytes(piece[start : start + _PIECE])
+            if os.pread(file, len(part), place) != part:
+                return False
+            place += len(part)
+    return True
 
 
 def _equal(one: int, place: int, other: int, start: int, nbytes: int) -> bool:

@@ -5,151 +5,245 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
+import stat
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardload._system.atomic_file import sync_folder
-from shardload.errors import NoSpaceError, ShardloadError, UsageError
+from shardload._system.atomic_file import NO_ROOM, no_space_said
+from shardload.errors import NoSpaceError, ShardloadError, UnsafeError, UsageError
+from shardload.writing.exchange import Exchange, inside
 from shardload.writing.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
+
+    from shardload.writing.output import Output
 
 NAME = ".shardload-output"
 _JOURNAL = ".journal"  # no file of a checkpoint is hidden
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index*.json", "*.bin.index*.json")
+_NOT_WEIGHTS = (
+    "optimizer",
+    "scheduler",
+    "rng_state",
+    "training_args",
+    "scaler",
+)  # a trainer's, beside the weights
+_CONTINUED = "free some disk and run it again: the files that are complete are kept"
+_ANEW = "free some disk, or write to another one; what was there is there still"
+_ATTEMPTS = 100
 
 
 class Staging:
-    """The folder of one output while it is written; made by `staging`."""
+    """The folder of one output while it is written; made by `staging`, which holds the lock.
 
-    def __init__(self, target: Path, job: str) -> None:
+    With `replaces` the output takes the place of files of the same names.
+    """
+
+    def __init__(self, target: Path, journal: Journal, *, replaces: bool) -> None:
         self.target = target
         self.folder = target / NAME
-        self.journal = Journal(self.folder / _JOURNAL, job)
+        self.journal = journal
+        self.replaces = replaces
+        self.exchange = Exchange(self.folder, target, journal)
 
-    def clean(self) -> int:
-        """Remove what a killed run, or one of another job, left half done; return the bytes. Begin the journal.
+    def begin(self) -> int:
+        """Remove what a killed run, or one of another job, left behind; return the bytes. Begin the journal.
 
         In this order: what is removed may be what fills the disk.
         """
-        removed = 0
-        for path in sorted(self.folder.rglob("*"), reverse=True):
-            name = path.relative_to(self.folder).as_posix()
-            if path.is_dir():
-                if not any(path.iterdir()):
-                    path.rmdir()
-            elif name != _JOURNAL and not self.journal.holds(name, path):
-                removed += path.stat().st_size
-                path.unlink()
+        removed = self._sweep(self.journal.holds)
         self.journal.begin()
         return removed
 
     def is_finished(self, name: str) -> bool:
         """Whether the file of this name is complete, here or moved in."""
-        return any(self.journal.holds(name, folder / name) for folder in (self.folder, self.target))
+        places = (self.folder,) if self.replaces else (self.folder, self.target)
+        return any(self.journal.holds(name, place / name) for place in places)
 
     def draft(self, name: str) -> Path:
-        """Return where a file is written until it is complete."""
-        path = self.folder / f"{name}.part"
+        """Return where a file is to be created and written; nothing lies there."""
+        path = inside(self.folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
         return path
 
     def finish(self, name: str, kept: object = None) -> None:
-        """Give a complete, flushed draft its name, and note it with JSON data about it."""
-        self.draft(name).replace(self.folder / name)
-        sync_folder((self.folder / name).parent)
+        """Note that a draft is complete and flushed, with JSON data about it."""
         self.journal.add(name, self.folder / name, kept)
 
-    def refuse_others(self, names: Sequence[str]) -> None:
-        """Raise UsageError for files in the target that would be replaced, or be read together with the new ones."""
-        taken = [name for name in names if (self.target / name).exists()]
-        others = [path.name for pattern in _WEIGHTS for path in self.target.glob(pattern)]
+    def refuse_others(self, names: Sequence[str], *, alone: bool) -> None:
+        """Raise UsageError for files of these names in the target that may not be replaced.
+
+        For an output that is to be `alone` also for weights that a reader would take instead of it or together with it.
+        """
+        places = [inside(self.target, name) for name in names]
         wrong = [
-            name
-            for name in dict.fromkeys((*taken, *others))
-            if not self.journal.holds(name, self.target / name)
+            (name, place)
+            for name, place in zip(names, places, strict=True)
+            if os.path.lexists(place) and not (self.replaces and (place.is_symlink() or not place.is_dir()))
         ]
-        if wrong:
+        for pattern in _WEIGHTS if alone else ():
+            wrong += [
+                (path.name, path)
+                for path in self.target.glob(pattern)
+                if path not in places and not path.name.startswith(_NOT_WEIGHTS)
+            ]
+        listed = [name for name, place in wrong if not self.journal.holds(name, place)]
+        if listed:
             raise UsageError(
-                "the folder holds files that this output would replace, or weights beside its own",
-                where=f"{self.target}: {', '.join(wrong[:8])}",
+                "the folder holds weights that the new ones would not replace"
+                if self.replaces
+                else "the folder holds files that this output would replace, or weights beside its own",
+                where=f"{self.target}: {', '.join(listed[:8])}",
                 cure="write into a new or an empty folder",
             )
 
+    def without_unchanged(self, output: Output) -> Output:
+        """Return the output without the files beside the weights that the target has already, byte for byte.
+
+        Raises UsageError for code in the target that differs: somebody may have edited it.
+        """
+        changed = {name: content for name, content in output.beside.items() if not self._has(name, content)}
+        for name in changed:
+            if name.endswith(".py") and os.path.lexists(self.target / name):
+                raise UsageError(
+                    "the folder holds code that differs from what made this model",
+                    where=str(self.target / name),
+                    cure="save into another folder, or remove the file first",
+                )
+        return replace(output, beside=changed)
+
     def move_in(self, names: Sequence[str]) -> None:
         """Move every finished file to its place, in this order; one that was moved by a killed run stays."""
-        for name in names:
-            place = self.target / name
-            if not self.journal.holds(name, place):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                (self.folder / name).replace(place)
-                sync_folder(place.parent)
+        self.exchange.run(names, replaces=self.replaces)
+
+    def remove(self) -> None:
+        """Remove the folder, the journal last: a kill in between leaves a record that the output is complete."""
+        with contextlib.suppress(OSError):
+            self._sweep(lambda _name, _path: False)
+            (self.folder / _JOURNAL).unlink()
+            self.folder.rmdir()
+
+    def _has(self, name: str, content: bytes | Path) -> bool:
+        place = self.target / name
+        if not isinstance(content, bytes) or place.is_symlink() or not place.is_file():
+            return False
+        return place.stat().st_size == len(content) and place.read_bytes() == content
+
+    def _sweep(self, keep: Callable[[str, Path], bool]) -> int:
+        """Remove everything but the journal and what is to be kept; return the bytes. Links are never followed."""
+        removed = 0
+        for parent, folders, files in os.walk(self.folder, topdown=False):
+            for path in (Path(parent, entry) for entry in (*files, *folders)):
+                name = path.relative_to(self.folder).as_posix()
+                if path.is_dir() and not path.is_symlink():
+                    with contextlib.suppress(OSError):
+                        path.rmdir()  # where something in it is kept, it stays
+                elif name != _JOURNAL and not keep(name, path):
+                    removed += path.lstat().st_size
+                    path.unlink()
+        return removed
 
 
 @contextlib.contextmanager
-def staging(target: Path, job: str) -> Iterator[Staging]:
+def staging(target: Path, job: str, *, replaces: bool = False) -> Iterator[Staging]:
     """Open the staging folder of a target, alone; remove it when all is done, or when the output was refused.
 
-    After any other end (a full disk, an interrupt, a kill) it stays, for the next call to go on from. Raises
-    UsageError while another process writes into the same target.
+    After any other end (a full disk, an interrupt, a kill) it stays, for the next call to continue from; of a run that
+    `replaces` files it stays after a kill only. Raises UsageError while another writer is at work in the same target,
+    UnsafeError where a link is in the way.
     """
-    made = _make(target)
-    lock = _lock(target / NAME)
-    keep = True
+    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    keep = False
+    stage = None
+    descriptor = -1
     try:
-        stage = Staging(target, job)
-        yield stage
-        keep = False
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NoSpaceError(
-            f"the disk became full: {os.strerror(error.errno)}",
-            where=str(target),
-            cure="free some disk and run it again: the files that are complete are kept",
-        ) from error
+        with no_space_said(target, _ANEW if replaces else _CONTINUED):
+            descriptor = _locked_journal(target)
+            stage = Staging(target, Journal(descriptor), replaces=replaces)
+            stage.exchange.recover()
+            stage.journal.choose(job)
+            yield stage
     except ShardloadError as error:
-        keep = isinstance(error, NoSpaceError) and stage.journal.has_lines
+        keep = isinstance(error, NoSpaceError) and not replaces
+        raise
+    except BaseException:
+        keep = not replaces
         raise
     finally:
-        if not keep:
-            shutil.rmtree(target / NAME, ignore_errors=True)
-            for folder in made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # only while it is empty
-        os.close(lock)
+        if stage is not None and not stage.journal.moving and not (keep and stage.journal.has_finished):
+            stage.remove()
+        if descriptor >= 0:
+            _unlock(descriptor)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only while it is empty
 
 
-def _make(target: Path) -> list[Path]:
-    """Make the target; return the folders that were not there before, inner ones first."""
-    made = []
-    for folder in (target, *target.parents):
-        if folder.exists():
+def _locked_journal(target: Path) -> int:
+    """Make the staging folder and open its journal, locked; the kernel unlocks it when the process ends."""
+    folder = target / NAME
+    path = folder / _JOURNAL
+    for _ in range(_ATTEMPTS):
+        if folder.is_symlink():
+            raise UnsafeError(
+                f"{NAME} in the output folder is a link: files would be removed where it leads",
+                where=str(folder),
+                cure="remove the link, or write into another folder",
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except FileNotFoundError:
+            continue  # a writer that has just ended removed the folder
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            raise UsageError(
+                f"the folder can't be written into: {error.strerror}",
+                where=str(error.filename),
+                cure="pass a new folder, in a place where this user may write",
+            ) from error
+        if not _lock(descriptor):
+            os.close(descriptor)
             break
-        made.append(folder)
-    (target / NAME).mkdir(parents=True, exist_ok=True)
-    return made
+        opened = os.fstat(descriptor)
+        if stat.S_ISREG(opened.st_mode) and _is_there(path, opened):
+            return descriptor
+        os.close(descriptor)  # a writer that has just ended removed the journal
+    raise UsageError(
+        "another writer is at work in this folder",
+        where=str(target),
+        cure="wait for it, or write into another folder",
+    )
 
 
-def _lock(folder: Path) -> int:
-    """Lock a folder for this process; the kernel lets go of it when the process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+def _is_there(path: Path, opened: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(opened, path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file; False while another writer holds it. On a filesystem without locks all may write."""
     try:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        busy = os.fstat(descriptor).st_nlink == 0  # the other one was done in this moment, and removed it
     except ImportError:
-        busy = False
-    except OSError:
-        busy = True
-    if busy:
-        os.close(descriptor)
-        raise UsageError(
-            "another process is writing into this folder",
-            where=str(folder.parent),
-            cure="wait for it, or write into another folder",
-        )
-    return descriptor
+        return True
+    except OSError as error:
+        return error.errno != errno.EWOULDBLOCK
+    return True
+
+
+def _unlock(descriptor: int) -> None:
+    # Explicitly: a process that was forked meanwhile has the descriptor too.
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

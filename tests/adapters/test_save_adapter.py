@@ -24,6 +24,7 @@ from shardload import (
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
 from shardload.adapters.fingerprint import METADATA_KEY
 from tests.adapters.tiny import PREFIX, TOKENS, Tiny, config, lora_tensors, write
+from tests.tiny import save_safetensors
 
 SETTINGS = {
     "plain": {"targets": ["q", "up"]},
@@ -166,9 +167,7 @@ def test_a_fingerprint_that_is_none_says_nothing(tmp_path, text):
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         assert METADATA_KEY in file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    shardload.writing.save.write_safetensors(
-        tmp_path / "adapter_model.safetensors", tensors, {METADATA_KEY: text}
-    )
+    save_safetensors(tensors, tmp_path / "adapter_model.safetensors", {METADATA_KEY: text})
     load_adapter(Tiny(), tmp_path)
 
 

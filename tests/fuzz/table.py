@@ -153,8 +153,8 @@ ROWS = (
         "where it can be known.",
         (
             "tests/_system/test_atomic_file.py",
-            "tests/writing/test_save.py::test_a_save_over_another_that_is_killed_never_leaves_a_mixture",
-            "tests/writing/test_save.py::test_a_save_over_another_that_fails_between_two_files_leaves_the_old_one",
+            "tests/test_saving.py::test_a_save_over_another_that_is_killed_never_leaves_a_mixture",
+            "tests/test_saving.py::test_a_save_over_another_that_fails_between_two_files_leaves_the_old_one",
             "tests/writing/test_killed_writing.py",
         ),
         "killed or failed at every step: whole, old or absent, never a mixture; a disk that is really full",

@@ -76,7 +76,7 @@ def test_bin_to_safetensors_with_another_dtype_and_what_stands_beside(tmp_path):
 
 
 def test_large_tensors_go_through_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("shardload.writing.convert._BLOCK", 100)
+    monkeypatch.setattr("shardload.writing.blocks._BLOCK", 100)
     state = {
         "a": torch.randn(20, 7),
         "b": torch.randn(20, 3),

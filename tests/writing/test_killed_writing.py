@@ -2,84 +2,99 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import signal
 import subprocess
-import sys
 
 import pytest
 import torch
 
 from shardload import NoSpaceError, UsageError, open_checkpoint
-from shardload.writing import Output, SameFile, write_output
+from shardload.writing import write_output
 from shardload.writing.staging import NAME
-from tests.tiny import Net, random_state, write_checkpoint
+from tests.tiny import Net, random_state, run_python, write_checkpoint
 from tests.writing.test_write_output import copy_of, same_files
 
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
-from shardload.writing import Output, SameFile, write_output
+from shardload.writing import write_output
+from tests.writing.dying import killed_at_every_step
 from tests.writing.test_write_output import copy_of
 
-base, out, steps = Path(sys.argv[1]), Path(sys.argv[2]), 0
-
-def die_at(limit, module, name):
-    call = getattr(module, name)
-    def counted(*args, **options):
-        global steps
-        steps += 1
-        if steps == limit:
-            # Half of a write has reached the file: what a kill leaves.
-            if name == "pwrite" and len(args[1]) > 1:
-                call(args[0], args[1][: len(args[1]) // 2], args[2])
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*args, **options)
-    setattr(module, name, counted)
-
-results = []
-for limit in range(1, 500):
-    child = os.fork()
-    if child == 0:
-        for name in ("pwrite", "copy_file_range", "fsync", "link", "mkdir", "unlink", "rmdir", "replace", "rename"):
-            die_at(limit, os, name)
-        write_output(out / str(limit), copy_of(base, {"head.weight", "embed.weight"}))
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFEXITED(status):
-        assert os.WEXITSTATUS(status) == 0
-        break
-    assert os.WTERMSIG(status) == signal.SIGKILL
-print(limit)
+base, out = Path(sys.argv[1]), Path(sys.argv[2])
+write = lambda folder: write_output(folder, copy_of(base, {"head.weight", "embed.weight"}))
+print(len(list(killed_at_every_step(lambda folder: None, write, out))))
 """
 
 
 def test_killed_at_every_step(tmp_path):
     base = write_checkpoint(tmp_path / "base", random_state(Net(), torch.float16), shards=3, config={"a": 1})
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", KILLED, str(base), str(tmp_path)],
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    steps = int(done.stdout)
+    steps = int(run_python(KILLED, str(base), str(tmp_path)).stdout)
     assert steps > 30
-    whole = resumed = 0
+    shards = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    whole = resumed = complete = 0
     for limit in range(1, steps):
         out = tmp_path / str(limit)
         if not out.exists():
             continue
-        if (out / "model.safetensors.index.json").exists():
+        is_whole = (out / "model.safetensors.index.json").exists()
+        if is_whole:
             whole += 1
             assert open_checkpoint(out).tensors.keys() == open_checkpoint(base).tensors.keys()
-        if not (out / NAME / ".journal").exists() and (out / "model.safetensors.index.json").exists():
-            # Killed after the last file was moved in: nothing is left to do but an empty folder.
+        if is_whole and not (out / NAME / ".journal").exists():
+            # The journal goes last: nothing is left to do but to remove an empty folder.
+            assert not (out / NAME).exists() or not list((out / NAME).iterdir())
             continue
         written = write_output(out, copy_of(base, {"head.weight", "embed.weight"}))
+        if is_whole:
+            complete += 1
+            assert written.resumed == shards
         resumed += bool(written.resumed)
         same_files(base, out)
     assert whole >= 1
     assert resumed >= 5
+    assert complete >= 2, "what was killed after its last file is told to be complete"
+
+
+def test_another_output_after_a_kill_finds_the_first_one_whole(tmp_path, monkeypatch):
+    """What was killed while its files were moved in is completed by whoever comes next, who is refused then."""
+    base = write_checkpoint(tmp_path / "base", random_state(Net(), torch.float16), shards=3, config={"a": 1})
+    out = tmp_path / "out"
+    child = os.fork()
+    if child == 0:
+        real, moved = os.replace, []
+
+        def replace(source, target):
+            if len(moved) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            moved.append(target)
+            return real(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+        write_output(out, copy_of(base, {"head.weight"}), job="one")
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert len(list(out.iterdir())) == 3
+    with pytest.raises(UsageError, match="would replace"):
+        write_output(out, copy_of(base), job="two")
+    same_files(base, out)
+
+
+def test_a_file_that_somebody_put_there_after_the_kill_is_not_replaced(tmp_path, monkeypatch):
+    base = write_checkpoint(tmp_path / "base", random_state(Net(), torch.float16), shards=3, config={"a": 1})
+    out = tmp_path / "out"
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        write_output(out, copy_of(base, {"head.weight"}))
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    (out / "config.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"would replace.*\n.*config\.json"):
+        write_output(out, copy_of(base, {"head.weight"}))
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"config.json": "mine"}
 
 
 def test_another_job_starts_anew(tmp_path, monkeypatch):
@@ -147,18 +162,3 @@ def test_a_disk_that_becomes_full(tmp_path):
 
 def _interrupted(self, names):
     raise KeyboardInterrupt
-
-
-def test_two_writers_of_one_folder(tmp_path):
-    base = write_checkpoint(tmp_path / "base", random_state(Net(), torch.float16), shards=1, config={"a": 1})
-    (tmp_path / "out" / NAME).mkdir(parents=True)
-    descriptor = os.open(tmp_path / "out" / NAME, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    weights = SameFile("model.safetensors", base / "model.safetensors")
-    output = Output((weights,), beside={"config.json": base / "config.json"})
-    with pytest.raises(UsageError, match="another process"):
-        write_output(tmp_path / "out", output)
-    assert (tmp_path / "out" / NAME).exists()
-    os.close(descriptor)
-    write_output(tmp_path / "out", output)
-    same_files(base, tmp_path / "out")

@@ -125,10 +125,13 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path, monkeypatch):
     def fail(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.serialize_file", fail)
-    with pytest.raises(NoSpaceError, match="No space"):
-        save(Net(), tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr("shardload.writing.shard_file.write_all", fail)
+    for name in ("there", "new"):
+        with pytest.raises(NoSpaceError, match="No space"):
+            save(Net(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == [tmp_path / "there"]
+    assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_what_is_no_model_and_what_is_no_folder(tmp_path):
@@ -213,7 +216,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, ".")
 from shardload import ShardloadError, open_checkpoint, save
-from tests.writing.test_save import numbered
+from tests.test_saving import numbered
 real, told = Path.replace, []
 for step in range(14):
     folder = Path(sys.argv[1], str(step))

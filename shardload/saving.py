@@ -1,0 +1,88 @@
+"""save: a model as safetensors shards with an index, its settings and its repo's code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from shardload._system.byte_size import parse_size
+from shardload.errors import UsageError
+from shardload.keymap import KeyMap
+from shardload.keywords import entry_point
+from shardload.writing import write_output
+from shardload.writing.model_output import model_output
+from shardload.writing.repo_files import repo_files
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import torch
+
+    from shardload._system.progress import ProgressOption
+    from shardload.keymap import Names
+
+
+@entry_point
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    max_shard_size: str | int = "5GB",
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
+    progress: ProgressOption = False,
+    verify: bool = False,
+) -> list[Path]:
+    """Write a model as safetensors shards, index, settings and its repo's code; return the files written.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(3)))
+        >>> files = shardload.save(model, "out", max_shard_size="40kB")
+        >>> [file.name for file in files][-1], len(files)
+        ('model.safetensors.index.json', 3)
+        >>> len(shardload.open_checkpoint("out").tensors)
+        6
+
+    Settings are config.json and generation_config.json, where the model has them; the code is what `auto_map` needs,
+    so that `from_pretrained(folder, trust_remote_code=True)` gives the model again. Adapters are left out, with a
+    warning that names them. The key map is the one that the model was loaded through: tensors are written through its
+    inverse. Tied parameters are written once. Weights are written from where they lie; what has to be copied (from a
+    GPU, joined by the key map, not contiguous) goes through memory in blocks of 64 MiB.
+
+    An earlier save in `folder` is replaced where the shards have the same names. Files appear when all are complete:
+    after a crash there is the old checkpoint, the new one, or none until the next call puts the new one in its place.
+    A call after a kill keeps the shards that the killed one had finished, once it has read them back and compared them
+    with the model.
+
+    `max_shard_size` is bytes or a text such as "5GB" (powers of ten) or "5GiB". `progress` is as in `from_pretrained`,
+    but nothing is shown by default. `verify` reads every shard back from the disk. Raises UsageError, UnsupportedError,
+    UnsafeError, NoSpaceError, CorruptError.
+    """
+    if not hasattr(model, "state_dict"):
+        raise UsageError(f"save takes a model, not a {type(model).__name__}")
+    limit = parse_size(max_shard_size)
+    state = _state_dict(model)
+    beside = repo_files(model, _code_of)
+    output = model_output(state, KeyMap.of(key_map), limit, beside)
+    write_output(folder, output, replace=True, verify=verify, progress=progress)
+    weights = [name for name in output.names if name not in beside]
+    return [Path(folder) / name for name in (*weights, *beside)]
+
+
+def _state_dict(model: nn.Module) -> Mapping[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    # Only who has imported the adapters can have attached one.
+    if "shardload.adapters" in sys.modules and isinstance(model, nn.Module):
+        from shardload.adapters.base_state import without_adapters
+
+        return without_adapters(model, state)
+    return state
+
+
+def _code_of(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    from shardload.remote_code.export import exported_code
+
+    return exported_code(model, auto_map)

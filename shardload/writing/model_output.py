@@ -1,0 +1,127 @@
+"""From a model's state dict to the Output that will be written: headers first, the tensors a block at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from shardload._system.gc_pause import gc_paused
+from shardload.checkpoint.shard import CODES
+from shardload.errors import UnsupportedError, UsageError
+from shardload.keymap.assembly import assemble, view_of
+from shardload.tensor_ref import Span, TensorRef
+from shardload.writing.blocks import row_blocks
+from shardload.writing.output import Output, OutputTensor, split_into_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from shardload.keymap import Derived, KeyMap
+
+
+@gc_paused()
+def model_output(
+    state: Mapping[str, torch.Tensor], key_map: KeyMap, limit: int, beside: Mapping[str, bytes]
+) -> Output:
+    """Plan a checkpoint of a state dict: shards of at most `limit` bytes, through the inverse of the key map.
+
+    A tensor under several names is written once, as the loader gives one copy to every name. Raises UsageError for
+    tensors on meta and for a map that does not lead back, UnsupportedError for what safetensors can't hold.
+    """
+    stored = _State(state)
+    made: Mapping[str, Derived] = stored.refs
+    if key_map.rules:
+        made = key_map.invert().map_headers(stored.refs).tensors
+        _refuse_loss(stored, key_map.map_headers(made).tensors)
+    once: dict[Derived, str] = {}
+    for name, tensor in made.items():
+        once.setdefault(tensor, name)
+    tensors = [_output_tensor(name, tensor, stored.read) for tensor, name in once.items()]
+    shards, index = split_into_shards(tensors, limit)
+    return Output(shards, index, beside)
+
+
+def tensor_output(name: str, tensor: torch.Tensor) -> OutputTensor:
+    """Return one tensor in memory as it will be written under a name. Raises as `model_output` does."""
+    stored = _State({name: tensor})
+    return _output_tensor(name, stored.refs[name], stored.read)
+
+
+def _output_tensor(name: str, tensor: Derived, read: Callable[[TensorRef], torch.Tensor]) -> OutputTensor:
+    def blocks() -> Iterator[torch.Tensor]:
+        for piece in row_blocks(tensor):
+            # A conjugate or negative view says so in a flag beside its bytes.
+            yield assemble(piece, read).cpu().resolve_conj().resolve_neg().contiguous()
+
+    return OutputTensor(name, tensor.dtype, tensor.shape, blocks)
+
+
+class _State:
+    """Tensors in memory, and their headers as if each were stored whole; names of one tensor share one header."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.refs: dict[str, TensorRef] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+        first: dict[int, TensorRef] = {}
+        for key, value in state.items():
+            _refuse_unwritable(key, value)
+            if id(value) not in first:
+                span = Span(0, value.numel() * value.element_size())
+                first[id(value)] = TensorRef(key, CODES[value.dtype], tuple(value.shape), "", span)
+                self._tensors[key] = value.detach()
+            self.refs[key] = first[id(value)]
+
+    def read(self, ref: TensorRef) -> torch.Tensor:
+        """Return the tensor, or the view of it, that a header stands for."""
+        tensor, whole = self._tensors[ref.name], self.refs[ref.name]
+        if ref is whole:
+            return tensor
+        if (
+            ref.numel
+            and ref.strides is None
+            and ref.shape
+            and ref.shape[1:] == whole.shape[1:] != whole.shape
+        ):
+            first, rest = divmod(ref.span.start, ref.nbytes // ref.shape[0])
+            if not rest:  # whole rows: of a tensor that is not contiguous, only these are copied
+                return tensor[first : first + ref.shape[0]]
+        return view_of(tensor, whole, ref)
+
+
+def _refuse_unwritable(key: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise UnsupportedError(
+            f"{key} is no tensor but {type(value).__name__}", cure="safetensors holds tensors only"
+        )
+    if value.is_meta:
+        raise UsageError(f"{key} is on meta: there is nothing to save", cure="load the model first")
+    if hasattr(value, "__tensor_flatten__"):  # DTensor and quantised tensors: their own memory holds nothing
+        raise UnsupportedError(
+            f"{key} is a {type(value).__name__}, which wraps other tensors",
+            cure="replace it by the plain tensor that it stands for, and save that",
+        )
+    if value.dtype not in CODES or CODES[value.dtype] == "C128" or str(value.layout) != "torch.strided":
+        raise UnsupportedError(f"safetensors has no place for {key}: {value.dtype}, {value.layout}")
+
+
+def _refuse_loss(state: _State, back: Mapping[str, Derived]) -> None:
+    """Raise UsageError unless a map makes of what would be written the model's tensors again, padding included."""
+    lost = []
+    for key, ref in state.refs.items():
+        found = back.get(key)
+        if found == ref:
+            continue
+        padded = found is not None and (found.shape, found.dtype) == (ref.shape, ref.dtype)
+        if not padded or not _same(assemble(found, state.read), state.read(ref)):  # type: ignore[arg-type]
+            lost.append(key)
+    if lost:
+        raise UsageError(
+            f"the key map does not lead back to {lost[0]!r}",
+            where=f"{len(lost)} of the model's {len(state.refs)} tensors would be lost: {', '.join(lost[:5])}",
+            cure="use the map that the model was loaded through, or save under the model's own names",
+        )
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(((one == other.cpu()) | (one.isnan() & other.cpu().isnan())).all())
