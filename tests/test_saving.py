@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from shardload import (
+    CorruptError,
     NoSpaceError,
     UnsupportedError,
     UsageError,
@@ -21,6 +22,7 @@ from shardload import (
     save,
 )
 from shardload.adapters import load_adapter
+from shardload.writing import output_writer
 from tests.adapters import tiny as adapters
 from tests.remote_code import repos
 from tests.tiny import (
@@ -389,3 +391,152 @@ def test_dtypes_and_configs_in_configs_are_written_as_text_and_data(tmp_path):
         "torch_dtype": "float16",
         "vision": {"depth": 2},
     }
+
+
+# --- while it is written ---------------------------------------------------------------------------------------
+
+
+def test_progress_and_verify(tmp_path, monkeypatch):
+    seen = []
+    model = Net()
+    save(model, tmp_path / "a", max_shard_size=1500, progress=seen.append, verify=True)
+    total = sum(tensor.nbytes for tensor in model.state_dict().values())
+    assert seen[-1].done_bytes == seen[-1].total_bytes == total
+    assert seen[-1].tensors == len(model.state_dict())
+    write = output_writer.write_shard
+
+    def flipping(path, layout, meter, **options):
+        sums = write(path, layout, meter, **options)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        return sums
+
+    monkeypatch.setattr(output_writer, "write_shard", flipping)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    with pytest.raises(CorruptError, match="was read back and differs"):
+        save(Net(), tmp_path / "a", max_shard_size=1500, verify=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+def test_a_mapped_model_is_saved_over_its_own_files(tmp_path):
+    """Its weights are the very files that are replaced: they stay what they are, save after save."""
+    state = random_state(Net())
+    write_checkpoint(tmp_path, state, shards=3, config={"value": 1})
+    model = from_pretrained(tmp_path, model_class=Configured)
+    wanted = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(UsageError, match="holds weights"):
+        save(model, tmp_path)
+    size = 1 + max(tensor.nbytes for tensor in wanted.values())
+    save(model, tmp_path / "out", max_shard_size=size)
+    again = from_pretrained(tmp_path / "out", model_class=Configured)
+    with torch.no_grad():
+        again.head.weight.add_(1)
+    for _ in range(2):
+        save(again, tmp_path / "out", max_shard_size=size)
+        checkpoint = open_checkpoint(tmp_path / "out")
+        for name, value in wanted.items():
+            expected = value + 1 if name == "head.weight" else value
+            assert torch.equal(checkpoint.read(name), expected), name
+            assert torch.equal(again.state_dict()[name], expected), name
+
+
+def test_what_an_output_file_replaces_is_not_touched_where_it_is_the_same(tmp_path):
+    """Only the weights of a single file change: one rename, and there is a whole checkpoint at every moment."""
+    model = numbered(1)
+    save(model, tmp_path)
+    settings = (tmp_path / "config.json").stat()
+    weights = (tmp_path / "model.safetensors").stat()
+    with torch.no_grad():
+        model.head.weight.zero_()
+    save(model, tmp_path)
+    assert (tmp_path / "config.json").stat().st_mtime_ns == settings.st_mtime_ns
+    assert (tmp_path / "model.safetensors").stat().st_ino != weights.st_ino
+    assert not open_checkpoint(tmp_path).read("head.weight").any()
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "training_args.bin", "scaler.bin", "tokenizer.json"])
+def test_what_a_trainer_puts_beside_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_bytes(b"state")
+    for _ in range(2):
+        save(Net(), tmp_path)
+    assert (tmp_path / name).read_bytes() == b"state"
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "other.safetensors", "pytorch_model.bin.index.json"])
+def test_other_weights_are_refused_as_by_convert(tmp_path, name):
+    (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(UsageError, match=f"holds weights that the new ones would not replace\n.*{name}"):
+        save(Net(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+IMPORTS = """
+import sys, torch, shardload
+model = torch.nn.Linear(2, 2)
+model.config = {"a": 1}
+shardload.save(model, sys.argv[1])
+print(*sorted({name.split(".")[1] for name in sys.modules if name.startswith("shardload.")}))
+"""
+
+
+def test_a_plain_model_imports_no_room_that_it_does_not_need(tmp_path):
+    rooms = set(run_python(IMPORTS, str(tmp_path)).stdout.split())
+    assert "writing" in rooms
+    assert not rooms & {"adapters", "remote_code", "transformers_shim", "loading", "load", "compare", "cli"}
+
+
+def test_a_model_whose_weights_wrap_other_tensors_is_refused(tmp_path):
+    code = """
+import os, sys, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_module
+import shardload
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+model = torch.nn.Linear(8, 8)
+distribute_module(model, init_device_mesh("cpu", (1,)))
+try:
+    shardload.save(model, sys.argv[1])
+except shardload.UnsupportedError as error:
+    print(error.what)
+"""
+    assert (
+        run_python(code, str(tmp_path / "out")).stdout == "weight is a DTensor, which wraps other tensors\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+MEMORY = """
+import json, sys, threading, time, torch
+from torch import nn
+import shardload
+
+def anon():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+
+kind = sys.argv[2]
+big = nn.Module()
+for n in range(2):
+    weight = torch.ones(4096, 8192)
+    big.register_parameter(f"w{n}", nn.Parameter(weight.t() if kind == "turned" else weight, requires_grad=False))
+shardload.save(nn.Linear(2, 2), sys.argv[1])  # imports are not measured
+before, peak, stop = anon(), [0], threading.Event()
+def sample():
+    while not stop.is_set():
+        peak[0] = max(peak[0], anon())
+        time.sleep(0.002)
+thread = threading.Thread(target=sample)
+thread.start()
+shardload.save(big, sys.argv[1] + "/big", verify=kind == "plain")
+stop.set()
+thread.join()
+print(json.dumps(peak[0] - before))
+"""
+
+
+@pytest.mark.parametrize(("kind", "most"), [("plain", 40e6), ("turned", 100e6)])
+def test_no_copy_of_the_weights_is_made_beyond_a_block(tmp_path, kind, most):
+    """Of tensors of 134 MB, 64 MiB at most where they have to be turned, and nothing where they lie as they are."""
+    assert json.loads(run_python(MEMORY, str(tmp_path), kind).stdout) < most

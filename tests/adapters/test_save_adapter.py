@@ -18,6 +18,7 @@ from shardload import (
     UsageError,
     attach_lora,
     load_adapter,
+    open_checkpoint,
     save_adapter,
     set_adapter,
 )
@@ -241,3 +242,40 @@ def test_killed_between_the_moves_there_is_no_mixture(tmp_path, monkeypatch):
         except shardload.NotFoundError:
             seen.append(None)
     assert seen == [2, None, None, None, 5]
+
+
+def test_progress_and_verify(tmp_path):
+    model = Tiny()
+    attach_lora(model, 2, 5, ["q", "up"])
+    seen = []
+    save_adapter(model, tmp_path, progress=seen.append, verify=True)
+    tensors = open_checkpoint(tmp_path).tensors
+    assert seen[-1].done_bytes == seen[-1].total_bytes == sum(ref.nbytes for ref in tensors.values())
+    save_adapter(model, tmp_path)
+    assert len(seen) == len(tensors)
+
+
+def test_it_may_lie_beside_the_base(tmp_path):
+    """PEFT's files beside a model's: each is found by its own name, and neither save refuses the other's folder."""
+    model = Tiny()
+    shardload.save(model, tmp_path)
+    attach_lora(model, 2, 5, ["q"])
+    wanted = randomised(model)(TOKENS)
+    save_adapter(model, tmp_path)
+    other = Tiny()
+    load_adapter(other, tmp_path)
+    assert torch.equal(other(TOKENS), wanted)
+    assert set(open_checkpoint(tmp_path).tensors) == set(Tiny().state_dict())
+
+
+def test_an_adapter_of_the_same_settings_is_replaced_by_one_rename(tmp_path):
+    model = Tiny()
+    attach_lora(model, 2, 5, ["q"])
+    save_adapter(model, tmp_path)
+    settings = (tmp_path / "adapter_config.json").stat().st_mtime_ns
+    wanted = randomised(model)(TOKENS)
+    save_adapter(model, tmp_path)
+    assert (tmp_path / "adapter_config.json").stat().st_mtime_ns == settings
+    other = Tiny()
+    load_adapter(other, tmp_path)
+    assert torch.equal(other(TOKENS), wanted)
