@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +41,8 @@ def model_output(
         once.setdefault(tensor, name)
     tensors = [_output_tensor(name, tensor, stored.read) for tensor, name in once.items()]
     shards, index = split_into_shards(tensors, limit)
+    by_name = attrgetter("name")  # as the safetensors library orders them
+    shards = tuple(replace(shard, tensors=tuple(sorted(shard.tensors, key=by_name))) for shard in shards)
     return Output(shards, index, beside)
 
 

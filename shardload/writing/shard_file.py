@@ -152,6 +152,7 @@ def _write_blocks(target: int, tensor: OutputTensor, blocks: Blocks, place: int,
         write_all(target, piece, place + done)
         total = zlib.crc32(piece, total) if summed else 0
         done += len(piece)
+        del block, piece  # or it would be in memory beside the next one
     if done != tensor.nbytes:
         raise CorruptError(
             f"{tensor.name} has {tensor.nbytes:,} bytes, and its blocks {'at least ' if done > tensor.nbytes else ''}"
@@ -180,6 +181,7 @@ def _equal_blocks(file: int, place: int, blocks: Blocks) -> bool:
             if os.pread(file, len(part), place) != part:
                 return False
             place += len(part)
+        del block, piece
     return True
 
 
