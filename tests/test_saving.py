@@ -480,10 +480,11 @@ def test_other_weights_are_refused_as_by_convert(tmp_path, name):
 
 IMPORTS = """
 import sys, torch, shardload
+before = set(sys.modules)
 model = torch.nn.Linear(2, 2)
 model.config = {"a": 1}
 shardload.save(model, sys.argv[1])
-print(*sorted({name.split(".")[1] for name in sys.modules if name.startswith("shardload.")}))
+print(*sorted({name.split(".")[1] for name in set(sys.modules) - before if name.startswith("shardload.")}))
 """
 
 
