@@ -186,7 +186,7 @@ def test_a_constructor_that_fails_says_so_in_its_own_words(folder):
 
 @pytest.mark.parametrize("made", [lambda _config: None, lambda config: config, lambda _config: Net])
 def test_a_model_class_that_makes_no_module(folder, made):
-    with pytest.raises(UsageError, match="should make the model"):
+    with pytest.raises(UsageError, match="not an nn.Module"):
         from_pretrained(folder, model_class=made)
 
 

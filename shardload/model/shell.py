@@ -201,14 +201,14 @@ def _made(make: Callable[[], nn.Module]) -> nn.Module:
     except (RuntimeError, NotImplementedError, MemoryError) as error:
         if is_about_memory(error):
             raise MismatchError(
-                f"the constructor asks for a tensor that does not fit in the memory of this machine: {error}",
+                f"the constructor asks for a tensor that this machine has no memory for: {error}",
                 where="the sizes in the config",
                 cure="check them against the checkpoint: `shardload inspect` shows its shapes",
             ) from error
         if not met_meta(error):
             raise
         raise UnsupportedError(
-            f"the constructor looks at the values of its parameters, which have none in a shell: {error}",
+            f"the constructor looks at the values of its parameters, and a shell has none: {error}",
             cure="build the module for real and pass that: fill(module, open_checkpoint(where))",
         ) from error
     if not isinstance(model, nn.Module):

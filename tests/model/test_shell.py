@@ -126,5 +126,5 @@ def test_a_constructors_own_errors_pass_through():
 
 @pytest.mark.parametrize("made", [None, 3, nn.Linear])
 def test_what_is_no_module_is_refused(made):
-    with pytest.raises(UsageError, match="should make the model"):
+    with pytest.raises(UsageError, match="not an nn.Module"):
         build_shell(lambda: made)
