@@ -111,3 +111,23 @@ def test_no_circle_between_files():
 
     for name in GRAPH:
         visit(name)
+
+
+def test_there_are_ten_floors_at_most():
+    assert len(FLOORS) <= 10
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_private_modules_are_used_by_their_own_room(name):
+    """A module whose name begins with `_` is private to the folder that it lies in."""
+    for imported in GRAPH[name]:
+        parts = imported.split(".")
+        for place, part in enumerate(parts):
+            if part.startswith("_"):
+                folder = ".".join(parts[:place])
+                assert name == folder or name.startswith(f"{folder}."), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_longer_than_400_lines(path):
+    assert len(path.read_text().splitlines()) <= 400
