@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardload import remote_code
 from shardload._system.process_memory import size_of
 from shardload.checkpoint.checkpoint import open_checkpoint, read_config
 from shardload.checkpoint.index import find_weight_files
@@ -23,11 +24,9 @@ from shardload.errors import (
     Wording,
 )
 from shardload.keys import collapse
-from shardload.keywords import entry_point
-from shardload.load import model_maker
+from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import check
 from shardload.model.shell import build_shell
-from shardload.where import CodeTrust, Where
 
 if TYPE_CHECKING:
     import os
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from shardload.keymap import KeyMap
     from shardload.keywords import ModelKeywords
     from shardload.model.shell import Shell
-    from shardload.where import WhereLike
+    from shardload.where import CodeTrust, Where, WhereLike
 
 SCHEMA = 1
 """The version of the JSON document: fields are only added to it."""
@@ -162,8 +161,8 @@ def examine(
     contradictions are findings, not errors; raises UsageError, NotFoundError (nothing is there), UnsafeError,
     RemoteCodeError.
     """
-    place = Where.of(where, keywords)
-    trust = CodeTrust.of(place, keywords)
+    place = place_of(where, keywords)
+    trust = trust_of(place, keywords)
     try:
         checkpoint = open_checkpoint(place)
     except (CorruptError, UnsupportedError, NotFoundError) as error:
@@ -189,16 +188,20 @@ def _maker(
     auto_class: str | None,
 ) -> Callable[[], nn.Module] | None:
     """Return the function that makes the model, or None if no class is given and the repo's own is not trusted."""
+    config = checkpoint.config
     if model_class is None:
-        config = checkpoint.config or read_config(checkpoint.source)
+        config = config or read_config(checkpoint.source)
         if not config or ("auto_map" in config and not trust.trust_remote_code):
             return None
     try:
-        return model_maker(checkpoint, trust, model_class=model_class, auto_class=auto_class)
+        repo = checkpoint.source, config, trust
+        loaded = remote_code.load_config(*repo, model_class=model_class)
+        resolved = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
     except UsageError:
         if model_class is not None or trust.trust_remote_code:
             raise
         return None  # config.json names no class, or transformers is not installed
+    return lambda: resolved.make(loaded.config)
 
 
 def _alone(checkpoint: Checkpoint) -> Examination:

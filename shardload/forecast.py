@@ -12,11 +12,10 @@ from shardload.checkpoint.checkpoint import Checkpoint, opened
 from shardload.dtypes import float_code
 from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
-from shardload.keywords import entry_point
+from shardload.keywords import entry_point, place_of
 from shardload.loading.memory_plan import MemoryPlan, Statement
 from shardload.placement.taken import code_after_cast, taken_on_device
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES
-from shardload.where import Where
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from shardload.keymap import Derived, MappedHeaders, Names
     from shardload.keywords import WhereKeywords
-    from shardload.where import WhereLike
+    from shardload.where import Where, WhereLike
 
 SCHEMA = "shardload.plan/1"
 
@@ -148,7 +147,7 @@ def plan_load(
     that does not fit.
     """
     (checkpoint,) = opened(keywords, where)
-    place = Where.of(checkpoint.label if isinstance(where, Checkpoint) else where, keywords)
+    place = place_of(checkpoint.label if isinstance(where, Checkpoint) else where, keywords)
     code = float_code(dtype)
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)

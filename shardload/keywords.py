@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypedDict, TypeVar
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypedDict, TypeVar
 
 from shardload.errors import UnsupportedError, UsageError, Wording, keyword
 from shardload.keyword_table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
-from shardload.where import KEYWORD_FIELDS
+from shardload.where import KEYWORD_FIELDS, PLACE_FIELDS, TRUST_FIELDS, CodeTrust, Where
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
-    from shardload.where import RemoteBase, Trust
+    from shardload.where import RemoteBase, Trust, WhereLike
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class SourceKeywords(TypedDict, total=False):
@@ -57,6 +61,20 @@ _GROUPS = {
     f"Unpack[{group.__name__}]": group
     for group in (SourceKeywords, WhereKeywords, RepoKeywords, ModelKeywords)
 }
+
+
+def place_of(where: WhereLike, keywords: Mapping[str, Any] = _NONE) -> Where:
+    """Return the Where of an entry point's first argument and its keywords; other keywords are ignored."""
+    given = {name: value for name, value in keywords.items() if name in PLACE_FIELDS}
+    if isinstance(where, Where):
+        return replace(where, **given) if given else where
+    return Where(where, **given)
+
+
+def trust_of(place: Where, keywords: Mapping[str, Any]) -> CodeTrust:
+    """Return the CodeTrust of an entry point's keywords; other keywords are ignored."""
+    given = {name: value for name, value in keywords.items() if name in TRUST_FIELDS}
+    return CodeTrust(revision=place.named_revision, hub=place, **given)
 
 
 class KeywordError(UsageError, TypeError):

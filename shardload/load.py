@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy as copy_module
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload import remote_code
@@ -12,17 +13,17 @@ from shardload.checkpoint.checkpoint import open_checkpoint, read_config
 from shardload.checkpoint.sources import find_source
 from shardload.dtypes import float_code, parse_dtype
 from shardload.errors import UsageError, Wording
-from shardload.keywords import entry_point
+from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
-from shardload.where import CodeTrust, Where
+from shardload.remote_code.plain_config import PlainConfig, settings_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import nn
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
     from shardload.keywords import ModelKeywords, RepoKeywords
     from shardload.loading.report import Report
     from shardload.model.shell import Shell
-    from shardload.where import WhereLike
+    from shardload.where import Where, WhereLike
 
 # A constructor makes some parameters several times, and hooks may split a stored tensor into one an expert.
 _PARAMETERS = 25_000
 _PARAMETERS_A_TENSOR = 16
+
+_GIVEN = "given by the caller"
 
 
 @entry_point
@@ -96,28 +99,20 @@ def from_pretrained(
     `report_of(model)` returns the report of the load. Keywords of other loaders (`device_map`, `torch_dtype`, …) are
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
-    place = Where.of(where, keywords)
-    trust = CodeTrust.of(place, keywords)
+    place = place_of(where, keywords)
     target = OnDevice(device, None if dtype == "auto" else parse_dtype(dtype), spill)
     clock = _Clock()
 
     checkpoint = open_checkpoint(place)
     clock.stage("open")
-    config_json = checkpoint.config
-    if config_json is None and model_class is None:
-        config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
-    repo = checkpoint.source, config_json, trust
-    settled = (
-        remote_code.load_config(*repo, dtype=target.dtype, model_class=model_class)
-        if config is None
-        else remote_code.LoadedConfig(_with_dtype(config, target.dtype), "given by the caller")
-    )
-    resolved = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
+    recipe = _recipe(checkpoint, place, keywords, target.dtype, config, model_class, auto_class)
     # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
     limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
-    shell = build_shell(lambda: resolved.make(settled.config), at_most=limit)
-    # Before a weight is read: the file may be broken.
-    generation = remote_code.attach_generation_config(shell.model, checkpoint.source)
+    shell = build_shell(recipe.make, at_most=limit)
+    notes = []
+    if "generation_config.json" in checkpoint.source.names():
+        # Before a weight is read: the file may be broken.
+        notes.append(remote_code.attach_generation_config(shell.model, checkpoint.source))
     clock.stage("shell")
     wanted = None if adapter is None else place.elsewhere(adapter)
     on_top = _on_top(shell, checkpoint, wanted, target, merge=merge)
@@ -136,10 +131,10 @@ def from_pretrained(
     )
     model = shell.model
     switch_to_eval(model)
-    finished = remote_code.finish_by_its_class(model, checkpoint.source, report)
-    report.notes += [note for note in (generation, finished) if note]
-    report.config_from, report.class_from = settled.origin, resolved.origin
-    report.remote_base = resolved.remote_base
+    if hasattr(type(model), "from_pretrained"):
+        notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report))
+    report.notes += [note for note in notes if note]
+    report.config_from, (report.class_from, report.remote_base) = recipe.config_from, recipe.class_from()
     report.seconds = {**clock.seconds, **report.seconds}
     REPORTS.remember(model, report)
     if on_top:
@@ -162,9 +157,9 @@ def load_config(
     No weight file is read. Keywords are as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError,
     RemoteCodeError, UsageError.
     """
-    place = Where.of(where, keywords)
+    place = place_of(where, keywords)
     source, _ = find_source(place)
-    trust = CodeTrust.of(place, keywords)
+    trust = trust_of(place, keywords)
     return remote_code.load_config(source, read_config(source), trust, dtype=parse_dtype(dtype)).config
 
 
@@ -191,27 +186,73 @@ def resolve_class(
     The `auto_map` entry wins over `architectures`; `auto_class` picks another one. Keywords are as in
     `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError, UsageError.
     """
-    place = Where.of(where, keywords)
+    place = place_of(where, keywords)
     source, _ = find_source(place)
-    trust = CodeTrust.of(place, keywords)
+    trust = trust_of(place, keywords)
     return remote_code.resolve_class(source, read_config(source), trust, auto_class=auto_class).make
 
 
-def model_maker(
+@dataclass(frozen=True)
+class _Recipe:
+    """How the model is made, and where its config and its class come from, as people read it.
+
+    `class_from` also tells who serves the repo's imports of transformers, once `make` has returned.
+    """
+
+    make: Callable[[], nn.Module]
+    config_from: str
+    class_from: Callable[[], tuple[str, str | None]]
+
+
+def _recipe(
     checkpoint: Checkpoint,
-    trust: CodeTrust,
-    *,
-    model_class: Callable[[Any], nn.Module] | None = None,
-    auto_class: str | None = None,
-) -> Callable[[], nn.Module]:
-    """Return a function that makes the model of an opened checkpoint; config and class as in `from_pretrained`."""
+    place: Where,
+    keywords: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    config: Any,
+    model_class: Callable[[Any], nn.Module] | None,
+    auto_class: str | None,
+) -> _Recipe:
+    """Return how to make the model: by the caller's own class and config, or as the repo and its code say."""
     config_json = checkpoint.config
+    if callable(model_class) and _is_plain(model_class, config, config_json, keywords):
+        return _plain_recipe(checkpoint, dtype, config, model_class)
     if config_json is None and model_class is None:
-        config_json = read_config(checkpoint.source)
-    repo = checkpoint.source, config_json, trust
-    settled = remote_code.load_config(*repo, model_class=model_class)
+        config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
+    repo = checkpoint.source, config_json, trust_of(place, keywords)
+    loaded = (
+        remote_code.load_config(*repo, dtype=dtype, model_class=model_class)
+        if config is None
+        else remote_code.LoadedConfig(_with_dtype(config, dtype), _GIVEN)
+    )
     resolved = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
-    return lambda: resolved.make(settled.config)
+    return _Recipe(
+        lambda: resolved.make(loaded.config), loaded.origin, lambda: (resolved.origin, resolved.remote_base)
+    )
+
+
+def _plain_recipe(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, config: Any, model_class: Callable[[Any], nn.Module]
+) -> _Recipe:
+    """Return how to make the model by the caller's class, of the caller's config or of config.json as it is."""
+    if config is not None:
+        settled, config_from = _with_dtype(config, dtype), _GIVEN
+    else:
+        settled = PlainConfig(settings_of(checkpoint.source, checkpoint.config, dtype))
+        config_from = "config.json" if checkpoint.config is not None else "no config.json: defaults only"
+    name = getattr(model_class, "__qualname__", type(model_class).__qualname__)
+    class_from = f"{getattr(model_class, '__module__', '?')}.{name} ({_GIVEN})"
+    return _Recipe(lambda: model_class(settled), config_from, lambda: (class_from, None))
+
+
+def _is_plain(
+    model_class: object, config: Any, config_json: Mapping[str, Any] | None, keywords: Mapping[str, Any]
+) -> bool:
+    """Return whether nothing of the repo runs and no config class is asked: the caller's class gets a plain config."""
+    if keywords.get("trust_remote_code") or "remote_base" in keywords:
+        return False
+    own_config = getattr(model_class, "config_class", None) is not None or "auto_map" in (config_json or {})
+    return config is not None or not own_config
 
 
 def report_of(model: nn.Module) -> Report:

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.checkpoint import read_config
 from shardload.checkpoint.sources import find_source
-from shardload.keywords import entry_point
+from shardload.keywords import entry_point, place_of, trust_of
 from shardload.remote_code.tokenizer import make_tokenizer
-from shardload.where import CodeTrust, Where
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,6 +41,6 @@ def load_tokenizer(where: WhereLike, **keywords: Unpack[RepoKeywords]) -> Any:
     transformers, as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError (which names the
     package to install where one lacks), CorruptError and UsageError.
     """
-    place = Where.of(where, keywords)
+    place = place_of(where, keywords)
     source, _ = find_source(place)
-    return make_tokenizer(source, read_config(source), CodeTrust.of(place, keywords))
+    return make_tokenizer(source, read_config(source), trust_of(place, keywords))

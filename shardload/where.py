@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Literal
 
 Trust = bool | Literal["locked"] | os.PathLike[str]
 """The caller's consent: False, True, "locked" (what ./shardload.lock or $SHARDLOAD_LOCK approves), or a lock file."""
@@ -32,14 +29,6 @@ class Where:
     subfolder: str | None = None
     variant: str | None = None
     allow_links: bool = False
-
-    @classmethod
-    def of(cls, where: Where | str | os.PathLike[str], keywords: Mapping[str, Any] | None = None) -> Where:
-        """Return the Where of an entry point's first argument and its keywords, of which others are ignored."""
-        given = {name: value for name, value in (keywords or {}).items() if name in _PLACES}
-        if isinstance(where, Where):
-            return replace(where, **given) if given else where
-        return cls(where, **given)
 
     @property
     def named_revision(self) -> str | None:
@@ -67,12 +56,6 @@ class CodeTrust:
     remote_base: RemoteBase = "auto"
     hub: Where = field(default_factory=lambda: Where(""))
 
-    @classmethod
-    def of(cls, where: Where, keywords: Mapping[str, Any]) -> CodeTrust:
-        """Return the CodeTrust of an entry point's keywords, of which others are ignored."""
-        given = {name: value for name, value in keywords.items() if name in _TRUSTS}
-        return cls(revision=where.named_revision, hub=where, **given)
-
     @property
     def asks_for_lock(self) -> bool:
         """Whether only code that a lock file approves may run."""
@@ -88,9 +71,9 @@ class CodeTrust:
 UNTRUSTED = CodeTrust()
 """What holds where the caller says nothing: none of a repo's code runs."""
 
-_PLACES = {each.name: each for each in fields(Where) if each.name != "name"}
-_TRUSTS = {each.name: each for each in fields(CodeTrust) if each.name not in {"revision", "hub"}}
-KEYWORD_FIELDS = {**_TRUSTS, **_PLACES}
+PLACE_FIELDS = {each.name: each for each in fields(Where) if each.name != "name"}
+TRUST_FIELDS = {each.name: each for each in fields(CodeTrust) if each.name not in {"revision", "hub"}}
+KEYWORD_FIELDS = {**TRUST_FIELDS, **PLACE_FIELDS}
 """The fields that entry points take as keywords, by name, with their defaults."""
 
 WhereLike = Where | str | os.PathLike[str]

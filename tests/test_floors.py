@@ -21,8 +21,7 @@ FLOORS = [
     {"compare", "writing"},
     {"loading"},
     {"adapters", "remote_code"},
-    {"forecast", "load", "saving", "tokenizer"},
-    {"doctor"},
+    {"doctor", "forecast", "load", "saving", "tokenizer"},
     {"cli"},
     {"__main__"},
 ]

@@ -20,6 +20,7 @@ from shardload import (
     open_checkpoint,
 )
 from shardload.keyword_table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
+from shardload.keywords import place_of, trust_of
 from shardload.where import CodeTrust, Where
 from tests.remote_code.repos import tiny
 from tests.tiny import Net, random_state, write_checkpoint
@@ -246,7 +247,7 @@ def test_a_where_holds_what_the_keywords_say(folder, tmp_path):
     write_checkpoint(folder / "inner", {"only": torch.zeros(1)})
     assert list(open_checkpoint(Where(folder, subfolder="inner")).tensors) == ["only"]
     assert list(open_checkpoint(Where(folder), subfolder="inner").tensors) == ["only"]
-    place = Where.of("org/name@v1", {"token": "hf_secret", "allow_links": True, "trust_remote_code": True})
+    place = place_of("org/name@v1", {"token": "hf_secret", "allow_links": True, "trust_remote_code": True})
     assert place == Where("org/name@v1", token="hf_secret", allow_links=True)
     assert "hf_secret" not in repr(place)
     assert place.named_revision == "v1"
@@ -257,7 +258,7 @@ def test_a_where_holds_what_the_keywords_say(folder, tmp_path):
 
 def test_trust_is_what_the_caller_said_and_nothing_else():
     place = Where("org/name@v1", local_files_only=True)
-    trust = CodeTrust.of(place, {"trust_remote_code": "locked", "dtype": "float32"})
+    trust = trust_of(place, {"trust_remote_code": "locked", "dtype": "float32"})
     assert (trust.revision, trust.code_revision, trust.remote_base, trust.hub) == ("v1", None, "auto", place)
     assert trust.allows_code
     assert trust.asks_for_lock

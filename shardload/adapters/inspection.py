@@ -13,8 +13,7 @@ from shardload.adapters.formats import read_content
 from shardload.adapters.match import match_adapter
 from shardload.adapters.source import open_adapter
 from shardload.errors import UsageError, Wording, keywords_of
-from shardload.keywords import entry_point
-from shardload.where import Where
+from shardload.keywords import entry_point, place_of
 
 if TYPE_CHECKING:
     import os
@@ -135,7 +134,7 @@ def inspect_adapter(
     `base` is a model (on meta will do) or a checkpoint, of which only headers are read. What would make a load raise
     is listed in `faults`, except for what is declined by name (UnsupportedError) or no adapter at all.
     """
-    file = open_adapter(Where.of(where, keywords))
+    file = open_adapter(place_of(where, keywords))
     options = ReadOptions.of(alpha, enable_lora, strict=True)
     content, unknown = _read(file, format, options, key_map)
     match, coverage = (None, None) if base is None else _fit(file, content, base)

@@ -14,8 +14,7 @@ from shardload.adapters.match import judge
 from shardload.adapters.merging.merge_on_eval import follow_training
 from shardload.adapters.source import open_adapter
 from shardload.adapters.values import checked_dtype, read_values
-from shardload.keywords import entry_point
-from shardload.where import Where
+from shardload.keywords import entry_point, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,7 +77,7 @@ def load_adapter(
     check_name(model, name)
     options = ReadOptions.of(alpha, enable_lora, strict=strict)
     wanted = checked_dtype(dtype)
-    file = open_adapter(Where.of(where, keywords))
+    file = open_adapter(place_of(where, keywords))
     with gc_paused():
         content = read_content(file, format=format, options=options, key_map=key_map)
         report, match = judge(model, file, content, name, strict=strict)

@@ -16,8 +16,7 @@ from shardload.adapters.source import open_adapter
 from shardload.adapters.switch import LOCK
 from shardload.adapters.values import checked_dtype, read_values
 from shardload.errors import UsageError
-from shardload.keywords import entry_point
-from shardload.where import Where
+from shardload.keywords import entry_point, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,7 +78,7 @@ def swap_adapter(
             raise UsageError(
                 f"a `with` block that is open runs with the adapter {name!r}", cure="leave the block first"
             )
-        file = open_adapter(Where.of(where, keywords))
+        file = open_adapter(place_of(where, keywords))
         content = read_content(file, format=format, options=options, key_map=key_map)
         replacing = adapters.replacing
         # The new file is judged by the base's own tensors, not by those that the old one replaces them with.

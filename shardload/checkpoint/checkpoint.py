@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from shardload._system.file_identity import file_identity
+from shardload._system.file_kind import HEAD_BYTES
 from shardload._system.gc_pause import gc_paused
-from shardload.checkpoint.formats import format_of
+from shardload.checkpoint.formats import FORMATS
+from shardload.checkpoint.formats.not_a_checkpoint import explain
 from shardload.checkpoint.index import WeightFiles, find_weight_files
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
 from shardload.errors import CorruptError, NotFoundError, UsageError, Wording, keyword
 from shardload.keys import collapse
-from shardload.keywords import entry_point
-from shardload.where import Where
+from shardload.keywords import entry_point, place_of
 
 if TYPE_CHECKING:
     import os
@@ -199,7 +200,7 @@ def open_checkpoint(where: WhereLike, **keywords: Unpack[WhereKeywords]) -> Chec
     into the Hub cache's own blobs, and elsewhere with `allow_links=True`. Raises NotFoundError, CorruptError (a shard
     that is not a checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
     """
-    place = Where.of(where, keywords)
+    place = place_of(where, keywords)
     source, only = find_source(place)
     return read_checkpoint(source, find_weight_files(source, only=only, variant=place.variant), named=only)
 
@@ -283,7 +284,11 @@ def _open_shards(source: Source, files: WeightFiles) -> list[SourceFile]:
 
 def _read_headers(shards: list[SourceFile], *, remote: bool) -> tuple[list[Format], list[Header]]:
     def read(file: SourceFile) -> tuple[Format, Header]:
-        fmt = format_of(file)
+        # Judged by its first bytes and never by its name.
+        head = file.read_at(0, HEAD_BYTES)
+        fmt = next((fmt for fmt in FORMATS if fmt.matches(head[:64])), None)
+        if fmt is None:
+            raise explain(file, head)
         return fmt, fmt.read_header(file)
 
     if remote:

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
-from shardload.dtypes import torch_dtype
-from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword
+from shardload.errors import CorruptError, Cures, ShardloadError, Wording
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code, require_base
 from shardload.remote_code.library import config_class_for, library, version
-from shardload.remote_code.plain_config import PlainConfig
+from shardload.remote_code.plain_config import PlainConfig, settings_of
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import torch
     from torch import nn
 
     from shardload.checkpoint.sources.source import Source
@@ -52,7 +50,7 @@ def load_config(
 
     Raises UntrustedCodeError, RemoteCodeError, CorruptError for settings that their class refuses.
     """
-    settings = _settings(source, config_json, dtype)
+    settings = settings_of(source, config_json, dtype)
     if trust.remote_base != "auto":
         require_base(trust.remote_base)
     callers_class = getattr(model_class, "config_class", None)
@@ -72,36 +70,7 @@ def load_config(
         found = config_class_for(settings)
         if found is not None:
             return LoadedConfig(_construct(found, settings), f"{_full_name(found)} ({version()})")
-    if isinstance(settings.get("torch_dtype"), str) and settings["torch_dtype"] != "auto":
-        settings["torch_dtype"] = torch_dtype(settings["torch_dtype"])
     return LoadedConfig(PlainConfig(settings), origin)
-
-
-def _settings(source: Source, config_json: Mapping[str, Any] | None, dtype: Any) -> dict[str, Any]:
-    settings = dict(config_json or {})
-    settings["_name_or_path"] = source.label if source.is_local else source.label.split("@")[0]
-    if source.revision:
-        settings["_commit_hash"] = source.revision
-    if dtype is not None and dtype != "auto":
-        settings["torch_dtype"] = _dtype(dtype)
-        settings.pop("dtype", None)
-    elif isinstance(settings.get("dtype"), str):
-        settings.setdefault("torch_dtype", settings["dtype"])  # the name that transformers 5 writes
-    if isinstance(settings.get("torch_dtype"), str) and settings["torch_dtype"] != "auto":
-        # By torch's own name: the class may know no other.
-        named = _dtype(settings["torch_dtype"], "config.json")
-        settings["torch_dtype"] = str(named).removeprefix("torch.")
-    return settings
-
-
-def _dtype(dtype: Any, file: str | None = None) -> torch.dtype:
-    """Return the torch dtype that a file, or else the caller, names."""
-    try:
-        return torch_dtype(dtype)
-    except ValueError as error:
-        kind, where = (CorruptError, f"{file}, torch_dtype") if file else (UsageError, keyword("dtype"))
-        cure = "for example float16, bfloat16 or float32"
-        raise kind(f"{dtype!r} is no dtype of torch", where=where, cure=cure) from error
 
 
 def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> LoadedConfig:

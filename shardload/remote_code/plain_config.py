@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import CorruptError, Cures, Wording
+from shardload.dtypes import torch_dtype
+from shardload.errors import CorruptError, Cures, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
+
+    from shardload.checkpoint.sources.source import Source
 
 
 class PlainConfig:
@@ -20,6 +25,8 @@ class PlainConfig:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         vars(self).update({"torch_dtype": None, **settings})
+        if isinstance(settings.get("torch_dtype"), str) and settings["torch_dtype"] != "auto":
+            self.torch_dtype = torch_dtype(settings["torch_dtype"])
         for name in ("id2label", "pruned_heads"):  # JSON can't have the numbers that are their keys
             if isinstance(settings.get(name), dict) and all(map(str.isdecimal, settings[name])):
                 vars(self)[name] = {int(number): value for number, value in settings[name].items()}
@@ -51,3 +58,31 @@ class PlainConfig:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({vars(self)})"
+
+
+def settings_of(source: Source, config_json: Mapping[str, Any] | None, dtype: Any) -> dict[str, Any]:
+    """Return config.json's entries with what the load adds: where they came from, and the dtype that is asked for."""
+    settings = dict(config_json or {})
+    settings["_name_or_path"] = source.label if source.is_local else source.label.split("@")[0]
+    if source.revision:
+        settings["_commit_hash"] = source.revision
+    if dtype is not None and dtype != "auto":
+        settings["torch_dtype"] = _dtype(dtype)
+        settings.pop("dtype", None)
+    elif isinstance(settings.get("dtype"), str):
+        settings.setdefault("torch_dtype", settings["dtype"])  # the name that transformers 5 writes
+    if isinstance(settings.get("torch_dtype"), str) and settings["torch_dtype"] != "auto":
+        # By torch's own name: the class may know no other.
+        named = _dtype(settings["torch_dtype"], "config.json")
+        settings["torch_dtype"] = str(named).removeprefix("torch.")
+    return settings
+
+
+def _dtype(dtype: Any, file: str | None = None) -> torch.dtype:
+    """Return the torch dtype that a file, or else the caller, names."""
+    try:
+        return torch_dtype(dtype)
+    except ValueError as error:
+        kind, where = (CorruptError, f"{file}, torch_dtype") if file else (UsageError, keyword("dtype"))
+        cure = "for example float16, bfloat16 or float32"
+        raise kind(f"{dtype!r} is no dtype of torch", where=where, cure=cure) from error

@@ -10,15 +10,15 @@ from shardload.checkpoint.json_file import read_json, read_object
 from shardload.checkpoint.sources import find_source
 from shardload.compare.verify.manifest import read_manifest
 from shardload.errors import CorruptError, ShardloadError, UsageError
+from shardload.keywords import place_of
 from shardload.remote_code.trust_lock import TrustLock
-from shardload.where import Where
 from tests._system.test_file_kind import KINDS
 from tests.adapters import tiny as adapters
 from tests.tiny import write_checkpoint
 
 
 def source_of(folder):
-    return find_source(Where.of(folder, {}))[0]
+    return find_source(place_of(folder, {}))[0]
 
 
 class WithGeneration(torch.nn.Module):

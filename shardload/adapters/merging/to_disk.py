@@ -23,8 +23,7 @@ from shardload.adapters.merging.workers import Workers
 from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.dtypes import parse_dtype
 from shardload.errors import Cures, UnsupportedError, Wording
-from shardload.keywords import entry_point
-from shardload.where import Where
+from shardload.keywords import entry_point, place_of
 from shardload.writing import disk_room, write_output
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def merge_to_disk(
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     listed = list(adapters) if isinstance(adapters, (list, tuple)) else [adapters]
 
-    place = Where.of(base, keywords)
+    place = place_of(base, keywords)
     checkpoint = open_checkpoint(place)
     refuse_quantised(checkpoint)
     changes, reports, files = changes_on_disk(checkpoint, listed, options, place)

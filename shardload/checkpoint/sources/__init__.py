@@ -16,7 +16,7 @@ from shardload.errors import (
     Wording,
     keyword,
 )
-from shardload.where import Where
+from shardload.keywords import place_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def find_source(where: WhereLike) -> tuple[Source, str | None]:
     with `allow_links=True`, or into the Hub cache's own blobs. Raises UsageError where its fields contradict its
     name, NotFoundError, AccessError and UnsafeError.
     """
-    place = Where.of(where)
+    place = place_of(where)
     text, revision = _text_of(place.name), place.revision
     subfolder = (place.subfolder or "").removesuffix("/") or None
     path = expand(text)

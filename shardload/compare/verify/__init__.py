@@ -15,8 +15,7 @@ from shardload.compare.verify.manifest import MANIFEST, read_manifest
 from shardload.compare.verify.report import FileVerdict, ValueFinding, Verification, refuse_changed
 from shardload.compare.verify.while_loading import VerifiedWhileLoading
 from shardload.errors import CorruptError, NotFoundError, UnsupportedError
-from shardload.keywords import entry_point
-from shardload.where import Where
+from shardload.keywords import entry_point, place_of
 
 if TYPE_CHECKING:
     import os
@@ -61,7 +60,7 @@ def verify(
     Raises CorruptError with `.report` (the Verification) where bytes differ from their hash, CorruptError for a broken
     structure or SHA256SUMS file, NotFoundError. A file whose hash nobody knows is `unknown` in the result.
     """
-    place = Where.of(where, keywords)
+    place = place_of(where, keywords)
     source, only = find_source(place)
     checkpoint, broken = _structure(source, only, place.variant)
     label, shards, identities = source.label, frozenset[str](), {}
