@@ -284,11 +284,7 @@ def _open_shards(source: Source, files: WeightFiles) -> list[SourceFile]:
 
 def _read_headers(shards: list[SourceFile], *, remote: bool) -> tuple[list[Format], list[Header]]:
     def read(file: SourceFile) -> tuple[Format, Header]:
-        # Judged by its first bytes and never by its name.
-        head = file.read_at(0, HEAD_BYTES)
-        fmt = next((fmt for fmt in FORMATS if fmt.matches(head[:64])), None)
-        if fmt is None:
-            raise explain(file, head)
+        fmt = format_of(file)
         return fmt, fmt.read_header(file)
 
     if remote:
@@ -300,6 +296,18 @@ def _read_headers(shards: list[SourceFile], *, remote: bool) -> tuple[list[Forma
     else:
         pairs = [read(file) for file in shards]
     return [fmt for fmt, _ in pairs], [header for _, header in pairs]
+
+
+def format_of(file: SourceFile) -> Format:
+    """Return the format of a file, judged by its first bytes and never by its name.
+
+    Raises CorruptError or UnsupportedError that names what the file is instead, and what to do about it.
+    """
+    head = file.read_at(0, HEAD_BYTES)
+    for fmt in FORMATS:
+        if fmt.matches(head[:64]):
+            return fmt
+    raise explain(file, head)
 
 
 def _merge(source: Source, files: WeightFiles, headers: Iterable[Header]) -> dict[str, TensorRef]:

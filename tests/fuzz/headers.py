@@ -12,7 +12,7 @@ import warnings
 import safetensors as library
 import torch
 
-from shardload.checkpoint.formats import format_of
+from shardload.checkpoint.checkpoint import format_of
 from shardload.errors import ShardloadError
 from shardload.tensor_ref import TORCH_NAMES
 from tests.checkpoint.formats.files import as_bytes, safetensors

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shardload.checkpoint.formats import format_of
+from shardload.checkpoint.checkpoint import format_of
 from shardload.checkpoint.sources.folder import LocalFile
 from shardload.tensor_ref import TORCH_NAMES
 

@@ -223,7 +223,7 @@ def test_nothing_opens_runs_or_imports(tmp_path):
     script = """
 import sys, json, pathlib
 from shardload.errors import ShardloadError
-from shardload.checkpoint.formats import format_of
+from shardload.checkpoint.checkpoint import format_of
 from shardload.checkpoint.sources.folder import LocalFile
 files = [LocalFile(path.name, path) for path in sorted(pathlib.Path(sys.argv[1]).glob("*.bin"))]
 seen, watching = [], False
@@ -299,7 +299,7 @@ def assert_small_and_quick(path):
     script = """
 import re, sys, time, pathlib
 from shardload.errors import ShardloadError
-from shardload.checkpoint.formats import format_of
+from shardload.checkpoint.checkpoint import format_of
 from shardload.checkpoint.sources.folder import LocalFile
 path = pathlib.Path(sys.argv[1])
 file = LocalFile(path.name, path)

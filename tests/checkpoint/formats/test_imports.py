@@ -11,7 +11,7 @@ from .files import safetensors
 
 SCRIPT = """
 import sys, pathlib
-from shardload.checkpoint.formats import format_of
+from shardload.checkpoint.checkpoint import format_of
 from shardload.checkpoint.sources.folder import LocalFile
 for path in map(pathlib.Path, sys.argv[1:]):
     file = LocalFile(path.name, path)

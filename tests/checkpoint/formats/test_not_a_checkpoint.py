@@ -10,7 +10,8 @@ import zipfile
 
 import pytest
 
-from shardload.checkpoint.formats import FORMATS, format_of
+from shardload.checkpoint.checkpoint import format_of
+from shardload.checkpoint.formats import FORMATS
 from shardload.errors import CorruptError, UnsupportedError
 
 from .files import local, read

@@ -10,7 +10,7 @@ import pytest
 import safetensors as library
 import torch
 
-from shardload.checkpoint.formats import format_of
+from shardload.checkpoint.checkpoint import format_of
 from shardload.checkpoint.formats.safetensors import SafetensorsFormat
 from shardload.errors import CorruptError, UnsupportedError
 from shardload.tensor_ref import TORCH_NAMES

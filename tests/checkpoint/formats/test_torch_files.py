@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 import pytest
 import torch
 
-from shardload.checkpoint.formats import format_of
+from shardload.checkpoint.checkpoint import format_of
 from shardload.errors import CorruptError, UnsafeError, UnsupportedError
 from shardload.tensor_ref import TORCH_NAMES
 
