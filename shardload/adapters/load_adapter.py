@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from shardload._system.gc_pause import gc_paused
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from shardload.keymap import KeyMap
     from shardload.keywords import SourceKeywords
     from shardload.where import WhereLike
+
+
+_MANY = 1_000  # tensors: from here on the collector, which would find nothing, costs time
 
 
 @entry_point
@@ -78,7 +82,7 @@ def load_adapter(
     options = ReadOptions.of(alpha, enable_lora, strict=strict)
     wanted = checked_dtype(dtype)
     file = open_adapter(place_of(where, keywords))
-    with gc_paused():
+    with gc_paused() if len(file.checkpoint.tensors) >= _MANY else nullcontext():
         content = read_content(file, format=format, options=options, key_map=key_map)
         report, match = judge(model, file, content, name, strict=strict)
         report.trainable = trainable
