@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.file_kind import REFETCH
@@ -22,6 +23,9 @@ _MAX_DIM = 2**63 - 1
 _DTYPE_BITS = {code: bits for code, bits in DTYPE_BITS.items() if code != "C128"}
 
 
+_LONG = 2**17  # bytes of a header, some 1,000 tensors: from here on the collector costs time
+
+
 class SafetensorsFormat:
     """Reads the header of a `.safetensors` file.
 
@@ -36,16 +40,16 @@ class SafetensorsFormat:
         """Whether `head` is a length below 2^40 followed by an opening brace."""
         return head[5:9] == b"\0\0\0{"
 
-    @gc_paused()
     def read_header(self, file: SourceFile) -> Header:
         """Read and check the header. Raises CorruptError, or UnsupportedError for a header too large to parse."""
         raw = _read_json(file)
-        tree = _parse(raw, file.name)
-        metadata = _metadata(tree.pop("__metadata__", {}), file.name)
-        start = 8 + len(raw)
-        tensors = tuple(_tensor(name, entry, file.name, start) for name, entry in tree.items())
-        _check_layout(tensors, start, file)
-        return Header(tensors=tensors, metadata=metadata)
+        with gc_paused() if len(raw) > _LONG else nullcontext():
+            tree = _parse(raw, file.name)
+            metadata = _metadata(tree.pop("__metadata__", {}), file.name)
+            start = 8 + len(raw)
+            tensors = tuple(_tensor(name, entry, file.name, start) for name, entry in tree.items())
+            _check_layout(tensors, start, file)
+            return Header(tensors=tensors, metadata=metadata)
 
 
 def _corrupt(what: str, where: str) -> CorruptError:
