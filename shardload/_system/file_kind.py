@@ -1,11 +1,11 @@
-"""What a file is, told by its first bytes, when it is not what its reader expected."""
+"""Recognises a file by its first bytes, to name it when it is not the file that its reader expected."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-HEAD_BYTES = 512  # a tar archive shows itself at byte 257
+HEAD_BYTES = 512  # the mark of a tar archive is at byte 257
 
 REFETCH = "download or copy the file again"
 RESAVE = "re-save it as safetensors on a machine that trusts it"
@@ -15,9 +15,9 @@ _LLAMA = "use the repo that it was converted from"
 
 
 class FileKind(NamedTuple):
-    """What a file is ("a GGUF file"), what to do about it, and the code of the error.
+    """The kind of a file in words ("a GGUF file"), the cure, and the code of the error.
 
-    E-FORMAT is a sound file of another format; any other code is a file that is not what was stored under its name.
+    E-FORMAT means a sound file of another format; the other codes mean that the stored content is not the real file.
     """
 
     what: str
@@ -76,9 +76,9 @@ _TAR_MEMBERS = (b"sys_info\0", b"pickle\0", b"storages\0", b"tensors\0")
 
 
 def kind_of(head: bytes, name: str) -> FileKind | None:
-    """Return what a file is that begins with `head` (512 bytes, or the whole of a shorter file).
+    """Return the kind of a file that begins with `head` (512 bytes, or the whole of a shorter file).
 
-    None for text that is not known (JSON, for one), and for bytes that nothing is known of.
+    None for unknown text (JSON, for one) and for unknown bytes.
     """
     if not head:
         return FileKind("empty", REFETCH, "E-CORRUPT")
@@ -109,13 +109,13 @@ def _markup(head: bytes) -> FileKind | None:
 
 
 def size_of_pointer(head: bytes) -> int | None:
-    """Return the bytes of the file that a Git-LFS pointer stands for; None where it does not say."""
+    """Return the size in bytes of the file that a Git-LFS pointer stands for; None when the pointer has no size."""
     size = re.search(rb"\nsize (\d{1,20})\n?", head)
     return int(size[1]) if size else None
 
 
 def looks_like_text(head: bytes) -> bool:
-    """Whether bytes are UTF-8 text; a character may be cut at their end."""
+    """Whether bytes are UTF-8 text; the last character may be cut."""
     printable = sum(32 <= byte < 127 or byte >= 128 or byte in b"\t\r\n" for byte in head)
     return printable == len(head) and any(_decodes(head[: len(head) - cut]) for cut in range(4))
 

@@ -1,4 +1,4 @@
-"""Untrusted JSON: parsed with bounded memory, no key twice, and named for what it is when it is something else."""
+"""Parses untrusted JSON with bounded memory, refuses doubled keys, and names files that are not JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_PARSED = 180_000_000  # bytes of memory
 
 
 class NoJsonError(ValueError):
-    """Bytes are no JSON document that is accepted: why, what to do about it, and the code, where that is known."""
+    """The bytes are not an accepted JSON document: the reason, and the cure and the code where they are known."""
 
     def __init__(self, why: str, cure: str | None = None, code: str | None = None) -> None:
         super().__init__(why)
@@ -35,11 +35,12 @@ def parse_json(
     parse_int: Callable[[str], Any] = int,
     constants: bool = True,
 ) -> Any:
-    """Return the document of a file's bytes.
+    """Return the JSON document that the bytes of a file hold. `name` is the name of the file.
 
-    Raises NoJsonError for bytes that are no UTF-8 or no JSON, an object with a key twice, and a document that would
-    take over 180 MB of memory to parse, by counting: a few MB of brackets become as many lists. `entry_bytes` is what
-    one entry takes. With `constants` Python's NaN and Infinity are accepted.
+    Raises NoJsonError for bytes that are not UTF-8 or not JSON, for an object with a key twice, and for a document that
+    would take over 180 MB of memory to parse: a few MB of brackets become as many lists, so brackets and commas are
+    counted before. `entry_bytes` is the memory of one entry. With `constants`, NaN and Infinity are accepted, as Python
+    does.
     """
     try:
         _refuse_bomb(raw, entry_bytes)
@@ -56,7 +57,7 @@ def parse_json(
 
 
 def _named(error: ValueError, raw: bytes, name: str) -> NoJsonError:
-    """Return the error that says what the bytes are, where that is known, else what is wrong with them as JSON."""
+    """Return an error that names the kind of the file if it is known, else the fault in the JSON."""
     kind = kind_of(raw[:HEAD_BYTES], name)
     if kind is not None:
         return NoJsonError(f"it is {kind.what}", kind.cure, kind.code)

@@ -1,23 +1,23 @@
-"""What torch's own errors say in words alone: the only place that reads them."""
+"""Recognises errors of torch by their text; this is the only file that reads torch's messages."""
 
 from __future__ import annotations
 
 import torch
 
-# Code looked at values that a tensor on meta does not have, or gave it others.
+# Code read the values of a meta tensor, or assigned data to one.
 _META = ("meta tensor", "meta device", "incompatible tensor type", "on meta", "meta, ", "device meta")
 _SIZE = ("can't allocate memory", "Storage size calculation overflowed", "numel: integer multiplication")
-# Built without CUDA, and built with it.
+# The first message is of a torch without CUDA, the others are of one with CUDA.
 _CUDA = ("Torch not compiled with CUDA enabled", "Found no NVIDIA driver", "No CUDA GPUs are available")
 
 
 def met_meta(error: BaseException) -> bool:
-    """Whether code failed on a tensor without values."""
+    """Whether code failed because a tensor on meta has no values."""
     return isinstance(error, (RuntimeError, NotImplementedError)) and _says(error, _META)
 
 
 def is_about_memory(error: BaseException) -> bool:
-    """Whether there is no memory for a tensor of that size."""
+    """Whether code failed because a tensor needs more memory than the machine has."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _says(error, _SIZE))
 
 

@@ -65,7 +65,7 @@ def test_what_was_made_meanwhile_is_old_and_is_collected_with_the_old():
     gc.collect()
     with gc_paused():
         garbage = weakref.ref(Cycle())
-    if sys.version_info < (3, 14):  # later ones go through the old a little each time
+    if sys.version_info < (3, 14):  # later versions collect a part of the old generation each time
         gc.collect(1)
         assert garbage() is not None
     gc.collect()

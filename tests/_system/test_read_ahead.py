@@ -1,4 +1,4 @@
-"""Read-ahead: only for cold files, only where there is room; judged by what the page cache then holds."""
+"""Read-ahead asks only for cold files, and only when there is room; the page cache shows the result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = 32 * 2**20
 
 @pytest.fixture
 def cold(tmp_path):
-    """A file of which nothing is in the page cache: its descriptor and a mapping of it."""
+    """The descriptor and a mapping of a file that has no page in the page cache."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(SIZE))
     with path.open("rb") as file:
@@ -98,5 +98,5 @@ def test_a_load_asks_for_its_cold_shards(tmp_path):
     checkpoint = open_checkpoint(folder)
     with (folder / "model.safetensors").open("rb") as file:
         mapping = cold_mapping(file.fileno())
-        fill(build_shell(lambda: torch.nn.Linear(2048, 2048)), checkpoint)  # touches no weight: same dtype
+        fill(build_shell(lambda: torch.nn.Linear(2048, 2048)), checkpoint)  # same dtype: no weight is touched
         assert becomes_warm(mapping)

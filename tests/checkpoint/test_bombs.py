@@ -1,4 +1,4 @@
-"""Documents and weight files that would take gigabytes: one typed error, below 200 MB and 5 s, process and all."""
+"""Documents and weight files that would take gigabytes end in one typed error, in a process of 200 MB and 5 s."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def keys() -> bytes:
 
 
 def compressed(entry: str) -> bytes:
-    """A zip whose entry claims a gigabyte in a megabyte."""
+    """Return a zip in which one entry of 100 MB is compressed."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model/data.pkl", b"\x80\x02}." if entry != "data.pkl" else b"(" * 10**8)
@@ -59,7 +59,7 @@ def header(shape, offsets=(0, 8)) -> bytes:
 
 
 def quoted(entry: str, size: int) -> bytes:
-    """A zip whose directory says that an entry has `size` bytes."""
+    """Return a zip whose directory claims that an entry has `size` bytes."""
     data = bytearray(torch_zip(b"\x80\x02}.", {"0": bytes(8)}))
     at = data.rfind(b"PK\x01\x02", 0, data.rfind(f"model/{entry}".encode()))
     data[at + 20 : at + 28] = min(size, 2**32 - 2).to_bytes(4, "little") * 2

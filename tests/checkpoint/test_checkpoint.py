@@ -1,4 +1,4 @@
-"""open_checkpoint: which files are the checkpoint, and one typed error for each way in which they can be wrong."""
+"""open_checkpoint finds the files of a checkpoint, and raises one typed error for each fault in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint.items: pairs in file order, held against safetensors' and torch's own readers; one shard at a time."""
+"""Checkpoint.items yields pairs in file order, one shard at a time; the readers of others are the oracles."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shards_of(folder: Path) -> list[Path]:
 
 
 def in_file_order(path: Path) -> list[str]:
-    """The names in a safetensors file by the offsets of its header, read here by hand."""
+    """Return the names in a safetensors file in the order of the offsets in its header."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
@@ -45,7 +45,7 @@ def in_file_order(path: Path) -> list[str]:
 
 
 def open_shards(folder: Path) -> list[str]:
-    """The files of a folder that this process has open now."""
+    """Return the files of a folder that this process has open."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -102,7 +102,7 @@ def test_closing_it_early_closes_the_shard(tmp_path):
     assert len(open_shards(folder)) == 1
     items.close()
     assert open_shards(folder) == []
-    assert torch.equal(tensor, STATE[name])  # the view lives on
+    assert torch.equal(tensor, STATE[name])  # the view stays valid
     items = open_checkpoint(folder).items()
     next(items)
     del items
@@ -222,7 +222,7 @@ def test_no_yielded_tensor_is_kept(tmp_path):
         while (pair := next(items, None)) is not None:
             alive.append(weakref.ref(pair[1]))
             del pair
-            assert alive[-1]() is None  # while the iterator stands after it
+            assert alive[-1]() is None  # the iterator has not moved on
     items.close()
 
 
@@ -301,7 +301,7 @@ def test_a_file_that_changed_is_refused(tmp_path, copy):
     folder = write_checkpoint(tmp_path, STATE)
     checkpoint = open_checkpoint(folder)
     first, second, _ = shards_of(folder)
-    second.write_bytes(second.read_bytes())  # the same bytes, written anew
+    second.write_bytes(second.read_bytes())  # the same bytes, written once more
     items = checkpoint.items(copy=copy)
     got = [next(items)[0] for _ in in_file_order(first)]
     assert got == in_file_order(first)
@@ -320,7 +320,7 @@ def test_a_shard_of_the_hub_is_fetched_when_its_first_tensor_is_wanted(tmp_path,
     monkeypatch.setattr(ranges, "RETRY_DELAYS", (0, 0, 0))
     state = {
         f"layers.{number}.w": torch.randn(200, 700) for number in range(6)
-    }  # more than a header's first range
+    }  # larger than the first range that a header read asks for
     folder = write_checkpoint(tmp_path / "repo", state, config={})
     with HubServer(tmp_path / "hub") as hub:
         hub.use(monkeypatch, cache=tmp_path / "cache")

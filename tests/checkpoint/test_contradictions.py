@@ -1,4 +1,4 @@
-"""Documents that contradict themselves or the shards: keys that stand twice, and indexes that are not their shards'."""
+"""Refuses documents that contradict themselves or the shards: doubled keys, and an index that does not match."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tiny import save_safetensors, write_checkpoint
 if TYPE_CHECKING:
     from pathlib import Path
 
-# --- a key that stands twice ------------------------------------------------------------------------------------
+# --- a key that occurs twice ------------------------------------------------------------------------------------
 
 INDEX, ADAPTER = "model.safetensors.index.json", "adapter/adapter_config.json"
 
@@ -87,7 +87,7 @@ ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors
 
 
 class Repo:
-    """Two shards of two tensors each, and the index, to be broken."""
+    """Two shards of two tensors each and their index, which a test then breaks."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Each JSON file of a repo that is something else: the error has the code and the cure of what the file is."""
+"""When a JSON file of a repo is another kind of file, the error has the code and the cure of that kind."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""40 hostile names, each in an index, in configs and in an adapter's config; and links. Nothing outside is opened.
+"""40 hostile names in an index, in configs and in an adapter's config, and links, open nothing outside the folder.
 
-All of it happens in one process whose audit hook writes down every file that is opened and every folder that is listed.
+The tests run in one process, whose audit hook records every file that is opened and every folder that is listed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from tests.adapters import tiny as adapters
 from tests.tiny import run_python, write_checkpoint
 
-# `{out}` is the folder outside; relative names lead there from the repo.
+# `{out}` is a folder outside of the repo; relative names lead from the repo to it.
 NAMES = [
     "../outside/evil.safetensors", "../outside/./evil.safetensors", "./../outside/evil.safetensors",
     "sub/../../outside/evil.safetensors", "sub/../model.safetensors", "sub/..", "..", ".", "../", "./",
@@ -151,7 +151,7 @@ def test_nothing_outside_is_opened_for_any_name_in_any_file(base):
     assert len(results) == len(NAMES) * len(PLACES) >= 200
     for key, said in results.items():
         if key.startswith("index"):
-            # What is only a name that leads nowhere is missing; all others are refused as what they are.
+            # A name that leads to no file is missing; each other name is refused for its own reason.
             assert said[0] in {"UnsafeError", "NotFoundError"}, key
             assert said[0] == "UnsafeError" or "%2" in key or "loop" in key or "'..%" in key, (key, said)
         if key.startswith("config, auto_map"):
@@ -163,7 +163,7 @@ LINKED = ["config.json", "model.safetensors.index.json", "tokenizer_config.json"
 
 
 def test_a_file_that_is_a_link_to_outside_is_refused_and_not_opened(base):
-    """Each of them in turn, and put back again."""
+    """Each file in turn is replaced by a link, and restored afterwards."""
     code = """
 import json, os, pathlib, sys
 sys.path.insert(0, ".")
@@ -206,7 +206,7 @@ print(json.dumps([opened, results]))
 
 @pytest.mark.parametrize("command", ["convert", "merge"])
 def test_what_stands_beside_the_weights_is_not_copied_from_outside(base, command, capsys):
-    """Tokenizer files and the like are copied: a link among them would carry off a file of the reader's."""
+    """Tokenizer files and the like are copied: a link among them would copy a private file of the user."""
     from shardload.cli import run
 
     repo, out = base / "repo", base / "out"

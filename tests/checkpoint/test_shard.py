@@ -1,4 +1,4 @@
-"""An open shard: views of its mapping, files that are cut, replaced, deleted or changed, descriptors."""
+"""An open shard: views of its mapping; descriptors; and files that are cut, replaced, deleted or changed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_file_that_was_cut_after_it_was_opened_is_a_clean_error(tmp_path):
 
 
 def test_neither_reads_nor_loads_hold_descriptors_and_reads_share_a_mapping(tmp_path):
-    """Python's own mmap holds a descriptor; one a shard ends at the usual limit of 1,024."""
+    """Python's own mmap holds a descriptor: with one per shard, 1,024 shards reach the usual limit."""
     state = {f"{n}.weight": torch.full((2, 1), float(n)) for n in range(300)}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=30))
     shell = build_shell(lambda: nn.Sequential(*(nn.Linear(1, 2, bias=False) for _ in range(300))))
@@ -85,7 +85,7 @@ def test_a_shard_that_is_deleted_after_it_was_opened(folder):
 
 @pytest.mark.parametrize("copy_bytes", [False, True])
 def test_a_shard_that_is_replaced_after_its_header_was_read_is_never_taken_for_it(folder, copy_bytes):
-    """Same name, same size, other bytes: read by the old header it would load noise."""
+    """With the same name and size but other bytes, the old header would load noise."""
     checkpoint = open_checkpoint(folder)
     path = middle(folder)
     content = path.read_bytes()
@@ -101,7 +101,7 @@ def test_a_shard_that_is_replaced_after_its_header_was_read_is_never_taken_for_i
 
 
 def test_read_only_files_in_a_read_only_folder(folder):
-    """Permissions bind nobody who runs as root: every opening is looked at as well."""
+    """Permissions do not restrict root, so the mode of every open call is checked as well."""
     code = """
 import os, sys
 def refuse_writing(event, details):

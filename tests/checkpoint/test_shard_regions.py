@@ -1,4 +1,4 @@
-"""Regions of stored tensors: torch's own slices are the oracle, and the bytes that are asked for are counted."""
+"""Regions of stored tensors equal torch's own slices, and the bytes that are read for them are counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLICES = [slice(None), slice(5, 40), slice(None, None, 3), slice(7, 60, 2), slic
 
 @pytest.fixture
 def counted(tmp_path, monkeypatch):
-    """A checkpoint, and the lengths of all reads of its files."""
+    """Return a checkpoint, and a list that records the length of each read of its files."""
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, STATE))
     lengths: list[int] = []
     read_at = LocalFile.read_at

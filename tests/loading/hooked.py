@@ -1,4 +1,4 @@
-"""Modules whose stored tensors are joined by a load hook."""
+"""Modules with load hooks that join stored tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Fusing(nn.Module):
-    """Stored as q, k, v; held as one weight. The three lie in different shards."""
+    """Stores q, k and v, in different shards; holds one weight that its hook joins from them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""fill and check against torch's own load_state_dict."""
+"""fill and check give the results of torch's own load_state_dict."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_progress_counts_every_byte(tmp_path):
 
 
 def test_a_fault_in_the_middle_puts_everything_back(tmp_path):
-    """The third shard is cut after the plan was made: two shards are loaded by then."""
+    """The third shard is cut after planning: two shards are loaded before the load fails."""
     folder = write_checkpoint(tmp_path, random_state(Net()))
     checkpoint = open_checkpoint(folder)
     last = sorted(folder.glob("*.safetensors"))[-1]

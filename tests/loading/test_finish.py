@@ -1,4 +1,4 @@
-"""The end of a load: eval mode as torch's own `eval()` sets it."""
+"""The end of a load sets eval mode as torch's own `eval()` does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.tiny import Net, build_shell, random_state, write_checkpoint
 
 
 class AlwaysTraining(nn.Module):
-    """Stays in training mode, and so do its children."""
+    """A module that stays in training mode, with its children."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class OwnEval(nn.Module):
 
 
 class Listening(nn.Module):
-    """Keeps every mode that it was set to."""
+    """Records every mode that it is set to."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Overrides that write into the weights they have."""
+"""Loaders that write into the weights that they have."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_override_that_ignores_its_weight_never_leaves_it_uninitialised(tmp_p
 
 
 class Padding(nn.Module):
-    """Writes its stored rows in place and leaves the padding below them as it is."""
+    """Writes the stored rows in place, and leaves the padding rows below unchanged."""
 
     def __init__(self) -> None:
         super().__init__()

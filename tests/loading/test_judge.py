@@ -1,4 +1,4 @@
-"""A refused load names everything at once and touches nothing; what is declined by name."""
+"""A refused load names every fault at once and touches nothing; unsupported modules are declined by name."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_scripted_module_is_declined_by_name(tmp_path):
 
 
 class TestRefusals:
-    """A refused load names everything at once and leaves the model as it was."""
+    """A refused load names every fault at once and leaves the model as it was."""
 
     def refuse(self, tmp_path, state, make=Net, **options):
         checkpoint = open_checkpoint(write_checkpoint(tmp_path, state))
@@ -146,7 +146,7 @@ class TestCheck:
         for path in folder.glob("*.safetensors"):
             header = path.read_bytes()
             size = 8 + int.from_bytes(header[:8], "little")
-            path.write_bytes(header[:size])  # no weights are left to read
+            path.write_bytes(header[:size])  # the file has no weights left
         shell = build_shell(Net)
         assert check(shell, checkpoint).ok
         assert all(p.is_meta for p in shell.model.parameters())

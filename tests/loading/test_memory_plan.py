@@ -1,4 +1,4 @@
-"""What a load states beforehand, `max_memory` as a contract, and where spilled casts lie."""
+"""The memory that a load states beforehand, the limit `max_memory`, and the file of spilled casts."""
 
 from __future__ import annotations
 

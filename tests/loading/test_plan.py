@@ -1,4 +1,4 @@
-"""What each entry of a checkpoint is to a model, and what is allowed to differ."""
+"""The plan's decision for each entry of a checkpoint, and the differences that are allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.tiny import Net, assert_same_state, meta_names, random_state, torch_f
 
 
 def test_a_stored_value_for_a_plain_attribute_is_never_passed_over(tmp_path):
-    """A buffer that was not registered: torch's strict load calls its key unexpected."""
+    """The class forgot to register a buffer: torch's strict load calls its key unexpected."""
 
     class Forgotten(nn.Module):
         def __init__(self) -> None:
@@ -101,7 +101,7 @@ class OwnLoader(Numbers):
 
 @pytest.mark.parametrize("make", [Numbers, OwnLoader])
 def test_a_dtype_that_torch_lacks_is_refused_before_the_load(tmp_path, make):
-    """Four-bit floats have a code in the format and no dtype in torch."""
+    """Four-bit floats have a code in the format, but no dtype in torch."""
     header = json.dumps({"weight": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\x00")
     checkpoint = open_checkpoint(tmp_path)
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_computed_buffers_alone_loads_nothing_and_says_so(tmp_pa
 
 
 def test_what_a_class_declares_as_one_text_is_one_pattern(tmp_path):
-    """Letter by letter it would excuse nearly every missing key."""
+    """If each letter were a pattern, nearly every missing key would be allowed."""
 
     class Declaring(Net):
         _keys_to_ignore_on_load_missing = "head.bias"
@@ -153,7 +153,7 @@ def test_parameters_that_were_saved_as_such_are_tensors(tmp_path):
     model = Net()
     torch.save({**dict(model.named_parameters()), **dict(model.named_buffers())}, tmp_path / "weights.bin")
     shell = build_shell(Net)
-    # It holds the computed buffers as well: they are lines in the report.
+    # The checkpoint also holds the computed buffers: the report has a note for each.
     report = fill(shell, open_checkpoint(tmp_path))
     assert any("layers.{0-2}.scale: a stored copy" in note for note in report.notes)
     assert_same_state(shell.model, model)
@@ -179,7 +179,7 @@ class TestLeniency:
         assert {f.key for f in report.allowed["allow_missing"]} == {"gain", "more.weight", "more.bias"}
 
     def test_a_skipped_parameter_that_is_initialised_later_gets_its_value(self, tmp_path):
-        """Its place in the order of creation has to be the same when the constructor runs again."""
+        """A parameter has to have the same place in the order of creation when the constructor runs again."""
 
         class Head(Net):
             def __init__(self) -> None:

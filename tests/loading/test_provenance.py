@@ -1,4 +1,4 @@
-"""The report that belongs to a model."""
+"""The report of a model that was loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 class AllEqual(Net):
-    """Any two of them are equal, as a class with an `__eq__` of its own may say."""
+    """A class whose `__eq__` makes any two models equal."""
 
     def __eq__(self, other):
         return isinstance(other, AllEqual)

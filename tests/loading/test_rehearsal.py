@@ -1,4 +1,4 @@
-"""Hooks are rehearsed on meta tensors before the load, and the model is as it was."""
+"""Hooks are rehearsed on meta tensors before the load, which leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_rehearsal_that_fails_leaves_the_model_alone_too(tmp_path):
 
 
 class Looking(nn.Module):
-    """A hook that looks at values can't be rehearsed."""
+    """A hook that reads values, which can't be rehearsed."""
 
     def __init__(self) -> None:
         super().__init__()

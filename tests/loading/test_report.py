@@ -1,4 +1,4 @@
-"""A report: the whole load, and names of any kind."""
+"""A report covers the whole load, and prints names of any kind."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_a_key_of_any_kind_is_named_and_harms_nothing(tmp_path, key, kind):
 
 
 def without(key: str) -> KeyMap:
-    """Drop exactly this key."""
+    """Return a map that drops exactly this key."""
     return KeyMap().drop("".join(f"[{c}]" if c in "*?[" else c for c in key))

@@ -1,4 +1,4 @@
-"""Tensors on their way from shards into modules."""
+"""Tensors are streamed from shards into modules."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_each_parameter_has_a_storage_of_its_own_extent(tmp_path):
 
 
 def test_a_legacy_pickle_is_loaded_without_holding_it_whole(tmp_path):
-    """torch reads such a file into memory once; its storages lie one after the other and can be taken singly."""
+    """torch reads such a file into memory whole; its storages lie one after the other and can be read one by one."""
     state = random_state(Net())
     shell = build_shell(Net)
     report = fill(shell, open_checkpoint(write_checkpoint(tmp_path, state, kind="legacy", shards=1)))
@@ -86,7 +86,7 @@ def test_a_file_that_changes_while_it_is_loaded_is_noticed(tmp_path):
 
 
 def test_copy_true_survives_a_file_that_is_cut_later(tmp_path):
-    """A mapped weight would kill the process with SIGBUS; a read one does not need the file any more."""
+    """A mapped weight would kill the process with SIGBUS; a copied weight no longer needs the file."""
     folder = write_checkpoint(tmp_path, {"weight": torch.ones(512, 1024), "bias": torch.ones(512)}, shards=1)
     code = """
 import os, sys, torch

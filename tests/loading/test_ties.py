@@ -1,4 +1,4 @@
-"""Tied parameters: one stored copy fills every name, two have to be equal."""
+"""Tied parameters: one stored copy fills every name, two stored copies have to be equal."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_tie_that_is_stored_under_no_name_is_missing_once(tmp_path):
 
 
 class StoredMirror(nn.Module):
-    """A persistent buffer that is its parameter."""
+    """Has a persistent buffer that is the same tensor as its parameter."""
 
     def __init__(self) -> None:
         super().__init__()

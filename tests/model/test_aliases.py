@@ -1,4 +1,4 @@
-"""What points at a parameter beside its module's table points at the loaded one; after a failure, at the old one."""
+"""Every other reference to a parameter points at the loaded tensor; after a failed load, at the old one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.tiny import random_state, torch_filled, write_checkpoint
 
 
 def test_an_rnn_keeps_using_the_weights_that_were_loaded(tmp_path):
-    """It holds its weights in a list beside its parameters; assigning behind its back leaves the list on meta."""
+    """An RNN keeps its weights in a list too; an assignment to its table of parameters leaves the list on meta."""
     state = random_state(nn.LSTM(4, 4))
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, state))
     shell, existing = build_shell(lambda: nn.LSTM(4, 4)), nn.LSTM(4, 4)
     x = torch.randn(2, 3, 4)
     for model in (shell, existing):
         fill(model, checkpoint)
-    # torch's forward mends the list by itself in some versions; code that reads it does not.
+    # In some versions torch's forward repairs the list itself; other code that reads the list does not.
     assert existing._flat_weights[0] is existing.weight_ih_l0
     assert shell.model._flat_weights[0] is shell.model.weight_ih_l0
     expected = torch_filled(lambda: nn.LSTM(4, 4), state)(x)[0]
@@ -81,7 +81,7 @@ def test_what_points_at_a_parameter_points_at_the_loaded_one(tmp_path, built_for
 
 
 def test_a_load_that_fails_leaves_an_rnn_its_old_weights(tmp_path):
-    """An RNN computes with a list of its weights; that has to go back as well."""
+    """An RNN computes with a list of its weights, which has to be restored as well."""
     model = nn.Sequential(nn.LSTM(4, 4), nn.Linear(4, 4))
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, random_state(model)))
     last = sorted(tmp_path.glob("*.safetensors"))[-1]
@@ -94,7 +94,7 @@ def test_a_load_that_fails_leaves_an_rnn_its_old_weights(tmp_path):
 
 
 class FailsAtTheEnd(Target):
-    """A target that fails when everything is loaded."""
+    """A target that fails after everything is loaded."""
 
     def finish(self, model) -> None:
         raise RuntimeError("at the very end")

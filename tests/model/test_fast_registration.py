@@ -1,4 +1,4 @@
-"""Registration: the quick ways leave what torch's own leave, and refuse what they refuse, in the same words."""
+"""The fast registration leaves the same modules as torch's own, and raises the same errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Plain(nn.Module):
 
 
 class Replacing(Plain):
-    """Gives every name to something of another kind."""
+    """Assigns to every name a value of another kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Both(nn.Module, Other):
 
 
 class Forwarding(nn.Module):
-    """Answers every name with that of its child, as wrappers do."""
+    """Forwards every attribute to its child, as wrappers do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Forwarding(nn.Module):
 
 
 class Noting(nn.Module):
-    """Hears of each parameter."""
+    """Overrides register_parameter and records each name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ RECIPES = {
 
 
 def described(make) -> object:
-    """Return all that a module holds, in order, or what was raised."""
+    """Return everything that a module holds, in order, or the error that was raised."""
     try:
         module = make()
     except Exception as error:
@@ -172,7 +172,7 @@ def test_a_module_is_what_torch_would_make(name):
     make = RECIPES[name]
     expected = described(make)
     with construction():
-        # The second of a class may go another way than the first.
+        # The second module of a class may take another path than the first.
         assert [described(make) for _ in range(3)] == [expected] * 3
 
 

@@ -1,4 +1,4 @@
-"""A constructor while a shell is built: parameters on meta, all else computed, torch as it was."""
+"""While a shell is built, parameters are on meta and all other tensors are computed; afterwards torch is as before."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.tiny import (
 
 
 class StubbornRotary(nn.Module):
-    """Computes its table and refuses a stored one, as ChatGLM-6B's does."""
+    """Computes its table and refuses a stored one, as the rotary table of ChatGLM-6B does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def test_the_shell_pauses_the_collector():
 
 
 def test_initialisers_cost_nothing_in_a_shell():
-    """Counted, not timed: nothing but the making of empty tensors reaches torch."""
+    """Operations are counted, not timed: only the creation of empty tensors reaches torch."""
     operations = Operations()
 
     def make() -> nn.Module:
@@ -82,7 +82,7 @@ def test_initialisers_cost_nothing_in_a_shell():
 
 
 def test_a_parameter_is_on_meta_as_soon_as_it_is_made():
-    """Not only once the whole model stands: by then it would have been in memory whole."""
+    """A move to meta after construction would be too late: the whole model would have been in memory."""
     seen = []
 
     def make() -> nn.Module:
@@ -97,7 +97,7 @@ def test_a_parameter_is_on_meta_as_soon_as_it_is_made():
 
 
 def test_a_load_with_skip_init_does_not_import_sympy(tmp_path):
-    """torch's own to_empty does, by way of a Python kernel: more than half of a small load's time."""
+    """torch's own to_empty imports sympy through a Python kernel: more than half the time of a small load."""
     folder = write_checkpoint(tmp_path, {"weight": torch.ones(4, 4), "bias": torch.ones(4)})
     code = """
 import sys, torch
@@ -115,7 +115,7 @@ def linear() -> nn.Module:
 
 
 def test_a_default_dtype_of_one_thread_is_not_what_another_puts_back():
-    """Thread B begins while A's constructor has half precision as the default, and ends after it."""
+    """Thread B begins while the constructor of thread A has set half precision, and ends after A."""
     half_is_default, b_has_begun = threading.Event(), threading.Event()
 
     def a() -> nn.Module:
@@ -221,7 +221,7 @@ def test_a_table_on_the_device_of_a_weight_is_real():
 
 
 class Quantized(nn.Module):
-    """A linear layer that quantizes another one's weight, moving it from device to device as published code does."""
+    """A linear layer that quantizes the weight of another one and moves it between devices, as published code does."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ def test_a_constructor_that_quantizes_moves_nothing_to_a_device():
     }
     assert not model.real.is_meta
     with pytest.raises(NotImplementedError):
-        torch.empty(1, device="meta").cpu()  # torch is as it was
+        torch.empty(1, device="meta").cpu()  # torch behaves as before
 
 
 class WrittenForCuda(nn.Module):
@@ -271,7 +271,7 @@ def test_data_that_is_set_in_a_constructor_is_refused_by_name():
 
 
 def test_the_default_dtype_survives_threads_that_set_it_at_the_same_time():
-    """Each sets half for a while; whichever leaves last, the process ends with what it began with."""
+    """Each thread sets half precision for a while; whichever ends last, the process keeps its first dtype."""
     inside = threading.Barrier(2)
 
     def make() -> nn.Module:

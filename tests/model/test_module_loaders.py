@@ -19,7 +19,7 @@ from tests.tiny import (
 
 
 class RenamingRoot(nn.Module):
-    """A root hook that renames: the whole checkpoint has to pass through it at once."""
+    """A hook of the root renames keys: the whole checkpoint has to pass through the hook at once."""
 
     def __init__(self, layers: int = 4) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def test_a_root_hook_that_renames_loses_nothing(tmp_path):
 
 
 def test_num_batches_tracked_of_an_old_checkpoint_is_not_missing(tmp_path):
-    """torch fills it in where the stored version is below 2; a .bin without _metadata has none."""
+    """torch fills the tensor in when the stored version is below 2; a .bin without _metadata has no version."""
     state = random_state(Net())
     del state["stats.num_batches_tracked"]
     shell = build_shell(Net)
@@ -55,7 +55,7 @@ def test_num_batches_tracked_of_an_old_checkpoint_is_not_missing(tmp_path):
 
 
 def test_metadata_versions_reach_the_modules(tmp_path):
-    """With a stored version 2 the same key is missing, as torch has it."""
+    """With a stored version 2 the same key is missing, as in torch."""
     model = Net()
     state = model.state_dict()
     del state["stats.num_batches_tracked"]

@@ -1,4 +1,4 @@
-"""build_shell: parameters at no memory whatever the constructor does, computed tensors real."""
+"""build_shell: whatever the constructor does, parameters take no memory and computed tensors are real."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_module_of_the_callers_keeps_its_weights():
 
 
 def test_a_model_that_was_changed_after_the_shell_was_built_is_judged_as_it_is(tmp_path):
-    """The head was exchanged: judged by the old shapes, [12, 8] would be put into a layer of 20 outputs."""
+    """The head was replaced: by the old shapes, a weight of [12, 8] would be assigned to a layer of 20 outputs."""
 
     def make() -> nn.Module:
         return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 12))

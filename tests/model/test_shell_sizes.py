@@ -1,4 +1,4 @@
-"""A config may ask for any size: nothing many times the checkpoint is made in memory unless the caller names it."""
+"""A config may ask for any size: a load makes no parameters many times the checkpoint unless the caller names them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tiny import run_python, write_checkpoint
 
 
 class Wide(nn.Module):
-    """`head` is not in the checkpoint, and as wide as the config says."""
+    """`head` is not in the checkpoint; its width comes from the config."""
 
     def __init__(self, config) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_below_a_gigabyte_it_is_not_the_loaders_business(tmp_path, width):
 
 
 def test_who_names_the_rest_gets_it(folder):
-    """960 MB more of it would be real: the rule is looked at, not the memory."""
+    """Only the rule is tested: a load would take 960 MB more."""
     from shardload.loading.judge import Comparison
     from shardload.placement.target import Target
 
@@ -146,7 +146,7 @@ print(json.dumps([found, high_water() - before]))
 
 
 def test_the_limit_is_no_matter_for_honest_models(tmp_path):
-    """Many small parameters in few stored tensors, as fused experts are."""
+    """Many small parameters in few stored tensors, as fused experts have them."""
     model = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(2000))
     write_checkpoint(tmp_path, model.state_dict(), shards=1, config={})
     loaded = from_pretrained(

@@ -1,4 +1,4 @@
-"""Casts on workers against torch's own, and what they leave of torch's threads."""
+"""Casts on workers equal torch's own casts, and torch's number of threads stays as it was."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ def test_the_pages_that_cost_less_are_taken():
     assert not pages.prefers_large
     pages.note(large=True, nbytes=4 * MB, seconds=0.0005)
     assert pages.prefers_large
-    # The kernel has used up what it had at hand.
+    # The kernel has no free large pages left.
     pages.note(large=True, nbytes=4 * MB, seconds=0.009)
     assert not pages.prefers_large
-    # One interruption of a small one is no reason to think otherwise.
+    # One interruption of a touch with small pages does not change the choice.
     pages.note(large=False, nbytes=4 * MB, seconds=0.030)
     assert not pages.prefers_large

@@ -1,4 +1,4 @@
-"""Where weights go: devices and casts that leave torch as it was."""
+"""Devices and casts of a load, which leave torch's settings as they were."""
 
 from __future__ import annotations
 

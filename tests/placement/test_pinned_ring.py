@@ -1,4 +1,4 @@
-"""The ring of staging buffers, with a device in place of the GPU that copies as late and as disorderly as it may."""
+"""The ring of staging buffers, tested with a device that copies as late and in as odd an order as a GPU may."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.tiny import Net, random_state, write_checkpoint
 
 
 class LateCopies:
-    """A device that takes a piece at the last moment: when it is waited for, or at the end, the last ones first.
+    """A device that copies a piece at the last moment: when the ring waits for it, or at the end in reverse order.
 
-    A ring that used a buffer again before its piece was taken would hand it other bytes.
+    A ring that reused a buffer before its piece was copied would give the device other bytes.
     """
 
     def __init__(self, fails_at: int = -1) -> None:

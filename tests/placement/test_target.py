@@ -1,4 +1,4 @@
-"""The placement seam: targets that join, cut, wrap and swap, judged on headers; torch's own results are the oracle."""
+"""Targets that join, cut, wrap and swap tensors are judged on headers; torch's own results are the oracle."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def packed(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Unpacking(Target):
-    """Weights that are stored as int8 values with a scale a row become float32."""
+    """Unpacks weights that are stored as int8 values with one scale per row to float32."""
 
     def claims(self, slots, stored):
         return [
@@ -136,7 +136,7 @@ class Int8Linear(nn.Module):
 
 
 class Packing(Target):
-    """Every Linear is swapped for one of int8, and its weight is packed while it streams by."""
+    """Swaps every Linear for an int8 one, and packs each weight while it is loaded."""
 
     def prepare(self, model):
         for parent in list(model.modules()):
@@ -189,11 +189,11 @@ def test_a_refused_load_puts_swapped_modules_back(tmp_path):
 
 
 class Shared(torch.Tensor):
-    """A rank's rows of a larger matrix."""
+    """The rows of a larger matrix that belong to one rank."""
 
 
 class Rows(OnDevice):
-    """The rows of one of two ranks."""
+    """Reads the rows that belong to one of two ranks."""
 
     def __init__(self, rank: int, **how) -> None:
         super().__init__(**how)

@@ -1,4 +1,4 @@
-"""Files that the tests of this folder read: written with torch, or byte by byte."""
+"""Makes the files that the tests of this folder read, with torch or byte by byte."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEGACY_START = LEGACY_MAGIC + b"\x80\x02M\xe9\x03." + b"\x80\x02}X\r\x00\x00\x00
 
 
 class DistantFile(LocalFile):
-    """A file of this disk that says it is remote, and counts how often it is read."""
+    """A local file that claims to be remote, and records its reads."""
 
     is_remote = True
 
@@ -53,7 +53,7 @@ def read_bytes(tmp_path: Path, data: bytes, name: str = "model.bin") -> Header:
 
 
 def load_span(path: Path, ref: TensorRef) -> torch.Tensor:
-    """Make the tensor from its span alone, as the reader of weights does."""
+    """Return the tensor that the bytes of its span hold, as the loader makes it."""
     dtype = getattr(torch, TORCH_NAMES[ref.dtype])
     raw = bytearray(path.read_bytes()[ref.span.start : ref.span.stop])
     if not raw:
@@ -63,7 +63,7 @@ def load_span(path: Path, ref: TensorRef) -> torch.Tensor:
 
 
 def same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Whether two tensors are alike to the last bit, strides included."""
+    """Whether two tensors are equal bit for bit, strides included."""
     if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
         return False
     if not theirs.is_contiguous() and ours.stride() != theirs.stride():
@@ -80,7 +80,7 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
 def torch_zip(
     pickle: bytes, blocks: dict[str, bytes] | None = None, root: str = "model", **more: bytes
 ) -> bytes:
-    """Return an archive like torch's around any pickle."""
+    """Return a zip archive as torch.save writes it, with any pickle in it."""
     import io
 
     out = io.BytesIO()

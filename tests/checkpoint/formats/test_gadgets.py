@@ -1,4 +1,4 @@
-"""Pickles that would run something: one typed error each, and nothing happens."""
+"""Each pickle that would run code ends in one typed error, and no code runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def call(name: str, *args: bytes) -> bytes:
 
 
 class Reduced:
-    """Pickles to a call of `function` with `args`."""
+    """An object whose pickle calls `function` with `args`."""
 
     def __init__(self, function, *args):
         self.recipe = (function, args)
@@ -100,7 +100,7 @@ FLOAT = b"ctorch\nFloatStorage\n"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 EMPTY = ORDERED + b")R"
 
-# Allowed names and plain opcodes put to uses that weights have not.
+# Allowed names and plain opcodes in uses that no weight file has.
 TRICKS = {
     "build on a function": REBUILD + b"}" + text("__globals__") + b"K\x01sb.",
     "build on a class": ORDERED + b"}" + text("__init__") + b"K\x01sb.",
@@ -214,7 +214,7 @@ def test_a_real_gadget_of_every_protocol(tmp_path, protocol):
 
 
 def test_nothing_opens_runs_or_imports(tmp_path):
-    """All of the above in a process whose audit hook writes down what happens."""
+    """All pickles above are read in a process whose audit hook records every event."""
     programs = (
         {f"call {name}": b"}" + text("w") + body + b"s." for name, body in CALLS.items()} | TRICKS | BROKEN
     )
@@ -263,7 +263,7 @@ def put(index: int) -> bytes:
     return b"r" + struct.pack("<I", index)
 
 
-# Each is a function: together they would take a gigabyte.
+# Functions make the bombs one at a time: all together would take a gigabyte.
 BOMBS = {
     "marks": lambda: b"(" * 30_000_000,
     "empty tuples": lambda: b")" * 60_000_000,
@@ -289,7 +289,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_stay_small_and_quick(tmp_path, name):
-    """Each ends in one typed error below 200 MB and 5 s; the process is measured from outside."""
+    """Each bomb ends in one typed error, in less than 200 MB and 5 s of its own process."""
     path = tmp_path / "bomb.bin"
     path.write_bytes(LEGACY_START + PROLOGUE + BOMBS[name]() + b".\x80\x02].")
     assert_small_and_quick(path)
@@ -323,7 +323,7 @@ print(kind, seconds, int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self
 
 
 def test_deeply_nested_tuples_are_no_crash(tmp_path):
-    """Hashing or printing such a tuple recurses in C until the stack ends."""
+    """Hashing or printing such a tuple recurses in C until the stack overflows."""
     deep = b")" + b"\x85" * 1_000_000
     for body in (b"}" + deep + b"K\x01s.", b"}" + text("w") + deep + b"s.", call("torch.Size", deep) + b"."):
         with pytest.raises(ShardloadError):
@@ -337,7 +337,7 @@ def test_an_object_inside_itself_is_refused(tmp_path):
 
 
 def test_the_gadget_in_the_unread_part_is_seen_too(tmp_path):
-    """Nothing is skipped: a gadget beside the state dict is refused although nobody needs it."""
+    """The whole pickle is checked: a gadget beside the state dict is refused although no load needs it."""
     import torch
 
     whole = io.BytesIO()

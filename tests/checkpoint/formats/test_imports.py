@@ -1,4 +1,4 @@
-"""What reading headers costs at import: no torch, whatever the format."""
+"""Reading headers never imports torch, whatever the format is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are no checkpoint: named for what they are, with what to do."""
+"""The error for a file that is not a checkpoint names its real kind and a cure."""
 
 from __future__ import annotations
 

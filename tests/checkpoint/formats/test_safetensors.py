@@ -1,4 +1,4 @@
-"""Headers of safetensors files: what is accepted, and a table of headers that lie."""
+"""Headers of safetensors files: sound ones are accepted, and a table of false ones is refused."""
 
 # ruff: noqa: E501  a table of headers reads best with a row a line
 from __future__ import annotations
@@ -27,7 +27,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 
 
 def library_reads(path):
-    """Return name: (dtype, shape, bytes) as the safetensors library has it, or None when it refuses."""
+    """Return {name: (dtype, shape, bytes)} as the safetensors library reads a file, or None when it refuses the file."""
     try:
         found = library.deserialize(path.read_bytes())
     except library.SafetensorError:
@@ -127,7 +127,7 @@ def test_accepted_like_the_library(tmp_path, header):
     assert_like_the_library(path)
 
 
-# Each with what its error says. Where the library accepts (last column), its reading is not ours.
+# Each header with a part of its error. The last column marks headers that the library accepts; we still refuse them.
 LIES = [
     ("length beyond 100 MB", safetensors({"a": F32}, EIGHT, length=100_000_001), "the limit is 100,000,000", False),
     ("length of 2^40 - 1", safetensors({"a": F32}, EIGHT, length=2**40 - 1), "it claims", False),
@@ -241,7 +241,7 @@ def test_a_long_header_takes_two_reads_from_afar(tmp_path):
     )
     distant = DistantFile(path)
     assert len(format_of(distant).read_header(distant).tensors) == 3000
-    assert len(distant.reads) == 3  # the first is that of format_of
+    assert len(distant.reads) == 3  # the first read is by format_of
     assert sum(length for _, length in distant.reads) < path.stat().st_size + 70_000
 
 
@@ -263,7 +263,7 @@ def test_bombs_stay_small_and_quick(tmp_path, name):
 
 
 def test_many_tensors_are_quick(tmp_path):
-    """90,000 tensors take 0.4 s where this was measured; the bound only catches what is not linear."""
+    """90,000 tensors took 0.4 s when measured; the bound only catches work that is not linear."""
     count = 30_000
     names = [f"model.layers.{i // 300}.mlp.experts.{i % 300}.down_proj.weight" for i in range(count)]
     header = {name: entry("F16", (2, 2), (8 * i, 8 * i + 8)) for i, name in enumerate(names)}

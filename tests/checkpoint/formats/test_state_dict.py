@@ -1,4 +1,4 @@
-"""Finding the state dict in what a pickle holds."""
+"""The state dict is found in the object that a pickle holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers of torch.save's files against torch.load(weights_only=True), byte for byte."""
+"""Headers of files by torch.save give the tensors of torch.load(weights_only=True), byte for byte."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_dtype(tmp_path, dtype, as_zip):
     if as_zip or dtype in OLD_DTYPES:
         header = assert_like_torch(path)
     else:
-        # torch 2.13 writes such a file and fails to read it.
+        # torch 2.13 writes such a file but can't read it.
         header = read(path)
         assert same(load_span(path, header.tensors[0]), state["w"])
     assert TORCH_NAMES[header.tensors[0].dtype] == str(dtype).removeprefix("torch.")
@@ -232,7 +232,7 @@ def test_truncated_anywhere_is_one_corrupt_error(tmp_path, as_zip, seed):
     state = {f"w{i}": torch.arange(50.0) for i in range(5)} | {"t": torch.ones(4, 4).t(), "p": torch.ones(3)}
     whole = save(tmp_path, state, as_zip).read_bytes()
     path = tmp_path / "cut.bin"
-    # The first cuts leave no magic number to go by.
+    # The shortest cuts leave no magic number to recognise.
     for length in [0, 1, 3, 20, *range(24 + seed, len(whole), 31), len(whole) - 1]:
         path.write_bytes(whole[:length])
         with pytest.raises((CorruptError, UnsupportedError)) as caught:

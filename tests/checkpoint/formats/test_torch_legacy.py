@@ -1,4 +1,4 @@
-"""Files of torch before 1.6, byte by byte: what torch.save no longer writes, and what lies."""
+"""Files of torch before 1.6, made byte by byte: forms that torch.save no longer writes, and false ones."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_views_of_old_persistent_ids(tmp_path):
 
 
 def test_what_python_2_wrote(tmp_path):
-    """Texts as SHORT_BINSTRING, and a memo that begins at 1."""
+    """Python 2 wrote texts as SHORT_BINSTRING, and a memo that begins at 1."""
     items = {"w": tensor(storage().replace(text("storage"), b"U\x07storageq\x01"), 6)}
     assert read_bytes(tmp_path, legacy(items)).tensors[0].shape == (6,)
     assert torch.load(tmp_path / "model.bin", weights_only=True)["w"].shape == (6,)

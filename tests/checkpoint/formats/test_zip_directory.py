@@ -1,4 +1,4 @@
-"""Archives that contradict themselves, and tensors that leave their storage."""
+"""Refuses archives that contradict themselves, and tensors that reach beyond their storage."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_damaged_archives(tmp_path, pattern, replacement, occurrence, message):
 
 
 def directory_of(data):
-    """Return where the central directory is and where each of its entries begins."""
+    """Return the offset of the central directory, and the offsets of its entries."""
     end = data.rindex(b"PK\5\6")
     start = struct.unpack_from("<L", data, end + 16)[0]
     entries, at = [], start
@@ -272,7 +272,7 @@ def test_a_directory_of_too_many_entries(tmp_path):
     ids=str,
 )
 def test_an_archive_of_several_volumes(tmp_path, record, field):
-    """torch's reader refuses it, too: found by mutation."""
+    """Found by mutation; torch's reader refuses such an archive too."""
     path = tmp_path / "model.bin"
     torch.save({"w": torch.ones(3)}, path)
     data = bytearray(path.read_bytes())
@@ -281,7 +281,7 @@ def test_an_archive_of_several_volumes(tmp_path, record, field):
     data[at + field] = 2
     with pytest.raises(CorruptError, match="several volumes|zip64 end"):
         read_bytes(tmp_path, bytes(data))
-    if record != b"PK\5\6":  # where there is a zip64 end, torch's reader takes its word instead
+    if record != b"PK\5\6":  # torch's reader believes the zip64 end if there is one
         path.write_bytes(data)
         with pytest.raises(RuntimeError, match="multidisk"):
             torch.load(path, weights_only=True)

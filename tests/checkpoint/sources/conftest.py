@@ -8,7 +8,7 @@ from tests.hub_server import HubServer, forget_connections
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub on loopback that this process' client talks to, with an empty cache at tmp_path / "cache"."""
+    """A Hub on loopback for the client of this process, with an empty cache at tmp_path / "cache"."""
     monkeypatch.setattr(ranges, "RETRY_DELAYS", (0, 0, 0))
     with HubServer(tmp_path / "hub") as server:
         server.use(monkeypatch, cache=tmp_path / "cache")

@@ -24,7 +24,7 @@ def tree(root, **files):
 
 
 def snapshot(cache, name="models--org--model"):
-    """A repo in a Hub cache: blobs, and a snapshot of links to them."""
+    """A repo in a Hub cache: blobs, and a snapshot of links to the blobs."""
     repo = cache / name
     folder = repo / "snapshots" / COMMIT
     folder.mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_a_folder_is_no_file_and_a_pipe_is_refused_without_waiting(tmp_path):
 
 @pytest.fixture
 def ordinary_user():
-    """Root reads everything: be nobody for the length of a test."""
+    """Run the test as the user nobody if it runs as root, who may read everything."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)

@@ -248,14 +248,14 @@ def test_a_server_that_ignores_ranges(hub):
     hub.commit("org/huge", {"model.bin": HUGE})
     hub.fault("org/huge", "model.bin", ignore_range=True)
     file = find_source("org/huge")[0].open("model.bin")
-    assert file.read_at(0, 8) == HUGE[:8]  # the whole file begins with what was asked for, and is not read on
+    assert file.read_at(0, 8) == HUGE[:8]  # the reader stops after the start of the whole file
     assert file.read_at(0, 5_000_000) == HUGE[:5_000_000]
     with pytest.raises(CorruptError, match="ignores range requests") as caught:
         file.read_at(10_000_000, 8)
     assert "org/huge@" in caught.value.where
     assert "model.bin" in caught.value.where
-    assert hub.sent("model.bin") < 2 * len(HUGE)  # three times, and each time broken off
-    assert file.local_path().read_bytes() == HUGE  # the cure
+    assert hub.sent("model.bin") < 2 * len(HUGE)  # three reads, each of which ends early
+    assert file.local_path().read_bytes() == HUGE  # the cure of the error works
 
 
 def test_a_server_that_sends_another_part(hub, commit):
@@ -360,7 +360,7 @@ def test_a_download_that_the_server_refuses(hub, commit, status, error):
     assert caught.value.cure
 
 
-# ---- what is not there, or not for this caller
+# ---- files that do not exist, or that this caller may not read
 
 
 def test_a_missing_file_names_the_nearest_and_asks_nothing(hub, commit):

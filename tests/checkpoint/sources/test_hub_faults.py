@@ -1,6 +1,6 @@
-"""Every fault at every place: retried, resumed or said; then, healed, the same cache gives the right bytes.
+"""Each network fault at each place is retried, resumed or reported; afterwards the same cache gives the right bytes.
 
-The real client against a server on loopback that cuts, stalls, lies about sizes and refuses.
+The real client talks to a server on loopback that cuts, stalls, sends false sizes and refuses.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FAULTS = {
     "says a smaller size": {"size": 7}, "ignores ranges": {"ignore_range": True}, "sends another part": {"shift": 64},
     "a page": {"page": b"<html>log in</html>"},
 }  # fmt: skip
-# Once, and the client or we ask again.
+# The fault occurs once, and the client or the loader asks again.
 MENDED = {"429 once", "500 twice", "cut once", "cut late, once", "stalls once"}
 
 
@@ -84,7 +84,7 @@ def assert_right(model) -> None:
 
 
 def in_cache(cache):
-    """Return {file name: SHA-256} of what the cache would serve."""
+    """Return {file name: SHA-256} of the files that the cache would serve."""
     found = {}
     for path in cache.rglob("snapshots/*/*"):
         found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -43,7 +43,7 @@ HOSTILE = [
     b"model.bin",
 ]
 
-# Odd, but only names: they lead nowhere.
+# These names are odd, but none leads out of the folder.
 LITERAL = [
     "~",
     "~/model.bin",
