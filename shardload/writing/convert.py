@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardload._system.byte_size import parse_size
 from shardload._system.gc_pause import gc_paused
@@ -15,6 +15,7 @@ from shardload.keywords import entry_point
 from shardload.tensor_ref import TORCH_NAMES
 from shardload.writing import FileRange, Output, OutputTensor, split_into_shards, write_output
 from shardload.writing.blocks import row_blocks
+from shardload.writing.repo_files import files_beside, with_dtype
 
 if TYPE_CHECKING:
     import os
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
     from shardload.keywords import WhereKeywords
     from shardload.where import WhereLike
     from shardload.writing import Written
-
-# Files of a repo that hold weights, of this format or of others, and lists of them.
-_WEIGHTS = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data",
-    ".npz", ".pkl", ".tflite", ".index.json", "SHA256SUMS",
-)  # fmt: skip
 
 
 @entry_point
@@ -78,7 +73,11 @@ def convert(
     if not tensors:
         raise UsageError("the key map leaves nothing to write", where=checkpoint.label)
     shards, index = split_into_shards(tensors, limit)
-    output = Output(shards, index, _beside(checkpoint, code), _folders(checkpoint))
+    config = (
+        checkpoint.config and with_dtype(checkpoint.config, TORCH_NAMES[code]) if code else checkpoint.config
+    )
+    beside = {} if checkpoint.named is not None else files_beside(checkpoint, config)
+    output = Output(shards, index, beside, _folders(checkpoint))
     job = json.dumps([rules.to_json(), code, limit, checkpoint.label, list(checkpoint.identities.items())])
     return write_output(folder, output, job=job, verify=verify, progress=progress)
 
@@ -120,30 +119,3 @@ def _folders(checkpoint: Checkpoint) -> tuple[Path, ...]:
     return tuple(
         {checkpoint.source.open(shard.name).local_path().parent: None for shard in checkpoint.shards}
     )
-
-
-def _beside(checkpoint: Checkpoint, code: str | None) -> dict[str, bytes | Path]:
-    """Return what stands beside the weights of a repo and belongs to them; nothing for a file that was named alone."""
-    if checkpoint.named is not None:
-        return {}
-    beside: dict[str, bytes | Path] = {}
-    for name in checkpoint.source.names():
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if not hidden and not name.endswith(_WEIGHTS):
-            beside[name] = checkpoint.source.open(name).local_path()
-    if code is not None and checkpoint.config is not None and "config.json" in beside:
-        config = _with_dtype(checkpoint.config, TORCH_NAMES[code])
-        beside["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
-    return beside
-
-
-def _with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a config, and the configs inside it, that say the new dtype wherever they said one."""
-    return {
-        key: name
-        if key in {"torch_dtype", "dtype"} and isinstance(value, str)
-        else _with_dtype(value, name)
-        if isinstance(value, dict) and key.endswith("_config") and key != "quantization_config"
-        else value
-        for key, value in config.items()
-    }

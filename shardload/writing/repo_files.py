@@ -1,4 +1,4 @@
-"""What stands beside saved weights: config.json, generation_config.json, and the code that made the model."""
+"""What stands beside weights that are written: settings, tokenizer and code, of a model or of another checkpoint."""
 
 from __future__ import annotations
 
@@ -7,16 +7,59 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.warn import warn_caller
+from shardload.checkpoint.sources.names import is_hidden
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
+
+    from shardload.checkpoint.checkpoint import Checkpoint
 
 Exporter = Callable[["nn.Module", Mapping[str, Any]], tuple[dict[str, bytes], dict[str, Any]]]
 """Takes a model and its config's `auto_map`; returns files by name, and the entries that lead into them."""
 
 # Where a config was loaded from is nothing about the model, and may be a path of this machine.
 _OF_THE_LOAD = frozenset({"_name_or_path", "_commit_hash", "name_or_path"})
+
+
+# Files that hold weights, in this format or in others, and lists of them.
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data",
+    ".npz", ".ot", ".pkl", ".tflite", ".index.json", "SHA256SUMS",
+)  # fmt: skip
+
+
+def files_beside(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> dict[str, bytes | Path]:
+    """Return the files of a checkpoint's repo that are no weights, by name; its config.json with this content.
+
+    The same bytes stay where the config is the checkpoint's own. Folders with weights are left out: each is another
+    model, an adapter, a training state or another format.
+    """
+    source = checkpoint.source
+    names = [name for name in source.names() if not is_hidden(name)]
+    others = {name.rpartition("/")[0] for name in names if name.endswith(_WEIGHTS)} - {""}
+    files: dict[str, bytes | Path] = {
+        name: source.open(name).local_path()
+        for name in names
+        if not name.endswith((*_WEIGHTS, "adapter_config.json")) and name.rpartition("/")[0] not in others
+    }
+    if "config.json" in files and config != checkpoint.config:
+        files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+    return files
+
+
+def with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a config, and the configs inside it, with this dtype wherever they name one."""
+    return {
+        key: name
+        if key in {"torch_dtype", "dtype"} and isinstance(value, (str, type(None)))
+        else with_dtype(value, name)
+        if isinstance(value, dict) and key.endswith("_config") and key != "quantization_config"
+        else value
+        for key, value in config.items()
+    }
 
 
 def repo_files(model: nn.Module, exported: Exporter) -> dict[str, bytes]:

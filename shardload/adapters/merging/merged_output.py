@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.tensor_ref import TensorRef
 
-_CASTABLE = ("F16", "BF16", "F32", "F64")
-
 
 class MergedOutput:
     """Plans a merged checkpoint; `rows` fills up with what became of each changed tensor while it is written.
@@ -134,7 +132,7 @@ class MergedOutput:
     def _tensor(self, ref: TensorRef) -> OutputTensor:
         change = self.changes.get(ref.name)
         stored = DTYPES.get(ref.dtype)
-        casts = self.dtype is not None and ref.dtype in _CASTABLE and stored is not self.dtype
+        casts = self.dtype is not None and ref.is_floating and stored is not self.dtype
         dtype = self.dtype if casts else stored
         if change is None and not casts and ref.strides is None:
             content = FileRange(

@@ -12,7 +12,6 @@ from shardload._system.file_identity import file_identity
 from shardload._system.gc_pause import gc_paused
 from shardload._system.process_memory import PeakSampler
 from shardload.adapters.adapter import ReadOptions
-from shardload.adapters.merging.beside import files_beside
 from shardload.adapters.merging.changes import Changes, changes_on_disk
 from shardload.adapters.merging.merge_report import MergeReport
 from shardload.adapters.merging.merged_output import MergedOutput
@@ -25,6 +24,7 @@ from shardload.dtypes import parse_dtype
 from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.keywords import entry_point, place_of
 from shardload.writing import disk_room, write_output
+from shardload.writing.repo_files import files_beside, with_dtype
 
 if TYPE_CHECKING:
     import os
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from shardload.keywords import WhereKeywords
     from shardload.where import WhereLike
 
-_CASTABLE = ("F16", "BF16", "F32", "F64")
+_VOCABULARY_FIELDS = ("vocab_size", "padded_vocab_size")
 
 
 @entry_point
@@ -101,7 +101,8 @@ def merge_to_disk(
     refuse_packed(checkpoint, changes)
     untied = has_to_be_untied(checkpoint, changes)
     name = None if wanted is None else str(wanted).removeprefix("torch.")
-    beside = files_beside(checkpoint, name, untied=untied, rows=resized_rows(checkpoint, changes))
+    config = _changed(checkpoint.config, name, resized_rows(checkpoint, changes), untied=untied)
+    beside = files_beside(checkpoint, config)
     workers = Workers()
     merged = MergedOutput(
         checkpoint,
@@ -144,6 +145,21 @@ def merge_to_disk(
     return report
 
 
+def _changed(
+    config: dict[str, Any] | None, dtype: str | None, rows: tuple[int, int] | None, *, untied: bool
+) -> dict[str, Any] | None:
+    """Return a config that is true of the merged weights: its dtype, the size of the vocabulary, the tie."""
+    if config is None:
+        return None
+    changed = dict(config) if dtype is None else with_dtype(config, dtype)
+    for field in _VOCABULARY_FIELDS if rows else ():
+        if rows and changed.get(field) == rows[0]:
+            changed[field] = rows[1]
+    if untied:
+        changed["tie_word_embeddings"] = False
+    return changed
+
+
 def refuse_quantised(checkpoint: Checkpoint) -> None:
     """Raise UnsupportedError for a base whose config says that it is quantised."""
     settings = (checkpoint.config or {}).get("quantization_config")
@@ -167,7 +183,7 @@ def resized_rows(checkpoint: Checkpoint, changes: Changes) -> tuple[int, int] | 
 
 def refuse_packed(checkpoint: Checkpoint, changes: Changes) -> None:
     """Raise UnsupportedError for tensors to be changed that are no floating point of 16 bits or more."""
-    packed = [name for name in changes if checkpoint.tensors[name].dtype not in _CASTABLE]
+    packed = [name for name in changes if not checkpoint.tensors[name].is_floating]
     if packed:
         kinds = ", ".join(sorted({checkpoint.tensors[name].dtype for name in packed}))
         raise UnsupportedError(
