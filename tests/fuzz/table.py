@@ -149,13 +149,16 @@ ROWS = (
     ),
     Row(
         "A crash or a full disk while writing",
-        "Temporary file, flush, rename, an index last; a journal to go on from. A full disk is said before it happens "
-        "where it can be known.",
+        "One writer: written in a hidden folder, flushed, moved in by renames, an index last; a journal by which the "
+        "next call completes what was killed; a lock against a second writer; nothing through links. A full disk is said "
+        "before it happens where it can be known.",
         (
             "tests/_system/test_atomic_file.py",
             "tests/test_saving.py::test_a_save_over_another_that_is_killed_never_leaves_a_mixture",
             "tests/test_saving.py::test_a_save_over_another_that_fails_between_two_files_leaves_the_old_one",
+            "tests/writing/test_killed_saves.py",
             "tests/writing/test_killed_writing.py",
+            "tests/writing/test_staging.py",
         ),
         "killed or failed at every step: whole, old or absent, never a mixture; a disk that is really full",
     ),
