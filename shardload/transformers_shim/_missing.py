@@ -27,19 +27,22 @@ def choices(release: str | None = None) -> str:
     )
 
 
-CHOICES = choices()
-
-
 class MissingFromShimError(RemoteCodeError, ImportError):
     """An import of a transformers name that the stand-in lacks: an ImportError, so guards catch it."""
+
+    code = "E-SHIM"
 
 
 class MissingAttributeError(RemoteCodeError, AttributeError):
     """An attribute of a transformers module that the stand-in lacks: an AttributeError, so `hasattr` works."""
 
+    code = "E-SHIM"
+
 
 class NotServedError(UnsupportedError):
     """The use of a class that the stand-in has by name only: the real transformers may serve it."""
+
+    code = "E-SHIM"
 
 
 def lacking(kind: type[RemoteCodeError], name: str) -> RemoteCodeError:
@@ -47,7 +50,7 @@ def lacking(kind: type[RemoteCodeError], name: str) -> RemoteCodeError:
     return kind(
         f"the code asks for {name}, which shardload's own stand-in for transformers lacks",
         where=_asking_line(),
-        cure=CHOICES,
+        cure=choices(),
     )
 
 
@@ -66,7 +69,7 @@ def with_choices(error: BaseException, where: str | None, release: str | None = 
     `release` is the release of transformers that the repo was written for ("transformers 4.41.0"), if known.
     """
     if isinstance(error, ShardloadError):
-        if error.cure == CHOICES:
+        if error.code == "E-SHIM":
             error.cure = choices(release)
         return error
     assert isinstance(error, AttributeError)
@@ -115,7 +118,7 @@ def later_class(name: str, home: str) -> type[Any]:
 
 
 def _not_served(name: str) -> NotServedError:
-    return NotServedError(_only_the_name(name), where=_asking_line(), cure=CHOICES)
+    return NotServedError(_only_the_name(name), where=_asking_line(), cure=choices())
 
 
 def _only_the_name(name: str) -> str:

@@ -119,7 +119,7 @@ def test_attention_gets_both_projections():
         ({"targets": ["q"], "r": 2.5, "alpha": "x", "dropout": -1}, "dropout must be a number"),
         ({"targets": ["q"], "dropout": 1.0}, "dropout must be below 1"),
         ({"targets": ["q"], "bias": "some"}, "bias must be one of"),
-        ({"targets": ["q"], "init": "pissa"}, "init='pissa' is not done here"),
+        ({"targets": ["q"], "init": "pissa"}, "init 'pissa' is not done here"),
         ({"targets": ["q"], "name": "a.b"}, "can't be the name"),
     ],
 )

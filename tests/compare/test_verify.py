@@ -347,7 +347,7 @@ def test_exit_codes_and_documents(folder):
     assert document["values_screened"] is True
     (folder / "SHA256SUMS").rename(folder.parent / "sums")
     assert run(command, [str(folder)]).exit_code == 1
-    assert "not verified: the bytes of 3 weight files" in run(command, [str(folder)]).stdout
+    assert "not verified: the hashes of 3 weight files are not known" in run(command, [str(folder)]).stdout
     assert run(command, [str(folder), "--sums", str(folder.parent / "sums")]).exit_code == 0
 
 
