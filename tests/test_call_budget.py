@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from shardload import build_shell, fill, open_checkpoint
+from tests.calls import calls_of
 from tests.tiny import random_state, run_python, write_checkpoint
 
 CALLS_A_TENSOR = 75  # 70 when this was written
@@ -27,18 +27,7 @@ def written(folder, count: int, shards: int):
 def calls_of_a_fill(folder, count: int) -> int:
     """Return the Python functions that are entered while a shell of `count` Linears is filled."""
     shell, checkpoint = build_shell(lambda: linears(count)), open_checkpoint(folder)
-    entered = 0
-
-    def count_call(_frame, event, _argument) -> None:
-        nonlocal entered
-        entered += event == "call"
-
-    sys.setprofile(count_call)
-    try:
-        fill(shell, checkpoint, progress=False)
-    finally:
-        sys.setprofile(None)
-    return entered
+    return calls_of(lambda: fill(shell, checkpoint, progress=False), of_c=False)
 
 
 def test_calls_grow_with_the_tensors_and_not_faster(tmp_path):
@@ -79,21 +68,6 @@ def test_a_fill_adds_32_mb_and_2_kb_a_tensor_to_the_shell(tmp_path):
     assert got["added"] <= got["stated"]
 
 
-def calls(work) -> int:
-    count = 0
-
-    def profile(_frame: object, event: str, _arg: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(profile)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return count
-
-
 class RenamingRoot(nn.Module):
     """A root hook that renames: the whole checkpoint has to pass through it at once."""
 
@@ -116,7 +90,7 @@ def test_work_is_linear_in_the_number_of_tensors(tmp_path, hooked):
         state = random_state(make())
         checkpoint = open_checkpoint(write_checkpoint(tmp_path / f"{layers}", state, shards=10))
         shell = build_shell(make)
-        counts.append(calls(lambda shell=shell, checkpoint=checkpoint: fill(shell, checkpoint)))
+        counts.append(calls_of(lambda shell=shell, checkpoint=checkpoint: fill(shell, checkpoint)))
     assert counts[2] - counts[1] < 2.2 * (counts[1] - counts[0])
 
 

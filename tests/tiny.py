@@ -146,7 +146,7 @@ def run_python(code: str, *args: str, env: dict[str, str] | None = None) -> subp
         [sys.executable, "-W", "ignore::UserWarning", "-c", code, *args],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         env={**os.environ, **(env or {})},
         check=False,
     )

@@ -38,7 +38,7 @@ def evict(descriptor: int) -> None:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def becomes_warm(mapping: mmap.mmap, seconds: float = 20) -> bool:
+def becomes_warm(mapping: mmap.mmap, seconds: float = 120) -> bool:
     end = time.monotonic() + seconds
     while is_cold(mapping) and time.monotonic() < end:
         time.sleep(0.01)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from shardload.adapters import load_adapter
@@ -18,6 +16,7 @@ from tests.adapters.tiny import (
     lora_tensors,
     write,
 )
+from tests.calls import calls_of, has_an_end
 
 
 def test_rank_and_alpha_patterns(tmp_path):
@@ -47,14 +46,12 @@ def test_the_first_pattern_in_the_config_s_order_counts():
 def test_a_pattern_for_each_of_many_layers_is_quick():
     paths = [f"model.layers.{n}.self_attn.q_proj" for n in range(5000)]
     patterns = Patterns(dict.fromkeys(paths, 4))
-    start = time.perf_counter()
-    assert [patterns.key_for(path) for path in paths] == paths
-    assert time.perf_counter() - start < 2
+    found = []
+    assert calls_of(lambda: found.extend(patterns.key_for(path) for path in paths)) < 40 * len(paths)
+    assert found == paths
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*$", "(.*)+x", "(a)" * 2000, ".*.*.*.*x", "a?" * 30 + "a" * 30])
 def test_patterns_that_run_for_ages_are_refused(tmp_path, pattern):
-    start = time.perf_counter()
-    with pytest.raises(UnsupportedError, match="alpha_pattern"):
+    with has_an_end(), pytest.raises(UnsupportedError, match="alpha_pattern"):
         load_adapter(Tiny(), write(tmp_path, lora_tensors(Tiny()), config(alpha_pattern={pattern: 4})))
-    assert time.perf_counter() - start < 2

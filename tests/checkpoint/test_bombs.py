@@ -96,29 +96,29 @@ BOMBS = {
 }  # fmt: skip
 
 CODE = """
-import re, sys, time, pathlib
+import re, sys, pathlib
 from shardload.checkpoint.checkpoint import open_checkpoint, read_config
 from shardload.errors import ShardloadError
 from shardload.checkpoint.json_file import read_json
 from shardload.checkpoint.sources import find_source
 from shardload.compare.verify.manifest import read_manifest
+from tests.calls import has_an_end
 folder, name = sys.argv[1:]
-start = time.process_time()
 try:
-    source = find_source(folder)[0]
-    if name == "SHA256SUMS":
-        read_manifest(source)
-    elif name.startswith(("adapter", "tokenizer")):
-        read_json(source, name)
-    else:
-        open_checkpoint(folder)
+    with has_an_end(20):
+        source = find_source(folder)[0]
+        if name == "SHA256SUMS":
+            read_manifest(source)
+        elif name.startswith(("adapter", "tokenizer")):
+            read_json(source, name)
+        else:
+            open_checkpoint(folder)
     kind = "accepted"
 except ShardloadError as error:
     kind = type(error).__name__
     assert len(str(error)) < 2000
-seconds = time.process_time() - start
 high = int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) // 1000
-print(kind, seconds, high)
+print(kind, high)
 """
 
 
@@ -133,12 +133,11 @@ def test_a_bomb_is_one_typed_error_small_and_quick(tmp_path, name):
         [sys.executable, "-W", "error", "-c", CODE, str(tmp_path), file],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    kind, seconds, megabytes = done.stdout.split()
+    kind, megabytes = done.stdout.split()
     assert kind in {"CorruptError", "UnsupportedError", "UnsafeError"}
-    assert float(seconds) < 5
     assert int(megabytes) < 200
 
 

@@ -30,7 +30,7 @@ def run_cli(tmp_path):
             text=True,
             encoding="utf-8",
             env={**clean, "SHARDLOAD_CACHE": str(tmp_path / "cache"), **environment},
-            timeout=120,
+            timeout=600,
             check=False,
         )
 

@@ -95,7 +95,7 @@ def test_at_a_terminal_it_asks_once(repo, answer, code):
         [*COMMAND, "trust", str(repo)], stdin=theirs, stdout=theirs, stderr=theirs, env=env
     )
     os.close(theirs)
-    shown, answered, deadline = b"", False, time.monotonic() + 60
+    shown, answered, deadline = b"", False, time.monotonic() + 300
     while time.monotonic() < deadline:
         if select.select([ours], [], [], 0.2)[0]:
             try:
@@ -107,7 +107,7 @@ def test_at_a_terminal_it_asks_once(repo, answer, code):
             os.write(ours, answer)
             answered = True
     os.close(ours)
-    assert child.wait(30) == code, shown.decode()
+    assert child.wait(300) == code, shown.decode()
     assert shown.count(b"[y/N]") == 1
     assert b"Allow 2 files of" in shown
     assert os.path.exists("shardload.lock") == (code == 0)

@@ -119,7 +119,7 @@ ROWS = (
             "tests/checkpoint/formats/test_gadgets.py::test_bombs_stay_small_and_quick",
             "tests/checkpoint/formats/test_safetensors.py::test_bombs_stay_small_and_quick",
         ),
-        f"{len(test_bombs.BOMBS)} here and 15 weight files: each below 200 MB, interpreter included, and 5 s",
+        f"{len(test_bombs.BOMBS)} here and 15 weight files: each below 200 MB, interpreter included, and 20 s of a processor",
     ),
     Row(
         "A config that asks for any size",
@@ -138,7 +138,7 @@ ROWS = (
         "Chat templates",
         "Jinja2's immutable sandbox without a loader, in a process of its own, limited in time, memory and output.",
         ("tests/transformers_shim/_chat_template/test_rendering.py",),
-        f"{len(TEMPLATES)} hostile templates: 0 escapes, each within a second",
+        f"{len(TEMPLATES)} hostile templates: 0 escapes, each within its processor time",
     ),
     Row(
         "Names that attack a terminal",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
 from shardload import KeyMap, NotFoundError, UsageError
 from shardload.keymap import RULES
+from tests.calls import has_an_end
 from tests.keymap.random_maps import refs_of
 
 EVERY = (
@@ -147,10 +147,9 @@ def test_no_template_takes_long_on_any_key():
         .rename("{...}.1.{}.1.{}.1.z", "{...}.2.{}.1.{}.1.z")
     )
     keys = ["a" + "1" * 4_000, "a1b" * 1_500, "a" * 4_000, "1." * 2_000, "a" + "1b" * 2_000 + "y"]
-    started = time.process_time()
-    for key in keys:
-        key_map.apply(key)
-    assert time.process_time() - started < 5  # it takes 0.05 s; a blow-up takes for ever
+    with has_an_end():
+        for key in keys:
+            key_map.apply(key)
 
 
 def test_many_renames_of_single_keys_are_looked_up():

@@ -121,17 +121,17 @@ def test_a_default_dtype_of_one_thread_is_not_what_another_puts_back():
     def a() -> nn.Module:
         torch.set_default_dtype(torch.half)
         half_is_default.set()
-        b_has_begun.wait(10)
+        b_has_begun.wait(120)
         return linear()
 
     def b() -> nn.Module:
         b_has_begun.set()
-        first.join(10)
+        first.join(120)
         return linear()
 
     first = threading.Thread(target=lambda: build_shell(a))
     first.start()
-    half_is_default.wait(10)
+    half_is_default.wait(120)
     try:
         build_shell(b)
         assert torch.get_default_dtype() == torch.float32
@@ -189,13 +189,13 @@ def test_other_threads_build_real_models_meanwhile():
     real: list[nn.Module] = []
 
     def other() -> None:
-        inside.wait(10)
+        inside.wait(120)
         real.append(Net())
         done.set()
 
     def make() -> nn.Module:
         inside.set()
-        assert done.wait(10)
+        assert done.wait(120)
         return Net()
 
     thread = threading.Thread(target=other)
@@ -276,11 +276,11 @@ def test_the_default_dtype_survives_threads_that_set_it_at_the_same_time():
 
     def make() -> nn.Module:
         torch.set_default_dtype(torch.float16)
-        inside.wait(10)
+        inside.wait(120)
         return nn.Linear(2, 2)
 
     def remote() -> None:
-        inside.wait(10)
+        inside.wait(120)
         with default_dtype_kept():
             torch.set_default_dtype(torch.float64)
 

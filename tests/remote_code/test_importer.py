@@ -292,14 +292,14 @@ def assert_overlapping_blocks_restore(other):
             torch.set_default_dtype(torch.float16)
             torch._C._jit_override_can_fuse_on_cpu(before[2])
             entered.set()
-            leave.wait(30)
+            leave.wait(300)
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert entered.wait(30)
+    assert entered.wait(300)
     with restored_flags():
         leave.set()
-        thread.join(30)
+        thread.join(300)
     assert flags() == before
 
 
@@ -316,7 +316,7 @@ def test_threads_that_load_at_once_end_right(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert len(results) == len(repos)
     assert {n: module_of(model).REVISION for n, model in results.items()} == {n: n % 3 for n in results}
     assert len({type(model) for model in results.values()}) == 3
