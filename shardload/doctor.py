@@ -237,10 +237,12 @@ def _in_model(shell: Shell, checkpoint: Checkpoint) -> Examination:
 def _compared(checkpoint: Checkpoint, other: Checkpoint) -> Examination:
     slots = {key: ref.shape for key, ref in other.tensors.items()}
     case = Case.of(slots, checkpoint.tensors, checkpoint.config)
-    findings = diagnose(case) if case.missing or case.unexpected or case.misshapen else ()
+    findings = diagnose(case) if case.missing or case.unexpected or case.shape_mismatches else ()
     result = _examination(checkpoint, findings, against=other.label, notes=[*checkpoint.warnings])
-    if not findings and (case.missing or case.unexpected or case.misshapen):
-        result.findings = (_unexplained([*case.missing, *case.unexpected, *case.misshapen], other.label),)
+    if not findings and (case.missing or case.unexpected or case.shape_mismatches):
+        result.findings = (
+            _unexplained([*case.missing, *case.unexpected, *case.shape_mismatches], other.label),
+        )
     if any(finding.declines for finding in findings) or not findings or not case.solution.key_map.rules:
         return result
     table = case.solution.key_map.map_headers(dict(checkpoint.tensors)).tensors

@@ -25,7 +25,7 @@ class Case:
     """A model and a checkpoint that disagree: names, shapes and headers, no weights.
 
     `slots` are the model's keys that a checkpoint has to fill; `stored` are the checkpoint's tensors under the names
-    that were compared. `missing`, `unexpected` and `misshapen` are the keys of faults. `module_classes` maps the
+    that were compared. `missing`, `unexpected` and `shape_mismatches` are the keys of faults. `module_classes` maps the
     path of a module to the name of its class, where there is a model. `config` is config.json.
     """
 
@@ -33,7 +33,7 @@ class Case:
     stored: Mapping[str, Derived]
     missing: Sequence[str] = ()
     unexpected: Sequence[str] = ()
-    misshapen: Sequence[str] = ()
+    shape_mismatches: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     module_classes: Mapping[str, str] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class Case:
             stored,
             missing=[key for key in slots if key not in stored],
             unexpected=[key for key in stored if key not in slots],
-            misshapen=[key for key in stored if key in slots and slots[key] != stored[key].shape],
+            shape_mismatches=[key for key in stored if key in slots and slots[key] != stored[key].shape],
             config=config or {},
             module_classes=module_classes or {},
         )
@@ -59,8 +59,8 @@ class Case:
     @cached_property
     def solution(self) -> Solution:
         """What pairing the keys of both sides has found, and the map of it, tried on the headers."""
-        faulty = {*self.unexpected, *self.misshapen}
-        open_slots = {*self.missing, *self.misshapen}
+        faulty = {*self.unexpected, *self.shape_mismatches}
+        open_slots = {*self.missing, *self.shape_mismatches}
         fitting = {key for key, ref in self.stored.items() if self.slots.get(key) == ref.shape}
         stored = {key: ref for key, ref in self.stored.items() if key in faulty or key in fitting}
         wanted = {key: shape for key, shape in self.slots.items() if key in open_slots or key in fitting}

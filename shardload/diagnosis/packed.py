@@ -20,13 +20,13 @@ class PackedRule:
         """Return one finding that declines the checkpoint."""
         halved = [
             key
-            for key in case.misshapen
+            for key in case.shape_mismatches
             if (ref := case.stored.get(key)) is not None
             and ref.dtype in _BYTES
             and len(ref.shape) == 2
             and case.slots.get(key) == (ref.shape[0], 2 * ref.shape[1])
         ]
-        if not halved or 2 * len(halved) < len(case.misshapen):
+        if not halved or 2 * len(halved) < len(case.shape_mismatches):
             return ()
         key = halved[0]
         shown = f"{collapse(halved)[0]}: {key} {list(case.stored[key].shape)} {case.stored[key].dtype}"

@@ -28,7 +28,7 @@ class SizesRule:
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding with every size that differs; none where shapes agree."""
         shapes = {key: ref.shape for key, ref in case.stored.items()}
-        pairs = misshapen_pairs(case)
+        pairs = mismatched_shapes(case)
         if not pairs:
             return ()
         have, want = infer_sizes(shapes), infer_sizes(case.slots)
@@ -52,7 +52,7 @@ class SizesRule:
                 "E-CONFIG",
                 "the model has other sizes than the checkpoint: " + ", ".join(differing),
                 explained=len(pairs),
-                nbytes=case.nbytes(case.misshapen),
+                nbytes=case.nbytes(case.shape_mismatches),
                 cure=change_of_config(", ".join(changes)),
                 evidence=tuple(lines),
                 confidence=0.9,
@@ -60,7 +60,7 @@ class SizesRule:
         )
 
 
-def misshapen_pairs(case: Case) -> list[tuple[str, Shape, Shape]]:
+def mismatched_shapes(case: Case) -> list[tuple[str, Shape, Shape]]:
     """Return (model key, model shape, stored shape) where names fit, perhaps after a rename, and shapes do not."""
     solution = case.solution
     there = {family.template: family.members for family in solution.wanted}
@@ -73,7 +73,7 @@ def misshapen_pairs(case: Case) -> list[tuple[str, Shape, Shape]]:
     ]
     taken = {name for name, _, _ in pairs}
     for link in solution.board.links:
-        if link.misshapen:
+        if link.shape_mismatch:
             old, new = link.stored[0], link.wanted[0]
             pairs += [
                 (new.key(indices), new.members[indices], shape)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
 from shardload.diagnosis.pairing.words import words_of
-from shardload.diagnosis.sizes import misshapen_pairs
+from shardload.diagnosis.sizes import mismatched_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ class TensorParallelRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that declines the file: the other ranks' files are needed."""
-        pairs = misshapen_pairs(case)
+        pairs = mismatched_shapes(case)
         degrees = Counter(_degree(model, stored) for _, model, stored in pairs)
         if len(degrees) != 1 or 0 in degrees:
             return ()
@@ -51,7 +51,7 @@ class TensorParallelRule:
                 f"this is one rank of {degree} of a tensor-parallel checkpoint: "
                 f"{len(pairs)} matrices are cut, norms whole",
                 explained=len(pairs),
-                nbytes=case.nbytes(case.misshapen),
+                nbytes=case.nbytes(case.shape_mismatches),
                 cure=f"{degree} files are needed: join the ranks with the tool that wrote them, and load the result",
                 evidence=(f"{key} {list(stored)} is 1/{degree} of {list(model)}",),
                 confidence=0.95 if len(pairs) > 1 or norms else 0.7,

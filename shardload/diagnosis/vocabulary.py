@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding, change_of_config
-from shardload.diagnosis.sizes import fields_of, misshapen_pairs
+from shardload.diagnosis.sizes import fields_of, mismatched_shapes
 from shardload.errors import Cures
 from shardload.keys import collapse
 
@@ -20,7 +20,7 @@ class VocabularyRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that says which vocabulary size the checkpoint has."""
-        pairs = misshapen_pairs(case)
+        pairs = mismatched_shapes(case)
         if not pairs or len(pairs) > _MOST:
             return ()
         rows = {
@@ -44,7 +44,7 @@ class VocabularyRule:
                 f"the checkpoint's vocabulary has {have} entries, the model's {wanted}",
                 len(pairs),
                 Cures(*cures),
-                nbytes=case.nbytes(case.misshapen),
+                nbytes=case.nbytes(case.shape_mismatches),
                 confidence=0.97,
             ),
         )

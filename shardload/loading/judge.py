@@ -108,7 +108,7 @@ class Comparison:
             stored=stored,
             missing=keys.get("missing", ()),
             unexpected=keys.get("unexpected", ()),
-            misshapen=keys.get("misshapen", ()),
+            shape_mismatches=keys.get("misshapen", ()),
             config=self.checkpoint.config or {},
             module_classes=_module_classes(self.shell.model),
         )

@@ -36,7 +36,7 @@ class Link:
     counted: int = 0
     turned: bool = False
     offset: tuple[int, ...] = ()
-    misshapen: bool = False
+    shape_mismatch: bool = False
     unproven: str = ""
     evidence: str = ""
 

@@ -17,7 +17,7 @@ from shardload.diagnosis.pairing.renaming import pair_renamed
 from shardload.diagnosis.pairing.stacked import pair_stacked
 from shardload.diagnosis.pairing.tied import pair_tied
 from shardload.diagnosis.pairing.transposed import turn_squares
-from shardload.diagnosis.pairing.unequal import pair_misshapen, pair_other_layers
+from shardload.diagnosis.pairing.unequal import pair_other_layers, pair_shape_mismatches
 from shardload.diagnosis.pairing.wrapper import Wrapping, unwrap
 from shardload.errors import UsageError
 from shardload.keymap import KeyMap
@@ -47,7 +47,7 @@ def solve(
     pair_named_parts(board)
     drop_recomputed(board)
     pair_other_layers(board)
-    pair_misshapen(board)
+    pair_shape_mismatches(board)
     pair_tied(board, config or {})
     turn_squares(board)
     return board

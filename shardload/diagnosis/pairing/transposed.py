@@ -63,7 +63,7 @@ def _matrices(board: Board) -> list[tuple[Link | None, KeyFamily, KeyFamily]]:
     found: list[tuple[Link | None, KeyFamily, KeyFamily]] = [
         (link, link.stored[0], link.wanted[0])
         for link in board.links
-        if link.kind in {"rename", "transpose"} and not link.misshapen
+        if link.kind in {"rename", "transpose"} and not link.shape_mismatch
     ]
     found += [(None, family, family) for family in board.exact]
     return [item for item in found if item[2].template.endswith(".weight")]

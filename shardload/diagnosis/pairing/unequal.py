@@ -24,7 +24,7 @@ def pair_other_layers(board: Board) -> None:
     _pair(board, same_shape=True)
 
 
-def pair_misshapen(board: Board) -> None:
+def pair_shape_mismatches(board: Board) -> None:
     """Link families by name whose shapes differ: the names are cured, the shapes are reported."""
     _pair(board, same_shape=False)
 
@@ -69,7 +69,7 @@ def _link(
             (after,),
             confidence=round(0.5 + 0.45 * score * min(margin / 0.3, 1), 3),
             margin=margin,
-            misshapen=before.signature != after.signature,
+            shape_mismatch=before.signature != after.signature,
             unproven=layout_doubt(before, after),
         )
     )
