@@ -50,7 +50,7 @@ def torch_dtype(name: str | torch.dtype) -> torch.dtype:
 
     found = getattr(torch, _long_name(name), None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name!r} is no dtype of torch")  # noqa: TRY004 - a wrong value
+        raise ValueError(f"{name!r} is not a dtype of torch")  # noqa: TRY004 - a wrong value
     return found
 
 

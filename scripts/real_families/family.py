@@ -20,6 +20,7 @@ from shardload.loading.report import Report
 from shardload.model.meta_init import constructing
 from shardload.remote_code import finish_by_its_class, load_config, resolve_class
 from shardload.tensor_ref import TORCH_NAMES
+from shardload.where import CodeTrust
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,9 +56,9 @@ class Family:
     def import_class(self) -> str:
         """Import the repo's config and model classes; name the packages that it cannot do without."""
         source, _ = find_source(self.folder)
-        options = {"trust_remote_code": True, "remote_base": self.remote_base}
-        self.config = load_config(source, self.config_json, **options).config
-        self.resolved = resolve_class(source, self.config_json, **options)
+        trust = CodeTrust(True, remote_base=self.remote_base)
+        self.config = load_config(source, self.config_json, trust).config
+        self.resolved = resolve_class(source, self.config_json, trust)
         return "ok"
 
     def build(self) -> str:

@@ -85,4 +85,4 @@ def _dtype(dtype: Any, file: str | None = None) -> torch.dtype:
     except ValueError as error:
         kind, where = (CorruptError, f"{file}, torch_dtype") if file else (UsageError, keyword("dtype"))
         cure = "for example float16, bfloat16 or float32"
-        raise kind(f"{dtype!r} is no dtype of torch", where=where, cure=cure) from error
+        raise kind(f"{dtype!r} is not a dtype of torch", where=where, cure=cure) from error

@@ -93,7 +93,7 @@ def _text(source: Source, name: str) -> str:
     try:
         return file.read_at(0, file.size).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CorruptError(f"{name} is no UTF-8: {error}", where=f"{source.label}/{name}") from error
+        raise CorruptError(f"{name} is not UTF-8: {error}", where=f"{source.label}/{name}") from error
 
 
 def _refuse_pointer(source: Source, name: str) -> None:
@@ -126,7 +126,7 @@ def _added_tokens(source: Source, settings: dict[str, Any]) -> dict[int, AddedTo
 def _as_object(token: Any) -> dict[str, Any]:
     if isinstance(token, dict) and isinstance(token.get("content"), str):
         return token
-    raise ValueError(f"{token!r} is no added token")
+    raise ValueError(f"{token!r} is not an added token")
 
 
 def _special_tokens(source: Source, settings: dict[str, Any], added: dict[int, AddedToken]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def require_trust(
         return
     files = ", ".join(f"{file.name} (sha256 {file.sha256[:12]}…)" for file in code.files)
     if trust.trust_remote_code is not True:
-        what = f"loading {source.label} would run the repo's own code, and nobody has allowed that"
+        what = f"loading {source.label} would run the repo's own code, and you have not allowed that"
     else:
         what = f"the code of {source.label} may be changed by its owner at any time: name the commit to run"
     raise UntrustedCodeError(
@@ -111,7 +111,7 @@ def _differ(count: int) -> str:
 def untrusted_other_repo(reference: str) -> UntrustedCodeError:
     """Return the error for an `auto_map` entry that takes code from another repo, which is not even opened."""
     return UntrustedCodeError(
-        f"auto_map takes {reference} from another repo: loading would run that repo's code, and nobody has "
+        f"auto_map takes {reference} from another repo: loading would run that repo's code, and you have not "
         "allowed that",
         where="config.json, auto_map",
         cure=Cures(

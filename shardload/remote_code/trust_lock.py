@@ -80,7 +80,7 @@ class TrustLock:
 
     @classmethod
     def read(cls, path: Path) -> TrustLock:
-        """Read a lock file. Raises NotFoundError, and CorruptError for one that is no lock file."""
+        """Read a lock file. Raises NotFoundError, and CorruptError for a file that is not one."""
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -93,7 +93,7 @@ class TrustLock:
             return cls(path, _approvals(parse_json(content, path.name)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptError(
-                f"{path.name} is no lock file of shardload: {error}",
+                f"{path.name} is not a lock file of shardload: {error}",
                 where=str(path.absolute()),
                 cure="restore it from version control, or remove it and approve again with `shardload trust`",
                 code=getattr(error, "code", None),

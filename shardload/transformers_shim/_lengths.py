@@ -62,7 +62,7 @@ class LengthsMixin:
             )
         cuts = truncation is not TruncationStrategy.DO_NOT_TRUNCATE
         if cuts and pads and pad_to_multiple_of and max_length and max_length % pad_to_multiple_of:
-            raise ValueError(f"max_length={max_length} is no multiple of {pad_to_multiple_of}")
+            raise ValueError(f"max_length={max_length} is not a multiple of {pad_to_multiple_of}")
         return padding_strategy, truncation, max_length, kwargs
 
     def pad(

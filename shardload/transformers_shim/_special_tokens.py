@@ -150,7 +150,9 @@ class SpecialTokensMixin:
         added: list[Any] = []
         for name, value in special_tokens_dict.items():
             if name not in self.SPECIAL_TOKENS_ATTRIBUTES:
-                raise ValueError(f"{name} is no special token; they are {self.SPECIAL_TOKENS_ATTRIBUTES}")
+                raise ValueError(
+                    f"{name} is not a special token; the names are {self.SPECIAL_TOKENS_ATTRIBUTES}"
+                )
             if name == "additional_special_tokens":
                 kept = [] if replace_additional_special_tokens else list(self._additional_special_tokens)
                 self._store(name, [*kept, *(t for t in value if str(t) not in map(str, kept))])

@@ -275,5 +275,5 @@ def as_dtype(dtype: Any) -> Any:
 
     found = getattr(torch, dtype.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"torch_dtype names {dtype!r}, which is no dtype of torch")  # noqa: TRY004 - a wrong value
+        raise ValueError(f"torch_dtype names {dtype!r}, which is not a dtype of torch")  # noqa: TRY004 - a wrong value
     return found

@@ -37,7 +37,7 @@ def apply_chunking_to_forward(
 ) -> torch.Tensor:
     """Apply `forward_fn` to chunks of `chunk_size` along `chunk_dim` and join them; 0 means all at once.
 
-    Raises ValueError where the length is no multiple of `chunk_size`, or the tensors are not of one length.
+    Raises ValueError where the length is not a multiple of `chunk_size`, or the tensors are not of one length.
     """
     if chunk_size <= 0:
         return forward_fn(*tensors)

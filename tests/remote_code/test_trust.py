@@ -74,7 +74,7 @@ def test_hub_code_without_any_word_says_both_at_once(tmp_path):
 
 def test_a_commit_alone_is_not_trust(tmp_path):
     _, config = tiny(tmp_path)
-    with pytest.raises(UntrustedCodeError, match="nobody has allowed"):
+    with pytest.raises(UntrustedCodeError, match="you have not allowed"):
         load_config(HubLike(tmp_path), config, CodeTrust(revision=COMMIT))
 
 

@@ -291,7 +291,7 @@ BROKEN = {
 def test_a_broken_lock_is_one_typed_error_and_no_approval(repo, work, name):
     text = BROKEN[name]
     (work / "shardload.lock").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(CorruptError, match=r"shardload\.lock is no lock file"):
+    with pytest.raises(CorruptError, match=r"shardload\.lock is not a lock file"):
         shardload.load_config(repo, trust_remote_code="locked")
 
 

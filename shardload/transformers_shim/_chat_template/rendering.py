@@ -55,7 +55,7 @@ _ERRORS = {
         UsageError, "the chat template refuses the conversation: ", "change the messages as it says"
     ),
     "failed": _error(UsageError, "the chat template fails on this conversation: ", _READ_IT),
-    "syntax": _error(CorruptError, "the chat template is no Jinja template: ", _READ_IT),
+    "syntax": _error(CorruptError, "the chat template is not a Jinja template: ", _READ_IT),
     "forbidden": _error(
         UnsafeError, "the chat template asks for what its sandbox forbids: ", f"don't trust it; {_READ_IT}"
     ),
