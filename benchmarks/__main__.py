@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, and write the JSON and the table made from it to benchmarks/results/."""
+"""`python -m benchmarks`: measures all loaders, and writes the figures as JSON and as tables to benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SPARE_BYTES = 200_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 0, or 1 when a contestant failed."""
+    """Run the benchmarks, print and write the tables, and return 1 if a contestant failed, else 0."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if sys.platform != "linux":
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cache.mkdir(parents=True, exist_ok=True)
         lacking = run.bytes_to_write() + _SPARE_BYTES - shutil.disk_usage(cache).free
         if lacking > 0:
-            parser.error(f"{cache} lacks {lacking / 1e9:.1f} GB; name a roomier folder by TMPDIR= or --cache")
+            parser.error(
+                f"{cache} lacks {lacking / 1e9:.1f} GB; name a folder on a larger disk: TMPDIR= or --cache"
+            )
         run.write_checkpoints()
         run.rounds(options.pairs, clock + 60 * options.minutes)
     finally:
@@ -72,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--pairs", type=int, default=5, help="rounds at most (default 5)")
-    parser.add_argument("--minutes", type=float, default=9, help="begin no round that would end later")
-    parser.add_argument("--quick", action="store_true", help="tiny checkpoints: does the suite work?")
+    parser.add_argument("--minutes", type=float, default=9, help="begin no round that would end after it")
+    parser.add_argument("--quick", action="store_true", help="tiny checkpoints, to test the suite itself")
     parser.add_argument(
         "--only", nargs="+", choices=names(), metavar="TABLE", help=f"of {', '.join(names())}"
     )

@@ -1,4 +1,4 @@
-"""The checkpoints that are loaded: real shapes, random weights, and the values to compare with after a load."""
+"""Writes the checkpoints to load: real shapes, random weights, and the values to compare with after a load."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[int, ...]]
 
 SUFFIXES = {"safetensors": "model", "bin": "pytorch_model"}
-_BLOCK = 4_194_301  # a prime, so that no row length divides it and rows of a matrix differ
+_BLOCK = 4_194_301  # a prime: no row length divides it, so the rows of a matrix differ
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a checkpoint holds.
+    """The content of a checkpoint: its shapes, its dtype and its number of shards.
 
     `kind` is "llama", "chatglm" (a repo with remote code, written by shardload's demo) or "many" (small Linears).
     """
@@ -118,9 +118,9 @@ def _chatglm(config: dict[str, Any]) -> Shapes:
 
 
 def write(spec: Spec, suffix: str, folder: Path) -> None:
-    """Write the checkpoint in one format ("safetensors" or "bin") into `folder`, unless a finished one lies there.
+    """Write the checkpoint in one format ("safetensors" or "bin") into `folder`, unless a complete one exists there.
 
-    Every tensor of a `.bin` shard has a storage of its own. What a loaded model must hold goes to
+    Every tensor of a `.bin` shard has its own storage. The values that a loaded model must hold are written to
     `verify.expected_path(folder)`.
     """
     if expected_path(folder).exists():
@@ -134,7 +134,7 @@ def write(spec: Spec, suffix: str, folder: Path) -> None:
     sums: dict[str, float] = {}
     for path in sorted(folder.glob(f"*.{suffix}")):
         stored = load_file(path) if suffix == "safetensors" else torch.load(path, mmap=True)
-        # ChatGLM2 stores a table that the class computes: not a parameter.
+        # ChatGLM2 stores a table that the class computes: it is no parameter.
         sums |= {name: sample(value) for name, value in stored.items() if not name.endswith("inv_freq")}
         _flush(path)
     expected_path(folder).write_text(json.dumps(sums))
@@ -144,7 +144,7 @@ def _write_plain(spec: Spec, suffix: str, folder: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(spec.config, indent=2))
     block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    # Numbers that bfloat16 and float16 both have, whatever the dtype: a cast down changes no sum that is compared.
+    # All values are exact in bfloat16 and in float16, so a cast down does not change the sums that are compared.
     block = block.to(torch.bfloat16).to(torch.float16).to(getattr(torch, spec.dtype))
     names, shapes = _cut(spec), spec.shapes
     weight_map: dict[str, str] = {}
@@ -161,7 +161,7 @@ def _write_plain(spec: Spec, suffix: str, folder: Path) -> None:
 
 
 def _cut(spec: Spec) -> list[list[str]]:
-    """Deal the names, in order, into `spec.shards` shards of about the same bytes."""
+    """Divide the names, in order, into `spec.shards` shards of about the same size."""
     shards: list[list[str]] = [[] for _ in range(spec.shards)]
     done, total = 0, spec.nbytes
     for name, shape in spec.shapes.items():
@@ -173,7 +173,7 @@ def _cut(spec: Spec) -> list[list[str]]:
 
 
 def _values(block: torch.Tensor, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Cut a tensor out of one block of normal numbers, from its own offset: drawing them all would take minutes."""
+    """Return a tensor cut from one block of normal numbers, at its own offset: drawing all would take minutes."""
     tensor = torch.empty(prod(shape), dtype=block.dtype)
     done, start = 0, zlib.crc32(name.encode()) % _BLOCK
     while done < tensor.numel():
@@ -185,7 +185,7 @@ def _values(block: torch.Tensor, name: str, shape: tuple[int, ...]) -> torch.Ten
 
 def _write_chatglm(spec: Spec, suffix: str, folder: Path) -> None:
     name = f"benchmark-{folder.name}"
-    # The demo's writer knows its sizes by name; this one is known only while it is written.
+    # The demo's writer looks its sizes up by name; this size is added only while the repo is written.
     SIZES[name] = DemoSize(name, spec.config, shard_limit=_limit(spec))
     try:
         write_demo_repo(folder, name, formats=[suffix])
@@ -194,7 +194,7 @@ def _write_chatglm(spec: Spec, suffix: str, folder: Path) -> None:
 
 
 def _limit(spec: Spec) -> int:
-    """Return the smallest limit, to a MB, that cuts the checkpoint into `spec.shards` shards."""
+    """Return a shard size in bytes that cuts the checkpoint into `spec.shards` shards."""
     limit = spec.nbytes // spec.shards
     while len(DemoSize("", spec.config, limit).shards) > spec.shards:
         limit += max(limit // 200, 1)
@@ -202,6 +202,6 @@ def _limit(spec: Spec) -> int:
 
 
 def _flush(path: Path) -> None:
-    """Have a file on the disk, so that no measurement shares the machine with its writing. It stays in memory."""
+    """Flush a file to the disk, so that no measurement runs while it is written. It stays in the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

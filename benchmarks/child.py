@@ -1,6 +1,6 @@
-"""The measured process: `python -m benchmarks.child JOB`. Prints one line of JSON.
+"""The measured process: `python -m benchmarks.child JOB` runs one load and prints one line of JSON.
 
-It imports nothing heavy before the loader does; clocks are monotonic and shared with the parent.
+The process imports nothing large before the loader does; its clock is monotonic and the same as the parent's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def _forwards(model: Any) -> dict[str, float]:
-    """Return the seconds of the first forward after a load, and of the second."""
+    """Return the seconds of the first and of the second forward pass after a load."""
     import torch
 
     tokens = torch.arange(16)[None]
@@ -51,7 +51,7 @@ def main() -> None:
         if wrong:
             raise SystemExit(f"not loaded as written: {len(wrong)} tensors, such as {', '.join(wrong[:3])}")
     print(json.dumps({**result, "checked": time.monotonic(), "before": before, "after": after}), flush=True)
-    os._exit(0)  # taking a model of 46,000 modules apart is not measured, and takes seconds
+    os._exit(0)  # freeing a model of 46,000 modules takes seconds and is not measured
 
 
 if __name__ == "__main__":

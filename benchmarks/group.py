@@ -1,4 +1,4 @@
-"""A memory cgroup for one measured process, version 1 or 2, where one can be made."""
+"""Makes a memory cgroup (version 1 or 2) for one measured process, where the system allows that."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class NoGroupError(Exception):
-    """No memory cgroup can be made here: it takes root and a cgroup file system that can be written to."""
+    """This process can't make a memory cgroup: that takes root and a writable cgroup file system."""
 
 
 class MemoryGroup:
-    """A `with` block around one process that is limited to `limit` bytes; `limited()` says how often the limit bit."""
+    """A `with` block for one process with a limit of `limit` bytes; `limited()` counts how often it met the limit."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -71,4 +71,4 @@ def _base() -> tuple[bool, Path]:
             except OSError:
                 continue
             return True, root
-    raise NoGroupError("it takes root and a memory cgroup that can be written to")
+    raise NoGroupError("that takes root and a writable memory cgroup")

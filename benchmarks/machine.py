@@ -1,4 +1,4 @@
-"""On what a run was made: the machine, and the versions of everything that took part."""
+"""Describes the machine of a run, and the versions of the packages in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """Return package versions, and shardload's commit; `shardload_changed` says whether its files differ from it."""
+    """Return package versions and shardload's commit; `shardload_changed` tells whether files differ from it."""
     found: dict[str, Any] = {}
     for package in PACKAGES:
         try:
@@ -39,7 +39,7 @@ def versions() -> dict[str, Any]:
 
 
 def load_average() -> float:
-    """Return how many threads wanted to run over the last minute; this run's own are among them."""
+    """Return how many threads wanted to run over the last minute, the threads of this run included."""
     return os.getloadavg()[0]
 
 

@@ -1,4 +1,4 @@
-"""Starting the measured processes, and watching their memory from outside."""
+"""Starts the measured processes, and watches their memory from outside."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 SAMPLE_SECONDS = 0.005
 TIMEOUT_SECONDS = 300
-LIMITED_SECONDS = 90  # under a memory limit a process can go on for ever without getting anywhere
+LIMITED_SECONDS = 90  # under a memory limit a process can run forever without progress
 
-# No contestant may ask the network, and all find the packages in the same way.
+# No contestant may use the network, and all find packages in the same way.
 _ENVIRONMENT = {
     **os.environ,
     "HF_HUB_OFFLINE": "1",
@@ -30,22 +30,22 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# Packages that pip installed are compiled; so shall be those that lie in a source tree.
+# Packages that pip installed are compiled to bytecode; those in a source tree have to be as well.
 _ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class MeasureError(Exception):
-    """A measured process failed; the message is the end of what it said."""
+    """A measured process failed; the message is the end of its output."""
 
 
 def load(job: dict[str, Any]) -> dict[str, float]:
     """Run one job in a fresh process and return its figures: seconds and bytes.
 
-    `ready_s` counts from just before the process is started. `anon_peak` is the highest anonymous memory from
-    the end of the imports until every page was touched, over that at the end of the imports; `resident_peak` has
-    file-backed pages in it besides, which the kernel can drop. With `cold` in the job the page cache holds nothing of
-    the checkpoint; with `limit` (bytes) besides, the process lives in a memory cgroup, and `limited` is how often
-    the limit bit.
+    `ready_s` counts from just before the process starts. `anon_peak` is the highest anonymous memory between the end
+    of the imports and the touch of the last page, minus the anonymous memory at the end of the imports;
+    `resident_peak` also counts file-backed pages, which the kernel can drop. With `cold` in the job, the page cache
+    holds no page of the checkpoint. With `limit` (bytes), the process runs in a memory cgroup, and `limited` is how
+    often it met the limit.
     """
     evict(job["folder"]) if job.get("cold") else warm(job["folder"])
     if not job.get("limit"):
@@ -107,7 +107,7 @@ def warm(folder: str) -> None:
 
 
 def evict(folder: str) -> None:
-    """Have the page cache drop all files of a checkpoint."""
+    """Make the page cache drop all files of a checkpoint."""
     for path in Path(folder).iterdir():
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Resident memory of a process as the kernel counts it."""
+"""Reads the resident memory of a process from the kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def memory(pid: int | str = "self") -> tuple[int, int] | None:
             status = file.read()
     except OSError:
         return None
-    if b"RssAnon:" not in status:  # it has ended and waits to be collected
+    if b"RssAnon:" not in status:  # the process has ended, and its parent has not collected it
         return None
     # Files of a tmpfs count as shared memory.
     return _field(status, b"RssAnon:"), _field(status, b"RssFile:") + _field(status, b"RssShmem:")

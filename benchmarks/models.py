@@ -1,4 +1,4 @@
-"""A model of very many small modules, as mixture-of-experts checkpoints have them."""
+"""A model of very many small modules, like the experts of a mixture-of-experts model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class ManyLinears(nn.Module):
-    """`config.layers` lists of `config.per_layer` square Linears without bias, of `config.width`."""
+    """A model of `config.layers` lists of `config.per_layer` square Linears of `config.width`, without bias."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Plots of a run as SVG: time and memory of a table's rows against what they differ in, from the JSON alone."""
+"""Plots the time and memory of the rows of a table as SVG, from the JSON of a run alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _svg(table: Mapping[str, Any]) -> str:
 
 
 def _series(table: Mapping[str, Any]) -> dict[str, list[tuple[float, Any]]]:
-    """Return the rows that have figures by loader, each with its place on the x axis."""
+    """Return the rows that have figures, grouped by loader, each with its place on the x axis."""
     found: dict[str, list[tuple[float, Any]]] = {}
     for row in table["rows"]:
         if row["runs"]:
@@ -85,7 +85,7 @@ def _legend(labels: Sequence[str]) -> list[str]:
 
 
 def _step(most: float) -> float:
-    """Return a round distance of ticks, so that there are three to six of them."""
+    """Return a round distance between ticks that gives three to six of them."""
     if most <= 0:
         return 1.0
     power = 1.0

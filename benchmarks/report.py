@@ -1,4 +1,4 @@
-"""A run as JSON data, and that as Markdown: the second is made from nothing but the first."""
+"""Turns a run into JSON data, and JSON data into Markdown tables; the tables need nothing but the JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOADS_HEAD = (
 
 
 def data_of(run: Run) -> dict[str, Any]:
-    """Return the tables with every run and the medians; bytes and seconds."""
+    """Return a run as JSON data: the tables with every run and the medians, in bytes and seconds."""
     specs = {name: run.specs[name.rpartition(".")[0]].describe() for name in run.checkpoints}
     return {
         "schema": SCHEMA,
@@ -65,7 +65,7 @@ def _table(table: Table, rows: list[Row]) -> dict[str, Any]:
 
 
 def _ratios(table: Table, row: Row, rows: list[Row]) -> dict[str, float]:
-    """Return the columns that are "FIGURE x LOADER", where both have the figure."""
+    """Return the values of the columns "FIGURE x LOADER" for which both rows have the figure."""
     found = {}
     for column in table.columns:
         figure, times, loader = column.name.partition(" x ")
@@ -84,14 +84,14 @@ def _ratios(table: Table, row: Row, rows: list[Row]) -> dict[str, float]:
 
 
 def _paired(row: Row, other: Row, name: str, combine: Any) -> float | None:
-    """Return the median over the rounds that both took part in."""
+    """Return the median of a combined figure over the rounds that both rows have."""
     theirs = {run["round"]: run[name] for run in other.runs}
     pairs = [combine(run[name], theirs[run["round"]]) for run in row.runs if run["round"] in theirs]
     return median(pairs) if pairs else None
 
 
 def markdown_of(data: Mapping[str, Any]) -> str:
-    """Return the tables for people."""
+    """Return the tables as Markdown."""
     machine, versions = data["machine"], data["versions"]
     loads = [run["load_average"] for t in data["tables"] for row in t["rows"] for run in row["runs"]]
     changed = " with changes" if versions["shardload_changed"] else ""

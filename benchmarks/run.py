@@ -1,4 +1,4 @@
-"""One run: every table's contestants in turn, round after round, so that all meet the same noise."""
+"""Runs the contestants of every table in turn, round after round, so that all meet the same noise."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from benchmarks.checkpoints import Spec
 
 
-_LEAST_LIMIT = 500_000_000  # bytes: less, and the imports alone do not fit
+_LEAST_LIMIT = 500_000_000  # bytes: with a lower limit not even the imports fit
 
 
 @dataclass
 class Row:
-    """One contestant's figures, a dict a round; `error` is what it said if it failed, and then it is left out."""
+    """The figures of one contestant, one dict per round. After an `error` the contestant takes no further part."""
 
     what: Load | Command | Probe
     label: str
@@ -36,7 +36,7 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Whether there is an error that is not what the row shows, nor for want of a cgroup."""
+        """Whether there is an error that the table does not expect and that is not a missing cgroup."""
         expected = getattr(self.what, "may_fail", False) or (self.error or "").startswith("no memory cgroup")
         return self.error is not None and not expected
 
@@ -46,7 +46,7 @@ class Row:
 
 
 class Run:
-    """The tables that were asked for, on checkpoints in `cache`."""
+    """One run of the chosen tables, on checkpoints in `cache`."""
 
     def __init__(
         self, tables: Sequence[Table], loaders: Sequence[str], specs: Mapping[str, Spec], cache: Path
@@ -68,7 +68,7 @@ class Run:
         return sorted(set().union(*map(checkpoints_of, self.tables.values())))
 
     def bytes_to_write(self) -> int:
-        """Return how much disk the checkpoints need that are not in the cache yet."""
+        """Return the bytes of disk that the checkpoints take which are not in the cache yet."""
         absent = [name for name in self.checkpoints if not expected_path(self.cache / name).exists()]
         return sum(self._spec(name).nbytes for name in absent)
 
@@ -77,11 +77,11 @@ class Run:
             _say(f"writing {name}")
             spec, suffix = self._spec(name), name.rpartition(".")[2]
             checkpoints.write(spec, suffix, self.cache / name)
-        # Compile and read every package once: a first import after an installation is another thing.
+        # Every package is compiled and read once before: the first import after an installation takes longer.
         measure.command(["-c", "import torch, safetensors, shardload.load, shardload.cli"])
 
     def rounds(self, pairs: int, deadline: float) -> None:
-        """Run at most `pairs` rounds of each table; after the first, only one that is to end before `deadline`."""
+        """Run at most `pairs` rounds of each table; after the first, only rounds that should end by `deadline`."""
         for number in range(1, pairs + 1):
             for name, rows in self.rows.items():
                 left = [row for row in rows if row.wanted]

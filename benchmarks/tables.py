@@ -1,4 +1,4 @@
-"""What is measured: the checkpoints by name, and the tables, each a list of contestants on one task."""
+"""The checkpoints by name, and the tables to measure: each lists the contestants of one task."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ QUICK: dict[str, Spec] = {
 class Load:
     """One loader on one checkpoint ("NAME.SUFFIX").
 
-    `most` bounds the rounds of a slow one. `comparable` is False for one that has less to do than the others.
-    `dtype` is the row's own where it is not the table's; `spill` sends its casts to a file. One that `may_fail` is
-    there to show that it does. `x` is the row's place in a plot.
+    `most` limits the rounds of a slow contestant. `comparable` is False if the contestant has less to do than the
+    others. `dtype` replaces the dtype of the table; `spill` sends casts to a file. A contestant that `may_fail` is
+    listed to show its failure. `x` is the place of the row in a plot.
     """
 
     loader: str
@@ -74,7 +74,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Command:
-    """One python command, where `{NAME.SUFFIX}` stands for a checkpoint's folder; `over` is a row to subtract."""
+    """One python command; `{NAME.SUFFIX}` stands for the folder of a checkpoint, `over` names a row to subtract."""
 
     label: str
     arguments: tuple[str, ...]
@@ -92,9 +92,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure, and how it is shown: "s", "ms", "us" for seconds, "MB" for bytes, "n" for a count, "x" for a ratio.
+    """A figure and its unit: "s", "ms", "us" for seconds, "MB" for bytes, "n" for a count, "x" for a ratio.
 
-    "FIGURE x LOADER" is the median over the rounds of this row's figure by that of the loader's row.
+    "FIGURE x LOADER" is the median over the rounds of this row's figure divided by the same figure of the loader.
     """
 
     name: str
@@ -107,11 +107,12 @@ Row = Load | Command | Probe
 
 @dataclass(frozen=True)
 class Table:
-    """Contestants on one task. The part of the name before a hyphen names several tables together.
+    """The contestants of one task. Tables whose names have the same part before a hyphen can be chosen together.
 
-    `file` is where its results go; a run without --only measures those of "bench". `cold`: nothing of the checkpoint
-    is in the page cache when the process starts. `limit`: the share of the checkpoint's bytes that the process may
-    have as memory. `forward`: two forward passes are timed. `plot` names what a plot of the rows has on its x axis.
+    `file` names the file of the results; a run without --only measures the tables of "bench". With `cold`, no page of
+    the checkpoint is in the page cache when the process starts. `limit` is the memory that the process may take, as a
+    share of the checkpoint's bytes. With `forward`, two forward passes are timed. `plot` is the title of the x axis of
+    a plot of the rows.
     """
 
     name: str
@@ -463,14 +464,14 @@ TABLES = (
 
 
 def chosen(names: Sequence[str] | None) -> list[Table]:
-    """Return the tables of these names, or of names that begin so ("ready", "adapters")."""
+    """Return the tables with these names, or with these parts before a hyphen ("ready", "adapters")."""
     if names is None:
         return [table for table in TABLES if table.file == "bench"]
     return [table for table in TABLES if table.name in names or table.name.partition("-")[0] in names]
 
 
 def names() -> list[str]:
-    """Return the names that `chosen` knows."""
+    """Return the names that `chosen` accepts."""
     return list(
         dict.fromkeys(
             [*(table.name.partition("-")[0] for table in TABLES), *(table.name for table in TABLES)]

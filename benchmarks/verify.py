@@ -1,4 +1,4 @@
-"""Whether a model holds what was written: nobody wins by loading nothing."""
+"""Checks that a loaded model holds the stored values, so that no contestant wins by loading nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def expected_path(folder: str | Path) -> Path:
-    """Return the file beside a checkpoint that holds each stored parameter's `sample`."""
+    """Return the path of the file beside a checkpoint that holds the `sample` of each stored parameter."""
     folder = Path(folder)
     return folder.with_name(f"{folder.name}.expected.json")
 
 
 def sample(tensor: torch.Tensor) -> float:
-    """Sum some elements of a tensor: of a 16-bit tensor one from every page, and at least 16 of a small one.
+    """Return the sum of some elements: one of every page of a 16-bit tensor, and at least 16 of a small tensor.
 
     A cast to a wider dtype does not change the sum.
     """
@@ -27,9 +27,9 @@ def sample(tensor: torch.Tensor) -> float:
 
 
 def faults(model: nn.Module, folder: str | Path, dtype: str) -> list[str]:
-    """Return the names of tensors that are absent, on meta, of another dtype or of other values than were written.
+    """Return the names of tensors that are missing, on meta, or that have another dtype or other values than stored.
 
-    Right after a zero-copy load this is also the first touch of every page.
+    After a zero-copy load this check is also the first touch of every page.
     """
     expected: dict[str, float] = json.loads(expected_path(folder).read_text())
     parameters = dict(model.named_parameters())

@@ -1,9 +1,9 @@
-"""Run the matrix of adapter formats, layers and variants, and write docs/adapters_matrix.md.
+"""Runs the matrix of adapter formats, layers and variants, and writes docs/adapters_matrix.md.
 
     python scripts/adapters_matrix.py            # write the page
-    python scripts/adapters_matrix.py --check    # exit with 1 when the committed page says something else
+    python scripts/adapters_matrix.py --check    # exit with 1 when the committed page differs
 
-Needs peft, loralib and transformers: each cell's file is written by its own tool, and its logits are the tool's.
+Needs peft, loralib and transformers: each tool writes the file of its cell and computes the logits to compare with.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
         print(
             "the page is up to date"
             if same
-            else "the page says something else: run the script without --check"
+            else "the page differs from the results: run the script without --check"
         )
         return 0 if same else 1
     PAGE.write_text(text)
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def page() -> str:
-    """Return the page."""
+    """Run all cells and return the text of the page."""
     from importlib.metadata import version
 
     found = {cell: [run(cell, dtype) for dtype in LIMITS] for cell in CELLS}
@@ -87,7 +87,7 @@ def page() -> str:
 
 
 def run(cell: Cell, dtype: torch.dtype) -> Outcome:
-    """Run one cell in a folder of its own."""
+    """Run one cell in a new folder."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return outcome(cell, dtype, Path(folder) / "adapter")
@@ -107,7 +107,7 @@ def row(cell: Cell, single: Outcome, double: Outcome) -> str:
 
 
 def verdict(found: Outcome, error: float | None, limit: float, no_merge: str = "", no_disk: str = "") -> str:
-    """Return what one number of a cell says."""
+    """Return the text for one number of a cell."""
     if found.status != "passed":
         return found.status
     if error is None:
@@ -116,12 +116,12 @@ def verdict(found: Outcome, error: float | None, limit: float, no_merge: str = "
 
 
 def first_sentence(text: str) -> str:
-    """Return the reason without the key that it was found at, which may follow it."""
+    """Return a reason without the key that may follow it."""
     return text.partition(" base_model.")[0]
 
 
 def first_line(text: str) -> str:
-    """Return the reason alone of an error that goes on with where and cure."""
+    """Return the reason of an error, without its where and cure."""
     reason, _, rest = text.partition("\n")
     where = rest.partition("where:")[2].partition("\n")[0].partition(": ")[2].strip()
     return f"{reason}: {where}" if where and "/" not in where else reason

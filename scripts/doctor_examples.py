@@ -1,9 +1,9 @@
-"""Print what the doctor says of three real mismatches, and a plan, for README.md and docs/doctor.md.
+"""Prints the doctor's reports on three real mismatches, or a plan, for README.md and docs/doctor.md.
 
     python scripts/doctor_examples.py           # three mismatches
     python scripts/doctor_examples.py --plan    # the plan of a load that fuses Mixtral's experts
 
-Names and shapes are those of published checkpoints. The files are headers in front of a hole: nothing else is read.
+Names and shapes are those of published checkpoints. The files hold headers and a hole, because only headers are read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def main() -> None:
-    """Run the commands of the examples in a folder that holds nothing else."""
+    """Run the commands of the examples in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         if sys.argv[1:] == ["--plan"]:
             plan(Path(folder))
@@ -60,7 +60,7 @@ def plan(where: Path) -> None:
     folder.mkdir()
     shards = dealt(mixtral()[0], 5 * 10**9)
     for number, shapes in enumerate(shards, 1):
-        by_name = dict(sorted(shapes.items()))  # as the library writes them
+        by_name = dict(sorted(shapes.items()))  # in the order in which the safetensors library writes them
         write_headers(folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors", by_name, "BF16")
     print(run(where, "plan", "./mixtral-8x7b", "--map", "fuse.json").stdout, end="")
 
@@ -77,7 +77,7 @@ def run(where: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def dealt(shapes: Shapes, limit: int) -> list[Shapes]:
-    """Return shapes in shards of at most `limit` bytes in float16, layer after layer and expert after expert."""
+    """Divide shapes into shards of at most `limit` bytes in float16, layer after layer and expert after expert."""
 
     def place(key: str) -> tuple[int, list[int], str]:
         numbers = [int(segment) for segment in key.split(".") if segment.isdigit()]
@@ -96,21 +96,21 @@ def dealt(shapes: Shapes, limit: int) -> list[Shapes]:
 
 
 def write_headers(path: Path, shapes: Shapes, dtype: str = "F16") -> None:
-    """Write a safetensors file of tensors of 16 bits whose bytes are a hole in the file."""
+    """Write a safetensors file of 16-bit tensors whose data is a hole in the file."""
     header, at = {}, 0
     for key, shape in shapes.items():
         size = 2 * math.prod(shape)
         header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # as the library aligns the tensors
+    text += b" " * (-len(text) % 8)  # the safetensors library aligns tensors so
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + at)
 
 
 def numbered(template: str, *counts: int) -> list[str]:
-    """Return the keys of a template, its `{}` counted from 0."""
+    """Return the keys of a template, with each `{}` counted from 0."""
     keys = [template]
     for count in counts:
         keys = [key.replace("{}", str(number), 1) for key in keys for number in range(count)]
@@ -118,12 +118,12 @@ def numbered(template: str, *counts: int) -> list[str]:
 
 
 def block(layers: int, shapes: Shapes) -> Shapes:
-    """Return the keys of a list of layers."""
+    """Return the shapes by key of a list of equal layers."""
     return {key: shape for name, shape in shapes.items() for key in numbered(name, layers)}
 
 
 def llama_7b() -> Shapes:
-    """Return the 291 keys of a 7B decoder."""
+    """Return the shapes by key of a 7B decoder, 291 keys."""
     path = "model.layers.{}."
     return {
         "model.embed_tokens.weight": (32000, 4096),
@@ -142,13 +142,13 @@ def llama_7b() -> Shapes:
 
 
 def compiled() -> tuple[Shapes, Shapes]:
-    """Return a checkpoint saved from torch.compile inside DistributedDataParallel."""
+    """Return the shapes of a model saved from torch.compile inside DistributedDataParallel, and of the plain model."""
     wanted = llama_7b()
     return {f"_orig_mod.module.{key}": shape for key, shape in wanted.items()}, wanted
 
 
 def chatglm2() -> tuple[Shapes, Shapes]:
-    """Return ChatGLM2-6B, and a class with Llama's names, split attention and a fused gate."""
+    """Return the shapes of ChatGLM2-6B, and of a class with Llama's names, split attention and a fused gate."""
     old, new = "transformer.encoder.layers.{}.", "model.layers.{}."
     stored = {
         "transformer.embedding.word_embeddings.weight": (65024, 4096),
@@ -189,7 +189,7 @@ def chatglm2() -> tuple[Shapes, Shapes]:
 
 
 def mixtral() -> tuple[Shapes, Shapes]:
-    """Return Mixtral-8x7B's experts one by one, and a class that keeps them in two tensors a layer."""
+    """Return the shapes of Mixtral-8x7B with single experts, and of a class with two tensors of experts per layer."""
     common = {
         key: (32000, 4096) if len(shape) == 2 else shape
         for key, shape in llama_7b().items()

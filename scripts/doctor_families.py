@@ -1,9 +1,9 @@
-"""Run the doctor on every model family that transformers converts checkpoints of, one half at a time.
+"""Runs the doctor on each model family whose checkpoints transformers converts, one half of the families at a time.
 
     python scripts/doctor_families.py development
     python scripts/doctor_families.py held-out > table.md
 
-Needs transformers (the extra `oracles`). The rule of the split, and what is counted, is in tests/diagnosis/halves.py.
+Needs transformers (the extra `oracles`). tests/diagnosis/halves.py has the rule of the split and of the counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.diagnosis.scoring import Score, score
 
 
 def main() -> None:
-    """Print a table of one half, and the sums."""
+    """Print the table of one half and its sums."""
     half = sys.argv[1] if len(sys.argv) > 1 else "development"
     if half not in {"development", "held-out"}:
         sys.exit(__doc__)
@@ -51,7 +51,7 @@ def main() -> None:
 def _scored(pair: corpus.Pair) -> Score:
     try:
         return score(pair)
-    except Exception as error:  # noqa: BLE001 - a family on which the doctor fails has nothing right
+    except Exception as error:  # noqa: BLE001 - a family on which the doctor fails has no right key
         return Score(pair.family, len(pair.new), missed=[f"{type(error).__name__}: {error}"])
 
 

@@ -1,12 +1,12 @@
 # ruff: noqa: RUF001 - odd characters are what is tested
-"""Compare the tokenizers of published repos with those of the transformers release that they were written for.
+"""Compares tokenizers of published repos with the same tokenizers in the transformers that they were written for.
 
     python scripts/real_tokenizers.py FOLDER --oracle PYTHON [--oracle PYTHON …] [--train WORK]
 
-FOLDER holds a repo in each subfolder (config, code, vocabulary). PYTHON is an interpreter of an environment with a
-transformers; the first that can load a repo's tokenizer is its oracle. With `--train`, repos are copied to WORK, and
-where a vocabulary was not downloaded (a Git LFS pointer) a small sentencepiece model is trained in its place, on
-text written by this script: the ids are then not the published ones, the code that makes them is. Prints a table.
+FOLDER holds a repo in each subfolder (config, code, vocabulary). PYTHON is an interpreter with a transformers release;
+the first one that can load the tokenizer of a repo is the oracle of that repo. With `--train`, repos go to WORK.
+If a vocabulary was not downloaded (a Git LFS pointer), a small sentencepiece model is trained in its place on the texts
+of this script: the code that makes ids is then the published code, but the ids are not. Prints a table.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ MESSAGES = [
 
 
 def texts(count: int = 200) -> list[str]:
-    """Return strings that mix languages, code, spaces, odd characters and special tokens; always the same."""
+    """Return strings that mix languages, code, spaces, odd characters and special tokens; the same in every run."""
     chance = random.Random(3)
     fixed = ["", " ", CHINESE, ENGLISH, CODE, *ODD, *SPACES, *SPECIAL]
     found = fixed + [f"a{token}b" for token in SPECIAL] + [f" {token} c" for token in SPECIAL]
@@ -100,7 +100,7 @@ def texts(count: int = 200) -> list[str]:
 
 
 def measure(tokenizer: Any) -> dict[str, Any]:
-    """Return everything that is compared, as JSON; an error counts by its kind."""
+    """Return everything that is compared as JSON data; of an error only its class is compared."""
     strings = texts()
     found: dict[str, Any] = {
         "ids": [_try(lambda t=text: list(tokenizer(t)["input_ids"])) for text in strings],
@@ -112,7 +112,7 @@ def measure(tokenizer: Any) -> dict[str, Any]:
     found["without special"] = [
         _try(lambda i=i: tokenizer.decode(i, skip_special_tokens=True)) for i in found["ids"]
     ]
-    # The empty text by itself has no ids in some tokenizers: one row of none can't be padded.
+    # In some tokenizers the empty text has no ids, and a row without ids can't be padded.
     batch = [text for text in strings if text.strip()][:8]
     found["batch"] = _try(lambda: {k: _lists(v) for k, v in tokenizer(batch, padding=True).items()})
     found["cut"] = _try(lambda: list(tokenizer(ENGLISH, truncation=True, max_length=16)["input_ids"]))
@@ -139,7 +139,7 @@ def _plain(value: Any) -> Any:
 
 
 def train(repo: Path, oracles: list[str]) -> str | None:
-    """Put a small sentencepiece model where the repo has a pointer; return what was done."""
+    """Replace the Git LFS pointer of a repo by a small sentencepiece model; return a note on what was made."""
     pointers = [p for p in repo.glob("*.model") if p.stat().st_size < 1024]
     settings = json.loads((repo / "tokenizer_config.json").read_text()) if pointers else {}
     if not pointers and (repo / "tokenizer_config.json").exists() and not list(repo.glob("*.model")):
@@ -147,7 +147,7 @@ def train(repo: Path, oracles: list[str]) -> str | None:
         if "auto_map" not in named and not (repo / "tokenizer.json").exists():
             pointers, settings = [repo / "tokenizer.model"], named
             _train_sentencepiece(pointers[0], settings)
-            # Published repos of such classes have a tokenizer.json, made from the model by transformers.
+            # Published repos of such classes have a tokenizer.json, which transformers made from the model.
             subprocess.run([oracles[0], "-W", "ignore", __file__, "--convert", str(repo)], check=True)
             return "tokenizer.json made here"
     for path in pointers:
@@ -241,7 +241,7 @@ HEADER = (
 
 
 def _ask(python: str, repo: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return what the transformers of another environment gives, and its version."""
+    """Return the measurements by the transformers of another interpreter, and its version."""
     with tempfile.TemporaryDirectory() as cache:
         done = subprocess.run(
             [python, "-W", "ignore", __file__, "--answer", str(repo)],
@@ -258,19 +258,19 @@ def _ask(python: str, repo: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def answer(repo: str) -> None:
-    """Print what the installed transformers gives for a repo, as JSON."""
+    """Print the measurements by the installed transformers for a repo as JSON."""
     import transformers
 
     transformers.logging.set_verbosity_error()
+    # `use_fast` decides in transformers 4 and older only.
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         repo, trust_remote_code=True, use_fast=_is_fast(repo)
     )
-    # The default is what decides in transformers 4 and older.
     print(json.dumps({"version": transformers.__version__, "measured": measure(tokenizer)}))
 
 
 def convert(repo: str) -> None:
-    """Write a repo's tokenizer.json with the installed transformers."""
+    """Write the tokenizer.json of a repo with the installed transformers."""
     import transformers
 
     transformers.AutoTokenizer.from_pretrained(repo).backend_tokenizer.save(

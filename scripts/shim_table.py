@@ -1,8 +1,8 @@
-"""Write docs/shim.md: every name of the stand-in for transformers, what it does, and since when the real one differs.
+"""Writes docs/shim.md: every name of the stand-in for transformers, its behaviour, and its state in today's release.
 
-    python scripts/shim_table.py        # in an environment with a transformers of today
+    python scripts/shim_table.py        # in an environment with today's transformers
 
-What a name does is the first sentence of its docstring. Whether today's transformers still has it is looked up.
+The behaviour of a name is the first sentence of its docstring; the installed transformers shows its state.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ behaves differently.
 
 
 def sentence(text: str | None) -> str:
-    """Return the first sentence of a docstring, on one line and fit for a table."""
+    """Return the first sentence of a docstring on one line, escaped for a table."""
     line = " ".join((text or "").split("\n\n")[0].split())
     return line.split(". ")[0].rstrip(".").replace("|", "\\|")
 
 
 def explained(tree: ast.Module) -> dict[str, str]:
-    """Return what each name that a module defines does."""
+    """Return the description of each name that a module defines."""
     found: dict[str, str] = {}
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -87,7 +87,7 @@ def explained(tree: ast.Module) -> dict[str, str]:
 
 
 def said(value: ast.expr | None) -> str:
-    """Return what a name does that is assigned rather than defined."""
+    """Return the description of a name that is assigned, not defined by `def` or `class`."""
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
         texts = [
             arg.value for arg in value.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
@@ -107,7 +107,7 @@ def said(value: ast.expr | None) -> str:
 
 
 def fields(call: ast.Call) -> str:
-    """Return the fields of an output, with the groups that its module names resolved."""
+    """Return the names of all fields of an output class."""
     kind = getattr(
         importlib.import_module("shardload.transformers_shim.modeling_outputs"), call.args[0].value
     )
@@ -115,7 +115,7 @@ def fields(call: ast.Call) -> str:
 
 
 def now(module: str, name: str) -> str:
-    """Return what today's transformers has under that name."""
+    """Return the state of a name in the installed transformers: "same", "gone" or how it differs."""
     if name in DIFFERS:
         return DIFFERS[name]
     try:

@@ -1,10 +1,10 @@
-"""Print the files of the package that one operation enters: those in which a function is called.
+"""Prints the files of the package in which an operation calls a function.
 
     python scripts/trace_road.py              # a table of the three operations
-    python scripts/trace_road.py --files      # and the files of each, with their functions
+    python scripts/trace_road.py --files      # also the files of each operation and their functions
 
-Each operation runs twice in this process and the second run is traced, on all threads, so that imports and the
-module bodies that they run are not counted. `tests/test_road.py` holds the numbers.
+Each operation runs twice in this process, and the second run is traced on all threads, so imports and the module
+bodies that they run are not counted. `tests/test_road.py` checks the numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PACKAGE = Path(shardload.__file__).parent
 
 
 def entered(operation: Callable[[], object]) -> dict[str, list[str]]:
-    """Run an operation twice; return the functions that the second run calls, by file relative to the package."""
+    """Run an operation twice; return the functions that the second run calls, by file in the package."""
     operation()
     found: dict[str, dict[str, None]] = defaultdict(dict)
 
@@ -51,7 +51,7 @@ def entered(operation: Callable[[], object]) -> dict[str, list[str]]:
 
 
 def operations(folder: Path) -> dict[str, Callable[[], object]]:
-    """Return the three operations, on small checkpoints that they find in a folder."""
+    """Write small checkpoints to a folder, and return the three operations on them."""
     plain = folder / "plain"
     shardload.save(nn.Linear(4, 4, bias=False), plain)
     (plain / "config.json").write_text('{"width": 4}')
@@ -88,7 +88,7 @@ def write_lora(folder: Path) -> None:
 
 
 def main() -> None:
-    """Print the table."""
+    """Run and trace the operations, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--files", action="store_true", help="list the files and their functions")
     listed = parser.parse_args().files

@@ -1,4 +1,4 @@
-"""torch alone: the model on meta, `load_state_dict(assign=True)` shard by shard, mapped wherever torch can."""
+"""torch alone: a model on meta, and `load_state_dict(assign=True)` for each shard, mapped where torch can map it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _shell_of(job: dict[str, Any]) -> Callable[[], nn.Module]:
         config = LlamaConfig.from_pretrained(job["folder"])
         with torch.device("meta"):
             model = LlamaForCausalLM(config)
-        # No checkpoint holds the rotary table, so it would stay on meta.
+        # No checkpoint holds the rotary table, so the table would stay on meta.
         model.model.rotary_emb = LlamaRotaryEmbedding(config)
         return model
 

@@ -1,4 +1,4 @@
-"""No loader: import torch and map the files. What is faster than this does not read the files."""
+"""No loader: imports torch and maps the files. Nothing that reads the files can be faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""shardload.from_pretrained: with the class of transformers, of the repo's own code, or given."""
+"""shardload.from_pretrained, with a class of transformers, of the repo's own code, or of the caller."""
 
 from __future__ import annotations
 

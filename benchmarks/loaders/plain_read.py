@@ -1,4 +1,4 @@
-"""No loader and no torch tensors: two threads read the files from beginning to end into buffers of their own."""
+"""No loader and no tensors: two threads read the files from beginning to end, each into its own buffer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def prepare(job: dict[str, Any]) -> Callable[[], None]:
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
-    import torch  # noqa: F401 - as all others: only the reading is to differ
+    import torch  # noqa: F401 - all other loaders import torch too: only the reading should differ
 
     def load() -> None:
         blocks = iter(

@@ -1,4 +1,4 @@
-"""transformers' from_pretrained, with its defaults: the model on meta, weights placed one after another."""
+"""transformers' from_pretrained with its defaults: a model on meta, whose weights are set one after another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepare(job: dict[str, Any]) -> Callable[[], nn.Module]:
 
 
 def _many_linears() -> Any:
-    """Return ManyLinears as transformers wants a class to be."""
+    """Return ManyLinears as a PreTrainedModel of transformers."""
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from benchmarks.models import build
@@ -38,6 +38,6 @@ def _many_linears() -> Any:
             self.post_init()
 
         def _init_weights(self, module: nn.Module) -> None:
-            """Nothing: the checkpoint holds every weight."""
+            """Do nothing: the checkpoint holds every weight."""
 
     return ManyLinears

@@ -1,4 +1,4 @@
-"""The tutorials' way: a real model, then each shard is read whole and copied in."""
+"""The loop of many tutorials: a real model, into which each shard is copied after it is read whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurements of several contestants in one process, in turn: `python -m benchmarks.probes.NAME ARGUMENT…`.
+"""Probes: each measures several contestants in turn in one process: `python -m benchmarks.probes.NAME ARGUMENT…`.
 
-Each prints one line of JSON with its figures: seconds, and ratios.
+Each probe prints one line of JSON with its figures: seconds and ratios.
 """

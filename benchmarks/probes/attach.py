@@ -1,4 +1,4 @@
-"""Attaching and loading several adapters: `attach MODULES ADAPTERS`, of which PEFT loads at most ADAPTERS."""
+"""Measures attaching and loading four adapters, of which PEFT loads the first ADAPTERS: `attach MODULES ADAPTERS`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
     figures = {}
     with tempfile.TemporaryDirectory() as scratch:
         folders = [write_adapter(Path(scratch, name), modules, seed) for seed, name in enumerate("abcd")]
-        # What is loaded the first time in a process (imports, kernels) is not measured.
+        # The first load of a process (imports, kernels) is not measured.
         few = [write_adapter(Path(scratch, "few", name), 4, 0) for name in "ab"]
         for load in (ours, theirs):
             load(4, few)
@@ -70,7 +70,7 @@ def timed(load):
 
 
 def check(layers, folder, name):
-    """Raise unless the first and the last layer have the file's weights."""
+    """Raise unless the first and the last layer have the weights of the file."""
     stored = load_file(folder / "adapter_model.safetensors")
     for number in (0, len(layers) - 1):
         layer = layers[number].o
@@ -78,7 +78,7 @@ def check(layers, folder, name):
             if not torch.equal(
                 factors[name].weight, stored[f"base_model.model.layers.{number}.o.{part}.weight"]
             ):
-                raise SystemExit(f"{part} of layer {number} is not what the file holds")
+                raise SystemExit(f"{part} of layer {number} differs from the file")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""32 rows with 32 adapters, beside 32 rows with one: `batch TOKENS`, at width 4096 and rank 8."""
+"""Measures 32 rows with 32 adapters against 32 rows with one, at width 4096 and rank 8: `batch TOKENS`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of linear layers, and LoRA files for them as PEFT writes them."""
+"""Makes models of linear layers, and LoRA files for them as PEFT writes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Attention(nn.Module):
 
 
 class Layers(nn.Module):
-    """`modules` linear layers, four a layer; the weights are zeros."""
+    """A model of `modules` Linears, four per layer, whose weights are zeros."""
 
     def __init__(self, modules, width=WIDTH):
         super().__init__()

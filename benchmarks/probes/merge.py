@@ -1,7 +1,8 @@
-"""Merging an adapter into a checkpoint on disk, beside PEFT's load, merge and save: `merge SIZE PAIRS`.
+"""Measures a merge into a checkpoint on disk against PEFT's load, merge and save: `merge SIZE PAIRS`.
 
-SIZE is "llama" (1.5 GB, every linear layer), "wide" (one tensor of 512 MB), or "tiny". Every run is a fresh process,
-in turn, the base in the page cache; outputs are flushed by whoever flushes them, and compared bit by bit.
+SIZE is "llama" (1.5 GB, every linear layer), "wide" (one tensor of 512 MB), or "tiny". The contestants
+run in turn, each in a fresh process with the base in the page cache. Each flushes its output or not, as it always does;
+the outputs are compared bit by bit.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.checkpoints import Spec, llama, write
 from benchmarks.measure import ROOT, warm
 from benchmarks.memory import memory
 
-RANK, ALPHA = 16, 24  # a scale of 1.5: no power of two, so that the order of operations shows in the bits
+RANK, ALPHA = 16, 24  # the scale 1.5 is no power of two, so the order of operations changes the bits
 SECONDS = 240
 WHO = ("ours", "unverified", "peft")
 
@@ -63,7 +64,7 @@ def main() -> None:
 def figures_of(
     runs: dict[str, list[dict[str, float]]], sums: dict[str, dict[str, str]], spec: Spec, targets: int
 ) -> dict[str, Any]:
-    """Return the medians, the median of the ratios pair by pair, and how many tensors are the same bits."""
+    """Return medians, the median of the ratios of each pair, and the number of tensors with equal bits."""
     found: dict[str, Any] = {"base_bytes": spec.nbytes, "merged_tensors": targets, "pairs": len(runs["ours"])}
     for who in WHO:
         for name in ("wall_s", "work_s", "cpu_s", "anon"):
@@ -86,7 +87,7 @@ def figures_of(
 
 
 def write_adapter(folder: Path, spec: Spec) -> int:
-    """Write a PEFT adapter for every linear layer with deltas of about 1% of the weights; return their number."""
+    """Write a PEFT adapter for every linear layer, with deltas of about 1% of the weights; return how many layers."""
     folder.mkdir()
     random = torch.Generator().manual_seed(1)
     tensors: dict[str, torch.Tensor] = {}
@@ -116,7 +117,7 @@ def write_adapter(folder: Path, spec: Spec) -> int:
 
 
 def measured(who: str, spec: Spec, base: Path, adapter: Path, out: Path) -> dict[str, float]:
-    """Run one contestant in a fresh process; `anon` is its peak of anonymous memory over that after the imports."""
+    """Run one contestant in a fresh process; `anon` is how far its anonymous memory rises after the imports."""
     warm(str(base))
     job = {"who": who, "kind": spec.kind, "config": spec.config}
     job |= {"base": str(base), "adapter": str(adapter), "out": str(out)}
@@ -147,7 +148,7 @@ def measured(who: str, spec: Spec, base: Path, adapter: Path, out: Path) -> dict
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return dtype, shape and SHA-256 of every tensor of a folder, read by the format's definition alone."""
+    """Return dtype, shape and SHA-256 of every tensor of a folder, read without any library."""
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""One merge in a process of its own: `python -m benchmarks.probes.merge_child JOB`. Prints one line of JSON."""
+"""Runs one merge in its own process and prints one line of JSON: `python -m benchmarks.probes.merge_child JOB`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def ours(job: dict[str, Any]) -> Callable[[], object]:
     import shardload
 
-    shardload.merge_to_disk  # noqa: B018 - imported when it is first named
+    shardload.merge_to_disk  # noqa: B018 - the first access imports it
     verify = job["who"] == "ours"
     return lambda: shardload.merge_to_disk(
         job["base"], job["adapter"], job["out"], verify=verify, progress=False
@@ -25,9 +25,9 @@ def ours(job: dict[str, Any]) -> Callable[[], object]:
 
 
 def theirs(job: dict[str, Any]) -> Callable[[], object]:
-    """PEFT as its documentation merges: load the base, load the adapter, merge_and_unload, save.
+    """Return a merge by PEFT as its documentation does it: load the base, load the adapter, merge_and_unload, save.
 
-    Not with low_cpu_mem_usage=True: over a bfloat16 base PEFT 0.21 narrows an fp32 adapter to bfloat16 then.
+    low_cpu_mem_usage=True is not used: with it, PEFT 0.21 casts an fp32 adapter to bfloat16 over a bfloat16 base.
     """
     import peft
     from safetensors.torch import load_file, save_file
@@ -36,7 +36,7 @@ def theirs(job: dict[str, Any]) -> Callable[[], object]:
         from transformers import AutoModelForCausalLM, LlamaForCausalLM, logging
 
         logging.disable_progress_bar()
-        del LlamaForCausalLM  # so that its import is not measured
+        del LlamaForCausalLM  # the import above is not measured
 
         def merge() -> None:
             base = AutoModelForCausalLM.from_pretrained(job["base"], dtype="auto")

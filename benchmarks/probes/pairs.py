@@ -1,4 +1,4 @@
-"""Timing several functions in turn, so that all meet the same noise."""
+"""Times several functions in turn, so that all meet the same noise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import median
 
 
 def in_turn(contestants, seconds, block):
-    """Return each one's seconds a call, round by round: blocks of `block` calls, for `seconds` or at least 7 rounds."""
+    """Return each function's seconds per call in each round of `block` calls, for `seconds` or at least 7 rounds."""
     for run in contestants.values():
         for _ in range(3):
             run()
@@ -23,10 +23,10 @@ def in_turn(contestants, seconds, block):
 
 
 def over(rounds, name, base):
-    """Return the median over the rounds of what one costs more than another."""
+    """Return the median over the rounds of the seconds that `name` takes beyond those of `base`."""
     return median(a - b for a, b in zip(rounds[name], rounds[base], strict=True))
 
 
 def times(rounds, name, base):
-    """Return the median over the rounds of how many times the other's time one takes."""
+    """Return the median over the rounds of the time of `name` divided by that of `base`."""
     return median(a / b for a, b in zip(rounds[name], rounds[base], strict=True))

@@ -1,4 +1,4 @@
-"""A region of each large tensor of a cold checkpoint: seconds, and bytes from the disk by bytes asked for.
+"""Measures reading a region of each matrix of a cold checkpoint: seconds, and bytes read per byte asked for.
 
 `python -m benchmarks.probes.partial FOLDER rows|columns` prints the figures of shardload and of safetensors' slices.
 """
@@ -45,12 +45,12 @@ def main() -> None:
         figures[f"{label}_times"] = (_read_bytes() - before) / asked
         sums.append(total)
     if sums[0] != sums[1]:
-        raise SystemExit(f"the two disagree: {sums}")
+        raise SystemExit(f"shardload and safetensors read different values: {sums}")
     print(json.dumps(figures))
 
 
 def _middle(shape: tuple[int, ...], kind: str) -> Region:
-    """Return the middle quarter of the rows, or of the columns."""
+    """Return the region of the middle quarter of the rows or columns."""
     size = shape[0] if kind == "rows" else shape[1]
     part = slice(size * 3 // 8, size * 5 // 8)
     return (part, slice(None)) if kind == "rows" else (slice(None), part)

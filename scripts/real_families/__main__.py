@@ -1,16 +1,16 @@
-"""Load real published model code with shardload and compare it, bit by bit, with torch's own `load_state_dict`.
+"""Loads the code of published models with shardload, and compares each bit with torch's own `load_state_dict`.
 
     python scripts/real_families FOLDER [--oracle PYTHON] [--remote-base WHO] [--pretend-cuda]
                                         [--output TABLE.md] [--only NAME …]
 
-FOLDER holds one folder a repo, each with `config.json` (scaled down) and the repo's own .py files; `inputs.json` says
-what a forward pass is given where that is not token ids (`Family.inputs`). Weights are random, in 7 shards, once as
-.bin and once as .safetensors, stored in the config's `torch_dtype`. The oracle is the same class, built on the CPU
-and filled by `load_state_dict(assign=True)`. The code's own requirements (einops, numpy, accelerate …) must be
-importable. PYTHON is an interpreter with transformers 4.41.2, for what is generated.
+FOLDER holds one folder per repo, with `config.json` (scaled down) and the repo's own .py files; `inputs.json` describes
+the arguments of a forward pass that does not take token ids (`Family.inputs`). Weights are random, in 7 shards, once as
+.bin and once as .safetensors, in the config's `torch_dtype`. The oracle is the same class, built on the CPU and filled
+by `load_state_dict(assign=True)`. The packages that the code needs (einops, numpy, accelerate …) must be importable.
+PYTHON is an interpreter with transformers 4.41.2, whose generated tokens are compared.
 
-A step is a function of a Family that returns the text of its cell and raises what went wrong; each file of steps
-has them in `STEPS`, by column.
+A step is a function of a Family that returns the text of its cell, or raises an error; each file of steps lists them
+in `STEPS` by column.
 """
 
 from __future__ import annotations
@@ -29,17 +29,13 @@ import pretend_cuda
 import torch
 from family import Family
 
-CLASS_MAY_FAIL = (
-    "training",
-    "left padding",
-    "sampling",
-    "beam search",
-)  # a class that does not do these is whole without
+# A class may lack these features.
+CLASS_MAY_FAIL = ("training", "left padding", "sampling", "beam search")
 STEPS = {**loading.STEPS, **generation.STEPS}
 
 
 def check(folder: Path, arguments: argparse.Namespace) -> tuple[list[str], bool, str]:
-    """Return a table row, whether all went well, and details of the failures."""
+    """Return a row of the table, whether every step passed, and the tracebacks of failures."""
     with tempfile.TemporaryDirectory() as work:
         family = Family(folder, Path(work), arguments.remote_base)
         family.transformers, family.pretends_cuda = arguments.oracle, arguments.pretend_cuda
@@ -50,18 +46,18 @@ def check(folder: Path, arguments: argparse.Namespace) -> tuple[list[str], bool,
             except loading.ClassFailsError as error:
                 good = good and column in CLASS_MAY_FAIL
                 cells.append(f"the class itself fails: {error}")
-            except Exception as error:  # noqa: BLE001 - a table of what works shows every failure
+            except Exception as error:  # noqa: BLE001 - the table shows every failure
                 good = False
                 cells.append(f"**{type(error).__name__}**")
                 details += f"\n{folder.name}, {column}:\n{traceback.format_exc()}"
-                if column in ("import", "build"):  # nothing else can be told without these
+                if column in ("import", "build"):  # all other steps need these two
                     cells += ["-"] * (len(STEPS) - len(cells))
                     break
         return [folder.name, family.served_by or "-", *cells], good, details
 
 
 def main() -> int:
-    """Check every repo of a folder, print the table, and return 1 when anything went wrong."""
+    """Check every repo of a folder, print the table, and return 1 if a step failed, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""One repo: its code, random weights for it in both formats, its inputs, and the oracle."""
+"""Family: one repo with its code, random weights in both formats, inputs, and the oracle."""
 
 from __future__ import annotations
 
@@ -43,18 +43,17 @@ class Family:
         described = folder / "inputs.json"
         self.described = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
         self.method = self.described.pop("_method", "forward")
-        self.attributes = self.described.pop("_attributes", {})  # what the class's own chat() sets first
+        self.attributes = self.described.pop("_attributes", {})  # the class's own chat() sets them first
         self.own_generation = self.described.pop("_generation", None)  # {name of a method: its arguments}
-        self.prompt = self.described.pop(
-            "_prompt", None
-        )  # what `generate` is given, where that is not token ids
-        self.may_generate = self.described.pop("_generates", True)  # false: in a way of its own
+        # The arguments of `generate`, if it does not take token ids.
+        self.prompt = self.described.pop("_prompt", None)
+        self.may_generate = self.described.pop("_generates", True)  # false if only other methods generate
         self.served_by: str | None = None
         self.transformers: str | None = None  # an interpreter with another release, to compare with
         self.pretends_cuda = False
 
     def import_class(self) -> str:
-        """Import the repo's config and model classes; name the packages that it cannot do without."""
+        """Import the repo's config and model classes."""
         source, _ = find_source(self.folder)
         trust = CodeTrust(True, remote_base=self.remote_base)
         self.config = load_config(source, self.config_json, trust).config
@@ -67,7 +66,7 @@ class Family:
         beside = ""
         try:
             model = self.make()
-        except Exception as error:  # noqa: BLE001 - a class whose initialisation fails is never built without weights
+        except Exception as error:  # noqa: BLE001 - initialisation fails in classes that are only ever built to load weights
             model = self.make_uninitialised()
             beside = f"; its _init_weights fails: {str(error.__cause__ or error)[:60]}"
         if {n: p.shape for n, p in model.named_parameters()} != self.declared():
@@ -83,7 +82,7 @@ class Family:
         for module in {
             name.rpartition(".")[0] for name, value in model.state_dict().items() if _is_packed(value)
         }:
-            for name in self.state:  # the scales beside packed integers, which are up to 255 of them
+            for name in self.state:  # the scales of packed integers, whose values go up to 255
                 if name.rpartition(".")[0] == module and self.state[name].is_floating_point():
                     self.state[name] = self.state[name] / 30
         self.state |= {name: self.state[other] for name, other in self.tied.items()}
@@ -93,19 +92,19 @@ class Family:
         return f"ok, {len(self.state)} tensors{beside}"
 
     def declared(self) -> dict[str, torch.Size]:
-        """Return the shapes of the parameters as the constructors make them: nothing is initialised in a shell."""
+        """Return the shapes of the parameters as the constructors make them: a shell runs no initialisation."""
         return {n: p.shape for n, p in shardload.build_shell(self.make).model.named_parameters()}
 
     def make_uninitialised(self) -> nn.Module:
-        """Return a model of the class without its own initialisation, from now on."""
+        """Switch off the class's own initialisation for good, and return a model."""
         kind = type(shardload.build_shell(self.make).model)
-        for owner in kind.__mro__:  # the inner model, of another class, inherits it too
+        for owner in kind.__mro__:  # the inner model, of another class, inherits the method too
             if "_init_weights" in vars(owner) and ".repos." in owner.__module__:
                 owner._init_weights = lambda _self, _module: None  # type: ignore[attr-defined]
         return self.make()
 
     def make(self) -> nn.Module:
-        """Return a new model of the class; where it writes `.cuda()` and there is no such device, on the CPU."""
+        """Return a new model of the class; on a machine without CUDA, `.cuda()` leaves tensors on the CPU."""
         config, cuda = copy.deepcopy(self.config), torch.Tensor.cuda
         if constructing() or torch.cuda.is_available():
             return self.resolved.make(config)
@@ -116,7 +115,7 @@ class Family:
             torch.Tensor.cuda = cuda  # type: ignore[method-assign]
 
     def shell(self) -> str:
-        """Build the class as a shell: every parameter takes no memory."""
+        """Build the class as a shell, and check that no parameter takes memory."""
         shell = shardload.build_shell(self.make)
         parameters = list(shell.model.parameters())
         real = [name for name, value in shell.model.named_parameters() if not value.is_meta]
@@ -125,19 +124,19 @@ class Family:
         return f"ok, {len(parameters)} on meta"
 
     def make_oracle(self, like: nn.Module | None = None) -> nn.Module:
-        """Return the class built on the CPU and filled by torch; tensors at the addresses of `like`'s, modulo 64."""
+        """Return the model built on the CPU and filled by torch, with tensors at the addresses in `like`, modulo 64."""
         model, state = self.make(), {name: value.clone() for name, value in self.state.items()}
         if like is not None:
             there = like.state_dict()
             state = {name: _at_address_of(there[name], value) for name, value in state.items()}
         model.load_state_dict(state, assign=True)
-        for name, other in self.tied.items():  # assigning made two parameters of one
+        for name, other in self.tied.items():  # the assignment split one parameter into two
             path, _, last = name.rpartition(".")
             setattr(model.get_submodule(path), last, model.get_parameter(other))
         return self.finished(model.eval())
 
     def finished(self, model: nn.Module) -> nn.Module:
-        """Return the model after what its class's own `from_pretrained` does around the loading."""
+        """Return the model after the steps that its class's own `from_pretrained` adds to the load."""
         source, _ = find_source(self.folder)
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             finish_by_its_class(model, source, Report(str(self.folder)))
@@ -168,7 +167,7 @@ class Family:
         return model
 
     def from_pretrained(self, folder: Path, dtype: Any = "auto") -> nn.Module:
-        """Load a folder with shardload, its code served as the caller says."""
+        """Load a folder with shardload, with the chosen base for its code."""
         return shardload.from_pretrained(
             folder, trust_remote_code=True, dtype=dtype, remote_base=self.remote_base
         )
@@ -181,17 +180,18 @@ class Family:
         return ids
 
     def inputs(self, dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """Return what a forward pass is given: token ids, or what the repo's inputs.json describes.
+        """Return the arguments of a forward pass: token ids, or the arguments that the repo's inputs.json describes.
 
-        There a list of numbers is a tensor of ids, {"numbers": …} one that stays apart in a list, {"shape": …} random
-        numbers of the dtype, {"_tokenizer": …} what `generate` asks a tokenizer, and anything else itself.
+        In inputs.json a list of numbers is a tensor of ids, {"numbers": …} is such a tensor inside a list, {"shape": …}
+        is a tensor of random numbers in the dtype, {"_tokenizer": …} is a tokenizer for `generate`, and any other value
+        is the argument itself.
         """
         if not self.described:
             return {"input_ids": self.ids()}
         return self.made(self.described, dtype)
 
     def made(self, described: dict[str, Any], dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """Return arguments from their description."""
+        """Return arguments made from their description."""
         generator = torch.Generator().manual_seed(3)
         dtype = dtype or next(self.oracle.parameters()).dtype
 
@@ -211,24 +211,24 @@ class Family:
         return {name: made(value) for name, value in described.items()}
 
     def call(self, model: nn.Module, inputs: dict[str, Any], **options: Any) -> Any:
-        """Run the model's forward pass with those of the options that it takes, and return its output."""
+        """Run the model's forward pass with the options that it accepts, and return its output."""
         method = getattr(self.prepared(model), self.method)
         taken = inspect.signature(method).parameters
         every = any(one.kind is one.VAR_KEYWORD for one in taken.values())
         return method(**inputs, **{name: value for name, value in options.items() if every or name in taken})
 
     def prepared(self, model: nn.Module) -> nn.Module:
-        """Return the model with the attributes set that the class's own entry point sets first."""
+        """Set the attributes that the class's own entry point sets first, and return the model."""
         for name, value in self.attributes.items():
             setattr(model, name, value)
         return model
 
     def takes(self, model: nn.Module, *names: str) -> bool:
-        """Whether the model's forward pass names these arguments."""
+        """Whether the model's forward pass has arguments of these names."""
         return set(names) <= set(inspect.signature(getattr(model, self.method)).parameters)
 
     def loss(self, model: nn.Module) -> torch.Tensor:
-        """Return the model's own loss; where it has none, that of predicting each next token, or the squares' sum."""
+        """Return the model's own loss, else the loss of predicting each next token, else the sum of squares."""
         inputs = self.inputs(torch.float32)
         ids = inputs.get("decoder_input_ids", inputs.get("input_ids"))
         labels = {"labels": ids} if self.takes(model, "labels") else {}
@@ -245,7 +245,7 @@ class Family:
 
 @dataclass
 class _Tokenizer:
-    """The ends that a class's own `generate` asks a tokenizer for."""
+    """A tokenizer for a class's own `generate`, which asks it for the end tokens."""
 
     eos_token_id: int
 
@@ -254,7 +254,7 @@ class _Tokenizer:
 
 
 def _random(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return random values for a tensor; packed integers, which are zeros until they are loaded, get some too."""
+    """Return random values for a tensor, also for packed integers, which are zeros before a load."""
     if value.is_floating_point():
         return (torch.randn(value.shape) * 0.2).to(dtype)
     if not _is_packed(value):
@@ -264,12 +264,12 @@ def _random(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _is_packed(value: torch.Tensor) -> bool:
-    """Whether a tensor is integers for several numbers each: nothing else is a matrix of zeros of that kind."""
+    """Whether a tensor holds packed integers: only those are matrices of integer zeros before a load."""
     return value.dim() > 1 and not value.is_floating_point() and value.dtype != torch.bool and not value.any()
 
 
 def _at_address_of(other: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return a copy of `value` in memory whose address is that of `other`, modulo 64."""
+    """Return a copy of `value` at an address that equals the address of `other`, modulo 64."""
     room = torch.empty(value.nbytes + 64, dtype=torch.uint8)
     start = (other.data_ptr() - room.data_ptr()) % 64
     copy = room[start : start + value.nbytes].view(value.dtype).view(value.shape)
@@ -277,7 +277,7 @@ def _at_address_of(other: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def tensors(output: Any, name: str = "output") -> dict[str, torch.Tensor]:
-    """Return every tensor in an output by its place: tuples, dictionaries and outputs are opened."""
+    """Return all tensors in an output by their place in it, also those in tuples, dictionaries and other outputs."""
     if isinstance(output, torch.Tensor):
         return {name: output}
     if isinstance(output, dict):
@@ -290,7 +290,7 @@ def tensors(output: Any, name: str = "output") -> dict[str, torch.Tensor]:
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write contiguous tensors by the format's description: safetensors' own function for torch needs NumPy."""
+    """Write contiguous tensors as a safetensors file; the function of the library needs NumPy for that."""
     codes = {name: code for code, name in TORCH_NAMES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""

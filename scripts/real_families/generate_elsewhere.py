@@ -1,6 +1,6 @@
-"""Load a repo with an installed transformers and generate: a question as JSON on stdin, the answer on stdout.
+"""Loads a repo with the installed transformers and generates: reads a question as JSON, and prints the answer.
 
-This file runs in an environment of its own, without shardload.
+This file runs in another environment, without shardload.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 import transformers
 from transformers import dynamic_module_utils
 
-# It would demand every package that is imported anywhere in the code, in branches that never run too.
+# transformers' own check demands every package that the code imports anywhere, even in branches that never run.
 dynamic_module_utils.check_imports = dynamic_module_utils.get_relative_imports
 
 RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
 def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> Any:
-    """Return the new tokens, or a text that says how generation failed."""
+    """Return the new tokens, or the text of the error if generation failed."""
     if "arguments" in question:
         given, start = {name: tensor(one) for name, one in question["arguments"].items()}, 0
     else:
@@ -42,13 +42,13 @@ def answer(model: Any, question: dict[str, Any], settings: dict[str, Any]) -> An
     try:
         settings |= {"max_new_tokens": question["new"], "eos_token_id": None, **pad}
         every = model.generate(**{**given, **settings}) if given else model.generate(ids, **settings)
-    except Exception as error:  # noqa: BLE001 - the caller says what the other release does
+    except Exception as error:  # noqa: BLE001 - the caller reports the error of this release
         return f"{type(error).__name__}: {str(error)[:60]}"
     return every[:, start:].tolist()
 
 
 def tensor(value: Any) -> Any:
-    """Return the tensor of a dtype and numbers, in lists too; anything else is itself."""
+    """Return the tensor that a dtype and numbers describe, also inside lists; return any other value unchanged."""
     if isinstance(value, list):
         return [tensor(one) for one in value]
     if isinstance(value, dict):
@@ -57,21 +57,20 @@ def tensor(value: Any) -> Any:
 
 
 def main() -> None:
-    """Answer one question."""
+    """Read one question from stdin and print the answer."""
     transformers.logging.set_verbosity_error()
     question = json.load(sys.stdin)
     if question.get("cuda"):
         pretend_cuda.begin()
     folder = Path(question["folder"])
-    sys.path.append(str(folder))  # for code that imports its own files without a dot
+    sys.path.append(str(folder))  # some code imports its own files by absolute names
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     auto = "AutoModelForCausalLM" if "AutoModelForCausalLM" in config["auto_map"] else "AutoModel"
     kind, models, answers = getattr(transformers, auto), {}, []
     for settings in question["cases"]:
         dtype = settings.pop("_dtype", config.get("torch_dtype", "float32"))
-        if (
-            dtype not in models
-        ):  # tables are computed in the dtype that is asked for: a later cast is not the same
+        # The model computes its tables in this dtype: a cast after the load would give other tables.
+        if dtype not in models:
             loaded = kind.from_pretrained(folder, trust_remote_code=True, torch_dtype=getattr(torch, dtype))
             models[dtype] = loaded.eval()
         answers.append(answer(models[dtype], question, settings))

@@ -1,8 +1,8 @@
-"""Generation, compared token by token with the transformers release that the code was written for.
+"""Compares generated tokens with those of the transformers release that the code was written for.
 
-The other release runs in an interpreter of its own (`--oracle PYTHON`), which loads the same files. Where it fails
-by itself, and where none is given, greedy tokens are compared with an argmax loop without a cache. Weights are of a
-scale at which the tokens differ; what that release ties after loading is one tensor.
+The other release runs in another interpreter (`--oracle PYTHON`), which loads the same files. If the other release
+fails or is not given, greedy tokens are compared with an argmax loop without a cache. The weights have a scale at which
+the tokens differ; parameters that the release ties after loading are one tensor.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BEAMS = tuple({"do_sample": False, **settings} for settings in _BEAMS)
 
 
 def lively(family: Family) -> Path:
-    """Write the repo with weights at which the likeliest token changes from step to step; returns the folder."""
+    """Write the repo with weights for which the most likely token changes from step to step, and return the folder."""
     folder = family.work / "lively"
     if folder.exists():
         return folder
@@ -64,9 +64,8 @@ def lively(family: Family) -> Path:
             if value.dim() < 2:
                 random = random * 0.1 + (1 if name == "weight" else 0)
             else:
-                inputs = (
-                    value[0].numel() if value.dim() == 4 else value.shape[-1]
-                )  # of images, a window of channels
+                # A convolution over images takes a window of all channels.
+                inputs = value[0].numel() if value.dim() == 4 else value.shape[-1]
                 random *= 0.3 if isinstance(module, nn.Embedding) else 3 / inputs**0.5
             state[f"{path}.{name}".lstrip(".")] = random.to(value.dtype)
     for name, other in {**family.tied, **_ties(model)}.items():
@@ -78,7 +77,7 @@ def lively(family: Family) -> Path:
 
 
 def _ties(model: nn.Module) -> dict[str, str]:
-    """Return {name of the output embeddings' weight: that of the input's} where the config ties them."""
+    """Return {name of the output embedding: name of the input embedding} if the config ties them, else {}."""
     output = model.get_output_embeddings()
     if output is None or not getattr(model.config, "tie_word_embeddings", True):
         return {}
@@ -89,9 +88,9 @@ def _ties(model: nn.Module) -> dict[str, str]:
 
 
 def prompt(family: Family, length: int = 12) -> Any:
-    """Return token ids, (1, length), with the special tokens that ChatGLM-6B looks for at the end.
+    """Return token ids of shape (1, length), with the special tokens at the end that ChatGLM-6B looks for.
 
-    Where the repo's inputs.json describes the arguments of `generate` under `_prompt`, return those by name.
+    If the repo's inputs.json describes the arguments of `generate` under `_prompt`, return these arguments by name.
     """
     if family.prompt:
         return family.made(family.prompt)
@@ -107,8 +106,8 @@ def load(family: Family, dtype: Any = "auto") -> Any:
 
 
 def run(model: Any, ids: Any, **settings: Any) -> list[list[int]]:
-    """Return the new tokens of `generate`, with no end before the last; all of them for a prompt by names."""
-    # A repo's own generate may know no padding token.
+    """Return the new tokens of `generate`, without a stop at an end token; all tokens for a prompt of arguments."""
+    # A repo's own generate may accept no padding token.
     pad = {} if model.generation_config is None or not _is_base(model) else {"pad_token_id": 0}
     torch.manual_seed(5)
     settings |= {"max_new_tokens": NEW, "eos_token_id": None, **pad}
@@ -122,9 +121,9 @@ def _is_base(model: Any) -> bool:
 
 
 def oracle(family: Family, cases: list[dict[str, Any]]) -> list[Any]:
-    """Return the other release's new tokens for each case's settings, or a text that says how it failed.
+    """Return the new tokens of the other release for the settings of each case, or the text of its error.
 
-    It is asked once for all that the steps compare: it takes longer to start than to generate.
+    The other release runs once for the cases of all steps: it takes longer to start than to generate.
     """
     if not hasattr(family, "generated"):
         every, ids = [*GREEDY, *SAMPLED, *_beams_of(family)], prompt(family)
@@ -152,7 +151,7 @@ def oracle(family: Family, cases: list[dict[str, Any]]) -> list[Any]:
 
 
 def _as_json(value: Any) -> Any:
-    """Return tensors, in lists too, as their dtypes and numbers; anything else is itself."""
+    """Return tensors, also inside lists, as dtype and numbers; return any other value unchanged."""
     if isinstance(value, list):
         return [_as_json(one) for one in value]
     if not isinstance(value, torch.Tensor):
@@ -161,7 +160,7 @@ def _as_json(value: Any) -> Any:
 
 
 def argmax(family: Family, model: Any, ids: torch.Tensor) -> list[int]:
-    """Return the likeliest tokens, each from a forward pass over all before it."""
+    """Return the most likely tokens, each from a forward pass over all tokens before it."""
     start = ids.shape[1]
     with torch.no_grad():
         for _ in range(NEW):
@@ -202,14 +201,14 @@ def greedy(family: Family) -> str:
 
 
 def built(family: Family, model: Any) -> Any:
-    """Return the class built on the CPU with a loaded model's weights."""
+    """Return a model of the class, built on the CPU, with the weights of a loaded model."""
     reference = family.make()
     reference.load_state_dict(model.state_dict(), assign=True)
     return family.finished(reference.eval())
 
 
 def own(family: Family) -> str:
-    """Compare what a class's own way to generate gives, with the class built on the CPU."""
+    """Compare the output of a class's own method of generation with that of the model built on the CPU."""
     ((name, arguments),) = family.own_generation.items()
     model = load(family)
 
@@ -228,9 +227,9 @@ def sampling(family: Family) -> str:
 
 
 def beams(family: Family) -> str:
-    """Compare what beam search finds, by the likeliest tokens and by drawn ones.
+    """Compare the tokens of beam search, greedy and sampled.
 
-    In float32 where that can be: beams are often as good as one another, and halves round differently.
+    The dtype is float32 where possible: beams often have equal scores, and half precision rounds differently.
     """
     return compared(family, _beams_of(family), "auto" if _keeps_its_dtype(family) else torch.float32)
 
@@ -241,12 +240,12 @@ def _beams_of(family: Family) -> list[dict[str, Any]]:
 
 
 def _keeps_its_dtype(family: Family) -> bool:
-    """Whether a prompt has pixels of the dtype, or the class makes its layers in halves whatever the config says."""
+    """Whether the model can't run in float32: its prompt has pixels, or its layers are always in half precision."""
     return bool(family.prompt) or "gmask_token_id" in family.config_json
 
 
 def compared(family: Family, cases: list[dict[str, Any]], dtype: Any = "auto") -> str:
-    """Compare tokens of several settings with the other release's; its failures are no fault here."""
+    """Compare the tokens of several settings with those of the other release; settings that fail there are left out."""
     if not family.transformers:
         return "no oracle"
     if not generates(family):
@@ -267,9 +266,9 @@ def compared(family: Family, cases: list[dict[str, Any]], dtype: Any = "auto") -
 
 
 def padding(family: Family) -> str:
-    """Compare a batch with left padding with the other release's; with its rows alone where there is none.
+    """Compare a batch with left padding with the other release, or with its single rows if there is no other release.
 
-    Both in float32: halves round differently.
+    Both run in float32: half precision rounds differently.
     """
     if not generates(family) or family.prompt:
         return "-"
@@ -278,7 +277,7 @@ def padding(family: Family) -> str:
     model = load(family, torch.float32)
     batch, mask, case = padded(family)
     own = {}
-    if model.config.model_type == "chatglm":  # position_ids come from its tokenizer
+    if model.config.model_type == "chatglm":  # its tokenizer makes position_ids
         own["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     if family.transformers and not own:
         (expected,) = oracle(family, [case])
@@ -292,7 +291,7 @@ def padding(family: Family) -> str:
 
 
 def padded(family: Family) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Return a batch of two rows, of which the second has padding on the left, its mask, and the oracle's case."""
+    """Return a batch of two rows, the second with padding on the left, its mask, and the case for the oracle."""
     batch = torch.cat([prompt(family), nn.functional.pad(prompt(family, 19)[:, -7:], (5, 0))])
     mask = torch.ones_like(batch)
     mask[1, :5] = 0

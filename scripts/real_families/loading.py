@@ -1,4 +1,4 @@
-"""Loading, compared with the class built on the CPU and filled by torch: each step is one column of the table."""
+"""Compares loaded models with the class built on the CPU and filled by torch; each step is a column of the table."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class ClassFailsError(Exception):
-    """The repo's own class fails at something, built and filled by torch alone, and in the same way when loaded."""
+    """The repo's own class fails with the same error when torch fills it and when shardload loads it."""
 
 
 def in_both(function: Callable[[nn.Module], Any], *models: nn.Module) -> list[Any]:
-    """Return a function's results for the models; raises ClassFailsError where it fails in the same way for all."""
+    """Return the results of a function for the models. Raises ClassFailsError if it fails in the same way for all."""
     results, errors = [], []
     for model in models:
         try:
@@ -39,10 +39,10 @@ def in_both(function: Callable[[nn.Module], Any], *models: nn.Module) -> list[An
 
 
 def logits(family: Family, suffix: str) -> str:
-    """Compare all that a plain forward pass returns: logits, caches, features.
+    """Compare all tensors that a forward pass returns: logits, caches, features.
 
-    BLAS may round by the address of a matrix. Where that shows, the class is filled with the same tensors at the
-    addresses (modulo 64) that they have in the file, and the cell says so.
+    The rounding of BLAS may depend on the address of a matrix. If the results differ, the oracle is filled once more,
+    with tensors at the addresses (modulo 64) that they have in the file, and the cell says so.
     """
 
     def answer(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def logits(family: Family, suffix: str) -> str:
 
 
 def outputs(family: Family) -> str:
-    """Compare hidden states and the tuple that `return_dict=False` gives."""
+    """Compare hidden states, and the tuple of `return_dict=False`."""
     models, cells = (family.oracle, family.load("bin")), []
     for name, options in (
         ("hidden states", {"output_hidden_states": True, "return_dict": True}),
@@ -78,7 +78,7 @@ def outputs(family: Family) -> str:
 
 
 def cache(family: Family) -> str:
-    """Decode three tokens with the cache; also compare their logits with a pass without it."""
+    """Compare three tokens that are decoded with the cache, and their logits with those of a pass without the cache."""
     if not generates(family):
         return "the class does not generate"
     if family.served_by == "transformers" or family.prompt:
@@ -98,7 +98,7 @@ def cache(family: Family) -> str:
 
 
 def generates(family: Family) -> bool:
-    """Whether the class writes on from token ids with `generate`."""
+    """Whether the class continues token ids by `generate`."""
     model = family.oracle
     if family.prompt:
         return True
@@ -115,17 +115,17 @@ def generates(family: Family) -> bool:
 
 
 def full(family: Family, ids: torch.Tensor) -> dict[str, Any]:
-    """Return what else than ids a pass over all of them is given: a mask of ones, where the repo's inputs have one."""
+    """Return the arguments beside the ids for a pass over all ids; if the repo's inputs have a mask, it is all ones."""
     more = {name: value for name, value in family.described.items() if name != "input_ids"}
     return {**more, **({"attention_mask": torch.ones_like(ids)} if "attention_mask" in more else {})}
 
 
 def training(family: Family) -> str:
-    """Compare loss and gradients in float32: kept activations, and checkpointed ones in both of torch's ways."""
+    """Compare loss and gradients in float32, without checkpointing and with both of torch's variants of it."""
     counts, beside = [], ""
     for way in (None, {"use_reentrant": True}, {"use_reentrant": False}):
         loaded = _gradients(family, family.load("safetensors"), way)
-        # A new oracle: some code keeps rotary tables of the dtype in which it ran first.
+        # The oracle is made anew: some code keeps rotary tables in the dtype of its first run.
         expected = _gradients(family, family.make_oracle(), way)
         if isinstance(loaded, Exception) or isinstance(expected, Exception):
             if isinstance(loaded, Exception) and isinstance(expected, Exception):
@@ -150,9 +150,9 @@ def training(family: Family) -> str:
 
 
 def _gradients(family: Family, model: Any, way: dict[str, Any] | None) -> Any:
-    """Return the loss and the gradients; what is not there to be trained, as a text; the error of a class that fails.
+    """Return the loss and the gradients; or a text if there is nothing to train; or the error of the class.
 
-    None where the class has no such checkpointing.
+    None if the class does not support this checkpointing.
     """
     model.float().train()
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -165,32 +165,32 @@ def _gradients(family: Family, model: Any, way: dict[str, Any] | None) -> Any:
         if not isinstance(loss, torch.Tensor):
             return "nothing that it returns has a gradient"
         loss.backward()
-    except Exception as error:  # noqa: BLE001 - compared with the other's
+    except Exception as error:  # noqa: BLE001 - compared with the error of the other model
         return error
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **gradients}
 
 
 def _file_of(error: Exception) -> str:
-    """Return the name of the file in which an error was raised, in the code that caused it."""
+    """Return the name of the file in which the cause of an error was raised."""
     return Path(traceback.extract_tb((error.__cause__ or error).__traceback__)[-1].filename).name
 
 
 def _checkpointing(family: Family, model: Any, way: dict[str, Any]) -> bool:
-    """Turn gradient checkpointing on; False where the class has none, or its own method does nothing."""
+    """Turn gradient checkpointing on; return False if the class has none, or if its own method does nothing."""
     if not model.supports_gradient_checkpointing:
         return False
     enable = model.gradient_checkpointing_enable
     if "gradient_checkpointing_kwargs" in inspect.signature(enable).parameters:
         enable(gradient_checkpointing_kwargs=way)
-    elif way["use_reentrant"]:  # releases before 4.35 know this way only
+    elif way["use_reentrant"]:  # releases before 4.35 have only this variant
         enable()
     else:
         return False
     if not model.is_gradient_checkpointing and "gradient_checkpointing_enable" in _own(type(model)):
         return False
     if "input_ids" in family.inputs(torch.float32) and hasattr(model, "enable_input_require_grads"):
-        with contextlib.suppress(NotImplementedError):  # the class names no embeddings
+        with contextlib.suppress(NotImplementedError):  # the class has no input embeddings
             model.enable_input_require_grads()
     assert model.is_gradient_checkpointing
     return True
@@ -202,7 +202,7 @@ def _own(cls: type) -> set[str]:
 
 
 def on_meta(family: Family) -> str:
-    """List parameters, buffers and plain tensor attributes that are still on meta."""
+    """Check that no parameter, buffer or plain tensor attribute is still on meta."""
     left = []
     for suffix in ("bin", "safetensors"):
         for path, module in family.load(suffix).named_modules():
@@ -214,7 +214,7 @@ def on_meta(family: Family) -> str:
 
 
 def decode(family: Family, model: nn.Module, ids: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
-    """Choose the likeliest token `steps` times with the class's own hooks for generation, as `generate` calls them."""
+    """Choose the most likely token `steps` times with the class's own hooks, called as `generate` calls them."""
     kwargs: dict[str, Any] = {"use_cache": True, "attention_mask": torch.ones_like(ids)}
     if hasattr(model, "_initial_cache"):
         kwargs = model._initial_cache(kwargs)
@@ -232,7 +232,7 @@ def decode(family: Family, model: nn.Module, ids: torch.Tensor, steps: int) -> d
 
 
 def same(expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> str:
-    """Return "equal" when every tensor is finite and agrees to the bit; raises ValueError naming one that is not."""
+    """Return "equal" if all logits are finite and all bits agree. Raises ValueError with the name of another tensor."""
     if expected.keys() != got.keys():
         raise ValueError(f"different tensors: {sorted(expected.keys() ^ got.keys())[:4]}")
     for name, value in expected.items():
@@ -246,7 +246,7 @@ def same(expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> str
 
 
 def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal, and NaN in the same places (masks and router scores have some)."""
+    """Whether two tensors are equal, with NaN in the same places (masks and router scores contain NaN)."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 

@@ -1,7 +1,7 @@
-"""CUDA's calls answered by the CPU, for code that can't do without them on a machine that has no CUDA.
+"""Answers CUDA calls on the CPU, for code that needs CUDA on a machine without it.
 
-Devices, `.cuda()`, streams and the current device; and the probe for flash-attn, where a stand-in of that can be
-imported. This file is used with shardload and, in an environment of its own, without it.
+It covers devices, `.cuda()`, streams and the current device, and the probe for flash-attn when a stand-in of flash-attn
+can be imported. The file is used with shardload, and without it in an environment of another transformers release.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NUMBER = 0  # of the device that is said to be the current one
+NUMBER = 0  # the number of the pretended current device
 
 
 class _OnCpu(TorchFunctionMode):
@@ -35,14 +35,14 @@ class _OnCpu(TorchFunctionMode):
 
 
 def on_cpu(value: Any) -> Any:
-    """Return "cpu" for a CUDA device in any form; anything else is itself."""
+    """Return "cpu" for a CUDA device in any form, and any other value unchanged."""
     is_name = isinstance(value, str) and value.startswith("cuda")
     is_device = isinstance(value, torch.device) and value.type == "cuda"
     return "cpu" if is_name or is_device or value is NUMBER else value
 
 
 def begin() -> None:
-    """Answer CUDA's calls in this process from now on. Call it before the code is imported."""
+    """Answer the CUDA calls of this process from now on. Call this before the code is imported."""
     _OnCpu().__enter__()
     torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
     torch.cuda.current_device = lambda: NUMBER

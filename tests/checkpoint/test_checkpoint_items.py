@@ -1,4 +1,4 @@
-"""Checkpoint.items yields pairs in file order, one shard at a time; the readers of others are the oracles."""
+"""Checkpoint.items yields pairs in file order, one shard at a time; safetensors and torch are the oracles."""
 
 from __future__ import annotations
 
