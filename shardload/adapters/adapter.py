@@ -1,4 +1,4 @@
-"""What every adapter file format can do, and what all of them say. A new format is one new file beside this one."""
+"""What adapter files hold, in terms that every file format shares. A new format is one new file in `formats/`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class AdapterFile:
 
     @property
     def label(self) -> str:
-        """The weight file as people name it: folder or `org/name@commit`, then the file."""
+        """The weight file for messages: folder or `org/name@commit`, then the file."""
         return f"{self.checkpoint.label}/{self.weights}"
 
     @property
     def config_label(self) -> str:
-        """The config file as people name it."""
+        """The config file for messages."""
         return f"{self.checkpoint.label}/{self.config_name}"
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """What B @ A of a layer is multiplied with: alpha / rank, alpha / sqrt(rank) with rsLoRA, or a fixed number."""
+    """The factor of B @ A in a layer: alpha / rank, alpha / sqrt(rank) with rsLoRA, or a fixed number."""
 
     alpha: float = 1.0
     use_rslora: bool = False
@@ -59,15 +59,15 @@ class Scaling:
 class LoraEntry:
     """One adapted layer as a file stores it: `delta = scale * B @ A`, and `scale * bias` where B has a bias.
 
-    `path` is the layer's module path in the model that was trained, without wrapper segments. What shapes `a` and
-    `b` have depends on the kind of the layer; for a Linear (rank, in) and (out, rank), swapped where `columns`.
-    `magnitude` is DoRA's vector. `stated_rank` is the config's, if it gives one.
+    `path` is the layer's module path in the model that was trained, without wrapper segments. The shapes of `a` and
+    `b` depend on the kind of the layer: (rank, in) and (out, rank) for a Linear, swapped where `columns` is True.
+    `magnitude` is DoRA's vector. `stated_rank` is the config's rank, None if the config has none.
 
-    `parameters` are the names that the config's `target_parameters` may mean at this path, and `depth` which of them
-    the entry is for: 0 is the last one in the module's order. `peft_version` is the writer's, (major, minor).
-    `merged`: the factors may be a MergedLinear's, with the parts that `enable` says (None: not said).
-    `initial` is an initialisation that also changed the base ("pissa", "olora", "loftq …"): the delta is relative to
-    the base as it was changed.
+    `parameters` are the names that the config's `target_parameters` may mean at this path. `depth` selects one of
+    them: 0 is the last one in the module's order. `peft_version` is the PEFT that wrote the file, (major, minor).
+    `merged`: the factors may be a MergedLinear's, of which `enable` says the active parts (None: unknown).
+    `initial` is an initialisation that also changed the base ("pissa", "olora"): the delta is relative to the
+    changed base.
     """
 
     path: str
@@ -99,7 +99,7 @@ class LoraEntry:
             yield ref
 
     def rank_by_shapes(self) -> int:
-        """Return the rank that the shape of A gives; the config's where B disagrees with it. At least 1."""
+        """Return the rank from the shape of A, or the config's rank where B disagrees with A. At least 1."""
         inner = self.a.shape[-1:] if self.columns else self.a.shape[:1]
         outer = self.b.shape[:1] if self.columns else self.b.shape[1:2]
         rank = inner[0] if inner else 0
@@ -108,7 +108,7 @@ class LoraEntry:
         return max(rank, 1)
 
     def is_merged(self) -> bool:
-        """Whether the factors are those of a MergedLinear: A has the rows of several groups."""
+        """Return whether the factors belong to a MergedLinear: A has the rows of several groups."""
         if not self.merged or len(self.a.shape) != 2 or len(self.b.shape) not in {2, 3}:
             return False
         if self.enable is not None and len(self.enable) > 1:
@@ -123,8 +123,8 @@ class ReplacedEntry:
 
     `path` is the module that owns the tensor, `attribute` the tensor's name in it. `copies` are further stored
     copies of the same values, `spares` are stored values of the base that are not used. `declared` is False when
-    the config does not account for the tensor. `tied`: tensors that are tied to this one in the base follow it
-    (those of modules_to_save are trained apart from what they were tied to).
+    the config does not account for the tensor. `tied`: tensors that are tied to this one in the base are replaced
+    too (tensors of modules_to_save are trained apart from their ties).
     """
 
     path: str
@@ -153,7 +153,7 @@ class RowsEntry:
 
     @property
     def a(self) -> TensorRef:
-        """The stored rows, which take the place of A."""
+        """The stored rows; other entries have A here."""
         return self.ref
 
     def parts(self) -> Iterator[tuple[str, TensorRef]]:
@@ -167,10 +167,10 @@ class RowsEntry:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the caller says about a file that the file itself does not.
+    """What the caller says about a file.
 
-    `alpha` counts instead of the config's lora_alpha; `enable_lora` are the parts of a MergedLinear that are on.
-    With `strict` what file and config disagree in is a fault, else a warning.
+    `alpha` replaces the config's lora_alpha; `enable_lora` are the active parts of a MergedLinear. Where file and
+    config disagree, it is a fault with `strict`, else a warning.
     """
 
     strict: bool = True
@@ -197,12 +197,12 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class AdapterContent:
-    """All that an adapter file holds, in terms that no longer depend on its format.
+    """The whole content of an adapter file, whatever its format.
 
-    `faults` were found in the file alone. `bias` ("none", "all", "lora_only") and `whole_modules` say what else
-    must be in the file when the model has it: biases, and every tensor of modules whose path ends with one of
-    these names. `targets` are the module names that the adapter was made for, when it lists them. `replication` are
-    the runs of layers (first, end) that the base's layers are repeated in before anything is matched.
+    `faults` were found in the file alone. `bias` ("none", "all", "lora_only") and `whole_modules` say which other
+    tensors of the model the file must hold: biases, and every tensor of the modules whose path ends with one of
+    these names. `targets` are the module names that the adapter was made for, if the config lists them. `replication`
+    are runs of layers (first, end): the base's layers are repeated in these runs before anything is matched.
     """
 
     format: str
@@ -223,16 +223,16 @@ class AdapterFormat(Protocol):
 
     @property
     def name(self) -> str:
-        """The name shown to people: "PEFT LoRA"."""
+        """The name for messages: "PEFT LoRA"."""
 
     def matches(self, file: AdapterFile) -> bool:
-        """Whether a file is of this format, by its keys."""
+        """Return whether a file is of this format, by its keys."""
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterContent:
         """Sort every stored tensor into an entry or a fault; no weight is read.
 
-        Raises UnsupportedError for a variant that is known and not done, CorruptError for a config that is no
-        valid one, UsageError for what only the caller knows. What `strict=False` lets pass becomes a warning.
+        Raises UnsupportedError for a known variant that this version does not load, CorruptError for an invalid
+        config, UsageError when the caller has to pass a value. With `strict=False` some faults become warnings.
         """
 
 
@@ -259,7 +259,7 @@ SHARDED = (
     "the tensor has no elements: the model was sharded (DeepSpeed ZeRO-3, FSDP) and not gathered when the "
     "adapter was saved"
 )
-"""What is wrong with an empty tensor in an adapter file."""
+"""The fault of an empty tensor in an adapter file."""
 
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 

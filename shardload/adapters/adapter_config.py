@@ -1,4 +1,4 @@
-"""adapter_config.json of an adapter that is attached: the settings it came with, checked against what it is now."""
+"""adapter_config.json of an attached adapter: the settings that it was loaded with, where they still hold."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _PLAIN_INITS = ("gaussian", "orthogonal", "eva", "mica")
 
 @dataclass(frozen=True)
 class LayerSetting:
-    """What a config has to say of one layer: its path in the model, its rank as stored, its scale, its dropout."""
+    """What a config must give for one layer: its path in the model, its rank as stored, its scale, its dropout."""
 
     path: str
     rank: int
@@ -58,14 +58,14 @@ def adapter_config(
 ) -> dict[str, Any]:
     """Return a config that gives exactly these layers, ranks and scales; `paths` are all modules of the model.
 
-    What was `given` (the file's config, or the caller's settings) stays where it is still true; targets and patterns
-    that are not are written out layer by layer. `facts` go before what was given.
+    `given` is the file's config, or the caller's settings: what still holds is kept, and targets and patterns that no
+    longer hold are written out layer by layer. `facts` take precedence over `given`.
     """
     layers = [LayerSetting(canonical(one.path), one.rank, one.scale, one.dropout) for one in layers]
     kept = {key: value for key, value in (given or {}).items() if key not in _MERGED_LINEAR}
     config = {**_DEFAULTS, **kept, **facts, "inference_mode": True}
     if isinstance(config["init_lora_weights"], str) and config["init_lora_weights"] not in _PLAIN_INITS:
-        # Such an adapter was made relative to the base as it is when it was attached: it is a plain one now.
+        # Such an adapter became a plain one when it was attached: it is relative to the unchanged base now.
         config["init_lora_weights"] = True
     if layers:
         config["lora_dropout"] = layers[0].dropout
@@ -95,7 +95,7 @@ def _patterns(config: Mapping[str, Any], layers: list[LayerSetting]) -> dict[str
     alphas = {
         one.path: one.scale * (math.sqrt(one.rank) if config["use_rslora"] else one.rank) for one in layers
     }
-    # A whole number is written as one, as people write it.
+    # 16, not 16.0.
     alphas = {
         path: round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha for path, alpha in alphas.items()
     }

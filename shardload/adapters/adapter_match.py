@@ -1,4 +1,4 @@
-"""What a matched adapter is: its layers and tensors beside those of the model, and what does not fit."""
+"""AdapterMatch: an adapter's layers and tensors paired with the model's, and what does not fit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MOST_NEAREST = 20
 
 @dataclass(frozen=True)
 class LayerMatch:
-    """A stored layer and the module of the model that it adapts; `path` is the model's.
+    """A stored layer and the module of the model that it adapts; `path` is the module's path in the model.
 
-    `kind` is the module's kind of layer, `reading` how the stored tensors fit it: their term and shapes. `ties`
-    are modules tied to this one that take the same factors.
+    `kind` is the module's kind of layer, `reading` the term and the shapes of the stored tensors in it. `ties` are
+    modules that are tied to this one and take the same factors.
     """
 
     entry: LoraEntry | RowsEntry
@@ -37,10 +37,10 @@ class LayerMatch:
 
 @dataclass(frozen=True)
 class ReplacedMatch:
-    """A stored tensor and the parameter or buffer that it replaces; `path` is its module's in the model.
+    """A stored tensor and the parameter or buffer that it replaces; `path` is the module's path in the model.
 
-    `ties` are further places of the same parameter, as module and name, which the stored tensor takes too.
-    `resized`: it has another number of rows than the one in its place.
+    `ties` are the other modules and names of the same parameter: the stored tensor replaces it there too.
+    `resized`: the stored tensor has another number of rows than the model's.
     """
 
     entry: ReplacedEntry
@@ -57,7 +57,7 @@ class ReplacedMatch:
 
 @dataclass
 class AdapterMatch:
-    """The plan of one attach; `faults` empty means that it can be carried out."""
+    """The plan of one attach; it can be carried out when `faults` is empty."""
 
     layers: list[LayerMatch] = field(default_factory=list)
     replaced: list[ReplacedMatch] = field(default_factory=list)
@@ -78,5 +78,5 @@ class AdapterMatch:
 
     def nearest(self, path: str, index: ModuleIndex) -> str | None:
         """Return the model's module that looks most like a path, for the first few faults."""
-        # To compare a path with thousands of others takes time, and a long list of faults is cut anyway.
+        # Comparing a path with thousands of others takes time, and messages show a few faults only.
         return index.nearest(path) if len(self.faults) < _MOST_NEAREST else None

@@ -15,8 +15,8 @@ _MOST_FAULTS_SHOWN = 12
 class AdapterRow:
     """One stored tensor and the tensor of the model that it became.
 
-    `dtype` is the stored code; `scale` is what B @ A is multiplied with, None for a tensor that replaces one of
-    the base; `note` says what happened beside that (a cast, a copy that was compared).
+    `dtype` is the stored code; `scale` is the factor of B @ A, None for a tensor that replaces one of the base;
+    `note` says what else happened (a cast, a copy that was compared).
     """
 
     key: str
@@ -29,7 +29,7 @@ class AdapterRow:
 
 @dataclass(frozen=True)
 class AdapterFault:
-    """One thing in which file and model, or file and config, disagree.
+    """One disagreement of file and model, or of file and config.
 
     `kind` is one of "unexpected", "missing", "shape", "rank", "duplicate", "config", "ambiguous", "base" (a
     MismatchError), "unsupported" (UnsupportedError), "empty", "not finite", "dtype" (CorruptError).
@@ -43,7 +43,7 @@ class AdapterFault:
     model_shape: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
-        """Return the fault on one line: key, what is wrong, both shapes, the nearest module."""
+        """Return the fault on one line: key, text, both shapes, the nearest module."""
         line = f"{shown(self.key)}: {self.text}"
         if self.stored_shape is not None and self.model_shape is not None:
             line += f" (stored {self.stored_shape}, the model's is {self.model_shape})"
@@ -68,7 +68,7 @@ class AdapterReport:
 
     `base` is the base model that the adapter's config names. `modules` counts the adapted layers, `ranks` and
     `scales` count layers by value. `nbytes` is the size of the stored tensors, `seconds` the whole call.
-    `merged`: it was folded into the base while that was loaded; `least_share` is then the smallest share of a delta
+    `merged`: the adapter was merged while the base was loaded; `least_share` is then the smallest share of a delta
     that survived the rounding.
     """
 
@@ -137,24 +137,24 @@ class AdapterReport:
 
 
 def fault_lines(faults: tuple[AdapterFault, ...]) -> list[str]:
-    """Return a line a fault, the first dozen of them, then how many more of each kind there are."""
+    """Return one line for each of the first twelve faults, then the number of the others by kind."""
     lines = [str(fault) for fault in faults[:_MOST_FAULTS_SHOWN]]
     rest = Counter(fault.kind for fault in faults[_MOST_FAULTS_SHOWN:])
     return lines + [f"and {count} more ({kind})" for kind, count in rest.items()]
 
 
 def shown(text: str) -> str:
-    """Return text that comes from a file, with control and other unprintable characters escaped."""
+    """Return text from a file with control and other unprintable characters escaped."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def size_of(nbytes: int) -> str:
-    """Return a size in bytes as people read it."""
+    """Return a number of bytes in MB or kB."""
     return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB"
 
 
 def counted(values: dict[Any, int]) -> str:
-    """Return the values, with how many layers have each where there are several."""
+    """Return the values as text, with the number of layers of each where there are several."""
     if len(values) == 1:
         return f"{next(iter(values)):g}"
     return ", ".join(f"{value:g} ({count} layers)" for value, count in values.items()) or "none"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def check_owner(model: nn.Module, match: AdapterMatch) -> None:
-    """Raise UsageError when a layer was adapted through another root (one switch rules one model), or is merged."""
+    """Raise UsageError for a layer that was adapted through another root module, and while adapters are merged."""
     adapters = adapters_of(model)
     if adapters is not None:
         check_unmerged(adapters)
@@ -50,10 +50,9 @@ def attach_values(
 ) -> None:
     """Attach read tensors to their layers and freeze the base; the first adapter becomes the active one.
 
-    `report` says its name and whether it trains, and is told whether it is active; `config` is the adapter's.
-
-    Nothing here can fail for what a file holds: that was judged before. If it is interrupted all the same, the
-    model is put back as it was.
+    The report gives the name and whether the adapter trains; it learns whether the adapter is active. `config` is the
+    adapter_config.json. The content of the file was judged before and can't fail here; after an interrupt the model
+    is as it was.
     """
     adapters = adapters_of(model)
     if adapters is None:
@@ -77,9 +76,9 @@ def attach_values(
 
 
 def replace_adapter(model: nn.Module, old: Attached, values: AdapterValues) -> Attached:
-    """Replace an attached adapter, which may not be replacing tensors of the base at this moment, by read tensors.
+    """Replace an attached adapter by read tensors. The old one may not be replacing tensors of the base at this moment.
 
-    Raises UsageError when the new one can't be active as the old one is: then nothing has been changed.
+    Raises UsageError when the new one can't be active with the others that are: then nothing has changed.
     """
     adapters, name = record_of(model), old.name
     new = Attached(name, old.trainable)
@@ -153,7 +152,7 @@ def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
 
 
 def detach(model: nn.Module, name: str) -> None:
-    """Take one adapter off, in place. After the last one the model is as it was: classes, parameters, gradients.
+    """Detach one adapter, in place. After the last one the model is as it was: classes, parameters, gradients.
 
     Raises UsageError when no adapter of this name is attached, or a `with` block that is open runs with it.
     """

@@ -1,4 +1,4 @@
-"""attach_lora: a fresh LoRA that changes nothing yet, ready to be trained."""
+"""attach_lora: a fresh LoRA, ready to be trained, that does not change the output yet."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def attach_lora(
 
 
 def _plain(names: object) -> Any:
-    """Return names as JSON has them: one text, or a list."""
+    """Return names as JSON types: a string, or a list of strings."""
     return (
         names
         if isinstance(names, str) or not isinstance(names, (list, tuple, set, frozenset))
@@ -141,9 +141,9 @@ def _plain(names: object) -> Any:
 
 
 def _settings(config: Mapping[str, Any]) -> PeftSettings:
-    """Check the settings; raises UsageError naming all that are wrong."""
+    """Return the checked settings. Raises UsageError that names every wrong one."""
     try:
-        # Of a file these two may mean that the base was changed, or that something is missing; not here.
+        # In a file these two may mean that the base was changed, or that tensors are missing; not here.
         settings = read_settings(
             {**config, "use_dora": False, "init_lora_weights": True}, "attach_lora", strict=True
         )
@@ -180,7 +180,7 @@ def _are(values: object, kind: type) -> bool:
 
 @dataclass
 class _Fresh:
-    """Plans a fresh adapter as if it were a file's content, and makes its values."""
+    """Plans a fresh adapter in the form of a file's content, and makes its values."""
 
     model: nn.Module
     config: Mapping[str, Any]
@@ -299,5 +299,5 @@ class _Fresh:
 
 
 def _ref(name: str, shape: tuple[int, ...], dtype: str = "F32") -> TensorRef:
-    """Return a tensor that is planned like a stored one."""
+    """Return a stand-in for a stored tensor, for the plan."""
     return TensorRef(name, dtype, shape, "", Span(0, 0))

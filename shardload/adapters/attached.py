@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class ReplacedTensor:
     """A parameter or buffer of the base, and the adapter's own that replaces it while the adapter is active.
 
-    `whole` says that it belongs to `modules_to_save`, of which PEFT keeps both.
+    `whole`: it belongs to `modules_to_save`; PEFT keeps both tensors, and counts both.
     """
 
     module: nn.Module
@@ -62,7 +62,7 @@ class Attached:
         return bool(self.replaced or self.replaced_attributes)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the adapter's own parameters: A, B, the bias of B, and those that replace the base's."""
+        """Yield the adapter's own parameters: A, B, the bias of B, and the replacements of the base's."""
         for layer in self.layers:
             yield from layer.lora_parameters(self.name)
         for replaced in self.replaced:
@@ -71,7 +71,7 @@ class Attached:
 
 
 class Merged(Protocol):
-    """What `merge` left behind: the adapters with their weights, and what it takes to undo it."""
+    """What `merge` keeps for `unmerge`: the merged adapters with their weights."""
 
     weights: Mapping[str, float]
 
@@ -103,7 +103,7 @@ def adapters_of(model: nn.Module) -> Adapters | None:
 
 
 def record_of(model: nn.Module) -> Adapters:
-    """Return what is attached to this model; raises UsageError when that is nothing."""
+    """Return what is attached to this model. Raises UsageError when nothing is."""
     adapters = adapters_of(model) if isinstance(model, nn.Module) else None
     if adapters is None:
         raise UsageError(
@@ -115,7 +115,7 @@ def record_of(model: nn.Module) -> Adapters:
 
 
 def check_unmerged(adapters: Adapters) -> None:
-    """Raise UsageError while adapters are merged into the base's weights: another choice would add to them."""
+    """Raise UsageError while adapters are merged into the base's weights: another adapter would be added on top."""
     if adapters.merged is not None:
         raise UsageError(
             f"adapters are merged into the weights: {listing(list(adapters.merged.weights))}",
@@ -140,7 +140,7 @@ def active_adapters(model: nn.Module) -> dict[str, float]:
 
 
 def check_name(model: nn.Module, name: str) -> None:
-    """Raise UsageError for a name that no adapter can have, or that one on this model already has."""
+    """Raise UsageError for a name that can't be an adapter's, or that an attached adapter already has."""
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"an adapter is attached to an nn.Module, not to a {type(model).__name__}", where="model"

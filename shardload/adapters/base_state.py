@@ -1,4 +1,4 @@
-"""The base's own tensors of a model that adapters are attached to, under the names that the base gives them."""
+"""The state dict of a model's base: without the tensors that adapters added, with those that they replaced."""
 
 from __future__ import annotations
 

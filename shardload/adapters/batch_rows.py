@@ -1,4 +1,4 @@
-"""One adapter a row of the batch: the rows of each adapter are run together, and put back in their places."""
+"""BatchRows: an adapter for each row of the batch. The rows of one adapter run together, then return in order."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BatchRows:
-    """An adapter's name, or None for the plain base, for every row of the batch.
+    """The adapter's name, or None for the plain base, of every row of the batch.
 
-    `dim` is the dimension of a layer's input that counts the rows; None finds it where only one has their number.
+    `dim` is the dimension of a layer's input that counts the rows; with None it is the one of that size.
     """
 
     names: tuple[str | None, ...]
@@ -33,7 +33,7 @@ class BatchRows:
 
     @classmethod
     def of(cls, names: Sequence[str | None], dim: int | None = None, *, doubtful: bool = False) -> BatchRows:
-        """Sort the rows by adapter. `doubtful` says that the model may not have the batch first."""
+        """Sort the rows by adapter. `doubtful`: the batch may not be the model's first dimension."""
         by_name: dict[str | None, list[int]] = {}
         for row, name in enumerate(names):
             by_name.setdefault(name, []).append(row)
@@ -77,7 +77,7 @@ class BatchRows:
     def _dimension(self, x: torch.Tensor, out: torch.Tensor) -> int:
         """Return the dimension of a layer's input and output that counts the rows of the batch."""
         count = len(self.names)
-        # Tokens have no features: [batch, sequence]. Everything else has them last, or channels after the batch.
+        # Tokens are [batch, sequence]. Everything else has features last, or channels after the batch.
         leading = x.dim() if not x.is_floating_point() else x.dim() - 1
         fits = [dim for dim in range(min(2, leading)) if x.shape[dim] == count == out.shape[dim]]
         if self.dim is not None and (self.dim in fits or not fits):

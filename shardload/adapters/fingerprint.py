@@ -1,4 +1,4 @@
-"""On which base an adapter was trained: a few values of the layers that it changes, kept in its file's metadata."""
+"""Fingerprint of the base that an adapter was trained on: a few values of its layers, in the file's metadata."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _DTYPES = {
 
 
 def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return a JSON text: for a few of the base's tensors, by name, their shape, dtype and some of their values.
+    """Return the fingerprint as JSON: name, shape, dtype and some values of a few of the base's tensors.
 
-    Tensors that are no floating-point numbers in memory (quantised ones, those on meta) are left out.
+    Quantised tensors and tensors on meta are left out.
     """
     usable = {name: tensor for name, tensor in tensors.items() if _samples(tensor) is not None}
     names = sorted(usable)
@@ -45,7 +45,7 @@ def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def compare_base(text: str, match: AdapterMatch, *, strict: bool) -> None:
-    """Add a fault (a warning without `strict`) when a model's tensors are not those of a file's fingerprint."""
+    """Add a fault (a warning without `strict`) when the model's tensors differ from the file's fingerprint."""
     terms = [(found, found.reading.term.attribute) for found in match.layers]
     base = {f"{found.entry.path}.{name}": found.layer._parameters.get(name) for found, name in terms}
     faults = list(base_faults(text, base))
@@ -56,10 +56,10 @@ def compare_base(text: str, match: AdapterMatch, *, strict: bool) -> None:
 
 
 def base_faults(text: str, tensors: Mapping[str, torch.Tensor | None]) -> Iterable[AdapterFault]:
-    """Yield a fault when the base's tensors are not those of a fingerprint; names that are not there are passed over.
+    """Yield a fault when the base's tensors differ from a fingerprint. Names that the base lacks are skipped.
 
-    A base in another dtype fits when one side's values are the other's, rounded to its dtype. A text that is no
-    fingerprint of this version says nothing.
+    A base in another dtype fits when the values of one side are those of the other, rounded to its dtype. A text that
+    is not a fingerprint of this version yields nothing.
     """
     other = []
     for name, stored in _parsed(text).items():
@@ -77,12 +77,14 @@ def base_faults(text: str, tensors: Mapping[str, torch.Tensor | None]) -> Iterab
             other.append(name)
     if other:
         more = f" and of {len(other) - 1} more tensors" if len(other) > 1 else ""
-        said = f"the adapter was trained on a base with other values of it{more} (strict=False loads it all the same)"
+        said = (
+            f"the adapter was trained on a base with other values of it{more} (strict=False loads it anyway)"
+        )
         yield AdapterFault("base", other[0], said)
 
 
 def _samples(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Return a few values spread over a tensor, as float64; None when it has none to compare."""
+    """Return a few values spread over a tensor, as float64; None when they can't be compared."""
     if tensor.is_meta or tensor.dtype not in _DTYPES.values() or not tensor.numel():
         return None
     count = tensor.numel()
@@ -93,7 +95,7 @@ def _samples(tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """Return the tensors of a fingerprint, {} when the text is none: it comes from somebody else's file."""
+    """Return the tensors of a fingerprint, {} when the text is not one. The text is untrusted."""
     try:
         data: Any = json.loads(text) if len(text) <= _LONGEST else {}
         tensors = data["tensors"] if data["version"] == 1 else {}

@@ -1,4 +1,4 @@
-"""What a fresh LoRA begins with: A random, B zero, so that it changes nothing yet."""
+"""The first values of a fresh LoRA: A is random and B zero, so that the output does not change yet."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def initial_factors(
 ) -> Factors:
     """Fill zeroed parts ("a", "b", and "bias" and "magnitude" where wanted) as PEFT does, and return them.
 
-    With True, A is what nn.Linear draws (uniform up to 1 / sqrt(inputs), Kaiming's with a = sqrt(5)) and B stays zero;
-    "gaussian" draws A with the standard deviation 1 / rank; False draws B as A. Of an embedding A is zero and B
-    normal. A DoRA magnitude is the norm of `base` with the delta.
+    With True, A is drawn as nn.Linear does (uniform up to 1 / sqrt(inputs), Kaiming's with a = sqrt(5)) and B is zero;
+    "gaussian" draws A with the standard deviation 1 / rank; False draws B as A. For an embedding A is zero and B is
+    normal. A DoRA magnitude is the norm of `base` plus the delta.
     """
     a, b = parts["a"], parts["b"]
     if isinstance(term, EmbeddingTerm):

@@ -1,4 +1,4 @@
-"""What reentrant gradient checkpointing needs of a frozen base: an input that requires gradients."""
+"""Reentrant gradient checkpointing over a frozen base: an input that requires gradients."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ class InputGradients:
     """A forward hook on the embedding: while gradient checkpointing is on, what it returns requires gradients.
 
     `checkpoint(..., use_reentrant=True)` recomputes a layer only for gradients of its inputs, and with a frozen base
-    nothing before the first adapter requires any: A and B would get none. `flags` are the modules whose
-    `gradient_checkpointing` says that it is on, so that it may be switched on and off at any time.
+    nothing before the first adapter requires any: A and B would get no gradient. `flags` are the modules with a
+    `gradient_checkpointing` flag; it is read at every call, so that it may change at any time.
     """
 
     def __init__(self, flags: list[nn.Module]) -> None:
         self.flags = flags
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> Any:
-        """Return the output, as one that requires gradients where that is needed."""
+        """Return the output, which requires gradients while a flag is on."""
         del arguments
         needed = (
             module.training
@@ -30,12 +30,12 @@ class InputGradients:
             and not output.requires_grad
             and any(getattr(flag, "gradient_checkpointing", False) for flag in self.flags)
         )
-        # A copy: the model may write to its embeddings in place, which a leaf does not allow.
+        # A copy: the model may write to its embeddings in place, which torch refuses for a leaf.
         return output.detach().requires_grad_().clone() if needed else output
 
 
 def hook_inputs(model: nn.Module) -> None:
-    """Put the hook on a model's input embeddings, once, if it knows gradient checkpointing."""
+    """Register the hook on a model's input embeddings, once, if the model has gradient checkpointing."""
     embedding = _input_embedding(model)
     flags = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     if embedding is not None and flags and not _hooks(embedding):
@@ -43,7 +43,7 @@ def hook_inputs(model: nn.Module) -> None:
 
 
 def unhook_inputs(model: nn.Module) -> None:
-    """Take the hook off again."""
+    """Remove the hook."""
     for module in model.modules():
         for number in _hooks(module):
             del module._forward_hooks[number]

@@ -1,4 +1,4 @@
-"""inspect_adapter: what an adapter holds and how it fits a base, from headers alone."""
+"""inspect_adapter: the content of an adapter and how it fits a base, from headers alone."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How an adapter fits a base: layers of it that have a place, and what they are of the base.
+    """How an adapter fits a base: how many of its layers the base has, and how much of the base they are.
 
-    `share` is the part of the base's parameters that the adapted and replaced tensors are, 0 to 1. `kinds` counts
-    the adapted layers by kind.
+    `share` is the adapted and replaced tensors' share of the base's parameters, 0 to 1. `kinds` counts the adapted
+    layers by kind.
     """
 
     base: str
@@ -168,7 +168,7 @@ def _read(
     options: ReadOptions,
     key_map: KeyMap | Mapping[str, str | None] | None,
 ) -> tuple[AdapterContent, tuple[str, ...]]:
-    """Return the content, and a warning when the file needs an alpha that nobody gave."""
+    """Return the content, and a warning when the file needs an alpha and the caller gave none."""
     try:
         return read_content(file, format=format, options=options, key_map=key_map), ()
     except UsageError as missing:
@@ -182,7 +182,7 @@ def _read(
 def _fit(
     file: AdapterFile, content: AdapterContent, base: str | os.PathLike[str] | nn.Module
 ) -> tuple[AdapterMatch, Coverage]:
-    """Match with a model, or with a skeleton of a checkpoint."""
+    """Match the content with a model, or with the skeleton of a checkpoint."""
     from torch import nn
 
     from shardload.adapters.merging.skeleton import skeleton_of
@@ -218,7 +218,7 @@ def _fit(
 def _ranks_and_scales(
     content: AdapterContent, match: AdapterMatch | None
 ) -> tuple[dict[int, int], dict[float, int]]:
-    """Count ranks and scales: exactly where the layers are known, else by the shapes and the config."""
+    """Count ranks and scales: from the matched layers, else from the shapes and the config."""
     if match is not None and match.layers:
         terms = [found.reading.term for found in match.layers if found.reading.term.rank]
         return dict(Counter(term.rank for term in terms)), dict(Counter(term.scale for term in terms))

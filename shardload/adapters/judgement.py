@@ -1,4 +1,4 @@
-"""The judgement on an adapter with faults: one error that names all of them, before anything changes."""
+"""One error for all faults of an adapter, raised before anything changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CORRUPT = ("empty", "not finite")
 
 
 def refuse(report: AdapterReport) -> NoReturn:
-    """Raise one error for all faults of a report, of the kind of the gravest."""
+    """Raise one error for all faults of a report; the gravest fault decides its class."""
     kinds = {fault.kind for fault in report.faults}
     error: ShardloadError
     count = "one place" if len(report.faults) == 1 else f"{len(report.faults)} places"
@@ -26,7 +26,7 @@ def refuse(report: AdapterReport) -> NoReturn:
     elif "unsupported" in kinds:
         cure = "merge it into its base with PEFT and load the result"
         error = UnsupportedError(
-            f"the adapter asks for what this version does not do, in {count}", where=where, cure=cure
+            f"the adapter needs what this version does not support, in {count}", where=where, cure=cure
         )
     else:
         base = f" ({shown(report.base)})" if report.base else ""

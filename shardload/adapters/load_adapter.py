@@ -1,4 +1,4 @@
-"""load_adapter: an adapter file attached to a model that is loaded already."""
+"""load_adapter: attaches an adapter file to a loaded model."""
 
 from __future__ import annotations
 

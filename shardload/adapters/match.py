@@ -1,4 +1,4 @@
-"""Pairs what an adapter file holds with a model's layers. Pure: no weight is read, the model is not touched."""
+"""Pairs the content of an adapter file with a model's layers. No weight is read, the model is not changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SOFT = ("unexpected", "missing")
 def judge(
     model: nn.Module, file: AdapterFile, content: AdapterContent, name: str, *, strict: bool
 ) -> tuple[AdapterReport, AdapterMatch]:
-    """Match an adapter with a model, which may be on meta, and return the report so far and the match.
+    """Match an adapter with a model, which may be on meta; return the report so far and the match.
 
     No weight is read. Raises MismatchError (with the report), UnsupportedError or CorruptError for all faults.
     """
@@ -62,7 +62,7 @@ def judge(
 def match_adapter(model: nn.Module, content: AdapterContent, *, strict: bool) -> AdapterMatch:
     """Find the layer or tensor of the model for every entry of the file, and every fault.
 
-    With `strict=False` what is unexpected or missing becomes a warning, unless nothing at all is left.
+    With `strict=False` unexpected and missing tensors become warnings, unless nothing of the file fits.
     """
     result = _Matching(model, content).run()
     if not strict and (result.layers or result.replaced):
@@ -102,7 +102,7 @@ class _Matching:
         for fault in content.faults:
             result.faults.append(self._with_nearest(fault))
         if content.replaced:
-            # What is replaced comes first: it may resize an embedding that has LoRA too.
+            # Replaced tensors come first: one may resize an embedding that has LoRA too.
             match_replaced(self.model, content, self.index, self.places, result)
         for lora in content.loras:
             self._match_layer(lora)
@@ -115,7 +115,7 @@ class _Matching:
         return result
 
     def _with_nearest(self, fault: AdapterFault) -> AdapterFault:
-        """Return a fault of the file with its module named as the model names it, or the nearest one."""
+        """Return a fault of the file with the model's path of its module, or the nearest one."""
         if fault.nearest is None:
             return fault
         place = self.places.get(fault.nearest)
@@ -219,7 +219,7 @@ class _Matching:
         before = len(result.faults)
         for part, ref in entry.parts():
             if not ref.is_floating:
-                text = f"LoRA weights of dtype {ref.dtype} are not done by this version"
+                text = f"this version does not load LoRA weights of dtype {ref.dtype}"
                 result.add_fault("unsupported", ref, text)
             shape = reading.shapes.get(part)
             if shape is None:

@@ -1,4 +1,4 @@
-"""Pairs the tensors that an adapter replaces with those of the model: trained biases, parts of `modules_to_save`."""
+"""Pairs stored tensors with the model's tensors that they replace: trained biases, parts of `modules_to_save`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def match_replaced(
     places: Mapping[str, str],
     result: AdapterMatch,
 ) -> None:
-    """Add to `result` the tensor of the model for each tensor that the file replaces, or a fault.
+    """Add to `result` the model's tensor for each stored tensor that replaces one, or a fault.
 
     `places` maps the file's module paths to the model's.
     """
@@ -68,7 +68,7 @@ def _match(
     shape = tuple(current.shape)
     embedding = isinstance(module, nn.Embedding) or module is head
     if not entry.declared and not embedding:
-        text = "the config accounts for no such tensor (modules_to_save does not name its module)"
+        text = "the config does not account for this tensor (modules_to_save does not name its module)"
         result.add_fault("unexpected", entry.ref, text, shape, near=place)
         return None
     resized = entry.ref.shape != shape
@@ -103,7 +103,7 @@ def _resizes(entry: ReplacedEntry, module: nn.Module, shape: tuple[int, ...], in
 
 
 def _find_ties(index: ModuleIndex, replaced: list[ReplacedMatch], taken: set[tuple[int, str]]) -> None:
-    """Note the other places of every parameter whose ties its replacement takes too."""
+    """Note the ties of every parameter whose replacement goes to its ties too."""
     tied = {
         id(tensor_of(found.module, found.entry.attribute)): found for found in replaced if found.entry.tied
     }

@@ -1,4 +1,4 @@
-"""Tensors that the model has and the config says are in the adapter file, and are not. No weight is read."""
+"""Tensors that the config says the adapter file holds, and that it lacks. No weight is read."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ _MOST_PREFIXES = 64
 
 @dataclass(frozen=True)
 class Resolution:
-    """Where each path of the file lies in the model; paths that lie nowhere are absent from `found`.
+    """The model's path for each path of the file; paths that the model lacks are absent from `found`.
 
-    `note` says how the paths were changed when they were; `ambiguous` names the choices when there are several.
+    `note` says how the paths were changed, if they were; `ambiguous` names the choices when there are several.
     """
 
     found: dict[str, str]
@@ -37,7 +37,7 @@ class Resolution:
 class ModuleIndex:
     """A model's modules by path, shared modules under each of their paths; parts of LoRA layers left out.
 
-    With a replication its stack of layers is in the place of the model's.
+    With a replication its longer stack of layers replaces the model's.
     """
 
     def __init__(self, model: nn.Module, replication: Replication | None = None) -> None:
@@ -47,7 +47,7 @@ class ModuleIndex:
         self._add("", model)
         self._clean: dict[str, str] = {}
         for path in self.modules:
-            # A path that is clean already wins over one that becomes equal to it.
+            # A path without wrapper segments wins over one that becomes equal to it.
             if canonical(path) == path or canonical(path) not in self._clean:
                 self._clean[canonical(path)] = path
         self._bare: dict[str, str] = {}
@@ -62,7 +62,7 @@ class ModuleIndex:
             inner = f"{path}.{name}" if path else name
             found = self._replication
             if found is not None and module is found.owner and name == found.attribute:
-                child = found.own  # noqa: PLW2901 - the stack that stands in its place
+                child = found.own  # noqa: PLW2901 - the longer stack
             self.parents[inner] = module
             self._add(inner, child)
 
@@ -71,8 +71,8 @@ class ModuleIndex:
 
         Tried in turn: the path as it is; without `module` segments; with one prefix added to, or taken from,
         every path. Two prefixes that both fit are ambiguous. When no rule fits every path, the rule that fits
-        most is used, and the paths that it does not find are left out. `beside` are further paths to look up
-        that may well lie nowhere.
+        most is used, and the paths that it does not find are left out. `beside` are further paths to look up,
+        which the model may lack.
         """
         wanted = list(dict.fromkeys((*paths, *beside)))
         plain = Resolution(_find(wanted, self._clean.get))
@@ -101,7 +101,7 @@ class ModuleIndex:
         return Resolution(found, note)
 
     def _moves(self, wanted: Sequence[str]) -> list[tuple[str, Callable[[str], str | None]]]:
-        """Return the prefixes that could make sense of the first few paths."""
+        """Return the prefixes that fit some of the first few paths, each with the function that applies it."""
         added: dict[str, None] = {}
         removed: dict[str, None] = {}
         for path in wanted[:_PROBES]:
@@ -172,7 +172,7 @@ def tensor_of(module: nn.Module, name: str) -> torch.Tensor | None:
 
 
 def output_head(model: nn.Module) -> object:
-    """Return what the model calls its output embeddings, or None."""
+    """Return the model's output embeddings, or None."""
     getter = getattr(model, "get_output_embeddings", None)
     try:
         return getter() if callable(getter) else None

@@ -1,4 +1,4 @@
-"""rank_pattern and alpha_pattern: module name patterns of a config, matched as PEFT matches them."""
+"""Patterns: rank_pattern and alpha_pattern of a config, matched as PEFT matches them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST = 1000
 
 
 def is_risky(key: str) -> bool:
-    """Whether a pattern repeats so much that matching it could take for ever; it comes from somebody else's file."""
+    """Return whether a pattern, which is untrusted, repeats so much that matching it could never end."""
     if _PLAIN.fullmatch(key):
         return False
     if len(key) > _LONGEST or _REPEATED_GROUP.search(key):
@@ -32,10 +32,10 @@ def expression(key: str) -> str:
 
 @dataclass(frozen=True)
 class Patterns:
-    """Values by module name pattern; of the patterns that match a path, the first in the config's order counts.
+    """Values by module name pattern: the first pattern in the config's order that matches a path applies to it.
 
-    A pattern matches the whole path or its end after a dot; a risky one never does. Plain names are looked up by
-    their ends, so that a config with an entry for each of thousands of layers costs no more than the layers.
+    A pattern matches the whole path or its end after a dot; a risky one never matches. Plain names are looked up by
+    the ends of the path, so that the time of thousands of patterns for thousands of layers is not their product.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Patterns:
                 self._regex.append((order, re.compile(expression(key))))
 
     def key_for(self, path: str) -> str | None:
-        """Return the pattern that counts for the module at `path`, or None."""
+        """Return the pattern that applies to the module at `path`, or None."""
         if not self._keys:
             return None
         orders = [self._plain[end] for end in _ends(path) if end in self._plain]
@@ -64,12 +64,12 @@ class Patterns:
         return self._keys[first] if first < len(self._keys) else None
 
     def value_for(self, path: str) -> float | None:
-        """Return the value that counts for the module at `path`, or None."""
+        """Return the value of the pattern that applies to the module at `path`, or None."""
         key = self.key_for(path)
         return None if key is None else self.values[key]
 
     def idle(self, paths: Iterable[str]) -> list[str]:
-        """Return the patterns that count for none of these paths."""
+        """Return the patterns that apply to none of these paths."""
         used = {self.key_for(path) for path in paths}
         return [key for key in self.values if key not in used]
 

@@ -1,4 +1,4 @@
-"""What adapters replace of their base while they are active: biases, `modules_to_save`, a vocabulary, its layers."""
+"""The parts of the base that active adapters replace: biases, `modules_to_save`, a vocabulary, a stack of layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""layer_replication: the base's layers repeated in runs, each copy sharing its weights, as PEFT builds them."""
+"""layer_replication: the base's layers repeated in runs; copies share their weights, as in PEFT."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _STACKS = ("layers", "h", "encoder.layer", "encoder.layers", "decoder.layers")
 
 @dataclass
 class Replication:
-    """A stack of layers and the longer one that stands in its place while an adapter is active.
+    """A stack of layers, and the longer one that replaces it while an adapter is active.
 
-    `owner` has the stack as `attribute`. The copies have the same parameter objects as the layers they repeat;
-    each has its own `layer_idx` where the layers have one.
+    The stack is the attribute `attribute` of `owner`. Copies have the parameter objects of the layers that they repeat,
+    and their own `layer_idx` where the layers have one.
     """
 
     owner: nn.Module
@@ -33,7 +33,7 @@ class Replication:
     config: Any = None
 
     def replaced(self) -> Iterator[ReplacedAttribute]:
-        """Yield the attributes that are replaced while the longer stack is in place."""
+        """Yield the attributes that the longer stack replaces."""
         yield ReplacedAttribute(self.owner, self.attribute, self.original, self.own)
         if isinstance(getattr(self.config, "num_hidden_layers", None), int):
             count = self.config.num_hidden_layers
@@ -43,8 +43,8 @@ class Replication:
 def replicate(model: nn.Module, runs: tuple[tuple[int, int], ...]) -> Replication:
     """Return the stack of layers that `runs` of (first, end) describe; the model is not changed.
 
-    Raises UnsupportedError where the model has no stack of layers, or a run is longer than it; UsageError when
-    adapters are attached to it already.
+    Raises UnsupportedError where the model has no stack of layers, or a run goes beyond it; UsageError when adapters
+    are attached to it already.
     """
     owner, attribute, stack = _stack_of(model)
     if any(isinstance(module, LoraLayer) for module in stack.modules()):

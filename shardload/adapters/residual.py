@@ -1,4 +1,4 @@
-"""Adapters whose initialisation changed the base as well (PiSSA, OLoRA): made relative to the base as it is."""
+"""PiSSA and OLoRA: adapters whose initialisation changed the base, made relative to the unchanged base."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def initial_unfit(initial: str, module: nn.Module, term: LoraTerm) -> str | None
     """Return why the initialisation can't be computed again for this layer, or None."""
     weight = module._parameters.get(term.attribute)
     if type(term) is EmbeddingTerm:
-        # PEFT starts an embedding's adapter as any other, and leaves its weight alone.
+        # PEFT initialises an embedding's adapter as usual, and leaves its weight alone.
         return None
     if type(term) not in {LinearTerm, TransposedTerm}:
         return f"is a {type(module).__name__}, for which the initialisation {initial!r} is not defined"
     own = getattr(module, "lora_base", type(module))
     if isinstance(module, nn.Linear) and own.forward is not nn.Linear.forward:
         return (
-            f"is a {own.__name__}, whose own forward may do more with its weight than multiply: what {initial} took "
-            "from the weight can't be put back as an adapter"
+            f"is a {own.__name__}, whose own forward may do more with its weight than multiply: an adapter can't "
+            f"restore what {initial} took from the weight"
         )
     if weight is None or not weight.is_floating_point():
         return f"is quantised, and {initial} needs the full-precision weight that the adapter started from"
@@ -43,8 +43,8 @@ def relative_to_base(
 ) -> tuple[LoraTerm, Factors]:
     """Return the adapter as a plain LoRA of twice the rank over the unchanged base.
 
-    Such an adapter was trained over `W - scale * B0 @ A0`, with A0 and B0 computed from W. So W + scale * (B @ A -
-    B0 @ A0) is what it computes: [A; A0] and [B, -B0], as PEFT's own conversion stores it. The base stays untouched.
+    Such an adapter was trained over `W - scale * B0 @ A0`, with A0 and B0 computed from W. So it computes
+    W + scale * (B @ A - B0 @ A0): [A; A0] and [B, -B0], as PEFT's own conversion stores it. The base does not change.
     """
     if isinstance(term, EmbeddingTerm):
         return term, factors
@@ -52,7 +52,7 @@ def relative_to_base(
     wide = torch.promote_types(weight.dtype, torch.float32)
     base = weight.detach().to(wide)
     turned = isinstance(term, TransposedTerm)
-    # PEFT turns a transposed weight before PiSSA; OLoRA it takes as it lies, and subtracts as it lies.
+    # PEFT transposes a transposed weight for PiSSA; for OLoRA it computes and subtracts without transposing.
     if turned and initial == "pissa":
         base = base.T
     a, b = _START[initial](base, term.rank, term.scale)

@@ -1,4 +1,4 @@
-"""Which of a model's adapters run: for the model (set_adapter), or in a `with` block."""
+"""set_adapter, disable_adapter, adapter_batch: which of a model's adapters run."""
 
 from __future__ import annotations
 

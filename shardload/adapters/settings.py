@@ -1,4 +1,4 @@
-"""adapter_config.json: the settings that change what a LoRA computes, checked; the others told apart from them."""
+"""PeftSettings: the settings of adapter_config.json that change what a LoRA computes, checked."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _HEADS = {
 
 @dataclass(frozen=True)
 class PeftSettings:
-    """The settings of one adapter. `r` is None when the config does not say: the shapes do.
+    """The settings of one adapter. `r` is None when the config has no rank: the shapes give it.
 
-    `whole_modules` is `modules_to_save`; `heads` are names that PEFT adds to it by itself for the task. `tokens` are
-    trainable_token_indices by module name, "" for any. `initial` is an initialisation that changed the base as well.
-    `believes`: there is no config, so the file's keys are believed.
+    `whole_modules` is `modules_to_save`; `heads` are names that PEFT adds to it for the task. `tokens` are
+    trainable_token_indices by module name, "" for any. `initial` is an initialisation that changed the base too.
+    `believes`: there is no config, so the file's keys decide.
     """
 
     alpha: float
@@ -78,7 +78,7 @@ class PeftSettings:
         return self.r if found is None else int(found)
 
     def scaling(self, path: str) -> Scaling:
-        """Return what B @ A of the layer at `path` is multiplied with, by its rank."""
+        """Return the factor of B @ A of the layer at `path`, which its rank decides."""
         found = None if self.alpha_pattern is None else self.alpha_pattern.value_for(path)
         return Scaling(self.alpha if found is None else found, self.use_rslora)
 
@@ -96,7 +96,7 @@ class PeftSettings:
         return next((rows for name, rows in self.tokens if not name or path.endswith(name)), None)
 
     def saves(self, path: str) -> bool:
-        """Whether the module at `path` is one of `modules_to_save`, or inside one."""
+        """Return whether the module at `path` is one of `modules_to_save`, or inside one."""
         names = self.whole_modules + self.heads
         segments = path.split(".")
         heads = (".".join(segments[: end + 1]) for end in range(len(segments)))
@@ -112,9 +112,8 @@ class PeftSettings:
 def read_settings(config: Mapping[str, Any], label: str, *, strict: bool) -> PeftSettings:
     """Check an adapter_config.json and return its settings.
 
-    Raises CorruptError for values that no adapter can have (all of them named), UnsupportedError for other
-    adapter types, for variants that are known and not done, and for unknown settings that are switched on
-    (with `strict=False` those are a warning).
+    Raises CorruptError that names all impossible values, UnsupportedError for other adapter types, for known variants
+    that this version does not load, and for unknown settings that are on (a warning with `strict=False`).
     """
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
@@ -162,12 +161,12 @@ def read_settings(config: Mapping[str, Any], label: str, *, strict: bool) -> Pef
 
 
 def _is_on(value: Any) -> bool:
-    # A variant's own settings may be an empty object: that is the variant with its defaults.
+    # An empty object is a variant with its defaults.
     return value is not None and value is not False and value != []
 
 
 def _plain_targets(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the target modules when they are plain names that hold for every layer, else nothing."""
+    """Return the target modules when they are plain names for every layer, else ()."""
     targets = config.get("target_modules")
     limited = config.get("exclude_modules") or config.get("layers_to_transform") is not None
     if not isinstance(targets, list) or limited:
@@ -191,7 +190,7 @@ def _are_tokens(rows: Any) -> bool:
 
 
 class Checks:
-    """Reads values of a config and notes what is wrong with them, so that all of it is reported at once."""
+    """Reads values of a config and notes the wrong ones in `faults`, so that all are reported at once."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
@@ -202,17 +201,17 @@ class Checks:
 
     @staticmethod
     def is_rank(value: Any) -> bool:
-        """Whether a value is a rank."""
+        """Return whether a value is a rank."""
         return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_RANK
 
     @staticmethod
     def is_number(value: Any, low: float = -1e12, high: float = 1e12) -> bool:
-        """Whether a value is a number between two others; NaN is none."""
+        """Return whether a value is a number between two others; NaN is not."""
         # The comparison also refuses NaN, and integers too large for a float.
         return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
     def integer(self, key: str) -> int | None:
-        """Return a rank, or None when the config does not say."""
+        """Return a rank, or None when the config has none."""
         value = self.config.get(key)
         if value is None or self.is_rank(value):
             return value
@@ -220,7 +219,7 @@ class Checks:
         return None
 
     def number(self, key: str, default: float | None, *, low: float, high: float) -> float:
-        """Return a number between two others; 0.0 with a fault where it is none."""
+        """Return a number between two others; 0.0, with a fault, for anything else."""
         value = self.config.get(key, default)
         if self.is_number(value, low, high):
             return float(value)
@@ -228,7 +227,7 @@ class Checks:
         return 0.0
 
     def flag(self, key: str) -> bool:
-        """Return true or false; false when the config does not say."""
+        """Return true or false; false when the config has none."""
         value = self.config.get(key)
         if value is None or isinstance(value, bool):
             return bool(value)
@@ -236,7 +235,7 @@ class Checks:
         return False
 
     def choice(self, key: str, choices: tuple[str, ...]) -> str:
-        """Return one of some words; the first when the config does not say."""
+        """Return one of some words; the first when the config has none."""
         value = self.config.get(key, choices[0])
         if isinstance(value, str) and value in choices:
             return value
@@ -252,7 +251,7 @@ class Checks:
         return None
 
     def names(self, key: str) -> tuple[str, ...]:
-        """Return a list of module names; none when the config does not say."""
+        """Return a list of module names; () when the config has none."""
         value = self.config.get(key)
         if value is None:
             return ()

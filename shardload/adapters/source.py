@@ -1,4 +1,4 @@
-"""Opens an adapter: finds its weight file and its config, and reads their headers."""
+"""open_adapter: finds an adapter's weight file and config, and reads their headers."""
 
 from __future__ import annotations
 

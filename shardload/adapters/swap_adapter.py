@@ -1,4 +1,4 @@
-"""swap_adapter: other weights for an adapter that is attached, while it stays attached."""
+"""swap_adapter: gives an attached adapter other weights."""
 
 from __future__ import annotations
 

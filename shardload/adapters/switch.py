@@ -1,4 +1,4 @@
-"""Which adapters a model runs with: one choice for the model, others inside `with` blocks of one thread."""
+"""Switch: which adapters a model runs with, by one choice for the model and others inside `with` blocks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Adapters by name with their weights, in the order in which they are added; or a row of the batch each.
+    """The adapters to run, by name with their weights, in the order in which they are added; or one for each row.
 
-    With `rows`, `weights` names the adapters that some row wants. `thread` is the one that chose it.
+    With `rows`, `weights` names the adapters of all rows. `thread` is the thread that made the choice.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -30,11 +30,11 @@ class Choice:
 
 @dataclass(eq=False)
 class Switch:
-    """The choice that all adapted layers of one model look at, so that switching is one assignment.
+    """The choice that all adapted layers of one model read, so that switching is one assignment.
 
-    `chosen` holds for the model. A `with` block puts another choice before it, for the code that runs inside the block
-    alone: other threads and tasks see what they saw. `live` are the choices of all blocks that are open anywhere.
-    `follow` is called when a layer's `training` is set, where somebody asked for that.
+    `chosen` is the model's choice. A `with` block has another one, for the code that runs inside the block alone:
+    other threads and tasks keep theirs. `live` are the choices of all blocks that are open in any thread. `follow`
+    (merge_on_eval) is called when a layer's mode is set.
     """
 
     chosen: Choice = field(default_factory=Choice)
@@ -43,18 +43,18 @@ class Switch:
 
     @property
     def choice(self) -> Choice:
-        """What holds where this is asked: the innermost block's choice, else the model's."""
+        """The choice for the code that asks: the innermost open block's, else the model's."""
         if not self.live:
             return self.chosen
         return scoped_choice(self) or self.chosen
 
     @property
     def active(self) -> Mapping[str, float]:
-        """The adapters that run where this is asked, and their weights."""
+        """The adapters that run for the code that asks, and their weights."""
         return self.choice.weights
 
     def __getstate__(self) -> tuple[Choice, Any]:
-        # A copy is not inside anybody's block: it begins with what holds where it is made.
+        # A copy is in no open block: the choice for the code that copies becomes its own.
         choice = self.choice
         return (self.chosen if choice.rows is not None else Choice(dict(choice.weights))), self.follow
 
@@ -71,8 +71,8 @@ def scoped_choice(switch: Switch) -> Choice | None:
     """Return the choice of the innermost open block that this code runs in, or None."""
     choice = _SCOPES.get().get(switch)
     if choice is None and torch._C._current_graph_task_id() != -1 and torch._C._is_key_in_tls(_KEY):
-        # Autograd recomputes a checkpointed layer in a thread of its own (on a GPU, or deep in other recomputations).
-        # It has no context variables; what torch carries from the thread that called backward() is this.
+        # Autograd recomputes a checkpointed layer in another thread (on a GPU, or deep in other recomputations).
+        # That thread has no context variables; torch carries this object over from the thread that called backward().
         thread, scopes = torch._C._get_obj_in_tls(_KEY)
         if thread != threading.get_ident():
             choice = scopes.get(switch)
@@ -80,7 +80,7 @@ def scoped_choice(switch: Switch) -> Choice | None:
 
 
 def open_scope(switch: Switch, choice: Choice) -> Mapping[Switch, Choice]:
-    """Put a choice before the model's for the code that follows in this thread or task; return what to close with."""
+    """Make a choice for the code that follows in this thread or task; return what `close_scope` needs."""
     before = _SCOPES.get()
     with LOCK:
         switch.live = (*switch.live, choice)
@@ -89,7 +89,7 @@ def open_scope(switch: Switch, choice: Choice) -> Mapping[Switch, Choice]:
 
 
 def close_scope(switch: Switch, choice: Choice, before: Mapping[Switch, Choice]) -> None:
-    """Take a block's choice back."""
+    """End a block's choice."""
     with LOCK:
         switch.live = tuple(other for other in switch.live if other is not choice)
     _set_scopes(before)

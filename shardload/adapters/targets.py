@@ -1,4 +1,4 @@
-"""Which modules a fresh LoRA is put on: names, a regular expression, or all linear layers, as PEFT chooses them."""
+"""Targets: the modules that a fresh LoRA goes on, by names, a regular expression, or all linear layers, as in PEFT."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _CONV1D = Transposed()
 class Targets:
     """The settings that say where a fresh adapter goes; the names in PEFT's config are in brackets.
 
-    `targets` (target_modules) and `exclude` (exclude_modules) are names of which each is a whole path or the end of
-    one after a dot, or one regular expression that matches whole paths, or for `targets` "all-linear". `layers`
-    (layers_to_transform) are indices of layers, the first number in a path, or the one after a name of
+    `targets` (target_modules) and `exclude` (exclude_modules) are names, each a whole path or the end of one after a
+    dot; or one regular expression that matches whole paths; `targets` may be "all-linear". `layers`
+    (layers_to_transform) are layer indices: the first number in a path, or the number after a name of
     `layers_pattern`. `whole` (modules_to_save) are ends of paths; nothing at or below them is targeted.
     """
 
@@ -67,9 +67,9 @@ class Targets:
         return kept
 
     def among(self, paths: Iterable[str]) -> list[str]:
-        """Return those of the paths, without wrapper segments, that are chosen; "all-linear" chooses none of them.
+        """Return the paths, given without wrapper segments, that are chosen; "all-linear" chooses none of them.
 
-        An expression that could be matched for ever, which a file may hold, chooses none either.
+        An untrusted expression whose match could never end chooses none either.
         """
         patterns = [one for one in (self.targets, self.exclude) if isinstance(one, str)]
         if self.targets == ALL_LINEAR or any(map(is_risky, patterns)):
@@ -130,7 +130,7 @@ class Targets:
         return None if match is None else int(match[1])
 
     def _idle(self, paths: Iterable[str], wanted: list[str], clean: dict[str, str]) -> list[str]:
-        """Return what is wrong with exclusions and modules_to_save that choose nothing."""
+        """Return the faults of exclusions and modules_to_save that choose nothing."""
         names = list(paths)
         exclusions = [self.exclude] if isinstance(self.exclude, str) else [(name,) for name in self.exclude]
         faults = [
@@ -171,7 +171,7 @@ def _matcher(names: str | tuple[str, ...]) -> Callable[[str], bool]:
 
 
 def _heads(model: nn.Module) -> set[int]:
-    """Return the ids of the modules that PEFT takes for the output head: it trains beside an adapter or not at all."""
+    """Return the ids of the modules that PEFT takes for the output head, which "all-linear" leaves out."""
     head = output_head(model)
     if head is not None:
         return {id(head)}
@@ -185,7 +185,7 @@ def _adaptable(index: ModuleIndex) -> list[str]:
 
 
 def _nearest(target: str, index: ModuleIndex) -> str:
-    """Return "; nearest: …": the ends of paths that look most like a name, with the modules that have them."""
+    """Return "; nearest: …" with the ends of paths that look most like a name, and the modules with these ends."""
     depth = target.count(".") + 1
     ends: dict[str, list[str]] = {}
     for path in _adaptable(index):

@@ -1,4 +1,4 @@
-"""Which of a model's parameters train: counted, marked, and taken out as a state dict."""
+"""Which of a model's parameters train: counting them, marking them, and their state dict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads an adapter's tensors for the layers that they were matched with, and checks every value."""
+"""AdapterValues: an adapter's tensors, read for the layers that they were matched with, every value checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerValues:
-    """The tensors of one adapted layer, on its device and in the dtype that they compute in."""
+    """The tensors of one adapted layer, on its device and in the dtype in which they compute."""
 
     match: LayerMatch
     factors: Factors
@@ -79,7 +79,7 @@ def read_values(
 
 
 def checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """Return the `dtype` of a call; raises UsageError for what none can be."""
+    """Return the `dtype` of a call. Raises UsageError for any other than "file", "base" and floating dtypes."""
     if dtype in {"file", "base"} or dtype in _FLOATING:
         return dtype
     raise UsageError(
@@ -97,7 +97,7 @@ def _read_layer(reader: _Reader, match: LayerMatch, name: str) -> LayerValues:
     term, reading = match.reading.term, match.reading
     base = match.layer._parameters.get(term.attribute)
     base = getattr(match.layer, term.attribute, None) if base is None else base
-    # The shell of a model has no real weights yet: then the adapter stays where it was read.
+    # A shell has no real weights yet: the adapter stays on the CPU.
     device = base.device if isinstance(base, torch.Tensor) and base.device.type != "meta" else None
     own = base.dtype if isinstance(base, torch.Tensor) and base.dtype in _FLOATING else None
     read: dict[str, nn.Parameter] = {}
@@ -128,7 +128,7 @@ _PLACES = {"a": "lora_A", "b": "lora_B", "bias": "lora_B", "magnitude": "lora_ma
 
 
 def _target(path: str, term: LoraTerm, part: str, name: str) -> str:
-    """Return the name that a stored factor gets in the model."""
+    """Return the name of a stored factor in the model."""
     leaf = "bias" if part == "bias" else "weight" if term.attribute in _OWN else term.attribute
     return f"{path}.{_PLACES[part]}.{name}.{leaf}" if path else f"{_PLACES[part]}.{name}.{leaf}"
 
@@ -145,7 +145,7 @@ def _read_replaced(reader: _Reader, match: ReplacedMatch) -> torch.Tensor:
     current = tensor_of(match.module, entry.attribute)
     for copy in entry.copies:
         if not torch.equal(reader.read(copy, match.path), stored):
-            text = f"it should be the same tensor as {entry.ref.name}, and differs from it"
+            text = f"it differs from {entry.ref.name}, of which it should be a copy"
             reader.values.faults.append(AdapterFault("duplicate", copy.name, text, match.path))
         reader.note(copy, match.name, None, f"a copy of {entry.ref.name}, compared")
     for spare in entry.spares:
@@ -165,7 +165,7 @@ def _read_replaced(reader: _Reader, match: ReplacedMatch) -> torch.Tensor:
 
 
 class _Reader:
-    """Reads stored tensors and notes those with values that no weight can have."""
+    """Reads stored tensors, and notes those with NaN or Inf."""
 
     def __init__(self, shard: Shard, values: AdapterValues, dtype: str | torch.dtype) -> None:
         self.shard = shard
@@ -173,7 +173,7 @@ class _Reader:
         self.dtype = dtype
 
     def dtype_for(self, stored: torch.dtype, base: torch.dtype | None) -> torch.dtype:
-        """Return the dtype that factors take: `base` is the base layer's, None where that is no floating one."""
+        """Return the dtype of factors; `base` is the base layer's dtype, None where that is not a floating one."""
         if isinstance(self.dtype, torch.dtype):
             return self.dtype
         if self.dtype == "stored" or base is None:
@@ -192,7 +192,7 @@ class _Reader:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are finite; looks at the extremes, so that no mask as large as the tensor is made."""
+    """Return whether all values are finite, by the extremes, so that no mask as large as the tensor is made."""
     if tensor.dtype not in _FLOATING or not tensor.numel():
         return True
     low, high = torch.aminmax(tensor)

@@ -1,4 +1,4 @@
-"""The settings of adapter_config.json that make an adapter more than plain LoRA: declined by name."""
+"""Settings of adapter_config.json that make an adapter more than plain LoRA, declined by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DECLINED: dict[str, str] = {
     "megatron_config": "the adapter is for Megatron's parallel layers",
     "ensure_weight_tying": "the adapter is shared between tied embeddings",
 }
-"""Settings that make the same keys mean something else: never to be loaded as plain LoRA."""
+"""Settings that give the same keys another meaning: such a file must not be loaded as plain LoRA."""
 
 _HARMLESS_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
 
@@ -31,15 +31,15 @@ _HARMLESS_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "f
 def decline_variants(
     config: Mapping[str, Any], special: Mapping[str, Any], label: str, *, strict: bool
 ) -> tuple[str, ...]:
-    """Raise UnsupportedError naming every setting that this version does not do; return warnings.
+    """Raise UnsupportedError that names every setting that this version does not support; return warnings.
 
-    `special` are the settings of the config that are on and are not plain LoRA's.
+    `special` are the settings that are on and that plain LoRA does not have.
     """
     reasons = [f"{key}: {why}" for key, why in _DECLINED.items() if key in special]
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in _HARMLESS_INITS and initial_of(config) is None:
         reasons.append(f"init_lora_weights = {shown(init)!r}: {_why_not(init.lower())}")
-    # Only a regular expression that can run for ages is refused; PEFT's own are names and short alternatives.
+    # Only an expression that could run very long is refused; PEFT's own are names and short alternatives.
     reasons += [
         f"{field}: the pattern {shown(key[:80])!r} repeats too much to be matched safely"
         for field in ("rank_pattern", "alpha_pattern")
@@ -53,7 +53,7 @@ def decline_variants(
         )
     if reasons:
         raise UnsupportedError(
-            "the adapter is no plain LoRA, and loading it as one would be wrong in silence",
+            "the adapter is more than plain LoRA, and would be silently wrong as plain LoRA",
             where=f"{label}: " + "; ".join(reasons),
             cure="merge it into its base with PEFT, or convert it to plain LoRA "
             "(PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)), and load the result",
@@ -70,11 +70,9 @@ def initial_of(config: Mapping[str, Any]) -> str | None:
 
 def _why_not(init: str) -> str:
     if init.startswith("pissa_niter"):
-        return "it draws random numbers, and changes the base weights by what they gave"
+        return "it changes the base weights by random numbers"
     if init in {"corda", "lora_ga"}:
-        return "it changes the base weights by what the training data gave"
+        return "it changes the base weights by statistics of the training data"
     if init == "loftq":
-        return (
-            "it replaces the base weights by what bitsandbytes on a GPU made of them in 4 or 8 bits and back"
-        )
+        return "it replaces the base weights by those that bitsandbytes quantised on a GPU and converted back"
     return "such an initialisation changes the base weights too"

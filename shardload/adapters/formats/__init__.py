@@ -1,4 +1,4 @@
-"""The file formats of adapters, and the look-up of the one that a file is in."""
+"""The file formats of adapters; which of them a file is in, and what it holds."""
 
 from __future__ import annotations
 
@@ -42,17 +42,16 @@ def read_content(
 ) -> AdapterContent:
     """Return what an adapter file holds, from its headers and its config; no weight is read.
 
-    `key_map` renames the modules of the model that was trained to those of this one. Raises what `format_of` and
-    `AdapterFormat.read` raise.
+    `key_map` renames the modules of the file to the model's. Raises what `format_of` and `AdapterFormat.read` raise.
     """
     content = format_of(file, format).read(file, options or ReadOptions())
     return content if key_map is None else renamed(content, key_map)
 
 
 def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
-    """Return the format of an adapter file, told by its keys, or the one that is wanted by name.
+    """Return the format that an adapter file's keys show, or the one that is wanted by name.
 
-    Raises UnsupportedError when it is none of them, UsageError when the file is not in the wanted format.
+    Raises UnsupportedError for an unknown format, UsageError when the file is not in the wanted one.
     """
     if wanted not in {"auto", *FORMATS}:
         raise UsageError(
@@ -66,7 +65,7 @@ def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
     if wanted != "auto":
         if FORMATS[wanted] in matching:
             return FORMATS[wanted]
-        is_of = f"its keys are those of {matching[0].name}" if matching else "its keys are of another"
+        is_of = f"its keys are those of {matching[0].name}" if matching else "its keys fit none"
         raise UsageError(
             f"the file is not in the format {wanted}: {is_of}",
             where=f"{file.label}: {listing(list(keys), 3)}",

@@ -1,4 +1,4 @@
-"""Adapter files of other tools and other methods, told by their keys: declined by name, never half understood."""
+"""Adapter files of other tools and methods, recognised by their keys and declined by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FOREIGN: tuple[tuple[str, str], ...] = (
 
 
 def foreign_style(keys: Collection[str]) -> tuple[str, str] | None:
-    """Return the tool whose keys these are and the first such key, or None when none is recognised."""
+    """Return the tool that writes such keys and the first such key, or None when none is recognised."""
     for pattern, tool in _FOREIGN:
         match = re.compile(pattern)
         for key in keys:

@@ -1,4 +1,4 @@
-"""loralib's files: `torch.save(lora.lora_state_dict(model))`, names without a suffix, and no alpha in them."""
+"""loralib's files: `torch.save(lora.lora_state_dict(model))`, with names without a suffix and without alpha."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Loralib:
     name = "loralib"
 
     def matches(self, file: AdapterFile) -> bool:
-        """Whether some key ends in `lora_A` or `lora_B` and nothing more."""
+        """Return whether some key ends in `lora_A` or `lora_B` and nothing more."""
         return any(
             key.endswith(("lora_A", "lora_B")) and _KEY.fullmatch(key) for key in file.checkpoint.tensors
         )
@@ -30,7 +30,7 @@ class Loralib:
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterContent:
         """Sort every stored tensor into an entry or a fault; no weight is read.
 
-        Raises UsageError without alpha: only the training script knew it.
+        Raises UsageError without alpha: it is in the training script only.
         """
         if options.alpha is None:
             raise UsageError(
@@ -52,10 +52,10 @@ class Loralib:
 
 
 def _replaced(pairs: Pairs) -> list[ReplacedEntry]:
-    """Return the trained biases; everything else is judged by the model."""
+    """Return the trained biases, and other tensors, which the match with the model accepts or refuses."""
     entries = []
     for (path, attribute), ref in pairs.others.items():
-        # loralib's convolutions hold the plain one as `conv`.
+        # loralib's convolutions keep the plain convolution in `conv`.
         owner = path.removesuffix(".conv") if path.removesuffix(".conv") in pairs.layers else path
         is_bias = "bias" in attribute
         entries.append(ReplacedEntry(owner, attribute, ref, declared=is_bias, tied=is_bias))

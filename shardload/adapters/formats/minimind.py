@@ -17,12 +17,12 @@ _SPELLING = {"a": "A", "b": "B"}
 
 
 class MiniMind:
-    """MiniMind's `.pth` files. It attaches to square layers only; the keys of the file decide here."""
+    """MiniMind's `.pth` files. MiniMind adapts square layers only; here any layer that has keys is adapted."""
 
     name = "MiniMind"
 
     def matches(self, file: AdapterFile) -> bool:
-        """Whether some key ends in `lora.A.weight` or `lora.B.weight`."""
+        """Return whether some key ends in `lora.A.weight` or `lora.B.weight`."""
         return any(key.endswith(_ENDS) and _KEY.fullmatch(key) for key in file.checkpoint.tensors)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterContent:

@@ -1,4 +1,4 @@
-"""mlx-lm's adapters.safetensors: `lora_a` is (in, rank) and `lora_b` (rank, out), the other way round than PEFT's."""
+"""mlx-lm's adapters.safetensors: `lora_a` is (in, rank) and `lora_b` (rank, out), transposed to PEFT's."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _SPELLING = {"a": "lora_a", "b": "lora_b", "magnitude": "m"}
 
 
 class MlxLm:
-    """LoRA and DoRA of mlx-lm. `scale` of the config is the whole factor; it is not divided by the rank."""
+    """LoRA and DoRA of mlx-lm. The config's `scale` is the whole factor: it is not divided by the rank."""
 
     name = "mlx-lm"
 
     def matches(self, file: AdapterFile) -> bool:
-        """Whether some key ends in `lora_a` or `lora_b` and nothing more."""
+        """Return whether some key ends in `lora_a` or `lora_b` and nothing more."""
         return any(key.rpartition(".")[2] in {"lora_a", "lora_b"} for key in file.checkpoint.tensors)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterContent:
         """Sort every stored tensor into an entry or a fault; no weight is read.
 
         Raises UsageError when neither the config nor alpha gives a scale, UnsupportedError for full fine-tuning,
-        CorruptError for a config with values that no adapter can have.
+        CorruptError for a config with impossible values.
         """
         kind, rank, scaling, dropout = _settings(file, options)
         pairs = sort_pairs(file, _KEY, _SPELLING)
@@ -70,12 +70,12 @@ def _base(file: AdapterFile) -> str | None:
 
 
 def _check_dora(pairs: Pairs, path: str, has_magnitude: bool, kind: str | None, *, strict: bool) -> None:
-    """Note a layer that contradicts the config's fine_tune_type."""
+    """Add a fault for a layer that contradicts the config's fine_tune_type."""
     if kind == "dora" and not has_magnitude:
         text = "the tensor is missing, while the config says fine_tune_type = dora"
         pairs.faults.append(AdapterFault("missing", f"{path}.m", text, nearest=path))
     elif kind == "lora" and has_magnitude and strict:
-        text = "the config says fine_tune_type = lora, but the file holds this tensor (strict=False believes the file)"
+        text = "the config says fine_tune_type = lora, but the file holds this tensor (strict=False trusts the file)"
         pairs.faults.append(AdapterFault("config", f"{path}.m", text, nearest=path))
 
 
@@ -96,7 +96,7 @@ def _settings(file: AdapterFile, options: ReadOptions) -> tuple[str | None, int 
     rank = check.integer("rank")
     dropout = check.number("dropout", 0.0, low=0.0, high=1.0)
     scale = check.number("scale", 1.0, low=-1e12, high=1e12)
-    # Versions before 0.16 multiplied the scale with alpha / rank, and wrote alpha.
+    # Versions before 0.16 multiplied the scale by alpha / rank, and wrote alpha.
     old = check.number("alpha", 1.0, low=-1e12, high=1e12) if "alpha" in check.config else None
     if check.faults:
         raise CorruptError(

@@ -1,4 +1,4 @@
-"""What files with one A and one B a layer have in common: keys are sorted by layer, and pairs have to be whole."""
+"""Files with one A and one B for each layer: the keys sorted by layer, and pairs that lack a half."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pairs:
     faults: list[AdapterFault] = field(default_factory=list)
 
     def whole(self) -> Iterator[tuple[str, dict[str, TensorRef]]]:
-        """Yield each layer that has both A and B; what lacks one of them becomes a fault."""
+        """Yield each layer that has both A and B; a layer that lacks one becomes a fault."""
         for path, parts in self.layers.items():
             absent = [part for part in ("a", "b") if part not in parts]
             if not absent:
@@ -43,10 +43,10 @@ class Pairs:
 
 
 def sort_pairs(file: AdapterFile, pattern: re.Pattern[str], spelling: Mapping[str, str]) -> Pairs:
-    """Sort a file's tensors by layer; empty ones, doubled ones and entries that are no tensors become faults.
+    """Sort a file's tensors by layer; empty and duplicate tensors, and entries that are no tensors, become faults.
 
-    `pattern` matches the keys of layers, with groups `path` and `part`; `spelling` maps the parts to how the file
-    spells them.
+    `pattern` matches the keys of layers, with groups `path` and `part`; `spelling` maps each part to its name in the
+    file.
     """
     part_of = {spelled: part for part, spelled in spelling.items()}
     pairs = Pairs(spelling)

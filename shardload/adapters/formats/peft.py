@@ -49,12 +49,12 @@ _VARIANTS = (
 
 
 class Peft:
-    """LoRA adapters as PEFT 0.2 to 0.21 writes them, with bare names too."""
+    """LoRA adapters as PEFT 0.2 to 0.21 writes them, also with names that lack PEFT's prefix."""
 
     name = "PEFT LoRA"
 
     def matches(self, file: AdapterFile) -> bool:
-        """Whether some key is `….lora_A.weight` or of a variant of it, or the config says that PEFT wrote it."""
+        """Return whether some key is `….lora_A.weight` or a variant of it, or the config has a peft_type."""
         keys = file.checkpoint.tensors
         if any(_LORA.fullmatch(key) or _ROWS.fullmatch(key) or _variant(key) for key in keys):
             return True
@@ -69,7 +69,7 @@ class Peft:
         config = file.config
         if config is None and options.alpha is None:
             raise NotFoundError(
-                f"there is no {file.config_name}: only it knows the scale (lora_alpha) of a PEFT adapter",
+                f"there is no {file.config_name}, which holds the scale (lora_alpha) of a PEFT adapter",
                 where=file.label,
                 cure=Cures(
                     f"put the {file.config_name} that was saved with the adapter beside its weights",
@@ -86,7 +86,7 @@ class Peft:
             )
             settings = replace(settings, alpha=options.alpha, alpha_pattern=None, warnings=notes)
         if config is None:
-            # Without a config there are no flags to contradict; the keys say what there is.
+            # Without a config there are no flags to contradict: the keys decide.
             settings = replace(settings, believes=True)
         if options.enable_lora is not None:
             settings = replace(settings, enable_lora=options.enable_lora)
@@ -145,7 +145,7 @@ class _Sorting:
         )
 
     def _sort(self, file: AdapterFile) -> None:
-        """Put every stored tensor where it belongs; those of wrapped modules last, for they may be copies."""
+        """Sort every stored tensor; those of wrapped modules last, because they may be copies of others."""
         tensors = file.checkpoint.tensors
         parts = {key: _LORA.fullmatch(key) for key in tensors}
         odd = self._odd_ones_out(parts)
@@ -170,9 +170,9 @@ class _Sorting:
             self.faults.append(AdapterFault("unexpected", str(key), "the entry is no tensor"))
 
     def _odd_ones_out(self, parts: Mapping[str, re.Match[str] | None]) -> dict[str, str]:
-        """Return the keys that differ from the others in prefix or in adapter name, with what is odd.
+        """Return the keys that differ from most others in prefix or in adapter name, each with the reason.
 
-        One adapter has one prefix and one name: a mixture is a file put together of several.
+        One adapter has one prefix and one name: a file with several was assembled from several adapters.
         """
         prefixes: dict[str, bool] = {}
         names: dict[str, str | None] = {}
@@ -202,11 +202,11 @@ class _Sorting:
             parts[part] = ref
 
     def _add_rows(self, found: re.Match[str], ref: TensorRef) -> None:
-        """Take the trained rows of an embedding; only the config knows which rows they are."""
+        """Add the trained rows of an embedding; the config says which rows they are."""
         path, _ = _place(found["path"] or "")
         indices = self.settings.token_indices(path)
         if indices is None:
-            text = "the config has no trainable_token_indices for this module: nothing tells which rows these are"
+            text = "the config has no trainable_token_indices for this module: the rows of this tensor are unknown"
             self.faults.append(AdapterFault("config", ref.name, text, nearest=path))
         elif ref.shape[:1] != (len(indices),):
             text = f"the file holds {ref.shape[0] if ref.shape else 0} rows, the config names {len(indices)} tokens"
@@ -255,7 +255,7 @@ class _Sorting:
             )
 
     def _fault_missing(self, part: str, beside: TensorRef, path: str, leaf: str = "weight") -> None:
-        """Note that a layer's tensor is missing, under the key that it would have beside the one that is there."""
+        """Add the fault of a missing tensor, under the key that it would have beside the present one."""
         head, _, tail = beside.name.rpartition(".lora_")
         middle = tail[1:].rpartition(".")[0]
         if tail.startswith("embedding_"):
@@ -272,7 +272,7 @@ class _Sorting:
         self.faults.append(AdapterFault("missing", key, text, nearest=path))
 
     def _add_plain(self, ref: TensorRef) -> None:
-        """Take a key outside the LoRA layers: a bias, a tensor of modules_to_save, or one to judge by the model."""
+        """Add a tensor outside the LoRA layers: a bias, a part of modules_to_save, or one for the match to judge."""
         owner, _, attribute = ref.name.rpartition(".")
         path, _ = _place(owner)
         declared = self.settings.saves(path)
@@ -295,7 +295,7 @@ class _Sorting:
         self.others[entry.path, entry.attribute] = entry
 
     def _add_wrapped(self, ref: TensorRef) -> None:
-        """Take `X.modules_to_save.<name>.weight`, and the copies that PEFT adds to it when bias = all."""
+        """Add `X.modules_to_save.<name>.weight`, and the copies that PEFT stores too when bias = all."""
         kind = "original_module" if ".original_module." in ref.name else "modules_to_save"
         owner, _, rest = ref.name.rpartition(f".{kind}.")
         base = canonical(owner)
@@ -320,12 +320,12 @@ class _Sorting:
             self.faults.append(AdapterFault("unexpected", ref.name, text, nearest=base))
 
     def _contradiction(self, ref: TensorRef, text: str, path: str) -> None:
-        """Note that file and config disagree; with strict=False the file is believed."""
+        """Add the fault that file and config disagree; with strict=False the file decides, and it is a warning."""
         if self.strict:
-            text += ", but the file holds this tensor (strict=False believes the file)"
+            text += ", but the file holds this tensor (strict=False trusts the file)"
             self.faults.append(AdapterFault("config", ref.name, text, nearest=path))
         else:
-            self.warnings.append(f"{text}, but the file holds {shown(ref.name)}: the file was believed")
+            self.warnings.append(f"{text}, but the file holds {shown(ref.name)}: the file was trusted")
 
 
 def _owner(key: str) -> str:

@@ -18,12 +18,12 @@ _SPELLING = {"a": "lora_a.weight", "b": "lora_b.weight", "magnitude": "magnitude
 
 
 class Torchtune:
-    """LoRA and DoRA of torchtune, under torchtune's own module names unless `key_map` renames them."""
+    """LoRA and DoRA of torchtune, with torchtune's module names unless `key_map` renames them."""
 
     name = "torchtune"
 
     def matches(self, file: AdapterFile) -> bool:
-        """Whether some key ends in `lora_a.weight` or `lora_b.weight`."""
+        """Return whether some key ends in `lora_a.weight` or `lora_b.weight`."""
         return any(key.endswith((".lora_a.weight", ".lora_b.weight")) for key in file.checkpoint.tensors)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterContent:

@@ -1,4 +1,4 @@
-"""The kinds of layers that adapters can be attached to, and the look-up of the one that fits a module."""
+"""The kinds of layers that take adapters, and the look-up of the kind that fits a module."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ KINDS: tuple[LayerKind, ...] = (
     Attention(),
     Experts(),
 )
-"""The kinds of layers that an entry with one A and one B fits, in the order in which they are tried."""
+"""The kinds for an entry with one A and one B, in the order in which they are tried."""
 
 
 def kind_of(module: nn.Module, entry: LoraEntry | RowsEntry | None = None) -> LayerKind | None:
-    """Return the first kind that fits a module, and the stored entry for it if there is one; None for no kind."""
+    """Return the first kind that fits a module and, if given, the stored entry for it; None if no kind does."""
     if isinstance(entry, RowsEntry):
         return ROWS if ROWS.fits(module) else None
     kinds = (MERGED, *KINDS) if entry is not None and entry.merged else KINDS

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention: its fused input projection, and its output projection, whose forward is never called."""
+"""nn.MultiheadAttention: the fused input projection, and the output projection, whose forward is never called."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputTerm(LinearTerm):
-    """The fused input projection: A is (rank, width), B is (3 * width, rank), and a bias of B is never added."""
+    """The fused input projection: A is (rank, width), B is (3 * width, rank); the bias of B is never added."""
 
     attribute: str = "in_proj_weight"
 
@@ -35,7 +35,7 @@ class OutputTerm(LinearTerm):
     """The output projection: A is (rank, width), B is (width, rank).
 
     PEFT merges both projections for every forward, and adds this one's delta twice (once in MultiheadAttention.merge,
-    once more in the layer's own merge); merge_and_unload does the same. Whatever was trained with PEFT was trained so.
+    once more in the layer's own merge); merge_and_unload does the same. Every adapter from PEFT was trained so.
     """
 
     def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
@@ -47,7 +47,7 @@ class LoraAttention(LoraLayer, nn.MultiheadAttention):
     """An nn.MultiheadAttention with adapters on its projections."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the module returns with its weights changed by the active adapters."""
+        """Return the module's output with its weights changed by the active adapters."""
         weights = list(changed_weights(self))
         if isinstance(self.out_proj, LoraLayer):
             weights += changed_weights(self.out_proj)
@@ -56,7 +56,7 @@ class LoraAttention(LoraLayer, nn.MultiheadAttention):
             return super(LoraLayer, self).forward(*args, **kwargs)
 
     def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
-        """Yield the fused projection; the bias of its B is kept and never added."""
+        """Yield the fused projection without the bias of B, which is kept and never added."""
         for module, term, factors in super().lora_changes(name):
             yield module, term, replace(factors, bias=None)
 
@@ -73,7 +73,7 @@ class Attention(LayerKind):
     modules = (nn.MultiheadAttention,)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """Three separate projections, DoRA and a bias of B are not defined, here or in PEFT."""
+        """Refuse three separate projections and DoRA, which PEFT does not define either."""
         if module._parameters.get("in_proj_weight") is None:
             return (
                 "is a MultiheadAttention with keys or values of another width, which has no fused projection"
@@ -99,7 +99,7 @@ class Attention(LayerKind):
 
 
 class AttentionOutput(Linear):
-    """The output projection of nn.MultiheadAttention, a Linear whose forward is never called."""
+    """The output projection of nn.MultiheadAttention: a Linear whose forward is never called."""
 
     name = "output projection of MultiheadAttention"
     modules = (NonDynamicallyQuantizableLinear,)

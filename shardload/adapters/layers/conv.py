@@ -1,4 +1,4 @@
-"""nn.Conv1d, Conv2d and Conv3d: PEFT's pair of convolutions, and loralib's pair of matrices."""
+"""nn.Conv1d, Conv2d and Conv3d, adapted by PEFT's pair of convolutions or by loralib's pair of matrices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ConvTerm(LoraTerm):
     def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
         """Return scale * the kernel of B after A, or some rows of it.
 
-        With groups there is no such kernel; what is returned is what PEFT takes DoRA's norm of.
+        With groups no such kernel exists; then the result is the tensor of which PEFT takes DoRA's norm.
         """
         rank = factors.a.shape[0]
         grouped = factors.b.shape[1] != rank
@@ -85,7 +85,7 @@ class ConvMatrixTerm(LoraTerm):
         b = factors.b
         if rows is None:
             return (torch.mm(b, factors.a) * self.scale).view(shape)
-        # A row of the weight is a run of B @ A: whole rows of it where the groups allow, else cut from the whole.
+        # A row of the weight is a run of elements of B @ A, from some row of B @ A to another.
         first, last, _ = rows.indices(shape[0])
         run, width = math.prod(shape[1:]), factors.a.shape[1]
         low, high = first * run // width, -(-last * run // width)
@@ -116,7 +116,7 @@ class LoraConv(LoraLayer):
 
 
 class Conv(LayerKind):
-    """nn.Conv1d, Conv2d, Conv3d and their subclasses; transposed convolutions are another thing."""
+    """nn.Conv1d, Conv2d, Conv3d and their subclasses; not transposed convolutions."""
 
     name = "Conv"
     host = LoraConv
@@ -128,11 +128,13 @@ class Conv(LayerKind):
         if len(entry.a.shape) == 2 and entry.magnitude is not None:
             return "is a convolution, for which loralib has no DoRA"
         if len(entry.a.shape) != 2 and entry.a.shape and entry.a.shape[0] % conv.groups:
-            return f"is a convolution with groups = {conv.groups}, which rank {entry.a.shape[0]} is no multiple of"
+            return (
+                f"is a convolution with groups = {conv.groups}, and rank {entry.a.shape[0]} is not a multiple"
+            )
         return None
 
     def read(self, module: nn.Module, entry: LoraEntry) -> Reading:
-        """PEFT's convolutions, or loralib's matrices where A has two dimensions."""
+        """Read PEFT's convolutions, or loralib's matrices where A has two dimensions."""
         conv: Any = module
         if len(entry.a.shape) == 2:
             size = conv.kernel_size[0]
@@ -163,12 +165,12 @@ class Conv(LayerKind):
         return ConvTerm(rank, scale, dropout)
 
     def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
-        """With groups A mixes what the base keeps apart; with another padding the two differ at the border."""
+        """Refuse groups, which A mixes and the base does not, and another padding than zeros, which A always has."""
         conv: Any = module
         if isinstance(term, ConvMatrixTerm):
             return None
         if conv.groups > 1:
-            return f"is a convolution with groups = {conv.groups}: B(A(x)) is no kernel of its shape"
+            return f"is a convolution with groups = {conv.groups}: B(A(x)) is not a convolution of its shape"
         if conv.padding_mode != "zeros":
             return f"is a convolution with padding_mode = {conv.padding_mode!r}: the adapter pads with zeros"
         return super().unmergeable(module, term)

@@ -1,4 +1,4 @@
-"""nn.Embedding: rows of A.T looked up and multiplied by B, scaled as the module scales its own rows."""
+"""nn.Embedding: rows of A.T are looked up, multiplied by B, and scaled as the module scales its own rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class EmbeddingTerm(LoraTerm):
         return torch.add(out, (ratio - 1) * out + ratio * delta, alpha=weight)
 
     def stored(self, factors: Factors) -> tuple[int, dict[str, torch.Tensor]]:
-        """Return A and B under the names that PEFT has for embeddings."""
+        """Return A and B under PEFT's names for embeddings."""
         tensors = {"lora_embedding_A": factors.a, "lora_embedding_B": factors.b}
         if factors.magnitude is not None:
             tensors["lora_magnitude_vector"] = factors.magnitude
@@ -71,7 +71,7 @@ class Embedding(LayerKind):
     modules = (nn.Embedding,)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """`max_norm` rewrites the base's rows at every look-up; B has no bias here."""
+        """Refuse `max_norm`, which rewrites the base's rows at every look-up, and a bias of B."""
         if getattr(module, "max_norm", None) is not None:
             return "is an embedding with max_norm, which rewrites its rows at every look-up"
         if entry.bias is not None:

@@ -1,4 +1,4 @@
-"""Parameters that a module uses itself: fused experts (three dimensions), or a plain matrix that no Linear holds."""
+"""Parameters that a module uses itself: fused experts (three dimensions), or a matrix outside a Linear."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ExpertsTerm(LoraTerm):
     inputs_first: bool = False
 
     def delta(self, factors: Factors, shape: Shape, rows: slice | None = None) -> torch.Tensor:
-        """Return scale * (B @ A) expert by expert, or that of some experts."""
+        """Return scale * (B @ A) expert by expert, for all experts or for the experts `rows`."""
         experts = shape[0]
         a = factors.a.view(experts, -1, factors.a.shape[1])
         b = factors.b.view(factors.b.shape[0], -1, experts).permute(2, 0, 1)
@@ -41,19 +41,19 @@ class ExpertsTerm(LoraTerm):
 
 
 class LoraParameters(LoraLayer):
-    """A module with adapters on parameters of its own.
+    """A module with adapters on its own parameters.
 
     `lora_A[name]` and `lora_B[name]` hold one factor for each adapted parameter, under the parameter's name;
-    `lora_terms` has an entry "<name>.<parameter>" for each.
+    `lora_terms` has a term "<name>.<parameter>" for each.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the module returns with its parameters changed by the active adapters."""
+        """Return the module's output with its parameters changed by the active adapters."""
         with weights_replaced(changed_weights(self)):
             return super(LoraLayer, self).forward(*args, **kwargs)
 
     def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
-        """Yield each parameter that an adapter changes here: this module, the term, the factors."""
+        """Yield this module, the term and the factors for each parameter that an adapter changes here."""
         for key, term in self.lora_terms.items():
             if key.partition(".")[0] == name:
                 down: Any = self.lora_A[name]
@@ -84,13 +84,13 @@ class Experts(LayerKind):
     host = LoraParameters
 
     def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether it has such a parameter, and the entry names one."""
+        """Return whether the entry names such a parameter of the module."""
         if entry is None or not entry.parameters:
             return False
         return any(self._shape(module, name) is not None for name in entry.parameters)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """Refuse a parameter that is not found, or whose layout nothing tells."""
+        """Refuse a parameter that is not found, or whose layout is unknown."""
         parameter = self._parameter(module, entry)
         if parameter is None and type(module) is nn.Module:
             return (
@@ -104,8 +104,8 @@ class Experts(LayerKind):
         shape = self._shape(module, parameter) or ()
         if len(shape) == 3 and self._inputs_first(module, entry, shape) is None:
             return (
-                f"has square experts in {parameter!r}, whose layout changed with PEFT 0.19, and nothing says which "
-                'it is (the config can, with "peft_version", and the module, with `is_transposed`)'
+                f"has square experts in {parameter!r}, whose layout changed with PEFT 0.19, and it is unknown which "
+                'it has (the config can, with "peft_version", and the module, with `is_transposed`)'
             )
         return None
 
@@ -129,10 +129,10 @@ class Experts(LayerKind):
         return tuple(parameter.shape) if parameter is not None and parameter.dim() in {2, 3} else None
 
     def _parameter(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """Return the parameter of an entry: the one that its shapes fit, or by the order in which PEFT wraps them.
+        """Return the parameter of an entry, by the order in which PEFT wraps parameters, or by the shapes.
 
-        That is the module's order, the last one outermost. Of modules that are told from a checkpoint's headers the
-        order is not known; then only the shapes tell.
+        PEFT wraps them in the module's order, the last one outermost. A module that is made from a checkpoint's headers
+        has no such order: there the shapes decide.
         """
         targeted = [name for name in module._parameters if name in entry.parameters]
         if type(module) is nn.Module and len(targeted) > 1:
@@ -142,21 +142,21 @@ class Experts(LayerKind):
         return targeted[place] if place >= 0 else None
 
     def _could_be(self, entry: LoraEntry, shape: Shape) -> bool:
-        """Whether A and B have the widths of a parameter, either way round."""
+        """Return whether A and B have the widths of a parameter, transposed or not."""
         widths = {(shape[1], shape[2]), (shape[2], shape[1])} if len(shape) == 3 else {(shape[1], shape[0])}
         return (entry.a.shape[1:], entry.b.shape[:1]) in {((into,), (out,)) for into, out in widths}
 
     def _inputs_first(self, module: nn.Module, entry: LoraEntry, shape: Shape) -> bool | None:
-        """Return whether the parameter is (experts, in, out) for this file, None where nothing tells.
+        """Return whether the parameter is (experts, in, out) for this file; None when that is unknown.
 
-        PEFT before 0.19 took every parameter for (experts, in, out); later ones only where the module says
-        `is_transposed`. The shapes of A and B tell it, except for square experts.
+        The shapes of A and B decide, except for square experts: PEFT before 0.19 took every parameter for
+        (experts, in, out), later ones only those of a module with `is_transposed`.
         """
         if shape[1] != shape[2]:
             return entry.a.shape[1:] == shape[1:2] and entry.b.shape[:1] == shape[2:]
         if _is_transposed(module) or (entry.peft_version is not None and entry.peft_version < (0, 19)):
             return True
-        # What is told from headers has no `is_transposed` that could say it.
+        # A module that is made from headers has no `is_transposed`.
         return None if entry.peft_version is None or type(module) is nn.Module else False
 
 

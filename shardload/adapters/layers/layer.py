@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from shardload.adapters.switch import Switch
 
 LORA_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
-"""The containers that a host adds to its module: one child an adapter, under PEFT's names. The last only for DoRA."""
+"""The containers that a host adds to its module, under PEFT's names: one child for each adapter. The last is DoRA's."""
 
 LAYER_ATTRIBUTES = (*LORA_PARTS, "lora_terms", "lora_switch", "lora_base")
-"""Names that an adapted layer has and its own class must not have."""
+"""Attributes of an adapted layer, which its own class must not have."""
 
 
 class Factor(nn.Module):
-    """The weight of A or B, and B's bias if it has one. It is no nn.Linear: nothing should adapt or quantise it."""
+    """The weight of A or B, and the bias of B. Not an nn.Linear, so that no tool adapts or quantises it."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -62,8 +62,8 @@ class LoraLayer(nn.Module):
     """A layer that adds every active adapter's term to its own output.
 
     It is never constructed: `adapt` gives an existing module a subclass of the kind's host and of the module's own
-    class, whose forward is still the one that computes the base output. As in PEFT, the adapter computes in its own
-    dtype and the result has the dtype of the base output.
+    class. The own class's forward still computes the base output. As in PEFT, the adapter computes in its own dtype
+    and the result has the dtype of the base output.
     """
 
     lora_base: ClassVar[type[nn.Module]]
@@ -90,7 +90,7 @@ class LoraLayer(nn.Module):
         return out if out.dtype == dtype else out.to(dtype)
 
     def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
-        """Yield each base tensor that an adapter changes here: the module that owns it, the term, the factors."""
+        """Yield the owning module, the term and the factors for each base tensor that an adapter changes here."""
         if name in self.lora_terms:
             yield self, self.lora_terms[name], self.lora_factors(name)
 
@@ -123,20 +123,20 @@ class LoraLayer(nn.Module):
                 yield from holder[name].parameters()
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, as any module does, and tell whoever asked to be told (merge_on_eval)."""
+        """Set the mode, as any module does, and call the switch's `follow` (merge_on_eval)."""
         super().train(mode)
         if self.lora_switch.follow is not None:
             self.lora_switch.follow(mode=mode)
         return self
 
     def lora_drop(self, name: str) -> None:
-        """Take one adapter's factors from the layer; the last one restores the layer's own class."""
+        """Remove one adapter's factors from the layer; after the last one the layer has its own class again."""
         self.lora_remove(name)
         if not self.lora_terms:
             restore(self)
 
     def lora_remove(self, name: str) -> None:
-        """Take one adapter's factors from the layer, which stays an adapted one."""
+        """Remove one adapter's factors from the layer, which keeps its adapted class."""
         for part in LORA_PARTS:
             holder: Any = self._modules.get(part)
             if holder is not None:
@@ -145,7 +145,7 @@ class LoraLayer(nn.Module):
         self.__dict__.get(DORA_CACHE, {}).pop(name, None)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle and copy by the layer's own class: the class made here can't be imported by name."""
+        """Pickle and copy by host and own class: the class made of both can't be imported by name."""
         reduced = super().__reduce_ex__(max(int(protocol), 2))
         if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
             return (_new, (self.lora_host, self.lora_base, *reduced[1][1:]), *reduced[2:])
@@ -156,9 +156,9 @@ class LoraLayer(nn.Module):
 class Reading:
     """How a stored layer fits a module: its term, and for each part the stored shape that fits.
 
-    `shapes` maps "a", "b", "bias", "magnitude" to the shape that the stored tensor must have; `forms` to the shape
-    that it gets in memory where that is another one; `transposed` parts are stored with their two dimensions
-    swapped. `note` is a line for the report.
+    `shapes` maps "a", "b", "bias" and "magnitude" to the shape that the stored tensor must have, `forms` to its shape
+    in memory where that differs. `transposed`: "a" and "b" are stored with their two dimensions swapped. `note` is a
+    line for the report.
     """
 
     term: LoraTerm
@@ -249,7 +249,7 @@ def _new(host: type[LoraLayer], base: type[nn.Module], *args: Any) -> nn.Module:
 
 
 def adapt(module: nn.Module, host: type[LoraLayer], switch: Switch) -> LoraLayer:
-    """Give a module its adapted class, in place, and return the same object. An adapted one is returned as it is."""
+    """Give a module its adapted class, in place, and return the same object. An adapted module stays as it is."""
     if isinstance(module, LoraLayer):
         return module
     module.__dict__.update(lora_terms={}, lora_switch=switch)
@@ -265,7 +265,7 @@ def adapt(module: nn.Module, host: type[LoraLayer], switch: Switch) -> LoraLayer
 
 
 def restore(layer: LoraLayer) -> None:
-    """Give a layer its own class back, and take away everything that `adapt` added."""
+    """Restore a layer's own class, and remove everything that `adapt` added."""
     layer.__class__ = layer.lora_base  # type: ignore[assignment]
     for name in LORA_PARTS:
         layer._modules.pop(name, None)

@@ -32,7 +32,7 @@ class LinearTerm(LoraTerm):
         self, layer: AdaptedLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
     ) -> torch.Tensor:
         """Return out + weight * scale * B(A(dropout(x))); with DoRA, out is rescaled too."""
-        # Straight from the tables: nn.Module's attribute look-up is a third of what an adapter costs a small layer.
+        # Straight from the tables: nn.Module's attribute look-up is a third of an adapter's cost on a small layer.
         modules = layer._modules
         up: Any = modules["lora_B"]._modules[name]  # type: ignore[union-attr]
         down: Any = modules["lora_A"]._modules[name].weight  # type: ignore[union-attr]
@@ -87,7 +87,7 @@ class Linear(LayerKind):
     modules: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """DoRA needs the weight itself."""
+        """Refuse DoRA where the weight is quantised: it needs the norms."""
         weight = getattr(module, "weight", None)
         if entry.magnitude is not None and not (
             isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.dim() == 2

@@ -25,10 +25,10 @@ _LINEARS: tuple[Linear, ...] = (Transposed(), Linear())
 class MergedTerm(LoraTerm):
     """A is (rows of A, in), B is (rows that are on, rank of a group).
 
-    There are `groups` = rows of A / columns of B groups; group g gives B_g @ A_g, and all of them together the rows
-    of the base weight whose part is on in `enable`, from the first to the last. Parts are equal runs of rows: on
-    ChatGLM-6B's interleaved query_key_value they are thirds of the whole all the same, as they were in training.
-    `columns`: the base weight is (in, out).
+    There are `groups` = rows of A / columns of B groups; group g gives B_g @ A_g, and all groups together give the rows
+    of the base weight whose part is on in `enable`, from the first to the last. Parts are equal runs of rows, also on
+    ChatGLM-6B's interleaved query_key_value: training used thirds of the whole there too. `columns`: the base weight
+    is (in, out).
     """
 
     dora_axis: ClassVar[int | None] = None
@@ -69,7 +69,7 @@ class MergedTerm(LoraTerm):
         return delta.new_zeros(out, delta.shape[1]).index_copy(0, self._places(out, b.device), delta)
 
     def stored(self, factors: Factors) -> tuple[int, dict[str, torch.Tensor]]:
-        """Return the same delta as one plain pair of rank (rows of A): B is block-diagonal, with zeros where off."""
+        """Return the same delta as one plain pair of rank (rows of A): B is block-diagonal."""
         a, b = factors.a, factors.b
         rows = b.shape[0] // sum(self.enable) * len(self.enable)
         size, rank = b.shape[0] // self.groups, b.shape[1]
@@ -87,7 +87,7 @@ class MergedTerm(LoraTerm):
         )
 
     def _rows_on(self, out: int, device: torch.device) -> torch.Tensor:
-        """Return for each row of the base weight its row in B, -1 where it is off, (out,)."""
+        """Return the row of B for each row of the base weight, -1 where it is off, (out,)."""
         places = self._places(out, device)
         rows = torch.full((out,), -1, dtype=torch.long, device=device)
         rows[places] = torch.arange(len(places), device=device)
@@ -118,16 +118,16 @@ class MergedTerm(LoraTerm):
 
 
 class Merged(LayerKind):
-    """A Linear, or a transposed one, whose stored factors are those of a MergedLinear."""
+    """A Linear, or a transposed one, with the stored factors of a MergedLinear."""
 
     name = "MergedLinear"
 
     def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether the entry is one of a MergedLinear; the module is a linear layer like any other."""
+        """Return whether the entry is a MergedLinear's and the module a linear layer."""
         return entry is not None and entry.is_merged() and any(kind.fits(module) for kind in _LINEARS)
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """Refuse parts that are not known, or that do not fit the shapes."""
+        """Refuse parts that are unknown, or that do not fit the shapes."""
         if entry.magnitude is not None or entry.bias is not None:
             return "is adapted as a MergedLinear, for which DoRA and lora_bias are not defined"
         out, _ = self._plain(module).features(module)
@@ -172,7 +172,7 @@ class Merged(LayerKind):
         return next(kind for kind in _LINEARS if kind.fits(module))
 
     def _enable(self, module: nn.Module, entry: LoraEntry) -> tuple[bool, ...] | None:
-        """Return the parts that are on: as said, or all of them where B has a row for every row of the base."""
+        """Return the parts that are on: as given, or all where B has a row for every row of the base; else None."""
         if entry.enable is not None:
             return entry.enable
         if (

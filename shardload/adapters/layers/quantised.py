@@ -1,4 +1,4 @@
-"""Quantised linear layers that are no nn.Linear: their own forward, and the adapter's output beside it."""
+"""Quantised linear layers that are no nn.Linear: their own forward, plus the adapter's output."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class LoraQuantised(LoraLayer):
 
 
 class Quantised(Linear):
-    """A module that holds integers, and says `in_features` and `out_features` as nn.Linear does.
+    """A module that holds integers, with `in_features` and `out_features` as nn.Linear has them.
 
-    GPTQ's, AWQ's and HQQ's layers do; ChatGLM2's QuantizedLinear says `weight_bit_width` instead.
+    GPTQ's, AWQ's and HQQ's layers have them; ChatGLM2's QuantizedLinear has `weight_bit_width` instead.
     """
 
     name = "quantised Linear"
     host = LoraQuantised
 
     def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether it has a matrix of integers, and the two widths."""
+        """Return whether the module has a matrix of integers, and the two widths."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             return False
         tensors = (*module._parameters.values(), *module._buffers.values())
@@ -47,11 +47,11 @@ class Quantised(Linear):
         return None
 
     def unmergeable(self, module: nn.Module, term: LoraTerm) -> str | None:
-        """Refuse: integers have no room for a delta."""
+        """Refuse always: integers have no room for a delta."""
         return f"is a quantised {type(module).__name__}: merge into the full-precision base instead"
 
     def features(self, module: nn.Module) -> tuple[int, int]:
-        """Return (out, in), zeros where the module does not say them."""
+        """Return (out, in), zeros where the module does not have them."""
         out, into = getattr(module, "out_features", None), getattr(module, "in_features", None)
         if isinstance(out, int) and isinstance(into, int):
             return out, into

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowsTerm(LoraTerm):
-    """`a` holds the rows, (tokens, width); there is no B. `tokens` are the rows of the base weight they stand for.
+    """`a` holds the rows, (tokens, width); there is no B. `tokens` are the rows of the base weight that they replace.
 
     On a Linear, a head that is tied to the embedding, the same rows give the logits of these tokens.
     """
@@ -32,7 +32,7 @@ class RowsTerm(LoraTerm):
     def add(
         self, layer: AdaptedLayer, name: str, weight: float, x: torch.Tensor, out: torch.Tensor
     ) -> torch.Tensor:
-        """Return `out` with the adapter's rows in the place of the base's, at `weight` between the two."""
+        """Return `out` computed with the adapter's rows, interpolated with the base's at `weight`."""
         rows: Any = layer.lora_A[name].weight
         if isinstance(layer, nn.Embedding):
             known, order = _sorted_tokens(self.tokens, x.device)
@@ -53,7 +53,7 @@ class RowsTerm(LoraTerm):
         return out.index_copy(-1, index, torch.lerp(old.to(new.dtype), new, weight).to(out.dtype))
 
     def stored(self, factors: Factors) -> tuple[int, dict[str, torch.Tensor]]:
-        """Return the rows under PEFT's name for them; which tokens they are stands in the config."""
+        """Return the rows under PEFT's name; their tokens are in the config."""
         return 0, {"token_adapter.trainable_tokens_delta": factors.a}
 
     def changed(
@@ -65,7 +65,7 @@ class RowsTerm(LoraTerm):
         shape: Shape | None = None,
         norm: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the base weight, or some rows of it, with the adapter's rows in their places."""
+        """Return the base weight, or some rows of it, with the adapter's rows written into it."""
         del norm
         first, last, _ = (rows or slice(None)).indices((shape or tuple(base.shape))[0])
         inside = [place for place, token in enumerate(self.tokens) if first <= token < last]
@@ -85,7 +85,7 @@ def _sorted_tokens(tokens: tuple[int, ...], device: torch.device) -> tuple[torch
 
 
 class Rows(LayerKind):
-    """An embedding of which rows are replaced, or a head that is tied to one."""
+    """An embedding with replaced rows, or a head that is tied to one."""
 
     name = "rows of an embedding"
     modules = (nn.Embedding, nn.Linear)
@@ -95,7 +95,7 @@ class Rows(LayerKind):
         return LoraEmbedding if isinstance(module, nn.Embedding) else LoraLinear
 
     def unfit(self, module: nn.Module, entry: LoraEntry) -> str | None:
-        """Refuse tokens that the module has no row for."""
+        """Refuse tokens beyond the module's rows."""
         table: Any = module
         rows, largest = len(table.weight), max(self._tokens(entry))
         if largest >= rows:

@@ -1,4 +1,4 @@
-"""GPT-2's Conv1D: a linear layer whose weight is stored transposed, (in, out). Told by its structure, not its name."""
+"""GPT-2's Conv1D: a linear layer with a transposed weight, (in, out). Recognised by its structure, not its name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Transposed(Linear):
     host = LoraTransposed
 
     def fits(self, module: nn.Module, entry: LoraEntry | None = None) -> bool:
-        """Whether weight, bias and `nf` are those of a transposed linear layer."""
+        """Return whether the module has the weight, bias and `nf` of a transposed linear layer."""
         weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
         width = getattr(module, "nf", None)
         if not isinstance(width, int) or weight is None or weight.dim() != 2 or isinstance(module, nn.Linear):

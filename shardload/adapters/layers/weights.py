@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def changed_weights(layer: LoraLayer) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
-    """Yield every base tensor that the active adapters change in a layer: its module, name, and changed value.
+    """Yield the module, the name and the changed value of every base tensor that the active adapters change in a layer.
 
-    The value is computed in the wider of the dtypes, has the base tensor's own, and carries gradients to the factors.
+    The value is computed in the wider dtype, returned in the base tensor's, and carries gradients to the factors.
     Raises UsageError inside adapter_batch, unless every row has the same adapter: one weight serves all rows.
     """
     rows = layer.lora_switch.choice.rows
@@ -46,7 +46,7 @@ def changed_weights(layer: LoraLayer) -> Iterator[tuple[nn.Module, str, torch.Te
 
 
 def changed_bias(layer: LoraLayer) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
-    """Yield the layer's bias with every active adapter's bias of B added, where there is one."""
+    """Yield the layer's bias plus every active adapter's bias of B, where the layer has a bias."""
     bias = layer._parameters.get("bias")
     value = bias
     for name, weight in layer.lora_switch.active.items():

@@ -1,4 +1,4 @@
-"""Merging: adapters folded into the weights of their base, on disk, in memory, or while it is loaded."""
+"""Merging: adapters folded into the weights of their base, on disk, in memory, or during a load."""
 
 from __future__ import annotations
 

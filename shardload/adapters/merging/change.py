@@ -1,4 +1,4 @@
-"""Change: what adapters do to one tensor of the base, and the one loop that folds it in, block by block."""
+"""Change: what adapters do to one tensor of the base, and the loop that applies it block by block."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Folded = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Index = tuple["int | slice", ...]
 
 BLOCK = 1 << 18
-"""Elements of a block: 1 MB in fp32, so that the five forms of it that are at hand fit into a core's caches."""
+"""Elements of a block: 1 MB in fp32, so that its five intermediate tensors fit into a core's caches."""
 
 LARGE = 1 << 23
-"""Elements of a factor, 32 MB in fp32: a vocabulary's with a high rank is many times that."""
+"""Elements of a large factor, 32 MB in fp32: a vocabulary's factor of a high rank is many times larger."""
 
 _INLINE = 1 << 15  # elements; the grain of torch's own threads
 _UNIT = 16  # rows: blocks are made of these
@@ -52,7 +52,7 @@ class BiasTerm(LoraTerm):
 
     @classmethod
     def of(cls, term: LoraTerm) -> BiasTerm:
-        """Return the term on the bias that stands beside a term on the weight."""
+        """Return the term of the bias that belongs to a term of the weight."""
         return cls(term.rank, term.scale, attribute="bias")
 
 
@@ -67,10 +67,10 @@ class Addition:
 
 @dataclass
 class Change:
-    """All that happens to one tensor of the base: a replacement first, then what is added.
+    """Everything that adapters do to one tensor of the base: a replacement first, then additions.
 
-    `apart`: it is for this tensor alone, not for what is tied to it, as every delta is. Saved embeddings and single
-    rows are for both, as PEFT has it.
+    `apart`: the change is for this tensor alone and not for its ties, as every delta is. Saved embeddings and single
+    rows go to the ties too, as in PEFT.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Change:
     apart: bool = False
 
     def row(self, shape: Shape, dtype: torch.dtype, survival: Survival) -> MergedTensor:
-        """Return the report's row for the tensor once this change is merged into it."""
+        """Return the report's row for the tensor after this change was merged into it."""
         share, relative = (survival.share, survival.relative) if self.additions else (None, None)
         name = str(dtype).removeprefix("torch.")
         return MergedTensor(self.name, tuple(shape), name, self.adapters, share, relative)
@@ -96,19 +96,19 @@ def merged_blocks(
 ) -> Iterator[tuple[Index, torch.Tensor]]:
     """Yield a tensor with its change folded in, in blocks in C order, each with its index, rounded once to `dtype`.
 
-    The maths is that of `LoraTerm`, in fp32, or fp64 where base or factors have it; for one plain LoRA adapter the
-    operations are those of PEFT's merge, in their order. A few blocks and the factors are all that is in memory.
-    `workers` compute blocks ahead. Raises CorruptError for a result that is not finite.
+    `LoraTerm` computes in fp32, or in fp64 where base or factors are; for one plain LoRA adapter the operations and
+    their order are those of PEFT's merge. Only a few blocks and the factors are in memory. `workers` compute blocks
+    ahead. Raises CorruptError for a result that is not finite.
     """
     source = base if change.replacement is None else change.replacement
     if change.additions and all(isinstance(each.term, ExpertsTerm) for each in change.additions):
-        # One expert may be larger than all that may be in memory: each is a matrix of its own.
+        # All experts together may be too large for memory: each is merged as a matrix.
         for expert in range(source.shape[0]):
             one = replace(change, additions=[_of_expert(each, expert, source) for each in change.additions])
             for index, block in merged_blocks(source[expert], one, dtype, rounding, survival, workers):
                 yield (expert, *index), block
         return
-    # Of small tensors torch's own operations stay on one thread, and handing them over takes longer than they do.
+    # torch computes a small tensor on one thread, and handing it to a worker takes longer than that.
     inline = workers is None or source.device.type != "cpu" or source.numel() <= _INLINE
     compute = map if inline or workers is None else workers.map
     if not change.additions:
@@ -137,7 +137,7 @@ def merged_blocks(
 
 
 def _of_expert(addition: Addition, expert: int, base: torch.Tensor) -> Addition:
-    """Return the addition to one expert's matrix, which is that of a Linear, or of a transposed one."""
+    """Return the addition to one expert's matrix, as for a Linear or a transposed one."""
     term, factors, experts = addition.term, addition.factors, base.shape[0]
     a = factors.a.view(experts, -1, factors.a.shape[1])[expert]
     b = factors.b.view(factors.b.shape[0], -1, experts)[:, :, expert]
@@ -147,9 +147,9 @@ def _of_expert(addition: Addition, expert: int, base: torch.Tensor) -> Addition:
 
 
 def row_blocks(shape: Shape) -> Iterator[slice]:
-    """Yield slices of dimension 0, each of about BLOCK elements, of even length.
+    """Yield slices of dimension 0 of about BLOCK elements and of even length.
 
-    None is much shorter than the others: BLAS takes another path for a few rows, which rounds otherwise.
+    None is much shorter than the others: for a few rows BLAS takes another path, which rounds differently.
     """
     count = shape[0]
     width = max(prod(shape[1:]), 1)
@@ -165,7 +165,7 @@ def row_blocks(shape: Shape) -> Iterator[slice]:
 
 
 class _Fold:
-    """The additions of one tensor with their factors in the dtype of the maths, and norms where they need a pass."""
+    """The additions of one tensor, with factors in the wide dtype, and DoRA's norms where they take a pass first."""
 
     def __init__(
         self, base: torch.Tensor, change: Change, compute: Callable[..., Iterable[torch.Tensor]]
@@ -187,7 +187,7 @@ class _Fold:
     def _norm(
         self, addition: Addition, compute: Callable[..., Iterable[torch.Tensor]]
     ) -> torch.Tensor | None:
-        """Return DoRA's norms where they run along the rows: a pass of its own. Else each block has its own."""
+        """Return DoRA's norms where they take a pass over all rows; None where each block has its own."""
         term, factors = addition.term, addition.factors
         if factors.magnitude is None or not term.dora_axis:
             return None
@@ -201,11 +201,11 @@ class _Fold:
         return total.sqrt()
 
     def with_rows(self, rows: slice) -> tuple[slice, Folded]:
-        """Return rows with what `rows` gives for them."""
+        """Return the slice and the result of `rows` for it."""
         return rows, self.rows(rows)
 
     def rows(self, rows: slice) -> Folded:
-        """Return a block of the base in the dtype of the maths, with everything folded in, and the change alone."""
+        """Return a block in the wide dtype: of the base, of the changed tensor, and of the change alone."""
         wide = self.base[rows].to(self.dtype)
         total: torch.Tensor | None = None
         for addition, norm in zip(self.additions, self.norms, strict=True):
@@ -225,7 +225,7 @@ class _Fold:
         return wide, wide + total, total
 
     def _delta(self, addition: Addition, rows: slice) -> torch.Tensor:
-        """Return some rows of a delta; of a large factor only their part is taken into memory."""
+        """Return some rows of a delta; only their part of a large factor is copied into memory."""
         term, factors = addition.term, addition.factors
         if not _is_large(addition):
             return term.delta(factors, self.shape, rows)
@@ -239,14 +239,14 @@ class _Fold:
 
 
 def _is_large(addition: Addition) -> bool:
-    """Whether the factor that a block takes some rows of is too large to be at hand as a whole, in the wide dtype."""
+    """Return whether a factor is too large to be copied into memory as a whole, in the wide dtype."""
     plain = type(addition.term) in {LinearTerm, TransposedTerm, EmbeddingTerm}
     factors = addition.factors
     return plain and factors.magnitude is None and max(factors.a.numel(), factors.b.numel()) > LARGE
 
 
 def _on(factors: Factors, device: torch.device, dtype: torch.dtype) -> Factors:
-    """Return the factors in memory of their own: a view of a file may be unaligned, and BLAS rounds otherwise there."""
+    """Return copies of the factors: a view of a file may be unaligned, for which BLAS rounds differently."""
     parts = (factors.a, factors.b, factors.bias, factors.magnitude)
     return Factors(*(None if part is None else part.detach().to(device, dtype, copy=True) for part in parts))  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint some adapters change, and how: planned from headers, values checked."""
+"""Changes: which tensors of a checkpoint adapters change, and how; planned from headers, values checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Changes = dict[str, Change]
 def changes_on_disk(
     checkpoint: Checkpoint, adapters: Sequence[Any], options: ReadOptions, base: Where
 ) -> tuple[Changes, list[AdapterReport], list[AdapterFile]]:
-    """Return what adapters change in a checkpoint, told from the headers of both; each is judged as when attached."""
+    """Return what adapters change in a checkpoint, from the headers of both; each is judged as by load_adapter."""
     changes: Changes = {}
     reports, files = [], []
     for number, (where, weight) in enumerate(_weighted(adapters)):
@@ -59,7 +59,7 @@ def _weighted(adapters: Sequence[Any]) -> list[tuple[Any, float]]:
 def add_changes(
     changes: Changes, file: AdapterFile, match: AdapterMatch, report: AdapterReport, weight: float = 1.0
 ) -> None:
-    """Read a matched adapter's values and add what it changes, under the names of the base's tensors.
+    """Read a matched adapter's values and add its changes, under the names of the base's tensors.
 
     Raises UnsupportedError, with the reasons, for layers that can't be merged.
     """
@@ -96,7 +96,7 @@ def _why_not(found: LayerMatch) -> str | None:
 
 
 def _add(changes: Changes, path: str, term: LoraTerm, factors: Factors, weight: float) -> None:
-    """Add one layer's change, and that of its bias where B has one."""
+    """Add the change of one layer's weight, and of its bias where B has one."""
     prefix = f"{path}." if path else ""
     terms = [term] if factors.bias is None or not term.adds_bias else [term, BiasTerm.of(term)]
     for each in terms:

@@ -1,4 +1,4 @@
-"""merge and unmerge: the active adapters folded into a model's own weights, and taken out again, bit for bit."""
+"""merge and unmerge: the active adapters folded into a model's own weights, and the weights restored bit for bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass
 class Merge:
-    """What a merge left: the choice that it took in, and every weight that it changed."""
+    """One merge: the adapters with their weights, and every tensor that it changed."""
 
     weights: Mapping[str, float]
     changed: list[MergedWeight]
@@ -138,7 +138,7 @@ Wanted = list[tuple[MergedWeight, Change]]
 
 
 def _weights_to_change(model: nn.Module, adapters: Adapters, weights: Mapping[str, float]) -> Wanted:
-    """Return every weight that the active adapters change, judged, with the way in which it will be undone."""
+    """Return every weight that the active adapters change, with the way in which it will be restored."""
     owners: dict[int, set[tuple[int, str]]] = {}
     paths: dict[int, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -170,7 +170,7 @@ def _weights_to_change(model: nn.Module, adapters: Adapters, weights: Mapping[st
 
 
 class _Judge:
-    """Decides how each weight will be undone; what is known of the whole model is gathered once."""
+    """Decides how each weight will be restored; what the decision needs of the whole model is gathered once."""
 
     def __init__(self, model: nn.Module, owners: dict[int, set[tuple[int, str]]]) -> None:
         self.owners = owners
@@ -198,7 +198,7 @@ class _Judge:
 
 
 def _changes_of(adapters: Adapters, adapter: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
-    """Yield the base tensors that an adapter changes; the bias of B changes the layer's own."""
+    """Yield the base tensors that an adapter changes; the bias of B changes the layer's bias."""
     for layer in adapters.attached[adapter].layers:
         for module, term, factors in layer.lora_changes(adapter):
             yield module, term, factors
@@ -220,7 +220,7 @@ def _why_not(module: nn.Module, term: LoraTerm) -> str | None:
 def _once(
     found: dict[tuple[int, str], tuple[nn.Module, Change]], owners: dict[int, set[tuple[int, str]]]
 ) -> Iterator[tuple[nn.Module, Change]]:
-    """Yield what is to be changed; of a parameter whose owners all get the same rows, one place stands for all."""
+    """Yield each parameter to change once, also where several modules own it and all get the same rows."""
     seen: set[int] = set()
     for module, change in found.values():
         parameter = module._parameters[change.additions[0].term.attribute]
@@ -238,7 +238,7 @@ def _once(
 def _allow_copies(nbytes: int, names: list[str], keep_copies: bool | None) -> None:
     if not nbytes or keep_copies:
         return
-    text = f"unmerging exactly takes copies of {len(names)} weights, {size_of(nbytes)}: they differ from their shards, "
+    text = f"an exact unmerge needs copies of {len(names)} weights, {size_of(nbytes)}: they differ from their shards, "
     text += "or never came from any"
     if keep_copies is None:
         warn_caller(f"{text} ({listing(names, 3)})")
@@ -254,7 +254,7 @@ def _allow_copies(nbytes: int, names: list[str], keep_copies: bool | None) -> No
 
 
 def _change_all(wanted: Wanted) -> list[MergedTensor]:
-    """Fold every change in; if one fails, the weights that were changed before it are put back."""
+    """Apply every change; if one fails, the weights that were changed before it are restored."""
     rows, done = [], []
     try:
         with Workers() as workers:

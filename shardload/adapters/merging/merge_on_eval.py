@@ -1,4 +1,4 @@
-"""merge_on_eval: loralib's habit, on request and without its drift: eval() merges, train() takes it back."""
+"""merge_on_eval: eval() merges and train() unmerges, as in loralib, without its drift."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class MergeOnEval:
-    """Called by an adapted layer when its `training` is set; acts once, when it is set for the whole model."""
+    """Called by every adapted layer whose mode is set; acts once, when the mode of the whole model is set."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def __call__(self, *, mode: bool) -> None:
-        """Merge what is active for eval(), unmerge for train()."""
+        """Merge the active adapters for eval(), unmerge for train()."""
         adapters = adapters_of(self.model)
         # nn.Module.train sets the flag of the module that it is called on before those of its children.
         if adapters is None or self.model.training is not mode:
@@ -30,5 +30,5 @@ class MergeOnEval:
 
 
 def follow_training(model: nn.Module) -> None:
-    """Let eval() and train() of a model with adapters merge and unmerge them, until the last one is deleted."""
+    """Make eval() and train() of a model merge and unmerge its adapters, until the last one is deleted."""
     record_of(model).switch.follow = MergeOnEval(model)

@@ -1,4 +1,4 @@
-"""MergeReport: what a merge changed, how much of it survived the rounding, and what it cost."""
+"""MergeReport: what a merge changed, how much of each delta survived the rounding, and what it cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MergedWeight: one weight that a merge changes, and how it becomes again what it was."""
+"""MergedWeight: one weight that a merge changes, and the way in which it is restored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Way(Enum):
-    """How a weight is undone, and what that costs while it is merged."""
+    """How a weight is restored, and what that costs while it is merged."""
 
     MAPPED = "the base's tensor stays, which is a mapped file and takes no memory"
     SHARED = "the base's tensor stays, because other modules have it too"
@@ -53,7 +53,7 @@ class MergedWeight:
         stored_name: str,
         mappings: PrivateMappings,
     ) -> MergedWeight:
-        """Decide how this weight will be undone: its shard is read and compared with it, now."""
+        """Decide how this weight will be restored: it is compared with its shard now."""
         parameter = _parameter(module, attribute)
         ref = None if origin is None else origin.refs.get(stored_name)
         made = cls(name, module, attribute, Way.COPY, parameter, origin, ref, parameter.dtype)
@@ -68,7 +68,7 @@ class MergedWeight:
         return made
 
     def begin(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the base's values and the memory that the merged ones go into; the same where it is in place."""
+        """Return the base's values and the memory for the merged ones; the same tensor where it changes in place."""
         base = _parameter(self.module, self.attribute).data
         if self.way is Way.REREAD:
             self.original = None
@@ -77,7 +77,7 @@ class MergedWeight:
         return base, torch.empty_like(base, memory_format=torch.contiguous_format)
 
     def put(self, merged: torch.Tensor) -> None:
-        """Put the merged values in place. The parameter stays the same object, unless other modules have it too."""
+        """Replace the base's values by the merged ones. The parameter stays the same object, unless others share it."""
         parameter = _parameter(self.module, self.attribute)
         if self.way is Way.SHARED:
             own = nn.Parameter(merged, requires_grad=parameter.requires_grad)
@@ -86,13 +86,13 @@ class MergedWeight:
             parameter.data = merged
 
     def can_be_undone(self) -> bool:
-        """Whether what `undo` needs is still there."""
+        """Return whether `undo` can still restore the values."""
         if self.way in {Way.REREAD, Way.MAPPED} and self.origin is not None and self.ref is not None:
             return self.origin.is_unchanged(self.ref)
-        return self.original is not None  # a pickle has no files, and mapped values by copy
+        return self.original is not None  # a pickled model has no files; its mapped values were copied
 
     def undo(self) -> None:
-        """Put the base's values back; a model that was moved or cast meanwhile keeps its device and dtype."""
+        """Restore the base's values; a model that was moved or cast meanwhile keeps its device and dtype."""
         now = _parameter(self.module, self.attribute)
         if self.way is Way.SHARED:
             original: Any = self.original
@@ -129,7 +129,7 @@ def _follow(original: nn.Parameter, now: nn.Parameter) -> None:
 
 
 def _is_as_stored(parameter: nn.Parameter, origin: Origin, ref: TensorRef) -> bool:
-    """Whether a weight is bit for bit what its shard gives when it is read, and cast, as at the load."""
+    """Return whether a weight equals, bit for bit, what its shard gives when it is read and cast as by the load."""
     if tuple(ref.shape) != tuple(parameter.shape) or not parameter.dim():
         return False
     try:
@@ -142,10 +142,10 @@ def _is_as_stored(parameter: nn.Parameter, origin: Origin, ref: TensorRef) -> bo
             shard.release(ref)
             return same
     except (ShardloadError, OSError):
-        return False  # a shard that is gone or was changed: a copy is kept instead
+        return False  # the shard is gone or has changed: a copy is kept instead
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the bits as integers: NaN equals itself, and the two zeros differ."""
+    """Return the bits as integers, so that NaN equals itself and 0.0 differs from -0.0."""
     width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return tensor.contiguous().view(width)

@@ -1,7 +1,7 @@
-"""Skeleton: a checkpoint's modules on meta, told from its headers alone, for an adapter to be matched with.
+"""Skeleton: a checkpoint's modules on meta, made from its headers alone, for the match with an adapter.
 
-A merge on disk needs no class and runs no code of the repo. What it has to know of a layer is which way round its
-weight lies: shapes tell, and for square weights the other layers of the same name do, or the adapter's config.
+A merge on disk needs no class and runs no code of the repo. It has to know whether a layer's weight is transposed: the
+shapes tell, and for square weights other layers of the same name or the adapter's config.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Parts = dict[str, torch.Tensor]
 
 
 class Conv1D(nn.Module):
-    """A linear layer whose weight is stored transposed, (in, out), as GPT-2's."""
+    """A linear layer with a transposed weight, (in, out), as GPT-2 has it."""
 
     nf: int
 
 
 def skeleton_of(checkpoint: Checkpoint, content: AdapterContent, config: Mapping[str, object]) -> nn.Module:
-    """Return a tree of modules on meta that has every stored tensor as a parameter, under its stored name.
+    """Return a tree of modules on meta with every stored tensor as a parameter under its stored name.
 
-    Modules that the adapter has an entry for get the kind that the shapes tell; `config` is the adapter's. Raises
-    UnsupportedError for a square weight of which nothing tells the direction.
+    Modules that the adapter has an entry for get the class that their shapes fit; `config` is the adapter's. Raises
+    UnsupportedError for a square weight that may be transposed or not.
     """
     owners: dict[str, Parts] = {}
     for name, ref in checkpoint.tensors.items():
@@ -67,9 +67,9 @@ def _type_embeddings(
     content: AdapterContent,
     found: Mapping[str, str],
 ) -> None:
-    """Make embeddings of what has rows to be replaced, and of what is replaced without, or besides, its config's word.
+    """Make embeddings of modules with replaced rows, and of weights that are replaced though the config omits them.
 
-    Only tables of embeddings are saved so; a head, which has no bias then, can be taken for one.
+    Only embedding tables are saved that way, and heads without a bias, for which the maths is the same.
     """
     paths = [entry.path for entry in content.rows]
     paths += [entry.path for entry in content.replaced if entry.attribute == "weight" and not entry.declared]
@@ -86,7 +86,7 @@ def _type_embeddings(
 
 
 def _on_meta(ref: TensorRef) -> torch.Tensor:
-    # A dtype that torch lacks can't be merged with; it is declined by its real name later.
+    # A dtype that torch lacks can't be merged; it is declined by its stored name later.
     return torch.empty(ref.shape, dtype=DTYPES.get(ref.dtype, torch.uint8), device="meta")
 
 
@@ -118,7 +118,7 @@ def _replace(modules: dict[str, nn.Module], path: str, module: nn.Module) -> Non
 def _typed(
     path: str, parts: Parts, entry: LoraEntry, transposed: set[str], config: Mapping[str, object]
 ) -> nn.Module | None:
-    """Return a module of the kind that a stored layer is, or None where a plain one will do."""
+    """Return a module of the stored layer's class, or None where a plain nn.Module will do."""
     if "in_proj_weight" in parts:
         return _attention(parts)
     weight = parts.get("weight")
@@ -147,7 +147,7 @@ def _is_transposed(
     transposed: set[str],
     config: Mapping[str, object],
 ) -> bool:
-    """Whether the weight is (in, out), or a table of embeddings, whose delta has the same form."""
+    """Return whether the weight is (in, out); a table of embeddings, whose delta has the same form, counts too."""
     if len(entry.a.shape) != 2 or weight.shape[0] == weight.shape[1]:
         return _square_is_transposed(path, entry, transposed, config)
     into = entry.a.shape[0] if entry.columns else entry.a.shape[1]
@@ -176,7 +176,7 @@ def _square_is_transposed(
 
 
 def _transposed_names(owners: Mapping[str, Parts]) -> set[str]:
-    """Return the last names of layers that are stored transposed: their bias is as long as a row, not a column."""
+    """Return the last names of layers with a transposed weight: their bias is as long as a row, not a column."""
     votes: dict[str, set[bool]] = {}
     for path, parts in owners.items():
         weight, bias = parts.get("weight"), parts.get("bias")
@@ -189,7 +189,7 @@ def _transposed_names(owners: Mapping[str, Parts]) -> set[str]:
 
 
 def _linear(weight: torch.Tensor, parts: Parts) -> nn.Module:
-    # Without nn.Linear's own constructor: it initialises, which takes its time on meta too.
+    # Without nn.Linear's constructor, which initialises: that takes time on meta too.
     layer = nn.Linear.__new__(nn.Linear)
     nn.Module.__init__(layer)
     layer.out_features, layer.in_features = weight.shape

@@ -1,4 +1,4 @@
-"""Survival: the share of a tensor's delta that is still there after the rounding."""
+"""Survival: the share of a tensor's delta that is left after the rounding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 ENOUGH = 0.9
-"""A share below this is worth a warning."""
+"""A share below this gets a warning."""
 
 
 Sums = tuple[float, float, float]
@@ -18,9 +18,9 @@ Sums = tuple[float, float, float]
 
 @dataclass
 class Survival:
-    """What became of one tensor's delta D between the base W and the merged, rounded tensor M.
+    """How much of one tensor's delta D survived between the base W and the merged, rounded tensor M.
 
-    `share` is the projection <M - W, D> / <D, D>: 1 where all of it arrived, 0 where none did. `relative` is
+    `share` is the projection <M - W, D> / <D, D>: 1 where all of D survived, 0 where nothing did. `relative` is
     |D| / |W|, Frobenius norms. Sums are taken in double precision over blocks of rows.
     """
 
@@ -35,7 +35,7 @@ class Survival:
 
     @property
     def relative(self) -> float:
-        """The delta's size beside the base's."""
+        """The norm of the delta divided by the norm of the base."""
         return math.sqrt(self.delta / self.base) if self.base else math.inf if self.delta else 0.0
 
     @staticmethod
@@ -55,9 +55,9 @@ class Survival:
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """One tensor that a merge changed. `dtype` is that of the result, `adapters` how many changed it.
+    """One tensor that a merge changed. `dtype` is the result's, `adapters` the number of adapters that changed it.
 
-    `share` is None for a tensor that an adapter replaces: nothing of a delta is rounded there.
+    `share` is None for a tensor that an adapter replaces: it has no delta.
     """
 
     name: str
@@ -78,7 +78,7 @@ class MergedTensor:
 
 
 def warnings_of(rows: list[MergedTensor], *, cure: str) -> list[str]:
-    """Return a warning when less than 0.9 of the delta survived somewhere; `cure` says what helps."""
+    """Return a warning when less than 0.9 of a delta survived; `cure` says what helps."""
     lost = [row for row in rows if row.share is not None and row.share < ENOUGH]
     if not lost:
         return []

@@ -24,9 +24,9 @@ _GENERATING = (
 
 
 def has_to_be_untied(checkpoint: Checkpoint, changes: Changes) -> bool:
-    """Whether config.json has to say that the embeddings are no longer tied: both are stored, and one changes.
+    """Return whether the merge unties the embeddings, which config.json must say: both are stored, and one changes.
 
-    Raises UnsupportedError where one stored tensor serves as both: the head would change with the table.
+    Raises UnsupportedError where one stored tensor is both: the head would change with the embedding.
     """
     config = checkpoint.config or {}
     tied = _stated(config, "tie_word_embeddings")
@@ -66,7 +66,7 @@ def _tables(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
 
 
 def _stated(config: Mapping[str, Any], field: str) -> Any:
-    """Return a setting of the config, or of the text model inside it; None where it is not said."""
+    """Return a setting of the config, or of the text model inside it; None where neither has it."""
     for where in (config, config.get("text_config"), config.get("decoder")):
         if isinstance(where, dict) and where.get(field) is not None:
             return where[field]

@@ -1,4 +1,4 @@
-"""Workers: threads that compute blocks ahead of who takes them, each on one core."""
+"""Workers: threads that compute blocks ahead of the consumer, each on one core."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Result = TypeVar("Result")
 
 _MOST = 8
 _AHEAD = 2
-"""Blocks a worker may be ahead of who takes them."""
+"""Blocks that may be computed ahead, beyond one for each worker."""
 
 
 class Workers:
-    """A pool whose threads ask torch for one thread each, for blocks are small; a `with` block ends them."""
+    """A pool whose threads let torch use one thread each, because blocks are small; a `with` block ends them."""
 
     def __init__(self) -> None:
         self._count = min(torch.get_num_threads(), _MOST)
