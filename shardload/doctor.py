@@ -349,8 +349,8 @@ def _absent_shards(where: Where) -> Examination | None:
 
 def _adapted(shell: Shell, adapter: Where) -> Examination:
     from shardload.adapters import open_adapter
-    from shardload.adapters.formats import read_content
     from shardload.adapters.match import judge
+    from shardload.adapters.source import read_content
 
     against = type(shell.model).__name__
     result = Examination(str(adapter.name), against=against)

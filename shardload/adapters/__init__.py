@@ -5,14 +5,13 @@ from __future__ import annotations
 from shardload.adapters.adapter import AdapterFile, AdapterFormat
 from shardload.adapters.adapter_folder import save_adapter
 from shardload.adapters.adapter_report import AdapterFault, AdapterReport
-from shardload.adapters.attach import activate, detach
+from shardload.adapters.attach import activate, active_adapters, detach
 from shardload.adapters.attach_lora import attach_lora
-from shardload.adapters.attached import active_adapters
-from shardload.adapters.formats import FORMATS, format_of
+from shardload.adapters.formats import FORMATS
 from shardload.adapters.inspection import AdapterInspection, inspect_adapter
 from shardload.adapters.load_adapter import load_adapter
 from shardload.adapters.selection import adapter_batch, delete_adapter, disable_adapter, set_adapter
-from shardload.adapters.source import open_adapter
+from shardload.adapters.source import format_of, open_adapter
 from shardload.adapters.swap_adapter import swap_adapter
 from shardload.adapters.trainable import (
     TrainableParameters,

@@ -11,7 +11,7 @@ from torch import nn
 
 from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
-from shardload.adapters.attached import record_of
+from shardload.adapters.attach import record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
 from shardload.adapters.module_index import ModuleIndex
 from shardload.errors import UsageError

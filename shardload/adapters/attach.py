@@ -1,18 +1,13 @@
-"""Attaches read adapters to a model in place, makes them active, and takes them off again."""
+"""Attaches read adapters to a model in place, activates and detaches them; and finds what is attached to a model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from shardload.adapters.adapter import listing
-from shardload.adapters.attached import (
-    RECORD,
-    Adapters,
-    Attached,
-    adapters_of,
-    check_unmerged,
-    record_of,
-)
+from shardload.adapters.attached import Adapters, Attached
 from shardload.adapters.input_gradients import hook_inputs, unhook_inputs
 from shardload.adapters.layers import LoraLayer, adapt
 from shardload.adapters.replaced import check_apart, note_replaced, replace_base
@@ -20,14 +15,94 @@ from shardload.adapters.switch import LOCK, Choice
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
+    from collections.abc import Iterable, Mapping
 
     from shardload.adapters.adapter_match import AdapterMatch
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.adapters.switch import Switch
     from shardload.adapters.values import AdapterValues
+
+_RECORD = "_shardload_adapters"
+"""The model's attribute that keeps its `Adapters`."""
+
+
+def adapters_of(model: nn.Module) -> Adapters | None:
+    """Return what is attached to this model, or None."""
+    found = vars(model).get(_RECORD)
+    return found if isinstance(found, Adapters) else None
+
+
+def record_of(model: nn.Module) -> Adapters:
+    """Return what is attached to this model. Raises UsageError when nothing is."""
+    adapters = adapters_of(model) if isinstance(model, nn.Module) else None
+    if adapters is None:
+        raise UsageError(
+            f"no adapter is attached to this {type(model).__name__}",
+            where="model",
+            cure="pass the module that load_adapter or attach_lora was called with",
+        )
+    return adapters
+
+
+def check_unmerged(adapters: Adapters) -> None:
+    """Raise UsageError while adapters are merged into the base's weights: another adapter would be added on top."""
+    if adapters.merged is not None:
+        raise UsageError(
+            f"adapters are merged into the weights: {listing(list(adapters.merged.weights))}",
+            where="model",
+            cure="call unmerge(model) first",
+        )
+
+
+def active_adapters(model: nn.Module) -> dict[str, float]:
+    """Return the adapters that run and their weights; {} when none is active or attached.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"], name="mine")
+        >>> shardload.active_adapters(model)
+        {'mine': 1.0}
+
+    Inside a `with` block of disable_adapter or adapter_batch it is the block's choice.
+    """
+    adapters = adapters_of(model)
+    return {} if adapters is None else dict(adapters.switch.active)
+
+
+def check_name(model: nn.Module, name: str) -> None:
+    """Raise UsageError for a name that can't be an adapter's, or that an attached adapter already has."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"an adapter is attached to an nn.Module, not to a {type(model).__name__}", where="model"
+        )
+    if (
+        not isinstance(name, str)
+        or not name
+        or "." in name
+        or hasattr(nn.ModuleDict, name)
+        or name == "training"
+    ):
+        raise UsageError(
+            f"{name!r} can't be the name of an adapter: it becomes part of parameter names",
+            where="name",
+            cure='pass a plain word such as "default"',
+        )
+    adapters = adapters_of(model)
+    if adapters is not None and name in adapters.attached:
+        raise UsageError(
+            f"an adapter called {name!r} is attached to this model already",
+            where="name",
+            cure="pass another name",
+        )
+
+
+def replacing_of(adapters: Adapters, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the named adapters that replace tensors or attributes of the base while they are active."""
+    return tuple(name for name in names if _replaces(adapters.attached[name]))
+
+
+def _replaces(attached: Attached) -> bool:
+    return bool(attached.replaced or attached.replaced_attributes)
 
 
 def check_owner(model: nn.Module, match: AdapterMatch) -> None:
@@ -56,7 +131,7 @@ def attach_values(
     """
     adapters = adapters_of(model)
     if adapters is None:
-        adapters = vars(model)[RECORD] = Adapters()
+        adapters = vars(model)[_RECORD] = Adapters()
     name = report.name
     attached = adapters.attached[name] = Attached(name, report.trainable, report, config)
     try:
@@ -70,6 +145,11 @@ def attach_values(
         if attached.trainable:
             hook_inputs(model)
     except BaseException:
+        # An interrupt may come between adapting a layer and noting it.
+        modules = dict.fromkeys(
+            module for value in values.layers for module in (value.match.layer, *value.match.ties)
+        )
+        attached.layers = [module for module in modules if isinstance(module, LoraLayer)]
         detach(model, name)
         raise
     report.active = name in adapters.switch.chosen.weights
@@ -84,7 +164,7 @@ def replace_adapter(model: nn.Module, old: Attached, values: AdapterValues) -> A
     new = Attached(name, old.trainable)
     note_replaced(model, new, values)
     chosen = adapters.switch.chosen.weights
-    if name in chosen and (old.replaces_base or new.replaces_base) and adapters.switch.live:
+    if name in chosen and (_replaces(old) or _replaces(new)) and adapters.switch.live:
         raise UsageError(
             "these adapters replace tensors of the base, and a `with` block is open that has its own choice",
             where=name,
@@ -135,7 +215,7 @@ def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
                 f"no adapter called {listing(list(map(repr, unknown)))} is attached",
                 where=f"attached: {listing(list(adapters.attached))}",
             )
-        wanted = tuple(name for name in weights if adapters.attached[name].replaces_base)
+        wanted = replacing_of(adapters, weights)
         if wanted or adapters.replacing:
             check_apart(adapters, weights)
             if wanted != adapters.replacing and adapters.switch.live:
@@ -181,7 +261,7 @@ def detach(model: nn.Module, name: str) -> None:
                 if parameter is not None:
                     parameter.requires_grad_(True)
             unhook_inputs(model)
-            del vars(model)[RECORD]
+            del vars(model)[_RECORD]
 
 
 def _freeze(model: nn.Module, adapters: Adapters) -> None:

@@ -14,8 +14,7 @@ from torch import nn
 from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, canonical, listing
 from shardload.adapters.adapter_report import AdapterReport, AdapterRow
-from shardload.adapters.attach import attach_values, check_owner
-from shardload.adapters.attached import check_name
+from shardload.adapters.attach import attach_values, check_name, check_owner
 from shardload.adapters.initial_factors import INITS, initial_factors
 from shardload.adapters.judgement import refuse
 from shardload.adapters.layers import kind_of

@@ -1,4 +1,4 @@
-"""What is attached to a model: the adapters, what each replaces of the base, and which of them run."""
+"""The record of what is attached to a model: the adapters, their layers, and what each replaces of the base."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from shardload.adapters.adapter import listing
 from shardload.adapters.switch import Switch
-from shardload.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,11 +54,6 @@ class Attached:
     replaced: list[ReplacedTensor] = field(default_factory=list)
     replaced_attributes: list[ReplacedAttribute] = field(default_factory=list)
 
-    @property
-    def replaces_base(self) -> bool:
-        """Whether it replaces tensors or attributes of the base while it is active."""
-        return bool(self.replaced or self.replaced_attributes)
-
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the adapter's own parameters: A, B, the bias of B, and the replacements of the base's."""
         for layer in self.layers:
@@ -90,77 +83,3 @@ class Adapters:
     replacing: tuple[str, ...] = ()
     merged: Merged | None = None
     frozen: list[tuple[nn.Module, str]] = field(default_factory=list)
-
-
-RECORD = "_shardload_adapters"
-"""The model's attribute that keeps its `Adapters`."""
-
-
-def adapters_of(model: nn.Module) -> Adapters | None:
-    """Return what is attached to this model, or None."""
-    found = vars(model).get(RECORD)
-    return found if isinstance(found, Adapters) else None
-
-
-def record_of(model: nn.Module) -> Adapters:
-    """Return what is attached to this model. Raises UsageError when nothing is."""
-    adapters = adapters_of(model) if isinstance(model, nn.Module) else None
-    if adapters is None:
-        raise UsageError(
-            f"no adapter is attached to this {type(model).__name__}",
-            where="model",
-            cure="pass the module that load_adapter or attach_lora was called with",
-        )
-    return adapters
-
-
-def check_unmerged(adapters: Adapters) -> None:
-    """Raise UsageError while adapters are merged into the base's weights: another adapter would be added on top."""
-    if adapters.merged is not None:
-        raise UsageError(
-            f"adapters are merged into the weights: {listing(list(adapters.merged.weights))}",
-            where="model",
-            cure="call unmerge(model) first",
-        )
-
-
-def active_adapters(model: nn.Module) -> dict[str, float]:
-    """Return the adapters that run and their weights; {} when none is active or attached.
-
-        >>> import torch, shardload
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
-        >>> report = shardload.attach_lora(model, r=2, targets=["0"], name="mine")
-        >>> shardload.active_adapters(model)
-        {'mine': 1.0}
-
-    Inside a `with` block of disable_adapter or adapter_batch it is the block's choice.
-    """
-    adapters = adapters_of(model)
-    return {} if adapters is None else dict(adapters.switch.active)
-
-
-def check_name(model: nn.Module, name: str) -> None:
-    """Raise UsageError for a name that can't be an adapter's, or that an attached adapter already has."""
-    if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"an adapter is attached to an nn.Module, not to a {type(model).__name__}", where="model"
-        )
-    if (
-        not isinstance(name, str)
-        or not name
-        or "." in name
-        or hasattr(nn.ModuleDict, name)
-        or name == "training"
-    ):
-        raise UsageError(
-            f"{name!r} can't be the name of an adapter: it becomes part of parameter names",
-            where="name",
-            cure='pass a plain word such as "default"',
-        )
-    adapters = adapters_of(model)
-    if adapters is not None and name in adapters.attached:
-        raise UsageError(
-            f"an adapter called {name!r} is attached to this model already",
-            where="name",
-            cure="pass another name",
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload._system.warn import warn_caller
-from shardload.adapters.attached import adapters_of
+from shardload.adapters.attach import adapters_of
 from shardload.adapters.layers import LORA_PARTS, LoraLayer
 from shardload.errors import UsageError
 

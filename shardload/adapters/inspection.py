@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import ReadOptions, listing
 from shardload.adapters.adapter_report import AdapterFault, counted, fault_dict, fault_lines, shown, size_of
-from shardload.adapters.formats import read_content
 from shardload.adapters.match import match_adapter
-from shardload.adapters.source import open_adapter
+from shardload.adapters.source import open_adapter, read_content
 from shardload.errors import UsageError, Wording, keywords_of
 from shardload.keywords import entry_point, place_of
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 
 from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import ReadOptions
-from shardload.adapters.attach import attach_values, check_owner
-from shardload.adapters.attached import check_name
-from shardload.adapters.formats import read_content
+from shardload.adapters.attach import attach_values, check_name, check_owner
 from shardload.adapters.match import judge
 from shardload.adapters.merging.merge_on_eval import follow_training
-from shardload.adapters.source import open_adapter
+from shardload.adapters.source import open_adapter, read_content
 from shardload.adapters.values import checked_dtype, read_values
 from shardload.keywords import entry_point, place_of
 

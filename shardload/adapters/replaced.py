@@ -68,9 +68,7 @@ def note_biases(model: nn.Module, attached: Attached, bias: str) -> None:
 
 def check_apart(adapters: Adapters, weights: Mapping[str, float]) -> None:
     """Raise UsageError for adapters that replace the same part of the base, or replace a tensor at a weight but 1."""
-    chosen = [adapters.attached[name] for name in weights if adapters.attached[name].replaces_base]
-    if not chosen:
-        return
+    chosen = [adapters.attached[name] for name in weights]
     tensors = [(id(one.module), one.attribute) for each in chosen for one in each.replaced]
     if len(set(tensors)) < len(tensors):
         raise UsageError(

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.adapter import listing
-from shardload.adapters.attach import activate, detach
-from shardload.adapters.attached import adapters_of, check_unmerged, record_of
+from shardload.adapters.attach import activate, adapters_of, check_unmerged, detach, record_of, replacing_of
 from shardload.adapters.batch_rows import BatchRows
 from shardload.adapters.replaced import check_apart, replace_base
 from shardload.adapters.switch import LOCK, Choice, close_scope, open_scope, scoped_choice
@@ -190,7 +189,7 @@ def _check_names(adapters: Adapters, choice: Choice) -> None:
         )
     check_apart(adapters, choice.weights)
     rows = choice.rows
-    replacing = [name for name in choice.weights if adapters.attached[name].replaces_base]
+    replacing = replacing_of(adapters, choice.weights)
     if rows is not None and replacing and not rows.alike:
         raise UsageError(
             "an adapter that replaces tensors of the base (a bias, or modules_to_save) can't be one row's alone",
@@ -201,7 +200,7 @@ def _check_names(adapters: Adapters, choice: Choice) -> None:
 
 def _replace_for(adapters: Adapters, choice: Choice) -> None:
     """Replace the base's tensors by those of the choice, which other threads must not notice in their blocks."""
-    wanted = tuple(name for name in choice.weights if adapters.attached[name].replaces_base)
+    wanted = replacing_of(adapters, choice.weights)
     if wanted == adapters.replacing:
         return
     if any(other.thread != choice.thread for other in adapters.switch.live):

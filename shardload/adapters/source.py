@@ -1,10 +1,12 @@
-"""open_adapter: finds an adapter's weight file and config, and reads their headers."""
+"""open_adapter, read_content: an adapter's files found, and their headers and config read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.adapters.adapter import AdapterFile, listing
+from shardload.adapters.adapter import AdapterFile, ReadOptions, listing
+from shardload.adapters.formats import FORMATS, other_format
+from shardload.adapters.renaming import renamed
 from shardload.checkpoint.checkpoint import read_checkpoint
 from shardload.checkpoint.index import WeightFiles
 from shardload.checkpoint.json_file import read_object
@@ -12,7 +14,11 @@ from shardload.checkpoint.sources import find_source
 from shardload.errors import NotFoundError, Wording
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardload.adapters.adapter import AdapterContent, AdapterFormat
     from shardload.checkpoint.sources.source import Source
+    from shardload.keymap import KeyMap
     from shardload.where import WhereLike
 
 _CONFIG = "adapter_config.json"
@@ -32,6 +38,30 @@ def open_adapter(where: WhereLike) -> AdapterFile:
     config_name = weights[: len(weights) - len(weights.rpartition("/")[2])] + _CONFIG
     config = read_object(source, config_name) if config_name in source.names() else None
     return AdapterFile(read_checkpoint(source, WeightFiles((weights,))), weights, config, config_name)
+
+
+def read_content(
+    file: AdapterFile,
+    *,
+    format: str = "auto",  # noqa: A002 - the name in the public call
+    options: ReadOptions | None = None,
+    key_map: KeyMap | Mapping[str, str | None] | None = None,
+) -> AdapterContent:
+    """Return what an adapter file holds, from its headers and its config; no weight is read.
+
+    `key_map` renames the modules of the file to the model's. Raises what `format_of` and `AdapterFormat.read` raise.
+    """
+    content = format_of(file, format).read(file, options or ReadOptions())
+    return content if key_map is None else renamed(content, key_map)
+
+
+def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
+    """Return the format that an adapter file's keys show, or the one that is wanted by name.
+
+    Raises UnsupportedError for an unknown format, UsageError when the file is not in the wanted one.
+    """
+    peft = FORMATS["peft"]
+    return peft if wanted in {"auto", "peft"} and peft.matches(file) else other_format(file, wanted)
 
 
 def _weights_in(source: Source, folder: str) -> str:

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import ReadOptions, listing
-from shardload.adapters.attach import check_owner, replace_adapter
-from shardload.adapters.attached import active_adapters, record_of
-from shardload.adapters.formats import read_content
+from shardload.adapters.attach import active_adapters, check_owner, record_of, replace_adapter
 from shardload.adapters.match import judge
 from shardload.adapters.replaced import replace_base
-from shardload.adapters.source import open_adapter
+from shardload.adapters.source import open_adapter, read_content
 from shardload.adapters.switch import LOCK
 from shardload.adapters.values import checked_dtype, read_values
 from shardload.errors import UsageError

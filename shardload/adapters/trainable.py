@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from shardload.adapters.attach import activate
-from shardload.adapters.attached import adapters_of, record_of
+from shardload.adapters.attach import activate, adapters_of, record_of
 from shardload.adapters.input_gradients import hook_inputs
 from shardload.adapters.layers import LORA_PARTS, LoraLayer
 from shardload.adapters.replaced import note_biases, replace_base

@@ -62,7 +62,8 @@ def read_values(
     """
     values = AdapterValues(replication=match.replication)
     # One mapping for all tensors; it lives as long as one of them does.
-    with Shard(file.checkpoint.source.open(file.weights).local_path()) as shard:
+    expected = file.checkpoint.identities.get(file.weights)
+    with Shard(file.checkpoint.source.open(file.weights).local_path(), expected=expected) as shard:
         reader = _Reader(shard, values, "stored" if as_stored else dtype)
         for layer in match.layers:
             values.layers.append(_read_layer(reader, layer, report.name))

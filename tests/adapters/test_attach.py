@@ -90,20 +90,22 @@ def test_another_root_is_refused(tmp_path):
     assert_unchanged(model, before)
 
 
-def test_an_interrupted_attach_is_undone(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("step", "at"), [("_freeze", 1), ("adapt", 4), ("activate", 1)])
+def test_an_interrupted_attach_is_undone(tmp_path, monkeypatch, step, at):
+    """An interrupt that comes right after a step."""
     from shardload.adapters import attach
 
     model = Tiny()
     before = snapshot(model)
-    adapt, calls = attach.adapt, []
+    real, calls = getattr(attach, step), []
 
     def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 4:
+        calls.append(real(*args))
+        if len(calls) == at:
             raise KeyboardInterrupt
-        return adapt(*args)
+        return calls[-1]
 
-    monkeypatch.setattr(attach, "adapt", interrupted)
+    monkeypatch.setattr(attach, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_adapter(model, write(tmp_path, lora_tensors(model)))
     assert_unchanged(model, before)
@@ -126,3 +128,14 @@ def test_many_layers_attach_in_calls_that_grow_with_their_number(tmp_path):
 
     counts = [calls(number) for number in (50, 200, 400, 800)]
     assert counts[3] - counts[2] < 2.2 * (counts[2] - counts[1])
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "type", "keys", "training", "forward"])
+def test_names_that_can_not_be(tmp_path, name):
+    with pytest.raises(UsageError, match="name of an adapter"):
+        load_adapter(Tiny(), write(tmp_path, lora_tensors(Tiny())), name=name)
+
+
+def test_what_is_no_model(tmp_path):
+    with pytest.raises(UsageError, match="not to a dict"):
+        load_adapter({}, tmp_path)

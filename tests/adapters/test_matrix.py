@@ -11,7 +11,7 @@ from torch import nn
 
 from shardload import merge, merge_to_disk, unmerge
 from shardload.adapters import load_adapter, set_adapter
-from shardload.adapters.attached import record_of
+from shardload.adapters.attach import record_of
 from shardload.errors import UnsupportedError
 from tests.adapters.cells import DECLINABLE, Cell, ImpossibleError, cells
 from tests.adapters.models import TOKENS

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from shardload.adapters import load_adapter
+from shardload.adapters.match import judge
+from shardload.adapters.source import open_adapter, read_content
+from shardload.adapters.values import read_values
 from shardload.errors import (
+    CorruptError,
     UsageError,
 )
 from tests.adapters.tiny import (
@@ -92,3 +96,13 @@ def test_the_dtype_of_the_base_narrows_the_file_s(tmp_path):
     model = Tiny(torch.float16)
     load_adapter(model, write(tmp_path, lora_tensors(Tiny())), dtype="base")
     assert model.layers[0].q.lora_B["default"].weight.dtype == torch.float16
+
+
+def test_a_file_that_is_replaced_after_its_headers_were_read(tmp_path):
+    model = Tiny()
+    file = open_adapter(write(tmp_path, lora_tensors(model)))
+    report, match = judge(model, file, read_content(file), "default", strict=True)
+    write(tmp_path / "other", lora_tensors(model, seed=1))
+    (tmp_path / "other" / "adapter_model.safetensors").replace(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CorruptError, match="changed"):
+        read_values(file, match, report)

@@ -1,10 +1,10 @@
-"""The file formats of adapters; which of them a file is in, and what it holds."""
+"""The file formats of adapters, and which of those besides PEFT's a file is in."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.adapters.adapter import ReadOptions, listing
+from shardload.adapters.adapter import listing
 from shardload.adapters.adapter_report import shown
 from shardload.adapters.formats.foreign import foreign_style
 from shardload.adapters.formats.loralib import Loralib
@@ -12,16 +12,12 @@ from shardload.adapters.formats.minimind import MiniMind
 from shardload.adapters.formats.mlx import MlxLm
 from shardload.adapters.formats.peft import Peft
 from shardload.adapters.formats.torchtune import Torchtune
-from shardload.adapters.renaming import renamed
 from shardload.errors import UnsupportedError, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from shardload.adapters.adapter import AdapterFile, AdapterFormat
 
-    from shardload.adapters.adapter import AdapterContent, AdapterFile, AdapterFormat
-    from shardload.keymap import KeyMap
-
-__all__ = ["FORMATS", "format_of", "read_content"]
+__all__ = ["FORMATS", "other_format"]
 
 FORMATS: dict[str, AdapterFormat] = {
     "peft": Peft(),
@@ -33,23 +29,8 @@ FORMATS: dict[str, AdapterFormat] = {
 """All adapter file formats by the names that `format=` takes, in the order in which they are tried."""
 
 
-def read_content(
-    file: AdapterFile,
-    *,
-    format: str = "auto",  # noqa: A002 - the name in the public call
-    options: ReadOptions | None = None,
-    key_map: KeyMap | Mapping[str, str | None] | None = None,
-) -> AdapterContent:
-    """Return what an adapter file holds, from its headers and its config; no weight is read.
-
-    `key_map` renames the modules of the file to the model's. Raises what `format_of` and `AdapterFormat.read` raise.
-    """
-    content = format_of(file, format).read(file, options or ReadOptions())
-    return content if key_map is None else renamed(content, key_map)
-
-
-def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
-    """Return the format that an adapter file's keys show, or the one that is wanted by name.
+def other_format(file: AdapterFile, wanted: str) -> AdapterFormat:
+    """Return the format of a file that is not PEFT's, by its keys, or the one that is wanted by name.
 
     Raises UnsupportedError for an unknown format, UsageError when the file is not in the wanted one.
     """
@@ -59,8 +40,6 @@ def format_of(file: AdapterFile, wanted: str = "auto") -> AdapterFormat:
             where=keyword("format"),
         )
     keys = file.checkpoint.tensors
-    if wanted in {"auto", "peft"} and FORMATS["peft"].matches(file):
-        return FORMATS["peft"]
     matching = [known for known in FORMATS.values() if known.matches(file)]
     if wanted != "auto":
         if FORMATS[wanted] in matching:

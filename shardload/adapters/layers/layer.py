@@ -252,21 +252,24 @@ def adapt(module: nn.Module, host: type[LoraLayer], switch: Switch) -> LoraLayer
     """Give a module its adapted class, in place, and return the same object. An adapted module stays as it is."""
     if isinstance(module, LoraLayer):
         return module
-    module.__dict__.update(lora_terms={}, lora_switch=switch)
     try:
+        module.__dict__.update(lora_terms={}, lora_switch=switch)
         module.__class__ = lora_class(host, type(module))
-    except TypeError as error:
-        del module.lora_terms, module.lora_switch
+        module._modules.update(lora_A=nn.ModuleDict(), lora_B=nn.ModuleDict())
+    except BaseException as error:
+        restore(module)
+        if not isinstance(error, TypeError):
+            raise
         raise UnsupportedError(
             f"layers of class {type(module).__name__} can't be adapted in place: {error}"
         ) from error
-    module._modules.update(lora_A=nn.ModuleDict(), lora_B=nn.ModuleDict())
     return module  # type: ignore[return-value]
 
 
-def restore(layer: LoraLayer) -> None:
-    """Restore a layer's own class, and remove everything that `adapt` added."""
-    layer.__class__ = layer.lora_base  # type: ignore[assignment]
+def restore(layer: nn.Module) -> None:
+    """Restore a layer's own class, and remove everything that `adapt` added, also where it was interrupted."""
+    if isinstance(layer, LoraLayer):
+        layer.__class__ = layer.lora_base  # type: ignore[assignment]
     for name in LORA_PARTS:
         layer._modules.pop(name, None)
     for name in ("lora_terms", "lora_switch", DORA_CACHE):

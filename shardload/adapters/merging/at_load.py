@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shardload.adapters.formats import read_content
 from shardload.adapters.match import judge
 from shardload.adapters.merging.change import merged_blocks
 from shardload.adapters.merging.changes import Changes, add_changes
 from shardload.adapters.merging.rounding import Rounding
 from shardload.adapters.merging.survival import MergedTensor, Survival, warnings_of
 from shardload.adapters.merging.workers import Workers
-from shardload.adapters.source import open_adapter
+from shardload.adapters.source import open_adapter, read_content
 from shardload.adapters.values import read_values
 from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.placement.taken import Taken

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardload.adapters.formats import read_content
 from shardload.adapters.match import judge
 from shardload.adapters.merging.change import Addition, BiasTerm, Change
 from shardload.adapters.merging.skeleton import skeleton_of
-from shardload.adapters.source import open_adapter
+from shardload.adapters.source import open_adapter, read_content
 from shardload.adapters.values import read_values
 from shardload.errors import UnsupportedError, UsageError
 

@@ -13,7 +13,7 @@ from shardload._system.file_mapping import PrivateMappings
 from shardload._system.process_memory import size_of
 from shardload._system.warn import warn_caller
 from shardload.adapters.adapter import listing
-from shardload.adapters.attached import check_unmerged, record_of
+from shardload.adapters.attach import check_unmerged, record_of
 from shardload.adapters.layers import kind_of
 from shardload.adapters.merging.change import Addition, BiasTerm, Change, merged_blocks
 from shardload.adapters.merging.merge_report import MergeReport

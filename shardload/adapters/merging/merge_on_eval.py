@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.adapters.attached import adapters_of, record_of
+from shardload.adapters.attach import adapters_of, record_of
 from shardload.adapters.merging.in_memory import merge, unmerge
 
 if TYPE_CHECKING:
