@@ -238,7 +238,7 @@ def _once(
 def _allow_copies(nbytes: int, names: list[str], keep_copies: bool | None) -> None:
     if not nbytes or keep_copies:
         return
-    text = f"an exact unmerge needs copies of {len(names)} weights, {size_of(nbytes)}: they differ from their shards, "
+    text = f"an exact unmerge takes copies of {len(names)} weights, {size_of(nbytes)}: they differ from their shards, "
     text += "or never came from any"
     if keep_copies is None:
         warn_caller(f"{text} ({listing(names, 3)})")
