@@ -6,11 +6,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import ReadOptions, listing
 from shardload.adapters.adapter_report import AdapterFault, counted, fault_dict, fault_lines, shown, size_of
 from shardload.adapters.match import match_adapter
+from shardload.adapters.merging.skeleton import skeleton_of
 from shardload.adapters.source import open_adapter, read_content
+from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.errors import UsageError, Wording, keywords_of
 from shardload.keywords import entry_point, place_of
 
@@ -18,7 +22,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from torch import nn
     from typing_extensions import Unpack
 
     from shardload.adapters.adapter import AdapterContent, AdapterFile, LoraEntry
@@ -182,11 +185,6 @@ def _fit(
     file: AdapterFile, content: AdapterContent, base: str | os.PathLike[str] | nn.Module
 ) -> tuple[AdapterMatch, Coverage]:
     """Match the content with a model, or with the skeleton of a checkpoint."""
-    from torch import nn
-
-    from shardload.adapters.merging.skeleton import skeleton_of
-    from shardload.checkpoint.checkpoint import open_checkpoint
-
     if isinstance(base, nn.Module):
         model, label = base, type(base).__name__
     else:
