@@ -39,7 +39,7 @@ def test_a_file_with_its_config_beside_it(tmp_path, name):
 def test_an_adapter_in_a_subfolder(tmp_path):
     tensors = lora_tensors(Tiny())
     write(tmp_path / "second", tensors)
-    with pytest.raises(Exception, match="subfolder= one of second"):
+    with pytest.raises(Exception, match="pass subfolder=…, one of second"):
         load_adapter(Tiny(), tmp_path)
     assert load_adapter(Tiny(), tmp_path, subfolder="second").modules == 6
 

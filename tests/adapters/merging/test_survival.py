@@ -30,8 +30,8 @@ def test_the_share_that_survived(tmp_path):
         assert row.relative == pytest.approx(relative.item(), rel=1e-3)
     assert report.least_share < 0.9
     [warning] = [text for text in report.warnings if "survived" in text]
-    assert 'dtype="float32"' in warning
-    assert 'rounding="stochastic"' in warning
+    assert "dtype='float32'" in warning
+    assert "rounding='stochastic'" in warning
     assert f"{report.least_share:.2f}" in warning
     assert wide.least_share == pytest.approx(1.0, abs=1e-4)
     assert not [text for text in wide.warnings if "survived" in text]
