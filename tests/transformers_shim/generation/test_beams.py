@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shardload.errors import UnsupportedError
-from shardload.transformers_shim.generation import BeamSearchScorer
+from shardload.transformers_shim.generation.beam_search import BeamSearchScorer
 from tests.transformers_shim.generation import encoder_decoder_repo, small_repos
 from tests.transformers_shim.generation.small_repos import VOCABULARY, prompt
 from tests.transformers_shim.generation.test_utils_greedy import CACHE_OBJECT, KEEP
