@@ -1,4 +1,4 @@
-"""save: a model as safetensors shards with an index, its settings and its repo's code."""
+"""save: writes a model as safetensors shards with its settings and its repo's code."""
 
 from __future__ import annotations
 
@@ -46,20 +46,19 @@ def save(
         >>> len(shardload.open_checkpoint("out").tensors)
         6
 
-    Settings are config.json and generation_config.json, where the model has them; the code is what `auto_map` needs,
-    so that `from_pretrained(folder, trust_remote_code=True)` gives the model again. Adapters are left out, with a
-    warning that names them. The key map is the one that the model was loaded through: tensors are written through its
-    inverse. Tied parameters are written once. Weights are written from where they lie; what has to be copied (from a
-    GPU, joined by the key map, not contiguous) goes through memory in blocks of 64 MiB.
+    The settings are config.json and generation_config.json, where the model has them. The code is what `auto_map`
+    names, so that `from_pretrained(folder, trust_remote_code=True)` loads the model again. Adapters are left out, and a
+    warning names them. `key_map` is the map that the model was loaded through; tensors are written through its inverse.
+    Tied parameters are written once. Weights on the CPU are written without a copy; tensors that are on a GPU, joined
+    by the key map or not contiguous pass through memory in blocks of 64 MiB.
 
-    An earlier save in `folder` is replaced where the shards have the same names. Files appear when all are complete:
-    after a crash there is the old checkpoint, the new one, or none until the next call puts the new one in its place.
-    A call after a kill keeps the shards that the killed one had finished, once it has read them back and compared them
-    with the model.
+    Files appear in `folder` when all are complete. An earlier save with the same file names is replaced: after a crash
+    the folder has the old checkpoint, the new one, or no checkpoint until the next call completes the new one. After a
+    kill the next call keeps finished shards that are equal to the model's tensors.
 
-    `max_shard_size` is bytes or a text such as "5GB" (powers of ten) or "5GiB". `progress` is as in `from_pretrained`,
-    but nothing is shown by default. `verify` reads every shard back from the disk. Raises UsageError, UnsupportedError,
-    UnsafeError, NoSpaceError, CorruptError.
+    `max_shard_size` is bytes or a text such as "5GB" (powers of ten) or "5GiB". `progress` works as in
+    `from_pretrained`, but the default shows nothing. `verify` reads every shard back from the disk. Raises UsageError,
+    UnsupportedError, UnsafeError, NoSpaceError, CorruptError.
     """
     if not hasattr(model, "state_dict"):
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
@@ -74,7 +73,7 @@ def save(
 
 def _state_dict(model: nn.Module) -> Mapping[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    # Only who has imported the adapters can have attached one.
+    # No adapter can be attached before this is imported.
     if "shardload.adapters" in sys.modules and isinstance(model, nn.Module):
         from shardload.adapters.base_state import without_adapters
 

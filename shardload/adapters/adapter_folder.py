@@ -1,4 +1,4 @@
-"""save_adapter: one adapter in a folder as PEFT lays it out, whole or not at all."""
+"""save_adapter: writes one adapter in PEFT's layout, whole or not at all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def save_adapter(
     progress: ProgressOption = False,
     verify: bool = False,
 ) -> list[Path]:
-    """Write one adapter of a model as PEFT does: adapter_model.safetensors and adapter_config.json; return both paths.
+    """Write one adapter as PEFT does: adapter_model.safetensors and adapter_config.json; return both paths.
 
         >>> import torch, shardload
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
@@ -51,14 +51,17 @@ def save_adapter(
         >>> list(shardload.open_checkpoint("lora/adapter_model.safetensors").tensors)
         ['base_model.model.0.lora_A.weight', 'base_model.model.0.lora_B.weight']
 
-    The files lie in `folder` itself, whatever the adapter is called (PEFT puts all but "default" in a subfolder), and
-    the tensors have the dtypes that they have now. The settings are those that the adapter came with; where they no
-    longer give the layers, ranks and scales that it has, they are written out. A few values of the base's layers go
-    into the file's metadata, by which load_adapter knows the base again. Whoever looks, even after a crash, finds the
-    old adapter, the new one, or no weights; never one's weights with the other's settings.
+    The files are in `folder` itself, whatever the adapter's name is (PEFT puts all but "default" in a subfolder). The
+    tensors keep their present dtypes. The settings are those that the adapter was loaded with; where they no longer
+    describe its layers, ranks and scales, these are listed. The file's metadata holds a few values of the base's
+    layers, by which `load_adapter` recognises the base.
+
+    An earlier adapter in `folder` is replaced. After a crash the folder has the old adapter, the new one, or no weights
+    until the next call completes the new one; never the weights of one with the settings of the other. `progress` and
+    `verify` are those of `save`.
 
     Raises UsageError for a name that is not attached and for weights that are on meta, empty, NaN or infinite;
-    UnsupportedError for what PEFT's format has no place for. Then nothing is written.
+    UnsupportedError for what PEFT's format can't hold; UnsafeError, NoSpaceError and CorruptError as `save` does.
     """
     adapters = record_of(model)
     attached = adapters.attached.get(name)
@@ -70,7 +73,7 @@ def save_adapter(
     tensors = plan.tensors()
     _check(tensors)
     config = plan.config(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "") or None)
-    # Merged weights are not the base's.
+    # Merged weights are no longer those of the base.
     metadata = {METADATA_KEY: fingerprint_of(plan.base_tensors())} if adapters.merged is None else {}
     weights = OutputShard(
         _WEIGHTS,
@@ -84,7 +87,7 @@ def save_adapter(
 
 
 class _Plan:
-    """What one adapter is, by the names of the model that it is attached to."""
+    """The content of one adapter under the names of the model that it is attached to."""
 
     def __init__(self, index: ModuleIndex, attached: Attached) -> None:
         self.attached = attached
@@ -96,13 +99,13 @@ class _Plan:
         self.settings: list[LayerSetting] = []
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors by their keys in PEFT's file, and note what the config has to say of each layer."""
+        """Return the tensors by their keys in PEFT's file, and collect the settings of each layer."""
         found: dict[str, torch.Tensor] = {}
         for layer in self.attached.layers:
             path = self.paths.get(id(layer))
             if path is None:
                 raise UsageError(
-                    "the adapter repeats layers of the base, and is not active: its layers have no places now",
+                    "the adapter repeats layers of the base and is not active, so its layers are not in the model",
                     cure="make it active, then save it",
                 )
             for term, end, tensors, rank in self._stored(layer):
@@ -112,18 +115,18 @@ class _Plan:
                     self.settings.append(LayerSetting(path, rank, term.scale, term.dropout))
         for replaced in self.attached.replaced:
             path = canonical(self.paths[id(replaced.module)])
-            # PEFT wraps a targeted layer; what is the base's own lies inside the wrapper.
+            # PEFT wraps a targeted layer; the base's own tensors are inside the wrapper.
             inner = f"{path}.base_layer" if id(replaced.module) in self.adapted else path
             key = f"{inner}.{replaced.attribute}" if inner else replaced.attribute
             found[_PREFIX + key] = replaced.own
         return found
 
     def _stored(self, layer: LoraLayer) -> Iterator[tuple[LoraTerm, str, dict[str, torch.Tensor], int]]:
-        """Yield each adapted tensor of a layer: its term, what lies between path and part, the tensors, the rank."""
+        """Yield each adapted tensor of a layer: its term, the text between path and part, the tensors, the rank."""
         changes = list(layer.lora_changes(self.attached.name))
         for place, (_, term, factors) in enumerate(changes):
             rank, tensors = term.stored(factors)
-            # PEFT wraps one parameter after the other: the last one is outermost.
+            # PEFT wraps one parameter after the other, so the last one is outermost.
             yield term, ".base_layer" * (len(changes) - 1 - place), tensors, rank
 
     def _key(self, path: str, end: str) -> str:
@@ -162,7 +165,7 @@ def _check(tensors: dict[str, torch.Tensor]) -> None:
             wrong.append(f"{key} holds NaN or Inf")
     if wrong:
         raise UsageError(
-            "the adapter can't be saved so that it could be loaded again; nothing was written",
+            "the adapter has weights that could not be loaded again, so nothing was written",
             where=listing(wrong),
-            cure="the training has diverged, or the model has to be loaded or gathered first",
+            cure="check the training, or load or gather the model first",
         )

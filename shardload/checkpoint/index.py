@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _INDEX_SUFFIX = ".index.json"
 _NUMBERED = re.compile(r"(?P<stem>.*?)[-_]?(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>\..*)")
-_NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+"""How the names of a trainer's other files begin."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
         indexes = [name for name in top if name.endswith(suffix + _INDEX_SUFFIX)]
         if len(indexes) == 1:
             return _read_index(source, indexes[0])
-        files = [name for name in top if name.endswith(suffix) and not name.startswith(_NOT_WEIGHTS)]
+        files = [name for name in top if name.endswith(suffix) and not name.startswith(NOT_WEIGHTS)]
         if len(files) == 1 and not _NUMBERED.fullmatch(files[0]):
             return WeightFiles((files[0],))
         if files:

@@ -1,4 +1,4 @@
-"""Difference: what two checkpoints do not have in common, from their headers, and where asked from their values."""
+"""Difference: where two checkpoints differ, by their headers and, on request, by their values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shardload.where import WhereLike
 
 SCHEMA = "shardload.diff/1"
-_BLOCK = 1 << 20  # elements that are compared at once; four float64 blocks of it are 32 MiB
+_BLOCK = 1 << 20  # elements compared at once: four such blocks in float64 take 32 MiB
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Header:
 
 @dataclass(frozen=True)
 class ValueDifference:
-    """How far two tensors of one shape are apart, in float64.
+    """How much two tensors of one shape differ, computed in float64.
 
-    `different` counts elements that are not equal (two NaNs are). `max_abs` is the largest distance, infinite or NaN
-    where only one side is. `cosine` is None where a side is all zeros or not finite.
+    `different` counts the elements that are not equal; two NaNs count as equal. `max_abs` is the largest absolute
+    difference: infinite or NaN where only one tensor is. `cosine` is None where a tensor is all zeros or not finite.
     """
 
     different: int
@@ -53,7 +53,7 @@ class ValueDifference:
     cosine: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON data; a number that is not finite is null."""
+        """Return JSON data; infinities and NaN become null."""
         return {
             "different": self.different,
             "max_abs": self.max_abs if math.isfinite(self.max_abs) else None,
@@ -63,7 +63,7 @@ class ValueDifference:
 
 @dataclass
 class Difference:
-    """What two checkpoints differ in, by key. `values` holds compared tensors that are not equal, if any were read.
+    """Where two checkpoints differ, by key. `values` holds the tensors whose numbers differ, if they were compared.
 
         >>> import torch, shardload
         >>> files = shardload.save(torch.nn.Linear(4, 2), "a"), shardload.save(torch.nn.Linear(5, 2), "b")
@@ -71,7 +71,7 @@ class Difference:
         >>> found.same, found.only_a, {key: f"{a} and {b}" for key, (a, b) in found.shapes.items()}
         (1, {}, {'weight': '[2, 4] float32 and [2, 5] float32'})
 
-    `same` counts tensors of one shape and dtype; `compared` those whose numbers were read.
+    `same` counts the tensors of the same shape and dtype, `compared` those whose numbers were compared.
     """
 
     a: str
@@ -86,7 +86,7 @@ class Difference:
 
     @property
     def ok(self) -> bool:
-        """Whether there is none."""
+        """Whether the checkpoints are equal, as far as they were compared."""
         return not (self.only_a or self.only_b or self.shapes or self.dtypes or self.values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def diff(
     progress: ProgressOption = None,
     **keywords: Unpack[WhereKeywords],
 ) -> Difference:
-    """Compare two checkpoints by keys, shapes and dtypes, from their headers; with `values` by their numbers too.
+    """Compare the keys, shapes and dtypes of two checkpoints, from their headers; with `values` also their numbers.
 
         >>> import torch, shardload
         >>> model = torch.nn.Linear(4, 2, bias=False)
@@ -142,9 +142,9 @@ def diff(
         >>> shardload.diff("before", "after", values=True).values["weight"].different
         1
 
-    `key_map` is applied to `a` first. Values are read block by block: about 40 MB of memory, whatever the size. Tensors
-    of one shape and different dtypes are compared as float64. Keywords are those of `open_checkpoint`, for both.
-    Raises what that raises, and UsageError for a key map that does not fit.
+    `key_map` is applied to `a` first. Numbers are read block by block, which takes about 40 MB of memory for any size,
+    and are compared as float64 where the dtypes differ. The other keywords are those of `open_checkpoint` and hold for
+    both checkpoints. Raises what `open_checkpoint` raises, and UsageError for a key map that does not fit `a`.
     """
     first, second = opened(keywords, a, b)
     left: Mapping[str, Derived] = first.tensors
@@ -186,7 +186,7 @@ def _compare(
     found.values = {}
     total = sum(tensor.nbytes for tensor in shared.values())
     with ProgressMeter(progress, total, "comparing") as meter:
-        # In the order of A's bytes: a disk that is read from front to back is read fast.
+        # In the order of A's bytes, because disks read fastest from front to back.
         for key in sorted(shared, key=lambda key: _place(shared[key])):
             meter.shard(shared[key].shard)
             apart = distance(first.read_derived(shared[key]), second.read(key))
@@ -201,7 +201,7 @@ def _place(tensor: Derived) -> tuple[str, int]:
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> ValueDifference:
-    """Return how far two tensors of one shape are apart."""
+    """Return how much two tensors of one shape differ."""
     import torch
 
     different, largest = 0, 0.0

@@ -268,8 +268,6 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
         """Write the weights as safetensors shards, config.json and generation_config.json into a folder."""
         host().save(self, folder, max_shard_size=options.get("max_shard_size", "5GB"))
-        if self.generation_config is not None:
-            self.generation_config.save_pretrained(folder)
 
     @property
     def loss_function(self) -> Any:

@@ -1,9 +1,9 @@
-"""Writes safetensors checkpoints streamed: the layout is known first, the bytes follow a block at a time.
+"""Writes safetensors checkpoints as a stream: the layout is planned first, then the bytes follow block by block.
 
-An `Output` says what the files will be: tensors as ranges of other files, or as functions that give row blocks;
-whole files that stay as they are; and what stands beside the weights. `write_output` carries it out: every file in a
-staging folder inside the target, flushed, then journaled; all of them moved in at the end, an index last. A killed
-run leaves nothing that could be taken for a checkpoint, and the same call again goes on where it stopped.
+An `Output` describes the files: tensors as ranges of other files or as functions that yield row blocks, whole files
+that stay as they are, and the files beside the weights. `write_output` writes each file into a staging folder inside
+the target, flushes it and notes it in a journal; at the end it moves all files in, an index last. After a kill nothing
+takes the folder for a checkpoint, and the next call continues.
 
     shard = OutputShard("model.safetensors", (
         OutputTensor("embed.weight", "BF16", (1000, 64), FileRange(path, start)),

@@ -1,4 +1,4 @@
-"""Blocks: tensors in pieces small enough to be computed in memory, one after the other."""
+"""Blocks: the parts of a tensor that are computed in memory one after the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK = 64 << 20  # bytes
 
 
 def row_blocks(tensor: Derived) -> Iterator[Derived]:
-    """Yield the headers of a tensor's rows, as many at a time as fill 64 MiB; a larger row alone."""
+    """Yield a tensor's header as headers of consecutive rows, at most 64 MiB each; a larger row stands alone."""
     if tensor.nbytes <= _BLOCK:
         yield tensor
         return

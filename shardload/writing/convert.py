@@ -1,4 +1,4 @@
-"""Conversion: a checkpoint written anew as safetensors: other names, other tensors, another dtype, other shards."""
+"""convert: writes a checkpoint as safetensors, with other names, tensors, dtypes or shards."""
 
 from __future__ import annotations
 
@@ -55,12 +55,14 @@ def convert(
         >>> shardload.open_checkpoint("out").tensors["weight"].dtype
         'F16'
 
-    `key_map` renames, cuts and joins; `dtype` casts the tensors of 16 bits or more that are floating point;
-    `max_shard_size` is bytes or a text such as "5GB". What stays as it is, is copied by the kernel; what is computed
-    goes through memory in blocks of 64 MiB at most (a single row where that is larger). Settings, tokenizer and code
-    of the repo come along, config.json with the new dtype. `verify` reads every file back. Files appear in `folder`
-    when all are complete; a run that was killed goes on where it stopped when it is called again. Other keywords
-    are those of `open_checkpoint`. Raises UsageError, UnsupportedError, NoSpaceError, CorruptError.
+    `key_map` renames, cuts and joins tensors. `dtype` casts floating-point tensors of 16 bits or more.
+    `max_shard_size` is bytes or a text such as "5GB". The kernel copies unchanged tensors; computed ones pass through
+    memory in blocks of at most 64 MiB (or one row, where a row is larger). The repo's settings, tokenizer and code are
+    copied, config.json with the new dtype. `verify` reads every file back.
+
+    `folder` is new, or holds no weights and no files of these names. Files appear in it when all are complete. After a
+    kill the same call continues from the finished files. The other keywords are those of `open_checkpoint`. Raises
+    UsageError, UnsupportedError, UnsafeError, NoSpaceError, CorruptError.
     """
     (checkpoint,) = opened(keywords, where)
     code = float_code(dtype)
@@ -83,7 +85,7 @@ def convert(
 
 
 def _output(checkpoint: Checkpoint, name: str, tensor: Derived, code: str | None) -> OutputTensor:
-    """Return one tensor of the output: a range of its file where its bytes stay as they are, else blocks."""
+    """Return one output tensor: a range of its file where its bytes do not change, else row blocks."""
     kept = code is None or not tensor.is_floating
     out_code = tensor.dtype if kept else code
     assert out_code is not None
@@ -107,7 +109,7 @@ def _refuse_objects(checkpoint: Checkpoint, rules: KeyMap, tensors: Mapping[str,
     kept = [old for old, new in rules.map_objects(checkpoint.objects, tensors).items() if new is not None]
     if kept:
         raise UsageError(
-            f"the checkpoint holds {len(kept)} entries that are no tensors, and safetensors holds nothing else",
+            f"the checkpoint holds {len(kept)} entries that are no tensors, and safetensors holds only tensors",
             where=f"{checkpoint.label}: {', '.join(kept[:5])}",
             cure=Wording("drop them: {key_map}", key_map={kept[0]: None}),
         )
@@ -115,7 +117,7 @@ def _refuse_objects(checkpoint: Checkpoint, rules: KeyMap, tensors: Mapping[str,
 
 def _folders(checkpoint: Checkpoint) -> tuple[Path, ...]:
     if not checkpoint.source.is_local or checkpoint.named is not None:
-        return ()  # beside a file that was named alone there may be others
+        return ()  # the folder of a file that was named alone may hold other files
     return tuple(
         {checkpoint.source.open(shard.name).local_path().parent: None for shard in checkpoint.shards}
     )

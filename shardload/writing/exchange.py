@@ -1,4 +1,4 @@
-"""Exchange: the step in which finished files come to their places and the files that they replace leave."""
+"""Exchange: moves finished files to their places and the files that they replace out of the way."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _REPLACED = ".replaced"  # no file of a checkpoint is hidden
 class Exchange:
     """Moves finished files from the folder `staging` into `target`.
 
-    The last name is the key: an index or the only weight file, without which nothing takes the folder for a
-    checkpoint. The old key leaves first and the new one comes last, so that no reader finds a mixture. The journal
-    knows the names from before the first step on, so that the next writer can complete an exchange that was killed.
-    A file that is exchanged alone is replaced by one rename.
+    The last name is the key: an index or the only weight file. Without it nothing takes the folder for a checkpoint.
+    The old key leaves first and the new key comes last, so that no reader finds a mixture. The names are in the journal
+    before the first step, so that the next writer can complete a killed exchange. A single file is replaced by one
+    rename.
     """
 
     def __init__(self, staging: Path, target: Path, journal: Journal) -> None:
@@ -33,7 +33,7 @@ class Exchange:
         self._journal = journal
 
     def run(self, names: Sequence[str], *, replaces: bool) -> None:
-        """Exchange these files, in this order; after an error every file is where it was."""
+        """Exchange these files in this order. After an error every file is where it was."""
         self._journal.move(names, replaces=replaces)
         try:
             self._forward(names)
@@ -45,9 +45,9 @@ class Exchange:
         self._journal.moving = []
 
     def recover(self) -> None:
-        """Complete an exchange that was killed, or take it back where that is no longer possible.
+        """Complete a killed exchange, or undo it where finished files are missing or other files are in the way.
 
-        While the old key is in its place nothing has left yet, and once the new one is there every file has come.
+        While the old key is in its place nothing has left yet. Once the new key is there every file has come.
         """
         names = self._journal.moving
         if names and not os.path.lexists(self._target / names[-1]):
@@ -93,7 +93,7 @@ class Exchange:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a name below a folder. Raises UnsafeError for a name, or a link on the way, that leaves it."""
+    """Return the path of a name below a folder. Raises UnsafeError for names and links that lead out of it."""
     check_name(name, str(folder))
     path = folder / name
     for parent in path.parents:
@@ -101,7 +101,7 @@ def inside(folder: Path, name: str) -> Path:
             break
         if parent.is_symlink():
             raise UnsafeError(
-                f"{parent.name} is a link, and nothing is written through links in the output folder",
+                f"{parent.name} in the output folder is a link, and nothing is written through it",
                 where=str(parent),
                 cure="remove the link, or write into another folder",
             )

@@ -1,4 +1,4 @@
-"""Journal: which files of an output are finished, so that the next writer can complete what a killed one began."""
+"""Journal: records the finished files of an output, so that the next writer can continue after a kill."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_LARGEST = 1 << 26  # bytes that are read: a merge notes some hundred for each tensor
+_LARGEST = 1 << 26  # bytes that are read; a merge writes about 200 for each tensor
 
 
 class Journal:
     """A file of JSON lines: the job, each finished file with its identity, and the files that are being moved in.
 
-    A file is finished while it lies under its name with the identity of its line. The journal may come from a
-    stranger's folder: a line that is cut off or malformed ends it. `descriptor` is the open file; its owner closes it.
+    A file counts as finished while the file of that name has that identity. The journal is untrusted: reading stops at
+    a line that is truncated or malformed. `descriptor` is the open file; the caller closes it.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -56,32 +56,32 @@ class Journal:
         return bool(self._finished)
 
     def choose(self, job: str) -> None:
-        """Continue the lines of this job; forget them where they are those of another one."""
+        """Continue the lines if they are of this job; else forget them."""
         if job != self._job:
             self._end, self._job = 0, job
             self._finished.clear()
             self.kept.clear()
 
     def begin(self) -> None:
-        """Remove what is not of the job from the file."""
+        """Truncate the file to the lines of the job."""
         os.ftruncate(self._descriptor, self._end)
         if self._end == 0:
             self._append({"job": self._job})
 
     def add(self, name: str, path: Path, kept: object = None) -> None:
-        """Note a file that is complete and flushed, and JSON data about it."""
+        """Record a file that is complete and flushed, with JSON data about it."""
         identity = file_identity(path)
         self._append({"name": name, "identity": identity} | ({} if kept is None else {"kept": kept}))
         self._finished[name] = identity
         self.kept[name] = kept
 
     def move(self, names: Sequence[str], *, replaces: bool) -> None:
-        """Note that these files are being moved to their places, and whether they replace what lies there."""
+        """Record that these files are being moved to their places, and whether they may replace other files."""
         self._append({"moving": list(names), "replaces": replaces})
         self.moving, self.replaces = list(names), replaces
 
     def holds(self, name: str, path: Path) -> bool:
-        """Whether the file at `path` is the finished file of this name; a link never is."""
+        """Whether `path` is the finished file of this name, and not a link to it."""
         with suppress(OSError):
             regular = stat.S_ISREG(path.lstat().st_mode)
             return regular and self._finished.get(name) == file_identity(path)

@@ -1,4 +1,4 @@
-"""Bytes that need no look: copied, cloned or linked by the kernel."""
+"""Copies, clones or links bytes in the kernel, without bringing them into this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 _PIECE = 1 << 22
-# What the kernel answers where it can't do it between these two files; reading and writing can.
+# The kernel's answers where it can't do this between two files. Reading and writing works there.
 _CANNOT = frozenset({
     errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMLINK, errno.ENOTTY,
     errno.EACCES, errno.ETXTBSY,
@@ -23,7 +23,7 @@ LinkKind = Literal["cloned", "linked", "copied"]
 
 
 def copy_range(source: int, start: int, target: int, place: int, nbytes: int) -> None:
-    """Copy bytes between two open files by `copy_file_range`, or by reading and writing where that can't be.
+    """Copy bytes between two open files by `copy_file_range`, or by reading and writing where the kernel can't.
 
     Raises CorruptError where the source ends too early.
     """
@@ -37,7 +37,7 @@ def copy_range(source: int, start: int, target: int, place: int, nbytes: int) ->
                 if error.errno not in _CANNOT:
                     raise
                 moved = 0
-            # Some filesystems answer 0 for what they can't do: reading tells whether the file is at its end.
+            # Some filesystems return 0 for what they can't do: only reading shows whether the file has ended.
             by_kernel = moved > 0
         else:
             piece = os.pread(source, min(_PIECE, nbytes - done), start + done)
@@ -46,23 +46,23 @@ def copy_range(source: int, start: int, target: int, place: int, nbytes: int) ->
             if moved == 0:
                 raise CorruptError(
                     f"the file that is copied ends {nbytes - done:,} bytes too early",
-                    cure="open the checkpoint again when nothing writes to it",
+                    cure="open the checkpoint again when no program writes to it",
                 )
         done += moved
 
 
 def write_all(target: int, piece: memoryview, place: int) -> None:
-    """Write a whole buffer at an offset: one `pwrite` may stop early."""
+    """Write a whole buffer at an offset; a single `pwrite` may write only part of it."""
     done = 0
     while done < len(piece):
         done += os.pwrite(target, piece[done:], place + done)
 
 
 def same_file(source: Path, target: Path, *, link: bool) -> LinkKind:
-    """Make `target` have the bytes of `source`: a clone, a hard link, or a copy, whichever comes first.
+    """Create `target` with the bytes of `source`: as a clone, else as a hard link, else as a copy.
 
-    A clone shares the blocks until one of the two is written to. A hard link is the same file under two names, so
-    `link=False` leaves it out.
+    A clone shares disk blocks until one of the two files changes. A hard link is the same file under a second name;
+    `link=False` does not make one.
     """
     if _clone(source, target):
         return "cloned"

@@ -1,4 +1,4 @@
-"""Layout: the header of a safetensors file and the place of each tensor in it, known before anything is written."""
+"""Layout: the header of a safetensors file and the offset of each tensor, planned before anything is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """The bytes of a file up to its first tensor, and each tensor with its offset in the file."""
+    """A file's bytes before its first tensor, each tensor with its offset in the file, and the file's size."""
 
     header: bytes
     places: tuple[tuple[OutputTensor, int], ...]
@@ -30,10 +30,10 @@ class Layout:
 
     @classmethod
     def of(cls, shard: OutputShard) -> Layout:
-        """Lay a shard out. A given header is used byte for byte; CorruptError where it says something else.
+        """Lay out a shard. A given header is used byte for byte; CorruptError where it describes other tensors.
 
-        Without one, wide elements come before narrow ones, so that every tensor is aligned to its element size;
-        the data begins at a multiple of eight bytes.
+        Without one, wide elements come before narrow ones and the data begins at a multiple of eight bytes, so that
+        every tensor is aligned to its element size.
         """
         tensors = shard.tensors
         if shard.header is None:
@@ -50,7 +50,7 @@ class Layout:
 
 
 def read_raw_header(path: Path) -> bytes:
-    """Return the header of a safetensors file with its eight bytes of length."""
+    """Return the header of a safetensors file, including the eight bytes of its length."""
     with path.open("rb") as file:
         length = file.read(8)
         return length + file.read(int.from_bytes(length, "little"))
@@ -69,7 +69,7 @@ def _header(tensors: tuple[OutputTensor, ...], metadata: dict[str, str]) -> byte
 
 
 def _check(shard: OutputShard, tree: dict[str, Any], places: list[tuple[OutputTensor, int]]) -> None:
-    """Hold that a header which is used again tells of these tensors, at these places, and of no others."""
+    """Raise CorruptError unless a given header describes exactly these tensors at these offsets."""
     assert shard.header is not None
     start = len(shard.header)
     names = [name for name in tree if name != "__metadata__"]

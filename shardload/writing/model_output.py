@@ -1,4 +1,4 @@
-"""From a model's state dict to the Output that will be written: headers first, the tensors a block at a time."""
+"""model_output: plans the Output of a state dict from headers; the tensors follow block by block."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 def model_output(
     state: Mapping[str, torch.Tensor], key_map: KeyMap, limit: int, beside: Mapping[str, bytes]
 ) -> Output:
-    """Plan a checkpoint of a state dict: shards of at most `limit` bytes, through the inverse of the key map.
+    """Plan a checkpoint of a state dict, through the inverse of the key map, in shards of at most `limit` bytes.
 
-    A tensor under several names is written once, as the loader gives one copy to every name. Raises UsageError for
-    tensors on meta and for a map that does not lead back, UnsupportedError for what safetensors can't hold.
+    A tensor with several names is written once: the loader gives one copy to every name. Raises UsageError for tensors
+    on meta and for a map whose inverse loses tensors, UnsupportedError for tensors that safetensors can't hold.
     """
     stored = _State(state)
     made: Mapping[str, Derived] = stored.refs
@@ -47,7 +47,7 @@ def model_output(
 
 
 def tensor_output(name: str, tensor: torch.Tensor) -> OutputTensor:
-    """Return one tensor in memory as it will be written under a name. Raises as `model_output` does."""
+    """Plan one tensor in memory, under a name. Raises what `model_output` raises."""
     stored = _State({name: tensor})
     return _output_tensor(name, stored.refs[name], stored.read)
 
@@ -55,14 +55,14 @@ def tensor_output(name: str, tensor: torch.Tensor) -> OutputTensor:
 def _output_tensor(name: str, tensor: Derived, read: Callable[[TensorRef], torch.Tensor]) -> OutputTensor:
     def blocks() -> Iterator[torch.Tensor]:
         for piece in row_blocks(tensor):
-            # A conjugate or negative view says so in a flag beside its bytes.
+            # Conjugate and negative views are flags of a tensor, not in its bytes.
             yield assemble(piece, read).cpu().resolve_conj().resolve_neg().contiguous()
 
     return OutputTensor(name, tensor.dtype, tensor.shape, blocks)
 
 
 class _State:
-    """Tensors in memory, and their headers as if each were stored whole; names of one tensor share one header."""
+    """Tensors in memory, with headers as if each were stored in a file. The names of one tensor share one header."""
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         self.refs: dict[str, TensorRef] = {}
@@ -77,7 +77,7 @@ class _State:
             self.refs[key] = first[id(value)]
 
     def read(self, ref: TensorRef) -> torch.Tensor:
-        """Return the tensor, or the view of it, that a header stands for."""
+        """Return the tensor, or the view of it, that a header describes."""
         tensor, whole = self._tensors[ref.name], self.refs[ref.name]
         if ref is whole:
             return tensor
@@ -88,7 +88,7 @@ class _State:
             and ref.shape[1:] == whole.shape[1:] != whole.shape
         ):
             first, rest = divmod(ref.span.start, ref.nbytes // ref.shape[0])
-            if not rest:  # whole rows: of a tensor that is not contiguous, only these are copied
+            if not rest:  # whole rows: a tensor that is not contiguous is copied row block by row block
                 return tensor[first : first + ref.shape[0]]
         return view_of(tensor, whole, ref)
 
@@ -96,21 +96,21 @@ class _State:
 def _refuse_unwritable(key: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
         raise UnsupportedError(
-            f"{key} is no tensor but {type(value).__name__}", cure="safetensors holds tensors only"
+            f"{key} is a {type(value).__name__}, not a tensor", cure="safetensors holds only tensors"
         )
     if value.is_meta:
-        raise UsageError(f"{key} is on meta: there is nothing to save", cure="load the model first")
-    if hasattr(value, "__tensor_flatten__"):  # DTensor and quantised tensors: their own memory holds nothing
+        raise UsageError(f"{key} is on meta and has no values to save", cure="load the model first")
+    if hasattr(value, "__tensor_flatten__"):  # such as DTensor: the wrapper has no memory of its own
         raise UnsupportedError(
             f"{key} is a {type(value).__name__}, which wraps other tensors",
-            cure="replace it by the plain tensor that it stands for, and save that",
+            cure="convert the model to plain tensors, then save it",
         )
     if value.dtype not in CODES or CODES[value.dtype] == "C128" or str(value.layout) != "torch.strided":
         raise UnsupportedError(f"safetensors has no place for {key}: {value.dtype}, {value.layout}")
 
 
 def _refuse_loss(state: _State, back: Mapping[str, Derived]) -> None:
-    """Raise UsageError unless a map makes of what would be written the model's tensors again, padding included."""
+    """Raise UsageError unless the map makes the model's tensors, padding included, from what would be written."""
     lost = []
     for key, ref in state.refs.items():
         found = back.get(key)

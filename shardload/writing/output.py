@@ -1,4 +1,4 @@
-"""Output: what a checkpoint that is to be written will be, before a byte of it exists."""
+"""Output: the plan of a checkpoint that will be written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileRange:
-    """Bytes of another file from `start` on, as many as the tensor has; the kernel copies them.
+    """The bytes of a tensor in another file, from `start` on; the kernel copies them.
 
     `expected` is the identity that the file had when its header was read.
     """
@@ -33,15 +33,15 @@ class FileRange:
 
 
 Blocks = Callable[[], "Iterable[torch.Tensor]"]
-"""Gives a tensor's elements in C order, as contiguous CPU tensors of its dtype, each of which is written at once.
+"""Yields a tensor's elements in C order, as contiguous CPU tensors of its dtype; each is written at once.
 
-It is called once a write, and gives the same every time: a run that was killed is made whole by another call.
+It may be called several times and yields the same values each time.
 """
 
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One tensor to be written. `dtype` is a code of the safetensors format."""
+    """One tensor to write. `dtype` is a code of the safetensors format."""
 
     name: str
     dtype: str
@@ -50,21 +50,21 @@ class OutputTensor:
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of the elements. Raises UnsupportedError for a dtype that does not fill whole bytes."""
+        """Bytes of the elements. Raises UnsupportedError where they do not fill whole bytes."""
         bits = prod(self.shape) * DTYPE_BITS[self.dtype]
         if bits % 8:
             raise UnsupportedError(
-                f"{self.dtype} of shape {self.shape} fills no whole bytes", where=self.name
+                f"{self.dtype} elements of shape {self.shape} do not fill whole bytes", where=self.name
             )
         return bits // 8
 
 
 @dataclass(frozen=True)
 class OutputShard:
-    """One safetensors file to be written, its tensors in the order of their bytes.
+    """One safetensors file to write.
 
-    `header` is the raw header of another file, its eight bytes of length included, where it holds for this one
-    too; else one is made from the tensors and `metadata`.
+    `header` is the raw header of another file, including the eight bytes of its length, that describes this file too;
+    the tensors are then in the order of their bytes. Without it a header is made from the tensors and `metadata`.
     """
 
     name: str
@@ -75,7 +75,7 @@ class OutputShard:
 
 @dataclass(frozen=True)
 class SameFile:
-    """A whole weight file that stays as it is: cloned where the filesystem can, else hard-linked, else copied."""
+    """A whole weight file that does not change: cloned where the filesystem can, else hard-linked, else copied."""
 
     name: str
     path: Path
@@ -84,10 +84,10 @@ class SameFile:
 
 @dataclass(frozen=True)
 class Output:
-    """A whole checkpoint: weight files, the index as text where there is one, and what stands beside them.
+    """A whole checkpoint: weight files, the name and text of an index (or None), and the files beside them.
 
-    `beside` maps names to bytes, or to files that are copied. `sources` are folders that are never written into. An
-    output that is not `alone` may stand in a folder with weights of other names.
+    `beside` maps names to bytes, or to files that are copied. `sources` are folders that must not be written into. An
+    output that is not `alone` may share its folder with weights of other names.
     """
 
     shards: tuple[OutputShard | SameFile, ...]
@@ -98,13 +98,13 @@ class Output:
 
     @property
     def names(self) -> list[str]:
-        """All files, in the order in which they may appear: an index, or else the weights, last."""
+        """The names of all files in the order in which they may appear: an index, or else the weights, last."""
         last = [self.index[0]] if self.index else []
         return [*self.beside, *(shard.name for shard in self.shards), *last]
 
 
 def index_document(weight_map: Mapping[str, str], total_size: int) -> bytes:
-    """Return the text of a `model.safetensors.index.json`; `total_size` is the bytes of all tensors."""
+    """Return the text of a `model.safetensors.index.json`; `total_size` is the size of all tensors in bytes."""
     document = {"metadata": {"total_size": total_size}, "weight_map": dict(weight_map)}
     return json.dumps(document, indent=2).encode()
 
@@ -112,12 +112,11 @@ def index_document(weight_map: Mapping[str, str], total_size: int) -> bytes:
 def split_into_shards(
     tensors: Iterable[OutputTensor],
     limit: int | None = None,
-    metadata: Mapping[str, str] | None = None,
 ) -> tuple[tuple[OutputShard, ...], tuple[str, bytes] | None]:
-    """Return tensors as shards of at most `limit` bytes (a tensor that is larger alone), and their index if any.
+    """Split tensors into shards of at most `limit` bytes; return the shards, and an index where there are several.
 
-    Names are those of the field: `model.safetensors`, or `model-00001-of-00003.safetensors` with
-    `model.safetensors.index.json`.
+    A tensor that is larger than the limit gets a shard of its own. Names are the usual ones: `model.safetensors`, or
+    `model-00001-of-00003.safetensors` with `model.safetensors.index.json`.
     """
     groups: list[list[OutputTensor]] = [[]]
     size = 0
@@ -130,8 +129,7 @@ def split_into_shards(
     count = len(groups)
     names = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
     names = names if count > 1 else ["model.safetensors"]
-    own = {"format": "pt"} if metadata is None else metadata
-    shards = tuple(OutputShard(name, tuple(group), own) for name, group in zip(names, groups, strict=True))
+    shards = tuple(OutputShard(name, tuple(group)) for name, group in zip(names, groups, strict=True))
     if count == 1:
         return shards, None
     weight_map = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}

@@ -1,4 +1,4 @@
-"""Carries an Output out: judged first, then file by file, then moved in at once."""
+"""write_output: checks an Output, writes it file by file, then moves all files in."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DiskRoom:
-    """Bytes that an output will take on the disk of its folder, bytes it shares with its source, and what is free.
+    """Bytes that an output needs on the disk of its folder, bytes that it shares with its source, and free bytes.
 
-    Files on another disk than the folder's are counted as copied.
+    Unchanged weight files of the same disk count as shared, those of another disk as needed.
     """
 
     needed: int
@@ -42,15 +42,17 @@ class DiskRoom:
     free: int
 
     def to_dict(self) -> dict[str, int]:
-        """Return the three figures, in bytes."""
+        """Return the three numbers of bytes."""
         return vars(self).copy()
 
 
 @dataclass
 class Written:
-    """What a run did: the files in place, bytes by how they came, files that an earlier run had finished.
+    """The result of a run: the files of the output, and what was done for them.
 
-    `kept` is what the caller wanted to know of each shard, those of an earlier run too.
+    `nbytes` counts bytes as written, cloned, linked or copied. `resumed` names the shards that an earlier run had
+    finished. `kept` has the caller's JSON data for each shard, also for those of an earlier run. `cleaned` is the size
+    of the unfinished files that were removed.
     """
 
     folder: Path
@@ -63,7 +65,7 @@ class Written:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON-ready data; bytes by kind: written, cloned, linked, copied."""
+        """Return the record as JSON-ready data."""
         return {
             "folder": str(self.folder),
             "files": [path.relative_to(self.folder).as_posix() for path in self.files],
@@ -97,21 +99,21 @@ def write_output(
     keep: Callable[[str], object] | None = None,
     progress: ProgressOption = None,
 ) -> Written:
-    """Write a checkpoint into a folder: whole, or not there.
+    """Write a checkpoint into a folder, where it appears whole or not at all.
 
-    The folder is new, or has no weights and none of the output's files. With `replace` files of the same names are
-    replaced: after a crash there is the old checkpoint, the new one, or none until the next call completes the new one.
-    Code that differs is not replaced.
+    The folder is new, or holds no weights and none of the output's files. With `replace` it may hold files of the same
+    names. These are replaced: after a crash the folder has the old checkpoint, the new one, or no checkpoint until the
+    next call completes the new one. Code files with other content are not replaced.
 
-    `job` is whatever else decides the bytes (versions, options): a run that was killed is continued only where all of
-    it is the same, and else starts anew. With `replace` the weights may have changed since: a shard of the killed run
-    is kept only where it is read back and equals what would be written. `verify` reads every written file back from
-    the disk. `link=False` never hard-links a file that stays as it is. `keep` is asked for JSON data about each shard
-    once it is written, which the journal remembers for a run that continues.
+    `job` stands for everything else that decides the bytes, such as versions and options: a killed run is continued
+    only where nothing differs. With `replace` a finished shard of a killed run is also read back and compared, because
+    weights in memory may have changed. `verify` reads every written file back from the disk. `link=False` never
+    hard-links an unchanged file. `keep` returns JSON data about a shard that was just written; the journal stores it
+    for a run that continues.
 
-    Raises UsageError for a folder that can't be written into (a source, one that holds weights, one that another
-    writer is at work in), UnsafeError for a link inside the folder that would lead the output out of it, NoSpaceError,
-    CorruptError where a source changed meanwhile or the disk gives back other bytes.
+    Raises UsageError for a folder that can't take the output (a source, other weights, another writer), UnsafeError for
+    a link that leads out of the folder, NoSpaceError, and CorruptError where a source changes during the run or the
+    disk returns other bytes.
     """
     start = time.perf_counter()
     target = Path(folder).absolute()
@@ -136,7 +138,7 @@ def write_output(
 def disk_room(
     folder: str | os.PathLike[str], output: Output, layouts: Mapping[str, Layout] | None = None
 ) -> DiskRoom:
-    """Return what an output will take, before anything is written; `layouts` are those of its shards, if known."""
+    """Return the disk space that an output needs, before anything is written; `layouts` spares planning them again."""
     layouts = layouts or _layouts(output)
     base = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
     device = base.stat().st_dev
@@ -218,13 +220,13 @@ def _check_same(shard: SameFile) -> None:
         raise CorruptError(
             f"{shard.path.name} was changed since its header was read",
             where=str(shard.path),
-            cure="run it again when nothing writes to that file",
+            cure="run it again when no program writes to that file",
         )
 
 
 def _write_beside(path: Path, content: bytes | Path) -> None:
     if isinstance(content, Path):
-        same_file(content, path, link=False)  # settings are edited by hand: never the same file twice
+        same_file(content, path, link=False)  # people edit settings: a link would change the source too
     else:
         with path.open("xb") as file:
             file.write(content)
@@ -237,7 +239,7 @@ def _flush(path: Path) -> None:
 
 
 def _fingerprint(output: Output, layouts: dict[str, Layout], job: str, *, verify: bool) -> str:
-    """Return a digest of everything that decides what will be written."""
+    """Return a digest of everything that decides the bytes, except weights in memory."""
     digest = hashlib.sha256(f"{job}\0{verify}\0{output.names}".encode())
     for layout in layouts.values():
         digest.update(layout.header)

@@ -1,4 +1,4 @@
-"""What stands beside weights that are written: settings, tokenizer and code, of a model or of another checkpoint."""
+"""The files beside written weights: settings, tokenizer and code, of a model or of a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
 
 Exporter = Callable[["nn.Module", Mapping[str, Any]], tuple[dict[str, bytes], dict[str, Any]]]
-"""Takes a model and its config's `auto_map`; returns files by name, and the entries that lead into them."""
+"""Takes a model and its config's `auto_map`; returns code files by name, and the entries that they serve."""
 
-# Where a config was loaded from is nothing about the model, and may be a path of this machine.
+# These say where a config was loaded from: not a property of the model, and maybe a path on this machine.
 _OF_THE_LOAD = frozenset({"_name_or_path", "_commit_hash", "name_or_path"})
 
 
-# Files that hold weights, in this format or in others, and lists of them.
+# Files with weights, in any format, and lists of such files.
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data",
     ".npz", ".ot", ".pkl", ".tflite", ".index.json", "SHA256SUMS",
@@ -32,10 +32,10 @@ _WEIGHTS = (
 
 
 def files_beside(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> dict[str, bytes | Path]:
-    """Return the files of a checkpoint's repo that are no weights, by name; its config.json with this content.
+    """Return the files of a checkpoint's repo that hold no weights, by name, with `config` as config.json.
 
-    The same bytes stay where the config is the checkpoint's own. Folders with weights are left out: each is another
-    model, an adapter, a training state or another format.
+    An unchanged config keeps its bytes. Subfolders with weights are left out: each is another model, an adapter, a
+    training state or another format.
     """
     source = checkpoint.source
     names = [name for name in source.names() if not is_hidden(name)]
@@ -51,7 +51,7 @@ def files_beside(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> di
 
 
 def with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a config, and the configs inside it, with this dtype wherever they name one."""
+    """Return a config with this dtype wherever it, or a config inside it, names one."""
     return {
         key: name
         if key in {"torch_dtype", "dtype"} and isinstance(value, (str, type(None)))
@@ -63,11 +63,11 @@ def with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def repo_files(model: nn.Module, exported: Exporter) -> dict[str, bytes]:
-    """Return the files to write beside a model's weights, by name: code, then settings; {} where it has none.
+    """Return the code and the settings to write beside a model's weights, by file name.
 
-    `exported` is called only where the config has an `auto_map`: it leads into files that are written, or is left out
-    with a warning, because what it named would not be there. Raises UsageError for settings that are no JSON;
-    infinities and NaN are none.
+    `exported` is called where the config has an `auto_map`. The entries that it returns are written with their code;
+    without any, `auto_map` is left out and a warning says so. Raises UsageError for settings that JSON can't hold,
+    such as infinities and NaN.
     """
     files: dict[str, bytes] = {}
     generation = _settings(getattr(model, "generation_config", None))
@@ -93,7 +93,7 @@ def _export(
     if kept:
         return files, kept
     warn_caller(
-        f"auto_map is left out of config.json: {type(model).__name__} was not made by the code that it names; "
+        f"auto_map is left out of config.json: {type(model).__name__} does not come from the code that it names; "
         "pass model_class to load the saved model",
     )
     return {}, {}
@@ -117,7 +117,7 @@ def _as_json(settings: Mapping[Any, Any], what: str) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"the model's {what} can't be written as JSON: {error}",
-            cure=f"set what is no JSON on model.{what} to plain data, or remove it",
+            cure=f"keep only plain data in model.{what}",
         ) from error
     return text.encode()
 

@@ -1,4 +1,4 @@
-"""One safetensors file, written from its layout and read back."""
+"""Writes one safetensors file by its layout and reads it back."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 _PIECE = 1 << 22
 
 Sums = dict[str, int]
-"""The CRC-32 of every tensor that was computed; tensors that were copied are compared with their source."""
+"""The CRC-32 of each tensor that was computed. Copied tensors are compared with their source instead."""
 
 
 def write_shard(path: Path, layout: Layout, meter: ProgressMeter, *, summed: bool = True) -> Sums:
-    """Create a file, write it from front to back and flush it to the disk; return the sums of what was computed.
+    """Create a file, write it from front to back and flush it to the disk; return the sums of the computed tensors.
 
-    Sums are computed only where they are wanted (`summed`). Raises CorruptError where a file that is copied from has
-    changed since its header was read, or where a function gives more or fewer bytes than its tensor has.
+    `summed=False` spares the sums. Raises CorruptError where a source file has changed since its header was read, or
+    where the blocks of a tensor have more or fewer bytes than the tensor.
     """
     sums: Sums = {}
     with ExitStack() as stack:
@@ -52,7 +52,7 @@ def write_shard(path: Path, layout: Layout, meter: ProgressMeter, *, summed: boo
 
 
 def verify_shard(path: Path, layout: Layout, sums: Sums) -> None:
-    """Read a file back from the disk and compare it with what was to be written. Raises CorruptError."""
+    """Read a file back from the disk and compare it with what was written. Raises CorruptError."""
     wrong = differences(path, layout, sums)
     if wrong:
         raise CorruptError(
@@ -63,7 +63,7 @@ def verify_shard(path: Path, layout: Layout, sums: Sums) -> None:
 
 
 def differences(path: Path, layout: Layout, sums: Sums | None = None) -> list[str]:
-    """Return what of a file on the disk is not as it would be written; without sums tensors are computed again."""
+    """Return what differs between a file and what `write_shard` writes; without sums all blocks are compared."""
     wrong: list[str] = []
     with ExitStack() as stack:
         written = stack.enter_context(path.open("rb", buffering=0)).fileno()
@@ -71,7 +71,7 @@ def differences(path: Path, layout: Layout, sums: Sums | None = None) -> list[st
         sources = _Sources(stack)
         size = os.fstat(written).st_size
         if size != layout.size or os.pread(written, len(layout.header), 0) != layout.header:
-            wrong.append(f"the header, or the size: {size:,} bytes for {layout.size:,}")
+            wrong.append(f"the header or the size ({size:,} bytes for {layout.size:,})")
         for tensor, place in layout.places:
             if isinstance(tensor.content, FileRange):
                 source = sources.open(tensor.content)
@@ -93,7 +93,9 @@ def verify_copy(path: Path, source: Path) -> None:
         if size != os.fstat(original.fileno()).st_size or not _equal(
             copy.fileno(), 0, original.fileno(), 0, size
         ):
-            raise CorruptError(f"{path.name} was copied and differs from {source}", cure="check the disk")
+            raise CorruptError(
+                f"{path.name} was copied and differs from its source {source}", cure="check the disk"
+            )
 
 
 def _drop_cache(descriptor: int) -> None:
@@ -103,9 +105,11 @@ def _drop_cache(descriptor: int) -> None:
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Return the memory of a contiguous CPU tensor; it has to outlive the view."""
+    """Return the memory of a contiguous CPU tensor. The tensor has to outlive the view."""
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
-        raise ValueError(f"a contiguous tensor on the CPU is wanted, not {tensor.device}, {tensor.stride()}")
+        raise ValueError(
+            f"the tensor has to be contiguous and on the CPU, not {tensor.stride()} on {tensor.device}"
+        )
     nbytes = tensor.numel() * tensor.element_size()
     if nbytes == 0:
         return memoryview(b"")
@@ -113,7 +117,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 class _Sources:
-    """Files that are copied from, each opened once."""
+    """The files that are copied from, each opened once."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.stack = stack
@@ -136,9 +140,9 @@ class _Sources:
 
 def _changed(path: Path) -> CorruptError:
     return CorruptError(
-        f"{path.name} was changed while it was being copied",
+        f"{path.name} was changed while it was copied",
         where=str(path),
-        cure="run it again when nothing writes to that file",
+        cure="run it again when no program writes to that file",
     )
 
 
@@ -152,7 +156,7 @@ def _write_blocks(target: int, tensor: OutputTensor, blocks: Blocks, place: int,
         write_all(target, piece, place + done)
         total = zlib.crc32(piece, total) if summed else 0
         done += len(piece)
-        del block, piece  # or it would be in memory beside the next one
+        del block, piece  # else two blocks would be in memory
     if done != tensor.nbytes:
         raise CorruptError(
             f"{tensor.name} has {tensor.nbytes:,} bytes, and its blocks {'at least ' if done > tensor.nbytes else ''}"

@@ -1,4 +1,4 @@
-"""Staging: a hidden folder inside the target, where files stand until all of them are complete."""
+"""Staging: a hidden folder inside the target, in which files stay until all of them are complete."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardload._system.atomic_file import NO_ROOM, no_space_said
+from shardload.checkpoint.index import NOT_WEIGHTS
 from shardload.errors import NoSpaceError, ShardloadError, UnsafeError, UsageError
 from shardload.writing.exchange import Exchange, inside
 from shardload.writing.journal import Journal
@@ -23,22 +24,15 @@ if TYPE_CHECKING:
 NAME = ".shardload-output"
 _JOURNAL = ".journal"  # no file of a checkpoint is hidden
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index*.json", "*.bin.index*.json")
-_NOT_WEIGHTS = (
-    "optimizer",
-    "scheduler",
-    "rng_state",
-    "training_args",
-    "scaler",
-)  # a trainer's, beside the weights
 _CONTINUED = "free some disk and run it again: the files that are complete are kept"
-_ANEW = "free some disk, or write to another one; what was there is there still"
+_ANEW = "free some disk, or write to another one; the old files are still there"
 _ATTEMPTS = 100
 
 
 class Staging:
-    """The folder of one output while it is written; made by `staging`, which holds the lock.
+    """The staging folder of one output; `staging` opens it and holds the lock.
 
-    With `replaces` the output takes the place of files of the same names.
+    With `replaces` the output may replace files of the same names.
     """
 
     def __init__(self, target: Path, journal: Journal, *, replaces: bool) -> None:
@@ -49,34 +43,34 @@ class Staging:
         self.exchange = Exchange(self.folder, target, journal)
 
     def begin(self) -> int:
-        """Remove what a killed run, or one of another job, left behind; return the bytes. Begin the journal.
+        """Remove the unfinished files of earlier runs, then begin the journal; return the bytes that were removed.
 
-        In this order: what is removed may be what fills the disk.
+        The removal comes first because these files may be what fills the disk.
         """
         removed = self._sweep(self.journal.holds)
         self.journal.begin()
         return removed
 
     def is_finished(self, name: str) -> bool:
-        """Whether the file of this name is complete, here or moved in."""
+        """Whether the file of this name is finished: here or, where nothing is replaced, already moved in."""
         places = (self.folder,) if self.replaces else (self.folder, self.target)
         return any(self.journal.holds(name, place / name) for place in places)
 
     def draft(self, name: str) -> Path:
-        """Return where a file is to be created and written; nothing lies there."""
+        """Return the path at which a file is to be created; nothing is there."""
         path = inside(self.folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         return path
 
     def finish(self, name: str, kept: object = None) -> None:
-        """Note that a draft is complete and flushed, with JSON data about it."""
+        """Record that a draft is complete and flushed, with JSON data about it."""
         self.journal.add(name, self.folder / name, kept)
 
     def refuse_others(self, names: Sequence[str], *, alone: bool) -> None:
         """Raise UsageError for files of these names in the target that may not be replaced.
 
-        For an output that is to be `alone` also for weights that a reader would take instead of it or together with it.
+        For an output that is to be `alone`, other weights are refused too: a reader might take them.
         """
         places = [inside(self.target, name) for name in names]
         wrong = [
@@ -88,7 +82,7 @@ class Staging:
             wrong += [
                 (path.name, path)
                 for path in self.target.glob(pattern)
-                if path not in places and not path.name.startswith(_NOT_WEIGHTS)
+                if path not in places and not path.name.startswith(NOT_WEIGHTS)
             ]
         listed = [name for name, place in wrong if not self.journal.holds(name, place)]
         if listed:
@@ -101,26 +95,26 @@ class Staging:
             )
 
     def without_unchanged(self, output: Output) -> Output:
-        """Return the output without the files beside the weights that the target has already, byte for byte.
+        """Return the output without the files beside the weights that the target already has, byte for byte.
 
-        Raises UsageError for code in the target that differs: somebody may have edited it.
+        Raises UsageError for a code file with other content: a person may have edited it.
         """
         changed = {name: content for name, content in output.beside.items() if not self._has(name, content)}
         for name in changed:
             if name.endswith(".py") and os.path.lexists(self.target / name):
                 raise UsageError(
-                    "the folder holds code that differs from what made this model",
+                    "the folder holds code that differs from the model's own",
                     where=str(self.target / name),
                     cure="save into another folder, or remove the file first",
                 )
         return replace(output, beside=changed)
 
     def move_in(self, names: Sequence[str]) -> None:
-        """Move every finished file to its place, in this order; one that was moved by a killed run stays."""
+        """Move every finished file to its place, in this order; files that a killed run moved stay there."""
         self.exchange.run(names, replaces=self.replaces)
 
     def remove(self) -> None:
-        """Remove the folder, the journal last: a kill in between leaves a record that the output is complete."""
+        """Remove the folder, its journal last, so that after a kill the next call knows that the output is complete."""
         with contextlib.suppress(OSError):
             self._sweep(lambda _name, _path: False)
             (self.folder / _JOURNAL).unlink()
@@ -133,14 +127,14 @@ class Staging:
         return place.stat().st_size == len(content) and place.read_bytes() == content
 
     def _sweep(self, keep: Callable[[str, Path], bool]) -> int:
-        """Remove everything but the journal and what is to be kept; return the bytes. Links are never followed."""
+        """Remove everything except the journal and the files to keep; return the bytes. Links are not followed."""
         removed = 0
         for parent, folders, files in os.walk(self.folder, topdown=False):
             for path in (Path(parent, entry) for entry in (*files, *folders)):
                 name = path.relative_to(self.folder).as_posix()
                 if path.is_dir() and not path.is_symlink():
                     with contextlib.suppress(OSError):
-                        path.rmdir()  # where something in it is kept, it stays
+                        path.rmdir()  # fails where it holds a file that is kept
                 elif name != _JOURNAL and not keep(name, path):
                     removed += path.lstat().st_size
                     path.unlink()
@@ -149,11 +143,10 @@ class Staging:
 
 @contextlib.contextmanager
 def staging(target: Path, job: str, *, replaces: bool = False) -> Iterator[Staging]:
-    """Open the staging folder of a target, alone; remove it when all is done, or when the output was refused.
+    """Lock and open the staging folder of a target; remove it when the output is complete or was refused.
 
-    After any other end (a full disk, an interrupt, a kill) it stays, for the next call to continue from; of a run that
-    `replaces` files it stays after a kill only. Raises UsageError while another writer is at work in the same target,
-    UnsafeError where a link is in the way.
+    After a full disk, an interrupt or a kill it stays, and the next call continues from it. With `replaces` it stays
+    only after a kill. Raises UsageError while another writer holds the lock, UnsafeError where the folder is a link.
     """
     made = [folder for folder in (target, *target.parents) if not folder.exists()]
     keep = False
@@ -183,13 +176,13 @@ def staging(target: Path, job: str, *, replaces: bool = False) -> Iterator[Stagi
 
 
 def _locked_journal(target: Path) -> int:
-    """Make the staging folder and open its journal, locked; the kernel unlocks it when the process ends."""
+    """Make the staging folder, open its journal and lock it; the kernel unlocks it when the process ends."""
     folder = target / NAME
     path = folder / _JOURNAL
     for _ in range(_ATTEMPTS):
         if folder.is_symlink():
             raise UnsafeError(
-                f"{NAME} in the output folder is a link: files would be removed where it leads",
+                f"{NAME} in the output folder is a link, and files would be removed behind it",
                 where=str(folder),
                 cure="remove the link, or write into another folder",
             )
@@ -197,7 +190,7 @@ def _locked_journal(target: Path) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:
-            continue  # a writer that has just ended removed the folder
+            continue  # another writer has just ended and removed the folder
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise
@@ -212,7 +205,7 @@ def _locked_journal(target: Path) -> int:
         opened = os.fstat(descriptor)
         if stat.S_ISREG(opened.st_mode) and _is_there(path, opened):
             return descriptor
-        os.close(descriptor)  # a writer that has just ended removed the journal
+        os.close(descriptor)  # another writer has just ended and removed the journal
     raise UsageError(
         "another writer is at work in this folder",
         where=str(target),
@@ -228,7 +221,7 @@ def _is_there(path: Path, opened: os.stat_result) -> bool:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock an open file; False while another writer holds it. On a filesystem without locks all may write."""
+    """Lock an open file; return False while another writer holds the lock, True on filesystems without locks."""
     try:
         import fcntl
 
@@ -241,7 +234,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _unlock(descriptor: int) -> None:
-    # Explicitly: a process that was forked meanwhile has the descriptor too.
+    # Closing is not enough: a process that was forked meanwhile has the descriptor too.
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 

@@ -190,7 +190,7 @@ def test_fifty_flips_in_weights_are_refused_by_a_load_that_verifies(folder):
         flip(folder / ref.shard, at)
         model = Net()
         before = {name: id(p) for name, p in model.named_parameters()}
-        with pytest.raises(CorruptError, match="not what their hashes say") as caught:
+        with pytest.raises(CorruptError, match="do not match their hashes") as caught:
             fill(model, open_checkpoint(folder), verify=True, copy=bool(number % 2))
         assert ref.shard in caught.value.where
         assert {name: id(p) for name, p in model.named_parameters()} == before
@@ -360,7 +360,7 @@ def test_changed_bytes_are_exit_code_four_with_the_table(folder, capsys):
     shown = capsys.readouterr()
     assert "model-00002-of-00003.safetensors" in shown.out
     assert "CHANGED" in shown.out
-    assert "1 of 5 files are not what their hashes say" in shown.err
+    assert "1 of 5 files do not match their hashes" in shown.err
     assert run(["verify", str(folder), "--json"]) == 4
     document = json.loads(capsys.readouterr().out)
     assert document["error"]["kind"] == "CorruptError"

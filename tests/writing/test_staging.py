@@ -275,7 +275,7 @@ def test_a_folder_of_code_that_is_a_link_is_not_written_through(tmp_path, outsid
     out = tmp_path / "out"
     out.mkdir()
     (out / "deep").symlink_to(outside / "deep")
-    with pytest.raises(UnsafeError, match="deep is a link"):
+    with pytest.raises(UnsafeError, match="deep in the output folder is a link"):
         convert(base, out, progress=False)
     assert listing(out) == ["deep"]
     (out / NAME / ".replaced" / "deep").mkdir(parents=True)
@@ -283,7 +283,7 @@ def test_a_folder_of_code_that_is_a_link_is_not_written_through(tmp_path, outsid
     (out / NAME / ".journal").write_text(
         '{"job": "x"}\n{"moving": ["deep/evil", "../outside/evil", "key"], "replaces": true}\n'
     )
-    with pytest.raises(UnsafeError, match="deep is a link|climbs out"):
+    with pytest.raises(UnsafeError, match="deep in the output folder is a link|climbs out"):
         save(Net(), out)
 
 

@@ -1,4 +1,4 @@
-"""verify: whether a checkpoint's files hold the bytes that they should, and what their values look like."""
+"""verify: compares a checkpoint's files with known hashes and, on request, looks for odd values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def verify(
     progress: ProgressOption = None,
     **keywords: Unpack[WhereKeywords],
 ) -> Verification:
-    """Verify a checkpoint: its structure, then every byte of its files against the hashes that are known.
+    """Verify a checkpoint: first its structure, then every byte of its files against known hashes.
 
         >>> import hashlib
         >>> import torch, shardload
@@ -54,11 +54,12 @@ def verify(
         True
 
     Hashes come from the Hub's listing, from the names of the blobs in the Hub's cache, and from a SHA256SUMS file: the
-    one in the folder, or `sums`. Of a Hub repo the files in the cache are read; what is not there is said, not fetched.
-    `values` also looks at every number: NaN, Inf, tensors and tails of zeros. The rest is as in `open_checkpoint`.
+    one in the folder, or `sums`. For a Hub repo the files in the cache are read; missing ones are reported and not
+    downloaded. `values` also looks for NaN, Inf, matrices of zeros and tails of zeros. The other keywords are those of
+    `open_checkpoint`.
 
     Raises CorruptError with `.report` (the Verification) where bytes differ from their hash, CorruptError for a broken
-    structure or SHA256SUMS file, NotFoundError. A file whose hash nobody knows is `unknown` in the result.
+    structure or SHA256SUMS file, NotFoundError. A file without a known hash is `unknown` in the result.
     """
     place = place_of(where, keywords)
     source, only = find_source(place)
@@ -93,7 +94,7 @@ def verify(
 def _structure(
     source: Source, only: str | None, variant: str | None
 ) -> tuple[Checkpoint | None, ShardloadError | None]:
-    """Return the checkpoint, or what is wrong with it: which file was changed says more, where a hash tells."""
+    """Return the checkpoint, or the error in its structure; a hash that differs is reported instead of that error."""
     try:
         return read_checkpoint(
             source, find_weight_files(source, only=only, variant=variant), named=only
@@ -105,7 +106,7 @@ def _structure(
 def _expectations(
     source: Source, shards: frozenset[str], manifest: dict[str, Digest]
 ) -> tuple[dict[str, list[Digest]], frozenset[str]]:
-    """Return the known digests of every file that is at hand (none: an empty list), and the files that are not."""
+    """Return the known digests of each local file, an empty list where there is none, and the missing files."""
     there = frozenset(source.names())
     expected: dict[str, list[Digest]] = {}
     absent = set()

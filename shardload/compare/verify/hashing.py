@@ -1,4 +1,4 @@
-"""Hashing files at the speed of the disk: streamed, a few at a time, never in memory as a whole."""
+"""Hashes files at the speed of the disk: streamed, several at a time, never whole in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PIECE = 4 * 2**20
 THREADS = min(4, os.cpu_count() or 1)
-"""hashlib lets other threads run: one hashes 1 to 2 GB a second where the processor has instructions for it."""
+"""hashlib releases the GIL; a thread hashes 1 to 2 GB a second where the processor has SHA instructions."""
 
 
 def hash_files(
@@ -33,7 +33,7 @@ def hash_files(
     identities: Mapping[str, FileIdentity],
     meter: ProgressMeter,
 ) -> list[FileVerdict]:
-    """Hash every file that has an expectation, several at once, and return a verdict for each."""
+    """Hash every file with a known digest, several at once, and return a verdict for each file of `expected`."""
     verdicts = []
     with ThreadPoolExecutor(THREADS) as pool:
         waiting = {}
@@ -60,10 +60,10 @@ def hash_file(
     identity: FileIdentity | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> str:
-    """Read a file once and return "" when it has all these digests, else what it has in place of which.
+    """Read a file once; return "" when it has all these digests, else a text with the expected and the found ones.
 
-    Raises CorruptError when the file is not the one that `identity` tells, or changes while it is read; OSError.
-    `stop` is asked now and then whether nobody waits for the answer any more.
+    Raises CorruptError when the file's identity is not `identity` or changes during the read; OSError. When `stop`
+    returns True, the read ends early, because the result is no longer needed.
     """
     with path.open("rb", buffering=0) as file:
         before = file_identity(file.fileno())
@@ -88,12 +88,11 @@ def hash_file(
 def _new(digest: Digest, size: int) -> hashlib._Hash:
     if digest.kind == "sha256":
         return hashlib.sha256()
-    return hashlib.sha1(
-        f"blob {size}\0".encode(), usedforsecurity=False
-    )  # git's own way of naming a file's bytes
+    # Git hashes a file's bytes after this header.
+    return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
 
 
 def _changed(path: Path, when: str) -> CorruptError:
     return CorruptError(
-        f"{path.name} was changed {when}", where=str(path), cure="open it again when nothing writes to it"
+        f"{path.name} was changed {when}", where=str(path), cure="open it again when no program writes to it"
     )

@@ -1,4 +1,4 @@
-"""SHA256SUMS: the file that `sha256sum *.safetensors > SHA256SUMS` writes."""
+"""Reads SHA256SUMS, the file that `sha256sum *.safetensors > SHA256SUMS` writes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _BSD = re.compile(r"SHA256 \((.+)\) = ([0-9a-fA-F]{64})()")
 
 
 def read_manifest(source: Source, given: str | os.PathLike[str] | None = None) -> dict[str, Digest]:
-    """Return the digests that a SHA256SUMS file names, by file name: the one given, else the source's own, else none.
+    """Return the digests in a SHA256SUMS file, by file name: in `given`, else in the source's own, else none.
 
-    Raises CorruptError for a line that is no entry or a file that stands twice, UnsafeError for a name that leaves
-    the folder, NotFoundError when the given file is not there.
+    Raises CorruptError for a malformed line or a file that is listed twice, UnsafeError for a name that leads out of
+    the folder, NotFoundError when `given` does not exist.
     """
     if given is not None:
         path = Path(given)
@@ -42,9 +42,11 @@ def read_manifest(source: Source, given: str | os.PathLike[str] | None = None) -
 
 
 def parse_manifest(content: bytes, by: str, where: str) -> dict[str, Digest]:
-    """Return {file name: digest} of a manifest's bytes, as GNU's or BSD's tools write them."""
+    """Parse a manifest in the format of the GNU or the BSD tools; return the digests by file name."""
     if len(content) > _LARGEST:
-        raise CorruptError(f"{by} has over {_LARGEST:,} bytes: no list of hashes", where=where)
+        raise CorruptError(
+            f"{by} is larger than {_LARGEST:,} bytes, so it is not a list of hashes", where=where
+        )
     found: dict[str, Digest] = {}
     kind = kind_of(content[:HEAD_BYTES], by) if content else None
     if kind is not None:
@@ -59,7 +61,7 @@ def parse_manifest(content: bytes, by: str, where: str) -> dict[str, Digest]:
         name, digest = _entry(line, number, by, where)
         check_name(name, where)
         if name in found:
-            raise CorruptError(f"{by} names {name!r} twice", where=f"{where}, line {number}")
+            raise CorruptError(f"{by} lists {name!r} twice", where=f"{where}, line {number}")
         found[name] = Digest("sha256", digest, by)
     return found
 
@@ -71,9 +73,9 @@ def _entry(line: str, number: int, by: str, where: str) -> tuple[str, str]:
         name, digest, escaped = bsd.groups()
     else:
         raise CorruptError(
-            f"{by} holds a line that is no hash and name: {line[:80]!r}",
+            f"{by} has a line without a hash and a file name: {line[:80]!r}",
             where=f"{where}, line {number}",
-            cure=f"write it anew: sha256sum *.safetensors > {MANIFEST}",
+            cure=f"write the file again: sha256sum *.safetensors > {MANIFEST}",
         )
     if escaped:
         name = re.sub(r"\\(.)", lambda m: {"n": "\n", "r": "\r"}.get(m[1], m[1]), name)

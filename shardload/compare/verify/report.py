@@ -1,4 +1,4 @@
-"""Verification: what was held against which hash, and what was seen in the values."""
+"""Verification: the result of comparing files with hashes and of looking at their values."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Literal
 from shardload.errors import CorruptError
 
 Status = Literal["ok", "changed", "unknown", "absent"]
-"""ok: every known hash fits. changed: one does not. unknown: nobody says what it should be. absent: not at hand."""
+"""ok: every known hash matches. changed: one does not. unknown: no hash is known. absent: the file is not here."""
 
 
 @dataclass(frozen=True)
 class FileVerdict:
-    """A file, its size in bytes, and how it stood against its hashes; `shard` says that it holds weights."""
+    """A file, its size in bytes, and whether its bytes match the known hashes; `shard` is True for a weight file."""
 
     name: str
     size: int
@@ -26,7 +26,7 @@ class FileVerdict:
 
 @dataclass(frozen=True)
 class ValueFinding:
-    """Something odd in a tensor's numbers; `count` of its `numel` elements (for tails: bytes)."""
+    """Odd values in a tensor: `count` of its `numel` elements. For a zero tail both are bytes."""
 
     tensor: str
     shard: str
@@ -37,15 +37,15 @@ class ValueFinding:
 
 @dataclass
 class Verification:
-    """What `verify` found; `ok` when every weight file has a known hash that fits and no value looks odd.
+    """What `verify` found; `ok` when every weight file matches a known hash and no value looks odd.
 
         >>> import torch, shardload
         >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
         >>> result = shardload.verify("tiny")
-        >>> result.ok, result.unverified  # nobody knows the hash of this file
+        >>> result.ok, result.unverified  # no hash of this file is known
         (False, ['model.safetensors'])
 
-    `files` has a verdict a file, `values` a line for each tensor that looks odd, `seconds` the time of the hashing.
+    `files` has one verdict for each file, `values` one finding for each odd tensor, `seconds` is the time for hashing.
     """
 
     where: str
@@ -58,17 +58,17 @@ class Verification:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the files that were hashed, in `seconds`."""
+        """Bytes of the files that were hashed."""
         return sum(file.size for file in self.files if file.status in {"ok", "changed"})
 
     @property
     def unverified(self) -> list[str]:
-        """The weight files for which no hash is known, or that are not at hand."""
+        """The weight files that have no known hash or are absent."""
         return [file.name for file in self.files if file.shard and file.status in {"unknown", "absent"}]
 
     @property
     def ok(self) -> bool:
-        """Whether every weight file was verified, no file differs, and (where it was looked at) no value is odd."""
+        """Whether every weight file was verified, no file differs and, where values were screened, none is odd."""
         changed = any(file.status == "changed" for file in self.files)
         return not changed and not self.unverified and not self.values
 
@@ -98,16 +98,16 @@ class Verification:
 
 
 def refuse_changed(report: Verification, cause: Exception | None = None) -> None:
-    """Raise CorruptError, with the report, when any file's bytes are not those of its hash."""
+    """Raise CorruptError, with the report, when the bytes of a file do not match its hash."""
     changed = [file for file in report.files if file.status == "changed"]
     if not changed:
         return
     shown = "\n    ".join(f"{file.name}: {file.detail}" for file in changed[:8])
     more = f"\n    and {len(changed) - 8} more" if len(changed) > 8 else ""
     error = CorruptError(
-        f"{len(changed)} of {len(report.files)} files are not what their hashes say",
+        f"{len(changed)} of {len(report.files)} files do not match their hashes",
         where=f"{report.where}\n    {shown}{more}",
-        cure="fetch these files again; if they stay so, what they are held against belongs to another revision",
+        cure="fetch these files again; if they still differ, the hashes belong to another revision",
     )
     error.report = report
     raise error from cause

@@ -1,4 +1,4 @@
-"""Looking at every number of a checkpoint: what training or a damaged disk leaves, and a good one has not."""
+"""Screens every number of a checkpoint for the traces of failed training, cut downloads and damaged disks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from shardload.tensor_ref import TensorRef
 
 _CHUNK = 2**20  # elements
-_TAIL = 4096  # bytes: a page, the least that a download which was cut leaves unwritten
-_SMALL_FLOATS = 1  # bytes an element: torch has few operations for these
+_TAIL = 4096  # bytes: an interrupted download leaves at least one page unwritten
+_SMALL_FLOATS = 1  # bytes an element: torch has few operations for float8
 
 
 def screen_values(checkpoint: Checkpoint, meter: ProgressMeter) -> list[ValueFinding]:
-    """Return what is odd in the tensors, in file order: NaN, Inf, matrices of zeros, tails of a page of zeros or more.
+    """Return the odd values in file order: NaN, Inf, matrices of zeros, tails of at least a page of zeros.
 
-    A few MB are read at a time and nothing is mapped, so a file that is cut meanwhile is an error and no signal.
+    A few MB are read at a time and nothing is mapped: a file that is truncated meanwhile raises an error, not a signal.
     """
     found: list[ValueFinding] = []
     by_shard: dict[str, list[TensorRef]] = {}
@@ -42,7 +42,7 @@ def screen_values(checkpoint: Checkpoint, meter: ProgressMeter) -> list[ValueFin
 
 
 def _screen(ref: TensorRef, file: SourceFile) -> list[ValueFinding]:
-    """Look at a tensor's bytes in the file: of a view with strides, at all that it spans."""
+    """Screen a tensor's bytes in the file; for a strided view, all bytes from its first element to its last."""
     numel = ref.span.nbytes // torch_dtype(ref).itemsize
     nan = inf = zeros = 0
     for chunk in _chunks(ref, file):
@@ -53,7 +53,7 @@ def _screen(ref: TensorRef, file: SourceFile) -> list[ValueFinding]:
         zeros = zeros + trailing if trailing == chunk.nbytes else trailing
     kinds = [("NaN", nan, numel), ("Inf", inf, numel)]
     if numel and zeros == ref.span.nbytes:
-        # Biases are zero from the start; a matrix of more than one row is not.
+        # A new bias is zero; a matrix with several rows and columns is not.
         is_matrix = len(ref.shape) > 1 and min(ref.shape) > 1
         kinds.append(("all zero", numel if is_matrix else 0, numel))
     elif zeros >= _TAIL:
@@ -83,7 +83,7 @@ def _all_finite(chunk: torch.Tensor) -> bool:
 
 
 def _trailing_zeros(flat: torch.Tensor) -> int:
-    """Return how many bytes at the end are zero."""
+    """Return the number of zero bytes at the end."""
     raw = flat.view(torch.uint8)
     stop = raw.numel()
     step = 1 << 12

@@ -1,4 +1,4 @@
-"""VerifiedWhileLoading: hashes a checkpoint's files beside the load, in the same pass over the disk."""
+"""VerifiedWhileLoading: hashes a checkpoint's files during the load, in the same pass over the disk."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _THREADS = 2
 
 
 class VerifiedWhileLoading:
-    """Hashes each weight file from the moment it is at hand; leaving the `with` block waits and judges.
+    """Hashes each weight file as soon as it is local; the end of the `with` block waits for the results.
 
-    The bytes go through the page cache once, for the hash and for the model. Raises UsageError at the start when the
-    hash of a weight file is known to nobody, and CorruptError with `.report` at the end when one differs: inside a load
-    that puts everything back.
+    The bytes pass through the page cache once, for the hash and for the model. Raises UsageError at the start when a
+    weight file has no known hash, and CorruptError with `.report` at the end when a hash differs; the load around it
+    then restores the model.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -60,7 +60,7 @@ class VerifiedWhileLoading:
         self._stopped = threading.Event()
 
     def begin(self, name: str, path: Path) -> None:
-        """Start hashing a weight file that is on this disk now."""
+        """Start to hash a weight file that is on this disk."""
         if name in self._jobs:
             return
         identity = self._checkpoint.identities.get(name)
@@ -80,7 +80,7 @@ class VerifiedWhileLoading:
             self._pool.shutdown(cancel_futures=True)
             return
         with self._pool:
-            for shard in self._checkpoint.shards:  # those of which the model takes nothing, too
+            for shard in self._checkpoint.shards:  # also those that the model takes nothing from
                 self.begin(shard.name, self._checkpoint.source.open(shard.name).local_path())
             self._judge()
 
