@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODEL = """
-import os
+import time
 import torch
 from torch import nn
 from transformers import PretrainedConfig
@@ -22,23 +22,12 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
-gates = {}
-
-
-def wait_at(gate):
-    # Every letter takes a byte out of the gate, a named pipe.
-    if gate:
-        if gate not in gates:
-            gates[gate] = os.open(gate, os.O_RDONLY)
-        os.read(gates[gate], 1)
-
-
 class TinyConfig(PretrainedConfig):
     model_type = "tiny"
 
-    def __init__(self, vocab_size=8, gate="", **kwargs):
+    def __init__(self, vocab_size=8, delay=0.0, **kwargs):
         self.vocab_size = vocab_size
-        self.gate = gate
+        self.delay = delay
         super().__init__(**kwargs)
 
 
@@ -53,7 +42,7 @@ class TinyChat(PreTrainedModel):
         return {"input_ids": input_ids}
 
     def forward(self, input_ids, **kwargs):
-        wait_at(self.config.gate)
+        time.sleep(self.config.delay)
         return CausalLMOutputWithPast(logits=self.table(input_ids))
 """
 
@@ -63,7 +52,7 @@ STREAM = """
         history = history or []
         text = ""
         for letter in query[::-1] + str(len(history)):
-            wait_at(self.config.gate)
+            time.sleep(self.config.delay)
             text += letter
             yield text, history + [(query, text)]
 """
@@ -114,15 +103,15 @@ TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}"
 
 
 def write(
-    folder: Path, *, method: str = "", template: str | None = None, gate: str = "", seed: int = 0
+    folder: Path, *, method: str = "", template: str | None = None, delay: float = 0.0, seed: int = 0
 ) -> Path:
-    """Write a repo whose model has `method` and whose tokenizer has `template`; its letters wait at `gate`."""
+    """Write a repo whose model has `method` and whose tokenizer has `template`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "modeling_tiny.py").write_text(MODEL + method, encoding="utf-8")
     (folder / "tokenization_tiny.py").write_text(NEW, encoding="utf-8")
     auto_map = {"AutoConfig": "modeling_tiny.TinyConfig", "AutoModelForCausalLM": "modeling_tiny.TinyChat"}
     documents: dict[str, Any] = {
-        "config.json": {"auto_map": auto_map, "vocab_size": len(LETTERS), "gate": gate},
+        "config.json": {"auto_map": auto_map, "vocab_size": len(LETTERS), "delay": delay},
         "letters.json": LETTERS,
         "tokenizer_config.json": {
             "auto_map": {"AutoTokenizer": ["tokenization_tiny.NewTokenizer", None]},
