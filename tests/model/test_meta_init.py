@@ -266,7 +266,7 @@ def test_data_that_is_set_in_a_constructor_is_refused_by_name():
         model.weight.data = torch.ones(2, 2)
         return model
 
-    with pytest.raises(UnsupportedError, match="none in a shell"):
+    with pytest.raises(UnsupportedError, match="a shell has none"):
         build_shell(make)
 
 
