@@ -34,17 +34,18 @@ class AdapterOnLoad:
 
     def __init__(self, shell: Shell, where: Where, target: Target, *, merge: bool) -> None:
         self._where = where
+        self._file = open_adapter(where)
         self._merging: MergingTarget | None = None
         self.target = target
         if merge:
-            changes, self._report = plan_merge(shell, where)
+            changes, self._report = plan_merge(shell, self._file)
             self._merging = self.target = MergingTarget(target, getattr(target, "dtype", None), changes)
         else:
-            judge_before_load(shell.model, where)
+            judge_before_load(shell.model, self._file)
 
     def state(self, base: Mapping[str, Derived], code: str | None, device: str) -> None:
         """Let the target's statement count the adapter's own tensors."""
-        tensors = list(open_adapter(self._where).checkpoint.tensors.values())
+        tensors = self._file.checkpoint.tensors.values()
         self.target.beside += adapter_memory(tensors, base.values(), code, device).anonymous
 
     def finish(self, model: nn.Module) -> AdapterReport:

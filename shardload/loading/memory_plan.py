@@ -218,8 +218,8 @@ def state_memory(
         statement.add_together(parts.values(), target.claim_bytes(claim, parts))
     if missing or plan.in_place:
         _state_class_values(statement, {*missing, *plan.in_place}, shell, target)
+    stored = dict(plan.tensors) if shell.ties else {}
     for group in shell.ties:
-        stored = dict(plan.tensors)
         statement.compare(stored[name] for name in group if name in stored)
     return statement.plan()
 

@@ -13,7 +13,7 @@ from shardload.adapters.merging.changes import Changes, add_changes
 from shardload.adapters.merging.rounding import Rounding
 from shardload.adapters.merging.survival import MergedTensor, Survival, warnings_of
 from shardload.adapters.merging.workers import Workers
-from shardload.adapters.source import open_adapter, read_content
+from shardload.adapters.source import read_content
 from shardload.adapters.values import read_values
 from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.placement.taken import Taken
@@ -25,21 +25,20 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from shardload.adapters.adapter import AdapterFile
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.keymap import Derived
     from shardload.model.shell import Shell, Slot
     from shardload.placement.target import Claim, Release
-    from shardload.where import Where
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def judge_before_load(model: nn.Module, where: Where) -> None:
+def judge_before_load(model: nn.Module, file: AdapterFile) -> None:
     """Judge an adapter, headers and values, by a model that has no weights yet: what is wrong is said before the load.
 
     Raises what `load_adapter` raises. What only the weights tell (PiSSA, OLoRA) is left to it.
     """
-    file = open_adapter(where)
     content = read_content(file)
     if any(entry.initial is not None for entry in content.loras):
         return
@@ -148,14 +147,13 @@ class MergingTarget(Target):
         return result
 
 
-def plan_merge(shell: Shell, where: Where) -> tuple[Changes, AdapterReport]:
+def plan_merge(shell: Shell, file: AdapterFile) -> tuple[Changes, AdapterReport]:
     """Judge an adapter by a shell, and return what it changes by the model's names, with its report so far.
 
     Raises what `load_adapter` raises, and UnsupportedError for what can only be merged into a loaded model: tied
     weights that the adapter changes one of, repeated layers, resized vocabularies.
     """
     start = time.perf_counter()
-    file = open_adapter(where)
     content = read_content(file)
     report, match = judge(shell.model, file, content, "default", strict=True)
     if content.replication or any(found.resized for found in match.replaced):
