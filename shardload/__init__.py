@@ -192,7 +192,8 @@ def __dir__() -> list[str]:
 
 
 def _host_of_the_shim() -> Host:
-    return import_module("shardload.remote_code.shim_host").HOST  # type: ignore[no-any-return]
+    save = import_module("shardload.saving").save
+    return import_module("shardload.remote_code.shim_host").host_with(save)  # type: ignore[no-any-return]
 
 
 # Here, because every import of one of the shim's modules, unpickling included, imports this package first.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shardload import save
 from shardload.checkpoint.sources import find_source
 from shardload.model.meta_init import constructing
 from shardload.remote_code.code import PACKAGE
@@ -12,6 +11,9 @@ from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.tokenizer_files import constructor_arguments
 from shardload.transformers_shim.host import ClassCode, Host
 from shardload.where import Where
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _tokenizer_arguments(where: Any, cls: type[Any], **hub: Any) -> dict[str, Any]:
@@ -27,4 +29,6 @@ def _code_of(cls: type[Any]) -> ClassCode | None:
     return ClassCode(module, {file.name: file.content for file in namespace.code.files})
 
 
-HOST = Host(save, constructing, _tokenizer_arguments, _code_of, f"{PACKAGE}.")
+def host_with(save: Callable[..., object]) -> Host:
+    """Return the loader that the stand-in serves, as one object; `save` stands above this room and is given."""
+    return Host(save, constructing, _tokenizer_arguments, _code_of, f"{PACKAGE}.")
