@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy as copy_module
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload import remote_code
@@ -19,7 +18,7 @@ from shardload.loading.finish import switch_to_eval
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
-from shardload.remote_code.plain_config import PlainConfig, settings_of
+from shardload.remote_code.plain_config import GIVEN, given_class, plain_config
 
 if TYPE_CHECKING:
     import os
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 # A constructor makes some parameters several times, and hooks may split a stored tensor into one an expert.
 _PARAMETERS = 25_000
 _PARAMETERS_A_TENSOR = 16
-
-_GIVEN = "given by the caller"
 
 
 @entry_point
@@ -105,10 +102,10 @@ def from_pretrained(
 
     checkpoint = open_checkpoint(place)
     clock.stage("open")
-    recipe = _recipe(checkpoint, place, keywords, target.dtype, config, model_class, auto_class)
+    loaded, resolved = _made_of(checkpoint, place, keywords, target.dtype, config, model_class, auto_class)
     # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
     limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
-    shell = build_shell(recipe.make, at_most=limit)
+    shell = build_shell(lambda: resolved.make(loaded.config), at_most=limit)
     notes = []
     if "generation_config.json" in checkpoint.source.names():
         # Before a weight is read: the file may be broken.
@@ -134,7 +131,8 @@ def from_pretrained(
     if hasattr(type(model), "from_pretrained"):
         notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report))
     report.notes += [note for note in notes if note]
-    report.config_from, (report.class_from, report.remote_base) = recipe.config_from, recipe.class_from()
+    report.config_from, report.class_from = loaded.origin, resolved.origin
+    report.remote_base = resolved.remote_base
     report.seconds = {**clock.seconds, **report.seconds}
     REPORTS.remember(model, report)
     if on_top:
@@ -192,19 +190,7 @@ def resolve_class(
     return remote_code.resolve_class(source, read_config(source), trust, auto_class=auto_class).make
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """How the model is made, and where its config and its class come from, as people read it.
-
-    `class_from` also tells who serves the repo's imports of transformers, once `make` has returned.
-    """
-
-    make: Callable[[], nn.Module]
-    config_from: str
-    class_from: Callable[[], tuple[str, str | None]]
-
-
-def _recipe(
+def _made_of(
     checkpoint: Checkpoint,
     place: Where,
     keywords: Mapping[str, Any],
@@ -212,37 +198,18 @@ def _recipe(
     config: Any,
     model_class: Callable[[Any], nn.Module] | None,
     auto_class: str | None,
-) -> _Recipe:
-    """Return how to make the model: by the caller's own class and config, or as the repo and its code say."""
+) -> tuple[remote_code.LoadedConfig, remote_code.ResolvedClass]:
+    """Return the config and the class: the caller's own, or as the repo and its code say."""
     config_json = checkpoint.config
+    given = None if config is None else remote_code.LoadedConfig(_with_dtype(config, dtype), GIVEN)
     if callable(model_class) and _is_plain(model_class, config, config_json, keywords):
-        return _plain_recipe(checkpoint, dtype, config, model_class)
+        loaded = given or plain_config(checkpoint.source, config_json, dtype)
+        return loaded, remote_code.ResolvedClass(model_class, *given_class(model_class))
     if config_json is None and model_class is None:
         config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
     repo = checkpoint.source, config_json, trust_of(place, keywords)
-    loaded = (
-        remote_code.load_config(*repo, dtype=dtype, model_class=model_class)
-        if config is None
-        else remote_code.LoadedConfig(_with_dtype(config, dtype), _GIVEN)
-    )
-    resolved = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
-    return _Recipe(
-        lambda: resolved.make(loaded.config), loaded.origin, lambda: (resolved.origin, resolved.remote_base)
-    )
-
-
-def _plain_recipe(
-    checkpoint: Checkpoint, dtype: torch.dtype | None, config: Any, model_class: Callable[[Any], nn.Module]
-) -> _Recipe:
-    """Return how to make the model by the caller's class, of the caller's config or of config.json as it is."""
-    if config is not None:
-        settled, config_from = _with_dtype(config, dtype), _GIVEN
-    else:
-        settled = PlainConfig(settings_of(checkpoint.source, checkpoint.config, dtype))
-        config_from = "config.json" if checkpoint.config is not None else "no config.json: defaults only"
-    name = getattr(model_class, "__qualname__", type(model_class).__qualname__)
-    class_from = f"{getattr(model_class, '__module__', '?')}.{name} ({_GIVEN})"
-    return _Recipe(lambda: model_class(settled), config_from, lambda: (class_from, None))
+    loaded = given or remote_code.load_config(*repo, dtype=dtype, model_class=model_class)
+    return loaded, remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
 
 
 def _is_plain(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from shardload.remote_code.classes import ResolvedClass, finish_by_its_class, resolve_class
-from shardload.remote_code.config import LoadedConfig, attach_generation_config, load_config
+from shardload.remote_code.config import attach_generation_config, load_config
 from shardload.remote_code.listing import ListedFile, code_files
+from shardload.remote_code.plain_config import LoadedConfig
 
 __all__ = [
     "ListedFile",

@@ -13,6 +13,7 @@ from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code
 from shardload.remote_code.library import is_installed, model_class_for, version
 from shardload.remote_code.namespaces import namespace_of
+from shardload.remote_code.plain_config import given_class
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ def resolve_class(
                 where=keyword("model_class"),
                 cure="pass a class, or a function that takes the config and returns the model",
             )
-        name = getattr(model_class, "__qualname__", type(model_class).__qualname__)
-        return ResolvedClass(
-            model_class, name, f"{getattr(model_class, '__module__', '?')}.{name} (given by the caller)"
-        )
+        return ResolvedClass(model_class, *given_class(model_class))
     chosen = choose_model(config_json, auto_class)
     if chosen is not None:
         return _from_code(open_code(source, config_json, chosen[1], trust), chosen[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
@@ -12,7 +11,7 @@ from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code, require_base
 from shardload.remote_code.library import config_class_for, library, version
-from shardload.remote_code.plain_config import PlainConfig, settings_of
+from shardload.remote_code.plain_config import LoadedConfig, PlainConfig, plain_origin, settings_of
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
@@ -22,14 +21,6 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.auto_map import ClassRef
-
-
-@dataclass(frozen=True)
-class LoadedConfig:
-    """A config object, and the origin of its class as a text for people."""
-
-    config: Any
-    origin: str
 
 
 def load_config(
@@ -61,7 +52,7 @@ def load_config(
     ref = config_entry(config_json) if (config_json or {}).get("auto_map") else None
     if ref is not None and (model_class is None or trust.allows_code):
         return _from_code(open_code(source, config_json, ref, trust), ref, settings)
-    origin = "config.json" if config_json is not None else "no config.json: defaults only"
+    origin = plain_origin(config_json)
     if ref is not None:
         origin += f" (the repo's own {ref} was not trusted and not run)"
     if model_class is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload.dtypes import torch_dtype
@@ -58,6 +59,33 @@ class PlainConfig:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({vars(self)})"
+
+
+GIVEN = "given by the caller"
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A config object, and where its class came from, as people read it."""
+
+    config: Any
+    origin: str
+
+
+def plain_config(source: Source, config_json: Mapping[str, Any] | None, dtype: Any) -> LoadedConfig:
+    """Return config.json as a plain object; an object of defaults where there is none."""
+    return LoadedConfig(PlainConfig(settings_of(source, config_json, dtype)), plain_origin(config_json))
+
+
+def plain_origin(config_json: Mapping[str, Any] | None) -> str:
+    """Return where a config came from that no class but ours made."""
+    return "config.json" if config_json is not None else "no config.json: defaults only"
+
+
+def given_class(model_class: object) -> tuple[str, str]:
+    """Return the name of a caller's class or function, and where it came from, as people read it."""
+    name = getattr(model_class, "__qualname__", type(model_class).__qualname__)
+    return name, f"{getattr(model_class, '__module__', '?')}.{name} ({GIVEN})"
 
 
 def settings_of(source: Source, config_json: Mapping[str, Any] | None, dtype: Any) -> dict[str, Any]:
