@@ -14,7 +14,7 @@ import shardload
 PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
-    {"errors", "keys", "keyword_table", "tensor_ref", "where"},
+    {"errors", "keys", "tensor_ref", "where"},
     {"_system", "dtypes", "keywords", "transformers_shim"},
     {"keymap", "model"},
     {"checkpoint", "diagnosis", "placement"},

@@ -19,8 +19,8 @@ from shardload import (
     from_pretrained,
     open_checkpoint,
 )
-from shardload.keyword_table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
 from shardload.keywords import place_of, trust_of
+from shardload.keywords.table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
 from shardload.where import CodeTrust, Where
 from tests.remote_code.repos import tiny
 from tests.tiny import Net, random_state, write_checkpoint

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypedDict, TypeVar
 
 from shardload.errors import UnsupportedError, UsageError, Wording, keyword
-from shardload.keyword_table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
+from shardload.keywords.table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
 from shardload.where import KEYWORD_FIELDS, PLACE_FIELDS, TRUST_FIELDS, CodeTrust, Where
 
 if TYPE_CHECKING:
