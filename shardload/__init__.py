@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
     from shardload.compare.diff import Difference, diff
     from shardload.compare.verify import Verification, verify
-    from shardload.doctor import Examination, examine
+    from shardload.diagnosis.examination import Examination
+    from shardload.doctor import examine
     from shardload.errors import (
         AccessError,
         CorruptError,
@@ -100,7 +101,8 @@ _HOMES = {
         "UntrustedCodeError",
         "UsageError",
     ),
-    "doctor": ("Examination", "examine"),
+    "diagnosis.examination": ("Examination",),
+    "doctor": ("examine",),
     "loading.fill": ("check", "fill"),
     "forecast": ("Forecast", "plan_load"),
     "keymap": ("KeyMap",),

@@ -14,7 +14,7 @@ from shardload.cli.wording import options_of, worded
 from shardload.errors import UsageError, said
 
 if TYPE_CHECKING:
-    from shardload.doctor import Examination
+    from shardload.diagnosis.examination import Examination
 
 EXAMPLES = """\b
 Examples:
