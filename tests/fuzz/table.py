@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests import test_bombs, test_contradictions, test_paths
+from tests.checkpoint import test_bombs, test_contradictions, test_paths
 from tests.checkpoint.formats.test_gadgets import BROKEN, CALLS, TRICKS
 from tests.checkpoint.formats.test_not_a_checkpoint import BROKEN as NOT_CHECKPOINTS
 from tests.checkpoint.formats.test_not_a_checkpoint import KNOWN

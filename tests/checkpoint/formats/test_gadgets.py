@@ -14,16 +14,7 @@ import pytest
 from shardload.errors import CorruptError, ShardloadError, UnsafeError, UnsupportedError
 
 from .files import LEGACY_START, read, read_bytes, torch_zip
-
-
-def text(value: str) -> bytes:
-    raw = value.encode()
-    return b"X" + struct.pack("<I", len(raw)) + raw
-
-
-def call(name: str, *args: bytes) -> bytes:
-    module, _, attribute = name.rpartition(".")
-    return b"c" + module.encode() + b"\n" + attribute.encode() + b"\n(" + b"".join(args) + b"tR"
+from .opcodes import EMPTY, FLOAT, ORDERED, REBUILD, call, text
 
 
 class Reduced:
@@ -95,10 +86,6 @@ CALLS = {
     "transformers.training_args.TrainingArguments": call("transformers.training_args.TrainingArguments"),
 }
 
-ORDERED = b"ccollections\nOrderedDict\n"
-FLOAT = b"ctorch\nFloatStorage\n"
-REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
-EMPTY = ORDERED + b")R"
 
 # Allowed names and plain opcodes in uses that no weight file has.
 TRICKS = {

@@ -181,37 +181,6 @@ def test_other_pickle_protocols_are_named(tmp_path, protocol):
         read(path)
 
 
-def test_a_torchscript_archive_is_named(tmp_path):
-    path = tmp_path / "script.pt"
-    archive = torch._C.PyTorchFileWriter(str(path))
-    archive.write_record("data.pkl", b"\x80\x02}.", 4)
-    archive.write_record("code/__torch__.py", b"class A: pass", 13)
-    archive.write_record("constants.pkl", b"\x80\x02).", 4)
-    archive.write_end_of_file()
-    with pytest.raises(UnsupportedError, match="TorchScript archive: it holds code"):
-        read(path)
-
-
-@pytest.mark.parametrize("alignment", [64, 4096, 8])
-def test_the_place_of_data_in_a_remote_archive(tmp_path, alignment):
-    from torch.utils.serialization import config
-
-    path = tmp_path / "model.bin"
-    with config.patch("save.storage_alignment", alignment):
-        torch.save({f"w{i}": torch.full((i * 37,), float(i)) for i in range(40)}, path)
-    distant = DistantFile(path)
-    assert format_of(distant).read_header(distant) == read(path)
-
-
-def test_a_remote_archive_takes_three_reads(tmp_path):
-    path = tmp_path / "pytorch_model-00001-of-00007.bin"
-    torch.save({f"w{i}": torch.ones(100_000) for i in range(60)}, path)
-    distant = DistantFile(path)
-    assert len(format_of(distant).read_header(distant).tensors) == 60
-    assert len(distant.reads) == 3
-    assert sum(length for _, length in distant.reads) < 200_000
-
-
 def test_a_remote_legacy_file_takes_two_reads(tmp_path):
     path = tmp_path / "model.bin"
     torch.save({f"w{i}": torch.ones(10_000) for i in range(60)}, path, _use_new_zipfile_serialization=False)

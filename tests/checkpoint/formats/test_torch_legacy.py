@@ -10,7 +10,7 @@ import torch
 from shardload.errors import CorruptError, UnsupportedError
 
 from .files import LEGACY_MAGIC, LEGACY_START, load_span, read_bytes, same
-from .test_gadgets import EMPTY, REBUILD, text
+from .opcodes import EMPTY, REBUILD, text
 
 FACTS = b"\x80\x02}X\r\x00\x00\x00little_endian\x88s."
 
