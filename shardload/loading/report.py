@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.process_memory import size_of
-from shardload.diagnosis.finding_text import finding_lines
 from shardload.errors import joined, printable
 from shardload.keys import group_keys
 
@@ -182,6 +181,9 @@ def fault_text(faults: Sequence[Fault], findings: Sequence[Finding] = ()) -> str
     """Return faults grouped by template, with exact index ranges, shapes and shards; findings and cures first."""
     lines: list[str] = []
     if findings:
+        # Imported here: a load without faults needs none of the thirty files of the diagnosis.
+        from shardload.diagnosis.finding_text import finding_lines
+
         lines += [*finding_lines(findings), ""]
     # Faults that a finding cures are not listed at length.
     most = _FEW_LINES if any(finding.key_map for finding in findings) else _MOST_LINES
