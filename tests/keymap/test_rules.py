@@ -5,15 +5,10 @@ import sys
 
 import pytest
 
-from shardload import KeyMap, NoInverseError, UnsupportedError, UsageError
-from shardload.keymap import Joined, as_view, residence
-from shardload.tensor_ref import Span, TensorRef
+from shardload import KeyMap, NoInverseError, UsageError
+from shardload.keymap import residence
 from tests.keymap.random_maps import refs_of
-
-
-def shapes(key_map: KeyMap, **stored) -> dict[str, tuple[int, ...]]:
-    refs = refs_of({name.replace("__", "."): shape for name, shape in stored.items()})
-    return {name: tensor.shape for name, tensor in key_map.map_headers(refs).tensors.items()}
+from tests.keymap.stored import shapes
 
 
 def test_no_torch_is_imported():
@@ -58,26 +53,6 @@ def test_names_may_meet_on_the_way():
     assert KeyMap.of({"a": "b", "b": "c"}).apply("a") == "c"  # one after the other
 
 
-def test_split_takes_weight_and_bias_alike():
-    key_map = KeyMap().split("h.{}.qkv.{...}", ["h.{}.q.{...}", "h.{}.kv.{...}"], [8, 4])
-    assert shapes(key_map, h__0__qkv__weight=(12, 5), h__0__qkv__bias=(12,)) == {
-        "h.0.q.weight": (8, 5),
-        "h.0.kv.weight": (4, 5),
-        "h.0.q.bias": (8,),
-        "h.0.kv.bias": (4,),
-    }
-
-
-def test_a_part_is_a_place_in_the_file():
-    refs = {"qkv": TensorRef("qkv", "BF16", (12, 5), "a", Span(100, 220))}
-    parts = KeyMap().split("qkv", ["q", "k"], [8, 4]).map_headers(refs).tensors
-    assert parts["k"] == TensorRef("qkv", "BF16", (4, 5), "a", Span(180, 220))
-    columns = KeyMap().split("qkv", ["q", "k"], [3, 2], dim=1).map_headers(refs).tensors
-    assert columns["k"] == TensorRef("qkv", "BF16", (12, 2), "a", Span(106, 220), (5, 1))
-    turned = KeyMap().transpose("qkv").map_headers(refs).tensors
-    assert turned["qkv"] == TensorRef("qkv", "BF16", (5, 12), "a", Span(100, 220), (1, 5))
-
-
 @pytest.mark.parametrize(
     ("key_map", "message"),
     [
@@ -100,31 +75,6 @@ def test_what_does_not_fit_is_said_with_names_and_shapes(key_map, message):
     stored = {"a": (8, 2), "a2": (8, 2), "w": (8, 3), "e__0__w": (2,), "e__1__w": (2,), "e__3__w": (2,)}
     with pytest.raises(UsageError, match=message):
         shapes(key_map, **stored)
-
-
-def test_parts_of_other_dtypes_are_refused():
-    refs = refs_of({"a": (2,)}) | refs_of({"b": (2,)}, dtype="I32")
-    with pytest.raises(UsageError, match="F32, I32"):
-        KeyMap().cat(["a", "b"], "c").map_headers(refs)
-
-
-def test_experts_become_one_tensor_in_the_given_order():
-    stored = {f"e__{n}__{w}": (6, 4) for n in range(3) for w in ("w1", "w3")}
-    key_map = KeyMap().cat(["e.{}.w1", "e.{}.w3"], "e.{}.gu").stack("e.{n}.gu", "e.gate_up")
-    assert shapes(key_map, **stored) == {"e.gate_up": (3, 12, 4)}
-
-
-def test_parts_side_by_side_in_a_file_are_a_view():
-    refs = refs_of({"gate": (4, 3), "up": (4, 3), "down": (3, 4)})
-    joined = KeyMap().cat(["gate", "up"], "gate_up").map_headers(refs).tensors["gate_up"]
-    assert isinstance(joined, Joined)
-    view = as_view(joined)
-    assert view is not None
-    assert (view.shape, view.span, view.strides) == ((8, 3), Span(0, 96), None)
-    other = KeyMap().cat(["up", "gate"], "gate_up").map_headers(refs).tensors["gate_up"]
-    assert as_view(other) is None
-    stacked = KeyMap().rename("gate", "x.0").rename("up", "x.1").stack("x.{n}", "x").map_headers(refs)
-    assert as_view(stacked.tensors["x"]).shape == (2, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +108,6 @@ def test_a_map_fits_its_own_checkpoint_only():
         bound.require_fit(refs_of({"m.x": (2, 3), "m.y": (4, 4), "left": (1,), "odd": (1,)}))
     with pytest.raises(UsageError, match="unresolved"):
         KeyMap().rename("m.{...}", "{...}").bind(refs, unresolved_source=["m.x"])
-
-
-def test_packed_dtypes_can_be_renamed_only():
-    refs = {"a": TensorRef("a", "F4", (4, 2), "s", Span(0, 4))}
-    assert KeyMap().rename("a", "b").map_headers(refs).tensors["b"] is refs["a"]
-    with pytest.raises(UnsupportedError, match="4 bits an element"):
-        KeyMap().split("a", ["b", "c"]).map_headers(refs)
 
 
 def test_residence_counts_what_is_begun_and_not_complete():

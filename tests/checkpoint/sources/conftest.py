@@ -5,6 +5,8 @@ import pytest
 from shardload.checkpoint.sources import ranges
 from tests.hub_server import HubServer, forget_connections
 
+from .org_model import FILES
+
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
@@ -14,3 +16,13 @@ def hub(tmp_path, monkeypatch):
         server.use(monkeypatch, cache=tmp_path / "cache")
         yield server
         forget_connections()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def commit(hub):
+    return hub.commit("org/model", FILES)
