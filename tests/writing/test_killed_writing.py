@@ -14,14 +14,14 @@ from shardload import NoSpaceError, UsageError, open_checkpoint
 from shardload.writing import write_output
 from shardload.writing.staging import NAME
 from tests.tiny import Net, random_state, run_python, write_checkpoint
-from tests.writing.test_write_output import copy_of, same_files
+from tests.writing.outputs import copy_of, same_files
 
 KILLED = """
 import sys
 from pathlib import Path
 from shardload.writing import write_output
 from tests.writing.dying import killed_at_every_step
-from tests.writing.test_write_output import copy_of
+from tests.writing.outputs import copy_of
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])
 write = lambda folder: write_output(folder, copy_of(base, {"head.weight", "embed.weight"}))

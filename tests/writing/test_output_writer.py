@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from functools import partial
 
 import pytest
-import safetensors
 import torch
 
 from shardload import CorruptError, NoSpaceError, UsageError, open_checkpoint
@@ -15,36 +12,13 @@ from shardload.writing import (
     FileRange,
     Output,
     OutputShard,
-    OutputTensor,
     SameFile,
     disk_room,
     kernel_copy,
     output_writer,
-    read_raw_header,
-    split_into_shards,
     write_output,
 )
-from shardload.writing.shard_file import bytes_of
-from tests.tiny import Net, random_state, tensor_bytes, write_checkpoint
-
-CODES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int8: "I8",
-}
-
-
-def computed(name, tensor, rows=3):
-    blocks = tensor.split(rows) if tensor.dim() else [tensor]
-    return OutputTensor(name, CODES[tensor.dtype], tuple(tensor.shape), lambda: iter(blocks))
-
-
-def read(path):
-    with safetensors.safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in list(file.keys())}, file.metadata()
-
+from tests.writing.outputs import computed, copy_of, read, refused, same_files
 
 TENSORS = {
     "odd": torch.arange(7, dtype=torch.int8),
@@ -77,45 +51,6 @@ def test_the_library_reads_what_was_written(tmp_path):
     assert written.nbytes == {"written": (tmp_path / "out/model.safetensors").stat().st_size}
 
 
-@pytest.fixture
-def base(tmp_path):
-    state = random_state(Net(), torch.bfloat16)
-    return write_checkpoint(tmp_path / "base", state, shards=3, config={"a": 1})
-
-
-def _through_memory(checkpoint, name):
-    yield checkpoint.read(name).clone()
-
-
-def copy_of(folder, changed=()):
-    """An output that copies a checkpoint, the tensors in `changed` through memory, headers used again."""
-    checkpoint = open_checkpoint(folder)
-    shards = []
-    for info in checkpoint.shards:
-        path = folder / info.name
-        refs = sorted((r for r in checkpoint.tensors.values() if r.shard == info.name), key=lambda r: r.span)
-        expected = checkpoint.identities[info.name]
-        if not any(ref.name in changed for ref in refs):
-            shards.append(SameFile(info.name, path, expected))
-            continue
-        tensors = []
-        for ref in refs:
-            content = FileRange(path, ref.span.start, expected)
-            if ref.name in changed:
-                content = partial(_through_memory, checkpoint, ref.name)
-            tensors.append(OutputTensor(ref.name, ref.dtype, ref.shape, content))
-        shards.append(OutputShard(info.name, tuple(tensors), header=read_raw_header(path)))
-    index = (checkpoint.index, (folder / checkpoint.index).read_bytes())
-    return Output(tuple(shards), index, {"config.json": folder / "config.json"}, (folder,))
-
-
-def same_files(one, other):
-    names = sorted(os.listdir(one))
-    assert names == sorted(os.listdir(other))
-    for name in names:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-
-
 @pytest.mark.parametrize("link", [True, False])
 @pytest.mark.parametrize("by_kernel", [True, False])
 def test_a_copy_is_the_same_bytes(base, tmp_path, link, by_kernel, monkeypatch):
@@ -146,28 +81,6 @@ class _Usage:
         self.free = free
 
 
-def test_split_into_shards():
-    tensors = [computed(name, torch.zeros(4, dtype=torch.float32)) for name in "abcde"]
-    shards, index = split_into_shards(tensors, 32)
-    assert [[t.name for t in s.tensors] for s in shards] == [["a", "b"], ["c", "d"], ["e"]]
-    assert shards[0].name == "model-00001-of-00003.safetensors"
-    document = json.loads(index[1])
-    assert index[0] == "model.safetensors.index.json"
-    assert document["metadata"]["total_size"] == 80
-    assert document["weight_map"]["e"] == "model-00003-of-00003.safetensors"
-    assert [len(s.tensors) for s in split_into_shards(tensors, 3)[0]] == [1] * 5
-    whole, none = split_into_shards(tensors)
-    assert whole[0].name == "model.safetensors"
-    assert none is None
-
-
-def refused(folder, output, error, match, **options):
-    before = sorted(os.walk(folder)) if folder.exists() else None
-    with pytest.raises(error, match=match):
-        write_output(folder, output, **options)
-    assert (sorted(os.walk(folder)) if folder.exists() else None) == before
-
-
 def test_targets_that_are_refused(base, tmp_path):
     output = copy_of(base, {"head.weight"})
     refused(base, output, UsageError, "the folder that it is made from")
@@ -187,14 +100,6 @@ def test_targets_that_are_refused(base, tmp_path):
     refused(tmp_path / "notes", output, UsageError, "would replace")
 
 
-def test_blocks_of_another_size(tmp_path):
-    for rows in (1, 3):
-        tensor = OutputTensor("w", "F32", (2, 2), lambda rows=rows: [torch.zeros(rows, 2)])
-        refused(
-            tmp_path / "out", Output((OutputShard("m.safetensors", (tensor,)),)), CorruptError, "16 bytes"
-        )
-
-
 def test_a_header_that_tells_of_other_tensors(base, tmp_path):
     output = copy_of(base, {"head.weight"})
     shard = next(shard for shard in output.shards if isinstance(shard, OutputShard))
@@ -212,22 +117,6 @@ def test_a_source_that_changes(base, tmp_path):
     output = copy_of(base, {"head.weight"})
     os.utime(base / linked.name)
     refused(tmp_path / "out", output, CorruptError, "changed")
-
-
-def test_a_source_that_changes_meanwhile(base, tmp_path):
-    output = copy_of(base, {"head.weight"})
-    shard = next(shard for shard in output.shards if isinstance(shard, OutputShard))
-    head = next(tensor for tensor in shard.tensors if not isinstance(tensor.content, FileRange))
-    blocks = head.content
-
-    def touching():
-        yield from blocks()
-        os.utime(base / shard.name)
-
-    tensors = tuple(
-        OutputTensor(t.name, t.dtype, t.shape, touching) if t is head else t for t in shard.tensors
-    )
-    refused(tmp_path / "out", Output((OutputShard(shard.name, tensors),)), CorruptError, "changed while")
 
 
 @pytest.mark.parametrize("which", ["computed", "copied", "header", "linked"])
@@ -283,12 +172,3 @@ def test_progress_counts_every_byte(base, tmp_path):
     tensors = [t.nbytes for s in output.shards if isinstance(s, OutputShard) for t in s.tensors]
     assert [p.done_bytes for p in seen] == [sum(tensors[: n + 1]) for n in range(len(tensors))]
     assert {p.total_bytes for p in seen} == {sum(tensors)}
-
-
-def test_bytes_of():
-    tensor = torch.arange(12, dtype=torch.int16).view(3, 4)
-    assert bytes(bytes_of(tensor)) == tensor_bytes(tensor)
-    assert bytes(bytes_of(tensor[1:])) == tensor_bytes(tensor)[8:]
-    assert len(bytes_of(torch.empty(0, 3))) == 0
-    with pytest.raises(ValueError):
-        bytes_of(tensor.T)
