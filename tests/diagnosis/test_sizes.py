@@ -1,0 +1,73 @@
+"""E-CONFIG: sizes are read from the shapes of both sides, and a field of the config is named by its value."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardload.diagnosis.sizes import SizesRule, field_of, fields_of, infer_sizes, mismatched_shapes
+from tests.diagnosis.headers import case_of
+from tests.diagnosis.key_sets import SIZES, key_set
+
+CONFIG = {"hidden_size": 16, "intermediate_size": 44, "vocab_size": 60, "num_local_experts": 4, "n_layers": 2}
+
+
+@pytest.mark.parametrize("name", ["decoder", "two towers", "experts"])
+def test_sizes_are_those_that_the_keys_were_made_with(name):
+    found = infer_sizes(key_set(name, 2)[0])
+    assert found["hidden size"] == SIZES["d"]
+    assert found["vocabulary size"] == SIZES["v"]
+    if name != "experts":
+        assert found["feed-forward size"] == SIZES["f"]
+    else:
+        assert found["number of experts"] == SIZES["e"]
+
+
+def other(monkeypatch, **sizes):
+    with monkeypatch.context() as patch:
+        for letter, size in sizes.items():
+            patch.setitem(SIZES, letter, size)
+        return key_set("decoder", 2)[0]
+
+
+@pytest.mark.parametrize(
+    ("letter", "size", "what", "cure"),
+    [
+        ("f", 64, "feed-forward size", "intermediate_size to 64"),
+        ("d", 32, "hidden size", "hidden_size to 32"),
+    ],
+)
+def test_a_size_that_differs_is_said_with_its_field(monkeypatch, letter, size, what, cure):
+    case = case_of(other(monkeypatch, **{letter: size}), key_set("decoder", 2)[0], config=CONFIG)
+    (finding,) = SizesRule().examine(case)
+    assert finding.code == "E-CONFIG"
+    (line,) = finding.evidence
+    assert line.startswith(f"{what}: {size} in the checkpoint, {SIZES[letter]} in the model")
+    assert line.endswith(f"config.json says {cure.partition(' ')[0]} = {SIZES[letter]}")
+    assert cure in str(finding.cure)
+    assert finding.explained == len(mismatched_shapes(case))
+    assert finding.nbytes == case.nbytes(case.shape_mismatches)
+
+
+def test_no_finding_where_shapes_agree_or_only_the_vocabulary_differs(monkeypatch):
+    shapes = key_set("decoder", 2)[0]
+    assert SizesRule().examine(case_of(shapes, shapes, config=CONFIG)) == ()
+    assert SizesRule().examine(case_of(other(monkeypatch, v=61), shapes, config=CONFIG)) == ()
+
+
+def test_a_shape_is_compared_with_the_slot_that_a_rename_leads_to(monkeypatch):
+    wanted = key_set("decoder", 2)[0]
+    stored = {f"module.{key}": shape for key, shape in other(monkeypatch, f=64).items()}
+    pairs = mismatched_shapes(case_of(stored, wanted))
+    assert {key.split(".")[-2] for key, _, _ in pairs} == {"gate_proj", "up_proj", "down_proj"}
+    assert all(model == wanted[key] != found for key, model, found in pairs)
+
+
+def test_fields_are_found_by_value_and_hint_also_inside_other_fields():
+    config = {"text_config": {"hidden_size": 16, "flag": True, "name": "x"}, "num_heads": 16}
+    assert dict(fields_of(config)) == {"text_config.hidden_size": 16, "num_heads": 16}
+    assert field_of(config, 16, "hidden") == "text_config.hidden_size"
+    assert field_of(config, 16, "vocab") is field_of(config, 1, "flag") is None
+    deep = {}
+    for _ in range(100):
+        deep = {"a": deep, "n": 1}
+    assert len(list(fields_of(deep))) < 10
