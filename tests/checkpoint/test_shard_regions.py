@@ -67,14 +67,19 @@ def test_short_runs_are_not_read_one_by_one(counted):
 
 
 def test_a_region_does_not_keep_the_tensor_alive(tmp_path):
-    save_safetensors({"big": torch.randn(1000, 100)}, tmp_path / "model.safetensors")
+    save_safetensors(
+        {"big": torch.randn(1000, 100), "wide": torch.randn(4, 2000)}, tmp_path / "model.safetensors"
+    )
     checkpoint = open_checkpoint(tmp_path)
     rows = checkpoint.read("big", (slice(5, 15), slice(None)))
     assert rows.untyped_storage().nbytes() == 10 * 100 * 4
     part = checkpoint.read("big", (slice(0, 1000), slice(3, 5)))
     assert part.untyped_storage().nbytes() == 1000 * 2 * 4
+    stepped = checkpoint.read("wide", (slice(None), slice(0, 1000, 10)))
+    assert stepped.untyped_storage().nbytes() == 4 * 100 * 4
     assert torch.equal(rows, checkpoint.read("big")[5:15])
     assert torch.equal(part, checkpoint.read("big")[:, 3:5])
+    assert torch.equal(stepped, checkpoint.read("wide")[:, :1000:10])
 
 
 @pytest.fixture
