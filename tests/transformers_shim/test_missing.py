@@ -21,6 +21,156 @@ without = pytest.mark.skipif(
 LACKING = "from transformers.dynamic_module_utils import get_class_in_module\n"
 
 
+@pytest.mark.parametrize(
+    "guarded",
+    [
+        "try:\n    from transformers.models.x import XModel\nexcept ImportError:\n    XModel = None\n",
+        "try:\n    import transformers.models.x.modeling_x\nexcept Exception:\n    XModel = None\n",
+        "try:\n    from transformers import XModel\nexcept (ImportError, RuntimeError):\n    XModel = None\n",
+        "import transformers\ntry:\n    XModel = transformers.XModel\nexcept AttributeError:\n    XModel = None\n",
+        "import transformers\nXModel = getattr(transformers, 'XModel', None)\n",
+        "import transformers\nassert not hasattr(transformers, 'XModel')\nXModel = None\n",
+        "import transformers.modeling_utils\nXModel = getattr(transformers.modeling_utils, 'XModel', None)\n",
+        "try:\n    from transformers.models.x.modeling_x import *\nexcept ImportError:\n    XModel = None\n",
+        "try:\n    from transformers.utils import new_function\nexcept:\n    XModel = None\n",
+        "import contextlib as c\nXModel = None\nwith c.suppress(ImportError):\n    from transformers import XModel\n",
+    ],
+)
+def test_a_guarded_name_that_is_lacking_falls_through(tmp_path, guarded):
+    source, config = tiny(tmp_path, model=guarded + MODEL)
+    resolved = resolve_class(source, config, CodeTrust(True))
+    assert resolved.remote_base == "shim"
+    model = build(source, config)
+    assert module_of(model).XModel is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from transformers.utils import is_new_thing_available as probe",
+        "from transformers.utils.import_utils import is_new_greater_or_equal_3 as probe",
+        "from transformers import is_new_thing_available as probe",
+        "import transformers; probe = transformers.utils.is_new_thing_available",
+        "import transformers; probe = getattr(transformers.utils, 'is_new_thing_available')",
+        "try:\n    from transformers.utils import is_new_thing_available as probe\nexcept ImportError:\n    probe = 1",
+    ],
+)
+def test_an_unknown_probe_answers_not_available(tmp_path, line):
+    module = module_of(build(*tiny(tmp_path, model=f"{line}\n{MODEL}")))
+    assert module.probe() is False
+    assert module.probe("2.0") is False
+    assert not module.probe
+
+
+def test_a_probe_for_a_version_of_torch_tells_the_truth(tmp_path):
+    line = (
+        "from transformers.pytorch_utils import is_torch_greater_or_equal_than_1_13 as old, "
+        "is_torch_greater_or_equal_than_99_0 as new, is_torch_less_than_1_11 as ancient\n"
+        "from transformers.utils.import_utils import is_torch_greater_or_equal as at_least\n"
+    )
+    module = module_of(build(*tiny(tmp_path, model=line + MODEL)))
+    assert (module.old, module.new, module.ancient) == (True, False, False)
+    assert module.at_least("2.1") is True
+    assert module.at_least("99.1") is False
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("from transformers.models.x.modeling_x import XModel", "transformers.models.x.modeling_x.XModel"),
+        ("from transformers.models.x import XModel", "transformers.models.x.XModel"),
+        ("from transformers import XModel", "transformers.XModel"),
+        ("from transformers.modeling_utils import XModel", "transformers.modeling_utils.XModel"),
+        ("from transformers.trainer import XModel", "transformers.trainer.XModel"),
+        ("import transformers; XModel = transformers.XModel", "transformers.XModel"),
+        (
+            "import transformers.models.x.modeling_x as m; XModel = m.XModel",
+            "transformers.models.x.modeling_x.XModel",
+        ),
+        ("import transformers; XModel = transformers.models.x.XModel", "transformers.models.x.XModel"),
+    ],
+)
+def test_an_unknown_class_is_a_placeholder_that_names_itself(tmp_path, line, name):
+    module = module_of(build(*tiny(tmp_path, model=f"{line}\nclass Mine(XModel): pass\n{MODEL}")))
+    assert isinstance(module.XModel, type)
+    assert not isinstance(3, module.XModel)
+    assert issubclass(module.Mine, module.XModel)
+    assert not hasattr(module.XModel, "some_attribute")
+    for use in (module.XModel, module.Mine, lambda: module.XModel.from_pretrained("x")):
+        with pytest.raises(RemoteCodeError) as caught:
+            use()
+        assert name in caught.value.what
+        assert "remote_base='transformers'" in caught.value.cure
+
+
+def test_the_error_of_a_placeholder_has_the_line_that_used_it(tmp_path):
+    text = "from transformers import XModel\ndef use():\n    return XModel(3)\n"
+    module = module_of(build(*tiny(tmp_path, model=text + MODEL)))
+    with pytest.raises(RemoteCodeError) as caught:
+        module.use()
+    assert caught.value.where == f"{tmp_path / 'modeling_tiny.py'}:3"
+
+
+def test_placeholders_take_part_in_annotations_and_tables(tmp_path):
+    text = (
+        "import abc, typing\nfrom transformers import XModel, YModel\n"
+        "TABLE = {XModel: 1, YModel: 2}\nKIND = typing.Optional[typing.Union[XModel, YModel]]\n"
+        "def f(x: XModel | None) -> typing.List[YModel]: ...\n"
+        "class Both(XModel, abc.ABC): pass\n"
+    )
+    module = module_of(build(*tiny(tmp_path, model=text + MODEL)))
+    assert module.TABLE[module.XModel] == 1
+
+
+def test_texts_for_documentation_are_empty(tmp_path):
+    line = "from transformers.models.x.modeling_x import X_INPUTS_DOCSTRING, _CONFIG_FOR_DOC\n"
+    module = module_of(build(*tiny(tmp_path, model=line + MODEL)))
+    assert (module.X_INPUTS_DOCSTRING, module._CONFIG_FOR_DOC) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "'x' in TABLE",
+        "TABLE['x']",
+        "TABLE.get('x')",
+        "list(TABLE)",
+        "len(TABLE)",
+        "TABLE.keys()",
+        "dict(TABLE.items())",
+    ],
+)
+def test_a_table_of_the_auto_classes_can_be_imported_and_names_itself_when_it_is_used(tmp_path, use):
+    line = (
+        "from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TABLE\n"
+        f"def use():\n    return {use}\n"
+    )
+    module = module_of(build(*tiny(tmp_path, model=line + MODEL)))
+    with pytest.raises(RemoteCodeError, match="modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES") as caught:
+        module.use()
+    assert caught.value.where == f"{tmp_path / 'modeling_tiny.py'}:3"
+
+
+def test_a_function_of_one_models_module_raises_when_it_is_called(tmp_path):
+    line = "from transformers.models.x.modeling_x import _expand_mask\n"
+    module = module_of(build(*tiny(tmp_path, model=line + MODEL)))
+    with pytest.raises(RemoteCodeError, match="modeling_x._expand_mask"):
+        module._expand_mask(1)
+
+
+@pytest.mark.parametrize(
+    ("line", "home"),
+    [
+        ("from transformers.modeling_utils import PretrainedConfig as found", "configuration_utils"),
+        ("from transformers.models.x.modeling_x import ModelOutput as found", "utils.generic"),
+        ("import transformers; found = transformers.utils.Cache", "cache_utils"),
+    ],
+)
+def test_a_name_is_found_wherever_releases_had_it(tmp_path, line, home):
+    found = module_of(build(*tiny(tmp_path, model=f"{line}\n{MODEL}"))).found
+    assert found.__module__ == f"shardload.transformers_shim.{home}"
+
+
 @without
 @pytest.mark.parametrize(
     ("line", "name"),

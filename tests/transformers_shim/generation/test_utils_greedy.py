@@ -1,25 +1,34 @@
-"""Between two steps: the arguments of the next forward pass in the dialects of several releases, and the cache."""
+"""Greedy search on models of several ages, each against an argmax loop without a cache."""
 
 from __future__ import annotations
+
+import logging
 
 import pytest
 import torch
 
-from shardload.transformers_shim.cache_utils import DynamicCache
-from shardload.transformers_shim.configuration_utils import PretrainedConfig
-from shardload.transformers_shim.generation._steps import cache_length, written_for
-from tests.transformers_shim.generation.small_repos import (
-    CACHE_OBJECT,
-    KEEP,
-    MODEL,
-    PREPARE,
-    likeliest,
-    model,
-    prompt,
-)
+from shardload.errors import UnsupportedError
+from tests.transformers_shim.generation.small_repos import MODEL, PREPARE, likeliest, model, prompt
 
-TAKE = "self._extract_past_from_model_output(outputs{})"
-STATED = TAKE.format(",\n            standardize_cache_format=standardize_cache_format")
+
+def test_greedy_tokens_are_the_likeliest(tmp_path):
+    made = model(tmp_path)
+    ids = made.generate(prompt(), max_new_tokens=24)
+    assert ids[0].tolist() == likeliest(made, prompt(), 24)
+    assert len(set(ids[0].tolist())) > 3
+
+
+def test_the_cache_is_used_after_the_first_step(tmp_path):
+    made = model(tmp_path)
+    made.generate(prompt(), max_new_tokens=4)
+    assert made.seen == [5, 1, 1, 1]
+
+
+def test_without_a_cache_each_step_sees_all(tmp_path):
+    made = model(tmp_path)
+    ids = made.generate(prompt(), max_new_tokens=4, use_cache=False)
+    assert made.seen == [5, 6, 7, 8]
+    assert ids[0].tolist() == likeliest(made, prompt(), 4)
 
 
 def test_a_cache_under_its_name_before_4_26(tmp_path):
@@ -72,8 +81,6 @@ NEEDS_A_CACHE = (
     ),
     ("config_class = TinyConfig", "config_class = TinyConfig\n    _supports_cache_class = True"),
 )
-
-
 COUNTS = """
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, use_cache=None, **kwargs):
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -105,6 +112,20 @@ def test_a_class_that_makes_a_kind_of_its_own_is_not(tmp_path):
     assert made.seen[:3] == [5, 1, 1]
 
 
+CACHE_OBJECT = """if past_key_values is None:
+            past_key_values = DynamicCache()
+        past = list(past_key_values) or [None, None]"""
+KEEP = """from transformers.cache_utils import DynamicCache
+
+def keep(cache, layers):
+    length = layers[0][0].shape[2] - cache.get_seq_length()
+    for number, (key, value) in enumerate(layers):
+        cache.update(key[:, :, -length:], value[:, :, -length:], number)
+    return cache
+
+class Layer"""
+
+
 KEEP_GIVEN = "past_key_values=None if past_key_values is None else keep(past_key_values, cache)"
 
 
@@ -126,6 +147,10 @@ def test_a_class_that_leaves_its_inputs_to_the_base(tmp_path):
     assert made.seen[:3] == [5, 1, 1]
     assert both[0, 2:].tolist() == likeliest(made, prompt(7, 8, 9), 8)
     assert both[1].tolist() == likeliest(made, prompt(), 8)
+
+
+TAKE = "self._extract_past_from_model_output(outputs{})"
+STATED = TAKE.format(",\n            standardize_cache_format=standardize_cache_format")
 
 
 @pytest.mark.parametrize(
@@ -180,27 +205,86 @@ def test_a_prompts_other_logits_are_not_made(tmp_path, name):
     assert made.kept == 1
 
 
+def test_embeddings_stand_for_the_prompt(tmp_path):
+    made = model(tmp_path)
+    embeds = made.embed(prompt())
+    expected = likeliest(made, prompt(), 8)[5:]
+    assert made.generate(inputs_embeds=embeds, max_new_tokens=8)[0].tolist() == expected
+    # The cache is how the class knows that the first step is over.
+    assert made.generate(inputs_embeds=embeds, max_new_tokens=8, use_cache=False)[0].tolist() == expected
+    # A length counts the prompt that the embeddings are, though its ids are not returned.
+    assert made.generate(inputs_embeds=embeds, max_length=13)[0].tolist() == expected
+
+
+def test_embeddings_are_refused_by_a_class_that_does_not_take_them(tmp_path):
+    made = model(
+        tmp_path, PREPARE.replace("inputs_embeds=None, ", "").replace("inputs_embeds is not None", "0")
+    )
+    with pytest.raises(ValueError, match="inputs_embeds: TinyModel"):
+        made.generate(inputs_embeds=made.embed(prompt()), max_new_tokens=2)
+
+
+def test_a_start_token_where_no_prompt_is_given(tmp_path):
+    made = model(tmp_path, bos_token_id=6)
+    assert made.generate(max_new_tokens=3)[0].tolist() == likeliest(made, prompt(6), 3)
+    with pytest.raises(ValueError, match="bos_token_id"):
+        made.generate(max_new_tokens=3, bos_token_id=None)
+
+
+def test_lengths(tmp_path, caplog):
+    made = model(tmp_path)
+    assert made.generate(prompt(), max_length=9).shape == (1, 9)
+    assert made.generate(prompt(), max_length=9, max_new_tokens=2).shape == (1, 7)
+    with caplog.at_level(logging.WARNING, logger="shardload"):
+        assert made.generate(prompt()).shape == (1, 20)
+        assert made.generate(prompt(), max_length=5).shape == (1, 6)
+    assert "no max_new_tokens" in caplog.text
+    assert "the prompt has 5 tokens and max_length is 5" in caplog.text
+
+
+def test_no_gradients(tmp_path):
+    output = model(tmp_path).generate(
+        prompt(), max_new_tokens=2, return_dict_in_generate=True, output_scores=True
+    )
+    assert not output.scores[0].requires_grad
+
+
+def test_inputs_twice(tmp_path):
+    with pytest.raises(ValueError, match="given twice"):
+        model(tmp_path).generate(prompt(), input_ids=prompt(), max_new_tokens=2)
+
+
+def test_a_name_that_nothing_takes(tmp_path):
+    with pytest.raises(ValueError, match="max_new_token,"):
+        model(tmp_path).generate(prompt(), max_new_token=2)
+
+
+def test_token_types_that_nothing_takes_say_nothing(tmp_path):
+    made = model(tmp_path)
+    encoded = {"input_ids": prompt(), "token_type_ids": torch.zeros(1, 5), "attention_mask": torch.ones(1, 5)}
+    assert made.generate(**encoded, max_new_tokens=4)[0].tolist() == likeliest(made, prompt(), 4)
+
+
 @pytest.mark.parametrize(
-    ("version", "release", "expected"),
+    ("keywords", "what"),
     [
-        ("4.45.0", (4, 45), True),
-        ("4.44.9", (4, 45), False),
-        ("4.9.0", (4, 10), False),
-        ("5.0", (4, 45), True),
-        ("4.46.0.dev0", (4, 46), True),
-        (None, (4, 0), False),
-        ("main", (4, 0), False),
+        ({"num_beams": 4, "num_beam_groups": 2}, "group beam search"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive search"),
+        ({"assistant_model": "a model"}, "assisted generation"),
+        ({"constraints": []}, "constrained beam search"),
+        ({"guidance_scale": 2.0}, "guidance_scale"),
+        ({"synced_gpus": True}, "synced_gpus"),
+        ({"negative_prompt_ids": 1}, "negative prompt"),
     ],
 )
-def test_a_config_says_which_release_saved_it(version, release, expected):
-    assert written_for(PretrainedConfig(transformers_version=version), release) is expected
-    assert not written_for(object(), release)
+def test_what_is_not_done_is_declined_by_name(tmp_path, keywords, what):
+    with pytest.raises(UnsupportedError, match=what):
+        model(tmp_path).generate(prompt(), max_new_tokens=2, **keywords)
 
 
-def test_every_form_of_a_cache_has_a_length():
-    key = torch.zeros(1, 2, 7, 4)
-    cache = DynamicCache()
-    assert cache_length(cache) == 0
-    cache.update(key, key, 0)
-    assert cache_length(cache) == cache_length(((key, key),)) == 7
-    assert cache_length(None) == cache_length(()) == cache_length([None]) == 0
+def test_a_class_without_a_head_does_not_generate(tmp_path):
+    made = model(tmp_path, "")
+    assert not made.can_generate()
+    assert made.generation_config is None
+    with pytest.raises(UnsupportedError, match="TinyModel does not generate"):
+        made.generate(prompt())
