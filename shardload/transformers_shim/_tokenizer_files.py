@@ -65,7 +65,7 @@ class FilesMixin:
             for name, value in self.init_kwargs.items()
             if name not in self.vocab_files_names and name not in ("added_tokens_decoder", "name_or_path")
         }
-        settings = {**settings, **specials, "tokenizer_class": type(self).__name__, **_entry(type(self))}
+        settings = {**settings, **specials, "tokenizer_class": type(self).__name__, **_entry(self)}
         if self.chat_template is not None:
             settings["chat_template"] = self.chat_template
         added = getattr(self, "added_tokens_decoder", {})
@@ -101,13 +101,13 @@ def _code_of(cls: type[Any], folder: Path) -> dict[Path, bytes]:
     return files
 
 
-def _entry(cls: type[Any]) -> dict[str, Any]:
-    """Return the entry of `auto_map` that leads to the class; {} for a class that is not a repo's."""
-    code = host().code_of(cls)
+def _entry(tokenizer: Any) -> dict[str, Any]:
+    """Return the entry of `auto_map` that leads to a tokenizer's class; {} for a class that is not a repo's."""
+    code = host().code_of(type(tokenizer))
     if code is None:
         return {}
-    name = f"{code.module}.{cls.__name__}"
-    return {"auto_map": {"AutoTokenizer": [None, name] if cls.is_fast else [name, None]}}
+    name = f"{code.module}.{type(tokenizer).__name__}"
+    return {"auto_map": {"AutoTokenizer": [None, name] if tokenizer.is_fast else [name, None]}}
 
 
 def _as_json(value: Any, *, typed: bool = True) -> Any:

@@ -11,47 +11,14 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
 
 from shardload import transformers_shim as shim
-from shardload.transformers_shim._index import homes
-from shardload.transformers_shim.activations import ACT2FN, get_activation
 from shardload.transformers_shim.cache_utils import DynamicCache
-from shardload.transformers_shim.pytorch_utils import (
-    Conv1D,
-    apply_chunking_to_forward,
-    find_pruneable_heads_and_indices,
-    prune_layer,
-    prune_linear_layer,
-)
 from shardload.transformers_shim.utils import (
-    PaddingStrategy,
     add_code_sample_docstrings,
     add_start_docstrings,
-    is_flash_attn_2_available,
-    is_torch_available,
-    is_torch_npu_available,
     logging,
 )
-from shardload.transformers_shim.utils.versions import require_version
-
-
-def test_every_public_name_is_offered_at_the_top():
-    for name, home in homes().items():
-        offered = getattr(importlib.import_module(f"shardload.transformers_shim.{home}"), name)
-        assert getattr(shim, name) is offered, name
-
-
-def test_activations_are_new_modules_by_name():
-    x = torch.linspace(-2, 2, 9)
-    assert ACT2FN["silu"] is not ACT2FN["silu"]
-    assert torch.equal(ACT2FN["silu"](x), functional.silu(x))
-    assert torch.equal(get_activation("gelu")(x), functional.gelu(x))
-    for name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
-        torch.testing.assert_close(ACT2FN[name](x), functional.gelu(x, approximate="tanh"))
-    with pytest.raises(KeyError, match="no_such"):
-        get_activation("no_such")
 
 
 def test_a_cache_is_also_the_old_tuple():
@@ -79,15 +46,6 @@ def test_docstring_decorators_change_docstrings_only():
     assert list(inspect.signature(forward).parameters) == ["a", "b"]
 
 
-def test_probes_look_and_do_not_import():
-    assert is_torch_available() is True
-    assert is_torch_npu_available() is False
-    assert is_flash_attn_2_available() in (True, False)
-    require_version("torch>=1.8")
-    with pytest.raises(ImportError, match="no_such_thing"):
-        require_version("no_such_thing>=1")
-
-
 def test_loggers_warn_once_and_leave_pythons_class_alone(caplog):
     logger = logging.get_logger("shardload.remote_code.repos.test")
     with caplog.at_level("WARNING"):
@@ -101,55 +59,6 @@ def test_loggers_warn_once_and_leave_pythons_class_alone(caplog):
     logging.set_verbosity_error()
     assert logging.get_verbosity() == python_logging.ERROR
     logging.set_verbosity(before)
-
-
-def test_enumerations_say_what_they_know():
-    assert PaddingStrategy("longest") is PaddingStrategy.LONGEST
-    with pytest.raises(ValueError, match="max_length"):
-        PaddingStrategy("no_such")
-
-
-def test_transposed_linear_and_chunking():
-    layer = Conv1D(3, 5)
-    x = torch.randn(2, 4, 5)
-    torch.testing.assert_close(layer(x), x @ layer.weight + layer.bias)
-    chunked = apply_chunking_to_forward(lambda t: t * 2, 2, 1, x)
-    assert torch.equal(chunked, x * 2)
-
-
-def test_activations_are_those_of_transformers():
-    activations = pytest.importorskip("transformers.activations")
-    x = torch.linspace(-4, 4, 33)
-    for name in set(activations.ACT2FN) & set(ACT2FN):
-        torch.testing.assert_close(ACT2FN[name](x), activations.ACT2FN[name](x), rtol=1e-6, atol=1e-6)
-
-
-def test_a_clipped_activation_takes_its_bounds():
-    assert ACT2FN["gelu_10"](torch.tensor([-20.0, 20.0])).tolist() == [0.0, 10.0]
-
-
-def test_pruning_keeps_the_other_heads():
-    heads, keep = find_pruneable_heads_and_indices({0, 2}, 3, 2, {1})
-    # Head 1 went before: of the features that are left, those of head 0 go, and those of head 2, now the second.
-    assert heads == {0, 2}
-    assert keep.tolist() == [4, 5]
-    layer = nn.Linear(6, 4)
-    rows = prune_linear_layer(layer, torch.tensor([0, 3]))
-    assert torch.equal(rows.weight, layer.weight[[0, 3]])
-    assert torch.equal(rows.bias, layer.bias[[0, 3]])
-    columns = prune_layer(layer, torch.tensor([1, 2]), dim=1)
-    assert torch.equal(columns.weight, layer.weight[:, [1, 2]])
-    assert torch.equal(columns.bias, layer.bias)
-    turned = prune_layer(Conv1D(4, 6), torch.tensor([0, 3]))
-    assert turned.weight.shape == (6, 2)
-    assert turned(torch.ones(1, 6)).shape == (1, 2)
-    with pytest.raises(ValueError, match="can't be pruned"):
-        prune_layer(nn.Identity(), torch.tensor([0]))
-
-
-def test_chunks_must_fit():
-    with pytest.raises(ValueError, match="chunks of 2"):
-        apply_chunking_to_forward(torch.relu, 2, 1, torch.ones(1, 5))
 
 
 def test_seeds_of_all_generators():
@@ -204,35 +113,3 @@ def test_bytes_have_letters():
     assert [letters[byte] for byte in b" \nAz\x00\xad"] == ["Ġ", "Ċ", "A", "z", "Ā", "Ń"]
     assert letters[0xE9] == "é"
     assert not any(letter.isspace() or not letter.isprintable() for letter in letters.values())
-
-
-def test_numbers_of_a_traced_shape_stay_tensors(monkeypatch):
-    size = torch.tensor(2.5)
-    assert [shim.torch_int(2.7), shim.torch_int(size), shim.torch_float(size)] == [2, 2, 2]
-    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
-    assert (shim.torch_int(size).dtype, shim.torch_float(size).dtype) == (torch.int64, torch.float32)
-    assert shim.torch_int(2.7) == 2
-
-
-def test_arguments_that_a_function_does_not_name_are_left_out():
-    @shim.filter_out_non_signature_kwargs(extra=["c"])
-    def add(a, b=0, **kwargs):
-        return a + b + sum(kwargs.values())
-
-    assert add(1, b=2, c=3) == 6
-    with pytest.warns(UserWarning, match="takes no d: left out"):
-        assert add(1, c=3, d=100) == 4
-
-
-def test_a_method_is_cached_unless_torch_compiles():
-    class Counts:
-        calls = 0
-
-        @shim.compile_compatible_method_lru_cache(maxsize=8)
-        def double(self, x):
-            self.calls += 1
-            return 2 * x
-
-    counts = Counts()
-    assert [counts.double(2), counts.double(2), counts.double(3)] == [4, 4, 6]
-    assert counts.calls == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 
-import pytest
 import torch
 
 from tests.transformers_shim.vocabularies import OLD, ids, old
@@ -38,13 +37,6 @@ def test_a_single_text_has_the_overrides_entries_too(tmp_path):
     assert one.position_ids.tolist() == [[0, 1, 2]]
     one.position_ids += 5
     assert one["position_ids"].tolist() == [[5, 6, 7]]
-
-
-def test_ids_are_taken_as_they_are(tmp_path):
-    tokenizer = old(tmp_path)
-    assert tokenizer.build_chat_input("ab")["input_ids"].tolist() == [ids("^^ab")]
-    pairs = tokenizer.batch_encode_plus([(ids("ab"), None)], return_tensors="pt", add_special_tokens=False)
-    assert pairs["input_ids"].tolist() == [ids("ab")]
 
 
 def test_special_tokens_given_as_texts_take_the_spaces_beside_them(tmp_path):
@@ -82,13 +74,3 @@ def test_copies_and_pickles_encode_alike(tmp_path):
     tokenizer = old(tmp_path, {"additional_special_tokens": ["<x>"]})
     for again in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
         assert again.encode("a<x>你") == tokenizer.encode("a<x>你")
-
-
-def test_pad_takes_rows_and_dictionaries(tmp_path):
-    tokenizer = old(tmp_path)
-    rows = [{"input_ids": ids("ab")}, {"input_ids": ids("a")}]
-    assert tokenizer.pad(rows)["input_ids"] == [ids("ab"), ids("_a")]
-    padded = tokenizer.pad({"input_ids": [ids("ab"), ids("a")]}, padding="max_length", max_length=3)
-    assert padded["input_ids"] == [ids("_ab"), ids("__a")]
-    with pytest.raises(ValueError, match="different lengths"):
-        tokenizer(["ab", "a"], return_tensors="pt")

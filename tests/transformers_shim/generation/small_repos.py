@@ -159,3 +159,19 @@ def likeliest(made: Any, ids: torch.Tensor, steps: int) -> list[int]:
         for _ in range(steps):
             ids = torch.cat([ids, made(ids).logits[:, -1].argmax(-1, keepdim=True)], 1)
     return ids[0].tolist()
+
+
+CACHE_OBJECT = """if past_key_values is None:
+            past_key_values = DynamicCache()
+        past = list(past_key_values) or [None, None]"""
+
+
+KEEP = """from transformers.cache_utils import DynamicCache
+
+def keep(cache, layers):
+    length = layers[0][0].shape[2] - cache.get_seq_length()
+    for number, (key, value) in enumerate(layers):
+        cache.update(key[:, :, -length:], value[:, :, -length:], number)
+    return cache
+
+class Layer"""

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from shardload.errors import UnsupportedError
-from shardload.transformers_shim.generation.beam_search import BeamSearchScorer
 from tests.transformers_shim.generation import encoder_decoder_repo, small_repos
-from tests.transformers_shim.generation.small_repos import VOCABULARY, prompt
-from tests.transformers_shim.generation.test_utils_greedy import CACHE_OBJECT, KEEP
+from tests.transformers_shim.generation.small_repos import CACHE_OBJECT, KEEP, VOCABULARY, prompt
 
 REORDER = """
     def _reorder_cache(self, past, beam_idx):
@@ -141,5 +139,3 @@ def test_what_beam_search_can_not_do_is_said(tmp_path):
         made.generate(prompt(), num_beams=2, num_return_sequences=3)
     with pytest.raises(ValueError, match="a streamer needs num_beams=1"):
         made.generate(prompt(), num_beams=2, streamer=object())
-    with pytest.raises(ValueError, match="two or more"):
-        BeamSearchScorer(1, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from shardload.transformers_shim.generation import GenerationConfig
@@ -97,56 +96,6 @@ def test_generate_over_the_bases(tmp_path):
     assert made.asked["stop_words_ids"] == [[5]]
 
 
-def test_the_entry_points_before_4_39(tmp_path):
-    from shardload.transformers_shim.generation import (
-        LogitsProcessorList,
-        MaxLengthCriteria,
-        StoppingCriteriaList,
-        TopKLogitsWarper,
-    )
-
-    made = model(tmp_path)
-    mask = torch.ones(1, 5, dtype=torch.long)
-    criteria = StoppingCriteriaList([MaxLengthCriteria(11)])
-    greedy = made.greedy_search(prompt(), stopping_criteria=criteria, attention_mask=mask, use_cache=True)
-    assert greedy[0].tolist() == likeliest(made, prompt(), 6)
-    torch.manual_seed(0)
-    sampled = made.sample(
-        prompt(),
-        logits_processor=LogitsProcessorList(),
-        stopping_criteria=criteria,
-        logits_warper=LogitsProcessorList([TopKLogitsWarper(4)]),
-        attention_mask=mask,
-        use_cache=True,
-        output_scores=True,
-        return_dict_in_generate=True,
-    )
-    torch.manual_seed(0)
-    assert torch.equal(sampled.sequences, made.generate(prompt(), do_sample=True, top_k=4, max_length=11))
-    assert len(sampled.scores) == 6
-    first = greedy[0, 5].item()
-    ended = made.greedy_search(prompt(), max_length=30, eos_token_id=first, attention_mask=mask)
-    assert ended.shape == (1, 6)
-    with pytest.raises(ValueError, match="nothing would end"):
-        made.greedy_search(prompt())
-
-
-OWN_SAMPLE = """
-    def sample(self, input_ids, logits_processor=None, stopping_criteria=None, logits_warper=None,
-               pad_token_id=None, eos_token_id=None, output_scores=None, return_dict_in_generate=None,
-               synced_gpus=False, streamer=None, **model_kwargs):
-        assert len(logits_warper) == 1 and model_kwargs["use_cache"]
-        return torch.cat([input_ids, torch.tensor([[pad_token_id]])], 1)
-"""
-
-
-def test_a_sample_of_the_repos_own(tmp_path):
-    made = model(tmp_path, PREPARE + OWN_SAMPLE)
-    ids = made.generate(prompt(), do_sample=True, top_k=3, max_new_tokens=5, pad_token_id=9)
-    assert ids[0].tolist() == [3, 1, 4, 1, 5, 9]
-    assert made.generate(prompt(), max_new_tokens=5)[0].tolist() == likeliest(made, prompt(), 5)
-
-
 def test_settings_that_the_repo_derives(tmp_path):
     class Stream(GenerationConfig):
         def __init__(self, **kwargs):
@@ -222,18 +171,3 @@ def test_the_scores_of_what_was_written(tmp_path):
         logits = made(output.sequences).logits.log_softmax(-1)
     expected = [logits[0, 4 + n, output.sequences[0, 5 + n]] for n in range(3)]
     assert torch.allclose(scores, torch.stack(expected)[None], atol=1e-3)
-
-
-@pytest.mark.parametrize("name", ["greedy_search", "_greedy_search"])
-def test_a_greedy_loop_of_the_classs_own_is_the_one_that_runs(tmp_path, name):
-    own = f"""
-    def {name}(self, input_ids, logits_processor=None, stopping_criteria=None, eos_token_id=None, **kwargs):
-        self.ran = sorted(kwargs)
-        while True:
-            input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], 7)], 1)
-            if bool(torch.as_tensor(stopping_criteria(input_ids, None)).all()):
-                return input_ids
-"""
-    made = model(tmp_path, PREPARE + own)
-    assert made.generate(prompt(), max_new_tokens=3)[0, -4:].tolist() == [5, 7, 7, 7]
-    assert {"pad_token_id", "streamer", "synced_gpus", "use_cache"} <= set(made.ran)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 
@@ -131,73 +129,6 @@ def test_without_a_padding_token_the_first_end_pads(tmp_path):
     ends = [free[0][5], 21]
     rows = made.generate(ids, max_new_tokens=8, eos_token_id=ends).tolist()
     assert rows[0][5:] == [ends[0]] * (len(rows[0]) - 5)
-
-
-@pytest.mark.parametrize("setting", [{"min_new_tokens": 6}, {"min_length": 11}])
-def test_no_end_before_its_time(tmp_path, setting):
-    made = model(tmp_path)
-    first = likeliest(made, prompt(), 1)[-1]
-    assert made.generate(prompt(), max_new_tokens=20, eos_token_id=first).shape == (1, 6)
-    ids = made.generate(prompt(), max_new_tokens=20, eos_token_id=[first], **setting)[0].tolist()
-    assert len(ids) >= 11
-    assert first not in ids[5:11]
-
-
-def test_no_ngram_twice(tmp_path):
-    made = model(tmp_path)
-    ids = made.generate(prompt(), max_new_tokens=40, no_repeat_ngram_size=2)[0].tolist()
-    pairs = list(pairwise(ids))
-    assert len(pairs) == len(set(pairs))
-    plain = likeliest(made, prompt(), 40)
-    assert len(set(pairwise(plain))) < len(plain) - 1
-
-
-def test_words_that_must_not_be(tmp_path):
-    made = model(tmp_path)
-    plain = likeliest(made, prompt(), 6)
-    ids = made.generate(prompt(), max_new_tokens=6, bad_words_ids=[[plain[5]], plain[4:8]])[0].tolist()
-    assert plain[5] not in ids[5:]
-
-
-def test_only_what_a_function_allows(tmp_path):
-    made = model(tmp_path)
-    asked = []
-
-    def allowed(row, ids):
-        asked.append((row, ids.tolist()))
-        return [11, 12]
-
-    ids = made.generate(prompt(), max_new_tokens=5, prefix_allowed_tokens_fn=allowed)[0].tolist()
-    assert set(ids[5:]) <= {11, 12}
-    assert asked[0] == (0, [3, 1, 4, 1, 5])
-
-
-class Only(LogitsProcessor):
-    def __init__(self, token):
-        self.token = token
-
-    def __call__(self, input_ids, scores):
-        scores[:, self.token] = 1e4
-        return scores
-
-
-def test_a_processor_of_the_callers(tmp_path):
-    made = model(tmp_path)
-    for given in (LogitsProcessorList([Only(13)]), [Only(13)]):
-        assert made.generate(prompt(), max_new_tokens=3, logits_processor=given)[0].tolist()[5:] == [13] * 3
-
-
-def test_the_same_processor_twice(tmp_path):
-    from shardload.transformers_shim.generation import MinLengthLogitsProcessor
-
-    with pytest.raises(ValueError, match="MinLengthLogitsProcessor is in the list"):
-        model(tmp_path).generate(
-            prompt(),
-            max_new_tokens=3,
-            min_length=4,
-            eos_token_id=2,
-            logits_processor=[MinLengthLogitsProcessor(3, 2)],
-        )
 
 
 @pytest.mark.parametrize(("version", "dtype"), [("4.44.2", torch.bfloat16), ("4.45.0", torch.float32)])
