@@ -6,7 +6,6 @@ import types
 
 import pytest
 import torch
-from torch import nn
 
 from shardload.adapters import activate, active_adapters, detach, load_adapter
 from shardload.errors import MismatchError, UsageError
@@ -14,62 +13,11 @@ from tests.adapters.tiny import (
     PREFIX,
     TOKENS,
     Tiny,
-    by_hand,
     config,
-    error,
     lora_tensors,
     tied,
     write,
 )
-
-
-@pytest.mark.parametrize("form", ["{}.base_layer.bias", "{}.bias"])
-@pytest.mark.parametrize("bias", ["lora_only", "all"])
-def test_biases(tmp_path, form, bias):
-    model = Tiny()
-    tensors = lora_tensors(model, names=("up",))
-    keys = {f"layers.{n}.up": form.format(f"layers.{n}.up") for n in (0, 1)}
-    if bias == "all":
-        others = ("layers.{}.down", "layers.{}.norm")
-        keys |= {other.format(n): other.format(n) + ".bias" for n in (0, 1) for other in others}
-        keys["score"] = "score.bias"
-    reference = Tiny()
-    biases = {}
-    for number, (path, key) in enumerate(keys.items()):
-        value = torch.full_like(reference.get_submodule(path).bias, 0.1 * number)
-        biases[PREFIX + key] = value
-        reference.get_submodule(path).bias = nn.Parameter(value)
-    report = load_adapter(model, write(tmp_path, tensors | biases, config(bias=bias)))
-    assert error(model(TOKENS), by_hand(reference, tensors, 3.0)) <= 1e-5
-    assert len(report.rows) == len(tensors) + len(biases)
-    assert model.score.bias is not reference.score.bias
-    assert model.state_dict().keys() - {
-        row.target for row in report.rows
-    } == Tiny().state_dict().keys() - keys.keys() - {f"{path}.bias" for path in keys}
-
-
-@pytest.mark.parametrize("form", ["score.{}", "score.modules_to_save.{}", "score.modules_to_save.default.{}"])
-def test_modules_to_save(tmp_path, form):
-    model = Tiny()
-    tensors = lora_tensors(model)
-    head = {"weight": torch.ones(3, 8), "bias": torch.arange(3.0)}
-    stored = {PREFIX + form.format(name): value for name, value in head.items()}
-    folder = write(tmp_path, tensors | stored, config(modules_to_save=["score"]))
-    load_adapter(model, folder, trainable=True)
-    reference = Tiny()
-    reference.score.load_state_dict(head)
-    assert error(model(TOKENS), by_hand(reference, tensors, 3.0)) <= 1e-5
-    assert type(model.score) is nn.Linear
-    assert model.score.weight.requires_grad
-
-
-def test_a_saved_embedding_of_the_same_size_is_loaded_and_said(tmp_path):
-    model = Tiny()
-    value = torch.randn(11, 8)
-    tensors = lora_tensors(model) | {f"{PREFIX}embed.weight": value}
-    report = load_adapter(model, write(tmp_path, tensors))
-    assert torch.equal(model.embed.weight, value)
-    assert any("saved embedding" in warning for warning in report.warnings)
 
 
 def test_a_resized_vocabulary_comes_and_goes_with_the_adapter(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 
 import pytest
@@ -16,7 +15,6 @@ from shardload import (
     UsageError,
     delete_adapter,
     disable_adapter,
-    from_pretrained,
     load_adapter,
     merge,
     merge_to_disk,
@@ -29,37 +27,10 @@ from shardload.adapters import active_adapters
 from shardload.adapters.merging import in_memory
 from shardload.adapters.merging.merged_weight import Way
 from tests.adapters import tiny
+from tests.adapters.merging.merged_models import bits, loaded, ways
 from tests.adapters.tiny import TOKENS, Tiny
-from tests.tiny import write_checkpoint
 
 NAMES = ("q", "up")  # `down` doubles what it computes: merged, the delta is doubled too, here as in PEFT
-
-
-@pytest.fixture
-def adapter(tmp_path):
-    return tiny.write(tmp_path / "lora", tiny.lora_tensors(Tiny(), NAMES))
-
-
-@pytest.fixture
-def base(tmp_path):
-    return write_checkpoint(tmp_path / "base", Tiny(torch.bfloat16).state_dict(), config={})
-
-
-def loaded(base, **options):
-    return from_pretrained(base, model_class=lambda config: Tiny(torch.bfloat16), progress=False, **options)
-
-
-def bits(model):
-    """Every parameter and buffer of the base as bytes, with its identity."""
-    found = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if ".lora_" not in name:
-            found[name] = (id(tensor), tensor.dtype, tensor.detach().clone().view(torch.uint8).tolist())
-    return found
-
-
-def ways(model):
-    return {weight.way for weight in vars(model)["_shardload_adapters"].merged.changed}
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float16", "float32"])
@@ -155,51 +126,6 @@ def test_what_a_merged_model_refuses(base, adapter):
     unmerge(model)
     delete_adapter(model, "default")
     assert type(model.layers[0].q) is nn.Linear
-
-
-def test_a_weight_that_was_changed_is_kept_as_a_copy(base, adapter):
-    model = loaded(base)
-    load_adapter(model, adapter)
-    with torch.no_grad():
-        model.layers[0].q.weight.data[3, 3] += 1  # past autograd's own counter of changes
-    before = bits(model)
-    nbytes = model.layers[0].q.weight.nbytes
-    with pytest.raises(UsageError, match=f"{nbytes} B") as refused:
-        merge(model, keep_copies=False)
-    assert "layers.0.q.weight" in str(refused.value)
-    assert bits(model) == before
-    with pytest.warns(UserWarning, match=f"copies of 1 weights, {nbytes} B"):
-        report = merge(model)
-    assert report.copied_bytes == nbytes
-    assert ways(model) == {Way.MAPPED, Way.COPY}
-    unmerge(model)
-    assert bits(model) == before
-
-
-def test_a_shard_that_changes(base, adapter):
-    """Before the merge: a copy is kept. After it: the model stays merged, and says why."""
-    model = loaded(base, dtype="float32")
-    load_adapter(model, adapter)
-    before = bits(model)
-    merge(model)
-    merged = bits(model)
-    shards = [base / name for name in os.listdir(base) if name.endswith(".safetensors")]
-    times = {path: path.stat().st_mtime_ns for path in shards}
-    for path in shards:
-        os.utime(path)
-    with pytest.raises(CorruptError, match="have changed since"):
-        unmerge(model)
-    assert bits(model) == merged
-    for path, stamp in times.items():
-        os.utime(path, ns=(stamp, stamp))
-    unmerge(model)
-    assert bits(model) == before
-    os.utime(shards[0])
-    with pytest.warns(UserWarning, match="takes copies"):
-        merge(model)
-    assert Way.COPY in ways(model)
-    unmerge(model)
-    assert bits(model) == before
 
 
 def test_a_merge_that_fails_changes_nothing(base, tmp_path):

@@ -13,19 +13,15 @@ from torch import nn
 
 import shardload
 from shardload import (
-    MismatchError,
     UnsupportedError,
     UsageError,
     attach_lora,
     load_adapter,
     open_checkpoint,
-    save_adapter,
     set_adapter,
 )
-from shardload.adapters.adapter_config import LayerSetting, adapter_config
-from shardload.adapters.fingerprint import METADATA_KEY
-from tests.adapters.tiny import PREFIX, TOKENS, Tiny, config, lora_tensors, write
-from tests.tiny import save_safetensors
+from shardload.adapters.adapter_folder import save_adapter
+from tests.adapters.tiny import PREFIX, TOKENS, Tiny
 
 SETTINGS = {
     "plain": {"targets": ["q", "up"]},
@@ -76,31 +72,6 @@ def test_there_and_back(tmp_path, case):
     assert json.loads((tmp_path / "again" / "adapter_config.json").read_text()) == stored
 
 
-def test_settings_of_the_file_are_kept(tmp_path):
-    model = Tiny()
-    settings = config(
-        task_type="CAUSAL_LM", revision="abc", target_modules=["q", "up", "down"], lora_dropout=0.25
-    )
-    load_adapter(model, write(tmp_path / "a", lora_tensors(model), settings), name="mine")
-    save_adapter(model, tmp_path / "b", "mine")
-    stored = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
-    assert settings.items() <= stored.items()
-    assert stored["inference_mode"] is True
-
-
-def test_settings_that_are_not_true_any_more_are_written_out():
-    known = ["a.q", "b.a.q", "b.k", "q"]
-    layers = [LayerSetting("a.q", 4, 2.0), LayerSetting("q", 2, 1.5)]
-    made = adapter_config({"r": 8, "lora_alpha": 8, "target_modules": ["q"]}, layers, known)
-    # The names "a.q" and "q" would both choose "b.a.q" too.
-    assert made["target_modules"] == r"a\.q|q"
-    assert made["rank_pattern"] == {"a.q": 4, "q": 2}
-    assert made["alpha_pattern"] == {"a.q": 8, "q": 3}
-    made = adapter_config({"target_modules": ["x"], "use_rslora": True}, [LayerSetting("b.k", 4, 2.0)], known)
-    assert made["target_modules"] == ["k"]
-    assert (made["r"], made["lora_alpha"], made["rank_pattern"]) == (4, 4, {})
-
-
 def test_the_active_one_is_not_the_saved_one(tmp_path):
     model = Tiny()
     attach_lora(model, 2, 5, ["q"], modules_to_save=["score"])
@@ -115,61 +86,6 @@ def test_the_active_one_is_not_the_saved_one(tmp_path):
         UsageError, match="no adapter called 'third' is attached\n  where: attached: default, second"
     ):
         save_adapter(model, tmp_path, "third")
-
-
-@pytest.mark.parametrize("cast", [torch.bfloat16, torch.float16, torch.float64])
-def test_it_knows_its_base_in_another_dtype(tmp_path, cast):
-    model = Tiny()
-    attach_lora(model, 2, 5, ["q", "up", "embed"])
-    save_adapter(model, tmp_path / "wide")
-    narrow = Tiny().to(cast)
-    load_adapter(narrow, tmp_path / "wide")
-    save_adapter(narrow, tmp_path / "narrow")
-    for other in (Tiny(), Tiny().to(cast), Tiny().to(cast).float()):
-        load_adapter(other, tmp_path / "narrow")
-
-
-def test_it_knows_another_base(tmp_path):
-    model = Tiny()
-    attach_lora(model, 2, 5, ["q", "up"])
-    randomised(model)
-    save_adapter(model, tmp_path)
-    other = Tiny()
-    with torch.no_grad():
-        for layer in other.layers:
-            layer.q.weight.mul_(1.001)
-    plain = other(TOKENS)
-    with pytest.raises(
-        MismatchError, match="trained on a base with other values of it and of 1 more"
-    ) as raised:
-        load_adapter(other, tmp_path)
-    assert raised.value.report.faults[0].key == "layers.0.q.weight"
-    assert torch.equal(other(TOKENS), plain)
-    report = load_adapter(other, tmp_path, strict=False)
-    assert "trained on a base with other values" in report.warnings[0]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        '{"version": 1}',
-        '{"version": 1, "tensors": {"layers.0.q.weight": 3}}',
-        "[" * 100_000,
-    ],
-)
-def test_a_fingerprint_that_is_none_says_nothing(tmp_path, text):
-    model = Tiny()
-    attach_lora(model, 2, 5, ["q"])
-    save_adapter(model, tmp_path)
-    with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
-        assert METADATA_KEY in file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    save_safetensors(tensors, tmp_path / "adapter_model.safetensors", {METADATA_KEY: text})
-    load_adapter(Tiny(), tmp_path)
 
 
 def test_what_can_not_be_saved(tmp_path):
