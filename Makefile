@@ -55,7 +55,7 @@ fuzz: .venv/installed
 memory: .venv/installed
 	.venv/bin/python -W ignore -m tests.memory_statements --count 200
 
-# Takes the guards of every known trap out, one change at a time, and writes docs/traps.md; three to six minutes.
+# Takes the guards of every known trap out, one change at a time, and writes docs/traps.md; four minutes of one core.
 mutants: .venv/installed
 	nice .venv/bin/python -W ignore -m tests.mutants --write docs/traps.md
 
