@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
-import doctest
 import inspect
 import pickle
 import re
@@ -23,14 +21,10 @@ from shardload import (
     fill,
     open_checkpoint,
 )
-from shardload.errors import Cures, Wording, joined, keyword, keywords_of, printable, said, without
+from shardload.errors import Cures, Wording, keywords_of
 from tests.tiny import Net, random_state, write_checkpoint
 
 PACKAGE = Path(shardload.__file__).parent
-
-
-def options(name, value):
-    return None if name == "config" else f"--{name}" if value in (True, ...) else f"--{name} {value}"
 
 
 def test_an_error_is_pickled_whole():
@@ -76,58 +70,6 @@ def test_the_dict_has_the_code_and_the_keywords():
         "keywords": {"token": None, "copy": True},
     }
     assert UsageError("x", code="E-Y").to_dict()["code"] == "E-Y"
-
-
-WORDINGS = {
-    "plain": (Wording("pass {copy}", copy=True), "pass copy=True", "pass --copy"),
-    "braces of a user's file": (
-        Wording("{0} needs {copy}", "{copy}=True", copy=True),
-        "{copy}=True needs copy=True",
-        "{copy}=True needs --copy",
-    ),
-    "no words for it": (Wording("pass {config}", config=...), "pass config=…", "pass config=…"),
-    "inside another": (
-        Wording("{0}; and {1}", "a", keyword("dtype", "f")),
-        "a; and dtype='f'",
-        "a; and --dtype f",
-    ),
-    "joined": (joined("\n", ["a {", keyword("copy", True)]), "a {\ncopy=True", "a {\n--copy"),
-    "a choice without words": (Cures("a", keyword("config")), "a; or config=…", "a"),
-    "choices in choices": (Cures(Cures("a", keyword("config")), "b"), "a; or config=…; or b", "a; or b"),
-    "only choices without words": (Cures(keyword("config")), "config=…", "config=…"),
-}
-
-
-@pytest.mark.parametrize(("text", "python", "command"), WORDINGS.values(), ids=WORDINGS)
-@pytest.mark.parametrize(
-    "through", [lambda x: x, copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
-)
-def test_a_text_has_the_words_of_who_says_it(text, python, command, through):
-    text = through(text)
-    assert text == python
-    assert said(text, options) == command
-    assert UsageError("what", where=text, cure=text).said(options) == (
-        f"what\n  where: {command}\n  cure:  {command}"
-    )
-
-
-def test_choices_can_be_left_out_by_keyword():
-    cure = Cures("mend it", Wording("pass {model_class}", model_class=...), keyword("copy", True))
-    assert without(cure, "model_class") == "mend it; or copy=True"
-    assert without(cure, "revision") is cure
-    assert without(keyword("copy", True), "copy") is None
-    assert without(None, "copy") is None
-    assert without("plain", "copy") == "plain"
-
-
-def test_the_examples_of_wordings_are_true():
-    assert doctest.testmod(errors.wording) == (0, 7)
-
-
-def test_escaping_keeps_the_keywords():
-    text = printable(Wording("{0} needs {copy}", "a\u202e\n", copy=True))
-    assert text == "a\\u202e\\n needs copy=True"
-    assert said(text, options) == "a\\u202e\\n needs --copy"
 
 
 # --- no keyword in prose ---------------------------------------------------------------------------------------

@@ -20,31 +20,17 @@ from shardload import (
     open_checkpoint,
 )
 from shardload.keywords import place_of, trust_of
-from shardload.keywords.table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
 from shardload.where import CodeTrust, Where
+from tests.keywords.entry_points import ENTRY_POINTS, OWN
 from tests.remote_code.repos import tiny
 from tests.tiny import Net, random_state, write_checkpoint
 
-ENTRY_POINTS = {
-    name: function
-    for name in shardload.__all__
-    if inspect.isfunction(function := getattr(shardload, name)) and hasattr(function, "__signature__")
-}
-OWN = {name: set(inspect.signature(function).parameters) for name, function in ENTRY_POINTS.items()}
 WITH_WHERE = [name for name, own in OWN.items() if "revision" in own]
-KNOWN = sorted({*KEYWORDS, *ALIASES, *NOT_BUILT, *NOT_NEEDED})
 
 
 @pytest.fixture
 def folder(tmp_path):
     return write_checkpoint(tmp_path / "repo", random_state(Net()))
-
-
-def with_default(function, name):
-    parameter = inspect.signature(ENTRY_POINTS[function]).parameters[name]
-    return (
-        parameter.kind is inspect.Parameter.KEYWORD_ONLY or parameter.default is not inspect.Parameter.empty
-    )
 
 
 def test_the_entry_points_are_those_that_take_where_and_those_that_are_called_with_its_keywords():
@@ -59,34 +45,6 @@ def test_the_entry_points_are_those_that_take_where_and_those_that_are_called_wi
         function = getattr(shardload, name)
         if inspect.isfunction(function) and "where" in inspect.signature(function).parameters:
             assert name in ENTRY_POINTS, f"{name} does not name its keywords"
-
-
-def test_the_table_says_what_the_signatures_say():
-    for keyword, (takers, _) in KEYWORDS.items():
-        assert set(takers) == {name for name, own in OWN.items() if keyword in own}, keyword
-    for name, own in OWN.items():
-        named = {keyword for keyword in own if with_default(name, keyword)}
-        assert named <= KEYWORDS.keys(), f"{name}: {named - KEYWORDS.keys()} is not in the table"
-
-
-def test_every_exception_is_one():
-    for function, keywords in EXCEPTIONS.items():
-        assert keywords.keys() <= KEYWORDS.keys() - OWN[function]
-
-
-@pytest.mark.parametrize("function", ENTRY_POINTS)
-@pytest.mark.parametrize("keyword", KNOWN)
-def test_what_is_not_taken_is_declined_by_name(function, keyword):
-    if keyword in OWN[function]:
-        return  # `test_what_is_taken_...`
-    with pytest.raises((UsageError, UnsupportedError)) as caught:
-        ENTRY_POINTS[function](**{keyword: None})
-    error = caught.value
-    assert not isinstance(error, TypeError)
-    assert error.what.startswith(f"{function} ")
-    assert error.where == f"{keyword}="
-    assert len(error.cure) > 8
-    assert "{" not in error.cure.replace("{...}", "")
 
 
 def calls(tmp_path):

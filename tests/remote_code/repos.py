@@ -128,3 +128,16 @@ def build(
 def module_of(obj: Any) -> Any:
     """Return the module in which an object's class is defined."""
     return sys.modules[type(obj).__module__]
+
+
+def run(folder, main, **files):
+    """Run `main.py` of a repo (it must define a class M) and return its module."""
+    files = {
+        name if "." in name else name.replace("__", "/").replace("_py", ".py"): files[name] for name in files
+    }
+    source, config = write(
+        folder,
+        {"main.py": main + "\nclass M:\n    def __init__(self, config): pass\n", **files},
+        {"auto_map": {"AutoModel": "main.M"}},
+    )
+    return module_of(build(source, config))
