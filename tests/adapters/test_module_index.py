@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import shardload
 from shardload.adapters import load_adapter
+from shardload.adapters.module_index import ModuleIndex, Resolution, tensor_of
 from shardload.errors import MismatchError
 from tests.adapters.tiny import PREFIX, TOKENS, Tiny, by_hand, lora_tensors, write
 
@@ -89,3 +91,37 @@ def test_a_second_adapter_does_not_land_on_the_first_one_s_factors(tmp_path):
     assert {row.target for row in report.rows} == {
         f"layers.{n}.q.lora_{f}.b.weight" for n in (0, 1) for f in "AB"
     }
+
+
+def resolved(paths, model=None):
+    return ModuleIndex(model or Tiny()).resolve(paths)
+
+
+def test_paths_are_found_by_one_rule_for_all_of_them():
+    paths = ["layers.0.q", "layers.1.up", "score"]
+    assert resolved(paths) == Resolution({path: path for path in paths})
+    assert resolved([f"module.{path}" for path in paths]).note == "without `module` segments"
+    moved = resolved([f"net.{path}" for path in paths])
+    assert moved.found == {f"net.{path}": path for path in paths}
+    assert moved.note == "without `net.` before every path"
+    inside = resolved(paths, nn.ModuleDict({"base": Tiny()}))
+    assert inside.found == {path: f"base.{path}" for path in paths}
+    assert inside.note == "with `base.` before every path"
+    two = resolved(paths, nn.ModuleDict({"one": Tiny(), "two": Tiny()}))
+    assert two.found == {}
+    assert "one." in two.ambiguous
+    assert "two." in two.ambiguous
+
+
+def test_a_path_that_the_model_lacks_is_left_out():
+    assert resolved(["layers.0.q", "no.such"]).found == {"layers.0.q": "layers.0.q"}
+    assert ModuleIndex(Tiny()).nearest("layers.0.qq") == "layers.0.q"
+
+
+def test_parts_of_adapters_are_no_modules_of_the_model():
+    model = Tiny()
+    before = set(ModuleIndex(model).modules)
+    shardload.attach_lora(model, 2, 6, ["q"])
+    assert set(ModuleIndex(model).modules) == before
+    assert tensor_of(model.score, "bias") is model.score.bias
+    assert tensor_of(model.score, "no_such") is None

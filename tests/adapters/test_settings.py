@@ -7,6 +7,7 @@ import json
 import pytest
 
 from shardload.adapters import load_adapter
+from shardload.adapters.settings import read_settings
 from shardload.errors import (
     CorruptError,
 )
@@ -149,3 +150,30 @@ def test_settings_twice_in_a_config(tmp_path):
     (folder / "adapter_config.json").write_text(text)
     with pytest.raises(CorruptError, match="lora_alpha"):
         load_adapter(Tiny(), folder)
+
+
+def read(**settings):
+    return read_settings({"lora_alpha": 8, "r": 4, **settings}, "here", strict=True)
+
+
+def test_every_layer_has_the_rank_and_scale_of_its_pattern():
+    found = read(rank_pattern={"q": 2}, alpha_pattern={"layers.0.q": 6}, use_rslora=False)
+    assert [found.rank(path) for path in ("layers.0.q", "layers.1.q", "k")] == [2, 2, 4]
+    assert [found.scaling(path).of(2) for path in ("layers.0.q", "layers.1.q")] == [3.0, 4.0]
+    assert read(use_rslora=True).scaling("k").of(4) == 4.0
+    assert found.idle_patterns(["layers.0.q"]) == []
+    assert found.idle_patterns(["k"]) == ["q", "layers.0.q"]
+
+
+def test_modules_to_save_are_those_named_and_what_is_inside_them():
+    found = read(modules_to_save=["head"], task_type="SEQ_CLS")
+    assert [found.saves(path) for path in ("head", "a.head.dense", "score", "heading", "q")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_all_wrong_values_are_named_at_once():
+    with pytest.raises(CorruptError, match="3 settings") as caught:
+        read(r=0, lora_dropout=2, bias="some")
+    for key in ("r must be", "lora_dropout must be", "bias must be"):
+        assert key in caught.value.where

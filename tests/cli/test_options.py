@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from shardload import KeyMap
+from shardload import KeyMap, UsageError, open_checkpoint
 from shardload.cli import COMMANDS
+from shardload.cli.options import renames, source_keywords, trust_keywords
 from tests.cli import chatty
 from tests.remote_code.repos import MODEL
 from tests.remote_code.test_library import LACKING, checkpoint, without
@@ -71,3 +74,41 @@ def test_single_renames_are_a_key_map(tmp_path, call_cli, command):
     done = call_cli(command, a, *more, *rules, "--map", tmp_path / "map.json")
     assert done.returncode == 2
     assert "can't be combined" in done.stderr
+
+
+def test_renames_are_rules_in_their_order():
+    assert (
+        renames(["h.{}.w=layers.{}.w", "junk="]).rules
+        == KeyMap().rename("h.{}.w", "layers.{}.w").drop("junk").rules
+    )
+    assert renames([]).rules == ()
+    for text in ("a", "=b", ""):
+        with pytest.raises(UsageError, match="renames nothing"):
+            renames([text])
+
+
+def test_source_options_become_the_keywords_of_open_checkpoint():
+    options = {
+        "revision": "r", "cache_dir": "c", "offline": True, "subfolder": "s", "variant": None, "allow_links": False,
+        "other": 1,
+    }  # fmt: skip
+    found = source_keywords(options)
+    assert options == {"other": 1}
+    assert found["local_files_only"] is True
+    assert found.keys() <= set(inspect.signature(open_checkpoint).parameters)
+
+
+def trust(**given):
+    return trust_keywords({
+        "trust_remote_code": False, "locked": False, "lock": None, "code_revision": None, "remote_base": "auto", **given
+    })["trust_remote_code"]  # fmt: skip
+
+
+def test_code_runs_by_a_flag_or_by_a_lock_and_not_by_both():
+    assert trust() is False
+    assert trust(trust_remote_code=True) is True
+    assert trust(locked=True) == "locked"
+    assert trust(locked=True, lock="x.lock") == Path("x.lock")
+    for given in ({"locked": True}, {"lock": "x.lock"}):
+        with pytest.raises(UsageError, match="does not approve"):
+            trust(trust_remote_code=True, **given)

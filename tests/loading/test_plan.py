@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from shardload import MismatchError, UnsupportedError, UsageError, build_shell, fill, open_checkpoint
+from shardload import (
+    MismatchError,
+    OnDevice,
+    UnsupportedError,
+    UsageError,
+    build_shell,
+    fill,
+    open_checkpoint,
+)
+from shardload.loading.plan import match
 from tests.tiny import Net, assert_same_state, meta_names, random_state, torch_filled, write_checkpoint
 
 
@@ -246,3 +255,14 @@ class TestLeniency:
         state = {**random_state(Net()), "head.weight": torch.zeros(1, 1)}
         with pytest.raises(MismatchError, match="1 misshapen"):
             fill(build_shell(Net), open_checkpoint(write_checkpoint(tmp_path, state)), strict=False)
+
+
+def test_a_plan_pairs_by_name_and_shape_and_reads_what_it_pairs(tmp_path):
+    shell = build_shell(lambda: nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(2, 2, bias=False)}))
+    state = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(4), "extra": torch.ones(1)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=1))
+    plan = match(shell, shell.tree, checkpoint, None, OnDevice())
+    assert dict(plan.tensors) == plan.direct == {"a.weight": checkpoint.tensors["a.weight"]}
+    assert sorted((fault.kind, fault.key) for fault in plan.faults) == [
+        ("misshapen", "a.bias"), ("missing", "b.weight"), ("unexpected", "extra")
+    ]  # fmt: skip

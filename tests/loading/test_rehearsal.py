@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from shardload import MismatchError, build_shell, check, fill, open_checkpoint
+from shardload.loading.plan import Plan
+from shardload.loading.rehearsal import rehearse
 from tests.loading.hooked import Joining, Model, unfused
 from tests.tiny import Net, random_state, write_checkpoint
 
@@ -117,3 +119,20 @@ def test_a_hook_that_misses_a_name_is_a_fault_before_a_weight_is_read(tmp_path, 
         MismatchError, match=rf"a load_state_dict hook on Joining failed: KeyError: '{where}b'"
     ):
         fill(shell, checkpoint)
+
+
+@pytest.mark.parametrize(("error", "unproven"), [(KeyError, False), (RuntimeError, True)])
+def test_a_loader_that_fails_on_meta_is_a_fault_only_where_it_asks_for_a_name(error, unproven):
+    class Failing(nn.Linear):
+        def _load_from_state_dict(self, *_args):
+            raise error("x")
+
+    shell = build_shell(lambda: nn.Sequential(Failing(2, 2)))
+    tree = shell.tree
+    plan = Plan(handed={root.prefix: {} for root in tree.self_loading})
+    before = dict(shell.model[0]._parameters)
+    notes = rehearse(plan, shell, tree.self_loading, {})
+    assert bool(notes) is unproven
+    assert bool(plan.faults) is not unproven
+    assert plan.in_place == ({"0.weight", "0.bias"} if unproven else set())
+    assert all(shell.model[0]._parameters[name] is value for name, value in before.items())

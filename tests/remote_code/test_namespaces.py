@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import shardload
+from shardload.remote_code.namespaces import install_finder, namespace_of
 
-from .repos import MODEL, module_of, tiny
+from .repos import MODEL, build, module_of, tiny
 
 CACHING = MODEL.replace(
     "        return CausalLMOutputWithPast(logits=self.linear(x))",
@@ -116,3 +117,16 @@ def test_a_late_import_in_one_version_never_reaches_another(tmp_path):
     model(torch.ones(1, 4))
     assert not {name for name in set(sys.modules) - before if name.split(".")[0] != "shardload"}
     assert "transformers" not in before or sys.modules["transformers"].__name__ == "transformers"
+
+
+def test_only_names_below_a_trusted_package_are_in_a_namespace(tmp_path):
+    source, config = tiny(tmp_path)
+    module = module_of(build(source, config))
+    namespace = namespace_of(module.__name__)
+    assert module.__name__.startswith(f"{namespace.package}.")
+    assert namespace_of(namespace.package) is namespace
+    assert namespace_of("json") is namespace_of("shardload.remote_code") is None
+    assert namespace_of(namespace.package + "x") is None
+    finders = list(sys.meta_path)
+    install_finder()
+    assert sys.meta_path == finders  # it is there once

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import UnsafeError, UntrustedCodeError
 from shardload.remote_code import code_files, load_config, resolve_class
+from shardload.remote_code.trust import require_trust
 from shardload.where import CodeTrust
 
 from .repos import AUTO_MAP, COMMIT, CONFIG, MODEL, HubLike, build, tiny, write
@@ -167,3 +169,32 @@ def test_auto_map_cannot_name_a_path(tmp_path):
     config = json.loads('{"auto_map": {"AutoModel": "../../etc/passwd.M"}}')
     with pytest.raises(UnsafeError):
         resolve_class(source, config, CodeTrust(True))
+
+
+CODE = SimpleNamespace(files=[SimpleNamespace(name="modeling.py", sha256="0" * 64)])
+
+
+@pytest.mark.parametrize(
+    ("is_local", "trust", "runs"),
+    [
+        (True, CodeTrust(True), True),
+        (True, CodeTrust(False), False),
+        (False, CodeTrust(True), False),
+        (False, CodeTrust(True, revision="main"), False),
+        (False, CodeTrust(True, revision=COMMIT), True),
+        (False, CodeTrust(True, revision="f" * 40), False),
+        (False, CodeTrust(False, revision=COMMIT), False),
+        (True, CodeTrust(1), False),
+    ],
+)
+def test_the_gate_opens_by_the_caller_s_word_alone(tmp_path, monkeypatch, is_local, trust, runs):
+    monkeypatch.chdir(tmp_path)  # no lock file lies here
+    source = SimpleNamespace(is_local=is_local, revision=None if is_local else COMMIT, label="org/name")
+    if is_local:
+        source.folder = tmp_path
+    if runs:
+        require_trust(source, CODE, trust)
+        return
+    with pytest.raises(UntrustedCodeError, match="code") as caught:
+        require_trust(source, CODE, trust)
+    assert "modeling.py" in caught.value.where

@@ -11,6 +11,14 @@ import pytest
 
 from shardload.errors import RemoteCodeError, UnsupportedError
 from shardload.remote_code import load_config, resolve_class
+from shardload.transformers_shim._missing import (
+    MissingAttributeError,
+    MissingFromShimError,
+    is_lacking,
+    lacking,
+    later_class,
+    with_choices,
+)
 from shardload.where import CodeTrust
 from tests.remote_code.repos import CONFIG, MODEL, build, module_of, tiny, write
 
@@ -165,3 +173,34 @@ def test_names_that_arrive_later_can_be_inherited_and_say_so_when_used(tmp_path,
     assert issubclass(module.Mine, getattr(module, name))
     with pytest.raises(UnsupportedError, match=f"{name}.*is not implemented"):
         module.Mine()
+
+
+def test_an_error_says_itself_that_a_name_is_lacking():
+    for kind, also in ((MissingFromShimError, ImportError), (MissingAttributeError, AttributeError)):
+        error = lacking(kind, "transformers.x.Y")
+        assert isinstance(error, (also, RemoteCodeError))
+        assert (error.code, is_lacking(error)) == ("E-SHIM", True)
+        assert "asks for transformers.x.Y" in error.what
+    assert not is_lacking(ImportError("x"))
+    assert not is_lacking(AttributeError("x", name="y", obj=3))
+
+
+def test_python_s_own_error_about_our_module_is_told_with_the_choices():
+    from shardload.transformers_shim import modeling_utils
+
+    error = AttributeError("no", name="Thing", obj=modeling_utils)
+    assert is_lacking(error)
+    told = with_choices(error, "modeling.py:3", "transformers 4.41.0")
+    assert "asks for transformers.modeling_utils.Thing" in told.what
+    assert told.where == "modeling.py:3"
+    assert "pip install transformers==4.41.0" in told.cure
+
+
+def test_a_class_by_name_only_can_be_inherited_and_not_made():
+    kind = later_class("Thing", "somewhere")
+    mine = type("Mine", (kind,), {})
+    mine.register_for_auto_class("AutoModel")
+    assert (mine._auto_class, kind.__module__) == ("AutoModel", "somewhere")
+    for use in (mine, lambda: mine.from_pretrained("x")):
+        with pytest.raises(UnsupportedError, match="Thing.*used by Mine"):
+            use()

@@ -9,6 +9,7 @@ import pickle
 import pytest
 
 import shardload
+from shardload.transformers_shim.tokenization_utils_fast import PreTrainedTokenizerFast
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -77,3 +78,12 @@ def test_rows_know_their_encodings(repo):
     batch = shardload.load_tokenizer(repo)(["a", "b"])
     assert batch.is_fast
     assert batch[1].tokens == ["<s>", "b"]
+
+
+def test_it_is_the_base_class_around_the_library_s_own_tokenizer(repo):
+    tokenizer = shardload.load_tokenizer(repo)
+    assert type(tokenizer) is PreTrainedTokenizerFast
+    assert tokenizer.is_fast is True
+    assert tokenizer.vocab_size == len(WORDS)
+    assert len(tokenizer) == len(WORDS) + 1
+    assert tokenizer.get_vocab() == tokenizer.backend_tokenizer.get_vocab()

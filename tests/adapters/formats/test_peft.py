@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from shardload.adapters import load_adapter
+from shardload.adapters.formats.peft import Peft
+from shardload.adapters.source import open_adapter
 from shardload.errors import (
     MismatchError,
     NotFoundError,
@@ -106,3 +108,21 @@ def test_a_flag_that_is_on_while_the_file_lacks_its_tensors(tmp_path, key):
     value, text = FLAGS[key]
     with pytest.raises(MismatchError, match=text):
         load_adapter(Tiny(), write(tmp_path, lora_tensors(Tiny()), config(**{key: value})))
+
+
+@pytest.mark.parametrize(
+    ("key", "settings", "is_ours"),
+    [
+        ("base_model.model.a.lora_A.weight", False, True),
+        ("a.lora_A.default.weight", False, True),
+        ("a.lora_magnitude_vector", False, True),
+        ("a.lora_embedding_A", False, True),
+        ("a.token_adapter.trainable_tokens_delta", False, True),
+        ("a.lora_a", False, False),  # mlx-lm's
+        ("a.weight", False, False),
+        ("a.weight", {"peft_type": "LORA"}, True),
+    ],
+)
+def test_a_file_is_told_by_its_keys_or_its_config(tmp_path, key, settings, is_ours):
+    file = open_adapter(write(tmp_path, {key: torch.ones(2, 2)}, settings))
+    assert Peft().matches(file) is is_ours

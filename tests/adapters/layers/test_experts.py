@@ -8,6 +8,8 @@ from torch import nn
 
 from shardload import merge_to_disk
 from shardload.adapters import load_adapter
+from shardload.adapters.layers.experts import ExpertsTerm
+from shardload.adapters.layers.term import Factors
 from shardload.errors import UnsupportedError
 from tests.adapters.tiny import config, write
 from tests.tiny import write_checkpoint
@@ -58,3 +60,16 @@ def test_headers_do_not_tell_mirrored_parameters_apart(tmp_path):
     assert {row.target for row in report.rows} == {
         f"experts.lora_{part}.default.{name}" for part in "AB" for name in ("up_proj", "down_proj")
     }
+
+
+@pytest.mark.parametrize("inputs_first", [False, True])
+def test_every_expert_has_its_own_rows_of_a_and_columns_of_b(inputs_first):
+    experts, rank, into, out = 3, 2, 5, 4
+    a, b = torch.randn(experts * rank, into).double(), torch.randn(out, rank * experts).double()
+    shape = (experts, into, out) if inputs_first else (experts, out, into)
+    made = ExpertsTerm(rank, 3.0, inputs_first=inputs_first).delta(Factors(a, b), shape)
+    for expert in range(experts):
+        one = 3.0 * b[:, expert::experts] @ a[expert * rank : (expert + 1) * rank]
+        torch.testing.assert_close(made[expert], one.T if inputs_first else one)
+    some = ExpertsTerm(rank, 3.0, inputs_first=inputs_first).delta(Factors(a, b), shape, slice(1, 3))
+    torch.testing.assert_close(some, made[1:3])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from shardload import attach_lora
 from shardload.adapters import load_adapter
+from shardload.adapters.layers.linear import Linear, LinearTerm
 from tests.adapters.tiny import (
     TOKENS,
     Tiny,
@@ -13,6 +16,7 @@ from tests.adapters.tiny import (
     config,
     error,
     lora_tensors,
+    randomised,
     write,
 )
 
@@ -41,3 +45,18 @@ def test_lora_bias(tmp_path):
     for layer in reference.layers:
         layer.q.bias = nn.Parameter(torch.full((8,), 1.5))
     assert error(model(TOKENS), by_hand(reference, tensors, 3.0)) <= 1e-5
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_output_is_that_of_the_changed_weight(dora):
+    model = nn.Sequential(nn.Linear(5, 7)).double().eval()
+    attach_lora(model, 2, 6, ["0"], use_dora=dora, init=False)
+    layer = randomised(model)[0]
+    x = torch.randn(3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        term, factors = layer.lora_terms["default"], layer.lora_factors("default")
+        assert type(term) is LinearTerm
+        wanted = nn.functional.linear(x, term.changed(layer.weight, factors), layer.bias)
+        torch.testing.assert_close(model(x), wanted)
+    assert Linear().features(layer) == (7, 5)
+    assert Linear().shapes(layer, 2) == {"a": (2, 5), "b": (7, 2), "bias": (7,), "magnitude": (7,)}

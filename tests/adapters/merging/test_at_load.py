@@ -10,6 +10,7 @@ from shardload import (
     CorruptError,
     MemoryLimitError,
     MismatchError,
+    OnDevice,
     UnsupportedError,
     UsageError,
     from_pretrained,
@@ -20,6 +21,10 @@ from shardload import (
     report_of,
     unmerge,
 )
+from shardload.adapters.layers.linear import LinearTerm
+from shardload.adapters.layers.term import Factors
+from shardload.adapters.merging.at_load import MergingTarget
+from shardload.adapters.merging.change import Addition, Change
 from shardload.checkpoint.shard import Shard
 from tests.adapters import tiny
 from tests.adapters.tiny import TOKENS, Tiny
@@ -232,3 +237,16 @@ def test_a_small_delta_is_warned_of(tmp_path, base):
     assert any("survived" in warning for warning in report.warnings)
     exact = loaded(base, adapter=tmp_path / "lora", merge=True, dtype="float32")
     assert report_of(exact).adapters[0].least_share > 0.999
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_only_what_changes_is_computed_and_rounded_once(dtype):
+    torch.manual_seed(0)
+    stored, plain = torch.randn(6, 5).half(), torch.randn(3).half()
+    a, b = torch.randn(2, 5), torch.randn(6, 2)
+    change = Change("w", [Addition(LinearTerm(2, 3.0), Factors(a, b))])
+    target = MergingTarget(OnDevice(dtype=dtype), dtype, {"w": change})
+    wanted = (stored.float() + (b @ a) * 3.0).to(dtype or torch.float16)
+    assert torch.equal(target.place("w", stored), wanted)
+    assert torch.equal(target.place("plain", plain), plain.to(dtype or torch.float16))
+    target.close()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from shardload import (
     UnsupportedError,
     merge_to_disk,
+    open_checkpoint,
 )
+from shardload.adapters.merging.skeleton import Conv1D, skeleton_of
+from shardload.adapters.source import open_adapter, read_content
 from tests.adapters import tiny
 from tests.adapters.merging.disk import (
     assert_holds,
     refused,
 )
+from tests.adapters.tiny import PREFIX
 from tests.tiny import write_checkpoint
 
 
@@ -54,3 +59,37 @@ def test_a_square_layer_of_which_nothing_tells(tmp_path, square):
     a, b = tensors.values()
     wanted = {**state, "h.0.c_proj.weight": state["h.0.c_proj.weight"] + torch.mm(b, a) * 3.0}
     assert_holds(tmp_path / "out", wanted)
+
+
+def test_a_skeleton_has_every_stored_name_on_meta_and_the_adapter_s_layers_their_class(tmp_path):
+    model = nn.ModuleDict({
+        "up": nn.Linear(4, 6), "conv": nn.Conv1d(4, 6, 3), "norm": nn.LayerNorm(4), "words": nn.Embedding(9, 4),
+    })  # fmt: skip
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "base", model.state_dict(), shards=1))
+    adapter = {
+        f"{PREFIX}up.lora_A.weight": torch.ones(2, 4), f"{PREFIX}up.lora_B.weight": torch.ones(6, 2),
+        f"{PREFIX}conv.lora_A.weight": torch.ones(2, 4, 3), f"{PREFIX}conv.lora_B.weight": torch.ones(6, 2, 1),
+    }  # fmt: skip
+    content = read_content(open_adapter(tiny.write(tmp_path / "lora", adapter)))
+    made = skeleton_of(checkpoint, content, {})
+    assert {name: tuple(p.shape) for name, p in made.named_parameters()} == {
+        name: tuple(p.shape) for name, p in model.named_parameters()
+    }
+    assert all(parameter.is_meta for parameter in made.parameters())
+    assert [type(made.get_submodule(name)) for name in ("up", "conv", "norm")] == [
+        nn.Linear,
+        nn.Conv1d,
+        nn.Module,
+    ]
+
+
+@pytest.mark.parametrize("stored", [(4, 6), (6, 4)])
+def test_a_weight_that_only_fits_turned_is_transposed(tmp_path, stored):
+    checkpoint = open_checkpoint(
+        write_checkpoint(
+            tmp_path / "base", {"up.weight": torch.ones(stored), "up.bias": torch.ones(6)}, shards=1
+        )
+    )
+    adapter = {f"{PREFIX}up.lora_A.weight": torch.ones(2, 4), f"{PREFIX}up.lora_B.weight": torch.ones(6, 2)}
+    content = read_content(open_adapter(tiny.write(tmp_path / "lora", adapter)))
+    assert isinstance(skeleton_of(checkpoint, content, {}).up, nn.Linear if stored == (6, 4) else Conv1D)

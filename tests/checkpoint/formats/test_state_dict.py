@@ -7,7 +7,10 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from shardload.errors import UnsupportedError
+from shardload.checkpoint.formats.state_dict import Block, header_of
+from shardload.checkpoint.formats.torch_globals import PickledTensor, Storage
+from shardload.errors import CorruptError, UnsupportedError
+from shardload.tensor_ref import Span
 
 from .files import load_span, read
 
@@ -113,3 +116,18 @@ def test_objects_are_plain_data_of_their_own(tmp_path):
     assert header.objects == {"a": [1, 2], "b": {"again": [1, 2]}, "c": {"x": {"y": 1}}}
     assert header.objects["a"] is not header.objects["b"]["again"]
     assert type(header.objects["c"]["x"]) is dict
+
+
+def test_a_tensor_is_a_span_of_its_storage():
+    stored = Storage("7", "F32", "torch.FloatStorage", 100, offset=10)
+    state = {"w": PickledTensor(stored, 5, (2, 3), (3, 1), "F32"), "n": 3}
+    header = header_of(state, "a.bin", lambda storage: Block(1000, 4 * storage.numel))
+    assert header.tensors[0].span == Span(1000 + 4 * 5, 1000 + 4 * 11)
+    assert header.objects == {"n": 3}
+    turned = {"w": PickledTensor(stored, 0, (3, 2), (1, 3), "F32")}
+    (ref,) = header_of(turned, "a.bin", lambda storage: Block(0, 400)).tensors
+    assert ref.strides == (1, 3)
+    with pytest.raises(CorruptError, match="does not lie inside its storage"):
+        header_of(
+            {"w": PickledTensor(stored, 98, (2, 3), (3, 1), "F32")}, "a.bin", lambda storage: Block(0, 400)
+        )

@@ -7,9 +7,10 @@ import struct
 import pytest
 import torch
 
+from shardload.checkpoint.formats.torch_legacy import TorchLegacyFormat
 from shardload.errors import CorruptError, UnsupportedError
 
-from .files import LEGACY_MAGIC, LEGACY_START, load_span, read_bytes, same
+from .files import LEGACY_MAGIC, LEGACY_START, load_span, local, read_bytes, same
 from .opcodes import EMPTY, REBUILD, text
 
 FACTS = b"\x80\x02}X\r\x00\x00\x00little_endian\x88s."
@@ -122,3 +123,13 @@ def test_lies(tmp_path, data, message):
 def test_known_and_not_read(tmp_path, data, message):
     with pytest.raises(UnsupportedError, match=message):
         read_bytes(tmp_path, data)
+
+
+def test_a_file_is_told_by_its_first_bytes(tmp_path):
+    legacy_format = TorchLegacyFormat()
+    torch.save({"w": torch.ones(2)}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    torch.save({"w": torch.ones(2)}, tmp_path / "new.bin")
+    assert legacy_format.matches((tmp_path / "old.bin").read_bytes()[:64])
+    assert not legacy_format.matches((tmp_path / "new.bin").read_bytes()[:64])
+    (ref,) = legacy_format.read_header(local(tmp_path / "old.bin")).tensors
+    assert (ref.name, ref.shape) == ("w", (2,))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shardload.errors import UnsupportedError
+from shardload.transformers_shim.generation._beams import _candidates
 from tests.transformers_shim.generation import encoder_decoder_repo, small_repos
 from tests.transformers_shim.generation.small_repos import CACHE_OBJECT, KEEP, VOCABULARY, prompt
 
@@ -139,3 +140,15 @@ def test_what_beam_search_can_not_do_is_said(tmp_path):
         made.generate(prompt(), num_beams=2, num_return_sequences=3)
     with pytest.raises(ValueError, match="a streamer needs num_beams=1"):
         made.generate(prompt(), num_beams=2, streamer=object())
+
+
+@pytest.mark.parametrize(("ends", "count"), [(None, 4), (3, 4), ([1, 2, 3], 8)])
+def test_there_are_enough_candidates_that_not_all_of_them_end(ends, count):
+    scores = torch.randn(2 * 2, 5)
+    best, tokens, beams = _candidates(scores, 2, ends, draw=False)
+    assert best.shape == (2, count)
+    for row in range(2):
+        flat = scores[2 * row : 2 * row + 2].reshape(-1)
+        order = flat.argsort(descending=True)[:count]
+        assert torch.equal(best[row], flat[order])
+        assert torch.equal(beams[row] * 5 + tokens[row], order)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from shardload.transformers_shim.cache_utils import DynamicCache, EncoderDecoderCache
+from shardload.transformers_shim.generation._encoder_decoder import has_encoder
 from shardload.transformers_shim.modeling_outputs import BaseModelOutput
 from tests.transformers_shim.generation.encoder_decoder_repo import PREPARE, likeliest, model, prompt
 
@@ -242,3 +244,15 @@ def test_a_cache_of_two_parts_is_the_old_tuple_too():
     assert cache[0][0].shape[0] == 1
     empty = EncoderDecoderCache(DynamicCache(), DynamicCache())
     assert (len(empty), empty.get_seq_length(), list(empty)) == (0, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("config", "encodes"),
+    [
+        (SimpleNamespace(is_encoder_decoder=True), True),
+        (SimpleNamespace(is_encoder_decoder=False), False),
+        (object(), False),
+    ],
+)
+def test_a_config_says_whether_there_is_an_encoder(config, encodes):
+    assert has_encoder(config) is encodes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from shardload.transformers_shim.utils.output_capturing import OutputRecorder
 from tests.remote_code.repos import build, tiny
 
 MODEL = """
@@ -123,3 +124,19 @@ def test_hooks_go_when_the_pass_fails(tmp_path):
     with pytest.raises(AttributeError):
         made("text", output_hidden_states=True)
     assert not any(module._forward_hooks for module in made.modules())
+
+
+@pytest.mark.parametrize(
+    ("recorder", "name", "takes"),
+    [
+        (OutputRecorder(torch.nn.Linear), "layers.0.q", True),
+        (OutputRecorder(torch.nn.LayerNorm), "layers.0.q", False),
+        (OutputRecorder(None, class_name="q"), "layers.0.q", True),
+        (OutputRecorder(None, class_name="k"), "layers.0.q", False),
+        (OutputRecorder(torch.nn.Linear, layer_name="layers"), "layers.0.q", True),
+        (OutputRecorder(torch.nn.Linear, layer_name="encoder"), "layers.0.q", False),
+        (OutputRecorder(None), "layers.0.q", False),
+    ],
+)
+def test_which_modules_a_recorder_takes(recorder, name, takes):
+    assert recorder.takes(name, torch.nn.Linear(1, 1)) is takes
