@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from shardload import (
     disable_adapter,
     set_adapter,
 )
+from shardload.adapters.batch_rows import BatchRows
 from tests.adapters.tiny import (
     TOKENS,
     Tiny,
@@ -114,3 +116,28 @@ def test_an_adapter_with_a_head_of_its_own(saving):
     assert torch.equal(inside(TOKENS), base)
     assert torch.equal(logits(inside, "whole"), whole)
     assert torch.equal(saving(TOKENS), whole)
+
+
+class Scales:
+    """A term that adds a multiple of the input."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def add(self, _layer, _name, _weight, x, out):
+        return out + self.factor * x
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "b"), ("b", None, "a", "b"), ("a", "a"), (None, "a", None), ("other", "b")]
+)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_every_row_gets_its_own_adapter_in_its_place(names, dim):
+    layer = SimpleNamespace(lora_terms={"a": Scales(1.0), "b": Scales(10.0)})
+    shape = (len(names), 7, 4) if dim == 0 else (7, len(names), 4)
+    x, out = torch.randn(shape), torch.randn(shape)
+    factors = torch.tensor([{"a": 1.0, "b": 10.0}.get(name, 0.0) for name in names])
+    factors = factors.view(-1, 1, 1) if dim == 0 else factors.view(1, -1, 1)
+    rows = BatchRows.of(names, dim)
+    torch.testing.assert_close(rows.add(layer, x, out), out + factors * x)
+    assert rows.alike is (len(set(names)) == 1)

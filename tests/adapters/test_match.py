@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from shardload.adapters import load_adapter
+from shardload.adapters.match import match_adapter
+from shardload.adapters.source import open_adapter, read_content
 from shardload.errors import (
     CorruptError,
     MismatchError,
@@ -167,3 +169,20 @@ def test_layers_that_the_adapter_was_made_for_and_the_file_lacks_are_a_warning(t
     folder = write(tmp_path, lora_tensors(Tiny(), names=("q",)), config(target_modules=["q", "up"]))
     report = load_adapter(Tiny(), folder)
     assert report.warnings == ("target_modules names 2 layers that the file lacks: layers.0.up, layers.1.up",)
+
+
+def test_a_match_reads_no_weight_and_leaves_the_model_alone(tmp_path):
+    model = Tiny()
+    before = snapshot(model)
+    tensors = lora_tensors(model, ("q", "up"))
+    tensors["base_model.model.no.such.lora_A.weight"] = torch.ones(2, 8)
+    tensors["base_model.model.no.such.lora_B.weight"] = torch.ones(8, 2)
+    content = read_content(open_adapter(write(tmp_path, tensors)))
+    strict = match_adapter(model, content, strict=True)
+    assert {found.path for found in strict.layers} == {f"layers.{n}.{w}" for n in (0, 1) for w in ("q", "up")}
+    assert [fault.kind for fault in strict.faults] == ["unexpected"] * len(strict.faults)
+    assert strict.faults
+    lenient = match_adapter(model, content, strict=False)
+    assert lenient.faults == []
+    assert len(lenient.warnings) == len(strict.faults)
+    assert_unchanged(model, before)

@@ -6,8 +6,11 @@ import types
 
 import pytest
 import torch
+from torch import nn
 
 from shardload.adapters import activate, active_adapters, detach, load_adapter
+from shardload.adapters.attached import ReplacedAttribute, ReplacedTensor
+from shardload.adapters.replaced import check_apart, replace_base
 from shardload.errors import MismatchError, UsageError
 from tests.adapters.tiny import (
     PREFIX,
@@ -79,3 +82,26 @@ def test_the_base_s_tensors_follow_the_model_when_it_was_cast(tmp_path):
     detach(model, "default")
     assert model.score.weight.dtype == torch.float64
     assert torch.equal(model(TOKENS), Tiny().double()(TOKENS))
+
+
+def test_what_several_adapters_replace_is_put_in_and_taken_out_by_identity():
+    model, size = nn.Linear(2, 2), types.SimpleNamespace(rows=2)
+    original = model.bias
+    adapters = types.SimpleNamespace(attached={}, replacing=())
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        own = nn.Parameter(torch.full((2,), value))
+        adapters.attached[name] = types.SimpleNamespace(
+            name=name,
+            replaced=[ReplacedTensor(model, "bias", original, own)],
+            replaced_attributes=[ReplacedAttribute(size, "rows", 2, int(value) + 10)],
+        )
+    for names, value, rows in ((("a",), 1.0, 11), (("b",), 2.0, 12), ((), None, 2), (("a",), 1.0, 11)):
+        replace_base(adapters, names)
+        assert adapters.replacing == names
+        assert size.rows == rows
+        assert (model.bias is original) if value is None else model.bias.tolist() == [value] * 2
+    check_apart(adapters, {"a": 1.0})
+    with pytest.raises(UsageError, match="replace the same tensor"):
+        check_apart(adapters, {"a": 1.0, "b": 1.0})
+    with pytest.raises(UsageError, match="no weight but 1"):
+        check_apart(adapters, {"b": 0.5})

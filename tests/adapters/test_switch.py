@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 
 import pytest
@@ -15,6 +16,7 @@ from shardload import (
     disable_adapter,
     set_adapter,
 )
+from shardload.adapters.switch import Choice, Switch, close_scope, open_scope
 from tests.adapters.tiny import (
     TOKENS,
     logits,
@@ -140,3 +142,21 @@ def test_recomputing_in_a_thread_of_autograd(model):
         nest(70, x).square().sum().backward()
     assert len(seen) == 2
     assert torch.allclose(x.grad, wanted, atol=1e-5)
+
+
+def test_the_innermost_block_chooses_for_its_own_thread_alone():
+    switch = Switch(Choice({"model": 1.0}))
+    outer, inner = Choice({"outer": 1.0}), Choice({"inner": 1.0})
+    seen = []
+    before = open_scope(switch, outer)
+    within = open_scope(switch, inner)
+    thread = threading.Thread(target=lambda: seen.append(dict(switch.active)))
+    thread.start()
+    thread.join()
+    assert seen == [{"model": 1.0}]
+    assert switch.active == {"inner": 1.0}
+    assert copy.deepcopy(switch).chosen.weights == {"inner": 1.0}  # a copy is in no block
+    close_scope(switch, inner, within)
+    assert switch.active == {"outer": 1.0}
+    close_scope(switch, outer, before)
+    assert (switch.active, switch.live) == ({"model": 1.0}, ())

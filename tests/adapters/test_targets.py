@@ -14,6 +14,7 @@ from shardload import (
     attach_lora,
     delete_adapter,
 )
+from shardload.adapters.targets import Targets
 from tests.adapters.tiny import TOKENS, Tiny, adapted, assert_unchanged, snapshot
 
 
@@ -76,3 +77,30 @@ def test_a_module_that_takes_no_lora(target):
     with pytest.raises(UnsupportedError, match="has no LoRA for such a layer"):
         attach_lora(model, targets=["q", target])
     assert_unchanged(model, before)
+
+
+PATHS = ["layers.0.q", "layers.0.up", "layers.1.q", "layers.1.up", "blocks.0.q", "q", "qq", "head.q"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        (Targets(("q",)), ["layers.0.q", "layers.1.q", "blocks.0.q", "q", "head.q"]),
+        (Targets(("0.q",)), ["layers.0.q", "blocks.0.q"]),
+        (Targets(r"layers\.\d\.(q|up)"), ["layers.0.q", "layers.0.up", "layers.1.q", "layers.1.up"]),
+        (Targets(r"q"), ["q"]),  # an expression matches whole paths
+        (Targets(("q",), exclude=("1.q", "head.q")), ["layers.0.q", "blocks.0.q", "q"]),
+        (Targets(("q",), layers=(1,)), []),  # PEFT looks for a number that two names come before
+        (Targets(("q",), layers=(0,), layers_pattern=("blocks",)), ["blocks.0.q"]),
+        (Targets(("q",), whole=("head",)), ["layers.0.q", "layers.1.q", "blocks.0.q", "q"]),
+        (Targets("all-linear"), []),
+        (Targets(r"(q+)+x"), []),  # it could take for ever
+    ],
+)
+def test_which_paths_are_chosen(targets, found):
+    assert targets.among(PATHS) == found
+
+
+def test_a_layer_is_the_first_number_of_a_path():
+    paths = [f"model.layers.{layer}.experts.{expert}.q" for layer in range(2) for expert in range(2)]
+    assert Targets(("q",), layers=(1,)).among(paths) == paths[2:]

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from shardload import CorruptError, NotFoundError, build_shell, fill, open_checkpoint
+from shardload.checkpoint.shard import Shard
+from shardload.tensor_ref import Span, TensorRef
 from tests.tiny import Net, random_state, run_python, write_checkpoint
 
 
@@ -138,3 +140,24 @@ def test_the_callers_default_device_does_not_reach_the_weights(tmp_path, copy_by
         part = open_checkpoint(tmp_path).read("weight", (slice(0, 1),))
     assert torch.equal(shell.model.weight, LINEAR["weight"])
     assert torch.equal(part, LINEAR["weight"][:1])
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_tensor_is_the_file_s_bytes_in_the_stored_dtype(tmp_path, copy):
+    path = tmp_path / "raw"
+    path.write_bytes(bytes(range(64)))
+
+    def ref(code, shape, start, stop, strides=None):
+        return TensorRef("w", code, shape, "raw", Span(start, stop), strides)
+
+    with Shard(path, copy=copy) as shard:
+        assert shard.tensor(ref("U8", (2, 2), 4, 8)).tolist() == [[4, 5], [6, 7]]
+        assert shard.tensor(ref("I16", (2,), 5, 9)).tolist() == [0x0605, 0x0807]  # not aligned
+        assert shard.tensor(ref("U8", (3, 2), 0, 6, (1, 3))).tolist() == [[0, 3], [1, 4], [2, 5]]
+        assert shard.tensor(ref("F64", (0, 3), 8, 8)).shape == (0, 3)
+        mine = shard.tensor(ref("U8", (4,), 0, 4))
+        mine.fill_(9)
+        with pytest.raises(CorruptError, match="ends before 'w'"):
+            shard.tensor(ref("U8", (4,), 62, 66))
+    assert mine.tolist() == [9] * 4
+    assert path.read_bytes() == bytes(range(64))

@@ -8,6 +8,7 @@ import pytest
 
 from shardload import KeyMap, NotFoundError, UsageError
 from shardload.keymap import RULES
+from shardload.keymap.document import VERSION, parts_of, to_document, to_text
 from tests.calls import has_an_end
 from tests.keymap.random_maps import refs_of
 
@@ -158,3 +159,22 @@ def test_many_renames_of_single_keys_are_looked_up():
     calls = key_map.map_headers(refs)
     assert sum(calls.claimed) == 20_000
     assert "b.19999.w19999" in calls.tensors
+
+
+def test_a_document_has_the_fields_of_the_map_and_is_read_as_it_was_written():
+    loose = KeyMap().rename("a", "b")
+    assert to_document(loose) == {
+        "version": VERSION,
+        "rules": [{"op": "rename", "source": "a", "target": "b"}],
+    }
+    assert parts_of(to_text(loose))["rules"] == loose.rules
+    bound = loose.bind(refs_of({"a": (2,), "left": (1,)}))
+    document = to_document(bound)
+    assert document["unchanged"] == ["left"]
+    assert document["source"] == vars(bound.source)
+    parts = parts_of(to_text(bound))
+    assert (parts["source"], parts["target"], parts["unchanged"]) == (
+        bound.source,
+        bound.target,
+        bound.unchanged,
+    )

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import shardload
-from shardload import MismatchError, UnsupportedError, build_shell, check, fill, open_checkpoint
+from shardload import MismatchError, OnDevice, UnsupportedError, build_shell, check, fill, open_checkpoint
+from shardload.loading.judge import Comparison, Verdict
 from tests.kinds import quietly
 from tests.tiny import Net, assert_same_state, random_state, torch_filled, write_checkpoint
 
@@ -167,3 +168,22 @@ class TestCheck:
         document = json.loads(json.dumps(report.to_dict()))
         assert document["loaded"] == report.loaded
         assert document["memory"]["after"]["anon"] > 0
+
+
+def test_a_comparison_touches_neither_weights_nor_the_model(tmp_path):
+    folder = write_checkpoint(tmp_path, {"weight": torch.ones(2, 2), "extra": torch.ones(1)}, shards=1)
+    checkpoint = open_checkpoint(folder)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    shell = build_shell(lambda: nn.Linear(2, 2))
+    found = Comparison(shell, checkpoint, None, OnDevice())
+    assert sorted((fault.kind, fault.key) for fault in found.report.faults) == [
+        ("missing", "bias"), ("unexpected", "extra")
+    ]  # fmt: skip
+    assert found.plan.direct.keys() == {"weight"}
+    assert all(parameter.is_meta for parameter in shell.model.parameters())
+    with pytest.raises(MismatchError):
+        found.refuse_if_faulty(Verdict(list(found.report.faults)))
+    allowed = Verdict([], {"asked": list(found.report.faults)})
+    assert allowed.missing == ["bias"]
+    found.refuse_if_faulty(allowed)

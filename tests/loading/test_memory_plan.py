@@ -21,6 +21,9 @@ from shardload import (
     open_checkpoint,
     report_of,
 )
+from shardload.loading.memory_plan import A_TENSOR, ROOM_TO_COMPUTE, ROOM_TO_MAP, Statement, refuse_above
+from shardload.placement.taken import Taken
+from shardload.tensor_ref import Span, TensorRef
 from tests.tiny import tensor_bytes, write_checkpoint
 
 WIDTH = 512
@@ -116,3 +119,36 @@ def test_a_spill_goes_to_a_folder_and_to_one_target(folder, tmp_path):
         load(folder, dtype="float32", spill=tmp_path / "absent")
     with pytest.raises(UsageError, match="a target was given"):
         fill(build_shell(make), open_checkpoint(folder), target=OnDevice(), spill=tmp_path)
+
+
+def stated(*tensors, copy=False):
+    """Return the plan of tensors of one shard, each with what its slot takes and whether it is copied."""
+    statement, at = Statement(["s"], copy), 0
+    for nbytes, taken, copied in tensors:
+        ref = TensorRef(f"w{at}", "U8", (nbytes,), "s", Span(at, at + nbytes))
+        statement.add(ref, taken, copied=copied)
+        at += nbytes
+    return statement.plan()
+
+
+def test_what_stays_a_view_takes_no_memory_and_what_is_cast_stays():
+    nothing = Taken(0, 0, 0)
+    plan = stated((100, nothing, False), (200, nothing, False))
+    assert (plan.mapped, plan.anonymous, plan.device, plan.spilled) == (300, 0, 0, 0)
+    assert plan.staging == ROOM_TO_MAP + 2 * A_TENSOR
+    cast = stated((100, nothing, False), (200, nothing._replace(anonymous=400), False))
+    assert (cast.mapped, cast.anonymous) == (100, 400)
+    assert cast.staging >= ROOM_TO_COMPUTE
+    assert stated((100, nothing, False), copy=True).anonymous == 100
+    assert stated((100, nothing, True)).anonymous == 100
+    device = stated((100, nothing._replace(device=100), False))
+    assert (device.device, device.anonymous) == (100, 0)
+    assert cast.to_dict()["peak"] == cast.peak == cast.anonymous + cast.staging
+
+
+def test_a_load_above_its_limit_is_refused_with_both_figures():
+    plan = stated((10_000_000, Taken(0, 0, 0), True))
+    refuse_above(plan, None)
+    refuse_above(plan, plan.peak)
+    with pytest.raises(MemoryLimitError):
+        refuse_above(plan, plan.peak - 1)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from shardload import KeyMap, MismatchError, build_shell, fill, from_pretrained, open_checkpoint, report_of
+from shardload.loading.report import Report, ShardRow
 from tests.configured import SIZES, Configured
 from tests.tiny import Net, random_state, write_checkpoint
 
@@ -70,3 +71,15 @@ def test_a_key_of_any_kind_is_named_and_harms_nothing(tmp_path, key, kind):
 def without(key: str) -> KeyMap:
     """Return a map that drops exactly this key."""
     return KeyMap().drop("".join(f"[{c}]" if c in "*?[" else c for c in key))
+
+
+def test_a_report_without_faults_is_ok_and_json():
+    report = Report(
+        "here\x1b", class_name="Net", shards=[ShardRow("s\u202e", 2, 30, 0.5, 10, 20)], loaded=2, nbytes=30
+    )
+    assert report.ok
+    document = json.loads(json.dumps(report.to_dict()))
+    assert document["shards"] == [
+        {"name": "s\u202e", "tensors": 2, "nbytes": 30, "seconds": 0.5, "anon_bytes": 10, "file_bytes": 20}
+    ]
+    assert "2 tensors" in str(report)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from shardload import CorruptError, build_shell, fill, open_checkpoint
+from shardload import CorruptError, OnDevice, build_shell, fill, open_checkpoint
+from shardload.loading.judge import Comparison
+from shardload.loading.stream import stream
 from tests.tiny import Net, assert_same_state, random_state, run_python, torch_filled, write_checkpoint
 
 
@@ -81,3 +83,20 @@ def test_what_is_noted_on_a_parameter_stays(tmp_path, built_for_real, kind):
     fill(filled, open_checkpoint(write_checkpoint(tmp_path, random_state(model))))
     assert model.linear.weight.no_weight_decay
     assert model.late.weight.group == "late"
+
+
+def test_the_stream_fills_what_the_plan_says_shard_by_shard(tmp_path):
+    state = {"weight": torch.ones(2, 3), "bias": torch.arange(2.0)}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=2))
+    shell = build_shell(lambda: nn.Linear(3, 2))
+    target = OnDevice()
+    comparison = Comparison(shell, checkpoint, None, target)
+    seen = []
+    assert stream(comparison, target, copy=False, progress=lambda at: seen.append(at.done_bytes)) == set(
+        state
+    )
+    report = comparison.report
+    assert [(row.tensors, row.nbytes) for row in report.shards] == [(1, 24), (1, 8)]
+    assert (report.loaded, report.nbytes, report.dtypes) == (2, 32, {"float32": 2})
+    assert seen == [24, 32]
+    assert all(torch.equal(shell.model.state_dict()[name], value) for name, value in state.items())

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from shardload import MismatchError, OnDevice, build_shell, check, fill, open_checkpoint
+from shardload.loading.ties import same_bytes
 from tests.tiny import Net, random_state, write_checkpoint
 
 
@@ -106,3 +107,18 @@ def test_a_buffer_that_is_a_parameter_is_a_tie(tmp_path, stored):
     assert [name for name, _ in model.named_parameters()] == ["weight"]
     assert [name for name, _ in model.named_buffers()] == ["mirror"]
     assert torch.equal(model.weight, torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]), True),
+        (torch.tensor([0.0]), torch.tensor([-0.0]), False),
+        (torch.ones(2), torch.ones(2).half(), False),
+        (torch.ones(2, 3), torch.ones(3, 2), False),
+        (torch.arange(6.0).view(2, 3).t(), torch.arange(6.0).view(2, 3).t().contiguous(), True),
+        (torch.empty(0), torch.empty(0), True),
+    ],
+)
+def test_bits_are_compared_and_not_numbers(first, second, same):
+    assert same_bytes(first, second) is same

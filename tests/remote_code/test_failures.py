@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from shardload import CorruptError, RemoteCodeError, UsageError, from_pretrained, load_config, resolve_class
 from shardload.remote_code import load_config as load_repo_config
+from shardload.remote_code.failures import explain, release_of
 from shardload.where import CodeTrust
 from tests.remote_code.repos import CONFIG, MODEL, build, tiny
 from tests.tiny import save_safetensors
@@ -83,3 +85,39 @@ def test_the_class_of_a_repo_is_found_without_running_its_config_class(tmp_path)
     assert resolve_class(tmp_path, trust_remote_code=True)
     with pytest.raises(RemoteCodeError, match="it ran"):
         load_config(tmp_path, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "release"),
+    [
+        ({"transformers_version": "4.41.0"}, "transformers 4.41.0"),
+        ({"transformers_version": "4.46.0.dev0"}, "transformers 4.46.0"),
+        ({"transformers_version": 4}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_release_is_that_which_config_json_names(config, release):
+    assert release_of(config) == release
+
+
+def test_every_error_of_a_repo_s_code_becomes_one_with_its_line_and_a_cure(tmp_path):
+    path = tmp_path / "m.py"
+    path.write_text("x = 1\nraise ValueError('no')\n")
+    code = SimpleNamespace(
+        files=[SimpleNamespace(path=path)], untaken=frozenset({"lazy.py"}), label="org/name"
+    )
+    namespace = SimpleNamespace(package="pkg", code=code, base="shim")
+    with pytest.raises(ValueError) as caught:
+        exec(compile(path.read_text(), str(path), "exec"), {})
+    told = explain(caught.value, namespace, "importing it")
+    assert told.where == f"{path}:2"
+    assert "failed while importing it: ValueError: no" in told.what
+    assert explain(told, namespace, "x") is told
+    package = explain(ModuleNotFoundError("x", name="cv2.inner"), namespace, "x")
+    assert ("package cv2" in package.what, package.cure) == (True, "pip install opencv-python")
+    assert (
+        "imports its own file absent.py"
+        in explain(ModuleNotFoundError("x", name="pkg.absent"), namespace, "x").what
+    )
+    assert "computed while it runs" in explain(ModuleNotFoundError("x", name="pkg.lazy"), namespace, "x").what

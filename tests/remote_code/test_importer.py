@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import linecache
 import sys
@@ -11,9 +12,10 @@ import traceback
 import pytest
 import torch
 
-from shardload.errors import RemoteCodeError, UnsupportedError
+from shardload.errors import RemoteCodeError, UnsupportedError, UsageError
 from shardload.model.meta_init import construction
 from shardload.remote_code import load_config, resolve_class
+from shardload.remote_code.importer import RepoCode, own_code, require_base
 from shardload.remote_code.process_flags import restored_flags
 from shardload.where import CodeTrust
 
@@ -255,3 +257,23 @@ def test_the_origin_says_class_and_content(tmp_path):
     assert loaded.origin.startswith("configuration_tiny.TinyConfig (code of the repo, sha256 ")
     assert resolved.origin.startswith("modeling_tiny.TinyModel (code of the repo, sha256 ")
     assert (resolved.name, resolved.remote_base) == ("TinyModel", "shim")
+
+
+def test_a_choice_of_the_base_is_one_of_three():
+    for choice in ("auto", "shim", "transformers"):
+        if choice != "transformers" or importlib.util.find_spec("transformers"):
+            require_base(choice)
+    with pytest.raises(UsageError, match="remote_base"):
+        require_base("peft")
+
+
+def test_code_is_opened_with_consent_and_owns_what_it_makes(tmp_path):
+    source, config = tiny(tmp_path)
+    model = build(source, config)
+    code = RepoCode(
+        source, own_code(source, config), config_json={**config, "transformers_version": "4.41.0"}
+    )
+    assert code.owns(model)
+    assert not code.owns(3)
+    assert (code.base, code.written_for) == ("shim", "transformers 4.41.0")
+    assert own_code(source, {}) is None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from shardload import convert, merge_to_disk
+from shardload.writing.repo_files import repo_files, with_dtype
 from tests.adapters import tiny
 from tests.adapters.merging.disk import BESIDE, base_of
 from tests.adapters.tiny import Tiny
@@ -61,3 +63,30 @@ def test_the_config_says_the_new_dtype_wherever_it_said_one(tmp_path, how):
         "vision_config": {"dtype": "float16", "dtype_of_names": 1},
         "named": {"dtype": "float32"},
     }
+
+
+def test_the_dtype_is_named_wherever_a_config_names_one():
+    config = {
+        "torch_dtype": "float16", "text_config": {"dtype": None, "inner_config": {"torch_dtype": "x"}},
+        "quantization_config": {"dtype": "int8"}, "other": {"dtype": "kept"}, "dtype": 3,
+    }  # fmt: skip
+    assert with_dtype(config, "bfloat16") == {
+        "torch_dtype": "bfloat16",
+        "text_config": {"dtype": "bfloat16", "inner_config": {"torch_dtype": "bfloat16"}},
+        "quantization_config": {"dtype": "int8"},
+        "other": {"dtype": "kept"},
+        "dtype": 3,
+    }
+
+
+def test_a_model_s_settings_are_written_without_where_they_came_from():
+    config = {"a": 1, "_name_or_path": "/home/me", "_commit_hash": "x", "auto_map": {"AutoModel": "m.M"}}
+    model = SimpleNamespace(config=config, generation_config=SimpleNamespace(to_dict=lambda: {"top_k": 3}))
+    files = repo_files(model, lambda model, auto_map: ({"m.py": b"code"}, dict(auto_map)))
+    assert files["m.py"] == b"code"
+    assert json.loads(files["config.json"]) == {"a": 1, "auto_map": {"AutoModel": "m.M"}}
+    assert json.loads(files["generation_config.json"]) == {"top_k": 3}
+    with pytest.warns(UserWarning, match="auto_map is left out"):
+        files = repo_files(model, lambda model, auto_map: ({}, {}))
+    assert json.loads(files["config.json"]) == {"a": 1}
+    assert repo_files(SimpleNamespace(), None) == {}
