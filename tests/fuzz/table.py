@@ -168,6 +168,9 @@ ROWS = (
         (
             "tests/checkpoint/sources/test_hub_faults.py",
             "tests/checkpoint/sources/test_hub.py",
+            "tests/checkpoint/sources/test_hub_errors.py",
+            "tests/checkpoint/sources/test_hub_repo.py",
+            "tests/checkpoint/sources/test_ranges.py",
             "tests/test_load_hub.py",
         ),
         f"{len(FAULTS)} faults × {len(PLACES)} places: every one mended or one typed error; healed, the same cache gives the "
@@ -177,7 +180,7 @@ ROWS = (
         "A key map of somebody else",
         "A map is data: names and arithmetic on shapes. Applied and inverted it gives the same headers; a mutated file "
         "is one typed error or a map that is written as it was read.",
-        ("tests/keymap/test_random_maps.py", "tests/keymap/test_document.py"),
+        ("tests/keymap/test_key_map_random.py", "tests/keymap/test_document.py"),
         "every rule, and random compositions of up to six, four layouts of shards each",
         ("key map round trips", "key map files"),
     ),
