@@ -117,8 +117,8 @@ class Report:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.where}: {self.class_name or 'model'}"]
-        lines += [f"  {name:<7} {value}" for name, value in self._origins() if value]
+        lines = [printable(f"{self.where}: {self.class_name or 'model'}")]
+        lines += [f"  {name:<7} {printable(value)}" for name, value in self._origins() if value]
         if self.shards:
             lines += self._shard_lines()
         if self.memory:
@@ -153,10 +153,11 @@ class Report:
         ]
 
     def _shard_lines(self) -> list[str]:
-        width = max(len(row.name) for row in self.shards)
+        names = [printable(row.name) for row in self.shards]
+        width = max(map(len, names))
         lines = [
-            f"  {row.name:<{width}}  {row.tensors:>6} tensors  {size_of(row.nbytes):>10}  {row.seconds:7.3f} s"
-            for row in self.shards
+            f"  {name:<{width}}  {row.tensors:>6} tensors  {size_of(row.nbytes):>10}  {row.seconds:7.3f} s"
+            for name, row in zip(names, self.shards, strict=True)
         ]
         dtypes = ", ".join(f"{count} {name}" for name, count in self.dtypes.items())
         seconds = sum(row.seconds for row in self.shards)

@@ -75,7 +75,12 @@ def without(key: str) -> KeyMap:
 
 def test_a_report_without_faults_is_ok_and_json():
     report = Report(
-        "here\x1b", class_name="Net", shards=[ShardRow("s\u202e", 2, 30, 0.5, 10, 20)], loaded=2, nbytes=30
+        "here\x1b",
+        class_name="Net",
+        config_from="file\r",
+        shards=[ShardRow("s\u202e", 2, 30, 0.5, 10, 20)],
+        loaded=2,
+        nbytes=30,
     )
     assert report.ok
     document = json.loads(json.dumps(report.to_dict()))
@@ -83,3 +88,5 @@ def test_a_report_without_faults_is_ok_and_json():
         {"name": "s\u202e", "tensors": 2, "nbytes": 30, "seconds": 0.5, "anon_bytes": 10, "file_bytes": 20}
     ]
     assert "2 tensors" in str(report)
+    assert all(line.isprintable() for line in str(report).split("\n")), "a name harms no terminal"
+    assert all(name in str(report) for name in (r"here\x1b", r"file\r", r"s\u202e"))
