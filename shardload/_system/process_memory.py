@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import _thread
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -55,6 +57,20 @@ def _field(status: bytes, name: bytes) -> int:
     return int(status[at + len(name) :].split(None, 1)[0]) * 1024
 
 
+def _sample_until(
+    stop: _thread.LockType,
+    ended: _thread.LockType,
+    sampler: Callable[[], PeakSampler | None],
+    interval: float,
+) -> None:
+    try:
+        while not stop.acquire(timeout=interval) and (alive := sampler()) is not None:
+            alive.sample()
+            del alive
+    finally:
+        ended.release()
+
+
 class PeakSampler:
     """Samples the memory of the process on a thread while the `with` block runs; `peak` holds the highest figures.
 
@@ -64,12 +80,8 @@ class PeakSampler:
     def __init__(self, interval: float = 0.01) -> None:
         self.interval = interval
         self.peak = Memory(0, 0)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shardload-peak", daemon=True)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self.interval):
-            self.sample()
+        # Locks and threads of C: Ctrl-C inside Python's Event and Thread may leave them broken.
+        self._stop, self._ended = _thread.allocate_lock(), _thread.allocate_lock()
 
     def sample(self) -> Memory:
         """Measure now and return the figure."""
@@ -79,12 +91,16 @@ class PeakSampler:
 
     def __enter__(self) -> Self:
         self.sample()
-        self._thread.start()
+        self._stop.acquire()
+        self._ended.acquire()
+        # The thread does not hold the sampler, and ends with it: Ctrl-C may come before the `with` block has begun.
+        work = self._stop, self._ended, weakref.ref(self), self.interval
+        _thread.start_new_thread(_sample_until, work)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._stop.release()
+        self._ended.acquire()
         self.sample()

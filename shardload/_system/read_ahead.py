@@ -7,14 +7,16 @@ the same files with plain reads take 1.0 to 1.4 s.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
+import io
 import mmap
 import os
 import sys
-import threading
+import weakref
 from functools import lru_cache
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from shardload._system.file_mapping import Buffer
 
 _SAMPLES = 16
+_PATIENCE = 0.5  # seconds between two looks at whether anybody still needs the threads
 # bytes per request: the kernel cuts a request to the largest one that the device takes, which may be this small.
 _STEP = 512 * 2**10
 # One thread is as fast when memory is free, and half as fast when the kernel has to free memory first.
@@ -41,8 +44,8 @@ class ReadAhead:
 
     def __init__(self, room: int | None = None) -> None:
         self._room = room
-        self._files: SimpleQueue[tuple[int, range] | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._files: SimpleQueue[tuple[io.FileIO, range] | None] = SimpleQueue()
+        self._threads = 0
 
     def begin(self, descriptor: int, mapping: Buffer) -> bool:
         """Ask the kernel to read a whole mapped file; return False when the file is skipped."""
@@ -54,29 +57,38 @@ class ReadAhead:
         if size > self._room:
             return False
         self._room -= size
-        while len(self._threads) < _THREADS:
-            asking = threading.Thread(target=self._ask, name="shardload-read-ahead", daemon=True)
-            self._threads.append(asking)
-            asking.start()
+        while self._threads < _THREADS:
+            # The threads do not hold this object, and end with it: Ctrl-C may come before the `with` block ends.
+            self._threads += 1
+            _thread.start_new_thread(_ask, (self._files, weakref.ref(self)))
         for turn in range(_THREADS):
-            self._files.put((os.dup(descriptor), range(turn * _STEP, size, _THREADS * _STEP)))
+            file = next(
+                map(io.FileIO, map(os.dup, (descriptor,)))
+            )  # in C: Ctrl-C leaves no descriptor behind
+            self._files.put((file, range(turn * _STEP, size, _THREADS * _STEP)))
         return True
-
-    def _ask(self) -> None:
-        while (entry := self._files.get()) is not None:
-            descriptor, starts = entry
-            try:
-                for start in starts:
-                    os.posix_fadvise(descriptor, start, _STEP, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(descriptor)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_details: object) -> None:
-        for _thread in self._threads:
+        for _ in range(self._threads):
             self._files.put(None)
+
+
+def _ask(files: SimpleQueue[tuple[io.FileIO, range] | None], owner: weakref.ref[ReadAhead]) -> None:
+    while True:
+        try:
+            entry = files.get(timeout=_PATIENCE)
+        except Empty:
+            if owner() is None:
+                return
+            continue
+        if entry is None:
+            return
+        with entry[0] as file:
+            for start in entry[1]:
+                os.posix_fadvise(file.fileno(), start, _STEP, os.POSIX_FADV_WILLNEED)
 
 
 def is_cold(mapping: Buffer) -> bool:

@@ -59,30 +59,29 @@ class Shard:
         self._expected = expected
         self._mappings = mappings
         self._map: Buffer | None = None
-        self._descriptor = -1
 
     def __enter__(self) -> Self:
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._file = self.path.open("rb", buffering=0)
         except OSError as error:
             raise NotFoundError(
                 f"{self.path.name} can't be opened: {error.strerror}", where=str(self.path)
             ) from error
         try:
-            self._opened = file_identity(self._descriptor)
+            self._opened = file_identity(self._file.fileno())
             self._check_expected()
             if not self.copy and self._opened[1] > 0:
                 self._map = self._mapping()
         except BaseException:
-            os.close(self._descriptor)
+            self._file.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        closed = file_identity(self._descriptor)
-        os.close(self._descriptor)
+        closed = file_identity(self._file.fileno())
+        self._file.close()
         self._map = None
         if error is None and closed != self._opened:
             raise self._changed("while it was being loaded")
@@ -99,7 +98,7 @@ class Shard:
 
     def _new_mapping(self) -> Buffer:
         try:
-            return map_file(self._descriptor, self._opened[1])
+            return map_file(self._file.fileno(), self._opened[1])
         except (OSError, ValueError) as error:
             raise UnsupportedError(
                 f"{self.path.name} can't be mapped: {error}",
@@ -122,7 +121,7 @@ class Shard:
     def read_ahead(self, ahead: ReadAhead) -> None:
         """Ask the kernel to read the file in the background, if it is not cached and there is room for it."""
         if self._map is not None:
-            ahead.begin(self._descriptor, self._map)
+            ahead.begin(self._file.fileno(), self._map)
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """Return the stored tensor in its stored dtype; its storage covers this tensor alone."""
@@ -139,7 +138,7 @@ class Shard:
         itemsize = dtype.itemsize
         if self._map is None or start % itemsize:
             # An unaligned tensor is copied: torch's kernels may require alignment.
-            flat = _read(self._descriptor, start, stop - start, dtype)
+            flat = _read(self._file.fileno(), start, stop - start, dtype)
         else:
             count = (stop - start) // itemsize
             flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)

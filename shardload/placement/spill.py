@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
 
@@ -35,7 +35,7 @@ class Spill:
             raise NotFoundError(
                 f"{self.folder} is no folder to spill to", cure="make it, on a disk of this machine"
             )
-        self._descriptor = -1
+        self._file: IO[bytes] | None = None
         self._used = 0
 
     def require(self, nbytes: int) -> None:
@@ -52,30 +52,26 @@ class Spill:
         """Return a new tensor in the file, with its disk space reserved. Raises NoSpaceError when the disk is full."""
         count = prod(shape)
         nbytes = count * dtype.itemsize
-        if self._descriptor < 0:
-            self._descriptor = _nameless(self.folder)
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self.folder, prefix="shardload-spill-")  # noqa: SIM115
+        descriptor = self._file.fileno()
         start = self._used
         try:
             # Without reserved space, a write to a page would kill the process when the disk is full.
-            os.posix_fallocate(self._descriptor, start, nbytes)
+            os.posix_fallocate(descriptor, start, nbytes)
         except OSError as error:
             raise NoSpaceError(
                 f"the disk is full: a tensor of {size_of(nbytes)} can't be spilled", where=str(self.folder)
             ) from error
         self._used += -(-nbytes // _PAGE) * _PAGE
-        buffer = map_shared(self._descriptor, start, nbytes)
+        buffer = map_shared(descriptor, start, nbytes)
         return torch.frombuffer(buffer, dtype=dtype, count=count).view(tuple(shape))
 
     def close(self) -> None:
         """Close the file; tensors in it stay valid."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor, self._used = -1, 0
+        if self._file is not None:
+            self._file.close()
+        self._file, self._used = None, 0
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**16
-
-
-def _nameless(folder: Path) -> int:
-    with tempfile.TemporaryFile(dir=folder, prefix="shardload-spill-") as file:
-        return os.dup(file.fileno())

@@ -74,17 +74,35 @@ def test_room_is_used_up(cold):
         assert not ahead.begin(descriptor, mapping)
 
 
+def count_of(kind: str) -> int:
+    """Return the number of descriptors ("fd") or threads ("task") of this process."""
+    return len(os.listdir(f"/proc/self/{kind}"))
+
+
+def wait_until(holds) -> None:
+    for _ in range(2000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never holds")
+
+
+def test_threads_end_with_a_block_that_never_ended(cold):
+    descriptor, mapping = cold
+    before, tasks = count_of("fd"), count_of("task")
+    ahead = ReadAhead(room=SIZE)
+    ahead.begin(descriptor, mapping)
+    del ahead
+    wait_until(lambda: count_of("task") == tasks and count_of("fd") == before)
+
+
 def test_no_descriptor_and_no_thread_is_left(cold):
     descriptor, mapping = cold
-    before = len(os.listdir("/proc/self/fd"))
+    before, tasks = count_of("fd"), count_of("task")
     with ReadAhead(room=SIZE) as ahead:
         ahead.begin(descriptor, mapping)
-        threads = [*ahead._threads]
-    for thread in threads:
-        thread.join(20)
-    assert threads
-    assert not any(thread.is_alive() for thread in threads)
-    assert len(os.listdir("/proc/self/fd")) == before
+        assert count_of("task") > tasks
+    wait_until(lambda: count_of("task") == tasks and count_of("fd") == before)
 
 
 def test_free_memory_is_within_the_machines():

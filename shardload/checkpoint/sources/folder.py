@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from shardload._system.file_identity import file_identity
 from shardload.checkpoint.sources.digest import Digest
 from shardload.checkpoint.sources.names import check_name, fault_of, is_commit, suggest
 from shardload.errors import AccessError, CorruptError, Cures, NotFoundError, UnsafeError, Wording
@@ -19,26 +21,25 @@ _XET_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class LocalFile:
-    """One file on this disk, opened once and read with `pread`.
+    """One file on this disk. No descriptor stays open between two reads: a checkpoint may have hundreds of files.
 
     `path` is shown to people and handed out by `local_path()`; `real` is where the bytes lie, with every link
     followed. Raises NotFoundError, AccessError or UnsafeError when it can't be opened as a regular file.
     """
 
-    __slots__ = ("_fd", "_path", "_real", "_size", "name")
+    __slots__ = ("_identity", "_path", "_real", "name")
 
     def __init__(self, name: str, path: Path, real: Path | None = None) -> None:
-        self._fd = -1
         self.name = name
         self._path = path
         self._real = path.resolve() if real is None else real
-        self._fd = _open_regular(self._real, shown=path)
-        self._size = os.fstat(self._fd).st_size
+        with _open_regular(self._real, shown=path) as file:
+            self._identity = file_identity(file.fileno())
 
     @property
     def size(self) -> int:
-        """Size in bytes when the file was opened."""
-        return self._size
+        """Size in bytes when the file was first opened."""
+        return self._identity[1]
 
     @property
     def is_remote(self) -> bool:
@@ -49,41 +50,38 @@ class LocalFile:
         """Return up to `length` bytes from `offset`; fewer only at its end. Raises CorruptError."""
         if offset < 0 or length < 0:
             raise ValueError(f"offset and length must not be negative, got {offset} and {length}")
-        wanted = max(0, min(length, self._size - offset))
+        wanted = max(0, min(length, self.size - offset))
         pieces: list[bytes] = []
-        # One pread stops at 2 GiB, and may stop earlier.
-        while wanted > 0:
-            try:
-                piece = os.pread(self._fd, wanted, offset)
-            except OSError as error:
+        with _open_regular(self._real, shown=self._path) as file:
+            if file_identity(file.fileno()) != self._identity:
                 raise CorruptError(
-                    f"reading {self.name!r} failed: {error.strerror or error}",
+                    f"{self.name!r} was changed since it was opened",
                     where=str(self._path),
-                    cure="check the disk, or copy the file again",
-                ) from error
-            if not piece:
-                break
-            pieces.append(piece)
-            offset += len(piece)
-            wanted -= len(piece)
+                    cure="open it again when nothing writes to it",
+                )
+            # One pread stops at 2 GiB, and may stop earlier.
+            while wanted > 0 and (piece := self._read(file, wanted, offset)):
+                pieces.append(piece)
+                offset += len(piece)
+                wanted -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _read(self, file: io.FileIO, length: int, offset: int) -> bytes:
+        try:
+            return os.pread(file.fileno(), length, offset)
+        except OSError as error:
+            raise CorruptError(
+                f"reading {self.name!r} failed: {error.strerror or error}",
+                where=str(self._path),
+                cure="check the disk, or copy the file again",
+            ) from error
 
     def local_path(self) -> Path:
         """Return the file's path; nothing is copied."""
         return self._path
 
     def close(self) -> None:
-        """Close the file; it can't be read afterwards. Closing twice does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __del__(self) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle by opening the file again: two owners of one descriptor would close it twice."""
-        return (LocalFile, (self.name, self._path, self._real))
+        """Do nothing: no descriptor is open."""
 
     def __repr__(self) -> str:
         return f"LocalFile({str(self._path)!r})"
@@ -115,22 +113,23 @@ def _forbidden(path: Path) -> AccessError:
     )
 
 
-def _open_regular(path: Path, *, shown: Path) -> int:
+def _open_regular(path: Path, *, shown: Path) -> io.FileIO:
     # Without O_NONBLOCK a FIFO would block here; a regular file is not affected. `path` has no links left in
     # it, so a link found now was made after the check.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
-        fd = os.open(path, flags)
+        # By functions of C alone, until an object owns the descriptor: Ctrl-C leaves none behind.
+        file = next(map(io.FileIO, map(os.open, (path,), (flags,))))
     except PermissionError as error:
         raise _forbidden(shown) from error
     except OSError as error:
         raise NotFoundError(
             f"the file {shown.name!r} can't be opened: {error.strerror or error}", where=str(shown)
         ) from error
-    mode = os.fstat(fd).st_mode
+    mode = os.fstat(file.fileno()).st_mode
     if stat.S_ISREG(mode):
-        return fd
-    os.close(fd)
+        return file
+    file.close()
     if stat.S_ISDIR(mode):
         raise NotFoundError(f"{shown.name!r} is a folder, not a file", where=str(shown))
     raise UnsafeError(

@@ -215,7 +215,8 @@ from shardload.checkpoint.sources.folder import LocalFile
 files = [LocalFile(path.name, path) for path in sorted(pathlib.Path(sys.argv[1]).glob("*.bin"))]
 seen, watching = [], False
 def hook(event, args):
-    if watching and event not in {"gc.get_objects", "object.__getattr__", "sys._getframe"}:
+    itself = event == "open" and (args[0] == str(file.local_path()) or isinstance(args[0], int))
+    if watching and not itself and event not in {"gc.get_objects", "object.__getattr__", "sys._getframe"}:
         seen.append([event, repr(args)[:200]])
 sys.addaudithook(hook)
 before = set(sys.modules)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardload.checkpoint.sources import FolderSource, LocalFile, find_source
-from shardload.errors import AccessError, NotFoundError, UnsafeError
+from shardload.errors import AccessError, CorruptError, NotFoundError, UnsafeError
 from shardload.where import Where
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -73,22 +73,15 @@ def test_read_at_reads_parts_and_stops_at_the_end(tmp_path):
             file.read_at(offset, length)
 
 
-def test_the_descriptor_is_opened_once_and_closed_with_the_file(tmp_path):
+def test_no_descriptor_stays_open_between_two_reads(tmp_path):
     tree(tmp_path, f=b"abc")
     before = descriptors()
-    file = FolderSource(tmp_path).open("f")
-    for _ in range(10):
-        file.read_at(0, 3)
-    assert descriptors() == before + 1
-    del file
-    assert descriptors() == before
-    file = FolderSource(tmp_path).open("f")
-    file.close()
-    file.close()
+    files = [FolderSource(tmp_path).open("f") for _ in range(10)]
+    assert [file.read_at(0, 3) for file in files] == [b"abc"] * 10
     assert descriptors() == before
 
 
-def test_a_copy_and_a_pickle_own_another_descriptor(tmp_path):
+def test_a_copy_and_a_pickle_read_the_same_file(tmp_path):
     tree(tmp_path, f=b"abc")
     file = FolderSource(tmp_path).open("f")
     others = [copy.copy(file), pickle.loads(pickle.dumps(file))]
@@ -96,11 +89,15 @@ def test_a_copy_and_a_pickle_own_another_descriptor(tmp_path):
     assert [other.read_at(0, 3) for other in others] == [b"abc", b"abc"]
 
 
-def test_an_open_file_is_read_even_when_its_name_is_gone(tmp_path):
-    tree(tmp_path, f=b"abc")
+def test_a_file_that_was_replaced_or_removed_since_it_was_opened_is_refused(tmp_path):
+    tree(tmp_path, f=b"abc", g=b"xyz")
     file = FolderSource(tmp_path).open("f")
+    (tmp_path / "g").replace(tmp_path / "f")
+    with pytest.raises(CorruptError, match="'f' was changed since it was opened"):
+        file.read_at(0, 3)
     (tmp_path / "f").unlink()
-    assert file.read_at(0, 3) == b"abc"
+    with pytest.raises(NotFoundError, match="'f' can't be opened"):
+        file.read_at(0, 3)
 
 
 def test_files_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
