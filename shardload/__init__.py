@@ -8,7 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from shardload._system.gc_pause import gc_paused
+from shardload._system.gc_freeze import gc_frozen
+from shardload._system.import_lock import IMPORTS
 from shardload.transformers_shim import host as _host
 
 if TYPE_CHECKING:
@@ -183,10 +184,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'shardload' has no attribute {name!r}")
-    with gc_paused():  # one full collection among torch's million objects is 0.1 s, and finds nothing
-        value = getattr(import_module(f"shardload.{_HOME_OF[name]}"), name)
-    globals()[name] = value
+    globals()[name] = value = _imported(name)
     return value
+
+
+@gc_frozen  # one full collection among torch's million objects is 0.1 s, and finds nothing
+def _imported(name: str) -> Any:
+    with IMPORTS.lock:
+        return getattr(import_module(f"shardload.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shardload._system.gc_pause import gc_paused
 from shardload._system.read_ahead import free_memory
 from shardload.checkpoint.checkpoint import Checkpoint, opened
 from shardload.dtypes import float_code
@@ -124,7 +123,6 @@ class Forecast:
 
 
 @entry_point
-@gc_paused()
 def plan_load(
     where: WhereLike | Checkpoint,
     *,

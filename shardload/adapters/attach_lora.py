@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shardload._system.gc_pause import gc_paused
+from shardload._system.gc_freeze import gc_frozen
 from shardload.adapters.adapter import AdapterContent, LoraEntry, ReplacedEntry, canonical, listing
 from shardload.adapters.adapter_report import AdapterReport, AdapterRow
 from shardload.adapters.attach import attach_values, check_name, check_owner
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @entry_point
-@gc_paused()
+@gc_frozen
 def attach_lora(
     model: nn.Module,
     r: int = 8,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import ReadOptions, listing
 from shardload.adapters.adapter_report import AdapterFault, counted, fault_dict, fault_lines, shown, size_of
 from shardload.adapters.match import match_adapter
@@ -112,7 +111,6 @@ class AdapterInspection:
 
 
 @entry_point
-@gc_paused()
 def inspect_adapter(
     where: WhereLike,
     base: str | os.PathLike[str] | nn.Module | None = None,

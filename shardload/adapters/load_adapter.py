@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import ReadOptions
 from shardload.adapters.attach import attach_values, check_name, check_owner
 from shardload.adapters.match import judge
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     from shardload.keymap import KeyMap
     from shardload.keywords import SourceKeywords
     from shardload.where import WhereLike
-
-
-_MANY = 1_000  # tensors: from here on the collector, which would find nothing, costs time
 
 
 @entry_point
@@ -80,13 +75,12 @@ def load_adapter(
     options = ReadOptions.of(alpha, enable_lora, strict=strict)
     wanted = checked_dtype(dtype)
     file = open_adapter(place_of(where, keywords))
-    with gc_paused() if len(file.checkpoint.tensors) >= _MANY else nullcontext():
-        content = read_content(file, format=format, options=options, key_map=key_map)
-        report, match = judge(model, file, content, name, strict=strict)
-        report.trainable = trainable
-        check_owner(model, match)
-        values = read_values(file, match, report, dtype=wanted)
-        attach_values(model, report, values, file.config if content.format.startswith("PEFT") else None)
+    content = read_content(file, format=format, options=options, key_map=key_map)
+    report, match = judge(model, file, content, name, strict=strict)
+    report.trainable = trainable
+    check_owner(model, match)
+    values = read_values(file, match, report, dtype=wanted)
+    attach_values(model, report, values, file.config if content.format.startswith("PEFT") else None)
     if merge_on_eval:
         follow_training(model)
     report.seconds = time.perf_counter() - start

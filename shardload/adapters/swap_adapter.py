@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from shardload._system.gc_pause import gc_paused
 from shardload.adapters.adapter import ReadOptions, listing
 from shardload.adapters.attach import active_adapters, check_owner, record_of, replace_adapter
 from shardload.adapters.match import judge
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 
 @entry_point
-@gc_paused()
 def swap_adapter(
     model: nn.Module,
     name: str,

@@ -9,12 +9,12 @@ from weakref import WeakValueDictionary
 
 from shardload._system.file_identity import file_identity
 from shardload._system.file_kind import HEAD_BYTES
-from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.formats import FORMATS
 from shardload.checkpoint.formats.not_a_checkpoint import explain
 from shardload.checkpoint.index import WeightFiles, find_weight_files
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
+from shardload.dtypes import FLOATS
 from shardload.errors import CorruptError, NotFoundError, UsageError, Wording, keyword
 from shardload.keys import collapse
 from shardload.keywords import entry_point, place_of
@@ -89,6 +89,23 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def float_code(self) -> str:
+        """The code of the floating dtype that most bytes are stored in ("BF16"); "" where none is F16 to F64.
+
+        >>> import torch, shardload
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 4).bfloat16(), torch.nn.LayerNorm(4))
+        >>> files = shardload.save(net, "tiny")
+        >>> shardload.open_checkpoint("tiny").float_code
+        'BF16'
+        """
+        sizes = dict.fromkeys(FLOATS.values(), 0)
+        for ref in self.tensors.values():
+            if ref.dtype in sizes:
+                sizes[ref.dtype] += ref.nbytes
+        most = max(sizes, key=sizes.__getitem__)
+        return most if sizes[most] else ""
 
     def read(self, name: str, region: Region | None = None) -> torch.Tensor:
         """Return a stored tensor, or a region of it, in its stored dtype.
@@ -187,7 +204,6 @@ class Checkpoint:
 
 
 @entry_point
-@gc_paused()
 def open_checkpoint(where: WhereLike, **keywords: Unpack[WhereKeywords]) -> Checkpoint:
     """Open a checkpoint by its headers: a folder, a checkpoint file, or `org/name[@revision]` on the Hub.
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardload._system.gc_pause import gc_paused
 from shardload.cli import output
 from shardload.cli.adapter_view import is_adapter
 from shardload.cli.adapter_view import show as show_adapter
@@ -66,15 +65,14 @@ def command(where: str, list_all: bool, of_code: bool, as_json: bool, **options:
         return
     from shardload.checkpoint.checkpoint import open_checkpoint
 
-    with gc_paused():
-        checkpoint = open_checkpoint(where, **source_keywords(options))
-        if as_json:
-            output.say_json(_document(checkpoint, list_all=list_all))
-            return
-        lines = _summary(checkpoint)
-        lines += ["", *(_tensor_lines(checkpoint) if list_all else _tree_lines(checkpoint))]
-        if len(checkpoint.shards) > 1:
-            lines += ["", *_shard_lines(checkpoint)]
+    checkpoint = open_checkpoint(where, **source_keywords(options))
+    if as_json:
+        output.say_json(_document(checkpoint, list_all=list_all))
+        return
+    lines = _summary(checkpoint)
+    lines += ["", *(_tensor_lines(checkpoint) if list_all else _tree_lines(checkpoint))]
+    if len(checkpoint.shards) > 1:
+        lines += ["", *_shard_lines(checkpoint)]
     output.say("\n".join(lines))
     for warning in checkpoint.warnings:
         output.tell(f"warning: {warning}")

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shardload._system.gc_pause import gc_paused
 from shardload._system.progress import ProgressMeter
 from shardload.checkpoint.checkpoint import Checkpoint, opened
 from shardload.keymap import KeyMap, leaves
@@ -122,7 +121,6 @@ def _document(header: Header) -> dict[str, Any]:
 
 
 @entry_point
-@gc_paused()
 def diff(
     a: WhereLike | Checkpoint,
     b: WhereLike | Checkpoint,

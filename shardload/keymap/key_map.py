@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from shardload._system.gc_pause import gc_paused
+from shardload._system.gc_freeze import gc_frozen
 from shardload.errors import UsageError
 from shardload.keymap import document
 from shardload.keymap.derived import leaves, stored_as
@@ -142,7 +142,7 @@ class KeyMap(RuleChain):
             )
         return renamed(keys, rules, [0] * len(rules))
 
-    @gc_paused()
+    @gc_frozen
     def map_headers(self, tensors: Mapping[str, Derived]) -> MappedHeaders:
         """Return what the rules make of tensors that are known by their headers: names, exact shapes, places of bytes.
 
@@ -194,7 +194,7 @@ class KeyMap(RuleChain):
         )
         return mapped, tuple(bound)
 
-    @gc_paused()
+    @gc_frozen
     def bind(
         self,
         tensors: Mapping[str, Derived],

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING
 
 from shardload._system.byte_size import parse_size
-from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.checkpoint import Checkpoint, opened
 from shardload.dtypes import float_code, torch_dtype
 from shardload.errors import UnsupportedError, UsageError, Wording
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 
 @entry_point
-@gc_paused()
 def convert(
     where: WhereLike | Checkpoint,
     folder: str | os.PathLike[str],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shardload._system.gc_pause import gc_paused
+from shardload._system.gc_freeze import gc_frozen
 from shardload.checkpoint.shard import CODES
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap.assembly import assemble, view_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shardload.keymap import Derived, KeyMap
 
 
-@gc_paused()
+@gc_frozen
 def model_output(
     state: Mapping[str, torch.Tensor], key_map: KeyMap, limit: int, beside: Mapping[str, bytes]
 ) -> Output:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload._system.atomic_file import require_space
 from shardload._system.file_identity import file_identity
-from shardload._system.gc_pause import gc_paused
+from shardload._system.gc_freeze import gc_frozen
 from shardload._system.progress import ProgressMeter
 from shardload.errors import CorruptError, UsageError
 from shardload.writing.kernel_copy import same_file
@@ -118,9 +118,8 @@ def write_output(
     start = time.perf_counter()
     target = Path(folder).absolute()
     _refuse_target(target, output)
-    with gc_paused():
-        layouts = _layouts(output)
-        whole_job = _fingerprint(output, layouts, job, verify=verify)
+    layouts = _layouts(output)
+    whole_job = _fingerprint(output, layouts, job, verify=verify)
     with staging(target, whole_job, replaces=replace) as stage:
         stage.refuse_others(output.names, alone=output.alone)
         needed = stage.without_unchanged(output) if replace else output
@@ -155,6 +154,7 @@ def disk_room(
     return DiskRoom(needed, shared, shutil.disk_usage(base).free)
 
 
+@gc_frozen
 def _layouts(output: Output) -> dict[str, Layout]:
     return {shard.name: Layout.of(shard) for shard in output.shards if isinstance(shard, OutputShard)}
 
@@ -238,6 +238,7 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+@gc_frozen
 def _fingerprint(output: Output, layouts: dict[str, Layout], job: str, *, verify: bool) -> str:
     """Return a digest of everything that decides the bytes, except weights in memory."""
     digest = hashlib.sha256(f"{job}\0{verify}\0{output.names}".encode())

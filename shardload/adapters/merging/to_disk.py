@@ -9,7 +9,6 @@ import torch
 
 from shardload._system.byte_size import parse_size
 from shardload._system.file_identity import file_identity
-from shardload._system.gc_pause import gc_paused
 from shardload._system.process_memory import PeakSampler
 from shardload.adapters.adapter import ReadOptions
 from shardload.adapters.merging.changes import Changes, changes_on_disk
@@ -42,7 +41,6 @@ _VOCABULARY_FIELDS = ("vocab_size", "padded_vocab_size")
 
 
 @entry_point
-@gc_paused()
 def merge_to_disk(
     base: WhereLike,
     adapters: str | os.PathLike[str] | Sequence[Any],

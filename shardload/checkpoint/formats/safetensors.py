@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.file_kind import REFETCH
-from shardload._system.gc_pause import gc_paused
+from shardload._system.gc_freeze import freeze_more, gc_frozen
 from shardload._system.json_text import JsonTooLargeError, NoJsonError, parse_json
 from shardload.checkpoint.formats.format import Header
 from shardload.checkpoint.formats.text import quote
@@ -43,13 +42,20 @@ class SafetensorsFormat:
     def read_header(self, file: SourceFile) -> Header:
         """Read and check the header. Raises CorruptError, or UnsupportedError for a header too large to parse."""
         raw = _read_json(file)
-        with gc_paused() if len(raw) > _LONG else nullcontext():
-            tree = _parse(raw, file.name)
-            metadata = _metadata(tree.pop("__metadata__", {}), file.name)
-            start = 8 + len(raw)
-            tensors = tuple(_tensor(name, entry, file.name, start) for name, entry in tree.items())
-            _check_layout(tensors, start, file)
-            return Header(tensors=tensors, metadata=metadata)
+        return (_header_of_many if len(raw) > _LONG else _header)(raw, file)
+
+
+def _header(raw: bytes, file: SourceFile) -> Header:
+    tree = _parse(raw, file.name)
+    metadata = _metadata(tree.pop("__metadata__", {}), file.name)
+    freeze_more()
+    start = 8 + len(raw)
+    tensors = tuple(_tensor(name, entry, file.name, start) for name, entry in tree.items())
+    _check_layout(tensors, start, file)
+    return Header(tensors=tensors, metadata=metadata)
+
+
+_header_of_many = gc_frozen(_header)
 
 
 def _corrupt(what: str, where: str) -> CorruptError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.file_kind import REFETCH, RESAVE
-from shardload._system.gc_pause import gc_paused
+from shardload._system.gc_freeze import gc_frozen
 from shardload.checkpoint.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfDataError
 from shardload.checkpoint.formats.state_dict import Block, header_of
 from shardload.checkpoint.formats.text import quote
@@ -40,7 +40,7 @@ class TorchLegacyFormat:
         """Whether `head` begins with the pickled magic number of these files."""
         return head.startswith(_MAGIC)
 
-    @gc_paused()
+    @gc_frozen
     def read_header(self, file: SourceFile) -> Header:
         """Read the pickles and the storages' lengths. Raises CorruptError, UnsupportedError or UnsafeError."""
         top, storages, keys, end = _read_growing(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload._system.file_kind import REFETCH, RESAVE
-from shardload._system.gc_pause import gc_paused
+from shardload._system.gc_freeze import gc_frozen
 from shardload.checkpoint.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfDataError
 from shardload.checkpoint.formats.state_dict import Block, header_of
 from shardload.checkpoint.formats.text import quote
@@ -55,7 +55,7 @@ class TorchZipFormat:
         """Whether `head` begins a zip archive; read_header checks what is in it."""
         return head.startswith(b"PK\3\4")
 
-    @gc_paused()
+    @gc_frozen
     def read_header(self, file: SourceFile) -> Header:
         """Read the directory and the pickle. Raises CorruptError, UnsupportedError or UnsafeError."""
         archive = ZipDirectory(file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from shardload._system.gc_pause import gc_paused
 from shardload._system.progress import ProgressMeter
 from shardload.checkpoint.checkpoint import read_checkpoint
 from shardload.checkpoint.index import find_weight_files
@@ -34,7 +33,6 @@ __all__ = ["FileVerdict", "ValueFinding", "Verification", "VerifiedWhileLoading"
 
 
 @entry_point
-@gc_paused()
 def verify(
     where: WhereLike,
     *,
