@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WHAT_INSTALLS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-plain test-oracles lint bench bench-full fuzz memory mutants clean
+.PHONY: demo test test-plain test-oracles lint bench bench-full fuzz disturb memory mutants clean
 
 demo: .venv/installed
 	.venv/bin/shardload demo
@@ -50,6 +50,13 @@ bench-full: .venv-oracles/installed
 # A million inputs of each kind on one core, about half an hour; writes the table of docs/safety.md.
 fuzz: .venv/installed
 	nice .venv/bin/python -W ignore -m tests.fuzz
+
+# Ctrl-C at every moment of a load, 2,000 forks beside threads that load, and 500 loads of transformers beside them: what
+# is left behind, what hangs, what is wrong (all zero); some five minutes.
+disturb: .venv-oracles/installed
+	.venv-oracles/bin/python -W ignore -m tests.interrupts --step 1
+	.venv-oracles/bin/python -W ignore -m tests.forks --count 2000
+	.venv-oracles/bin/python -W ignore -m tests.oracles.beside_transformers --loads 500
 
 # Random loads, each measured in a process of its own against what was stated for it; about ten minutes.
 memory: .venv/installed

@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from shardload import remote_code
-from shardload._system.gc_pause import gc_paused
 from shardload.checkpoint.checkpoint import open_checkpoint, read_config
+from shardload.checkpoint.shard import DTYPES
 from shardload.checkpoint.sources import find_source
 from shardload.dtypes import float_code, parse_dtype
 from shardload.errors import UsageError, Wording
@@ -43,7 +43,6 @@ _PARAMETERS_A_TENSOR = 16
 
 
 @entry_point
-@gc_paused()
 def from_pretrained(
     where: WhereLike,
     *,
@@ -86,12 +85,13 @@ def from_pretrained(
     stand-in, and transformers for the whole repo where the stand-in lacks a name.
 
     `dtype="auto"` keeps every tensor's stored dtype; another dtype casts floating parameters and persistent buffers,
-    and the constructor sees it as `config.torch_dtype`. `adapter` is a LoRA adapter to attach on top, judged before
-    the base is loaded; with `merge=True` it is added to the weights while they are read, before their only cast, and
-    the model has no adapter layers. `revision` is a branch, tag or commit, `code_revision` the commit of code that
-    another repo holds, `subfolder` a folder inside the repo, `variant` a part of the weight files' names such as
-    "fp16"; `allow_links` follows links that lead out of a folder, the base's or the adapter's. The other keywords are
-    those of `fill`.
+    and the constructor sees it as `config.torch_dtype`. What the constructor computes in torch's default dtype comes
+    out in that dtype, or in the one that most bytes are stored in; where the class names a dtype itself, it keeps it.
+    `adapter` is a LoRA adapter to attach on top, judged before the base is loaded; with `merge=True` it is added to
+    the weights while they are read, before their only cast, and the model has no adapter layers. `revision` is a
+    branch, tag or commit, `code_revision` the commit of code that another repo holds, `subfolder` a folder inside the
+    repo, `variant` a part of the weight files' names such as "fp16"; `allow_links` follows links that lead out of a
+    folder, the base's or the adapter's. The other keywords are those of `fill`.
 
     `report_of(model)` returns the report of the load. Keywords of other loaders (`device_map`, `torch_dtype`, …) are
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
@@ -105,7 +105,8 @@ def from_pretrained(
     loaded, resolved = _made_of(checkpoint, place, keywords, target.dtype, config, model_class, auto_class)
     # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
     limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
-    shell = build_shell(lambda: resolved.make(loaded.config), at_most=limit)
+    computed_in = target.dtype or DTYPES.get(checkpoint.float_code)
+    shell = build_shell(lambda: resolved.make(loaded.config), at_most=limit, dtype=computed_in)
     notes = []
     if "generation_config.json" in checkpoint.source.names():
         # Before a weight is read: the file may be broken.

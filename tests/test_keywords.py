@@ -244,7 +244,7 @@ def test_an_adapter_behind_a_link_is_followed_as_its_base_is(tmp_path):
 def test_a_shell_is_built_through_the_same_door():
     with pytest.raises(UsageError, match="build_shell has no device="):
         build_shell(Net, device="cuda")
-    assert json.dumps(sorted(OWN["build_shell"])) == '["at_most", "make"]'
+    assert json.dumps(sorted(OWN["build_shell"])) == '["at_most", "dtype", "make"]'
 
 
 @pytest.mark.parametrize("keyword", ["revision", "subfolder", "variant"])

@@ -92,7 +92,7 @@ def test_a_dtype_by_any_of_its_names(folder, name, dtype):
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert model.stats.running_mean.dtype == dtype
     assert model.stats.num_batches_tracked.dtype == torch.int64
-    assert model.layers[0].scale.dtype == torch.float32
+    assert model.layers[0].scale.dtype == dtype
     assert model.seen_dtype == dtype
     assert torch.equal(model.head.weight, random_state(Net())["head.weight"].to(dtype))
 

@@ -20,7 +20,7 @@ LONG_FILES = [
 ]
 
 # How these do their work is seen only in the shells that build_shell makes and in what fill puts into them.
-SEEN_IN_SHELLS = {"aliases", "fast_registration", "module_loaders"}
+SEEN_IN_SHELLS = {"aliases", "default_dtype", "module_loaders"}
 
 
 def imported(path: Path) -> set[str]:

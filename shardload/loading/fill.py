@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from shardload._system.gc_pause import gc_paused
 from shardload._system.process_memory import PeakSampler
 from shardload.checkpoint.checkpoint import Checkpoint
 from shardload.errors import UsageError, Wording
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 
 @entry_point
-@gc_paused()
 def check(
     shell: Shell | nn.Module,
     checkpoint: Checkpoint,
@@ -61,7 +59,6 @@ def check(
 
 
 @entry_point
-@gc_paused()
 def fill(
     shell_or_module: Shell | nn.Module,
     checkpoint: Checkpoint,

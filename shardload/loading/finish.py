@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from shardload._system.gc_freeze import gc_frozen
 from shardload.errors import MismatchError
 from shardload.keys import collapse
 from shardload.loading.ties import retie
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from shardload.placement.target import Target
 
 
+@gc_frozen
 def finish(
     shell: Shell,
     filled: set[str],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from shardload._system.gc_freeze import gc_frozen
 from shardload._system.process_memory import size_of
 from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
 from shardload.keymap import KeyMap, leaves
@@ -52,6 +53,7 @@ class Comparison:
     `key_map` is None when the names of the checkpoint are those of the model.
     """
 
+    @gc_frozen
     def __init__(self, shell: Shell, checkpoint: Checkpoint, key_map: KeyMap | None, target: Target) -> None:
         started = time.perf_counter()
         self.shell = shell

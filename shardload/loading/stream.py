@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from shardload._system.gc_freeze import gc_frozen
 from shardload._system.process_memory import measure
 from shardload._system.progress import ProgressMeter
 from shardload._system.read_ahead import ReadAhead
@@ -76,6 +77,7 @@ def stream(
     return carrier.filled
 
 
+@gc_frozen
 def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
     """Group the tensors to read by shard, in the order of their bytes."""
     return reading_order(comparison.plan.tensors, (shard.name for shard in comparison.checkpoint.shards))
@@ -116,6 +118,7 @@ class _Stream:
     def __exit__(self, *_: object) -> None:
         self.target.close()
 
+    @gc_frozen
     def shard(self, name: str, pairs: Pairs, meter: ProgressMeter | None) -> None:
         """Load the tensors of one shard, one after another."""
         checkpoint = self.comparison.checkpoint

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from shardload._system.gc_freeze import gc_frozen
 from shardload.errors import MismatchError, UnsupportedError, UsageError
 from shardload.keywords import entry_point
-from shardload.model.meta_init import MarkUninitialised, construction
+from shardload.model.construction import Construction
+from shardload.model.meta_init import constructed
 from shardload.model.module_loaders import own_loader
 from shardload.model.module_tree import ModuleTree, SelfLoading
 from shardload.model.torch_messages import is_about_memory, met_meta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator
 
 SlotKind = Literal["parameter", "buffer", "computed", "attribute"]
 _STORED = frozenset({"parameter", "buffer"})
@@ -74,6 +76,7 @@ class Shell:
     keeps_references: bool = True
     tree: ModuleTree = field(default_factory=ModuleTree, repr=False)
     created: list[nn.Parameter] = field(default_factory=list, repr=False)
+    dtype: torch.dtype | None = None
     _surveyed: list[object] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -86,6 +89,7 @@ class Shell:
         """
         return cls(model, make).surveyed()
 
+    @gc_frozen
     def surveyed(self) -> Shell:
         """Update the slots and ties to the model as it is now, and return the shell itself.
 
@@ -171,7 +175,9 @@ def _holds_tensors(attributes: dict[str, Any]) -> bool:
 
 
 @entry_point
-def build_shell(make: Callable[[], nn.Module], *, at_most: int | None = None) -> Shell:
+def build_shell(
+    make: Callable[[], nn.Module], *, at_most: int | None = None, dtype: torch.dtype | None = None
+) -> Shell:
     """Run `make()` so that every parameter is on the meta device and every computed tensor is real.
 
         >>> import torch, shardload
@@ -182,22 +188,24 @@ def build_shell(make: Callable[[], nn.Module], *, at_most: int | None = None) ->
     Whatever the constructor does (`skip_init`, `to_empty`, `.half()`, `nn.init`), parameters take no memory; only a
     tensor of values (`torch.randn(…)`) takes memory until `nn.Parameter` wraps it. Modules that existed before and that
     `make` returns keep their weights. Buffers and plain tensor attributes hold the values and the dtype that the class
-    chose. Other threads are not affected, and torch's default dtype is restored. Raises UsageError when `make` returns
+    chose. `dtype` is the default dtype that the constructor works in, on this thread alone; None is torch's own. No
+    name of torch is replaced, other threads are not affected, and a default dtype that the constructor sets is put
+    back. Raises UsageError when `make` returns
     no module, UnsupportedError when the constructor reads the values of its parameters, and MismatchError when it makes
     more than `at_most` parameters, or a tensor that does not fit in the memory of this machine.
     """
-    with construction(at_most=at_most) as state:
-        model = _made(make)
-        _sweep(model, state.born)
-        _refuse_lost_buffers(model)
-        shell = Shell.of(model, make)
-        shell.created = state.created
+    construction = Construction(at_most=at_most)
+    model = _made(make, construction, dtype)
+    _refuse_lost_buffers(model)
+    shell = Shell.of(model, make)
+    shell.dtype, shell.created = dtype, construction.created
     return shell
 
 
-def _made(make: Callable[[], nn.Module]) -> nn.Module:
+@gc_frozen
+def _made(make: Callable[[], nn.Module], construction: Construction, dtype: torch.dtype | None) -> nn.Module:
     try:
-        model = make()
+        model = constructed(make, construction, dtype)
     except (RuntimeError, NotImplementedError, MemoryError) as error:
         if is_about_memory(error):
             raise MismatchError(
@@ -216,6 +224,7 @@ def _made(make: Callable[[], nn.Module]) -> nn.Module:
             f"make() returned a {type(model).__name__}, not an nn.Module",
             cure="pass a class or a function that returns an nn.Module",
         )
+    construction.settle(module for _, module in modules_of(model))
     return model
 
 
@@ -230,7 +239,7 @@ def class_values(shell: Shell, names: Collection[str]) -> dict[str, torch.Tensor
     now = dict(_stored_tensors(shell.model))
     birth = {id(parameter): ordinal for ordinal, parameter in enumerate(shell.created)}
     real = {birth[id(now[name])] for name in names if name in now and id(now[name]) in birth}
-    fresh = dict(_stored_tensors(rebuild_with(shell.make, real)))
+    fresh = dict(_stored_tensors(rebuild_with(shell.make, real, shell.dtype)))
     return {name: fresh[name].detach() for name in names if name in fresh and not fresh[name].is_meta}
 
 
@@ -240,14 +249,18 @@ def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield from ((path + name, tensor) for name, tensor in table.items() if tensor is not None)
 
 
-def rebuild_with(make: Callable[[], nn.Module], real: set[int]) -> nn.Module:
+def rebuild_with(
+    make: Callable[[], nn.Module], real: set[int], dtype: torch.dtype | None = None
+) -> nn.Module:
     """Run `make()` once more, with real memory for the parameters whose ordinals are in `real`.
 
     The n-th Parameter that a constructor creates is the same one in every run: `Shell.created` has the order.
     Memory that a constructor leaves uninitialised is filled with NaN, so that the caller can recognise it.
     """
-    with construction(frozenset(real)), MarkUninitialised():
-        return make()
+    construction = Construction(frozenset(real))
+    model = constructed(make, construction, dtype)
+    construction.settle(model.modules())
+    return model
 
 
 def survey(model: nn.Module) -> tuple[dict[str, Slot], tuple[tuple[str, ...], ...]]:
@@ -320,22 +333,6 @@ def modules_of(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
     # A lazy parameter has no shape before its first forward; its module's own loader checks the stored shape.
     return () if type(tensor) is not nn.Parameter and nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
-
-
-def _sweep(model: nn.Module, born: Mapping[int, nn.Module]) -> None:
-    """Move parameters to meta that were not made by `nn.Parameter(...)`; tied parameters stay tied."""
-    moved: dict[int, nn.Parameter] = {}
-    for _, module in modules_of(model):
-        if id(module) not in born:
-            continue  # a module that existed before
-        for name, parameter in module._parameters.items():
-            if parameter is None or parameter.is_meta or nn.parameter.is_lazy(parameter):
-                continue
-            if id(parameter) not in moved:
-                on_meta = torch.empty_like(parameter, device="meta")
-                new = moved[id(parameter)] = nn.Parameter(on_meta, requires_grad=parameter.requires_grad)
-                new.__dict__.update(parameter.__dict__)
-            module._parameters[name] = moved[id(parameter)]
 
 
 def _refuse_lost_buffers(model: nn.Module) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 
 # Code read the values of a meta tensor, or assigned data to one.
-_META = ("meta tensor", "meta device", "incompatible tensor type", "on meta", "meta, ", "device meta")
+_META = (
+    "meta tensor",
+    "Meta tensors",
+    "meta device",
+    "incompatible tensor type",
+    "on meta",
+    "meta, ",
+    "device meta",
+)
 _SIZE = ("can't allocate memory", "Storage size calculation overflowed", "numel: integer multiplication")
 # The first message is of a torch without CUDA, the others are of one with CUDA.
 _CUDA = ("Torch not compiled with CUDA enabled", "Found no NVIDIA driver", "No CUDA GPUs are available")

@@ -112,8 +112,9 @@ class _Loader(importlib.abc.InspectLoader):
         code = self.get_code(module.__name__)
         if code is None or self.file is None:
             return
-        _remember_lines(self.file, self.get_source(module.__name__))
-        with restored_flags():
+        source = self.get_source(module.__name__)
+        _remember_lines(self.file, source)
+        with restored_flags(source):
             exec(code, vars(module))  # noqa: S102 - the gate was passed: see `trust`
 
 

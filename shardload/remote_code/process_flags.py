@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_lock = threading.Lock()
-_inside = 0
-_before: dict[str, Any] = {}
+# For each import that changes flags, what they were before the oldest import that overlaps it.
+_FLAGS_BEFORE: dict[object, dict[str, Any]] = {}
+os.register_at_fork(after_in_child=_FLAGS_BEFORE.clear)
 
 
 @contextmanager
-def restored_flags() -> Iterator[None]:
-    """Put torch's JIT flags and default dtype back after the block.
+def restored_flags(source: str) -> Iterator[None]:
+    """Put torch's JIT flags and default dtype back after the block, as far as the module's `source` names them.
 
-    When threads overlap, the first to enter notes the values and the last to leave restores them; the default dtype
-    has one keeper with the construction of models. No lock is held in between: Python's own import locks would make
-    that a deadlock.
+    They hold for all threads: what this module does not touch is another's business.
     """
-    from shardload.model.meta_init import default_dtype_kept
+    import torch
 
-    global _inside  # noqa: PLW0603 - process-wide by nature
-    with _lock:
-        if _inside == 0:
-            _before.update(_read())
-        _inside += 1
+    from shardload.model.default_dtype_kept import DTYPE_BEFORE, sets_default_dtype
+
+    block = object()
+    if "_jit_" in source:
+        _FLAGS_BEFORE[block] = [*_FLAGS_BEFORE.values(), _read()][0]
+    if sets_default_dtype(source):
+        DTYPE_BEFORE[block] = [*DTYPE_BEFORE.values(), torch.get_default_dtype()][0]
+    flags, dtype = _FLAGS_BEFORE.get(block), DTYPE_BEFORE.get(block)
     try:
-        with default_dtype_kept():
-            yield
+        yield
     finally:
-        with _lock:
-            _inside -= 1
-            if _inside == 0:
-                _write(_before)
+        _FLAGS_BEFORE.pop(block, None)
+        DTYPE_BEFORE.pop(block, None)
+        if flags is not None:
+            _write(flags)
+        if dtype is not None:
+            torch.set_default_dtype(dtype)
 
 
 def _read() -> dict[str, Any]:

@@ -12,8 +12,8 @@ import traceback
 import pytest
 import torch
 
+from shardload import build_shell
 from shardload.errors import RemoteCodeError, UnsupportedError, UsageError
-from shardload.model.meta_init import construction
 from shardload.remote_code import load_config, resolve_class
 from shardload.remote_code.importer import RepoCode, own_code, require_base
 from shardload.remote_code.process_flags import restored_flags
@@ -174,30 +174,37 @@ def test_process_wide_flags_are_restored_after_an_import_that_fails(tmp_path):
 
 
 def test_overlapping_imports_restore_what_was_before_the_first():
-    assert_overlapping_blocks_restore(restored_flags())
+    def run(body):
+        with restored_flags(FLAGS):
+            body()
+
+    assert_overlapping_blocks_restore(run)
 
 
 def test_an_import_beside_a_constructor_takes_nothing_of_it_for_what_was_before():
     """A constructor in half precision on another thread: float16 must not stay behind."""
-    assert_overlapping_blocks_restore(construction())
+
+    def run(body):
+        build_shell(lambda: body() or torch.nn.Linear(1, 1))
+
+    assert_overlapping_blocks_restore(run)
 
 
-def assert_overlapping_blocks_restore(other):
-    """Enter `other` on a thread of its own, then `restored_flags` here; leave them in the same order."""
+def assert_overlapping_blocks_restore(run):
+    """Run `run(body)` on a thread of its own, then `restored_flags` here; they end in the same order."""
     before = flags()
     entered, leave = threading.Event(), threading.Event()
 
-    def first():
-        with other:
-            torch.set_default_dtype(torch.float16)
-            torch._C._jit_override_can_fuse_on_cpu(before[2])
-            entered.set()
-            leave.wait(300)
+    def body():
+        torch.set_default_dtype(torch.float16)
+        torch._C._jit_override_can_fuse_on_cpu(before[2])
+        entered.set()
+        leave.wait(300)
 
-    thread = threading.Thread(target=first)
+    thread = threading.Thread(target=run, args=(body,))
     thread.start()
     assert entered.wait(300)
-    with restored_flags():
+    with restored_flags(FLAGS):
         leave.set()
         thread.join(300)
     assert flags() == before
