@@ -168,7 +168,9 @@ def plan_merge(shell: Shell, file: AdapterFile) -> tuple[Changes, AdapterReport]
     changes: Changes = {}
     add_changes(changes, file, match, report)
     for found in match.replaced:
-        _also(changes, found.name, [name for name in _ties_of(shell, found.name) if found.entry.tied])
+        # A saved copy of tied weights is one for all of them; a delta on top of it is for one alone.
+        if found.entry.tied and not changes[found.name].apart:
+            _also(changes, found.name, _ties_of(shell, found.name))
     _follow_ties(shell, changes)
     report.seconds = time.perf_counter() - start
     return changes, report
