@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
-from shardload.errors import CorruptError, Cures, ShardloadError, Wording
+from shardload.errors import CorruptError, Cures, ShardloadError, UntrustedCodeError, Wording
 from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code, require_base
@@ -46,6 +46,7 @@ def load_config(
         require_base(trust.remote_base)
     callers_class = getattr(model_class, "config_class", None)
     if callers_class is not None:
+        refuse_kernels(settings)
         return LoadedConfig(
             _construct(callers_class, settings), f"{_full_name(callers_class)} (of model_class=)"
         )
@@ -60,6 +61,7 @@ def load_config(
             return LoadedConfig(_for_repo_code(settings), origin)
         found = config_class_for(settings)
         if found is not None:
+            refuse_kernels(settings)
             return LoadedConfig(_construct(found, settings), f"{_full_name(found)} ({version()})")
     return LoadedConfig(PlainConfig(settings), origin)
 
@@ -67,6 +69,8 @@ def load_config(
 def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> LoadedConfig:
     cls = repo.load(ref)
     namespace = repo.namespace
+    if namespace.base == "transformers":
+        refuse_kernels(settings)
     try:
         config = _make(cls, settings)
     except (Exception, SystemExit) as error:
@@ -81,6 +85,22 @@ def code_origin(repo: RepoCode, ref: ClassRef) -> str:
     served = f", its transformers is {version()}" if repo.base == "transformers" else ""
     whose = "code of the repo" if ref.repo is None else f"code of {repo.source.label}"
     return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(repo.base)[:12]}…{served})"
+
+
+def refuse_kernels(settings: Mapping[str, Any]) -> None:
+    """Raise UntrustedCodeError where a file's settings name a repo of kernels: transformers fetches and imports it.
+
+    Such a setting is an implementation (`attn_implementation`, of the model or a part of it) with the name of a repo.
+    """
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            refuse_kernels(value)
+        elif name.endswith("_implementation") and isinstance(value, str) and "/" in value:
+            raise UntrustedCodeError(
+                f"config.json asks for the code of another repo, {value}",
+                where=f"config.json, {name}",
+                cure=Cures("remove the entry", Wording("pass a config that you made: {config}", config=...)),
+            )
 
 
 def _for_repo_code(settings: dict[str, Any]) -> Any:

@@ -35,14 +35,28 @@ def model_class_for(settings: Mapping[str, Any], auto_class: str | None = None) 
     if not is_installed():
         return None
     if auto_class is None:
-        found = (getattr(library(), name, None) for name in architectures(settings))
-        return next((cls for cls in found if isinstance(cls, type)), None)
+        found = (_named(name, "PreTrainedModel") for name in architectures(settings))
+        return next((cls for cls in found if cls is not None), None)
     mapping = getattr(getattr(library(), auto_class, None), "_model_mapping", None)
     config_class = config_class_for(settings)
     if mapping is None or config_class not in mapping:
         return None
     cls = mapping[config_class]
     return cls[0] if isinstance(cls, (list, tuple)) else cls
+
+
+def tokenizer_class(name: str) -> Any:
+    """Return the tokenizer class of that name of an installed transformers, or None."""
+    return _named(name, "PreTrainedTokenizerBase") if is_installed() else None
+
+
+def _named(name: str, base: str) -> Any:
+    """Return the class that a file names, if it is of the right kind: a config's word opens no other door.
+
+    Auto classes are none of these: they read the repo's `auto_map`, and would ask whether to run its code.
+    """
+    cls = getattr(library(), name, None)
+    return cls if isinstance(cls, type) and issubclass(cls, getattr(library(), base)) else None
 
 
 def config_class_for(settings: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from shardload.errors import CorruptError, NotFoundError, RemoteCodeError, Shard
 from shardload.remote_code.auto_map import ClassRef, parse_reference
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code
-from shardload.remote_code.library import is_installed, library
+from shardload.remote_code.library import tokenizer_class
 from shardload.remote_code.repo_folder import folder_of
 from shardload.remote_code.tokenizer_files import (
     FAST_FILE,
@@ -134,26 +134,34 @@ def _fast(source: Source) -> Any:
     arguments = constructor_arguments(source, PreTrainedTokenizerFast)
     # Few models take token types: they are returned only where the settings, or the caller, ask for them.
     arguments.setdefault("model_input_names", ["input_ids", "attention_mask"])
-    try:
+    with _no_foreign_errors(f"{FAST_FILE} can't be read", f"{source.label}/{FAST_FILE}"):
         return PreTrainedTokenizerFast(**arguments)
-    except ShardloadError:
-        raise
-    except Exception as error:
-        raise CorruptError(
-            f"{FAST_FILE} can't be read: {type(error).__name__}: {error}", where=f"{source.label}/{FAST_FILE}"
-        ) from error
 
 
 def _from_library(source: Source, settings: dict[str, Any]) -> Any:
     """Return the tokenizer of an installed transformers' class, or None."""
     name = settings.get("tokenizer_class")
-    if not isinstance(name, str) or not is_installed():
-        return None
-    cls = getattr(library(), name, None)
-    if not isinstance(cls, type):
+    cls: Any = tokenizer_class(name) if isinstance(name, str) else None
+    if cls is None:
         return None
     vocabulary_files(source, getattr(cls, "vocab_files_names", {}))
-    return cls.from_pretrained(folder_of(source))  # type: ignore[attr-defined]
+    with _no_foreign_errors(f"transformers' {name} can't be made of the repo's files", source.label):
+        return cls.from_pretrained(folder_of(source), trust_remote_code=False, local_files_only=True)
+
+
+@contextlib.contextmanager
+def _no_foreign_errors(what: str, where: str) -> Iterator[None]:
+    """Raise CorruptError for any error of a library; the panics of the tokenizers library are no Exceptions."""
+    try:
+        yield
+    except (ShardloadError, MemoryError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise CorruptError(
+            f"{what}: {type(error).__name__}: {error}",
+            where=where,
+            cure="fetch the file again, or correct it",
+        ) from error
 
 
 def _nothing(source: Source, settings: dict[str, Any]) -> NotFoundError:

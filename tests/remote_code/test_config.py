@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from shardload.errors import CorruptError, RemoteCodeError, UsageError
+import shardload
+from shardload.errors import CorruptError, RemoteCodeError, UntrustedCodeError, UsageError
 from shardload.remote_code import attach_generation_config, load_config, resolve_class
 from shardload.where import CodeTrust
 
@@ -189,3 +190,23 @@ def test_generation_config_of_a_real_transformers_model(tmp_path):
     attach_generation_config(model, local(tmp_path))
     assert isinstance(model.generation_config, transformers.GenerationConfig)
     assert model.generation_config.top_p == 0.5
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_a_repo_of_kernels_that_a_file_names_is_refused(tmp_path, name, part):
+    """transformers fetches such a repo and imports its code when it makes the model."""
+    transformers = pytest.importorskip("transformers")
+    settings = {
+        **transformers.LlamaConfig(hidden_size=32, num_hidden_layers=1).to_dict(),
+        "architectures": ["LlamaForCausalLM"],
+    }
+    named = {name: "kernels-community/anything@main"}
+    settings |= named if part is None else {part: named}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UntrustedCodeError, match="kernels-community/anything") as refused:
+        shardload.load_config(tmp_path)
+    assert refused.value.where == f"config.json, {name}"
+    settings.pop(part or name)
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "attn_implementation": "sdpa"}))
+    assert shardload.load_config(tmp_path).hidden_size == 32

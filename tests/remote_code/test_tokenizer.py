@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
 
 import pytest
 
@@ -206,3 +208,56 @@ def test_the_choice_of_the_stand_in_is_kept_where_it_lacks_a_name_for_a_tokenize
     if installed:
         tokenizer = shardload.load_tokenizer(folder, trust_remote_code=True)
         assert type(tokenizer).__mro__[1].__module__.startswith("transformers.")
+
+
+OTHERS = [
+    "AutoModel",
+    "AutoTokenizer",
+    "AutoProcessor",
+    "GPT2Model",
+    "Trainer",
+    "GenerationConfig",
+    "pipeline",
+    "nothing",
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_names_a_tokenizer_class_and_nothing_else(tmp_path, name, monkeypatch):
+    """An Auto class reads `auto_map` and asks the terminal whether to run its code; a model class fills a model."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
+    config = {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M", "AutoProcessor": "own.P"},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert not isinstance(getattr(transformers, name, None), transformers.PreTrainedTokenizerBase)
+    with pytest.raises(shardload.NotFoundError, match="has no tokenizer of its own"):
+        shardload.load_tokenizer(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_transformers_says_about_broken_files_is_one_typed_error(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    (tmp_path / "spiece.model").write_bytes(b"\1\2\3")
+    with pytest.raises(shardload.CorruptError, match="T5Tokenizer can't be made of the repo's files"):
+        shardload.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["AAAA", "/////w=="])
+def test_a_panic_of_the_tokenizers_library_is_one_typed_error(tmp_path, value):
+    """It derives from BaseException."""
+    pytest.importorskip("tokenizers")
+    document = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": value}, "pre_tokenizer": None,
+        "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(shardload.CorruptError, match=r"tokenizer.json can't be read"):
+        shardload.load_tokenizer(tmp_path)
