@@ -72,7 +72,7 @@ class Statement:
     def add(self, tensor: Derived, taken: Taken, *, copied: bool = False) -> None:
         """Count a tensor whose slot takes `taken` beside it; `copied`: the slot gets a copy of the mapped tensor."""
         self.tensors += 1
-        if not any(taken) and not copied and not self.copy and is_mapped(tensor):
+        if not (copied or self.copy or any(taken)) and is_mapped(tensor):
             self._mapped += tensor.nbytes
         else:
             self._step([tensor], taken, copied=copied)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import UsageError
@@ -20,6 +21,8 @@ from shardload.tensor_ref import TORCH_NAMES, TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import KeyMap
@@ -175,7 +178,14 @@ def settle_ties(plan: Plan, shell: Shell) -> None:
 
 
 def _match_one(plan: Plan, key: str, ref: Derived, slot: Slot | None) -> None:
-    if slot is None:
+    if (
+        slot is not None
+        and slot.is_stored
+        and slot.shape == ref.shape
+        and other_kind(slot.dtype, ref.dtype) is None
+    ):
+        plan.direct[key] = ref
+    elif slot is None:
         plan.faults.append(unexpected_fault(key, ref))
     elif is_recomputed(slot):
         plan.computed.append(key)
@@ -184,7 +194,7 @@ def _match_one(plan: Plan, key: str, ref: Derived, slot: Slot | None) -> None:
     elif slot.shape != ref.shape and not (slot.shape == () and ref.shape == (1,)):
         # torch before 0.4 stored scalars with one dimension; torch's own loader accepts them too.
         plan.faults.append(shape_mismatch_fault(slot, ref))
-    elif note := other_kind(slot, ref.dtype):
+    elif note := other_kind(slot.dtype, ref.dtype):
         plan.faults.append(refused_fault(slot, ref, note))
     else:
         plan.direct[key] = ref
@@ -201,14 +211,15 @@ def is_recomputed(slot: Slot) -> bool:
     return slot.kind == "computed" or (slot.kind == "attribute" and slot.name.rpartition(".")[2] in _TABLES)
 
 
-def other_kind(slot: Slot, code: str) -> str | None:
-    """Return why a slot can't take numbers of the stored kind, or None if it can."""
+@lru_cache(maxsize=256)
+def other_kind(dtype: torch.dtype, code: str) -> str | None:
+    """Return why a slot of a dtype can't take numbers of the stored kind, or None if it can."""
     if code not in TORCH_NAMES:
         return f"stored as {code}, for which torch has no dtype"
-    if not (slot.dtype.is_floating_point or slot.dtype.is_complex):
+    if not (dtype.is_floating_point or dtype.is_complex):
         return None
     stored_as = TORCH_NAMES[code]
-    if code.startswith("C") and not slot.dtype.is_complex:
+    if code.startswith("C") and not dtype.is_complex:
         return f"stored as {stored_as}, but the model holds real numbers"
     if not code.startswith(("F", "BF", "C")):
         return f"stored as {stored_as}: packed or quantised weights need modules that hold them"

@@ -123,7 +123,7 @@ class _Watch:
 
     def _check_kind(self, key: str, parameter: torch.Tensor) -> None:
         slot = self._slots.get(key)
-        note = other_kind(slot, CODES.get(parameter.dtype, "")) if slot else None
+        note = other_kind(slot.dtype, CODES.get(parameter.dtype, "")) if slot else None
         if slot and note:
             self._plan.faults.append(replace(missing_fault(slot), kind="refused", note=note))
 

@@ -51,12 +51,13 @@ class OnDevice(Target):
         self.dtype = dtype
         self.spill = None if spill is None else Spill(spill)
         # Both are made when the first tensor needs them: most loads keep every weight as it is stored.
+        self._keeps = dtype is None and self.device.type == "cpu"
         self._casts: Casts | None = None
         self._ring: PinnedRing | None = None
 
     def result_bytes(self, key: str, tensor: Derived) -> Taken:  # noqa: ARG002
         """Return the bytes that the result of a cast or of a move takes; none for a tensor that needs neither."""
-        if self.dtype is None and self.device.type == "cpu":
+        if self._keeps:
             return NOTHING
         code = None if self.dtype is None else _CASTABLE.get(self.dtype)
         return taken_on_device(tensor, code, device=self.device.type, spills=self.spill is not None)
@@ -75,6 +76,8 @@ class OnDevice(Target):
 
     def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
         """Return the tensor that `place` returns, perhaps before its cast or copy is done: see `wait`."""
+        if self._keeps and self._ring is None and stored.is_cpu and type(self).place is OnDevice.place:
+            return stored  # most loads: one test in place of six calls for each of many small tensors
         dtype = self._wanted(stored)
         if stored.device.type == "cpu" and (ring := self._way_to_gpu()) is not None:
             return ring.begin(stored, dtype, release)
