@@ -19,6 +19,7 @@ from shardload.loading.mismatch import mismatch
 from shardload.loading.plan import match, narrow, settle_ties
 from shardload.loading.rehearsal import rehearse
 from shardload.loading.report import Report
+from shardload.loading.shared_bytes import sharing_bytes
 from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Comparison:
         _refuse_scripted(shell)
         self.tree = shell.tree
         self.plan: Plan = match(shell, self.tree, checkpoint, key_map, target)
+        if checkpoint.format != "safetensors":  # whose tensors never share bytes
+            self.plan.copied |= sharing_bytes(self.plan.tensors, shell.ties)
         self.versions = (
             _renamed_versions(checkpoint, self.plan) if checkpoint.versions else checkpoint.versions
         )
@@ -259,7 +262,7 @@ def _notes(plan: Plan, shell: Shell) -> list[str]:
 
 
 def _key_map_notes(plan: Plan) -> list[str]:
-    """Return notes on the key map: rules without effect, copies, and views that are not contiguous."""
+    """Return notes on rules without effect, copies, and views that are not contiguous."""
     notes = [f"key map: this rule takes no tensor: {rule}" for rule in plan.idle_rules]
     held = plan.held
     if held.joined:
@@ -269,7 +272,7 @@ def _key_map_notes(plan: Plan) -> list[str]:
         )
     if plan.copied:
         notes.append(
-            f"key map: {len(plan.copied)} tensors are copied: another name has the same bytes (tied names stay one)"
+            f"{len(plan.copied)} tensors are copied: another name has the same bytes (tied names stay one)"
         )
     turned = plan.turned & plan.direct.keys()
     if turned:

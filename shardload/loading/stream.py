@@ -174,8 +174,9 @@ class _Stream:
             self.loaded += 1
             return
         placed = self.target.begin(key, stored, release)
-        if placed is stored and not self.copy and key in self.comparison.plan.copied:
-            placed = stored.clone()
+        if placed is stored and key in self.comparison.plan.copied:
+            # Read with copy=True it is memory of its own; only one that is expanded has an element at several places.
+            placed = stored.clone() if not self.copy or 0 in stored.stride() else stored
         self._assign(key, placed)
         self._count(key, stored.dtype)
 
