@@ -20,6 +20,7 @@ from shardload.loading.report import MemoryUse, Report
 from shardload.loading.stream import stream
 from shardload.loading.ties import compare_stored_copies
 from shardload.model.aliases import References
+from shardload.model.meta_init import unseen
 from shardload.model.module_loaders import Snapshot
 from shardload.model.shell import Shell
 from shardload.placement.device import OnDevice
@@ -98,7 +99,7 @@ def fill(
     """
     shell, target = _as_shell(shell_or_module), _target(target, spill)
     checkpoint, rules = _as_checkpoint(checkpoint), _rules(key_map)
-    with _prepared(shell, target):
+    with unseen(), _prepared(shell, target):
         comparison = Comparison(shell, checkpoint, rules, target)
         verdict = comparison.judge(
             strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected

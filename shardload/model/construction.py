@@ -38,6 +38,7 @@ class Construction:
         """Forget what an earlier run of the constructor has made."""
         self.created: list[nn.Parameter] = []
         self._known: dict[int, nn.Parameter] = {}  # holds the parameters, so that an id has one meaning
+        self._foreign: dict[int, nn.Parameter] = {}  # may have existed before, whatever memory they get later
         self._strangers: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._made: set[int] = {0}  # addresses of storages; 0 is that of all empty ones
         self._unwritten: dict[int, torch.Tensor] = {}
@@ -55,7 +56,10 @@ class Construction:
             return True
         if type(parameter) is not nn.Parameter and not _is_new_parameter(parameter):
             return True
+        if id(parameter) in self._foreign:
+            return False
         if not parameter.is_meta and _address(parameter) not in self._made:
+            self._foreign[id(parameter)] = parameter
             return False
         self._add(parameter)
         return True
@@ -141,6 +145,7 @@ class Construction:
         for module in modules:
             self.empty_lost(value for value in module.__dict__.values() if isinstance(value, torch.Tensor))
             self.empty_lost(buffer for buffer in module._buffers.values() if buffer is not None)
+            self.empty_lost(one for one in module._parameters.values() if one is not None)
             for name, parameter in module._parameters.items():
                 if id(parameter) in self._known and id(parameter) not in self._stuck:
                     continue
@@ -188,7 +193,7 @@ def memory_of(tensor: torch.Tensor) -> int:
     """Return the address of a tensor's storage, the object; 0 where it has none."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):  # sparse tensors, wrappers
+    except (RuntimeError, NotImplementedError, ValueError):  # sparse tensors, wrappers
         return 0
 
 
@@ -196,5 +201,5 @@ def _address(tensor: Any) -> int:
     """Return the address of a tensor's memory; 0 where it has none of its own."""
     try:
         return int(tensor.untyped_storage().data_ptr())
-    except (RuntimeError, NotImplementedError):  # sparse tensors, wrappers
+    except (RuntimeError, NotImplementedError, ValueError):  # sparse tensors, wrappers
         return 0

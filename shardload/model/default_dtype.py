@@ -29,7 +29,10 @@ _SETTERS = SETTERS | {"local_torch_dtype"}
 _TRANSFORMERS = "transformers.modeling_utils"
 _CHOOSE = frozenset({torch.where, torch.Tensor.where})
 # Their names say the dtype.
-_NAME_A_DTYPE = frozenset({torch.Tensor.float, torch.Tensor.double, torch.Tensor.half, torch.Tensor.bfloat16})
+_NAME_A_DTYPE = frozenset(
+    {torch.Tensor.float, torch.Tensor.double, torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.type}
+    | {torch.Tensor.dequantize, torch.dequantize}
+)
 
 
 def default_of(
@@ -69,7 +72,7 @@ def call_in(
     """
     process = torch.get_default_dtype()
     if any(value is process for value in (*args, *kwargs.values())):
-        if asks_for_default(sys._getframe(3), boundary):
+        if asks_for_default(sys._getframe(1), boundary, process):
             args = tuple(dtype if value is process else value for value in args)
             kwargs = {name: dtype if value is process else value for name, value in kwargs.items()}
         return func(*args, **kwargs)
@@ -81,7 +84,9 @@ def call_in(
         return made
     if func in _MAKE_WHAT_THEY_GET:
         has_float = _has_float((*args, *kwargs.values()), dtype)
-        return made if has_float else func(*args, **{**kwargs, "dtype": dtype})
+        with suppress(RuntimeError):  # a number that the dtype can't hold
+            made = made if has_float else func(*args, **{**kwargs, "dtype": dtype})
+        return made
     if any(one.is_floating_point() or one.is_complex() for one in given):
         return made
     with suppress(RuntimeError):  # some functions have no kernel for the dtype

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from types import CodeType, FunctionType
+from functools import partial
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,7 @@ def _sets_it(suspects: Iterable[Any]) -> bool:
     pending, seen = list(suspects), set()
     while pending:
         one = pending.pop()
+        one = getattr(one, "func", one) if isinstance(one, partial) else one
         if id(one) in seen or _is_of_a_library(one):
             continue
         seen.add(id(one))
@@ -57,9 +59,13 @@ def _sets_it(suspects: Iterable[Any]) -> bool:
             codes = list(_nested(one.__code__))
             if any(not SETTERS.isdisjoint(code.co_names) for code in codes):
                 return True
-            pending += [one.__globals__.get(name) for code in codes for name in code.co_names]
+            names = [name for code in codes for name in code.co_names]
+            named = [*(one.__globals__.get(name) for name in names), *_closed_over(one)]
+            pending += named
+            pending += [
+                vars(each).get(name) for each in named if isinstance(each, ModuleType) for name in names
+            ]
             pending += [one.__wrapped__] if hasattr(one, "__wrapped__") else []
-            pending += _closed_over(one)
     return False
 
 

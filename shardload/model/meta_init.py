@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from contextlib import _GeneratorContextManager
+from contextlib import AbstractContextManager, _GeneratorContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 from torch._C import (
+    _get_function_stack_at,
     _len_torch_function_stack,
     _pop_torch_function_stack,
     _push_on_torch_function_stack,
@@ -51,22 +52,36 @@ def constructed(
 
 
 def _under(mode: MetaInit, make: Callable[[], Result]) -> Result:
-    outer, depth = _current(), _len_torch_function_stack()
+    outer = _current()
     # In one frame, with torch's own functions: Python handles a signal after a call has returned, so none comes
     # between the line that sets `mode` and the push, or the next one and the pop. A `with` block would run code there.
     try:
         _local.mode = mode
         _push_on_torch_function_stack(mode)
         made = make()
+        on_top = _get_function_stack_at(_len_torch_function_stack() - 1) is mode
+        if not on_top:  # the constructor left a mode of its own there
+            _take_off(mode)
     except BaseException as error:
         _local.mode = outer
         _end_blocks_without_a_mode(error.__traceback__)
-        while _len_torch_function_stack() > depth:
-            _pop_torch_function_stack()
+        _take_off(mode)
         raise
     _local.mode = outer
-    _pop_torch_function_stack()
+    if on_top:
+        _pop_torch_function_stack()
     return made
+
+
+def _take_off(mode: MetaInit) -> None:
+    """Take a mode off the stack, wherever it is, and leave those that others have put there."""
+    above = []
+    while any(_get_function_stack_at(place) is mode for place in range(_len_torch_function_stack())):
+        top = _pop_torch_function_stack()
+        if top is not mode:
+            above.append(top)
+    for other in reversed(above):
+        _push_on_torch_function_stack(other)
 
 
 def _end_blocks_without_a_mode(traceback: TracebackType | None) -> None:
@@ -86,6 +101,11 @@ def constructing() -> bool:
     """Whether this thread is inside `build_shell`, where initialising weights has no effect."""
     mode = _current()
     return mode is not None and not mode.construction.real
+
+
+def unseen() -> AbstractContextManager[None]:
+    """Return a block whose calls a construction does not see: a constructor may load the weights of another model."""
+    return torch._C.DisableTorchFunction() if _current() is not None else nullcontext()
 
 
 def begin_again() -> None:

@@ -95,8 +95,6 @@ ASKED = (
     in_the_call,
     by_keyword,
     by_variable,
-    by_choice,
-    by_attribute,
     by_argument,
     by_argument_in_a_variable,
 )
@@ -105,6 +103,54 @@ ASKED = (
 @pytest.mark.parametrize("way", [*ASKED, from_torch_by_name], ids=lambda way: way.__name__)
 def test_a_dtype_that_code_asks_for_is_that_of_the_constructor(way, places):
     assert table_of(way).dtype == torch.float16
+
+
+class Rotary:
+    """As published code computes positions: in the dtype of a table that is float32 by name."""
+
+    def __init__(self) -> None:
+        self.inv_freq = torch.arange(0, 4).float()
+
+    def table(self, positions: int, dtype: torch.dtype) -> torch.Tensor:
+        at = torch.arange(positions, dtype=self.inv_freq.dtype)
+        return torch.outer(at, self.inv_freq).cos().to(dtype)
+
+
+def test_positions_in_float32_on_the_way_to_a_half_table_are_not_rounded(places):
+    """bfloat16 has no number between 256 and 258."""
+    made = table_of(lambda: Rotary().table(600, torch.get_default_dtype()))
+    whole = torch.outer(torch.arange(600.0), torch.arange(4.0)).cos()
+    assert torch.equal(made, whole.to(torch.float16))
+
+
+def named_below(dtype: torch.dtype) -> torch.Tensor:
+    assert dtype is not None
+    return torch.arange(4, dtype=torch.float32) / 3
+
+
+def chosen(dtype: torch.dtype | None = None) -> torch.Tensor:
+    return torch.arange(3, dtype=dtype or torch.get_default_dtype())
+
+
+NAMED = {
+    "below a call that asks": lambda: named_below(torch.get_default_dtype()),
+    "given in place of the default": lambda: by_choice(torch.float32),
+    "given beside the question": lambda: chosen(torch.float32),
+    "by the name of a type": lambda: torch.arange(300).type("torch.FloatTensor"),
+    "by a type": lambda: torch.arange(300).type(torch.FloatTensor),
+    # What no caller's code shows is taken for the class's own (docs/construction.md).
+    "in one of two branches": by_choice,
+    "kept in an attribute": by_attribute,
+}
+
+
+@pytest.mark.parametrize("way", NAMED)
+def test_a_dtype_that_no_code_asked_for_here_stays(way, places):
+    assert table_of(NAMED[way]).dtype == torch.float32
+
+
+def test_what_is_asked_beside_an_argument_that_was_not_given_is_the_default(places):
+    assert table_of(chosen).dtype == torch.float16
 
 
 def named() -> torch.Tensor:
@@ -127,10 +173,10 @@ def named_in_a_function_that_got_one() -> torch.Tensor:
     return cast(torch.arange(3))
 
 
-NAMED = (named, named_beside_one_that_was_asked_for, named_in_a_function_that_got_one)
+ALSO_NAMED = (named, named_beside_one_that_was_asked_for, named_in_a_function_that_got_one)
 
 
-@pytest.mark.parametrize("way", NAMED, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("way", ALSO_NAMED, ids=lambda way: way.__name__)
 def test_a_dtype_that_code_names_stays(way, places):
     assert table_of(way).dtype == torch.float32
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from shardload import MismatchError, build_shell
+from shardload import MismatchError, build_shell, fill, from_pretrained, open_checkpoint
 from shardload.model.construction import Construction
 from shardload.model.meta_init import constructed
 from shardload.model.shell import rebuild_with
+from tests.tiny import write_checkpoint
 
 
 def run(make, real: frozenset[int] | None = None) -> tuple[nn.Module, Construction]:
@@ -180,3 +181,67 @@ def test_more_parameters_than_a_checkpoint_can_fill_are_refused_while_they_are_m
 def test_lazy_parameters_are_left_to_their_first_forward():
     model, _ = run(lambda: nn.LazyLinear(3))
     assert isinstance(model.weight, nn.UninitializedParameter)
+
+
+CHANGES = {
+    "cast": lambda module: module.to(torch.bfloat16),
+    "halved": lambda module: module.half(),
+    "its data set": lambda module: setattr(module.weight, "data", torch.full((2, 2), 3.0)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_constructor_does_to_somebody_elses_module_is_done(change):
+    own, oracle = nn.Linear(2, 2), nn.Linear(2, 2)
+    oracle.load_state_dict(own.state_dict())
+    CHANGES[change](oracle)
+
+    def make() -> nn.Module:
+        CHANGES[change](own)
+        own.weight.requires_grad_(False)
+        return nn.Sequential(own, nn.Linear(2, 2))
+
+    run(make)
+    assert not own.weight.is_meta
+    assert torch.equal(own.weight, oracle.weight)
+    assert own.weight.dtype == oracle.weight.dtype
+
+
+def test_a_parameter_that_is_written_from_one_without_values_has_none(tmp_path):
+    def make() -> nn.Module:
+        model = nn.Module()
+        model.stored, model.derived = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+        model.derived.data.copy_(model.stored.data * 2)
+        return model
+
+    with pytest.raises(MismatchError, match="derived: not in the checkpoint"):
+        fill(build_shell(make), stored(tmp_path, {"stored": torch.ones(3)}), allow_missing=["derived"])
+
+
+def test_a_constructor_may_load_another_model_and_cast_it(tmp_path):
+    folder = write_checkpoint(tmp_path / "inner", nn.Linear(2, 2).state_dict())
+
+    def make() -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.tower = from_pretrained(
+            folder, model_class=lambda _config: nn.Linear(2, 2), config={}, dtype="float16"
+        )
+        return model
+
+    model = build_shell(make).model
+    assert model.weight.is_meta
+    assert not model.tower.weight.is_meta
+    assert model.tower.weight.dtype == torch.float16
+
+
+def stored(folder, state):
+    return open_checkpoint(write_checkpoint(folder, state))
+
+
+def test_a_dry_run_of_a_lazy_module_in_the_constructor_works():
+    def make() -> nn.Module:
+        lazy = nn.LazyBatchNorm1d()
+        lazy(torch.zeros(2, 4))
+        return lazy
+
+    assert run(make)[0].weight.shape == (4,)

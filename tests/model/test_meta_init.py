@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
+import types
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from shardload import build_shell, fill, open_checkpoint
 from shardload.model.meta_init import constructing
@@ -295,3 +298,61 @@ def test_the_default_dtype_survives_threads_that_set_it_at_the_same_time():
     build_shell(make)
     thread.join()
     assert torch.get_default_dtype() == torch.float32
+
+
+class Seeing(TorchFunctionMode):
+    """Counts the calls that it sees."""
+
+    calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_that_a_constructor_leaves_behind_stays_and_ours_goes():
+    context = torch.device("cpu")
+
+    def make() -> nn.Module:
+        context.__enter__()
+        return nn.Linear(2, 2)
+
+    try:
+        assert build_shell(make).model.weight.is_meta
+        assert torch._C._len_torch_function_stack() == 1
+        assert not nn.Linear(2, 2).weight.is_meta
+    finally:
+        context.__exit__(None, None, None)
+
+
+def test_a_callers_mode_stays_where_a_constructor_fails_after_setting_a_default_device():
+    def make() -> nn.Module:
+        torch.set_default_device("cpu")
+        raise ValueError("no")
+
+    try:
+        with Seeing() as seeing:
+            with pytest.raises(ValueError, match="no"):
+                build_shell(make)
+            before = seeing.calls
+            torch.ones(2)
+            assert seeing.calls > before
+    finally:
+        torch.set_default_device(None)
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_default_dtype_that_a_helper_of_another_module_sets_is_put_back(monkeypatch):
+    helper = types.ModuleType("tests.model.helper")
+    exec("import torch\ndef setup(): torch.set_default_dtype(torch.float64)", vars(helper))
+    monkeypatch.setitem(sys.modules, helper.__name__, helper)
+
+    def make() -> nn.Module:
+        helper.setup()
+        return nn.Linear(2, 2)
+
+    try:
+        assert build_shell(make).model.weight.dtype == torch.float64
+        assert torch.get_default_dtype() == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
