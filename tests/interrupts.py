@@ -119,6 +119,31 @@ def sweep(options: dict[str, object], step: int, first: int = 1) -> Counter[str]
     return left
 
 
+def sweep_saves(step: int, first: int = 1) -> Counter[str]:
+    """Interrupt a save at every step-th event; return "tries", and how many next saves into that folder failed."""
+    model = Net()
+    top = Path(tempfile.mkdtemp())
+
+    def save() -> object:
+        return shardload.save(model, top / str(len(os.listdir(top))))
+
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    save()
+    _, events = interrupted(save, -1)
+    left: Counter[str] = Counter(tries=0)
+    for at in range(first, events, step):
+        left["tries"] += 1
+        folder = top / f"at {at}"
+        interrupted(lambda folder=folder: shardload.save(model, folder), at)  # type: ignore[misc]
+        try:
+            shardload.save(model, folder)
+        except shardload.ShardloadError as error:
+            left[str(error)] += 1
+    gc.collect()
+    left["descriptors"] = sum(top.name in path for path in map(_target, os.listdir("/proc/self/fd")))
+    return left
+
+
 def _target(descriptor: str) -> str:
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")
@@ -133,6 +158,7 @@ def main() -> None:
     step = parser.parse_args().step
     for name, options in OPTIONS.items():
         print(name, dict(sweep(options, step)))
+    print("saved", dict(sweep_saves(step)))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,17 @@ print(json.dumps(sweep(OPTIONS[sys.argv[1]], step=17, first=int(sys.argv[2]))))
     assert {name: count for name, count in left.items() if count} == {}
 
 
+def test_the_next_save_after_ctrl_c_completes():
+    code = """
+import json, sys
+from tests.interrupts import sweep_saves
+print(json.dumps(sweep_saves(step=17, first=int(sys.argv[1]))))
+"""
+    left = json.loads(run_python(code, str(1 + os.getpid() % 17), env=PATH).stdout)
+    assert left.pop("tries") > 50
+    assert {name: count for name, count in left.items() if count} == {}
+
+
 def test_children_forked_while_threads_load_can_load():
     """A slice of `make disturb`. The first forks fall into the first imports of the threads: several processes run."""
     code = "from tests.forks import sweep; import json; print(json.dumps(sweep(25)))"

@@ -125,7 +125,7 @@ class Family:
 
     def make_oracle(self, like: nn.Module | None = None) -> nn.Module:
         """Return the model built on the CPU and filled by torch, with tensors at the addresses in `like`, modulo 64."""
-        model, state = self.make(), {name: value.clone() for name, value in self.state.items()}
+        model, state = self.in_its_dtype(), {name: value.clone() for name, value in self.state.items()}
         if like is not None:
             there = like.state_dict()
             state = {name: _at_address_of(there[name], value) for name, value in state.items()}
@@ -134,6 +134,14 @@ class Family:
             path, _, last = name.rpartition(".")
             setattr(model.get_submodule(path), last, model.get_parameter(other))
         return self.finished(model.eval())
+
+    def in_its_dtype(self) -> nn.Module:
+        """Return a new model whose tables are in the checkpoint's dtype, as transformers' loader makes them."""
+        torch.set_default_dtype(getattr(torch, self.config_json.get("torch_dtype", "float32")))
+        try:
+            return self.make()
+        finally:
+            torch.set_default_dtype(torch.float32)
 
     def finished(self, model: nn.Module) -> nn.Module:
         """Return the model after the steps that its class's own `from_pretrained` adds to the load."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from shardload._system.process_memory import PeakSampler
@@ -201,7 +203,7 @@ def _all_or_nothing(tree: ModuleTree) -> Iterator[list[Callable[[], None]]]:
     own = [module for module in modules if type(module).__setattr__ is not nn.Module.__setattr__]
     snapshots = [Snapshot(own)] if own else []
     snapshots += [Snapshot(root.module.modules()) for root in tree.self_loading]
-    undo: list[Callable[[], None]] = []
+    undo: list[Callable[[], None]] = [partial(torch._C._set_grad_enabled, torch.is_grad_enabled())]
     try:
         yield undo
     except BaseException:

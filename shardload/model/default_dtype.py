@@ -47,7 +47,9 @@ def default_of(
     process = torch.get_default_dtype()
     while frame is not None and frame.f_code is not boundary:
         code = frame.f_code
-        if process is not outside and not _SETTERS.isdisjoint(code.co_names):
+        sets_it = not _SETTERS.isdisjoint(code.co_names)
+        # Where it is as outside, the code has set nothing, or put it back, or names that very dtype.
+        if sets_it and (process is not outside or str(process).removeprefix("torch.") in code.co_names):
             return process
         if code.co_name == "initialize_weights" and frame.f_globals.get("__name__") == _TRANSFORMERS:
             return outside

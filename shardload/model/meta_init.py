@@ -52,7 +52,7 @@ def constructed(
 
 
 def _under(mode: MetaInit, make: Callable[[], Result]) -> Result:
-    outer = _current()
+    outer, gradients = _current(), torch.is_grad_enabled()
     # In one frame, with torch's own functions: Python handles a signal after a call has returned, so none comes
     # between the line that sets `mode` and the push, or the next one and the pop. A `with` block would run code there.
     try:
@@ -66,6 +66,9 @@ def _under(mode: MetaInit, make: Callable[[], Result]) -> Result:
         _local.mode = outer
         _end_blocks_without_a_mode(error.__traceback__)
         _take_off(mode)
+        torch._C._set_grad_enabled(
+            gradients
+        )  # Ctrl-C at the end of a `no_grad` block of Python's leaves them off
         raise
     _local.mode = outer
     if on_top:

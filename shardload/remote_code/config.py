@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
@@ -87,20 +88,28 @@ def code_origin(repo: RepoCode, ref: ClassRef) -> str:
     return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(repo.base)[:12]}…{served})"
 
 
-def refuse_kernels(settings: Mapping[str, Any]) -> None:
-    """Raise UntrustedCodeError where a file's settings name a repo of kernels: transformers fetches and imports it.
+def refuse_kernels(settings: Mapping[str, Any], *, inside: str = "") -> None:
+    """Raise UntrustedCodeError where a file's settings ask for kernels of the Hub: transformers imports their code.
 
-    Such a setting is an implementation (`attn_implementation`, of the model or a part of it) with the name of a repo.
+    Such a setting is an implementation (`attn_implementation`, of the model or of parts of it) with the name of a repo,
+    or with one that transformers takes from the Hub because its package is not installed.
     """
     for name, value in settings.items():
+        place = name if name.endswith("_implementation") else inside
         if isinstance(value, dict):
-            refuse_kernels(value)
-        elif name.endswith("_implementation") and isinstance(value, str) and "/" in value:
+            refuse_kernels(value, inside=place)
+        elif place and isinstance(value, str) and ("/" in value or _is_fetched(value)):
             raise UntrustedCodeError(
                 f"config.json asks for the code of another repo, {value}",
-                where=f"config.json, {name}",
+                where=f"config.json, {place}",
                 cure=Cures("remove the entry", Wording("pass a config that you made: {config}", config=...)),
             )
+
+
+def _is_fetched(implementation: str) -> bool:
+    """Whether transformers fetches an attention function by its package `kernels`, for want of the function's own."""
+    own = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}.get(implementation)
+    return own is not None and find_spec(own) is None and find_spec("kernels") is not None
 
 
 def _for_repo_code(settings: dict[str, Any]) -> Any:

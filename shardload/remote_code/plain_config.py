@@ -83,7 +83,16 @@ def plain_origin(config_json: Mapping[str, Any] | None) -> str:
 
 
 def given_class(model_class: object) -> tuple[str, str]:
-    """Return the name of a caller's class or function, and where it came from, as people read it."""
+    """Return the name of a caller's class or function, and where it came from, as people read it.
+
+    Raises UsageError for a model: the config is not what it takes.
+    """
+    if not isinstance(model_class, type) and hasattr(model_class, "state_dict"):
+        raise UsageError(
+            f"a {type(model_class).__name__} is a model, and a class is wanted",
+            where=keyword("model_class"),
+            cure=f"pass {type(model_class).__name__}; or fill the model: fill(model, open_checkpoint(where))",
+        )
     name = getattr(model_class, "__qualname__", type(model_class).__qualname__)
     return name, f"{getattr(model_class, '__module__', '?')}.{name} ({GIVEN})"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from dataclasses import replace
@@ -151,11 +152,11 @@ def staging(target: Path, job: str, *, replaces: bool = False) -> Iterator[Stagi
     made = [folder for folder in (target, *target.parents) if not folder.exists()]
     keep = False
     stage = None
-    descriptor = -1
+    journal: io.FileIO | None = None
     try:
         with no_space_said(target, _ANEW if replaces else _CONTINUED):
-            descriptor = _locked_journal(target)
-            stage = Staging(target, Journal(descriptor), replaces=replaces)
+            journal = _locked_journal(target)
+            stage = Staging(target, Journal(journal.fileno()), replaces=replaces)
             stage.exchange.recover()
             stage.journal.choose(job)
             yield stage
@@ -168,14 +169,14 @@ def staging(target: Path, job: str, *, replaces: bool = False) -> Iterator[Stagi
     finally:
         if stage is not None and not stage.journal.moving and not (keep and stage.journal.has_finished):
             stage.remove()
-        if descriptor >= 0:
-            _unlock(descriptor)
+        if journal is not None:
+            _unlock(journal)
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only while it is empty
 
 
-def _locked_journal(target: Path) -> int:
+def _locked_journal(target: Path) -> io.FileIO:
     """Make the staging folder, open its journal and lock it; the kernel unlocks it when the process ends."""
     folder = target / NAME
     path = folder / _JOURNAL
@@ -188,7 +189,9 @@ def _locked_journal(target: Path) -> int:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            # By functions of C alone, until an object owns the descriptor: Ctrl-C leaves no descriptor and no lock.
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            journal = next(map(io.FileIO, map(os.open, (path,), (flags,), (0o666,)), ("rb+",)))
         except FileNotFoundError:
             continue  # another writer has just ended and removed the folder
         except OSError as error:
@@ -199,13 +202,13 @@ def _locked_journal(target: Path) -> int:
                 where=str(error.filename),
                 cure="pass a new folder, in a place where this user may write",
             ) from error
-        if not _lock(descriptor):
-            os.close(descriptor)
+        if not _lock(journal.fileno()):
+            journal.close()
             break
-        opened = os.fstat(descriptor)
+        opened = os.fstat(journal.fileno())
         if stat.S_ISREG(opened.st_mode) and _is_there(path, opened):
-            return descriptor
-        os.close(descriptor)  # another writer has just ended and removed the journal
+            return journal
+        journal.close()  # another writer has just ended and removed the journal
     raise UsageError(
         "another writer is at work in this folder",
         where=str(target),
@@ -233,10 +236,10 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _unlock(descriptor: int) -> None:
+def _unlock(journal: io.FileIO) -> None:
     # Closing is not enough: a process that was forked meanwhile has the descriptor too.
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+        fcntl.flock(journal.fileno(), fcntl.LOCK_UN)
+    journal.close()

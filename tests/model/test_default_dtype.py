@@ -191,3 +191,20 @@ def test_a_default_dtype_that_another_thread_sets_is_not_that_of_the_constructor
     model = build_shell(make, dtype=torch.float16).model
     assert model.table.dtype == model.weight.dtype == torch.float16
     assert torch.get_default_dtype() == torch.float64
+
+
+class Whole(nn.Module):
+    """Asks for float32 by name around what it computes, which is what torch's default dtype is already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        self.register_buffer("table", torch.arange(300) / 1.0)
+        torch.set_default_dtype(before)
+
+
+def test_float32_that_a_class_sets_by_name_stays():
+    model = build_shell(Whole, dtype=torch.bfloat16).model
+    assert model.table.dtype == torch.float32
+    assert torch.equal(model.table, torch.arange(300.0))

@@ -356,3 +356,15 @@ def test_a_default_dtype_that_a_helper_of_another_module_sets_is_put_back(monkey
         assert torch.get_default_dtype() == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_gradients_are_on_again_after_an_error_that_left_them_off():
+    """Ctrl-C may fall into the last lines of a `no_grad` block of Python's."""
+
+    def make() -> nn.Module:
+        torch._C._set_grad_enabled(False)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_shell(make)
+    assert torch.is_grad_enabled()

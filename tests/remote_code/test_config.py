@@ -207,6 +207,10 @@ def test_a_repo_of_kernels_that_a_file_names_is_refused(tmp_path, name, part):
     with pytest.raises(UntrustedCodeError, match="kernels-community/anything") as refused:
         shardload.load_config(tmp_path)
     assert refused.value.where == f"config.json, {name}"
+    settings[part or name] = {name: {"": named[name]}} if part else {"": named[name]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UntrustedCodeError, match="kernels-community/anything"):
+        shardload.load_config(tmp_path)
     settings.pop(part or name)
     (tmp_path / "config.json").write_text(json.dumps({**settings, "attn_implementation": "sdpa"}))
     assert shardload.load_config(tmp_path).hidden_size == 32

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 import shardload
-from shardload.errors import CorruptError
+from shardload.errors import CorruptError, UsageError
 from shardload.remote_code import load_config
 from shardload.remote_code.plain_config import PlainConfig
 from shardload.transformers_shim.configuration_utils import PretrainedConfig
 from shardload.where import CodeTrust
-from tests.tiny import run_python
+from tests.tiny import run_python, write_checkpoint
 
 from .repos import AUTO_MAP, MODEL, tiny
 
@@ -189,3 +189,9 @@ def test_a_repos_model_without_a_config_class_gets_the_stand_ins(tmp_path):
     source, config = tiny(tmp_path, model=model)
     loaded = load_config(source, {**config, "auto_map": auto_map}, CodeTrust(True))
     assert type(loaded.config) is PretrainedConfig
+
+
+def test_a_model_is_not_taken_for_a_class(tmp_path):
+    folder = write_checkpoint(tmp_path, torch.nn.Linear(2, 2).state_dict())
+    with pytest.raises(UsageError, match="a Linear is a model, and a class is wanted"):
+        shardload.from_pretrained(folder, model_class=torch.nn.Linear(2, 2), config={})
