@@ -40,13 +40,13 @@ def parse_json(
     Raises NoJsonError for bytes that are not UTF-8 or not JSON, for an object with a key twice, and for a document that
     would take over 180 MB of memory to parse: a few MB of brackets become as many lists, so brackets and commas are
     counted before. `entry_bytes` is the memory of one entry. With `constants`, NaN and Infinity are accepted, as Python
-    does.
+    does, and so is `{"__float__": "Infinity"}`, which transformers writes for them.
     """
     try:
         _refuse_bomb(raw, entry_bytes)
         return json.loads(
             raw.decode("utf-8"),
-            object_pairs_hook=_without_doubles,
+            object_pairs_hook=_with_floats if constants else _without_doubles,
             parse_int=parse_int,
             parse_constant=None if constants else _no_constant,
         )
@@ -81,6 +81,15 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {ascii(twice)[:120]} stands twice")
     return found
+
+
+_FLOATS = ("Infinity", "-Infinity", "NaN")
+
+
+def _with_floats(pairs: list[tuple[str, Any]]) -> Any:
+    if len(pairs) == 1 and pairs[0][0] == "__float__" and pairs[0][1] in _FLOATS:
+        return float(pairs[0][1])
+    return _without_doubles(pairs)
 
 
 def _no_constant(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -89,3 +90,15 @@ def test_constants_and_integers_can_be_refused():
 
     with pytest.raises(NoJsonError, match="negative"):
         parse_json(b"[-0]", "a.json", parse_int=positive)
+
+
+def test_a_float_that_json_has_no_word_for_is_read_as_transformers_writes_it():
+    raw = b'{"limit": [0.0, {"__float__": "Infinity"}, {"__float__": "-Infinity"}], "other": {"__float__": "1"}}'
+    assert parse_json(raw, "config.json") == {
+        "limit": [0.0, math.inf, -math.inf],
+        "other": {"__float__": "1"},
+    }
+    assert math.isnan(parse_json(b'{"__float__": "NaN"}', "config.json"))
+    assert parse_json(b'{"a": {"__float__": "NaN"}}', "header", constants=False) == {
+        "a": {"__float__": "NaN"}
+    }

@@ -214,3 +214,13 @@ def test_a_repo_of_kernels_that_a_file_names_is_refused(tmp_path, name, part):
     settings.pop(part or name)
     (tmp_path / "config.json").write_text(json.dumps({**settings, "attn_implementation": "sdpa"}))
     assert shardload.load_config(tmp_path).hidden_size == 32
+
+
+@pytest.mark.parametrize("name", ["Mamba2ForCausalLM", "BambaForCausalLM"])
+def test_an_infinite_default_that_transformers_wrote_is_read(tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    cls = getattr(transformers, name).config_class
+    cls(architectures=[name]).save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    theirs = cls.from_pretrained(tmp_path).time_step_limit
+    assert list(shardload.load_config(tmp_path).time_step_limit) == list(theirs)

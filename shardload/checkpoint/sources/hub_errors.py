@@ -109,7 +109,8 @@ def from_client(error: BaseException, asked: Asked) -> ShardloadError:
         f"the Hub could not be reached: {_one_line(error)}",
         where=asked.place,
         cure=Wording(
-            "check the network and HF_ENDPOINT; what was downloaded before loads with {local_files_only}",
+            "check the path, if a folder of this disk is meant; or the network and HF_ENDPOINT; what was "
+            "downloaded before loads with {local_files_only}",
             local_files_only=True,
         ),
     )
