@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from shardload._system.gc_freeze import gc_frozen
+from shardload._system.heap import give_back
 from shardload.errors import MismatchError, UnsupportedError, UsageError
 from shardload.keywords import entry_point
 from shardload.model.construction import Construction
@@ -152,6 +153,7 @@ class _Look:
             self.keeps_references = bool(module._forward_pre_hooks) or _holds_tensors(module.__dict__)
 
 
+_LARGE = 64 * 10**6  # bytes of tables that a class computes
 _OWN_TABLES = 3  # every module has these dicts: _parameters, _buffers, _modules
 _TABLES = frozenset({"_parameters", "_buffers", "_modules"})
 _TENSORS = frozenset({torch.Tensor, nn.Parameter})
@@ -190,15 +192,17 @@ def build_shell(
     `make` returns keep their weights. Buffers and plain tensor attributes hold the values and the dtype that the class
     chose. `dtype` is the default dtype that the constructor works in, on this thread alone; None is torch's own. No
     name of torch is replaced, other threads are not affected, and a default dtype that the constructor sets is put
-    back. Raises UsageError when `make` returns
-    no module, UnsupportedError when the constructor reads the values of its parameters, and MismatchError when it makes
-    more than `at_most` parameters, or a tensor that does not fit in the memory of this machine.
+    back. Raises UsageError when `make` returns no module, UnsupportedError when the constructor reads the values of its
+    parameters, and MismatchError when it makes more than `at_most` parameters, or a tensor that does not fit in the
+    memory of this machine.
     """
     construction = Construction(at_most=at_most)
     model = _made(make, construction, dtype)
     _refuse_lost_buffers(model)
     shell = Shell.of(model, make)
     shell.dtype, shell.created = dtype, construction.created
+    if sum(slot.nbytes for slot in shell.slots.values() if slot.kind != "parameter") > _LARGE:
+        give_back()  # what a class computes large tables from was as large
     return shell
 
 
