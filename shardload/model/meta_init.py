@@ -241,7 +241,10 @@ def _data_set(mode: MetaInit, func: Callable[..., Any], args: Any, _kwargs: Any)
     for one in args:
         if _is_parameter(type(one)):
             mode.construction.touch(one)
-    if source.is_meta and not tensor.is_meta:
+    if source.is_meta and tensor.is_meta:
+        func(tensor, source)
+        return
+    if source.is_meta:
         mode.construction.empty(tensor)
     func(tensor, source.detach().to(_META) if tensor.is_meta else source)
 
@@ -306,7 +309,17 @@ def _getter(name: str) -> Callable[..., Any]:
 _FILLERS = "normal_ uniform_ exponential_ log_normal_ bernoulli_ random_ zero_ fill_ copy_"
 _IN_PLACE = "clamp_ mul_ add_ div_ sub_ erfinv_"
 _SIZES = ("dim", "size", "numel", "stride", "is_floating_point", "is_contiguous", "element_size", "__len__")
-_FACTS = ("shape", "dtype", "requires_grad", "ndim", "layout", "is_sparse", "is_quantized", "_version")
+_FACTS = (
+    "shape",
+    "dtype",
+    "requires_grad",
+    "grad",
+    "ndim",
+    "layout",
+    "is_sparse",
+    "is_quantized",
+    "_version",
+)
 
 _BLOCK_WITHOUT_A_MODE = _pop_mode_temporarily.__wrapped__.__code__  # type: ignore[attr-defined]
 _META = torch.device("meta")
@@ -319,7 +332,7 @@ _INITIALISERS = frozenset(name for name in vars(nn.init) if name.endswith("_") a
 
 # Functions that neither read nor make values.
 _SIZES_AND_FACTS = frozenset(
-    [torch._C._set_grad_enabled]
+    [torch._C._set_grad_enabled, torch._has_compatible_shallow_copy_type]
     + [getattr(torch.Tensor, name) for name in _SIZES]
     + [_getter(name) for name in _FACTS]
 )
