@@ -47,10 +47,10 @@ class Construction:
         ] = {}  # by address; a weak reference keeps that from being used again
         self._stuck: set[int] = set()  # ids of parameters that C++ holds, so that they can't change in place
 
-    def touch(self, parameter: nn.Parameter) -> bool:
+    def touch(self, parameter: Any) -> bool:
         """Put a parameter on meta when it is first seen; return False for one that may have existed before.
 
-        Raises MismatchError past `at_most` parameters: a config can ask for any number.
+        Any other value is left alone. Raises MismatchError past `at_most` parameters: a config can ask for any number.
         """
         if id(parameter) in self._known:
             return True

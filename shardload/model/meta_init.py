@@ -66,9 +66,8 @@ def _under(mode: MetaInit, make: Callable[[], Result]) -> Result:
         _local.mode = outer
         _end_blocks_without_a_mode(error.__traceback__)
         _take_off(mode)
-        torch._C._set_grad_enabled(
-            gradients
-        )  # Ctrl-C at the end of a `no_grad` block of Python's leaves them off
+        # Ctrl-C at the end of a `no_grad` block of Python's leaves them off.
+        torch._C._set_grad_enabled(gradients)
         raise
     _local.mode = outer
     if on_top:
@@ -148,8 +147,7 @@ class MetaInit(TorchFunctionMode):
         construction = self.construction
         given = list(_tensors([*args, *kwargs.values()]))
         for tensor in given:
-            if _is_parameter(type(tensor)):
-                construction.touch(tensor)  # type: ignore[arg-type]
+            construction.touch(tensor)
         construction.empty_lost(given)
         if is_mixed(given):
             call = functools.partial(self._call, func, given)
@@ -216,7 +214,7 @@ def _empty_like(mode: MetaInit, func: Callable[..., Any], args: Any, kwargs: Any
 def _registered(mode: MetaInit, func: Callable[..., Any], args: Any, _kwargs: Any) -> Any:
     """Note a parameter at its registration, where torch asks for its `grad_fn`."""
     parameter = args[0]
-    if not mode.construction.touch(parameter) and _is_parameter(type(parameter)):
+    if not mode.construction.touch(parameter):
         frame = sys._getframe(2)
         if frame.f_code is nn.Module.register_parameter.__code__:
             names = frame.f_locals
@@ -228,8 +226,7 @@ def _initialised(mode: MetaInit, func: Callable[..., Any], args: Any, kwargs: An
     """Skip an initialiser or filler for a tensor on meta, which saves half of the remaining time of a shell."""
     tensor = args[0] if args else kwargs.get("tensor")
     if isinstance(tensor, torch.Tensor):
-        if _is_parameter(type(tensor)):
-            mode.construction.touch(tensor)  # type: ignore[arg-type]
+        mode.construction.touch(tensor)
         if tensor.is_meta:
             return tensor
     return mode.call(func, args, kwargs)
@@ -239,8 +236,7 @@ def _data_set(mode: MetaInit, func: Callable[..., Any], args: Any, _kwargs: Any)
     """Give a tensor the shape and dtype of another one, and no values where either has none."""
     tensor, source = args
     for one in args:
-        if _is_parameter(type(one)):
-            mode.construction.touch(one)
+        mode.construction.touch(one)
     if source.is_meta and tensor.is_meta:
         func(tensor, source)
         return
@@ -270,8 +266,7 @@ def _moved(mode: MetaInit, func: Callable[..., Any], args: Any, kwargs: Any) -> 
     without CUDA, `.cuda()` leaves a computed table on the CPU.
     """
     tensor = args[0]
-    if _is_parameter(type(tensor)):
-        mode.construction.touch(tensor)
+    mode.construction.touch(tensor)
     asked = [*args[1:], *kwargs.values()]
     like = next((one for one in asked if isinstance(one, torch.Tensor)), tensor)
     stays = func is torch.Tensor.cuda and not torch.cuda.is_available()
