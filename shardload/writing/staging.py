@@ -197,6 +197,8 @@ def _locked_journal(target: Path) -> io.FileIO:
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise
+            if error.errno == errno.EEXIST and not _in_the_way(error.filename):
+                continue  # mkdir saw the folder of another writer, which was gone when it looked again
             raise UsageError(
                 f"the folder can't be written into: {error.strerror}",
                 where=str(error.filename),
@@ -214,6 +216,14 @@ def _locked_journal(target: Path) -> io.FileIO:
         where=str(target),
         cure="wait for it, or write into another folder",
     )
+
+
+def _in_the_way(path: str) -> bool:
+    """Whether something other than a folder has this name."""
+    try:
+        return not stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _is_there(path: Path, opened: os.stat_result) -> bool:

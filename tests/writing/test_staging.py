@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -165,6 +166,31 @@ print(len(done))
     value = checkpoint.config["value"]
     assert all(bool((checkpoint.read(name) == value).all()) for name in checkpoint.tensors)
     assert not [name for name in listing(out) if name.startswith(".")]
+
+
+def test_a_folder_that_another_writer_removes_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    folder = tmp_path / "out" / NAME
+    folder.mkdir(parents=True)
+    is_dir = Path.is_dir
+
+    def removed_first(path):
+        if path == folder:
+            monkeypatch.undo()
+            folder.rmdir()
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", removed_first)  # mkdir asks it after it has met the folder
+    save(Tiny(), tmp_path / "out")
+    assert Path.is_dir is is_dir
+    assert open_checkpoint(tmp_path / "out").tensors
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / NAME).write_text("mine")
+    with pytest.raises(UsageError, match="can't be written into"):
+        save(Tiny(), tmp_path / "out")
+    assert (tmp_path / "out" / NAME).read_text() == "mine"
 
 
 def test_a_child_that_was_forked_while_a_save_went_on_does_not_hold_the_lock(tmp_path):
