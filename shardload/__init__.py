@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from shardload._system.absent_numpy import without_numpy_warning
 from shardload._system.gc_freeze import gc_frozen
 from shardload._system.import_lock import IMPORTS
 from shardload.transformers_shim import host as _host
@@ -189,6 +190,7 @@ def __getattr__(name: str) -> Any:
 
 
 @gc_frozen  # one full collection among torch's million objects is 0.1 s, and finds nothing
+@without_numpy_warning()
 def _imported(name: str) -> Any:
     with IMPORTS.lock:
         return getattr(import_module(f"shardload.{_HOME_OF[name]}"), name)

@@ -12,13 +12,15 @@ import importlib
 import os
 import sys
 import traceback
-import warnings
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import shell_complete
 
+from shardload._system.absent_numpy import without_numpy_warning
 from shardload.cli import output
+from shardload.cli.group import Group
 from shardload.cli.wording import options_of, worded
 from shardload.errors import RemoteCodeError, ShardloadError, UsageError, keywords_of
 
@@ -42,9 +44,11 @@ COMMANDS = (
 INTERRUPTED = 130
 READER_GONE = 141
 DEFECT = 70
+COMPLETE = "_SHARDLOAD_COMPLETE"
+"""The variable in which a shell asks for its completion script, or for completions."""
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """Imports the file of a command when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -81,16 +85,22 @@ def commands() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line with `arguments` (by default the process's own) and exit the process."""
+    """Run the command line with `arguments` (by default the process's own) and exit the process.
+
+    Where a shell asks for completions, they are the answer.
+    """
+    asked = os.environ.get(COMPLETE)
+    if asked:
+        sys.exit(shell_complete(commands, {}, "shardload", COMPLETE, asked))
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
+@without_numpy_warning()
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; errors are shown, not raised."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # tests and notebooks replace the streams
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     as_json = "--json" in arguments
     try:
         # Not `commands.main()`: that one answers an interrupt and a closed pipe with exit code 1.
@@ -127,9 +137,6 @@ def _fail(
     as_json: bool,
 ) -> int:
     """Show an error in the command's words, on stdout when it is asked for as JSON, and return its exit code."""
-    if isinstance(cause, click.exceptions.NoArgsIsHelpError) and not as_json:
-        click.echo(cause.format_message(), err=True)
-        return cause.exit_code
     error = _as_own(cause)
     words = options_of(command)
     if as_json:

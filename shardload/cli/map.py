@@ -9,6 +9,7 @@ import click
 
 from shardload._system.atomic_file import write_atomically
 from shardload.cli import output
+from shardload.cli.group import Group
 from shardload.cli.options import json_option, source_keywords, source_options
 from shardload.cli.plan import rule_lines
 from shardload.keymap import KeyMap, as_view, leaves
@@ -30,7 +31,9 @@ SCHEMA = "shardload.map/1"
 _MOST = 30  # lines of tensors; the rest is counted
 
 
-@click.group("map", epilog=EXAMPLES, short_help="Try a key map on a checkpoint's headers, or invert it.")
+@click.group(
+    "map", cls=Group, epilog=EXAMPLES, short_help="Try a key map on a checkpoint's headers, or invert it."
+)
 def command() -> None:
     """Try a key map on a checkpoint's headers (apply), or invert it (invert).
 

@@ -47,8 +47,9 @@ def test_version(run_cli):
     assert done.stdout.startswith("shardload 0.")
 
 
-def test_no_command_shows_the_help_and_is_a_usage_error(run_cli):
-    done = run_cli()
+@pytest.mark.parametrize("arguments", [[], ["map"]])
+def test_no_command_shows_the_help_and_is_a_usage_error(run_cli, arguments):
+    done = run_cli(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Commands:" in done.stderr
 
@@ -60,6 +61,25 @@ def test_usage_errors_go_to_stderr_with_a_cure(run_cli, arguments):
     assert done.stderr.startswith("error: ")
     assert "--help" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_script_of_completion(run_cli, shell):
+    done = run_cli(_SHARDLOAD_COMPLETE=f"{shell}_source")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_shardload_completion" in done.stdout
+
+
+def test_a_shell_gets_completions(run_cli):
+    words = {
+        "shardload ma": ["map"],
+        "shardload map ": ["apply", "invert"],
+        "shardload load --js": ["--json"],
+    }
+    for typed, wanted in words.items():
+        count = str(len(typed.split(" ")) - 1)
+        done = run_cli(_SHARDLOAD_COMPLETE="bash_complete", COMP_WORDS=typed, COMP_CWORD=count)
+        assert done.stdout.split() == [f"plain,{word}" for word in wanted], done.stderr
 
 
 def test_usage_errors_as_json(run_cli):
