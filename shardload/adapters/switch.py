@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -97,7 +99,18 @@ def close_scope(switch: Switch, choice: Choice, before: Mapping[Switch, Choice])
 
 def _set_scopes(scopes: Mapping[Switch, Choice]) -> None:
     _SCOPES.set(scopes)
-    torch._C._stash_obj_in_tls(_KEY, (threading.get_ident(), scopes))
+    _stash((threading.get_ident(), scopes))
+
+
+def _stash(mark: tuple[int, Mapping[Switch, Choice]]) -> None:
+    """Have torch point to `mark` in this thread, in place of what it points to, with a reference of its own."""
+    # torch 2.10 takes no reference, and gives one back when it lets go of the object. So it gets one first, which it
+    # gives back where it turns out to take its own: an interrupt in between leaves one too many, never one too few.
+    own, before = ctypes.py_object(mark), sys.getrefcount(mark)
+    ctypes.pythonapi.Py_IncRef(own)
+    torch._C._stash_obj_in_tls(_KEY, mark)
+    if sys.getrefcount(mark) > before + 1:
+        ctypes.pythonapi.Py_DecRef(own)
 
 
 _SCOPES: ContextVar[Mapping[Switch, Choice]] = ContextVar("shardload_adapters", default=MappingProxyType({}))

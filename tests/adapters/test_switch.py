@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from shardload import (
     disable_adapter,
     set_adapter,
 )
+from shardload.adapters import switch as module
 from shardload.adapters.switch import Choice, Switch, close_scope, open_scope
 from tests.adapters.tiny import (
     TOKENS,
@@ -160,3 +163,20 @@ def test_the_innermost_block_chooses_for_its_own_thread_alone():
     assert switch.active == {"outer": 1.0}
     close_scope(switch, outer, before)
     assert (switch.active, switch.live) == ({"model": 1.0}, ())
+
+
+def test_torch_holds_one_reference_to_what_it_carries_over():
+    """Some releases of torch take none and give one back all the same, which frees an object in use."""
+    switch, alone = Switch(), object()
+    outer, inner = Choice({"outer": 1.0}), Choice({"inner": 1.0})
+    before = open_scope(switch, outer)
+    within = open_scope(switch, inner)
+    mark = torch._C._get_obj_in_tls(module._KEY)
+    assert mark == (threading.get_ident(), {switch: inner})
+    assert sys.getrefcount(mark) == sys.getrefcount(alone) + 1
+    close_scope(switch, inner, within)  # torch lets go of it
+    assert sys.getrefcount(mark) == sys.getrefcount(alone)
+    close_scope(switch, outer, before)
+    seen = weakref.ref(inner)
+    del mark, inner
+    assert seen() is None
