@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardload.errors import NoSpaceError
+from shardload.errors import NoSpaceError, UnsafeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,10 +23,16 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that any reader, even after a crash, finds the old content or the new one, whole.
 
     A temporary file beside it is flushed to the disk and renamed; then the folder is flushed. The file keeps the
-    permissions of the one that it replaces; a new file gets 0666 under the umask. Raises NoSpaceError when the disk is
-    full and OSError for other failures; the old file stays then.
+    permissions of the one that it replaces; a new file gets 0666 under the umask. Raises UnsafeError for a link,
+    NoSpaceError when the disk is full and OSError for other failures; the old file stays then.
     """
     target = Path(path)
+    if target.is_symlink():
+        raise UnsafeError(
+            f"{target.name} is a link, and nothing is written through it",
+            where=f"{target.absolute()} -> {os.readlink(target)}",
+            cure=f"name the file that it leads to, {target.resolve()}; or remove the link",
+        )
     temporary = target.with_name(f".{target.name[:200]}-{secrets.token_hex(8)}")
     with no_space_said(target):
         require_space(target.parent, len(content))
@@ -42,6 +48,23 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(target.parent)
+
+
+@contextmanager
+def folder_locked(folder: Path) -> Iterator[None]:
+    """Keep every other thread and process out of such a block for this folder, where the filesystem has locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which unlocks it
 
 
 def sync_folder(folder: Path) -> None:

@@ -58,11 +58,12 @@ def command(
     others, and show what changed. Code of another repo is asked for by itself. The list of what the code reaches is
     found by parsing; code that hides what it calls is not seen.
     """
-    from shardload.remote_code.trust_lock import lock_path
+    from shardload.remote_code.lock_place import require_own_project
+    from shardload.remote_code.trust_lock import TrustLock, lock_path
 
     reviews = _reviews(Where(where, **source_keywords(options)), code_revision)
     path = lock_path(lock)
-    held = _lock_at(path)
+    held = TrustLock.at(path)
     if as_json:
         output.say_json(_document(reviews, held))
     elif not reviews:
@@ -75,11 +76,11 @@ def command(
         if check and as_json:
             raise click.exceptions.Exit(UntrustedCodeError.exit_code)  # the document says it
         if check:
-            raise _not_approved(review, path, "the lock file does not approve it")
+            raise _not_approved(review, path, _why_not(review, held))
+        require_own_project(path, review.source, review.code)  # before a question that leads to nothing
         if not yes and not _ask(review):
             raise _not_approved(review, path, "it was not approved")
-        held = held.with_approval(review.approval())
-        held.write()
+        held = review.approve(path)
         output.tell(f"approved {_count(review)} of {review.source.label} in {path}")
 
 
@@ -90,12 +91,6 @@ def _reviews(where: Where, code_revision: str | None) -> list[CodeReview]:
 
     source, _ = find_source(where)
     return review_code(source, read_config(source), CodeTrust(code_revision=code_revision, hub=where))
-
-
-def _lock_at(path: Path) -> TrustLock:
-    from shardload.remote_code.trust_lock import TrustLock
-
-    return TrustLock.read(path) if path.exists() else TrustLock(path)
 
 
 def _ask(review: CodeReview) -> bool:
@@ -112,6 +107,14 @@ def _not_approved(review: CodeReview, path: Path, why: str) -> UntrustedCodeErro
         where=str(path.absolute()),
         cure="read it, then run `shardload trust` at a terminal and answer yes, or pass --yes",
     )
+
+
+def _why_not(review: CodeReview, held: TrustLock) -> str:
+    from shardload.remote_code.lock_place import own_approval_said
+
+    if held.is_foreign(review.source, review.code):
+        return own_approval_said(held.path)[0]
+    return "the lock file does not approve it"
 
 
 def _count(review: CodeReview) -> str:

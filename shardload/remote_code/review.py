@@ -11,11 +11,12 @@ from shardload.remote_code.importer import all_refs, is_own, other_source
 from shardload.remote_code.reach import Contents, contents_of
 from shardload.remote_code.tokenizer import tokenizer_entry
 from shardload.remote_code.tokenizer_files import SETTINGS, tokenizer_settings
-from shardload.remote_code.trust_lock import Approval, TrustLock
+from shardload.remote_code.trust_lock import TrustLock
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.auto_map import ClassRef
@@ -36,16 +37,17 @@ class CodeReview:
     code: Code
     contents: tuple[tuple[CodeFile, Contents], ...]
 
-    def approval(self) -> Approval:
-        """Return the approval of exactly these bytes, for a lock file."""
-        return Approval.of(self.source, self.code)
+    def approve(self, path: Path) -> TrustLock:
+        """Approve exactly these bytes in a lock file."""
+        return TrustLock.approve(path, self.source, self.code)
 
     def changes(self, lock: TrustLock) -> tuple[FileChange, ...] | None:
         """Return the differences from what a lock approves: () for none, None where it has no approval."""
         if lock.approves(self.source, self.code):
             return ()
         nearest = lock.nearest(self.source, self.code)
-        return None if nearest is None else nearest.changes(self.code)
+        # No change: these bytes are listed in a file that may have come with them, which approves nothing.
+        return (nearest.changes(self.code) or None) if nearest else None
 
 
 def review_code(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import Cures, UntrustedCodeError, Wording, joined, keyword
+from shardload.remote_code.lock_place import own_approval_said
 from shardload.remote_code.trust_lock import TrustLock, lock_path, name_of
 
 if TYPE_CHECKING:
@@ -62,10 +63,7 @@ def require_trust(
 
 
 def _approved_by_the_usual_lock(source: Source, code: Code) -> bool:
-    path = lock_path()
-    if not path.is_file():
-        return False
-    lock = TrustLock.read(path)
+    lock = TrustLock.at(lock_path())
     if lock.nearest(source, code) is None:
         return False
     _require_approval(lock, source, code)
@@ -75,6 +73,8 @@ def _approved_by_the_usual_lock(source: Source, code: Code) -> bool:
 def _require_approval(lock: TrustLock, source: Source, code: Code) -> None:
     if lock.approves(source, code):
         return
+    if lock.is_foreign(source, code):
+        raise _not_by_you(lock, source, code)
     nearest = lock.nearest(source, code)
     raise _never_approved(lock, source, code) if nearest is None else _changed(nearest, source, code)
 
@@ -85,6 +85,16 @@ def _never_approved(lock: TrustLock, source: Source, code: Code) -> UntrustedCod
         f"{lock.path.name} approves no code of {source.label}",
         where=f"{lock.path.absolute()}; files that would run: {names}",
         cure=f"read the code and approve it: shardload trust {name_of(source)}",
+    )
+
+
+def _not_by_you(lock: TrustLock, source: Source, code: Code) -> UntrustedCodeError:
+    what, cure = own_approval_said(lock.path)
+    names = ", ".join(file.name for file in code.files)
+    return UntrustedCodeError(
+        what,
+        where=f"{lock.path.absolute()}; files that would run: {names}",
+        cure=Cures(f"read the code and approve it: shardload trust {name_of(source)}", cure),
     )
 
 

@@ -10,11 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardload._system.atomic_file import write_atomically
+from shardload._system.atomic_file import folder_locked, write_atomically
 from shardload._system.json_text import parse_json
+from shardload.checkpoint.sources.folder import LocalFile
 from shardload.checkpoint.sources.names import fault_of, is_commit
-from shardload.errors import CorruptError, NotFoundError, UnsafeError
+from shardload.errors import CorruptError, NotFoundError
 from shardload.remote_code.code_changes import FileChange, change_of
+from shardload.remote_code.lock_place import (
+    is_noted,
+    may_have_come,
+    note,
+    require_outside,
+    require_own_project,
+)
 
 if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
@@ -80,15 +88,18 @@ class TrustLock:
 
     @classmethod
     def read(cls, path: Path) -> TrustLock:
-        """Read a lock file. Raises NotFoundError, and CorruptError for a file that is not one."""
+        """Read a lock file. Raises NotFoundError, AccessError, and CorruptError for a file that is not one."""
         try:
-            content = path.read_bytes()
-        except OSError as error:
+            file = LocalFile(path.name, path)
+        except NotFoundError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
             raise NotFoundError(
-                f"there is no lock file {path.name}: {error.strerror or error}",
+                f"there is no lock file {path.name}",
                 where=str(path.absolute()),
                 cure="approve the code first: `shardload trust WHERE` writes one",
             ) from error
+        content = file.read_at(0, file.size)
         try:
             return cls(path, _approvals(parse_json(content, path.name)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -98,6 +109,26 @@ class TrustLock:
                 cure="restore it from version control, or remove it and approve again with `shardload trust`",
                 code=getattr(error, "code", None),
             ) from error
+
+    @classmethod
+    def at(cls, path: Path) -> TrustLock:
+        """Read a lock file, or return an empty one where there is none."""
+        return cls.read(path) if os.path.exists(path) else cls(path)
+
+    @classmethod
+    def approve(cls, path: Path, source: Source, code: Code) -> TrustLock:
+        """Add this user's approval of a source's code to a lock file, and return the lock as it is then.
+
+        Other threads and processes may do so at the same time: every approval is kept. Raises UnsafeError where the
+        approval would not count, and where the file is a link.
+        """
+        require_own_project(path, source, code)
+        approval = Approval.of(source, code)
+        with folder_locked(path.absolute().parent):
+            lock = cls.at(path).with_approval(approval)
+            lock.write()
+            note(path, approval, needed=may_have_come(path, source, code))
+        return lock
 
     def with_approval(self, approval: Approval) -> TrustLock:
         """Return the lock with one more approval, in place of an older one of the same source."""
@@ -125,8 +156,17 @@ class TrustLock:
         return next((a.commit for a in self.approvals if a.source == repo), None)
 
     def approves(self, source: Source, code: Code) -> bool:
-        """Return whether these very bytes were approved, for a Hub repo under the repo's name."""
-        return any(approval.covers(code) for approval in self._candidates(source))
+        """Return whether this user approved these very bytes, for a Hub repo under the repo's name.
+
+        Where the lock file may have come with the code, only what this user noted counts.
+        """
+        covering = self._covering(source, code)
+        foreign = bool(covering) and may_have_come(self.path, source, code)
+        return any(not foreign or is_noted(self.path, approval) for approval in covering)
+
+    def is_foreign(self, source: Source, code: Code) -> bool:
+        """Return whether the file lists these very bytes, and may have come with them."""
+        return bool(self._covering(source, code)) and not self.approves(source, code)
 
     def nearest(self, source: Source, code: Code) -> Approval | None:
         """Return the approval that this code most likely descends from, or None."""
@@ -135,19 +175,12 @@ class TrustLock:
         alike = own or [a for a in self._candidates(source) if names & a.files.keys()]
         return max(alike, key=lambda a: len(names & a.files.keys()), default=None)
 
-    def _candidates(self, source: Source) -> list[Approval]:
-        if self.inside(source):
-            raise UnsafeError(
-                "a lock file inside the checkpoint's own folder approves nothing: it may have come with the code",
-                where=str(self.path.absolute()),
-                cure="keep the lock file beside your own program, outside of what it approves",
-            )
-        return [a for a in self.approvals if source.is_local or a.source == name_of(source)]
+    def _covering(self, source: Source, code: Code) -> list[Approval]:
+        return [approval for approval in self._candidates(source) if approval.covers(code)]
 
-    def inside(self, source: Source) -> bool:
-        """Return whether the lock file is in the folder whose code is to be approved."""
-        root = getattr(source, "root", None)
-        return isinstance(root, Path) and self.path.resolve().is_relative_to(root)
+    def _candidates(self, source: Source) -> list[Approval]:
+        require_outside(self.path, source)
+        return [a for a in self.approvals if source.is_local or a.source == name_of(source)]
 
 
 def lock_path(given: object = None) -> Path:

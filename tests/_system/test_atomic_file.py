@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from shardload import NoSpaceError, open_checkpoint, save
+from shardload import NoSpaceError, UnsafeError, open_checkpoint, save
 from shardload._system.atomic_file import write_atomically
 from tests.tiny import Net
 
@@ -23,6 +23,18 @@ def test_the_new_content_takes_the_place_of_the_old_and_keeps_its_permissions(tm
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o777 == 0o640
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_link_is_refused_and_neither_it_nor_its_file_changes(tmp_path, lost):
+    if not lost:
+        (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(UnsafeError, match="is a link") as caught:
+        write_atomically(tmp_path / "link", b"new")
+    assert str(tmp_path / "real") in caught.value.cure
+    assert os.readlink(tmp_path / "link") == "real"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["link", *([] if lost else ["real"])]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

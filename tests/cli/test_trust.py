@@ -22,6 +22,7 @@ def repo(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.delenv("SHARDLOAD_LOCK", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     tiny(tmp_path / "repo", model="import os\n" + MODEL + "\ndef later():\n    os.system('id')\n")
     return tmp_path / "repo"
 

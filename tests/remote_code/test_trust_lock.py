@@ -27,16 +27,15 @@ def work(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("SHARDLOAD_LOCK", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return folder
 
 
 def approve(where, path=None) -> Path:
     source, _ = find_source(where)
     path = lock_path(path)
-    lock = TrustLock.read(path) if path.exists() else TrustLock(path)
     for review in review_code(source, shardload.checkpoint.checkpoint.read_config(source)):
-        lock = lock.with_approval(review.approval())
-    lock.write()
+        review.approve(path)
     return path
 
 
@@ -131,7 +130,9 @@ def test_a_folder_is_approved_by_its_bytes_wherever_it_lies(repo, tmp_path):
 
 
 def test_a_lock_that_came_with_the_checkpoint_approves_nothing(repo, monkeypatch):
-    approve(repo, repo / "shardload.lock")
+    with pytest.raises(UnsafeError, match="approves nothing"):
+        approve(repo, repo / "shardload.lock")
+    approve(repo).rename(repo / "shardload.lock")
     with pytest.raises(UnsafeError, match="approves nothing"):
         shardload.load_config(repo, trust_remote_code=repo / "shardload.lock")
     monkeypatch.chdir(repo)
@@ -242,14 +243,14 @@ def test_code_of_another_repo_is_an_approval_of_its_own(hub, work):
             ).encode()
         },
     )
-    lock = TrustLock(work / "shardload.lock")
+    path = work / "shardload.lock"
+    TrustLock(path).write()
     source, _ = find_source("org/weights")
     (review,) = review_code(source, shardload.checkpoint.checkpoint.read_config(source))
     assert review.source.label == f"org/code@{code}"
-    lock.write()
     with pytest.raises(UntrustedCodeError, match="approves no code of org/code"):
         shardload.load_config("org/weights", trust_remote_code="locked")
-    lock.with_approval(review.approval()).write()
+    review.approve(path)
     commit(
         hub, "raise SystemExit('ran')", name="org/code"
     )  # its main has moved on: the lock's commit is taken
