@@ -30,7 +30,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     if target.is_symlink():
         raise UnsafeError(
             f"{target.name} is a link, and nothing is written through it",
-            where=f"{target.absolute()} -> {os.readlink(target)}",
+            where=f"{target.absolute()} -> {target.readlink()}",
             cure=f"name the file that it leads to, {target.resolve()}; or remove the link",
         )
     temporary = target.with_name(f".{target.name[:200]}-{secrets.token_hex(8)}")

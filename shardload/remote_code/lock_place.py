@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardload.checkpoint.sources.folder import expand
 from shardload.errors import UnsafeError, UsageError, Wording
 
 if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.code import Code
-    from shardload.remote_code.trust_lock import Approval
 
 _REPOSITORY = (".git", ".hg", ".svn", ".jj", ".cache/huggingface/download")
 """What the root of a copied repo holds; the last one is made by `hf download --local-dir`."""
@@ -64,30 +63,33 @@ def require_own_project(lock: Path, source: Source, code: Code) -> None:
         )
 
 
-def note(lock: Path, approval: Approval, *, needed: bool) -> None:
-    """Note outside of every project that this user approved these bytes in this lock file.
+def note(lock: Path, approved: str, *, needed: bool) -> None:
+    """Note outside of every project what this user approved in this lock file: the text names the bytes.
 
     Raises UsageError where it can't be noted and the approval does not count without.
     """
-    path = _note_of(lock, approval)
+    path = _note_of(lock, approved)
+    fault = (
+        None if path.is_absolute() else "it is no absolute path"
+    )  # a repo could bring what a relative one names
     try:
-        if path is None:
-            raise OSError("this user has no home folder")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.write_text(json.dumps({"lock": str(lock.resolve()), "source": approval.source}) + "\n")
+        if not fault:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.write_text(f"{lock.resolve()}\n{approved}\n")
     except OSError as error:
-        if needed:
-            raise UsageError(
-                f"the approval can't be noted for you: {error.strerror or error}",
-                where=str(path),
-                cure="set XDG_STATE_HOME to a folder of yours, or name a lock file in a folder without the code",
-            ) from error
+        fault = error.strerror or str(error)
+    if fault and needed:
+        raise UsageError(
+            f"the approval can't be noted for you: {fault}",
+            where=str(path),
+            cure="set XDG_STATE_HOME to a folder of yours, or name a lock file in a folder without the code",
+        )
 
 
-def is_noted(lock: Path, approval: Approval) -> bool:
-    """Whether this user approved these bytes in this lock file, as `note` recorded it."""
-    path = _note_of(lock, approval)
-    return path is not None and path.is_file()
+def is_noted(lock: Path, approved: str) -> bool:
+    """Whether this user approved this in this lock file, as `note` recorded it."""
+    path = _note_of(lock, approved)
+    return path.is_absolute() and os.path.lexists(path)
 
 
 def own_approval_said(lock: Path) -> tuple[str, str | Wording]:
@@ -102,16 +104,17 @@ def own_approval_said(lock: Path) -> tuple[str, str | Wording]:
     )
 
 
-def _note_of(lock: Path, approval: Approval) -> Path | None:
+def _note_of(lock: Path, approved: str) -> Path:
     """Return the file whose existence is the note: its name is the hash of what was approved where."""
-    files = sorted((name, file.sha256) for name, file in approval.files.items())
-    said = json.dumps([str(lock.resolve()), approval.source, approval.commit, files])
     base = os.environ.get("XDG_STATE_HOME") or os.environ.get("LOCALAPPDATA")
-    try:
-        folder = Path(base) if base else Path.home() / ".local" / "state"
-    except RuntimeError:
-        return None
-    return folder / "shardload" / "approved" / hashlib.sha256(said.encode()).hexdigest()
+    # "~" stays where no home folder is known.
+    folder = Path(base) if base else expand("~/.local/state")
+    return (
+        folder
+        / "shardload"
+        / "approved"
+        / hashlib.sha256(f"{lock.resolve()}\n{approved}".encode()).hexdigest()
+    )
 
 
 def _root_of(source: Source) -> Path | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload._system.atomic_file import folder_locked, write_atomically
 from shardload._system.json_text import parse_json
-from shardload.checkpoint.sources.folder import LocalFile
+from shardload.checkpoint.sources.folder import LocalFile, mode_of
 from shardload.checkpoint.sources.names import fault_of, is_commit
 from shardload.errors import CorruptError, NotFoundError
 from shardload.remote_code.code_changes import FileChange, change_of
@@ -60,6 +60,12 @@ class Approval:
     def of(cls, source: Source, code: Code) -> Approval:
         """Return the approval of this code."""
         return cls(name_of(source), source.revision, {f.name: LockedFile.of(f) for f in code.files})
+
+    @property
+    def said(self) -> str:
+        """What is approved, as one text: source, commit, and the names and hashes of the files."""
+        files = sorted((name, file.sha256) for name, file in self.files.items())
+        return json.dumps([self.source, self.commit, files])
 
     def covers(self, code: Code) -> bool:
         """Return whether every file of the code was approved, byte for byte."""
@@ -113,7 +119,7 @@ class TrustLock:
     @classmethod
     def at(cls, path: Path) -> TrustLock:
         """Read a lock file, or return an empty one where there is none."""
-        return cls.read(path) if os.path.exists(path) else cls(path)
+        return cls.read(path) if mode_of(path) else cls(path)
 
     @classmethod
     def approve(cls, path: Path, source: Source, code: Code) -> TrustLock:
@@ -127,7 +133,7 @@ class TrustLock:
         with folder_locked(path.absolute().parent):
             lock = cls.at(path).with_approval(approval)
             lock.write()
-            note(path, approval, needed=may_have_come(path, source, code))
+            note(path, approval.said, needed=may_have_come(path, source, code))
         return lock
 
     def with_approval(self, approval: Approval) -> TrustLock:
@@ -162,7 +168,7 @@ class TrustLock:
         """
         covering = self._covering(source, code)
         foreign = bool(covering) and may_have_come(self.path, source, code)
-        return any(not foreign or is_noted(self.path, approval) for approval in covering)
+        return any(not foreign or is_noted(self.path, approval.said) for approval in covering)
 
     def is_foreign(self, source: Source, code: Code) -> bool:
         """Return whether the file lists these very bytes, and may have come with them."""

@@ -14,6 +14,7 @@ import pytest
 
 import shardload
 from shardload import UnsafeError, UntrustedCodeError, UsageError
+from shardload.checkpoint.checkpoint import read_config
 from shardload.checkpoint.sources import find_source
 from shardload.remote_code import lock_place
 from shardload.remote_code.review import review_code
@@ -37,7 +38,7 @@ def work(tmp_path, monkeypatch):
 
 def reviews_of(where):
     source, _ = find_source(where)
-    return review_code(source, shardload.checkpoint.checkpoint.read_config(source))
+    return review_code(source, read_config(source))
 
 
 def approve(where, path=LOCK) -> Path:
@@ -215,6 +216,20 @@ def test_where_no_note_can_be_kept_it_is_said_if_one_is_needed(work, tmp_path, m
     assert load(tmp_path / "elsewhere") == 4
 
 
+@pytest.mark.parametrize("state", ["state", "~/state"])
+def test_notes_in_a_relative_folder_are_none(work, monkeypatch, state):
+    """The copied repo could bring that folder."""
+    tiny(work / "model")
+    approve("model")
+    assert load("model") == 4
+    shutil.copytree(os.environ["XDG_STATE_HOME"], work / state)
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    with pytest.raises(UntrustedCodeError, match="may have come with it"):
+        load("model")
+    with pytest.raises(UsageError, match="no absolute path"):
+        approve("model")
+
+
 def test_check_says_that_the_lock_may_have_come_with_the_code(clone, monkeypatch, capsys):
     from shardload.cli import run
 
@@ -257,9 +272,10 @@ def test_what_is_no_readable_file_is_said(work, tmp_path):
 
 
 def test_approvals_at_the_same_time_are_all_kept(work, tmp_path):
-    repos = [tiny(tmp_path / f"repo{i}")[0].label for i in range(24)]
+    # Of other bytes each: a folder's code is approved wherever it lies.
+    repos = [tiny(tmp_path / f"repo{i}", model=f"{MODEL}# {i}\n")[0].label for i in range(24)]
     reviews = [review for repo in repos[:16] for review in reviews_of(repo)]
-    code = "import sys; from shardload.cli import run; [run(['trust', w, '--yes']) for w in sys.argv[1:]]"
+    code = "import sys; from shardload.cli import run; sys.exit(max(run(['trust', w, '--yes']) for w in sys.argv[1:]))"
     processes = [
         subprocess.Popen([sys.executable, "-c", code, *repos[start : start + 4]], stdout=subprocess.DEVNULL)
         for start in (16, 20)
