@@ -141,8 +141,8 @@ def plan_load(
         (0, 2002000)
 
     Nothing but headers is read; of a Hub repo no weight is downloaded. No model is built, so nothing is judged
-    against one. Other keywords are those of `open_checkpoint`. Raises what that raises, and UsageError for a key map
-    that does not fit.
+    against one, and weights that its class keeps in float32 are counted in `dtype`. Other keywords are those of
+    `open_checkpoint`. Raises what that raises, and UsageError for a key map that does not fit.
     """
     (checkpoint,) = opened(keywords, where)
     place = place_of(checkpoint.label if isinstance(where, Checkpoint) else where, keywords)

@@ -11,6 +11,7 @@ from torch import nn
 
 from shardload._system.process_memory import PeakSampler
 from shardload.checkpoint.checkpoint import Checkpoint
+from shardload.checkpoint.shard import DTYPES
 from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
@@ -102,6 +103,7 @@ def fill(
     shell, target = _as_shell(shell_or_module), _target(target, spill)
     checkpoint, rules = _as_checkpoint(checkpoint), _rules(key_map)
     with unseen(), _prepared(shell, target):
+        target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
         comparison = Comparison(shell, checkpoint, rules, target)
         verdict = comparison.judge(
             strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected
@@ -126,6 +128,11 @@ def fill(
         remember_origin(shell.model, checkpoint, comparison.plan)
         report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
     return report
+
+
+def _loaded_in(target: Target, checkpoint: Checkpoint) -> torch.dtype | None:
+    """Return the dtype that the floating weights come out in: the target's, else the one of most stored bytes."""
+    return getattr(target, "dtype", None) or DTYPES.get(checkpoint.float_code)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from shardload.loading.shared_bytes import sharing_bytes
 from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.diagnosis.finding import Finding
@@ -60,6 +60,7 @@ class Comparison:
         self.shell = shell
         self.checkpoint = checkpoint
         self._key_map = key_map
+        self._dtypes = target.dtypes
         self._cure: KeyMap | None = None
         _refuse_own_load_state_dict(shell.model)
         _refuse_scripted(shell)
@@ -92,7 +93,12 @@ class Comparison:
             key_map=self._cure,
             seconds={"plan": seconds},
         )
-        report.notes += [*self.checkpoint.warnings, *self.unproven, *_notes(plan, self.shell)]
+        report.notes += [
+            *self.checkpoint.warnings,
+            *self.unproven,
+            *_notes(plan, self.shell),
+            *_kept(plan, self._dtypes),
+        ]
         return report
 
     def _findings(self) -> tuple[Finding, ...]:
@@ -259,6 +265,12 @@ def _notes(plan: Plan, shell: Shell) -> list[str]:
         if len(copies) > 1:
             notes.append(f"{' and '.join(copies)} are tied and both stored: two copies, compared at load")
     return notes
+
+
+def _kept(plan: Plan, dtypes: Mapping[str, torch.dtype]) -> list[str]:
+    """Return notes on weights that the class keeps in float32 though they are stored, or loaded, in less."""
+    kept = [key for key, _ in plan.tensors if dtypes.get(key) is torch.float32]
+    return [f"{pattern}: in float32, where the class keeps it" for pattern in collapse(kept)] if kept else []
 
 
 def _key_map_notes(plan: Plan) -> list[str]:

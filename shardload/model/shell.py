@@ -107,6 +107,26 @@ class Shell:
         self.tree, self.keeps_references = look.tree, look.keeps_references
         return self
 
+    def dtypes(self, loaded_in: torch.dtype | None) -> dict[str, torch.dtype]:
+        """Return the dtypes that the model itself wants by name, whatever its floating weights are loaded in.
+
+        >>> import torch, shardload
+        >>> shardload.build_shell(lambda: torch.nn.BatchNorm1d(4)).dtypes(torch.float16)
+        {'num_batches_tracked': torch.int64}
+
+        Integers, bool and complex keep their kind; classes of transformers keep some weights in float32 when the model
+        is loaded in a half precision (`_keep_in_fp32_modules`).
+        """
+        slots = [slot for slot in self.slots.values() if slot.is_stored]
+        wanted = {slot.name: slot.dtype for slot in slots if not slot.dtype.is_floating_point}
+        if loaded_in is not None and any(hasattr(kind, _KEPT) for kind in self.tree.kinds):
+            from shardload.model.kept_float32 import kept_in_float32
+
+            floating = [slot.name for slot in slots if slot.dtype.is_floating_point]
+            kept = kept_in_float32(modules_of(self.model), floating, loaded_in)
+            wanted.update(dict.fromkeys(kept, torch.float32))
+        return wanted
+
 
 class _Look:
     """One pass over a model's modules before each load: its tree, and whether it has changed since the last survey."""
@@ -153,6 +173,7 @@ class _Look:
             self.keeps_references = bool(module._forward_pre_hooks) or _holds_tensors(module.__dict__)
 
 
+_KEPT = "_keep_in_fp32_modules"
 _LARGE = 64 * 10**6  # bytes of tables that a class computes
 _OWN_TABLES = 3  # every module has these dicts: _parameters, _buffers, _modules
 _TABLES = frozenset({"_parameters", "_buffers", "_modules"})

@@ -10,8 +10,10 @@ from shardload.errors import UsageError, Wording, keyword
 from shardload.placement.casting import Casts
 from shardload.placement.pinned_ring import CudaCopies, PinnedRing
 from shardload.placement.spill import Spill
-from shardload.placement.taken import NOTHING, taken_on_device
+from shardload.placement.taken import NOTHING, taken_as
 from shardload.placement.target import Target
+from shardload.placement.whole_numbers import as_whole_numbers
+from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from shardload.placement.taken import Taken
     from shardload.placement.target import Release
 
-_CASTABLE = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+_CASTABLE = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_CODES = {f"torch.{name}": code for code, name in TORCH_NAMES.items()}
 
 
 class OnDevice(Target):
@@ -36,9 +39,11 @@ class OnDevice(Target):
         >>> model.weight.dtype
         torch.float16
 
-    Integers, bool, fp8 and complex keep their dtype; so do computed buffers. On the CPU, a weight that needs no cast
-    stays a view of its file. `spill` is a folder for a file that holds the results of casts: the kernel can write the
-    pages of that file out and drop them, so a checkpoint larger than the memory can be cast.
+    Integers, bool, fp8 and complex keep their dtype; so do computed buffers. A slot of integers or bool gets its own
+    dtype, as torch's own loader gives it, and weights that the class keeps in float32 (`_keep_in_fp32_modules`) are
+    loaded in float32. On the CPU, a weight that needs no cast stays a view of its file. `spill` is a folder for a file
+    that holds the results of casts: the kernel can write the pages of that file out and drop them, so a checkpoint
+    larger than the memory can be cast.
     """
 
     def __init__(
@@ -55,18 +60,24 @@ class OnDevice(Target):
         self._casts: Casts | None = None
         self._ring: PinnedRing | None = None
 
-    def result_bytes(self, key: str, tensor: Derived) -> Taken:  # noqa: ARG002
+    def result_bytes(self, key: str, tensor: Derived) -> Taken:
         """Return the bytes that the result of a cast or of a move takes; none for a tensor that needs neither."""
-        if self._keeps:
+        if self._keeps and key not in self.dtypes:
             return NOTHING
-        code = None if self.dtype is None else _CASTABLE.get(self.dtype)
-        return taken_on_device(tensor, code, device=self.device.type, spills=self.spill is not None)
+        wanted = self._wanted(key, floating=tensor.is_floating, real=not tensor.dtype.startswith("C"))
+        code = tensor.dtype if wanted is None else _CODES[str(wanted)]
+        return taken_as(tensor, code, device=self.device.type, spills=self.spill is not None)
 
-    def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """Return `stored` after cast and move; the same object if it needs neither."""
-        dtype = self._wanted(stored)
+    def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:
+        """Return `stored` after cast and move; the same object if it needs neither.
+
+        Raises MismatchError where a slot of integers or bool can't hold the stored values.
+        """
+        dtype = self._dtype_for(key, stored)
         if dtype == stored.dtype and stored.device == self.device:
             return stored
+        if _counts(dtype) and dtype != stored.dtype:
+            return as_whole_numbers(key, stored, dtype).to(self.device)
         if not self._casts_here(stored, dtype):
             return stored.to(device=self.device, dtype=dtype)
         casts = self._casting()
@@ -76,9 +87,20 @@ class OnDevice(Target):
 
     def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
         """Return the tensor that `place` returns, perhaps before its cast or copy is done: see `wait`."""
-        if self._keeps and self._ring is None and stored.is_cpu and type(self).place is OnDevice.place:
+        if (
+            self._keeps
+            and key not in self.dtypes
+            and self._ring is None
+            and stored.is_cpu
+            and type(self).place is OnDevice.place
+        ):
             return stored  # most loads: one test in place of six calls for each of many small tensors
-        dtype = self._wanted(stored)
+        dtype = self._dtype_for(key, stored)
+        if _counts(dtype) and dtype != stored.dtype:
+            placed = self.place(key, stored)
+            if release is not None:
+                release(0, stored.nbytes)
+            return placed
         if stored.device.type == "cpu" and (ring := self._way_to_gpu()) is not None:
             return ring.begin(stored, dtype, release)
         if self._casts_here(stored, dtype):
@@ -123,11 +145,25 @@ class OnDevice(Target):
             self._ring = PinnedRing(CudaCopies(self.device))
         return self._ring
 
-    def _wanted(self, stored: torch.Tensor) -> torch.dtype:
-        return self.dtype if self.dtype is not None and stored.dtype in _CASTABLE else stored.dtype
+    def _dtype_for(self, key: str, stored: torch.Tensor) -> torch.dtype:
+        floating, real = stored.dtype in _CASTABLE, not stored.dtype.is_complex
+        return self._wanted(key, floating=floating, real=real) or stored.dtype
+
+    def _wanted(self, key: str, *, floating: bool, real: bool) -> torch.dtype | None:
+        """Return the dtype for a stored tensor: the one that the model itself wants, else the target's; or None."""
+        own = self.dtypes.get(key)
+        if own is None or str(own) not in _CODES:
+            fits = False
+        else:
+            fits = floating if own.is_floating_point else real or not own.is_complex
+        return own if fits else self.dtype if floating else None
 
     def _casts_here(self, stored: torch.Tensor, dtype: torch.dtype) -> bool:
         return dtype != stored.dtype and self.device.type == stored.device.type == "cpu"
+
+
+def _counts(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex)
 
 
 def _device(device: str | torch.device) -> torch.device:

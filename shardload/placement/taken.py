@@ -32,7 +32,11 @@ def code_after_cast(tensor: Derived, code: str | None) -> str:
 
 def taken_on_device(tensor: Derived, code: str | None, *, device: str = "cpu", spills: bool = False) -> Taken:
     """Return the memory that a tensor takes when it is cast to `code` and moved to a device of type `device`."""
-    wanted = code_after_cast(tensor, code)
+    return taken_as(tensor, code_after_cast(tensor, code), device=device, spills=spills)
+
+
+def taken_as(tensor: Derived, wanted: str, *, device: str = "cpu", spills: bool = False) -> Taken:
+    """Return the memory that a tensor takes as one of the dtype code `wanted` on a device of type `device`."""
     nbytes = (tensor.numel * DTYPE_BITS[wanted] + 7) // 8
     if device != "cpu":
         return Taken(device=nbytes)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +55,8 @@ class Target:
     spill: Spill | None = None
     beside: int = 0
     """Bytes of anonymous memory that the load takes beside all slots, for an adapter, say."""
+    dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
+    """The dtypes that the model itself wants by slot (`Shell.dtypes`), set by the load after `prepare`."""
 
     # Decided on headers ---------------------------------------------------------------------------------------
 

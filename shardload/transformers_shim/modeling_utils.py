@@ -100,6 +100,7 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
     _no_split_modules: Any = None
     _skip_keys_device_placement: Any = None
     _keep_in_fp32_modules: Any = None
+    _keep_in_fp32_modules_strict: Any = None
     _keys_to_ignore_on_load_missing: Any = None
     _keys_to_ignore_on_load_unexpected: Any = None
     _keys_to_ignore_on_save: Any = None
@@ -133,7 +134,11 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
     framework = "pt"
 
     def post_init(self) -> None:
-        """Initialise and tie at the end of a constructor."""
+        """Initialise and tie at the end of a constructor, which knows what its parts keep in float32."""
+        for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+            parts = [getattr(module, attribute, None) or () for module in (self, *self.children())]
+            if any(parts):
+                setattr(self, attribute, sorted({name for part in parts for name in part}))
         self.init_weights()
         # The oldest way to ask for gradient checkpointing: a setting in the config.
         if self.supports_gradient_checkpointing and getattr(self.config, "gradient_checkpointing", False):

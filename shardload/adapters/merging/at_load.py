@@ -65,6 +65,15 @@ class MergingTarget(Target):
         """Prepare the target inside."""
         self.inner.prepare(model)
 
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The dtypes that the model itself wants: those of the target inside."""
+        return self.inner.dtypes
+
+    @dtypes.setter
+    def dtypes(self, wanted: Mapping[str, torch.dtype]) -> None:
+        self.inner.dtypes = wanted
+
     def claims(self, slots: Mapping[str, Slot], stored: Mapping[str, Derived]) -> Sequence[Claim]:
         """Return the claims of the target inside."""
         return self.inner.claims(slots, stored)
@@ -77,7 +86,8 @@ class MergingTarget(Target):
         """Return what the target inside takes; for a changed tensor its result, anonymous or in the spill's file."""
         if key not in self.changes:
             return self.inner.result_bytes(key, tensor)
-        bits = DTYPE_BITS[tensor.dtype] if self.dtype is None else 8 * self.dtype.itemsize
+        dtype = self.dtypes.get(key, self.dtype)
+        bits = DTYPE_BITS[tensor.dtype] if dtype is None else 8 * dtype.itemsize
         nbytes = tensor.numel * bits // 8
         return Taken(anonymous=nbytes) if self.spill is None else Taken(spilled=nbytes)
 
@@ -135,7 +145,7 @@ class MergingTarget(Target):
                 where=key,
                 cure="attach the adapter instead of merging it",
             )
-        dtype = self.dtype or stored.dtype
+        dtype = self.dtypes.get(key, self.dtype) or stored.dtype
         if self.spill is not None and stored.device.type == "cpu" and stored.numel():
             result = self.spill.empty(stored.shape, dtype)
         else:
