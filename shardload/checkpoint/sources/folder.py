@@ -179,7 +179,7 @@ class FolderSource:
         return sorted(_walk(str(self._shown), ""))
 
     def open(self, name: str) -> LocalFile:
-        """Open the file called `name`, a relative posix path. Raises NotFoundError or UnsafeError."""
+        """Open the file called `name`, a relative posix path. Raises NotFoundError, UnsafeError or CorruptError."""
         check_name(name, self.label)
         path = self._shown / name
         try:
@@ -192,7 +192,10 @@ class FolderSource:
             ) from error
         if not self._contains(real):
             raise self._escape(name)
-        return LocalFile(name, path, real)
+        file = LocalFile(name, path, real)
+        if len(self._roots) > 1:
+            self._require_blob(file, path)
+        return file
 
     def digest(self, name: str) -> Digest | None:
         """Return the hash by which the Hub's cache names the file's blob; None for a file of any other folder."""
@@ -216,6 +219,16 @@ class FolderSource:
         own, shared = stores
         # The store that repos share is addressed by content: blobs/<2 hex>/<64 hex>.
         return real.parent == own or (real.parent.parent == shared and bool(_XET_HASH.fullmatch(real.name)))
+
+    def _require_blob(self, file: LocalFile, path: Path) -> None:
+        """Raise CorruptError for a link of a snapshot that leads to another content than the cache's listing says."""
+        from shardload.checkpoint.sources.cached_blob import cached_digest, require_blob
+
+        snapshot, blobs, _ = self._roots
+        parent = path.parent.resolve()
+        if parent.is_relative_to(snapshot):
+            name = (parent / path.name).relative_to(snapshot).as_posix()
+            require_blob(file, self.digest(file.name), cached_digest(blobs.parent, snapshot.name, name))
 
     def _escape(self, name: str) -> UnsafeError:
         return UnsafeError(

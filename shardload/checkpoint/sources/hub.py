@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Literal
 
 from shardload.checkpoint.sources import hub_errors
+from shardload.checkpoint.sources.cached_blob import require_blob
 from shardload.checkpoint.sources.folder import FolderSource, LocalFile, expand
 from shardload.checkpoint.sources.hub_repo import Listed, PinnedRepo, ask_listing, has_token, pinned_in_cache
 from shardload.checkpoint.sources.names import check_name, fault_of, is_hidden, suggest
@@ -82,11 +83,15 @@ class HubFile:
         return self._local.local_path()
 
     def _fault_of(self, local: LocalFile) -> str | None:
-        """Say what is wrong with a fresh download: its size, or the hash of a small file."""
+        """Say what is wrong with a fresh download: its size, the name of its blob, or the hash of a small file."""
         if local.size != self._size:
             return f"it has {local.size:,} bytes, listed are {self._size:,}"
-        if self._digest is None or self._size > SMALL:
+        if self._digest is None:
             return None
+        if self._size > SMALL:
+            held = self._repo.cached_digest(self._path)
+            wrong = held and held.kind == self._digest.kind and held.hex != self._digest.hex
+            return f"the server calls it {held and held.hex}" if wrong else None
         actual = self._digest.of(local.read_at(0, self._size))
         return None if actual == self._digest.hex else f"its {self._digest.kind} hash is {actual}"
 
@@ -140,7 +145,8 @@ class HubSource:
     def open(self, name: str) -> HubFile | LocalFile:
         """Return the file called `name`, from the cache where it is there; nothing is downloaded yet.
 
-        Raises NotFoundError, UnsafeError, and CorruptError when the cached copy is not as long as the Hub's.
+        Raises NotFoundError, UnsafeError, and CorruptError when the cached copy is not as long as the Hub's, or is a
+        link to another content.
         """
         check_name(name, self.label)
         path = self._prefix + name
@@ -151,6 +157,8 @@ class HubSource:
         size = None if self._listing is None else self._listing[path].size
         cached = self._repo.cached(path)
         if cached is not None:
+            listed = None if self._listing is None else self._listing[path].digest
+            require_blob(cached, self._repo.cached_digest(path), listed)
             return _of_size(cached, size, self._repo, name)
         if self._listing is None:
             raise NotFoundError(
@@ -158,9 +166,8 @@ class HubSource:
                 where=str(self._repo.snapshot),
                 cure=f"load {self.label} once with the network on; " + suggest(name, self.names()),
             )
-        listed = self._listing[path]
         asked = self._repo.ask_size(path) if size is None else size
-        return HubFile(name, path, asked, self._repo, listed.digest)
+        return HubFile(name, path, asked, self._repo, self._listing[path].digest)
 
     def digest(self, name: str) -> Digest | None:
         """Return the hash that the Hub's listing gives; offline, the one by which the cache names the file."""
@@ -169,7 +176,7 @@ class HubSource:
         listed = self._listing.get(path) if self._listing is not None else None
         if listed is not None and listed.digest is not None:
             return listed.digest
-        return FolderSource(self._repo.snapshot).digest(path) if self._repo.snapshot.is_dir() else None
+        return self._repo.cached_digest(path)
 
     def __repr__(self) -> str:
         return f"HubSource({self.label!r})"

@@ -63,6 +63,10 @@ class PinnedRepo:
         self._remember()
         return FolderSource(self.snapshot).open(file)
 
+    def cached_digest(self, file: str) -> Digest | None:
+        """Return the hash by which the cache names `file`, or None."""
+        return FolderSource(self.snapshot).digest(file) if stat.S_ISDIR(mode_of(self.snapshot)) else None
+
     def download(self, file: str, *, quiet: bool) -> LocalFile:
         """Fetch `file` into the cache with the client, which resumes and locks. Raises typed errors."""
         from huggingface_hub import hf_hub_download
