@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from shardload.transformers_shim._missing import refuse_unknown
+
 
 class EmbeddingsMixin:
     """Input and output embeddings of a model; a model with a head asks its base model for the input embeddings."""
@@ -52,12 +54,16 @@ class EmbeddingsMixin:
             output_embeddings.out_features = input_embeddings.num_embeddings
 
     def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **_options: Any
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = False,
     ) -> Any:
         """Resize the embeddings (and a head that is not tied to them) to this many tokens, and return the embeddings.
 
         The first tokens keep their weights; new ones are initialised as the class initialises its modules.
         """
+        refuse_unknown("resize_token_embeddings", {"mean_resizing": mean_resizing})
         old = self.get_input_embeddings()
         if new_num_tokens is None and pad_to_multiple_of is None:
             return old

@@ -85,6 +85,7 @@ class EncodingMixin(LengthsMixin):
         asked = {name: kwargs.pop(name) for name in names if name in kwargs}
         asked.update({n: kwargs.pop(n) for n in ("truncation_strategy", "pad_to_max_length") if n in kwargs})
         padding, truncation, max_length, _ = self._get_padding_truncation_strategies(**asked)
+        self._refuse_other_side(kwargs.pop("padding_side", None))
         return {
             **kwargs,
             "padding_strategy": padding,

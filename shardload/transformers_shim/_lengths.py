@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from shardload.transformers_shim._batch_encoding import BatchEncoding
+from shardload.transformers_shim._missing import later
 from shardload.transformers_shim.utils.generic import ExplicitEnum, PaddingStrategy
 
 NO_LIMIT = 10**20
@@ -74,9 +75,10 @@ class LengthsMixin:
         return_attention_mask: bool | None = None,
         return_tensors: Any = None,
         verbose: bool = True,
-        **_kwargs: Any,
+        padding_side: str | None = None,
     ) -> BatchEncoding:
         """Pad one row, a batch (a dictionary of lists), or a list of rows, to one length."""
+        self._refuse_other_side(padding_side)
         if isinstance(encoded_inputs, (list, tuple)):
             encoded_inputs = {name: [row[name] for row in encoded_inputs] for name in encoded_inputs[0]}
         name = self.model_input_names[0]
@@ -108,6 +110,11 @@ class LengthsMixin:
                 padded.setdefault(key, []).append(value)
         return BatchEncoding(padded, tensor_type=return_tensors)
 
+    def _refuse_other_side(self, side: str | None) -> None:
+        """Raise UnsupportedError for a side other than the tokenizer's own: overrides of `_pad` know only that."""
+        if side not in (None, self.padding_side):
+            later(f"padding_side={side!r} of one call", f"set tokenizer.padding_side = {side!r}")
+
     def _pad_with(
         self, row: dict[str, Any], max_length: int | None, strategy: PaddingStrategy, options: dict[str, Any]
     ) -> dict[str, Any]:
@@ -124,9 +131,10 @@ class LengthsMixin:
         padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
         pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = None,
-        **_kwargs: Any,
+        padding_side: str | None = None,
     ) -> dict[str, Any]:
-        """Pad one row to `max_length` on `padding_side`."""
+        """Pad one row to `max_length` on the tokenizer's `padding_side`."""
+        self._refuse_other_side(padding_side)
         if return_attention_mask is None:
             return_attention_mask = "attention_mask" in self.model_input_names
         name = self.model_input_names[0]

@@ -10,6 +10,7 @@ from shardload.transformers_shim._index import SHIM
 from shardload.transformers_shim.host import is_repo_module
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from types import FrameType
 
 
@@ -93,6 +94,27 @@ def _asking_line() -> str | None:
 def later(name: str, cure: str | None = None) -> NoReturn:
     """Raise the UnsupportedError for a feature of transformers that the stand-in does not have."""
     raise UnsupportedError(_only_the_name(name), cure=cure)
+
+
+def refuse_unknown(function: str, given: Mapping[str, Any], harmless: Collection[str] = ()) -> None:
+    """Raise NotServedError for an argument that a function does not know: it might change what is computed.
+
+    None and False ask for nothing; `harmless` are names that transformers' own function does not compute with either.
+    """
+    for name, value in given.items():
+        if value is not None and value is not False and name not in harmless:
+            raise _not_served(f"the argument {name}= of transformers' {function}")
+
+
+OF_A_FORWARD = frozenset(
+    {
+        "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "head_mask", "labels", "logits_to_keep", "max_length_k",
+        "max_length_q", "num_items_in_batch", "num_logits_to_keep", "output_attentions", "output_hidden_states",
+        "output_router_logits", "past_key_value", "past_key_values", "position_embeddings", "position_ids",
+        "return_dict", "use_cache",
+    }
+)  # fmt: skip
+"""Arguments of a model's forward that code passes on to every function in it: none but the model computes with them."""
 
 
 def later_class(name: str, home: str) -> type[Any]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shardload.transformers_shim._missing import later_class
+from shardload.transformers_shim._missing import later_class, refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_WHERE_A_CACHE_LIES = (
+    "_distributed_cache_data",
+    "num_hidden_layers",
+    "offload_only_non_sliding",
+    "offloading",
+)
 
 
 class Cache:
@@ -63,13 +71,19 @@ class DynamicCache(Cache):
     """Keys and values per layer, each (batch, heads, length, head size), growing along the length.
 
     Indexing, `len` and iteration treat it as the old tuple of per-layer (key, value) pairs. Later releases pass a
-    config or a number of layers; neither is used here.
+    config or a number of layers, neither of which is used here, or pairs to begin with.
     """
 
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+    def __init__(self, ddp_cache_data: Any = None, config: Any = None, **kwargs: Any) -> None:
+        del config
+        refuse_unknown(type(self).__name__, kwargs, _WHERE_A_CACHE_LIES)
         self.key_cache = []
         self.value_cache = []
         self._seen_tokens = 0
+        begun = kwargs.get("_distributed_cache_data", ddp_cache_data)
+        if isinstance(begun, Iterable):
+            for layer, (key, value, *_) in enumerate(begun):
+                self.update(key, value, layer)
 
     def __getitem__(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not -len(self) <= layer_idx < len(self):
@@ -149,8 +163,11 @@ class DynamicCache(Cache):
         return tuple(self)
 
     @classmethod
-    def from_legacy_cache(cls, past_key_values: Any = None, *_args: Any, **_kwargs: Any) -> DynamicCache:
-        """Return a cache with the pairs of an old tuple."""
+    def from_legacy_cache(
+        cls, past_key_values: Any = None, num_hidden_layers: int | None = None
+    ) -> DynamicCache:
+        """Return a cache with the pairs of an old tuple; the number of layers follows from them."""
+        del num_hidden_layers
         cache = cls()
         for layer, (key, value) in enumerate(past_key_values or ()):
             cache.update(key, value, layer)

@@ -22,7 +22,7 @@ def create_causal_mask(
     attention_mask: torch.Tensor | None = None,
     cache_position: torch.Tensor | None = None,
     past_key_values: Any = None,
-    position_ids: torch.Tensor | None = None,  # noqa: ARG001 - packed sequences are not supported
+    position_ids: torch.Tensor | None = None,
     or_mask_function: MaskFunction | None = None,
     and_mask_function: MaskFunction | None = None,
     *,
@@ -37,6 +37,7 @@ def create_causal_mask(
         attention_mask,
         cache_position,
         past_key_values,
+        position_ids,
         0,
         or_mask_function,
         and_mask_function,
@@ -49,7 +50,7 @@ def create_sliding_window_causal_mask(
     attention_mask: torch.Tensor | None = None,
     cache_position: torch.Tensor | None = None,
     past_key_values: Any = None,
-    position_ids: torch.Tensor | None = None,  # noqa: ARG001
+    position_ids: torch.Tensor | None = None,
     or_mask_function: MaskFunction | None = None,
     and_mask_function: MaskFunction | None = None,
     *,
@@ -65,6 +66,7 @@ def create_sliding_window_causal_mask(
         attention_mask,
         cache_position,
         past_key_values,
+        position_ids,
         window,
         or_mask_function,
         and_mask_function,
@@ -94,6 +96,7 @@ def _make(
     attention_mask: torch.Tensor | None,
     cache_position: torch.Tensor | None,
     past_key_values: Any,
+    position_ids: torch.Tensor | None,
     window: int,
     widen: MaskFunction | None,
     narrow: MaskFunction | None,
@@ -110,7 +113,10 @@ def _make(
     )
     keys = past + queries
     padding = None if attention_mask is None else attention_mask[:, :keys].to(device=device, dtype=torch.bool)
-    plain = widen is None and narrow is None and (not window or keys <= window)
+    packed = None
+    if position_ids is not None and attention_mask is None and past_key_values is None:
+        packed = _packed(position_ids.expand(batch, -1))
+    plain = widen is None and narrow is None and packed is None and (not window or keys <= window)
     if (
         implementation == "sdpa"
         and plain
@@ -118,13 +124,20 @@ def _make(
         and (padding is None or bool(padding.all()))
     ):
         return None
-    seen = _seen(query, torch.arange(keys, device=device), batch, window, widen, narrow)
+    seen = _seen(query, torch.arange(keys, device=device), batch, window, widen, narrow, position_ids, packed)
     if padding is not None:
         seen = seen & padding[:, None, None]
     if implementation == "sdpa":
         return seen
     lowest = torch.finfo(embeds.dtype).min
     return torch.zeros(seen.shape, dtype=embeds.dtype, device=device).masked_fill(~seen, lowest)
+
+
+def _packed(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """Return the number of each token's sequence, (batch, length), or None where each row is one sequence."""
+    steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
+    numbers = (steps != 1).cumsum(-1)
+    return numbers if bool(numbers.any()) else None
 
 
 def _seen(
@@ -134,8 +147,20 @@ def _seen(
     window: int,
     widen: MaskFunction | None,
     narrow: MaskFunction | None,
+    position_ids: torch.Tensor | None,
+    packed: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return which keys a query sees, (batch, 1, queries, keys)."""
+    """Return which keys a query sees, (batch, 1, queries, keys).
+
+    Of several sequences packed into one row, each sees itself alone, and counts its own positions.
+    """
+    if packed is not None:
+        assert position_ids is not None
+        rows = [
+            _seen(ids, ids, 1, window, _of_row(widen, row), _of_row(narrow, row), None, None)
+            for row, ids in enumerate(position_ids.expand(batch, -1))
+        ]
+        return torch.cat(rows) & (packed[:, None, :, None] == packed[:, None, None, :])
     seen = key[None] <= query[:, None]
     if window:
         seen = seen & (key[None] > query[:, None] - window)
@@ -145,6 +170,11 @@ def _seen(
     if narrow is not None:
         seen = seen & _evaluate(narrow, batch, query, key)
     return seen
+
+
+def _of_row(function: MaskFunction | None, row: int) -> MaskFunction | None:
+    """Return a function of (batch, head, query, key) for one row of the batch alone."""
+    return None if function is None else lambda _batch, head, query, key: function(row, head, query, key)
 
 
 def _evaluate(function: MaskFunction, batch: int, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

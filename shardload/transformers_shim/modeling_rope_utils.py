@@ -12,25 +12,38 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardload.transformers_shim._missing import later, refuse_unknown
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Frequencies = tuple[torch.Tensor, float]
+_SETTINGS = frozenset(
+    {
+        "attention_factor", "base", "beta_fast", "beta_slow", "dim", "factor", "high_freq_factor", "long_factor",
+        "low_freq_factor", "max_position_embeddings", "mscale", "mscale_all_dim", "original_max_position_embeddings",
+        "partial_rotary_factor", "rope_theta", "rope_type", "short_factor", "truncate", "type",
+    }
+)  # fmt: skip
 
 
 def _size_and_base(config: Any, given: dict[str, Any]) -> tuple[int, float]:
     """Return (the number of rotated features, the base); the first releases passed both as keywords."""
+    settings = _settings(config, given)
     if "dim" in given:
         return int(given["dim"]), float(given["base"])
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    settings = _settings(config, {})
     part = settings.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", 1.0))
     return int(size * part), float(settings.get("rope_theta", getattr(config, "rope_theta", 10000.0)))
 
 
 def _settings(config: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the config, or those of one kind of layer, with the keywords on top of them."""
     found = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
-    return {**found, **given}
+    given = dict(given)
+    kind = given.pop("layer_type", None)
+    refuse_unknown("ROPE_INIT_FUNCTIONS", given, _SETTINGS)
+    return {**(found if kind is None else found[kind]), **given}
 
 
 def _original_length(config: Any, settings: dict[str, Any]) -> int:
@@ -158,7 +171,11 @@ def dynamic_rope_update(rope_forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(rope_forward)
     def forward(self: Any, x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if "dynamic" in self.rope_type:
+        if isinstance(self.rope_type, dict):  # one kind of rotary embedding for each kind of layer
+            kind = kwargs.get("layer_type", args[0] if args else None)
+            if self.rope_type[kind] in ("dynamic", "longrope", "su"):
+                later(f"rope_type={self.rope_type[kind]!r} for one kind of layer ({kind})")
+        elif "dynamic" in self.rope_type:
             _follow_growth(self, int(position_ids.max()) + 1, x.device)
         elif self.rope_type in ("longrope", "su"):
             length = int(position_ids.max()) + 1

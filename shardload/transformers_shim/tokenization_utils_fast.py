@@ -8,6 +8,7 @@ from typing import Any
 
 from shardload.transformers_shim._batch_encoding import BatchEncoding
 from shardload.transformers_shim._lengths import TruncationStrategy
+from shardload.transformers_shim._missing import refuse_unknown
 from shardload.transformers_shim.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
 from shardload.transformers_shim.utils.generic import PaddingStrategy
 
@@ -169,8 +170,9 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         return_length: bool = False,
-        **_kwargs: Any,
+        **kwargs: Any,
     ) -> BatchEncoding:
+        refuse_unknown("tokenizer(…)", kwargs, ("verbose",))
         batch = [
             tuple(item) if _is_pair(item, is_split_into_words) else item for item in batch_text_or_text_pairs
         ]

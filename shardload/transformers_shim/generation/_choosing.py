@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shardload.errors import UsageError
-from shardload.transformers_shim._missing import later
+from shardload.transformers_shim._missing import later, refuse_unknown
 from shardload.transformers_shim.generation import logits_process as process
 from shardload.transformers_shim.generation._processor import LogitsProcessorList, token_ids
 from shardload.transformers_shim.generation.stopping_criteria import (
@@ -20,6 +20,7 @@ from shardload.transformers_shim.utils import logging
 logger = logging.get_logger(__name__)
 
 # Settings that read the prompt's ids, with the values at which they do nothing.
+_FOR_GUIDANCE = ("device", "model_kwargs", "negative_prompt_ids", "negative_prompt_attention_mask")
 _BY_PROMPT = {"encoder_repetition_penalty": (None, 1.0), "encoder_no_repeat_ngram_size": (None, 0)}
 
 
@@ -35,12 +36,13 @@ class ChoosingMixin:
         encoder_input_ids: Any = None,
         prefix_allowed_tokens_fn: Any = None,
         logits_processor: Any = None,
-        **_kwargs: Any,
+        **kwargs: Any,
     ) -> LogitsProcessorList:
         """Return the processors that the settings ask for, followed by the caller's own.
 
         Raises ValueError where the caller's list has one of a class that the settings ask for too.
         """
+        refuse_unknown("_get_logits_processor", kwargs, _FOR_GUIDANCE)
 
         def setting(name: str) -> Any:
             return getattr(generation_config, name, None)
@@ -58,8 +60,9 @@ class ChoosingMixin:
             processors.append(process.LogitNormalization())
         return LogitsProcessorList(processors)
 
-    def _get_logits_warper(self, generation_config: Any, **_kwargs: Any) -> LogitsProcessorList:
+    def _get_logits_warper(self, generation_config: Any, device: Any = None) -> LogitsProcessorList:
         """Return the warpers for sampling that the settings ask for."""
+        del device
 
         def setting(name: str, default: Any) -> Any:
             value = getattr(generation_config, name, None)
@@ -87,7 +90,7 @@ class ChoosingMixin:
         return warpers
 
     def _get_stopping_criteria(
-        self, generation_config: Any, stopping_criteria: Any = None, tokenizer: Any = None, **_kwargs: Any
+        self, generation_config: Any, stopping_criteria: Any = None, tokenizer: Any = None
     ) -> StoppingCriteriaList:
         """Return the criteria that the settings ask for, followed by the caller's own."""
 

@@ -7,15 +7,18 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from shardload.transformers_shim._missing import OF_A_FORWARD, refuse_unknown
+
 
 def fixed_cross_entropy(
     source: torch.Tensor,
     target: torch.Tensor,
     num_items_in_batch: Any = None,
     ignore_index: int = -100,
-    **_kwargs: Any,
+    **kwargs: Any,
 ) -> torch.Tensor:
     """Return the mean cross entropy, or the sum divided by `num_items_in_batch` where that is given."""
+    refuse_unknown("fixed_cross_entropy", kwargs, OF_A_FORWARD)
     reduction = "mean" if num_items_in_batch is None else "sum"
     loss = functional.cross_entropy(source, target, ignore_index=ignore_index, reduction=reduction)
     if num_items_in_batch is None:
@@ -58,7 +61,7 @@ def ForMaskedLMLoss(  # noqa: N802
 
 
 def ForSequenceClassificationLoss(  # noqa: N802
-    labels: torch.Tensor, pooled_logits: torch.Tensor, config: Any, **_kwargs: Any
+    labels: torch.Tensor, pooled_logits: torch.Tensor, config: Any, **kwargs: Any
 ) -> torch.Tensor:
     """Return the loss for the config's `problem_type`, which otherwise follows from the labels' dtype."""
     labels = labels.to(pooled_logits.device)
@@ -68,20 +71,20 @@ def ForSequenceClassificationLoss(  # noqa: N802
         else:
             whole = labels.dtype in (torch.long, torch.int)
             config.problem_type = "single_label_classification" if whole else "multi_label_classification"
+    if config.problem_type == "single_label_classification":
+        return fixed_cross_entropy(pooled_logits.view(-1, config.num_labels), labels.view(-1), **kwargs)
+    refuse_unknown("ForSequenceClassificationLoss", kwargs, OF_A_FORWARD)
     if config.problem_type == "regression":
         return functional.mse_loss(pooled_logits.squeeze(), labels.squeeze())
-    if config.problem_type == "multi_label_classification":
-        return functional.binary_cross_entropy_with_logits(pooled_logits, labels)
-    return functional.cross_entropy(pooled_logits.view(-1, config.num_labels), labels.view(-1))
+    return functional.binary_cross_entropy_with_logits(pooled_logits, labels)
 
 
 def ForTokenClassification(  # noqa: N802
-    logits: torch.Tensor, labels: torch.Tensor, config: Any, **_kwargs: Any
+    logits: torch.Tensor, labels: torch.Tensor, config: Any, **kwargs: Any
 ) -> torch.Tensor:
     """Return the loss of labelling each token, in float32."""
-    return functional.cross_entropy(
-        logits.view(-1, config.num_labels).float(), labels.view(-1).to(logits.device)
-    )
+    target = labels.view(-1).to(logits.device)
+    return fixed_cross_entropy(logits.view(-1, config.num_labels).float(), target, **kwargs)
 
 
 LOSS_MAPPING: dict[str, Any] = {
