@@ -457,8 +457,12 @@ class _Handler(BaseHTTPRequestHandler):
             file.seek(start)
             while start < end:
                 piece = file.read(min(1 << 16, end - start))
-                self.wfile.write(piece)
-                self.request_log.sent += len(piece)
+                self.request_log.sent += len(piece)  # before: the client may have the piece, and ask, at once
+                try:
+                    self.wfile.write(piece)
+                except OSError:
+                    self.request_log.sent -= len(piece)
+                    raise
                 start += len(piece)
         if fault.stall is not None:
             self.hub.wait()

@@ -75,6 +75,12 @@ def is_broken_connection(error: BaseException) -> bool:
     return status_of(error)[0] is None and bool(names & {"ProtocolError", "ReadError", "RemoteDisconnected"})
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed when it is sent again."""
+    status, _ = status_of(error)
+    return is_broken_connection(error) if status is None else is_transient(status)
+
+
 def is_transient(status: int) -> bool:
     """Whether a request that got this status may succeed when it is sent again."""
     return status in {408, 429} or status >= 500

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardload.checkpoint.sources import ranges
 from shardload.checkpoint.sources.digest import Digest
 from shardload.checkpoint.sources.folder import FolderSource, LocalFile, mode_of
-from shardload.checkpoint.sources.hub_errors import Asked, client_errors, from_client
+from shardload.checkpoint.sources.hub_errors import Asked, client_errors, from_client, may_pass
 from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import CorruptError, NotFoundError
 
@@ -69,9 +71,21 @@ class PinnedRepo:
 
     def download(self, file: str, *, quiet: bool) -> LocalFile:
         """Fetch `file` into the cache with the client, which resumes and locks. Raises typed errors."""
+        with _no_bars() if quiet else nullcontext():
+            self._fetch(file)
+        found = self.cached(file)
+        if found is None:
+            raise NotFoundError(f"the download of {file!r} is not in the cache", where=str(self.snapshot))
+        return found
+
+    def _fetch(self, file: str) -> None:
+        """Have the client fetch `file`; one that gives up at the first fault is told to go on."""
         from huggingface_hub import hf_hub_download
 
-        with _no_bars() if quiet else nullcontext():
+        delays = () if ranges.client_retries() else ranges.RETRY_DELAYS
+        failures = 0
+        while True:
+            before = self._kept_parts()
             try:
                 hf_hub_download(
                     self.repo,
@@ -81,12 +95,20 @@ class PinnedRepo:
                     token=self.token,
                     library_name="shardload",
                 )
+                return
             except client_errors() as error:
-                raise from_client(error, self.asking(file)) from error
-        found = self.cached(file)
-        if found is None:
-            raise NotFoundError(f"the download of {file!r} is not in the cache", where=str(self.snapshot))
-        return found
+                failures = 0 if self._kept_parts() > before else failures
+                if failures >= len(delays) or not may_pass(error):
+                    raise from_client(error, self.asking(file)) from error
+            time.sleep(delays[failures])
+            failures += 1
+
+    def _kept_parts(self) -> int:
+        """Return how many bytes of unfinished downloads the cache keeps: the client goes on after them."""
+        blobs = _cache_folder(self.cache, self.repo) / "blobs"
+        with suppress(OSError):  # another process may finish one meanwhile
+            return sum(part.stat().st_size for part in blobs.glob("*.incomplete"))
+        return 0
 
     def forget(self, file: str) -> None:
         """Delete a file with wrong content from the cache: its link and its blob."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 BLOCK = 64 * 1024
 """Bytes in the smallest request; smaller reads share it."""
 
+PIECE = 4 * 1024
+"""Bytes that are asked for again at most where a connection is cut: requests drops the piece that it is reading."""
+
 MAX_AHEAD = 16
 """Blocks that one request fetches at most while a file is read from front to back."""
 
@@ -171,14 +174,21 @@ class RangeReader:
         )
 
 
+def client_retries() -> bool:
+    """Whether the client itself sends a request again: so from 1.0 on, on httpx's session in place of requests'."""
+    from huggingface_hub import get_session
+
+    return callable(getattr(get_session(), "stream", None))
+
+
 @contextmanager
 def _stream(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
-    """Open a streamed GET on the client's session: httpx's from huggingface_hub 1.0 on, requests' before."""
+    """Open a streamed GET on the client's session."""
     from huggingface_hub import constants, get_session
 
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    if callable(getattr(session, "stream", None)):
+    if client_retries():
         opened = session.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True)
     else:
         opened = session.get(url, headers=headers, timeout=timeout, stream=True, allow_redirects=True)
@@ -190,7 +200,7 @@ def _pieces(response: Any) -> Iterator[bytes]:
     if hasattr(response, "iter_raw"):
         yield from response.iter_raw()
     else:
-        yield from response.iter_content(BLOCK)
+        yield from response.iter_content(PIECE)
 
 
 def _same_origin(url: str, other: str) -> bool:
