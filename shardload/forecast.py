@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload._system.read_ahead import free_memory
 from shardload.checkpoint.checkpoint import Checkpoint, opened
-from shardload.dtypes import float_code
+from shardload.dtypes import float_code, parse_dtype
 from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
 from shardload.keywords import entry_point, place_of
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from torch import nn
     from typing_extensions import Unpack
 
     from shardload.keymap import Derived, MappedHeaders, Names
     from shardload.keywords import WhereKeywords
+    from shardload.model.shell import Shell
     from shardload.where import Where, WhereLike
 
 SCHEMA = "shardload.plan/1"
@@ -59,7 +61,7 @@ class Forecast:
     `download` is what is not on this disk yet, `read` what the loaded tensors have in their files. `held` are the
     weights when they are loaded, `adapter` those of an adapter on top. `memory` is the statement that the load itself
     will make (`report.stated`). `joins` is what a key map joins; `rules` says how many names each of its rules takes.
-    What a class computes itself (buffers, tables) and what it ties is not known from headers.
+    What a class computes itself (buffers, tables) is never counted, what it ties only where its shell is given.
     """
 
     where: str
@@ -131,6 +133,7 @@ def plan_load(
     key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     copy: bool = False,
+    shell: Shell | nn.Module | None = None,
     **keywords: Unpack[WhereKeywords],
 ) -> Forecast:
     """Return what `from_pretrained` with these keywords would download, read, hold and peak at.
@@ -140,9 +143,11 @@ def plan_load(
         >>> shardload.plan_load("tiny").held.anon, shardload.plan_load("tiny", dtype="bfloat16").held.anon
         (0, 2002000)
 
-    Nothing but headers is read; of a Hub repo no weight is downloaded. No model is built, so nothing is judged
-    against one, and weights that its class keeps in float32 are counted in `dtype`. Other keywords are those of
-    `open_checkpoint`. Raises what that raises, and UsageError for a key map that does not fit.
+    Nothing but headers is read; of a Hub repo no weight is downloaded. No model is built, so what a class alone knows
+    is not counted: loaders of its modules that join tensors, its ties, weights that it keeps in float32, values that it
+    makes for missing parameters. Pass its `shell` to count them too; what does not fit it is left out, not judged.
+    Other keywords are those of `open_checkpoint`. Raises what that raises, and UsageError for a key map that does not
+    fit.
     """
     (checkpoint,) = opened(keywords, where)
     place = place_of(checkpoint.label if isinstance(where, Checkpoint) else where, keywords)
@@ -159,6 +164,13 @@ def plan_load(
     extra = None if adapter is None else _adapter_amounts(place.elsewhere(adapter), code, on, tensors)
     statement.kept += extra.anon if extra else 0
     memory = statement.plan()
+    if shell is not None:
+        from shardload.loading.fill import stated_for
+        from shardload.placement.device import OnDevice
+
+        target = OnDevice(device, parse_dtype(dtype))
+        target.beside = extra.anon if extra else 0
+        memory = stated_for(shell, checkpoint, rules, target, copy=copy)
     held = Amounts(memory.anonymous - (extra.anon if extra else 0), memory.mapped, memory.device)
     return Forecast(
         where=checkpoint.label,

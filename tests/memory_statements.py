@@ -10,6 +10,7 @@ the RssAnon that the load added, and at most 1.15 times that and 64 MB; `max_mem
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -215,15 +216,19 @@ def anon() -> int:
 def load(case: Case, folder: Path) -> dict[str, Any]:
     """Carry the case out in this process and return its figures."""
     options = case.options(folder)
-    plan = shardload.plan_load(folder / "base", **options)
+    # What a class's own loaders join is known from its shell alone, what the class initialises too.
+    shell = shardload.build_shell(lambda: Net(case)) if case.fuses or case.extra else None
+    plan = shardload.plan_load(folder / "base", shell=shell, **options)
+    del shell
     if case.adapter:
         options["merge"] = case.adapter == "merged"
     if case.spill:
         options["spill"] = folder
     if case.extra:
         options["allow_missing"] = ["extra.*"]
-    elif case.adapter != "merged":
+    if case.adapter != "merged":
         options["max_memory"] = plan.peak_anon
+    gc.collect()
     peak, stop = [0], threading.Event()
 
     torch.set_num_threads(2)

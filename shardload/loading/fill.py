@@ -17,7 +17,7 @@ from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
 from shardload.loading.finish import finish
 from shardload.loading.judge import Comparison
-from shardload.loading.memory_plan import refuse_above, state_memory
+from shardload.loading.memory_plan import refuse_above
 from shardload.loading.provenance import remember_origin
 from shardload.loading.report import MemoryUse, Report
 from shardload.loading.stream import stream
@@ -31,11 +31,13 @@ from shardload.placement.target import Target
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from shardload._system.progress import ProgressOption
     from shardload.compare.verify import VerifiedWhileLoading
     from shardload.keymap import Names
+    from shardload.loading.class_values import ClassValues
+    from shardload.loading.memory_plan import MemoryPlan
     from shardload.model.module_tree import ModuleTree
 
 
@@ -111,23 +113,36 @@ def fill(
         comparison.refuse_if_faulty(verdict)
         comparison.refuse_oversized(verdict)
         report = comparison.report
-        shards = [shard.name for shard in checkpoint.shards]
-        report.stated = state_memory(comparison.plan, shell, shards, verdict.missing, target, copy=copy)
+        missing = comparison.unfilled(verdict)
+        report.stated = comparison.memory(missing, copy=copy)
         refuse_above(report.stated, max_memory)
         if report.stated.spilled and target.spill:
             target.spill.require(report.stated.spilled)
         verified = _verified(checkpoint) if verify else None
         with PeakSampler() as sampler, _all_or_nothing(comparison.tree) as undo:
             before = sampler.sample()
+            values = _class_values(shell, missing, comparison.plan.in_place)
             references = References(shell.model) if shell.keeps_references else None
             if shell.ties:
                 compare_stored_copies(shell, comparison.plan, checkpoint, copy=copy)
             with verified or nullcontext():
-                filled = stream(comparison, target, copy=copy, progress=progress, verified=verified)
-            report.notes += finish(shell, filled, verdict.missing, target, references, undo)
+                filled = stream(comparison, target, values, copy=copy, progress=progress, verified=verified)
+            report.notes += finish(shell, filled, missing, values, target, references, undo)
         remember_origin(shell.model, checkpoint, comparison.plan)
         report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
     return report
+
+
+def stated_for(
+    shell: Shell | nn.Module, checkpoint: Checkpoint, rules: KeyMap | None, target: Target, *, copy: bool
+) -> MemoryPlan:
+    """Return the memory that `fill` would state, whatever does not fit being left out."""
+    shell = _as_shell(shell)
+    target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
+    comparison = Comparison(shell, checkpoint, rules, target)
+    verdict = comparison.judge()
+    verdict.allowed["not judged"] = verdict.faults
+    return comparison.memory(comparison.unfilled(verdict), copy=copy)
 
 
 def _loaded_in(target: Target, checkpoint: Checkpoint) -> torch.dtype | None:
@@ -156,6 +171,15 @@ def _verified(checkpoint: Checkpoint) -> VerifiedWhileLoading:
     from shardload.compare.verify import VerifiedWhileLoading
 
     return VerifiedWhileLoading(checkpoint)
+
+
+def _class_values(shell: Shell, missing: Sequence[str], in_place: Collection[str]) -> ClassValues | None:
+    """Return the class's values of parameters that no stored tensor fills, or that a loader may fill in part."""
+    if not missing and not in_place:
+        return None
+    from shardload.loading.class_values import ClassValues
+
+    return ClassValues(shell, {*missing, *in_place})
 
 
 def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | None:

@@ -11,25 +11,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shardload.model.shell import class_values
-
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from shardload.model.shell import Shell
+    from collections.abc import Collection, Mapping
 
 
 class StandIns:
     """Lends real parameters to a module while it loads itself. `names` are those that the loader writes to.
 
-    The stand-ins begin with the values of the class, so a loader that writes a part leaves the rest as torch would. NaN
-    marks memory that the class leaves uninitialised.
+    The stand-ins begin with `values`, which are the class's own, so a loader that writes a part leaves the rest as
+    torch would. NaN marks memory that the class leaves uninitialised.
     """
 
-    def __init__(self, shell: Shell, names: Collection[str]) -> None:
-        self._shell = shell
+    def __init__(self, values: Mapping[str, torch.Tensor], names: Collection[str]) -> None:
+        self._values = values
         self._names = names
-        self._values: dict[str, torch.Tensor] | None = None
 
     def lend(self, module: nn.Module, prefix: str) -> list[_Loan]:
         """Replace a module's parameters by stand-ins, and return the loans."""
@@ -43,8 +38,6 @@ class StandIns:
     def _value(self, key: str, parameter: nn.Parameter) -> torch.Tensor:
         if not parameter.is_meta:
             return parameter.detach().clone()
-        if self._values is None:
-            self._values = class_values(self._shell, self._names)
         if key in self._values:
             return self._values[key]
         unknown = float("nan") if parameter.is_floating_point() else 0

@@ -15,6 +15,7 @@ from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
 from shardload.keymap import KeyMap, leaves
 from shardload.keys import collapse
 from shardload.loading.leniency import set_aside
+from shardload.loading.memory_plan import state_memory
 from shardload.loading.mismatch import mismatch
 from shardload.loading.plan import match, narrow, settle_ties
 from shardload.loading.rehearsal import rehearse
@@ -23,11 +24,12 @@ from shardload.loading.shared_bytes import sharing_bytes
 from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.diagnosis.finding import Finding
     from shardload.loading.fault import Fault
+    from shardload.loading.memory_plan import MemoryPlan
     from shardload.loading.plan import Plan
     from shardload.model.shell import Shell
     from shardload.placement.target import Target
@@ -44,7 +46,7 @@ class Verdict:
 
     @property
     def missing(self) -> list[str]:
-        """Model keys that are allowed to be missing: their values have to come from the class."""
+        """Model keys that are allowed to be missing."""
         return [fault.key for group in self.allowed.values() for fault in group if fault.kind == "missing"]
 
 
@@ -60,7 +62,7 @@ class Comparison:
         self.shell = shell
         self.checkpoint = checkpoint
         self._key_map = key_map
-        self._dtypes = target.dtypes
+        self._target = target
         self._cure: KeyMap | None = None
         _refuse_own_load_state_dict(shell.model)
         _refuse_scripted(shell)
@@ -97,7 +99,7 @@ class Comparison:
             *self.checkpoint.warnings,
             *self.unproven,
             *_notes(plan, self.shell),
-            *_kept(plan, self._dtypes),
+            *_kept(plan, self._target.dtypes),
         ]
         return report
 
@@ -151,6 +153,19 @@ class Comparison:
             self.report.findings = tuple(finding for finding in self._found if finding.declines)
             self.report.key_map = None
         return verdict
+
+    def unfilled(self, verdict: Verdict) -> list[str]:
+        """Return the allowed missing names that no tie fills: their values have to come from the class."""
+        if not verdict.allowed:
+            return []
+        stored = {name for name, _ in self.plan.tensors}
+        tied = {name for group in self.shell.ties if not stored.isdisjoint(group) for name in group}
+        return [name for name in verdict.missing if name not in tied]
+
+    def memory(self, missing: Collection[str], *, copy: bool) -> MemoryPlan:
+        """Return the memory that the load takes; `missing` are parameters that the class initialises."""
+        shards = [shard.name for shard in self.checkpoint.shards]
+        return state_memory(self.plan, self.shell, shards, missing, self._target, copy=copy)
 
     def refuse_if_faulty(self, verdict: Verdict) -> None:
         """Raise MismatchError or UnsupportedError for a load that has to be refused; the model has not been touched.

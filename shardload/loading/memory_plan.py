@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shardload.placement.target import Target
 
 # Bytes beside the weights for a load that only maps, and for one that computes: see tests/test_memory_budget.py.
-ROOM_TO_MAP, ROOM_TO_COMPUTE = 32 * 10**6, 64 * 10**6
+ROOM_TO_MAP, ROOM_TO_COMPUTE = 32 * 10**6, 40 * 10**6
 A_TENSOR = 2_000  # bytes: a parameter, its view and its places in tables
 _AHEAD = 2**25  # bytes of source that may wait for a cast or a copy to a device
 
@@ -210,6 +210,7 @@ def state_memory(
     """Return the memory that a planned load takes; `missing` are parameters that the class initialises."""
     statement = Statement(shards, copy)
     statement.kept += target.beside
+    statement.passing += target.work_space
     statement.add_all(plan.direct, target.result_bytes, plan.copied)
     if plan.handed:
         _state_subtrees(statement, plan, target)
@@ -243,7 +244,10 @@ def _state_subtrees(statement: Statement, plan: Plan, target: Target) -> None:
 
 
 def _state_class_values(statement: Statement, names: Collection[str], shell: Shell, target: Target) -> None:
-    """Count values that the class makes: all of them at once, then each one cast; and one that is checked for NaN."""
+    """Count values that the class makes before the stream begins, and that are cast after it.
+
+    While the constructor runs, its buffers and plain tensors are there a second time, and one value is checked for NaN.
+    """
     from shardload.checkpoint.shard import CODES
 
     slots = [shell.slots[name] for name in names if name in shell.slots]
@@ -252,7 +256,9 @@ def _state_class_values(statement: Statement, names: Collection[str], shell: She
         taken = target.result_bytes(slot.name, ref)
         statement.kept += taken.anonymous if any(taken) else slot.nbytes
         statement.passing += slot.nbytes if any(taken) else 0
-    statement.passing += max((slot.nbytes for slot in slots), default=0)
+    again = sum(slot.nbytes for slot in shell.slots.values() if slot.kind != "parameter")
+    largest = max((slot.nbytes for slot in slots), default=0)
+    statement.before = max(statement.before, sum(slot.nbytes for slot in slots) + again + largest)
     statement.tensors += len(slots)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from shardload._system.progress import ProgressOption
     from shardload.compare.verify import VerifiedWhileLoading
+    from shardload.loading.class_values import ClassValues
     from shardload.loading.judge import Comparison
     from shardload.placement.target import Release
 
@@ -42,6 +43,7 @@ _WORTH_ASKING = 2**23  # bytes: fewer are read in the time that it takes to ask 
 def stream(
     comparison: Comparison,
     target: Target,
+    values: ClassValues | None = None,
     *,
     copy: bool,
     progress: ProgressOption,
@@ -49,7 +51,8 @@ def stream(
 ) -> set[str]:
     """Load every tensor of the plan into the model, and return the names that were filled.
 
-    The report gets a row per shard. `verified` is told about every shard as soon as the shard is on the local disk.
+    The report gets a row per shard. `values` are the class's own, for loaders that fill a parameter in part. `verified`
+    is told about every shard as soon as the shard is on the local disk.
     """
     by_shard = _by_shard(comparison)
     total = sum(ref.nbytes for pairs in by_shard.values() for _, ref in pairs)
@@ -58,7 +61,7 @@ def stream(
     with (
         ProgressMeter(progress, total) if shows else nullcontext() as meter,
         ReadAhead() if total >= _WORTH_ASKING and not copy else nullcontext() as ahead,
-        _Stream(comparison, target, copy, ahead, verified) as carrier,
+        _Stream(comparison, target, values, copy, ahead, verified) as carrier,
     ):
         for name, pairs in by_shard.items():
             started = time.perf_counter()
@@ -90,6 +93,7 @@ class _Stream:
         self,
         comparison: Comparison,
         target: Target,
+        values: ClassValues | None,
         copy: bool,
         ahead: ReadAhead | None,
         verified: VerifiedWhileLoading | None,
@@ -107,7 +111,9 @@ class _Stream:
         self.joins = Joins(plan.tensors) if plan.held.joined else None
         self.claims = Claims(plan, target) if plan.claims else None
         self.subtrees = (
-            Subtrees(comparison, target, self._count, copy=copy) if comparison.tree.self_loading else None
+            Subtrees(comparison, target, values, self._count, copy=copy)
+            if comparison.tree.self_loading
+            else None
         )
         # A target without its own `put` saves a method call per tensor: most models have many small tensors.
         self.put = None if type(target).put is Target.put else target.put

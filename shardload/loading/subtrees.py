@@ -17,6 +17,7 @@ from shardload.model.module_loaders import walk
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from shardload.loading.class_values import ClassValues
     from shardload.loading.fault import Fault
     from shardload.loading.judge import Comparison
     from shardload.model.module_tree import SelfLoading
@@ -30,6 +31,7 @@ class Subtrees:
         self,
         comparison: Comparison,
         target: Target,
+        values: ClassValues | None,
         filled: Callable[[str, torch.dtype], None],
         *,
         copy: bool,
@@ -38,7 +40,7 @@ class Subtrees:
         self._target = target
         self._filled = filled
         self._copy = copy
-        self._stand_ins = StandIns(comparison.shell, comparison.plan.in_place)
+        self._stand_ins = StandIns(values.values if values is not None else {}, comparison.plan.in_place)
         self._roots = {root.prefix: root for root in comparison.tree.self_loading}
         handed = comparison.plan.handed
         self._waiting = {prefix: _tensor_count(handed[prefix]) for prefix in self._roots}

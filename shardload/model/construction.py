@@ -9,6 +9,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from shardload._system.gc_freeze import freeze_more
+from shardload._system.heap import give_back
 from shardload.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _MANY = 4096  # parameters, with the modules around them
 _META = torch.device("meta")
+_TO_GIVE_BACK = 2**25  # bytes
 _SMALL = 64 * 2**20  # bytes: no buffer is larger, and to fill large parameters would cost time
 
 
@@ -40,6 +42,7 @@ class Construction:
         self._known: dict[int, nn.Parameter] = {}  # holds the parameters, so that an id has one meaning
         self._foreign: dict[int, nn.Parameter] = {}  # may have existed before, whatever memory they get later
         self._strangers: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self._freed = 0  # bytes; in between lie small blocks that live on, so that malloc keeps them
         self._made: set[int] = {0}  # addresses of storages; 0 is that of all empty ones
         self._unwritten: dict[int, torch.Tensor] = {}
         self._lost: dict[
@@ -68,6 +71,7 @@ class Construction:
         self._known[id(parameter)] = parameter
         if not parameter.is_meta:
             if len(self.created) not in self.real:
+                self._freed += parameter.nbytes
                 if not _empty_in_place(parameter):
                     self._stuck.add(id(parameter))
             elif _address(parameter) in self._unwritten:
@@ -75,6 +79,9 @@ class Construction:
         self.created.append(parameter)
         if not len(self.created) % _MANY:
             freeze_more()
+        if self._freed > _TO_GIVE_BACK:
+            self._freed = 0
+            give_back()
         if self.at_most is not None and len(self.created) > self.at_most:
             raise MismatchError(
                 f"the model has over {self.at_most:,} parameters, far more than its checkpoint has tensors",

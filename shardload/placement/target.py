@@ -55,6 +55,8 @@ class Target:
     spill: Spill | None = None
     beside: int = 0
     """Bytes of anonymous memory that the load takes beside all slots, for an adapter, say."""
+    work_space: int = 0
+    """Bytes of anonymous memory that the target computes in, beside tensors and their results."""
     dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
     """The dtypes that the model itself wants by slot (`Shell.dtypes`), set by the load after `prepare`."""
 

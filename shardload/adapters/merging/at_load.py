@@ -60,6 +60,7 @@ class MergingTarget(Target):
         self.spill = inner.spill
         self.rows: dict[str, MergedTensor] = {}
         self._workers = Workers()
+        self.work_space = inner.work_space + self._workers.work_space
 
     def prepare(self, model: nn.Module) -> None:
         """Prepare the target inside."""

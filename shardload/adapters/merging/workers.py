@@ -19,6 +19,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST = 8
+_A_THREAD = 12 * 10**6  # bytes: one worker takes up to 26 MB, eight take 120 MB (MKL's buffers for sgemm)
 _AHEAD = 2
 """Blocks that may be computed ahead, beyond one for each worker."""
 
@@ -29,6 +30,11 @@ class Workers:
     def __init__(self) -> None:
         self._count = min(torch.get_num_threads(), _MOST)
         self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def work_space(self) -> int:
+        """Bytes that the threads compute in: blocks, and the buffers that BLAS keeps for each thread."""
+        return self._count * _A_THREAD
 
     def __enter__(self) -> Self:
         return self
