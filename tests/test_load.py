@@ -158,15 +158,14 @@ def test_progress_true_is_a_bar_on_stderr_and_false_is_silence(folder, capfd):
 
 def test_the_bar_shows_bytes_rate_and_shard(folder):
     code = """
-import sys
+import functools, sys, tqdm
 sys.path.insert(0, ".")
 from shardload import from_pretrained
 from tests.tiny import Net
+tqdm.tqdm = functools.partial(tqdm.tqdm, mininterval=0, miniters=1)  # every tensor is drawn
 from_pretrained(sys.argv[1], model_class=lambda _: Net(), progress=True)
 """
-    done = run_python(
-        code, str(folder), env={"TQDM_MININTERVAL": "0", "TQDM_MINITERS": "1"}
-    )  # every tensor is drawn
+    done = run_python(code, str(folder))
     total = sum(value.nbytes for value in Net().state_dict().values())
     assert done.stdout == ""
     drawn = done.stderr.split("\r")
