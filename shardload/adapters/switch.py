@@ -104,8 +104,8 @@ def _set_scopes(scopes: Mapping[Switch, Choice]) -> None:
 
 def _stash(mark: tuple[int, Mapping[Switch, Choice]]) -> None:
     """Have torch point to `mark` in this thread, in place of what it points to, with a reference of its own."""
-    # torch 2.10 takes no reference, and gives one back when it lets go of the object. So it gets one first, which it
-    # gives back where it turns out to take its own: an interrupt in between leaves one too many, never one too few.
+    # torch 2.10 and 2.11 take none, and give one back when they let go of the object. So torch gets one first, which is
+    # taken back where it turns out to take its own: an interrupt in between leaves one too many, never one too few.
     own, before = ctypes.py_object(mark), sys.getrefcount(mark)
     ctypes.pythonapi.Py_IncRef(own)
     torch._C._stash_obj_in_tls(_KEY, mark)

@@ -231,7 +231,10 @@ def _writing_progress() -> Iterator[Callable[[str, int, int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:  # a disabled bar of rich 13.0 still ends with an empty line
+        yield lambda *_: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         task: Any = None
 
         def update(name: str, done: int, total: int) -> None:
