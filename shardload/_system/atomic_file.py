@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -10,13 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardload._system.file_errors import write_errors_said
 from shardload.errors import NoSpaceError, UnsafeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-"""What the system answers when a disk, or a quota, is full."""
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -24,7 +21,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
     A temporary file beside it is flushed to the disk and renamed; then the folder is flushed. The file keeps the
     permissions of the one that it replaces; a new file gets 0666 under the umask. Raises UnsafeError for a link,
-    NoSpaceError when the disk is full and OSError for other failures; the old file stays then.
+    NoSpaceError when the disk is full, UsageError where this user may not write and OSError for other failures; the old
+    file stays then.
     """
     target = Path(path)
     if target.is_symlink():
@@ -34,7 +32,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             cure=f"name the file that it leads to, {target.resolve()}; or remove the link",
         )
     temporary = target.with_name(f".{target.name[:200]}-{secrets.token_hex(8)}")
-    with no_space_said(target):
+    with write_errors_said(target.parent):
         require_space(target.parent, len(content))
         try:
             with temporary.open("xb") as file:  # "x" applies the umask and follows no link
@@ -58,7 +56,8 @@ def folder_locked(folder: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    with write_errors_said(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -85,18 +84,3 @@ def require_space(folder: Path, nbytes: int) -> None:
             where=str(folder),
             cure="free some disk, or write to another one; nothing was written",
         )
-
-
-@contextmanager
-def no_space_said(
-    where: str | os.PathLike[str],
-    cure: str = "free some disk, or write to another one; no unfinished file is left in its place",
-) -> Iterator[None]:
-    """Raise NoSpaceError instead of the OSError of a disk, or a quota, that is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        what = f"the disk became full: {os.strerror(error.errno or 0)}"
-        raise NoSpaceError(what, where=str(where), cure=cure) from error

@@ -15,7 +15,7 @@ from shardload.checkpoint.index import WeightFiles, find_weight_files
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
 from shardload.dtypes import FLOATS
-from shardload.errors import CorruptError, NotFoundError, UsageError, Wording, keyword
+from shardload.errors import AccessError, CorruptError, NotFoundError, UsageError, Wording, keyword
 from shardload.keys import collapse
 from shardload.keywords import entry_point, place_of
 
@@ -285,6 +285,8 @@ def _open_shards(source: Source, files: WeightFiles) -> list[SourceFile]:
     for name in files.shards:
         try:
             opened.append(source.open(name))
+        except AccessError:
+            raise  # it is there
         except NotFoundError:
             missing.append(name)
     if missing:

@@ -9,9 +9,10 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from shardload._system.file_errors import unreadable
 from shardload._system.file_identity import FileIdentity, file_identity
 from shardload._system.file_mapping import Buffer, forget_pages, map_file, private_memory
-from shardload.errors import CorruptError, NotFoundError, UnsupportedError, UsageError, Wording
+from shardload.errors import CorruptError, UnsupportedError, UsageError, Wording
 from shardload.keymap import leaves
 from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef
 
@@ -64,9 +65,7 @@ class Shard:
         try:
             self._file = self.path.open("rb", buffering=0)
         except OSError as error:
-            raise NotFoundError(
-                f"{self.path.name} can't be opened: {error.strerror}", where=str(self.path)
-            ) from error
+            raise unreadable(self.path, error) from error
         try:
             self._opened = file_identity(self._file.fileno())
             self._check_expected()
@@ -288,7 +287,12 @@ def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch
     memory = memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B")
     done = 0
     while done < nbytes:
-        got = os.preadv(descriptor, [memory[done:]], start + done)
+        try:
+            got = os.preadv(descriptor, [memory[done:]], start + done)
+        except OSError as error:
+            raise CorruptError(
+                f"reading a tensor failed: {error.strerror}", cure="check the disk, or copy the file again"
+            ) from error
         if got == 0:
             raise CorruptError(
                 f"the file ends at byte {start + done:,}, inside a tensor", cure="fetch the file again"

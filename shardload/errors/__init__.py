@@ -4,7 +4,7 @@ ShardloadError                                                                  
 ├── UsageError            an argument is wrong or missing                         E-USAGE          2
 │   └── NoInverseError    a rule of a key map that can't be undone                E-INVERSE        2
 ├── NotFoundError         a folder, file, repo, revision or tensor does not exist E-NOT-FOUND      2
-│   └── AccessError       it exists, but this token may not read it               E-ACCESS         2
+│   └── AccessError       it exists, and can't be read: token, permission, limit E-ACCESS          2
 ├── NoSpaceError          the disk is full, or would be                           E-SPACE          2
 ├── MemoryLimitError      the load takes more memory than it was allowed          E-MEMORY         2
 ├── UnsupportedError      known by name, and not done by this version             E-UNSUPPORTED    2
@@ -153,7 +153,7 @@ class NotFoundError(ShardloadError):
 
 
 class AccessError(NotFoundError):
-    """The repo exists, but this token (or no token) may not read it.
+    """It exists, and can't be read: not with this token, by this user, or with so many files open.
 
     >>> import shardload
     >>> issubclass(shardload.AccessError, shardload.NotFoundError)

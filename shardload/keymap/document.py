@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shardload._system.file_errors import is_absent, unreadable
 from shardload._system.json_text import parse_json
 from shardload.errors import NotFoundError, UsageError
 from shardload.keymap.fingerprint import Fingerprint
@@ -89,6 +90,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         with file.open("rb") as opened:
             content = opened.read(LARGEST_FILE + 1)
     except OSError as error:
+        if not is_absent(error):
+            raise unreadable(file, error) from error
         raise NotFoundError(
             f"the key map can't be read: {error.strerror}",
             where=str(file),

@@ -11,9 +11,17 @@ from typing import IO, TYPE_CHECKING
 
 import torch
 
+from shardload._system.file_errors import unwritable, write_errors_said
 from shardload._system.file_mapping import map_shared
 from shardload._system.process_memory import size_of
-from shardload.errors import Cures, NoSpaceError, NotFoundError, Wording
+from shardload.errors import (
+    Cures,
+    NoSpaceError,
+    NotFoundError,
+    ShardloadError,
+    UnsupportedError,
+    Wording,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +39,9 @@ class Spill:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
+        with write_errors_said(self.folder):
+            there = self.folder.is_dir()
+        if not there:
             raise NotFoundError(
                 f"{self.folder} is no folder to spill to", cure="make it, on a disk of this machine"
             )
@@ -53,19 +63,30 @@ class Spill:
         count = prod(shape)
         nbytes = count * dtype.itemsize
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self.folder, prefix="shardload-spill-")  # noqa: SIM115
+            with write_errors_said(self.folder):
+                self._file = tempfile.TemporaryFile(dir=self.folder, prefix="shardload-spill-")  # noqa: SIM115
         descriptor = self._file.fileno()
         start = self._used
         try:
             # Without reserved space, a write to a page would kill the process when the disk is full.
             os.posix_fallocate(descriptor, start, nbytes)
         except OSError as error:
-            raise NoSpaceError(
-                f"the disk is full: a tensor of {size_of(nbytes)} can't be spilled", where=str(self.folder)
-            ) from error
+            raise self._refused(error, nbytes) from error
         self._used += -(-nbytes // _PAGE) * _PAGE
         buffer = map_shared(descriptor, start, nbytes)
         return torch.frombuffer(buffer, dtype=dtype, count=count).view(tuple(shape))
+
+    def _refused(self, error: OSError, nbytes: int) -> ShardloadError:
+        typed = unwritable(self.folder, error)
+        roomier = Wording("name a folder on a roomier disk: {spill}", spill=...)
+        if isinstance(typed, NoSpaceError):
+            what = f"the disk is full: a tensor of {size_of(nbytes)} can't be spilled"
+            return NoSpaceError(what, where=str(self.folder), cure=Cures("free some", roomier))
+        return typed or UnsupportedError(
+            f"the filesystem can't reserve room for a tensor: {error.strerror}",
+            where=str(self.folder),
+            cure=Wording("name a folder on a disk of this machine: {spill}", spill=...),
+        )
 
     def close(self) -> None:
         """Close the file; tensors in it stay valid."""

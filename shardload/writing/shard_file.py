@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import zlib
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from shardload._system.file_identity import file_identity
+from shardload._system.file_errors import unreadable
+from shardload._system.file_identity import FileIdentity, file_identity
 from shardload.errors import CorruptError
 from shardload.writing.kernel_copy import copy_range, write_all
 from shardload.writing.output import FileRange
@@ -117,24 +119,38 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 class _Sources:
-    """The files that are copied from, each opened once."""
+    """The files that are copied from, one open at a time: a checkpoint may have hundreds."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.stack = stack
-        self.files: dict[Path, tuple[int, object]] = {}
+        self._found: dict[Path, FileIdentity] = {}
+        self._path: Path | None = None
+        self._file: io.FileIO | None = None
+        stack.callback(self.close)
 
     def open(self, content: FileRange) -> int:
-        if content.path not in self.files:
-            descriptor = self.stack.enter_context(content.path.open("rb", buffering=0)).fileno()
-            opened = file_identity(descriptor)
-            if content.expected not in (None, opened):
+        if self._file is None or self._path != content.path:
+            self.close()
+            try:
+                self._file, self._path = io.FileIO(content.path), content.path
+            except OSError as error:
+                raise unreadable(content.path, error) from error
+            opened = file_identity(self._file.fileno())
+            if self._found.setdefault(content.path, content.expected or opened) != opened:
                 raise _changed(content.path)
-            self.files[content.path] = descriptor, opened
-        return self.files[content.path][0]
+        return self._file.fileno()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
 
     def check(self) -> None:
-        for path, (descriptor, opened) in self.files.items():
-            if file_identity(descriptor) != opened:
+        for path, found in self._found.items():
+            try:
+                now = file_identity(path)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            if now != found:
                 raise _changed(path)
 
 

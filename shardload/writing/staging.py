@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardload._system.atomic_file import NO_ROOM, no_space_said
+from shardload._system.file_errors import write_errors_said
 from shardload.checkpoint.index import NOT_WEIGHTS
 from shardload.errors import NoSpaceError, ShardloadError, UnsafeError, UsageError
 from shardload.writing.exchange import Exchange, inside
@@ -149,12 +149,13 @@ def staging(target: Path, job: str, *, replaces: bool = False) -> Iterator[Stagi
     After a full disk, an interrupt or a kill it stays, and the next call continues from it. With `replaces` it stays
     only after a kill. Raises UsageError while another writer holds the lock, UnsafeError where the folder is a link.
     """
-    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    made: list[Path] = []
     keep = False
     stage = None
     journal: io.FileIO | None = None
     try:
-        with no_space_said(target, _ANEW if replaces else _CONTINUED):
+        with write_errors_said(target, _ANEW if replaces else _CONTINUED):
+            made = [folder for folder in (target, *target.parents) if not folder.exists()]
             journal = _locked_journal(target)
             stage = Staging(target, Journal(journal.fileno()), replaces=replaces)
             stage.exchange.recover()
@@ -180,6 +181,7 @@ def _locked_journal(target: Path) -> io.FileIO:
     """Make the staging folder, open its journal and lock it; the kernel unlocks it when the process ends."""
     folder = target / NAME
     path = folder / _JOURNAL
+    gone: FileNotFoundError | None = None
     for _ in range(_ATTEMPTS):
         if folder.is_symlink():
             raise UnsafeError(
@@ -192,18 +194,14 @@ def _locked_journal(target: Path) -> io.FileIO:
             # By functions of C alone, until an object owns the descriptor: Ctrl-C leaves no descriptor and no lock.
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             journal = next(map(io.FileIO, map(os.open, (path,), (flags,), (0o666,)), ("rb+",)))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            gone = error
             continue  # another writer has just ended and removed the folder
         except OSError as error:
-            if error.errno in NO_ROOM:
-                raise
             if error.errno == errno.EEXIST and not _in_the_way(error.filename):
                 continue  # mkdir saw the folder of another writer, which was gone when it looked again
-            raise UsageError(
-                f"the folder can't be written into: {error.strerror}",
-                where=str(error.filename),
-                cure="pass a new folder, in a place where this user may write",
-            ) from error
+            raise
+        gone = None
         if not _lock(journal.fileno()):
             journal.close()
             break
@@ -211,6 +209,8 @@ def _locked_journal(target: Path) -> io.FileIO:
         if stat.S_ISREG(opened.st_mode) and _is_there(path, opened):
             return journal
         journal.close()  # another writer has just ended and removed the journal
+    if gone is not None:
+        raise gone  # every time: a place such as /proc, where nothing can be made
     raise UsageError(
         "another writer is at work in this folder",
         where=str(target),

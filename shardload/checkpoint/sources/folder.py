@@ -9,10 +9,11 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from shardload._system.file_errors import is_absent, unreadable
 from shardload._system.file_identity import file_identity
 from shardload.checkpoint.sources.digest import Digest
 from shardload.checkpoint.sources.names import check_name, fault_of, is_commit, suggest
-from shardload.errors import AccessError, CorruptError, Cures, NotFoundError, UnsafeError, Wording
+from shardload.errors import CorruptError, Cures, NotFoundError, UnsafeError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,10 +92,10 @@ def mode_of(path: Path) -> int:
     """Return the `st_mode` of a path, links followed, or 0 when nothing is there. Raises AccessError."""
     try:
         return path.stat().st_mode
-    except PermissionError as error:
-        raise _forbidden(path) from error
-    except OSError:
-        return 0
+    except OSError as error:
+        if is_absent(error):
+            return 0
+        raise unreadable(path, error) from error
 
 
 def expand(path: str | os.PathLike[str]) -> Path:
@@ -105,14 +106,6 @@ def expand(path: str | os.PathLike[str]) -> Path:
         return Path(path)
 
 
-def _forbidden(path: Path) -> AccessError:
-    return AccessError(
-        f"{path.name!r} may not be read by this user",
-        where=str(path),
-        cure="give this user permission to read it and to enter the folders above it",
-    )
-
-
 def _open_regular(path: Path, *, shown: Path) -> io.FileIO:
     # Without O_NONBLOCK a FIFO would block here; a regular file is not affected. `path` has no links left in
     # it, so a link found now was made after the check.
@@ -120,12 +113,8 @@ def _open_regular(path: Path, *, shown: Path) -> io.FileIO:
     try:
         # By functions of C alone, until an object owns the descriptor: Ctrl-C leaves none behind.
         file = next(map(io.FileIO, map(os.open, (path,), (flags,))))
-    except PermissionError as error:
-        raise _forbidden(shown) from error
     except OSError as error:
-        raise NotFoundError(
-            f"the file {shown.name!r} can't be opened: {error.strerror or error}", where=str(shown)
-        ) from error
+        raise unreadable(shown, error) from error
     mode = os.fstat(file.fileno()).st_mode
     if stat.S_ISREG(mode):
         return file
@@ -175,8 +164,11 @@ class FolderSource:
             raise self._escape(subfolder or "")
 
     def names(self) -> Sequence[str]:
-        """Return the names of all files below the folder, sorted; hidden files and folders are left out."""
-        return sorted(_walk(str(self._shown), ""))
+        """Return the names of all files below the folder, sorted; hidden files and folders are left out.
+
+        So are folders in it that this user may not list. Raises AccessError where the folder itself can't be listed.
+        """
+        return sorted(_walk(self._shown, ""))
 
     def open(self, name: str) -> LocalFile:
         """Open the file called `name`, a relative posix path. Raises NotFoundError, UnsafeError or CorruptError."""
@@ -184,9 +176,9 @@ class FolderSource:
         path = self._shown / name
         try:
             real = path.resolve(strict=True)
-        except PermissionError as error:
-            raise _forbidden(path) from error
         except (OSError, RuntimeError) as error:  # Python before 3.13 raises RuntimeError for a loop of links
+            if isinstance(error, OSError) and not is_absent(error):
+                raise unreadable(path, error) from error
             raise NotFoundError(
                 f"the file {name!r} is not there", where=self.label, cure=suggest(name, self.names())
             ) from error
@@ -253,11 +245,14 @@ def _allowed_roots(root: Path) -> tuple[Path, ...]:
     return (real,)
 
 
-def _walk(folder: str, prefix: str) -> Iterator[str]:
+def _walk(folder: str | Path, prefix: str) -> Iterator[str]:
     try:
         entries = list(os.scandir(folder))
-    except OSError:
-        return
+    except OSError as error:
+        # A folder such as lost+found belongs to no checkpoint; one that was removed meanwhile has no files.
+        if prefix and (isinstance(error, PermissionError) or is_absent(error)):
+            return
+        raise unreadable(folder, error) from error
     for entry in entries:
         # A name that `open` would refuse, such as one with a backslash, is left out.
         if entry.name.startswith(".") or fault_of(entry.name):
@@ -271,5 +266,5 @@ def _walk(folder: str, prefix: str) -> Iterator[str]:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a loop of links
-        return False
+    except OSError as error:
+        return isinstance(error, PermissionError)  # `open` says so; the other error is a loop of links

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shardload._system.file_errors import is_absent, unreadable
 from shardload.checkpoint.sources import ranges
 from shardload.checkpoint.sources.digest import Digest
 from shardload.checkpoint.sources.folder import FolderSource, LocalFile, mode_of
@@ -187,10 +188,14 @@ def pinned_in_cache(repo: str, revision: str, cache: Path, token: str | bool | N
     if not is_commit(revision):
         try:
             commit = (_cache_folder(cache, repo) / "refs" / revision).read_text().strip()
-        except (OSError, UnicodeDecodeError):
+        except UnicodeDecodeError:
             return None
+        except OSError as error:
+            if is_absent(error):
+                return None
+            raise unreadable(Path(error.filename or cache), error) from error
     pinned = PinnedRepo(repo, commit, revision, cache, token)
-    return pinned if is_commit(commit) and pinned.snapshot.is_dir() else None
+    return pinned if is_commit(commit) and stat.S_ISDIR(mode_of(pinned.snapshot)) else None
 
 
 def has_token(token: str | bool | None) -> bool:

@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from shardload._system.file_errors import unreadable
 from shardload._system.file_identity import file_identity
 from shardload.compare.verify.report import FileVerdict
 from shardload.errors import CorruptError
@@ -65,7 +66,11 @@ def hash_file(
     Raises CorruptError when the file's identity is not `identity` or changes during the read; OSError. When `stop`
     returns True, the read ends early, because the result is no longer needed.
     """
-    with path.open("rb", buffering=0) as file:
+    try:
+        opened = path.open("rb", buffering=0)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    with opened as file:
         before = file_identity(file.fileno())
         if identity is not None and before != identity:
             raise _changed(path, "since its header was read")

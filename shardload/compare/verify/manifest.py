@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardload._system.file_errors import is_absent, unreadable
 from shardload._system.file_kind import HEAD_BYTES, kind_of
 from shardload.checkpoint.sources.digest import Digest
 from shardload.checkpoint.sources.names import check_name
@@ -33,6 +34,8 @@ def read_manifest(source: Source, given: str | os.PathLike[str] | None = None) -
         try:
             content = path.read_bytes()
         except OSError as error:
+            if not is_absent(error):
+                raise unreadable(path, error) from error
             raise NotFoundError(f"{path.name} can't be read: {error.strerror}", where=str(path)) from error
         return parse_manifest(content, path.name, str(path))
     if MANIFEST not in source.names():
