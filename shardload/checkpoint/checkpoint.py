@@ -14,6 +14,7 @@ from shardload.checkpoint.formats.not_a_checkpoint import explain
 from shardload.checkpoint.index import WeightFiles, find_weight_files
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
+from shardload.checkpoint.unfinished import cure_of
 from shardload.dtypes import FLOATS
 from shardload.errors import AccessError, CorruptError, NotFoundError, UsageError, Wording, keyword
 from shardload.keys import collapse
@@ -294,7 +295,7 @@ def _open_shards(source: Source, files: WeightFiles) -> list[SourceFile]:
         raise NotFoundError(
             f"{len(missing)} of {len(files.shards)} shards are missing",
             where=f"{source.label}: {', '.join(missing[:8])}{by}",
-            cure="fetch the missing files, or correct the index",
+            cure=cure_of(source, "fetch the missing files, or correct the index"),
             code="E-SHARDS",
         )
     return opened

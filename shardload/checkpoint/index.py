@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.json_file import read_json
+from shardload.checkpoint.unfinished import cure_of
 from shardload.errors import CorruptError, NotFoundError, UsageError, Wording
 
 if TYPE_CHECKING:
@@ -78,9 +79,12 @@ def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
     raise NotFoundError(
         f"{source.label} holds no checkpoint",
         where=f"no *.safetensors, *.bin, *.pth or *.pt among its {len(names)} files",
-        cure=Wording(
-            "pass the folder, the repo or the file that holds the weights ({subfolder} for a folder inside a repo)",
-            subfolder=...,
+        cure=cure_of(
+            source,
+            Wording(
+                "pass the folder, the repo or the file that holds the weights ({subfolder} for a folder inside a repo)",
+                subfolder=...,
+            ),
         ),
     )
 
@@ -102,7 +106,7 @@ def _numbered_set(source: Source, files: list[str]) -> tuple[str, ...]:
         raise NotFoundError(
             f"{len(lacking)} of {total} shards are missing",
             where=f"{source.label}: numbers {', '.join(map(str, lacking[:20]))}",
-            cure="fetch the missing files",
+            cure=cure_of(source, "fetch the missing files"),
             code="E-SHARDS",
         )
     return tuple(sorted(files))

@@ -51,6 +51,11 @@ class Journal:
             self._job = str(line["job"])
 
     @property
+    def is_new(self) -> bool:
+        """Whether the file says nothing."""
+        return self._end == 0
+
+    @property
     def has_finished(self) -> bool:
         """Whether any file is finished."""
         return bool(self._finished)

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +119,13 @@ def write_output(
     start = time.perf_counter()
     target = Path(folder).absolute()
     _refuse_target(target, output)
+    files = [target / name for name in output.names]
     layouts = _layouts(output)
     whole_job = _fingerprint(output, layouts, job, verify=verify)
     with staging(target, whole_job, replaces=replace) as stage:
+        if stage.was_removed and not replace and _is_there(target, output, layouts):
+            kept = {shard.name: keep(shard.name) if keep else None for shard in output.shards}
+            return Written(target, files, resumed=[*kept], kept=kept, verified=True)
         stage.refuse_others(output.names, alone=output.alone)
         needed = stage.without_unchanged(output) if replace else output
         written = Written(target, cleaned=stage.begin(), verified=verify)
@@ -129,7 +134,7 @@ def write_output(
         how = _How(verify, link, replace, keep, progress)
         _write_files(stage, needed, layouts, written, how)
         stage.move_in(needed.names)
-    written.files = [target / name for name in output.names]
+    written.files = files
     written.seconds = time.perf_counter() - start
     return written
 
@@ -198,6 +203,24 @@ def _write_files(
 
 def _is_proven(stage: Staging, shard: OutputShard | SameFile, layouts: dict[str, Layout]) -> bool:
     return shard.name in layouts and not differences(stage.folder / shard.name, layouts[shard.name])
+
+
+def _is_there(target: Path, output: Output, layouts: dict[str, Layout]) -> bool:
+    """Whether a folder has every file of an output, byte for byte."""
+    if not all((target / name).is_file() for name in output.names):
+        return False
+    copies = {shard.name: shard.path for shard in output.shards if isinstance(shard, SameFile)}
+    texts = {**output.beside, **dict([output.index] if output.index else [])}
+    for name, content in {**texts, **copies}.items():
+        found = target / name
+        same = (
+            found.read_bytes() == content
+            if isinstance(content, bytes)
+            else cmp(found, content, shallow=False)
+        )
+        if not same:
+            return False
+    return not any(differences(target / name, layout) for name, layout in layouts.items())
 
 
 def _refuse_target(target: Path, output: Output) -> None:

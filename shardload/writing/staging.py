@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from shardload._system.file_errors import write_errors_said
 from shardload.checkpoint.index import NOT_WEIGHTS
+from shardload.checkpoint.sources.names import STAGING as NAME
 from shardload.errors import NoSpaceError, ShardloadError, UnsafeError, UsageError
 from shardload.writing.exchange import Exchange, inside
 from shardload.writing.journal import Journal
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from shardload.writing.output import Output
 
-NAME = ".shardload-output"
 _JOURNAL = ".journal"  # no file of a checkpoint is hidden
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index*.json", "*.bin.index*.json")
 _CONTINUED = "free some disk and run it again: the files that are complete are kept"
@@ -33,7 +33,8 @@ _ATTEMPTS = 100
 class Staging:
     """The staging folder of one output; `staging` opens it and holds the lock.
 
-    With `replaces` the output may replace files of the same names.
+    With `replaces` the output may replace files of the same names. `was_removed`: the folder was found without its
+    journal, so an earlier output was killed in `remove`, after its last file, or before its first one.
     """
 
     def __init__(self, target: Path, journal: Journal, *, replaces: bool) -> None:
@@ -42,6 +43,7 @@ class Staging:
         self.journal = journal
         self.replaces = replaces
         self.exchange = Exchange(self.folder, target, journal)
+        self.was_removed = False
 
     def begin(self) -> int:
         """Remove the unfinished files of earlier runs, then begin the journal; return the bytes that were removed.
@@ -92,7 +94,10 @@ class Staging:
                 if self.replaces
                 else "the folder holds files that this output would replace, or weights beside its own",
                 where=f"{self.target}: {', '.join(listed[:8])}",
-                cure="write into a new or an empty folder",
+                cure="write into a new or an empty folder"
+                + (
+                    "; if this very call wrote them, they are complete" if alone and not self.replaces else ""
+                ),
             )
 
     def without_unchanged(self, output: Output) -> Output:
@@ -155,9 +160,11 @@ def staging(target: Path, job: str, *, replaces: bool = False) -> Iterator[Stagi
     journal: io.FileIO | None = None
     try:
         with write_errors_said(target, _ANEW if replaces else _CONTINUED):
+            left = (target / NAME).is_dir()
             made = [folder for folder in (target, *target.parents) if not folder.exists()]
             journal = _locked_journal(target)
             stage = Staging(target, Journal(journal.fileno()), replaces=replaces)
+            stage.was_removed = left and stage.journal.is_new
             stage.exchange.recover()
             stage.journal.choose(job)
             yield stage

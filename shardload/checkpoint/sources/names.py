@@ -11,6 +11,9 @@ from shardload.errors import UnsafeError, Wording
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+STAGING = ".shardload-output"
+"""The hidden folder inside an output in which its files stay until all of them are complete."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DRIVE = re.compile(r"[A-Za-z]:")
 
