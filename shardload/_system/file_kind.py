@@ -59,6 +59,7 @@ _MAGIC = (
     (0, b"PK\x05\x06", FileKind("an empty zip archive", REFETCH)),
     (0, b"PK\x03\x04", FileKind("a zip archive", _UNPACK)),
     (5, b"\0\0\0{", FileKind("a safetensors file", REFETCH)),
+    (5, b"\0\0\0  ", FileKind("a safetensors file", REFETCH)),
     (257, b"ustar", FileKind("a tar archive", _UNPACK)),
     (0, b"\xff\xfe", _UTF16),
     (0, b"\xfe\xff", _UTF16),

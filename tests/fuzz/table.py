@@ -75,7 +75,7 @@ ROWS = (
     Row(
         "Lying safetensors headers",
         "What is accepted, the safetensors library accepts with the same names, shapes and bytes. Refused besides: keys "
-        "twice, a leading space, unknown fields, dimensions above 2^63-1.",
+        "twice, unknown fields, dimensions above 2^63-1.",
         ("tests/checkpoint/formats/test_safetensors.py",),
         f"{len(LIES)} headers, each with its error",
         ("safetensors headers",),

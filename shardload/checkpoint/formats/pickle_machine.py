@@ -3,7 +3,7 @@
 Why not `pickle.Unpickler` with `find_class` and `persistent_load` overridden: its memo grows to the largest index
 that a file names (five bytes ask for 64 GB), it hashes tuples nested a million deep (the process crashes, without an
 exception), BUILD and NEWOBJ change any object on the stack, and its memory can't be bounded. Here every opcode is
-charged for the memory that it may add, and keys of dicts are scalars.
+charged for the memory that it may add, and keys of dicts are scalars, or stand for something else and are not hashed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from struct import error as struct_error
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardload._system.file_kind import REFETCH, RESAVE
-from shardload.checkpoint.formats.torch_globals import PickledDict, Unreadable, check_key
+from shardload.checkpoint.formats.torch_globals import PickledDict, Unreadable, as_key
 from shardload.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -264,9 +264,7 @@ class PickleMachine:
         target = self._stack[-1]
         if type(target) is not dict and type(target) is not PickledDict:
             raise TypeError("SETITEMS on what is no dict")
-        for key in keys:
-            if type(key) is not str:
-                check_key(key)
+        keys = [key if type(key) is str else as_key(key) for key in keys]
         self._charge(100 * len(keys))
         expected = len(target) + len(keys)
         target.update(zip(keys, values, strict=True))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shardload._system.file_kind import REFETCH, RESAVE
 from shardload.checkpoint.formats.format import Header
 from shardload.checkpoint.formats.text import quote
-from shardload.checkpoint.formats.torch_globals import PickledDict, PickledTensor, Unreadable
+from shardload.checkpoint.formats.torch_globals import PickledDict, PickledKey, PickledTensor, Unreadable
 from shardload.errors import CorruptError, UnsupportedError
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
@@ -57,7 +57,8 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Heade
     budget = [_MAX_NODES]
     for key, value in state.items():
         if type(key) is not str:
-            raise _unsupported(f"a state dict with a {type(key).__name__} as a key", f"{shard}: {quote(key)}")
+            kind = key.kind if type(key) is PickledKey else f"a {type(key).__name__}"
+            raise _unsupported(f"a state dict with {kind} as a key", f"{shard}: {quote(key)}")
         if type(value) is PickledTensor:
             tensors.append(_tensor(key, value, shard, locate))
             continue
@@ -208,6 +209,7 @@ class _NotPlainError(Exception):
     """An object that is not plain Python data; the message says what it is."""
 
 
+_KEY_NODES = 100  # for tuples of ints as keys: a file can choose many whose hashes clash
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
 
 
@@ -219,20 +221,36 @@ def _plain(value: Any, budget: list[int], depth: int = 0) -> Any:
     kind = type(value)
     if kind in _ATOMS:
         return value
-    if kind is set or kind is Counter:
+    if kind is set:
         budget[0] -= len(value)
         return value
     if kind is list:
         return [_plain(item, budget, depth + 1) for item in value]
     if kind is tuple:
         return tuple(_plain(item, budget, depth + 1) for item in value)
-    if _is_dict(value):
-        return {key: _plain(item, budget, depth + 1) for key, item in value.items()}
+    if kind is Counter or _is_dict(value):
+        plain = {
+            _plain_key(key, budget, depth) if type(key) is PickledKey else key: _plain(
+                item, budget, depth + 1
+            )
+            for key, item in value.items()
+        }
+        return Counter(plain) if kind is Counter else plain
     if kind is Unreadable:
         raise _NotPlainError(value.kind)
     raise _NotPlainError(
         "a tensor in a nested entry" if kind is PickledTensor else f"{_name(value)}, no tensor"
     )
+
+
+def _plain_key(key: PickledKey, budget: list[int], depth: int) -> Any:
+    budget[0] -= _KEY_NODES
+    plain = _plain(key.value, budget, depth + 1)
+    try:
+        hash(plain)
+    except TypeError:
+        raise _NotPlainError("a key that can't be one") from None
+    return plain
 
 
 def _name(value: Any) -> str:

@@ -86,6 +86,25 @@ class Global:
         self.is_storage = is_storage
 
 
+class PickledKey:
+    """A dict's key that is no scalar: a tuple, a dtype. It stands for itself alone, so hashing it costs nothing."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        named = getattr(self.value, "kind", None) or getattr(self.value, "name", None)
+        return str(named or f"a {type(self.value).__name__}")
+
+    def __repr__(self) -> str:
+        flat = type(self.value) is tuple and all(type(part) in _SCALARS for part in self.value)
+        return repr(self.value) if flat else self.kind
+
+
 _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 # Two ints that differ by a multiple of 2^61-1 have equal hashes: 100,000 of them in one dict would take minutes.
 _MAX_INT_KEY = 2**60
@@ -97,13 +116,20 @@ def check_key(key: Any) -> None:
         raise ValueError(f"a {type(key).__name__} can't be a dict key or set element")
 
 
+def as_key(key: Any) -> Any:
+    """Return what stands for a key in a dict. Raises ValueError for what no dict takes, and for a huge int."""
+    if type(key) in {tuple, Global, Unreadable}:
+        return PickledKey(key)
+    check_key(key)
+    return key
+
+
 def _ordered_dict(pairs: Any = ()) -> PickledDict:
     made = PickledDict()
     if type(pairs) not in {list, tuple}:
         raise TypeError("OrderedDict takes pairs")
     for key, value in pairs:
-        check_key(key)
-        made[key] = value
+        made[as_key(key)] = value
     return made
 
 

@@ -87,7 +87,7 @@ def test_other_protocols_are_named(protocol):
     ("body", "message"),
     [
         (b"}" + text("a") + b"Ns" + text("a") + b"Ns.", "the same key twice"),
-        (b"})Ns.", "a tuple can't be a dict key"),
+        (b"}]Ns.", "a list can't be a dict key"),
         (b"]q\x05.", "memo index 5 after 0"),
         (b"]h\x00.", "stack or the memo"),
         (b"a.", "stack or the memo"),

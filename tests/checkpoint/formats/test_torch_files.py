@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 import pytest
 import torch
 
-from shardload.checkpoint.checkpoint import format_of
+from shardload.checkpoint.checkpoint import format_of, open_checkpoint
 from shardload.errors import CorruptError, UnsafeError, UnsupportedError
 from shardload.tensor_ref import TORCH_NAMES
 
@@ -216,3 +216,51 @@ def test_truncated_anywhere_is_one_corrupt_error(tmp_path, as_zip, seed):
 def test_names_of_formats(tmp_path, as_zip):
     expected = "torch zip" if as_zip else "torch legacy"
     assert format_of(local(save(tmp_path, {}, as_zip))).name == expected
+
+
+W = torch.arange(4, dtype=torch.float32).reshape(2, 2)
+KEYS = {
+    "a tuple": (1, 2), "an empty tuple": (), "nested tuples": ((1, "a"), (2.5, None)), "a dtype": torch.float16,
+    "torch.Size": torch.Size([1]), "bytes": b"x", "a device": torch.device("cpu"), "a layout": torch.strided,
+    "a tuple of dtypes": (torch.float16, torch.int8), "two devices": torch.device("meta"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_that_are_no_names(tmp_path, key, legacy):
+    """torch.load reads them; in the state dict itself load_state_dict fails on them, beside it they do no harm."""
+    value = {KEYS[key]: 3} | ({torch.device("cpu"): 4} if key == "two devices" else {})
+    path = tmp_path / "model.bin"
+
+    def opened(content):
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        torch.load(path, weights_only=True)
+        return open_checkpoint(path)
+
+    for beside in (value, {"optimizer": {"state": value}}):
+        checkpoint = opened({"state_dict": {"w": W}, **beside})
+        assert list(checkpoint.tensors) == ["w"]
+        assert torch.equal(checkpoint.read("w"), W)
+        assert not checkpoint.objects
+    with pytest.raises(UnsupportedError, match="as a key"):
+        opened({"w": W, **value})
+    with pytest.raises((AttributeError, TypeError)):
+        torch.nn.Module().load_state_dict(torch.load(path, weights_only=True))
+    plain = not any(word in key for word in ("dtype", "device", "layout"))
+    if plain:
+        assert opened({"w": W, "counts": value, "more": [Counter(value)]}).objects == {
+            "counts": value,
+            "more": [Counter(value)],
+        }
+    else:
+        with pytest.raises(UnsupportedError, match="'counts' holds"):
+            opened({"w": W, "counts": value})
+
+
+def test_many_keys_whose_hashes_clash_are_refused_in_time(tmp_path):
+    torch.save({"w": W, "many": {(i, 0): i for i in range(20_000)}}, tmp_path / "model.bin")
+    with pytest.raises(UnsupportedError, match="more, or more deeply nested"):
+        open_checkpoint(tmp_path / "model.bin")
+    torch.save({"state_dict": {"w": W}, "many": {(i, 0): i for i in range(20_000)}}, tmp_path / "model.bin")
+    assert list(open_checkpoint(tmp_path / "model.bin").tensors) == ["w"]
