@@ -33,7 +33,7 @@ DIFFERS = {
     "PreTrainedTokenizerBase": "5.0: slow and fast are one",
     "add_start_docstrings": "4.52: `auto_docstring` takes its place",
     "ROPE_INIT_FUNCTIONS": '5.0: they read `rope_parameters`; no "default"',
-    "create_causal_mask": "5.0: other arguments; packed sequences are told apart",
+    "create_causal_mask": "5.0: other arguments",
     "LogitsWarper": "4.46: a LogitsProcessor like any other",
     "can_return_tuple": "5.0: nested models agree on it",
     "check_model_inputs": "5.0: `merge_with_config_defaults` and `capture_outputs` take its place",

@@ -14,8 +14,9 @@ from shardload.adapters.adapter_config import LayerSetting, adapter_config
 from shardload.adapters.attach import record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
 from shardload.adapters.module_index import ModuleIndex
-from shardload.errors import UsageError
+from shardload.errors import UnsupportedError, UsageError
 from shardload.keywords import entry_point
+from shardload.model.wrapper_tensors import is_wrapper, named
 from shardload.writing import Output, OutputShard, write_output
 from shardload.writing.model_output import tensor_output
 
@@ -158,6 +159,13 @@ class _Plan:
 
 def _check(tensors: dict[str, torch.Tensor]) -> None:
     wrong = []
+    wrapped = named((key, tensor) for key, tensor in tensors.items() if is_wrapper(tensor))
+    if wrapped:
+        raise UnsupportedError(
+            "the adapter's weights are wrappers of other tensors, so nothing was written",
+            where=wrapped,
+            cure="on every rank put nn.Parameter(p.full_tensor()) in the place of each DTensor p, then save on one",
+        )
     for key, tensor in tensors.items():
         if tensor.is_meta or not tensor.numel():
             wrong.append(f"{key} is {'on meta' if tensor.is_meta else 'empty (sharded, and not gathered)'}")

@@ -13,6 +13,8 @@ from shardload.adapters.layers import LoraLayer, adapt
 from shardload.adapters.replaced import check_apart, note_replaced, replace_base
 from shardload.adapters.switch import LOCK, Choice
 from shardload.errors import UsageError
+from shardload.model.shell import ADAPTERS
+from shardload.model.wrapper_tensors import refuse_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,13 +24,10 @@ if TYPE_CHECKING:
     from shardload.adapters.switch import Switch
     from shardload.adapters.values import AdapterValues
 
-_RECORD = "_shardload_adapters"
-"""The model's attribute that keeps its `Adapters`."""
-
 
 def adapters_of(model: nn.Module) -> Adapters | None:
     """Return what is attached to this model, or None."""
-    found = vars(model).get(_RECORD)
+    found = vars(model).get(ADAPTERS)
     return found if isinstance(found, Adapters) else None
 
 
@@ -87,6 +86,7 @@ def check_name(model: nn.Module, name: str) -> None:
             where="name",
             cure='pass a plain word such as "default"',
         )
+    refuse_sharded(model, "attaching an adapter")
     adapters = adapters_of(model)
     if adapters is not None and name in adapters.attached:
         raise UsageError(
@@ -131,7 +131,7 @@ def attach_values(
     """
     adapters = adapters_of(model)
     if adapters is None:
-        adapters = vars(model)[_RECORD] = Adapters()
+        adapters = vars(model)[ADAPTERS] = Adapters()
     name = report.name
     attached = adapters.attached[name] = Attached(name, report.trainable, report, config)
     try:
@@ -261,7 +261,7 @@ def detach(model: nn.Module, name: str) -> None:
                 if parameter is not None:
                     parameter.requires_grad_(True)
             unhook_inputs(model)
-            del vars(model)[_RECORD]
+            del vars(model)[ADAPTERS]
 
 
 def _freeze(model: nn.Module, adapters: Adapters) -> None:

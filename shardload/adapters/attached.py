@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import nn
 
 from shardload.adapters.switch import Switch
+from shardload.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,3 +84,21 @@ class Adapters:
     replacing: tuple[str, ...] = ()
     merged: Merged | None = None
     frozen: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    def refuse_fill(self) -> None:
+        """Raise UsageError while the base's own tensors lie in this record: a load could not reach them."""
+        holding = [
+            name
+            for name, attached in self.attached.items()
+            if attached.replaced or attached.replaced_attributes
+        ]
+        if self.merged is not None or holding:
+            raise UsageError(
+                "adapters are merged into the weights, and unmerge would put the old ones back"
+                if self.merged is not None
+                else f"adapters keep the base's own tensors beside theirs, and a load can't reach them: {holding}",
+                where="model",
+                cure="call unmerge(model) first"
+                if self.merged is not None
+                else "delete_adapter(model, name), fill, and attach it again",
+            )

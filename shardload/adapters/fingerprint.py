@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shardload.adapters.adapter_report import AdapterFault, shown
+from shardload.model.wrapper_tensors import is_wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,7 +29,7 @@ _DTYPES = {
 def fingerprint_of(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the fingerprint as JSON: name, shape, dtype and some values of a few of the base's tensors.
 
-    Quantised tensors and tensors on meta are left out.
+    Quantised tensors, wrappers of other tensors and tensors on meta are left out.
     """
     usable = {name: tensor for name, tensor in tensors.items() if _samples(tensor) is not None}
     names = sorted(usable)
@@ -85,7 +86,7 @@ def base_faults(text: str, tensors: Mapping[str, torch.Tensor | None]) -> Iterab
 
 def _samples(tensor: torch.Tensor) -> torch.Tensor | None:
     """Return a few values spread over a tensor, as float64; None when they can't be compared."""
-    if tensor.is_meta or tensor.dtype not in _DTYPES.values() or not tensor.numel():
+    if tensor.is_meta or is_wrapper(tensor) or tensor.dtype not in _DTYPES.values() or not tensor.numel():
         return None
     count = tensor.numel()
     flat = [position * (count - 1) // (_VALUES - 1) for position in range(_VALUES)]

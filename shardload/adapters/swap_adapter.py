@@ -14,6 +14,7 @@ from shardload.adapters.switch import LOCK
 from shardload.adapters.values import checked_dtype, read_values
 from shardload.errors import UsageError
 from shardload.keywords import entry_point, place_of
+from shardload.model.wrapper_tensors import refuse_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,6 +65,7 @@ def swap_adapter(
     options, wanted = ReadOptions.of(alpha, enable_lora, strict=strict), checked_dtype(dtype)
     with LOCK:
         adapters = record_of(model)
+        refuse_sharded(model, "swapping an adapter")
         old = adapters.attached.get(name)
         if old is None:
             raise UsageError(

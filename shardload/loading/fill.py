@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from shardload.model.module_tree import ModuleTree
 
 
+_MAPPED_AND_MIRRORED = (
+    "DistributedDataParallel's first broadcast writes to every page of mapped weights, which then takes memory on each "
+    "rank: DistributedDataParallel(model, init_sync=False) keeps them mapped, where all ranks have the same weights"
+)
+
+
 @entry_point
 def check(
     shell: Shell | nn.Module,
@@ -116,6 +122,8 @@ def fill(
         missing = comparison.unfilled(verdict)
         report.stated = comparison.memory(missing, copy=copy)
         refuse_above(report.stated, max_memory)
+        if report.stated.mapped and torch.distributed.is_available() and torch.distributed.is_initialized():
+            report.notes.append(_MAPPED_AND_MIRRORED)
         if report.stated.spilled and target.spill:
             target.spill.require(report.stated.spilled)
         verified = _verified(checkpoint) if verify else None

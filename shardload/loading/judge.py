@@ -21,7 +21,7 @@ from shardload.loading.plan import match, narrow, settle_ties
 from shardload.loading.rehearsal import rehearse
 from shardload.loading.report import Report
 from shardload.loading.shared_bytes import sharing_bytes
-from shardload.model.shell import modules_of
+from shardload.model.shell import ADAPTERS, modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -66,6 +66,7 @@ class Comparison:
         self._cure: KeyMap | None = None
         _refuse_own_load_state_dict(shell.model)
         _refuse_scripted(shell)
+        _refuse_wrappers(shell, target)
         self.tree = shell.tree
         self.plan: Plan = match(shell, self.tree, checkpoint, key_map, target)
         if checkpoint.format != "safetensors":  # whose tensors never share bytes
@@ -262,6 +263,17 @@ def _refuse_scripted(shell: Shell) -> None:
         where=", ".join(path or "the model itself" for path in scripted[:4]),
         cure="fill the model first, and call torch.jit.script on the filled module",
     )
+
+
+def _refuse_wrappers(shell: Shell, target: Target) -> None:
+    """Refuse tensors of other classes, unless the target assigns; and a model whose adapters hold its own tensors."""
+    adapters = vars(shell.model).get(ADAPTERS)
+    if adapters is not None:
+        adapters.refuse_fill()
+    if shell.has_other_tensors() and not target.assigns:
+        from shardload.model.wrapper_tensors import refuse_wrapped
+
+        refuse_wrapped(shell.model, "a load")
 
 
 def _notes(plan: Plan, shell: Shell) -> list[str]:

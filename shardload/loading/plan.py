@@ -104,7 +104,7 @@ def match(
         _hand_over_objects(plan, tree, checkpoint, key_map)
     if key_map is not None:
         plan.held = residence((ref for _, ref in plan.tensors), [shard.name for shard in checkpoint.shards])
-    met = {*plan.direct, *plan.made, *(fault.key for fault in plan.faults)}
+    met = {*plan.direct, *plan.made, *shell.added(), *(fault.key for fault in plan.faults)}
     for name, slot in shell.slots.items():
         if slot.is_stored and name not in met and not (hands_over and tree.root_of(name) is not None):
             plan.faults.append(missing_fault(slot))

@@ -27,12 +27,13 @@ class SelfLoading:
 class ModuleTree:
     """A model divided in two: `plain` modules by prefix, and the roots of subtrees that load themselves.
 
-    `kinds` are the classes of all modules.
+    `kinds` are the classes of all modules, `tensors` those of their parameters and buffers.
     """
 
     plain: dict[str, nn.Module] = field(default_factory=dict)
     self_loading: list[SelfLoading] = field(default_factory=list)
     kinds: set[type] = field(default_factory=set)
+    tensors: set[type] = field(default_factory=set)
     _prefixes: dict[str, str | None] = field(default_factory=dict, repr=False)
 
     def root_of(self, key: str) -> str | None:

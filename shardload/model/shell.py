@@ -127,6 +127,19 @@ class Shell:
             wanted.update(dict.fromkeys(kept, torch.float32))
         return wanted
 
+    def added(self) -> set[str]:
+        """Return the names of parameters that adapters added: a checkpoint of the base does not have to hold them."""
+        if not any(getattr(kind, "of_an_adapter", False) for kind in self.tree.kinds):
+            return set()
+        ours = ((path, module) for path, module in modules_of(self.model) if hasattr(module, "of_an_adapter"))
+        return {path + name for path, module in ours for name in module._parameters}
+
+    def has_other_tensors(self) -> bool:
+        """Whether a parameter or buffer is of another class than torch's own, or DDP or FSDP wraps a module."""
+        return not self.tree.tensors <= _USUAL or any(
+            "DataParallel" in kind.__name__ for kind in self.tree.kinds
+        )
+
 
 class _Look:
     """One pass over a model's modules before each load: its tree, and whether it has changed since the last survey."""
@@ -159,6 +172,7 @@ class _Look:
     def _note(self, path: str, module: nn.Module) -> None:
         self.tree.kinds.add(type(module))
         self.seen.append(path)
+        self.tree.tensors.update(map(type, module._parameters.values()), map(type, module._buffers.values()))
         for parameter in module._parameters.values():
             self.seen.append(id(parameter))
             # Attributes that a class sets on a parameter (no weight decay, say) have to be copied to the new one.
@@ -173,11 +187,14 @@ class _Look:
             self.keeps_references = bool(module._forward_pre_hooks) or _holds_tensors(module.__dict__)
 
 
+ADAPTERS = "_shardload_adapters"
+"""The attribute of a model that keeps the record of its adapters."""
 _KEPT = "_keep_in_fp32_modules"
 _LARGE = 64 * 10**6  # bytes of tables that a class computes
 _OWN_TABLES = 3  # every module has these dicts: _parameters, _buffers, _modules
 _TABLES = frozenset({"_parameters", "_buffers", "_modules"})
 _TENSORS = frozenset({torch.Tensor, nn.Parameter})
+_USUAL = _TENSORS | {type(None)}
 _CONTAINERS = frozenset({list, tuple, dict})
 _PLAIN = frozenset({int, float, bool, str, type(None)})
 

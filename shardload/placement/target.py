@@ -60,6 +60,11 @@ class Target:
     dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
     """The dtypes that the model itself wants by slot (`Shell.dtypes`), set by the load after `prepare`."""
 
+    @property
+    def assigns(self) -> bool:
+        """Whether the target assigns tensors itself, of whatever class."""
+        return type(self).put is not Target.put
+
     # Decided on headers ---------------------------------------------------------------------------------------
 
     def prepare(self, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from shardload._system.gc_freeze import gc_frozen
 from shardload.checkpoint.shard import CODES
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap.assembly import assemble, view_of
+from shardload.model.wrapper_tensors import is_wrapper
 from shardload.tensor_ref import Span, TensorRef
 from shardload.writing.blocks import row_blocks
 from shardload.writing.output import Output, OutputTensor, split_into_shards
@@ -100,7 +101,7 @@ def _refuse_unwritable(key: str, value: object) -> None:
         )
     if value.is_meta:
         raise UsageError(f"{key} is on meta and has no values to save", cure="load the model first")
-    if hasattr(value, "__tensor_flatten__"):  # such as DTensor: the wrapper has no memory of its own
+    if is_wrapper(value):  # such as DTensor: the wrapper has no memory of its own
         raise UnsupportedError(
             f"{key} is a {type(value).__name__}, which wraps other tensors",
             cure="convert the model to plain tensors, then save it",

@@ -41,6 +41,8 @@ LAYER_ATTRIBUTES = (*LORA_PARTS, "lora_terms", "lora_switch", "lora_base")
 class Factor(nn.Module):
     """The weight of A or B, and the bias of B. Not an nn.Linear, so that no tool adapts or quantises it."""
 
+    of_an_adapter = True  # no checkpoint of the base has to fill it
+
     weight: nn.Parameter
     bias: nn.Parameter | None
 

@@ -67,6 +67,11 @@ class MergingTarget(Target):
         self.inner.prepare(model)
 
     @property
+    def assigns(self) -> bool:
+        """Whether the target inside assigns tensors itself."""
+        return self.inner.assigns
+
+    @property
     def dtypes(self) -> Mapping[str, torch.dtype]:
         """The dtypes that the model itself wants: those of the target inside."""
         return self.inner.dtypes

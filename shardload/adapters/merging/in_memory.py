@@ -24,6 +24,7 @@ from shardload.adapters.merging.workers import Workers
 from shardload.adapters.switch import LOCK, Choice
 from shardload.errors import CorruptError, Cures, UnsupportedError, UsageError, Wording
 from shardload.loading.provenance import origin_of
+from shardload.model.wrapper_tensors import is_wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -209,6 +210,8 @@ def _changes_of(adapters: Adapters, adapter: str) -> Iterator[tuple[nn.Module, L
 def _why_not(module: nn.Module, term: LoraTerm) -> str | None:
     kind = kind_of(module)
     weight = module._parameters.get(term.attribute)
+    if weight is not None and is_wrapper(weight):
+        return f"has a {type(weight).__name__} as its {term.attribute}, which wraps other tensors"
     if isinstance(term, BiasTerm):
         return "has no bias, which lora_bias could be added to" if weight is None else None
     reason = kind.unmergeable(module, term) if kind is not None else None
