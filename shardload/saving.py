@@ -14,7 +14,7 @@ from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
 from shardload.writing import write_output
 from shardload.writing.model_output import model_output
-from shardload.writing.repo_files import repo_files
+from shardload.writing.repo_files import is_untied, repo_files
 
 if TYPE_CHECKING:
     import os
@@ -64,7 +64,7 @@ def save(
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
     limit = parse_size(max_shard_size)
     state = _state_dict(model)
-    beside = repo_files(model, _code_of)
+    beside = repo_files(model, _code_of, untied=is_untied(model, state))
     output = model_output(state, KeyMap.of(key_map), limit, beside)
     write_output(folder, output, replace=True, verify=verify, progress=progress)
     weights = [name for name in output.names if name not in beside]

@@ -15,9 +15,11 @@ from shardload import (
     NoSpaceError,
     UnsupportedError,
     UsageError,
+    attach_lora,
     build_shell,
     fill,
     from_pretrained,
+    merge,
     open_checkpoint,
     save,
 )
@@ -549,3 +551,51 @@ def test_no_copy_of_the_weights_is_made_beyond_a_block(tmp_path, kind, most):
     """Of tensors of 134 MB, 64 MiB at most where they have to be turned, and nothing where they lie as they are."""
     peak = json.loads(run_python(MEMORY, str(tmp_path), kind).stdout)
     assert peak < most
+
+
+class Tied(nn.Module):
+    """A model as transformers' are: the config says that the head is the embedding."""
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(10, 4)
+        self.lm_head = nn.Linear(4, 10, bias=False)
+        if config["tie_word_embeddings"]:
+            self.lm_head.weight = self.embed.weight
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+
+class Config(dict):
+    """Settings by name, as an attribute too."""
+
+    def __getattr__(self, name: str):
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_head_that_was_taken_apart_is_saved_as_untied(tmp_path, nested):
+    said = Config(
+        tie_word_embeddings=True, **({"text_config": {"tie_word_embeddings": True}} if nested else {})
+    )
+    model = Tied(said)
+    save(model, tmp_path / "tied")
+    assert json.loads((tmp_path / "tied" / "config.json").read_text())["tie_word_embeddings"] is True
+    report = attach_lora(model, r=2, targets=["lm_head"], init=False, seed=0)
+    assert report.modules == 1
+    merge(model, keep_copies=True)
+    save(model, tmp_path / "apart")
+    written = json.loads((tmp_path / "apart" / "config.json").read_text())
+    assert written["tie_word_embeddings"] is False
+    assert not nested or written["text_config"]["tie_word_embeddings"] is False
+    assert said == {**said, "tie_word_embeddings": True}
+    again = from_pretrained(tmp_path / "apart", model_class=lambda config: Tied(Config(vars(config))))
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(again.embed.weight, model.embed.weight)

@@ -13,6 +13,7 @@ from shardload.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import nn
 
     from shardload.checkpoint.checkpoint import Checkpoint
@@ -62,12 +63,27 @@ def with_dtype(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def repo_files(model: nn.Module, exported: Exporter) -> dict[str, bytes]:
+def is_untied(model: nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the head of a model whose config ties it to the embedding has values of its own, after a merge, say."""
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        return False
+    ends = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
+    try:
+        table, head = (getattr(end(), "weight", None) if callable(end) else None for end in ends)
+    except NotImplementedError:  # a class without a vocabulary
+        return False
+    written = {id(tensor) for tensor in state.values()}
+    if table is None or head is None or table is head or not {id(table), id(head)} <= written:
+        return False
+    return bool(table.shape != head.shape or (table != head).any())
+
+
+def repo_files(model: nn.Module, exported: Exporter, *, untied: bool = False) -> dict[str, bytes]:
     """Return the code and the settings to write beside a model's weights, by file name.
 
-    `exported` is called where the config has an `auto_map`. The entries that it returns are written with their code;
-    without any, `auto_map` is left out and a warning says so. Raises UsageError for settings that JSON can't hold,
-    such as infinities and NaN.
+    `untied`: the config has to say that the head is not tied to the embedding. `exported` is called where the config
+    has an `auto_map`. The entries that it returns are written with their code; without any, `auto_map` is left out and
+    a warning says so. Raises UsageError for settings that JSON can't hold, such as infinities and NaN.
     """
     files: dict[str, bytes] = {}
     generation = _settings(getattr(model, "generation_config", None))
@@ -76,6 +92,8 @@ def repo_files(model: nn.Module, exported: Exporter) -> dict[str, bytes]:
     config = _settings(getattr(model, "config", None))
     if config is None:
         return files
+    if untied:
+        config = _untied(config)
     auto_map = config.pop("auto_map", None)
     if isinstance(auto_map, Mapping) and auto_map:
         code, kept = _export(model, auto_map, exported)
@@ -84,6 +102,16 @@ def repo_files(model: nn.Module, exported: Exporter) -> dict[str, bytes]:
             config["auto_map"] = kept
     files["config.json"] = _as_json(config, "config")
     return files
+
+
+def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        name: _untied(value)
+        for name, value in config.items()
+        if name in {"text_config", "decoder"} and isinstance(value, dict)
+    }
+    said = {"tie_word_embeddings": False} if config.get("tie_word_embeddings") else {}
+    return {**config, **inner, **said}
 
 
 def _export(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shardload.adapters.adapter import listing
 from shardload.adapters.match import judge
 from shardload.adapters.merging.change import Addition, BiasTerm, Change
 from shardload.adapters.merging.skeleton import skeleton_of
+from shardload.adapters.merging.tied import refuse_absent_head
 from shardload.adapters.source import open_adapter, read_content
 from shardload.adapters.values import read_values
 from shardload.errors import UnsupportedError, UsageError
@@ -40,6 +42,7 @@ def changes_on_disk(
                 where=file.label,
                 cure="merge in memory: from_pretrained, load_adapter, merge, save",
             )
+        refuse_absent_head(checkpoint, content)
         skeleton = skeleton_of(checkpoint, content, file.config or {})
         report, match = judge(skeleton, file, content, str(number), strict=options.strict)
         add_changes(changes, file, match, report, weight)
@@ -70,6 +73,12 @@ def add_changes(
             f"{len(reasons)} layers can't be merged",
             where=f"{report.where}: " + "; ".join(shown[:8]) + more,
             cure="attach the adapter instead (load_adapter): it runs unmerged",
+        )
+    if match.replaced and weight != 1:
+        raise UsageError(
+            "an adapter that replaces tensors of the base (a bias, or modules_to_save) has no weight but 1",
+            where=f"{report.where}: {listing([found.name for found in match.replaced])}, with the weight {weight}",
+            cure="give it the weight 1",
         )
     values = read_values(file, match, report, as_stored=True)
     for value in values.layers:

@@ -9,7 +9,8 @@ from shardload.errors import UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shardload.adapters.merging.changes import Changes
+    from shardload.adapters.adapter import AdapterContent
+    from shardload.adapters.merging.change import Change
     from shardload.checkpoint.checkpoint import Checkpoint
 
 _HEADS = ("lm_head", "output_layer", "embed_out", "output", "score_head", "cls.predictions.decoder")
@@ -23,7 +24,7 @@ _GENERATING = (
 )
 
 
-def has_to_be_untied(checkpoint: Checkpoint, changes: Changes) -> bool:
+def has_to_be_untied(checkpoint: Checkpoint, changes: Mapping[str, Change]) -> bool:
     """Return whether the merge unties the embeddings, which config.json must say: both are stored, and one changes.
 
     Raises UnsupportedError where one stored tensor is both: the head would change with the embedding.
@@ -50,6 +51,24 @@ def has_to_be_untied(checkpoint: Checkpoint, changes: Changes) -> bool:
         where=f"{touched[0]} (config.json: tie_word_embeddings = {tied if tied is not None else 'not said'})",
         cure="merge in memory, which takes the two apart: from_pretrained, load_adapter, merge, save",
     )
+
+
+def refuse_absent_head(checkpoint: Checkpoint, content: AdapterContent) -> None:
+    """Raise UnsupportedError for an adapter of an output layer that is not stored, as it is tied to the embedding."""
+    config = checkpoint.config or {}
+    if _stated(config, "tie_word_embeddings") is False:
+        return
+    heads = tuple(f".{head}" for head in _HEADS)
+    paths = [entry.path for entry in content.loras] + [entry.path for entry in content.replaced]
+    for path in (*paths, *(entry.path for entry in content.rows)):
+        last = next((head for head in heads if f".{path}".endswith(head)), None)
+        stored = last is None or any(f".{name}".endswith(f"{last}.weight") for name in checkpoint.tensors)
+        if not stored and (_stated(config, "tie_word_embeddings") or _generates(config)):
+            raise UnsupportedError(
+                "the adapter changes the output layer, which the base does not store: it is tied to the embedding",
+                where=f"{path} of {checkpoint.label}",
+                cure="merge in memory, which takes the two apart: from_pretrained, load_adapter, merge, save",
+            )
 
 
 def _tables(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:

@@ -74,3 +74,24 @@ def test_nothing_to_merge_and_what_headers_do_not_tell(tmp_path, base):
     repeated = config(layer_replication=[[0, 2], [0, 2]], target_modules=["q"])
     with pytest.raises(UnsupportedError, match="layer_replication"):
         changes(base, write(tmp_path / "a", lora_tensors(Tiny(), ("q",)), repeated))
+
+
+@pytest.mark.parametrize("kind", ["modules_to_save", "bias"])
+def test_what_replaces_a_tensor_has_no_weight(tmp_path, base, kind):
+    """There is no half of a replacement: PEFT, and `set_adapter` here, take it whole or not at all."""
+    tensors = lora_tensors(Tiny(), ("q",))
+    if kind == "bias":
+        settings = config(bias="all")
+        state = Tiny().state_dict()
+        tensors |= {
+            f"{PREFIX}{name}": torch.ones_like(t) for name, t in state.items() if name.endswith("bias")
+        }
+    else:
+        settings = config(modules_to_save=["score"])
+        tensors |= head(0)
+    folder = write(tmp_path / "a", tensors, settings)
+    for weight in (0.5, 0.0, -1.0):
+        with pytest.raises(UsageError, match="no weight but 1") as caught:
+            changes(base, (folder, weight))
+        assert str(weight) in caught.value.where
+    assert changes(base, (folder, 1))[0]
