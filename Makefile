@@ -3,12 +3,12 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WHAT_INSTALLS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-plain test-oracles lint bench bench-full fuzz disturb memory mutants clean
+.PHONY: demo test test-plain test-oracles test-lowest lint bench bench-full fuzz disturb memory mutants clean
 
 demo: .venv/installed
 	.venv/bin/shardload demo
 
-test: test-plain test-oracles
+test: test-plain test-oracles test-lowest
 
 # Runtime dependencies and pytest only: no transformers, no NumPy.
 test-plain: .venv/installed
@@ -17,6 +17,10 @@ test-plain: .venv/installed
 # The same suite beside the libraries that it is compared with.
 test-oracles: .venv-oracles/installed
 	.venv-oracles/bin/python -m pytest
+
+# The fast part of the suite on the lowest release of every dependency but torch (docs/versions.md).
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python scripts/lowest.py
 
 lint: .venv/installed .venv-lint/installed
 	.venv-lint/bin/ruff format --check .
@@ -40,6 +44,13 @@ bench-full: .venv-oracles/installed
 .venv-oracles/installed: $(WHAT_INSTALLS)
 	$(PYTHON) -m venv .venv-oracles
 	.venv-oracles/bin/pip install $(PIP_FLAGS) -c constraints.txt -e '.[test,oracles]'
+	@touch $@
+
+.venv-lowest/installed: $(WHAT_INSTALLS) lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	grep -v '^torch==' lowest.txt | cat - constraints.txt > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install $(PIP_FLAGS) -c .venv-lowest/constraints.txt \
+		-e '.[test,sentencepiece,tiktoken,tokenizers]'
 	@touch $@
 
 .venv-lint/installed: $(WHAT_INSTALLS)
@@ -67,4 +78,4 @@ mutants: .venv/installed
 	nice .venv/bin/python -W ignore -m tests.mutants --write docs/traps.md
 
 clean:
-	rm -rf .venv .venv-oracles .venv-lint build *.egg-info
+	rm -rf .venv .venv-oracles .venv-lowest .venv-lint build *.egg-info
