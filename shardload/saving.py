@@ -12,6 +12,8 @@ from shardload._system.byte_size import parse_size
 from shardload.errors import UsageError
 from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
+from shardload.model.shell import modules_of
+from shardload.transformers_classes import conversions
 from shardload.writing import write_output
 from shardload.writing.model_output import model_output
 from shardload.writing.repo_files import is_untied, repo_files
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from shardload._system.progress import ProgressOption
     from shardload.keymap import Names
+    from shardload.keymap.rule import Rule
 
 
 @entry_point
@@ -65,14 +68,38 @@ def save(
     limit = parse_size(max_shard_size)
     state = _state_dict(model)
     beside = repo_files(model, _code_of, untied=is_untied(model, state))
-    output = model_output(state, KeyMap.of(key_map), limit, beside)
+    output = model_output(state, _map_of(model, state, key_map), limit, beside)
     write_output(folder, output, replace=True, verify=verify, progress=progress)
     weights = [name for name in output.names if name not in beside]
     return [Path(folder) / name for name in (*weights, *beside)]
 
 
+def _map_of(
+    model: nn.Module, state: Mapping[str, torch.Tensor], given: KeyMap | Names | str | os.PathLike[str] | None
+) -> KeyMap:
+    """Return the map that checkpoints of the model are read through: the caller's, then that of the model's classes."""
+    rules = KeyMap.of(given).rules
+    if given is not None and not rules:
+        return KeyMap()  # the model's own names are asked for
+    return KeyMap((*rules, *_rules_of_classes(model, state)))
+
+
+def _rules_of_classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tuple[Rule, ...]:
+    # No model can have been loaded before this is imported.
+    if "shardload.loading.provenance" in sys.modules:
+        from shardload.loading.provenance import CONVERSIONS
+
+        loaded: tuple[Rule, ...] | None = CONVERSIONS.of(model)
+        if loaded is not None:
+            return loaded
+    return conversions(set(map(type, model.modules())), modules_of(model), state)
+
+
 def _state_dict(model: nn.Module) -> Mapping[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    # Of the names of a tied tensor the first is written: in classes of transformers, the one that the others follow.
+    followers = getattr(model, "all_tied_weights_keys", None) or ()
+    state.update({name: state.pop(name) for name in followers if name in state})
     # No adapter can be attached before this is imported.
     if "shardload.adapters" in sys.modules and isinstance(model, nn.Module):
         from shardload.adapters.base_state import without_adapters

@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "keys", "tensor_ref", "where"},
     {"_system", "dtypes", "keywords", "transformers_shim"},
     {"keymap", "model"},
-    {"checkpoint", "diagnosis", "placement"},
+    {"checkpoint", "diagnosis", "placement", "transformers_classes"},
     {"compare", "writing"},
     {"loading"},
     {"adapters", "remote_code"},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Shape = tuple[int, ...]
+_FLOATING = frozenset({"F16", "BF16", "F32", "F64"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Joined:
     @property
     def is_floating(self) -> bool:
         """Whether the elements are floating point of 16 bits or more, which are the ones that `dtype=` casts."""
-        return self.dtype in {"F16", "BF16", "F32", "F64"}
+        return self.dtype in _FLOATING
 
 
 Derived = TensorRef | Joined
@@ -102,8 +103,8 @@ def narrowed(tensor: Derived | Filled, dim: int, start: int, length: int) -> Der
             row = tensor.span.nbytes // size
             span = Span(tensor.span.start + start * row, tensor.span.start + (start + length) * row)
             return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, span)
-        strides = _strides(tensor)
-        return _view(tensor, shape, strides, start * strides[dim])
+        strides = strides_of(tensor)
+        return strided_view(tensor, shape, strides, start * strides[dim])
     if dim != tensor.dim:
         return join([narrowed(part, dim, start, length) for part in tensor.parts], tensor.dim)
     kept = []
@@ -124,8 +125,8 @@ def transposed(tensor: Derived | Filled, first: int, second: int) -> Derived | F
     if isinstance(tensor, Filled):
         return Filled(tensor.dtype, shape, tensor.value)
     if isinstance(tensor, TensorRef):
-        strides = _strides(tensor)
-        return _view(tensor, shape, tuple(strides[dim] for dim in order), 0)
+        strides = strides_of(tensor)
+        return strided_view(tensor, shape, tuple(strides[dim] for dim in order), 0)
     return join([transposed(part, first, second) for part in tensor.parts], order.index(tensor.dim))
 
 
@@ -139,7 +140,7 @@ def unsqueezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
             return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, tensor.span)
         strides = tensor.strides
         own = strides[dim] * tensor.shape[dim] if dim < len(strides) else 1
-        return _view(tensor, shape, (*strides[:dim], own, *strides[dim:]), 0)
+        return strided_view(tensor, shape, (*strides[:dim], own, *strides[dim:]), 0)
     return join([unsqueezed(part, dim) for part in tensor.parts], tensor.dim + (dim <= tensor.dim))
 
 
@@ -147,19 +148,20 @@ def entries(tensor: Derived | Filled, dim: int) -> list[Derived | Filled]:
     """Return the entries of a dimension in order, each without that dimension, as `torch.unbind` does."""
     if isinstance(tensor, Joined) and tensor.dim == dim:
         return [entry for part in tensor.parts for entry in entries(part, dim)]
-    return [_squeezed(narrowed(tensor, dim, index, 1), dim) for index in range(tensor.shape[dim])]
+    return [squeezed(narrowed(tensor, dim, index, 1), dim) for index in range(tensor.shape[dim])]
 
 
-def _squeezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
+def squeezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
+    """Return the tensor without a dimension, whose size is 1."""
     shape = (*tensor.shape[:dim], *tensor.shape[dim + 1 :])
     if isinstance(tensor, Filled):
         return Filled(tensor.dtype, shape, tensor.value)
     if isinstance(tensor, TensorRef):
         if tensor.strides is None:
             return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, tensor.span)
-        return _view(tensor, shape, (*tensor.strides[:dim], *tensor.strides[dim + 1 :]), 0)
+        return strided_view(tensor, shape, (*tensor.strides[:dim], *tensor.strides[dim + 1 :]), 0)
     # A dimension of size 1 is never the one that is joined along, so the parts lie along another.
-    return join([_squeezed(part, dim) for part in tensor.parts], tensor.dim - (dim < tensor.dim))
+    return join([squeezed(part, dim) for part in tensor.parts], tensor.dim - (dim < tensor.dim))
 
 
 def join(parts: Sequence[Derived | Filled], dim: int) -> Derived | Filled:
@@ -180,7 +182,20 @@ def join(parts: Sequence[Derived | Filled], dim: int) -> Derived | Filled:
         return flat[0]
     first = flat[0]
     total = sum(piece.shape[dim] for piece in flat)
-    return Joined(first.dtype, (*first.shape[:dim], total, *first.shape[dim + 1 :]), dim, tuple(flat))
+    return Joined(
+        _common([piece.dtype for piece in flat]),
+        (*first.shape[:dim], total, *first.shape[dim + 1 :]),
+        dim,
+        tuple(flat),
+    )
+
+
+def _common(dtypes: Sequence[str]) -> str:
+    """Return the dtype that holds the values of all; parts are cast to it when they are copied together."""
+    kinds = set(dtypes)
+    if len(kinds) == 1 or not kinds <= _FLOATING:
+        return dtypes[0]
+    return "F32" if kinds == {"F16", "BF16"} else max(kinds, key=DTYPE_BITS.__getitem__)
 
 
 def as_view(tensor: Derived) -> TensorRef | None:
@@ -226,7 +241,7 @@ def _side_by_side(first: TensorRef, second: TensorRef, dim: int) -> TensorRef | 
     if bits % 8 or distance <= 0 or distance % (bits // 8):
         return None
     distance //= bits // 8
-    one, other = _strides(first), _strides(second)
+    one, other = strides_of(first), strides_of(second)
     step = one[dim] if first.shape[dim] > 1 else distance
     if distance != step * first.shape[dim] or (second.shape[dim] > 1 and other[dim] != step):
         return None
@@ -235,10 +250,11 @@ def _side_by_side(first: TensorRef, second: TensorRef, dim: int) -> TensorRef | 
             return None
     total = first.shape[dim] + second.shape[dim]
     shape = (*first.shape[:dim], total, *first.shape[dim + 1 :])
-    return _view(first, shape, (*one[:dim], step, *one[dim + 1 :]), 0)
+    return strided_view(first, shape, (*one[:dim], step, *one[dim + 1 :]), 0)
 
 
-def _strides(ref: TensorRef) -> Shape:
+def strides_of(ref: TensorRef) -> Shape:
+    """Return the strides of a ref, in elements."""
     return contiguous_strides(ref.shape) if ref.strides is None else ref.strides
 
 
@@ -250,7 +266,7 @@ def contiguous_strides(shape: Shape) -> Shape:
     return tuple(strides)
 
 
-def _view(ref: TensorRef, shape: Shape, strides: Shape, offset: int) -> TensorRef:
+def strided_view(ref: TensorRef, shape: Shape, strides: Shape, offset: int) -> TensorRef:
     """Return a view of a stored tensor; `offset` and `strides` in elements."""
     bits = DTYPE_BITS[ref.dtype]
     packed = all(

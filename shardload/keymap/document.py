@@ -11,7 +11,7 @@ from shardload._system.json_text import parse_json
 from shardload.errors import NotFoundError, UsageError
 from shardload.keymap.fingerprint import Fingerprint
 from shardload.keymap.rule import whole_number
-from shardload.keymap.rules import rule_of
+from shardload.keymap.rules import RULES, rule_of
 
 if TYPE_CHECKING:
     import os
@@ -54,6 +54,12 @@ def to_document(key_map: Parts) -> dict[str, Any]:
         fingerprint = getattr(key_map, side)
         if fingerprint is not None:
             document[side] = vars(fingerprint)
+    for rule in key_map.rules:
+        if rule.op not in RULES:
+            raise UsageError(
+                f"the map has the rules of a class ({rule.op}), which can't be written: they need the model",
+                cure="write the other rules; a load of the class brings its own along",
+            )
     document["rules"] = [rule.to_dict() for rule in key_map.rules]
     if key_map.source is not None:
         document["unchanged"] = list(key_map.unchanged)

@@ -18,7 +18,7 @@ from shardload.keywords import entry_point
 from shardload.loading.finish import finish
 from shardload.loading.judge import Comparison
 from shardload.loading.memory_plan import refuse_above
-from shardload.loading.provenance import remember_origin
+from shardload.loading.provenance import CONVERSIONS, remember_origin
 from shardload.loading.report import MemoryUse, Report
 from shardload.loading.stream import stream
 from shardload.loading.ties import compare_stored_copies
@@ -137,6 +137,8 @@ def fill(
                 filled = stream(comparison, target, values, copy=copy, progress=progress, verified=verified)
             report.notes += finish(shell, filled, missing, values, target, references, undo)
         remember_origin(shell.model, checkpoint, comparison.plan)
+        if comparison.conversions:
+            CONVERSIONS.remember(shell.model, comparison.conversions)
         report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
     return report
 

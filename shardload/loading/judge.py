@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from shardload.loading.plan import Plan
     from shardload.model.shell import Shell
     from shardload.placement.target import Target
+    from shardload.transformers_classes.conversion import ClassConversion
 
 _TIMES, _LARGE = 4, 10**9
 
@@ -62,13 +64,15 @@ class Comparison:
         self.shell = shell
         self.checkpoint = checkpoint
         self._key_map = key_map
+        self.conversions: tuple[ClassConversion, ...] = ()
         self._target = target
         self._cure: KeyMap | None = None
         _refuse_own_load_state_dict(shell.model)
         _refuse_scripted(shell)
         _refuse_wrappers(shell, target)
         self.tree = shell.tree
-        self.plan: Plan = match(shell, self.tree, checkpoint, key_map, target)
+        self.plan: Plan = match(shell, self.tree, checkpoint, self._whole_map(), target)
+        self._note_refusals()
         if checkpoint.format != "safetensors":  # whose tensors never share bytes
             self.plan.copied |= sharing_bytes(self.plan.tensors, shell.ties)
         self.versions = (
@@ -83,6 +87,33 @@ class Comparison:
         self._found = self._findings()
         self.report = self._report(time.perf_counter() - started)
         narrow(self.plan, target)
+
+    def _whole_map(self) -> KeyMap | None:
+        """Return the caller's map and the model's own rules after it; None where there are no rules at all."""
+        shell, given = self.shell, self._key_map
+        if "transformers.modeling_utils" not in sys.modules:
+            return given  # so no module can be one of its classes
+        from shardload.transformers_classes import conversions
+
+        stored = (name for name, slot in shell.slots.items() if slot.is_stored)
+        own = conversions(self.tree.kinds, modules_of(shell.model), stored)
+        if not own:
+            return given
+        if given is not None:
+            given.require_fit(self.checkpoint.tensors)
+        self.conversions = own
+        return KeyMap((*(given.rules if given else ()), *own))
+
+    def _note_refusals(self) -> None:
+        """Say in the faults of stored tensors why the model's own rules did not take them."""
+        refused = {name: why for rule in self.conversions for name, why in rule.refusals.items()}
+        if refused:
+            self.plan.faults = [
+                replace(fault, note=refused[fault.key])
+                if fault.kind == "unexpected" and fault.key in refused
+                else fault
+                for fault in self.plan.faults
+            ]
 
     def _report(self, seconds: float) -> Report:
         plan = self.plan

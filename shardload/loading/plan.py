@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import UsageError
 from shardload.keymap import Derived, Residence, as_view, residence, second_views
+from shardload.keymap.rules import RULES
 from shardload.loading.fault import (
     Fault,
     missing_fault,
@@ -157,7 +158,9 @@ def _apply(key_map: KeyMap, checkpoint: Checkpoint, plan: Plan) -> None:
     plan.mapped = {key: as_view(tensor) or tensor for key, tensor in mapped.tensors.items()}
     plan.dropped += mapped.dropped
     plan.idle_rules += [
-        rule.to_dict() for rule, count in zip(key_map.rules, mapped.claimed, strict=True) if not count
+        rule.to_dict()
+        for rule, count in zip(key_map.rules, mapped.claimed, strict=True)
+        if not count and rule.op in RULES
     ]
     # Two parameters that are views of the same bytes would act as one: a write to either would change both.
     plan.copied |= second_views(key_map.rules, plan.mapped)

@@ -97,5 +97,7 @@ def origin_of(model: nn.Module) -> Origin | None:
 
 
 _origins = OfModels[Origin]()
+CONVERSIONS = OfModels[Any]()
+"""The rules of a model's own classes that its checkpoint was loaded through."""
 REPORTS = OfModels[Any]()
 """The Report of each model that from_pretrained made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def repo_files(model: nn.Module, exported: Exporter, *, untied: bool = False) ->
 
     `untied`: the config has to say that the head is not tied to the embedding. `exported` is called where the config
     has an `auto_map`. The entries that it returns are written with their code; without any, `auto_map` is left out and
-    a warning says so. Raises UsageError for settings that JSON can't hold, such as infinities and NaN.
+    a warning says so. Raises UsageError for settings that are no data.
     """
     files: dict[str, bytes] = {}
     generation = _settings(getattr(model, "generation_config", None))
@@ -94,6 +95,8 @@ def repo_files(model: nn.Module, exported: Exporter, *, untied: bool = False) ->
         return files
     if untied:
         config = _untied(config)
+    if "architectures" in config and not config["architectures"]:
+        config["architectures"] = [type(model).__name__]
     auto_map = config.pop("auto_map", None)
     if isinstance(auto_map, Mapping) and auto_map:
         code, kept = _export(model, auto_map, exported)
@@ -138,6 +141,7 @@ def _settings(config: Any) -> dict[str, Any] | None:
 def _as_json(settings: Mapping[Any, Any], what: str) -> bytes:
     options: dict[str, Any] = {"indent": 2, "default": _plain, "allow_nan": False}
     try:
+        settings = _with_named_floats(settings)
         try:
             text = json.dumps(settings, sort_keys=True, **options)
         except TypeError:  # keys of several kinds have no order
@@ -150,10 +154,21 @@ def _as_json(settings: Mapping[Any, Any], what: str) -> bytes:
     return text.encode()
 
 
+def _with_named_floats(value: Any) -> Any:
+    """Return JSON data in which infinities and NaN are written as transformers writes them: JSON has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, Mapping):
+        return {key: _with_named_floats(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_named_floats(each) for each in value]
+    return value
+
+
 def _plain(value: Any) -> Any:
     if type(value).__module__ == "torch" and type(value).__name__ in {"dtype", "device"}:
         return str(value).removeprefix("torch.")
     to_dict = getattr(value, "to_dict", None)
     if callable(to_dict) and not isinstance(value, type):
-        return to_dict()
+        return _with_named_floats(to_dict())
     raise TypeError(f"{value!r} is a {type(value).__name__}")

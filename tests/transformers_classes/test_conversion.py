@@ -1,0 +1,147 @@
+"""Checkpoints of transformers' own classes: loaded and written as transformers does it; the oracle is transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import shardload
+from shardload import (
+    KeyMap,
+    MismatchError,
+    build_shell,
+    check,
+    fill,
+    open_checkpoint,
+    plan_load,
+    report_of,
+    save,
+)
+from shardload.model.shell import modules_of
+from shardload.transformers_classes import conversions
+from shardload.transformers_classes.conversion import ClassConversion
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers.core_model_loading")
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def mixtral():
+    config = transformers.MixtralConfig(**SIZES, num_local_experts=12, num_experts_per_tok=2)
+    return transformers.MixtralForCausalLM(config)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A Mixtral as it is published: each expert's matrices stored apart; twelve, so that numbers sort as numbers."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("mixtral")
+    mixtral().save_pretrained(folder)
+    assert "model.layers.1.block_sparse_moe.experts.11.w3.weight" in open_checkpoint(folder).tensors
+    return folder
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_experts_that_are_stored_apart_are_joined_as_transformers_joins_them(published):
+    model = shardload.from_pretrained(published)
+    same(model, transformers.AutoModelForCausalLM.from_pretrained(published))
+    assert report_of(model).stated.anonymous == sum(
+        parameter.nbytes for name, parameter in model.named_parameters() if "experts" in name
+    )
+
+
+def test_fill_check_and_plan_see_the_same_as_from_pretrained(published):
+    checkpoint = open_checkpoint(published)
+    shell = build_shell(mixtral)
+    assert check(shell, checkpoint).ok
+    planned = plan_load(checkpoint, shell=shell)
+    assert fill(shell, checkpoint, max_memory=planned.peak_anon).stated == planned.memory
+    same(shell.model, shardload.from_pretrained(published))
+    built = mixtral()  # a real module that exists
+    fill(built, checkpoint)
+    same(built, shell.model)
+
+
+def test_a_model_is_written_as_it_was_read(published, tmp_path):
+    model = shardload.from_pretrained(published)
+    save(model, tmp_path / "ours")
+    ours, theirs = (
+        load_file(tmp_path / "ours" / "model.safetensors"),
+        load_file(published / "model.safetensors"),
+    )
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_an_empty_map_writes_the_names_of_the_model(published, tmp_path):
+    model = shardload.from_pretrained(published)
+    save(model, tmp_path / "own", key_map={})
+    assert open_checkpoint(tmp_path / "own").tensors.keys() == model.state_dict().keys()
+    same(shardload.from_pretrained(tmp_path / "own"), model)  # and such a file loads too
+
+
+def test_a_model_that_was_never_loaded_is_written_as_it_is_published(published, tmp_path):
+    torch.manual_seed(0)
+    save(mixtral(), tmp_path / "ours")
+    assert open_checkpoint(tmp_path / "ours").tensors.keys() == open_checkpoint(published).tensors.keys()
+    assert open_checkpoint(tmp_path / "ours").config["architectures"] == ["MixtralForCausalLM"]
+    same(shardload.from_pretrained(tmp_path / "ours"), shardload.from_pretrained(published))
+
+
+def test_the_callers_map_comes_before_that_of_the_class(published, tmp_path):
+    state = {f"wrapped.{name}": tensor for name, tensor in load_file(published / "model.safetensors").items()}
+    save_to = tmp_path / "wrapped"
+    save_to.mkdir()
+    (save_to / "config.json").write_bytes((published / "config.json").read_bytes())
+    torch.save(state, save_to / "pytorch_model.bin")
+    key_map = {"wrapped.{...}": "{...}"}
+    model = shardload.from_pretrained(save_to, key_map=key_map)
+    same(model, shardload.from_pretrained(published))
+    save(model, tmp_path / "again", key_map=key_map)
+    assert open_checkpoint(tmp_path / "again").tensors.keys() == state.keys()
+    with pytest.raises(MismatchError, match="wrapped"):
+        shardload.from_pretrained(save_to)
+
+
+def test_an_operation_that_refuses_its_tensors_is_named(published, tmp_path):
+    state = load_file(published / "model.safetensors")
+    state["model.layers.0.block_sparse_moe.experts.3.w2.weight"] = torch.ones(5, 5)
+    save_to = tmp_path / "odd"
+    save_to.mkdir()
+    (save_to / "config.json").write_bytes((published / "config.json").read_bytes())
+    torch.save(state, save_to / "pytorch_model.bin")
+    with pytest.raises(MismatchError) as caught:
+        shardload.from_pretrained(save_to)
+    assert "MergeModulelist of transformers refuses: tensors of shapes [32, 48] and [5, 5] can't be" in str(
+        caught.value
+    )
+    assert {fault.stored_key for fault in caught.value.report.faults} - {None} == {
+        f"model.layers.0.block_sparse_moe.experts.{n}.w2.weight" for n in range(12)
+    }
+
+
+def test_a_map_with_the_classes_rules_says_that_no_file_can_hold_it(published):
+    shell = build_shell(mixtral)
+    rules = conversions(shell.tree.kinds, modules_of(shell.model), shell.slots)
+    assert [type(rule) for rule in rules] == [ClassConversion]
+    with pytest.raises(shardload.UsageError, match="can't be written"):
+        KeyMap(rules).to_json()
+    mapped = KeyMap(rules).map_headers(open_checkpoint(published).tensors)
+    assert {name: tensor.shape for name, tensor in mapped.tensors.items()} == {
+        name: slot.shape for name, slot in shell.slots.items() if slot.is_stored
+    }
+
+
+def test_models_of_other_libraries_have_no_such_rules():
+    shell = build_shell(lambda: torch.nn.Linear(2, 2))
+    assert conversions(shell.tree.kinds, modules_of(shell.model), shell.slots) == ()
