@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from shardload.model.module_tree import ModuleTree
 
 
+_FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 _MAPPED_AND_MIRRORED = (
     "DistributedDataParallel's first broadcast writes to every page of mapped weights, which then takes memory on each "
     "rank: DistributedDataParallel(model, init_sync=False) keeps them mapped, where all ranks have the same weights"
@@ -136,6 +137,8 @@ def fill(
             with verified or nullcontext():
                 filled = stream(comparison, target, values, copy=copy, progress=progress, verified=verified)
             report.notes += finish(shell, filled, missing, values, target, references, undo)
+            if len(_FLOATS.intersection(report.dtypes)) > 1 and getattr(target, "dtype", None) is None:
+                report.notes += _mixed(shell.model, target.dtypes)
         remember_origin(shell.model, checkpoint, comparison.plan)
         if comparison.conversions:
             CONVERSIONS.remember(shell.model, comparison.conversions)
@@ -153,6 +156,12 @@ def stated_for(
     verdict = comparison.judge()
     verdict.allowed["not judged"] = verdict.faults
     return comparison.memory(comparison.unfilled(verdict), copy=copy)
+
+
+def _mixed(model: nn.Module, kept: Collection[str]) -> list[str]:
+    from shardload.loading.mixed_dtypes import mixed_notes
+
+    return mixed_notes(model, kept)
 
 
 def _loaded_in(target: Target, checkpoint: Checkpoint) -> torch.dtype | None:
