@@ -12,7 +12,7 @@ from shardload.adapters.input_gradients import hook_inputs, unhook_inputs
 from shardload.adapters.layers import LoraLayer, adapt
 from shardload.adapters.replaced import check_apart, note_replaced, replace_base
 from shardload.adapters.switch import LOCK, Choice
-from shardload.errors import UsageError
+from shardload.errors import UnsupportedError, UsageError
 from shardload.model.shell import ADAPTERS
 from shardload.model.wrapper_tensors import refuse_sharded
 
@@ -85,6 +85,12 @@ def check_name(model: nn.Module, name: str) -> None:
             f"{name!r} can't be the name of an adapter: it becomes part of parameter names",
             where="name",
             cure='pass a plain word such as "default"',
+        )
+    if any(kind.__module__.startswith("peft.") for kind in set(map(type, model.modules()))):
+        raise UnsupportedError(
+            "the model has PEFT's own adapter layers already",
+            where=type(model).__name__,
+            cure="pass what PEFT's model.unload() returns: the base without them",
         )
     refuse_sharded(model, "attaching an adapter")
     adapters = adapters_of(model)

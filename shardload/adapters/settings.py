@@ -21,10 +21,11 @@ _MOST_PARTS = 64
 _MOST_LAYERS = 4096
 _BIASES = ("none", "all", "lora_only")
 _INERT = frozenset({
-    "auto_mapping", "base_model_class", "base_model_name_or_path", "corda_config", "eva_config",
-    "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform",
-    "loftq_config", "lora_ga_config", "megatron_core", "merge_weights", "parent_library", "peft_version",
-    "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type", "unsloth_fixed",
+    "_from_model_config", "auto_mapping", "base_model_class", "base_model_name_or_path", "corda_config",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform",
+    "loftq_config", "lora_dtype", "lora_ga_config", "lorap_emb_lr", "lorap_lr_ratio", "megatron_core",
+    "merge_weights", "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "target_modules", "task_type", "unsloth_fixed",
 })  # fmt: skip
 """Settings of training, of a fresh attach, or of a variant that another setting switches on."""
 
@@ -34,6 +35,10 @@ _READ = frozenset({
     "trainable_token_indices", "use_dora", "use_rslora",
 })  # fmt: skip
 _PLAIN = _INERT | _READ
+_PROMPTS = frozenset({
+    "ADAPTION_PROMPT", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING",
+})  # fmt: skip
+"""Methods of PEFT that train inputs, not weights."""
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -109,19 +114,26 @@ class PeftSettings:
         return list(dict.fromkeys(key for each in patterns for key in each.idle(known)))
 
 
+def refuse_other_type(config: Mapping[str, Any], label: str) -> None:
+    """Raise UnsupportedError for the config of another method of PEFT than LoRA, by its name."""
+    kind = str(config.get("peft_type", "LORA"))
+    if kind != "LORA":
+        raise UnsupportedError(
+            f"the adapter is of type {shown(kind)!r}; this version loads LoRA",
+            where=label,
+            cure="run it with PEFT: it adds to the input, and there is no weight to merge it into"
+            if kind in _PROMPTS
+            else "merge it into its base with PEFT and load the result",
+        )
+
+
 def read_settings(config: Mapping[str, Any], label: str, *, strict: bool) -> PeftSettings:
     """Check an adapter_config.json and return its settings.
 
     Raises CorruptError that names all impossible values, UnsupportedError for other adapter types, for known variants
     that this version does not load, and for unknown settings that are on (a warning with `strict=False`).
     """
-    kind = config.get("peft_type", "LORA")
-    if kind != "LORA":
-        raise UnsupportedError(
-            f"the adapter is of type {shown(str(kind))!r}; this version loads LoRA",
-            where=label,
-            cure="merge it into its base with PEFT and load the result",
-        )
+    refuse_other_type(config, label)
     check = Checks(config)
     settings = PeftSettings(
         alpha=check.number("lora_alpha", None, low=-1e12, high=1e12),

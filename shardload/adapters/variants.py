@@ -51,6 +51,13 @@ def decline_variants(
         reasons.append(
             f"unknown settings, perhaps of a newer PEFT: {listing(unknown)} (strict=False ignores them)"
         )
+    if len(reasons) == 1 and unknown:
+        raise UnsupportedError(
+            "the adapter's config has settings that are not known, and might compute something else than plain LoRA",
+            where=f"{label}: {reasons[0]}",
+            cure="if they only steer the training, remove them from adapter_config.json, or pass strict=False to "
+            "load_adapter",
+        )
     if reasons:
         raise UnsupportedError(
             "the adapter is more than plain LoRA, and would be silently wrong as plain LoRA",

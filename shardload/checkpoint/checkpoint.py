@@ -367,7 +367,11 @@ def _merge(source: Source, files: WeightFiles, headers: Iterable[Header]) -> dic
             code="E-INDEX",
         )
     if not found:
-        raise CorruptError("the checkpoint holds no tensor", where=source.label)
+        raise CorruptError(
+            "the checkpoint holds no tensor",
+            where=source.label,
+            cure="it was saved without its weights: use another one of the same training, or save again",
+        )
     return found
 
 

@@ -177,6 +177,12 @@ def _own_from_pretrained(cls: type[Any]) -> tuple[CodeType | None, Namespace | N
 def _nothing_to_build(
     source: Source, config_json: Mapping[str, Any] | None, auto_class: str | None
 ) -> UsageError:
+    if config_json is None and "adapter_config.json" in source.names():
+        return UsageError(
+            "this is an adapter, not a model",
+            where=source.label,
+            cure=Wording("load its base, with the adapter on top: {adapter}", adapter=source.label),
+        )
     if config_json is None:
         return UsageError(
             "there is no config.json, so nothing says which class to build", where=source.label, cure=_SAY

@@ -9,6 +9,7 @@ from torch import nn
 from shardload import fill, open_checkpoint
 from shardload.adapters import activate, active_adapters, detach, load_adapter
 from shardload.errors import (
+    UnsupportedError,
     UsageError,
 )
 from tests.adapters.tiny import (
@@ -139,3 +140,13 @@ def test_names_that_can_not_be(tmp_path, name):
 def test_what_is_no_model(tmp_path):
     with pytest.raises(UsageError, match="not to a dict"):
         load_adapter({}, tmp_path)
+
+
+def test_a_model_that_has_layers_of_peft_is_refused_by_name(tmp_path):
+    model = Tiny()
+    model.layers[0].q.__class__ = type("Linear", (nn.Linear,), {"__module__": "peft.tuners.lora.layer"})
+    before = snapshot(model)
+    with pytest.raises(UnsupportedError, match="PEFT's own") as caught:
+        load_adapter(model, write(tmp_path, lora_tensors(Tiny())))
+    assert "unload()" in caught.value.cure
+    assert_unchanged(model, before)

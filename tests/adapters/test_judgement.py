@@ -45,3 +45,13 @@ def test_an_adapter_of_another_model_is_told_shortly(tmp_path):
     with pytest.raises(MismatchError) as raised:
         load_adapter(Tiny(), write(tmp_path, many))
     assert len(str(raised.value).splitlines()) < 20
+
+
+def test_a_file_that_holds_the_base_too_is_told_from_another_base_and_the_cure_takes_the_adapter(tmp_path):
+    tensors = lora_tensors(Tiny(), names=("q",))
+    tensors |= {f"{PREFIX}layers.0.q.base_layer.weight": Tiny().layers[0].q.weight.detach()}
+    folder = write(tmp_path, tensors)
+    with pytest.raises(MismatchError, match="holds more than an adapter") as raised:
+        load_adapter(Tiny(), folder)
+    report = load_adapter(Tiny(), folder, **raised.value.cure.keywords)
+    assert (report.modules, len(report.warnings)) == (2, 1)

@@ -166,3 +166,12 @@ def test_an_adapter_of_a_hub_repo(tmp_path, monkeypatch):
     offline = Tiny()
     load_adapter(offline, "me/lora", revision=commit, local_files_only=True)
     assert torch.equal(offline(TOKENS), model(TOKENS))
+
+
+def test_a_file_without_any_weight_was_saved_without_them(tmp_path):
+    folder = write(tmp_path, lora_tensors(Tiny()))
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({}, folder / "adapter_model.bin")
+    with pytest.raises(CorruptError, match="holds no tensor") as caught:
+        load_adapter(Tiny(), folder)
+    assert "saved without its weights" in caught.value.cure

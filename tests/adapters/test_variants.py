@@ -48,3 +48,23 @@ def test_initialisations_that_do_not(tmp_path, init):
 def test_other_types(tmp_path, kind):
     with pytest.raises(UnsupportedError, match="is of type"):
         load_adapter(Tiny(), write(tmp_path, lora_tensors(Tiny()), config(peft_type=kind)))
+
+
+def test_a_setting_that_is_not_known_has_a_cure_that_cures(tmp_path):
+    folder = write(tmp_path, lora_tensors(Tiny()), config(setting_of_tomorrow="on"))
+    with pytest.raises(UnsupportedError, match="not known") as caught:
+        load_adapter(Tiny(), folder)
+    assert "strict=False" in caught.value.cure
+    assert any(
+        "setting_of_tomorrow" in warning for warning in load_adapter(Tiny(), folder, strict=False).warnings
+    )
+
+
+def test_settings_that_only_steer_the_training_of_other_tools_are_no_variants(tmp_path):
+    inert = {
+        "lora_dtype": "float32",
+        "lorap_lr_ratio": 16.0,
+        "lorap_emb_lr": 1e-6,
+        "_from_model_config": True,
+    }
+    assert load_adapter(Tiny(), write(tmp_path, lora_tensors(Tiny()), config(**inert))).modules

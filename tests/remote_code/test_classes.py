@@ -84,3 +84,10 @@ def test_only_auto_class_for_a_repo_without_code(tmp_path):
     source, _ = write(tmp_path, {})
     with pytest.raises(UsageError, match="AutoModelForNothing"):
         resolve_class(source, {"model_type": "llama"}, auto_class="AutoModelForNothing")
+
+
+def test_the_folder_of_an_adapter_is_no_model(tmp_path):
+    source, _ = write(tmp_path, {"adapter_config.json": "{}"})
+    with pytest.raises(UsageError, match="this is an adapter") as caught:
+        resolve_class(source, None)
+    assert caught.value.cure.keywords == {"adapter": source.label}

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from shardload.adapters.adapter import listing
 from shardload.adapters.adapter_report import shown
-from shardload.adapters.formats.foreign import foreign_style
+from shardload.adapters.formats.foreign import cure_of, foreign_style
 from shardload.adapters.formats.loralib import Loralib
 from shardload.adapters.formats.minimind import MiniMind
 from shardload.adapters.formats.mlx import MlxLm
 from shardload.adapters.formats.peft import Peft
 from shardload.adapters.formats.torchtune import Torchtune
+from shardload.adapters.settings import refuse_other_type
 from shardload.errors import UnsupportedError, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def other_format(file: AdapterFile, wanted: str) -> AdapterFormat:
             Wording("{format} is none of auto, {0}", ", ".join(FORMATS), format=wanted),
             where=keyword("format"),
         )
+    if wanted == "auto" and file.config is not None:
+        refuse_other_type(file.config, file.config_label)
     keys = file.checkpoint.tensors
     matching = [known for known in FORMATS.values() if known.matches(file)]
     if wanted != "auto":
@@ -58,7 +61,7 @@ def other_format(file: AdapterFile, wanted: str) -> AdapterFormat:
         raise UnsupportedError(
             f"the adapter is in the format of {tool}, which this version does not read",
             where=f"{file.label}: {shown(key)}",
-            cure="convert it to PEFT's format (adapter_model.safetensors with adapter_config.json)",
+            cure=cure_of(tool),
         )
     raise UnsupportedError(
         "the file is no adapter of a known format: no key ends in lora_A.weight",

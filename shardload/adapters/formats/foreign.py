@@ -17,7 +17,17 @@ _FOREIGN: tuple[tuple[str, str], ...] = (
     (r".*\.(vera_lambda_[bd]|ia3_l|ln_tuning_layers|hra_u|fourierft_spectrum)(\..+)?", "another PEFT method"),
     (r".*\.(oft_[rR]|boft_[RS])(\..+)?", "another PEFT method"),
     (r"prompt_embeddings|.*\.adaption_(prompt|gate)", "prompt tuning"),
+    (r"(.*\.)?prefix_encoder\..*", "P-Tuning v2 (a prefix encoder)"),
 )  # fmt: skip
+
+_CONVERT = "convert it to PEFT's format (adapter_model.safetensors with adapter_config.json)"
+_CURES = {
+    "AdaLoRA": "merge it into its base with PEFT and load the result",
+    "another PEFT method": "merge it into its base with PEFT and load the result",
+    "prompt tuning": "run it with PEFT: it adds to the input, and there is no weight to merge it into",
+    "P-Tuning v2 (a prefix encoder)": "it is a part of the model: build the base with pre_seq_len in its config and "
+    "allow_missing=['*prefix_encoder*'], then fill its prefix_encoder from this file with a key_map",
+}
 
 
 def foreign_style(keys: Collection[str]) -> tuple[str, str] | None:
@@ -28,3 +38,8 @@ def foreign_style(keys: Collection[str]) -> tuple[str, str] | None:
             if match.fullmatch(key):
                 return tool, key
     return None
+
+
+def cure_of(tool: str) -> str:
+    """Return what to do with a file of such a tool."""
+    return _CURES.get(tool, _CONVERT)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
+from shardload import fill, from_pretrained, open_checkpoint, save
 from shardload.adapters import load_adapter
 from shardload.errors import UnsupportedError
 from tests.adapters.tiny import Tiny, assert_unchanged, config, snapshot, write
@@ -40,3 +44,52 @@ def test_a_peft_adapter_without_lora_layers_is_judged_by_its_config(tmp_path):
     }
     report = load_adapter(Tiny(), write(tmp_path, tensors, config(modules_to_save=["score"])))
     assert (report.modules, len(report.rows)) == (0, 2)
+
+
+METHODS = {
+    "LOHA": ("base_model.model.layers.0.q.hada_w1_a", "merge it into its base with PEFT"),
+    "IA3": ("base_model.model.layers.0.q.ia3_l", "merge it into its base with PEFT"),
+    "ADALORA": ("base_model.model.layers.0.q.lora_E", "merge it into its base with PEFT"),
+    "PROMPT_TUNING": ("prompt_embeddings", "no weight to merge it into"),
+    "PREFIX_TUNING": ("prompt_embeddings", "no weight to merge it into"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_method_of_peft_is_named_by_its_config(tmp_path, method):
+    key, cure = METHODS[method]
+    with pytest.raises(UnsupportedError, match=f"of type '{method}'") as caught:
+        load_adapter(Tiny(), write(tmp_path, {key: torch.ones(2, 2)}, {"peft_type": method}))
+    assert cure in caught.value.cure
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_of_peft_is_not_to_be_converted_to_its_format(tmp_path, method):
+    key, _ = METHODS[method]
+    with pytest.raises(UnsupportedError) as caught:
+        load_adapter(Tiny(), write(tmp_path, {key: torch.ones(2, 2)}, None))
+    assert ("convert it" in caught.value.cure) == (method == "LOHA")  # LyCORIS writes such keys too
+
+
+def test_a_prefix_encoder_is_a_part_of_the_model_and_the_cure_loads_it(tmp_path):
+    class Prefixed(nn.Module):
+        def __init__(self, config) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            if config.pre_seq_len:
+                self.prefix_encoder = nn.Module()
+                self.prefix_encoder.embedding = nn.Embedding(config.pre_seq_len, 2)
+
+    settings = SimpleNamespace(pre_seq_len=0)
+    save(Prefixed(settings), tmp_path / "base")
+    name = "transformer.prefix_encoder.embedding.weight"
+    folder = write(tmp_path / "prefix", {name: torch.full((3, 2), 7.0)}, None)
+    with pytest.raises(UnsupportedError, match="P-Tuning v2") as caught:
+        load_adapter(Prefixed(settings), folder)
+    settings.pre_seq_len = 3
+    assert "allow_missing=['*prefix_encoder*']" in caught.value.cure
+    model = from_pretrained(
+        tmp_path / "base", model_class=Prefixed, config=settings, allow_missing=["*prefix_encoder*"]
+    )
+    fill(model.prefix_encoder, open_checkpoint(folder), key_map={name: "embedding.weight"})
+    assert float(model.prefix_encoder.embedding.weight.detach().min()) == 7.0
