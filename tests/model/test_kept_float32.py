@@ -6,8 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from shardload import OnDevice, build_shell, fill, from_pretrained, open_checkpoint, report_of, save
+from shardload import (
+    OnDevice,
+    attach_lora,
+    build_shell,
+    fill,
+    from_pretrained,
+    merge,
+    open_checkpoint,
+    plan_load,
+    report_of,
+    save,
+    save_adapter,
+)
 from shardload.model.kept_float32 import kept_in_float32
+from shardload.transformers_shim.configuration_utils import PretrainedConfig
+from shardload.transformers_shim.modeling_utils import PreTrainedModel
 from tests.tiny import write_checkpoint
 
 HALF = [torch.float16, torch.bfloat16]
@@ -116,5 +130,58 @@ def test_the_statement_counts_what_is_kept(tmp_path):
     kept = sum(tensor.nbytes for tensor in state if tensor.dtype != torch.float16)
     assert report.stated.anonymous == half
     assert report.stated.mapped == kept
+    held = plan_load(tmp_path, dtype="float16", shell=build_shell(Keeping)).held
+    assert (held.anon, held.file) == (half, kept)
     fill(shell, open_checkpoint(tmp_path), target=OnDevice(dtype=torch.bfloat16))
     assert in_float32(shell.model) == EXPECTED[torch.bfloat16]
+
+
+def test_a_delta_that_is_merged_while_loading_is_added_in_float32(tmp_path):
+    torch.manual_seed(0)
+    source = Keeping()
+    save(source, tmp_path / "base")
+    attach_lora(source, r=2, targets=["layers.0.wo", "layers.0.wi"], init=False, seed=0)
+    save_adapter(source, tmp_path / "lora")
+    merge(source, keep_copies=True)
+    model = from_pretrained(
+        tmp_path / "base",
+        model_class=lambda _config: Keeping(),
+        dtype="float16",
+        adapter=tmp_path / "lora",
+        merge=True,
+    )
+    assert in_float32(model) == EXPECTED[torch.float16]
+    assert torch.equal(model.layers[0].wo.weight, source.layers[0].wo.weight)
+    assert torch.equal(model.layers[0].wi.weight, source.layers[0].wi.weight.half())
+
+
+class Remote(PreTrainedModel):
+    def __init__(self, parts: list[nn.Module]) -> None:
+        super().__init__(PretrainedConfig())
+        self.parts = nn.ModuleList(parts)
+        for number, part in enumerate(parts):
+            self.add_module(f"part{number}", part)
+        self.post_init()
+
+
+class Inner(PreTrainedModel):
+    _keep_in_fp32_modules = ["wo"]  # noqa: RUF012 - as published code writes it
+
+    def __init__(self) -> None:
+        super().__init__(PretrainedConfig())
+        self.wo = nn.Linear(2, 2)
+        self.word = nn.Linear(2, 2)
+        self.post_init()
+
+
+def test_a_model_of_the_stand_in_knows_what_its_parts_keep():
+    model = Remote([Inner(), nn.Linear(2, 2)])
+    names = list(model.state_dict())
+    modules = [("", model)]
+    assert {name.rpartition(".wo.")[0] for name in kept_in_float32(modules, names, torch.float16)} == {
+        "parts.0",
+        "part0",
+    }
+    assert kept_in_float32(modules, names, torch.bfloat16) == []
+    model._keep_in_fp32_modules = None
+    assert kept_in_float32(modules, names, torch.float16) == []

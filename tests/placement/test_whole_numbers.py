@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from shardload import MismatchError, OnDevice, build_shell, fill, open_checkpoint
+from shardload import KeyMap, MismatchError, OnDevice, build_shell, fill, open_checkpoint
 from shardload.placement.whole_numbers import as_whole_numbers
 from tests.tiny import write_checkpoint
 
@@ -96,3 +96,31 @@ def test_a_cast_is_in_the_statement(tmp_path):
     report = fill(shell, checkpoint)
     assert report.stated.anonymous == 8000
     assert report.stated.mapped == 12
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_the_count_of_a_batch_norm_that_was_stored_as_a_float(tmp_path, copy):
+    """Its module loads itself; another tool has cast the whole state dict to half before it saved it."""
+    state = {name: tensor.half() for name, tensor in nn.BatchNorm1d(3).state_dict().items()}
+    state["num_batches_tracked"] += 5
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "whole", state, shards=1))
+    for model in (build_shell(lambda: nn.BatchNorm1d(3)), nn.BatchNorm1d(3)):
+        fill(model, checkpoint, copy=copy)
+        count = getattr(model, "model", model).num_batches_tracked
+        assert (count.dtype, int(count)) == (torch.int64, 5)
+    state["num_batches_tracked"] += 0.5
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "half", state, shards=1))
+    model = nn.BatchNorm1d(3)
+    before = model.num_batches_tracked
+    with pytest.raises(MismatchError, match="can't hold"):
+        fill(model, checkpoint, copy=copy)
+    assert model.num_batches_tracked is before
+
+
+def test_whole_numbers_that_a_key_map_joins_get_the_dtype_of_their_slot(tmp_path):
+    state = {"weight": torch.ones(3), "a": torch.tensor([1.0]), "b": torch.tensor([0.0])}
+    rules = KeyMap().cat(["a", "b"], "count")
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=1))
+    model = Counting(torch.int64, "buffer")
+    fill(model, checkpoint, key_map=rules)
+    assert (model.count.dtype, model.count.tolist()) == (torch.int64, [1, 0])
