@@ -67,7 +67,7 @@ def command(
         )
     found = examine(
         where,
-        model_class=None if model is None else find_class(model),
+        model_class=None if model is None else find_class(model, "--model"),
         like=like,
         adapter=adapter,
         **trust_keywords(options),

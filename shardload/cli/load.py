@@ -100,15 +100,15 @@ def _line_of(error: BaseException, own: Callable[[Any], Any]) -> str | None:
     return frames[-1] if frames else None
 
 
-def find_class(reference: str) -> Callable[[Any], Any]:
-    """Return the object that `module:Class` names, also from the working folder. Raises UsageError."""
+def find_class(reference: str, option: str = "--model-class") -> Callable[[Any], Any]:
+    """Return the object that `module:Class` names, also from the working folder. Raises UsageError for the option."""
     module_name, colon, path = reference.partition(":")
     if not colon or not module_name or not path:
         raise UsageError(
-            f"{reference!r} names no class", where="--model-class", cure="write it as package.module:Class"
+            f"{reference!r} names no class", where=option, cure="write it as package.module:Class"
         )
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - a script's own folder is there; a console script's is not
-    where = f"--model-class {reference}"
+    where = f"{option} {reference}"
     try:
         found: Any = importlib.import_module(module_name)
         for name in path.split("."):
@@ -120,5 +120,5 @@ def find_class(reference: str) -> Callable[[Any], Any]:
             f"{module_name} can't be imported: {type(error).__name__}: {error}", where=where
         ) from error
     if not callable(found):
-        raise UsageError(f"{reference} can't be called with a config", where="--model-class")
+        raise UsageError(f"{reference} can't be called with a config", where=option)
     return found  # type: ignore[no-any-return]

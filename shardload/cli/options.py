@@ -133,5 +133,11 @@ def renames(entries: Sequence[str]) -> KeyMap:
         old, sign, new = entry.partition("=")
         if not old or not sign:
             raise UsageError(f"{entry!r} renames nothing", where="--key-map", cure="write it as OLD=NEW")
+        if "=" in new:
+            raise UsageError(
+                f"{entry!r} has several signs =, any of which may end the old name",
+                where="--key-map",
+                cure="write the rule in a key map's file: --map FILE",
+            )
         key_map = key_map.rename(old, new) if new else key_map.drop(old)
     return key_map

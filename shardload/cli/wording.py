@@ -33,6 +33,8 @@ def options_of(command: click.Command | None) -> Words:
             return "HF_TOKEN (in the environment)" if value is ... else None
         if name == "trust_remote_code" and value not in {True, False, ...}:
             name, value = ("locked", True) if value == "locked" else ("lock", value)
+        if name == "key_map" and isinstance(value, str):
+            name = "map_file"
         if value is False:
             name, value = f"no_{name}", True
         found = (options.get(parameter) for parameter in _PARAMETERS.get(name, (name,)))
@@ -66,6 +68,8 @@ def _as_option(option: click.Option, value: Any) -> str | None:
     if value is ...:
         return f"{name} {option.metavar or str(option.name).upper()}"
     if isinstance(value, dict):
+        if any("=" in f"{old}{new or ''}" for old, new in value.items()):
+            return None  # OLD=NEW can't say it
         value = [f"{old}={'' if new is None else new}" for old, new in value.items()]
     values = value if isinstance(value, (list, tuple)) else [value]
     return " ".join(f"{name} {shlex.quote(str(one))}" for one in values)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.ambiguous import AmbiguousRule
+from shardload.diagnosis.headless import HeadlessRule
 from shardload.diagnosis.layers import LayersRule
 from shardload.diagnosis.other_model import OtherModelRule
 from shardload.diagnosis.packed import PackedRule
@@ -18,7 +20,10 @@ from shardload.diagnosis.vocabulary import VocabularyRule
 from shardload.diagnosis.wrapped import WrappedRule
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shardload.diagnosis.finding import Case, Finding, Rule
+    from shardload.keymap import KeyMap
 
 SIGNATURES: tuple[Rule, ...] = (PlaceholderRule(), PackedRule(), QuantisedRule())
 """Rules that recognise, by headers alone, a file that is no plain checkpoint. Its keys are not paired then."""
@@ -32,6 +37,7 @@ RULES: tuple[Rule, ...] = (
     WrappedRule(),
     RenamedRule(),
     RestructuredRule(),
+    HeadlessRule(),
     AmbiguousRule(),
 )
 
@@ -46,6 +52,17 @@ def diagnose(case: Case) -> tuple[Finding, ...]:
         if rules is RULES:
             return tuple(sorted(findings, key=_rank))
     return ()
+
+
+def proposed(own: KeyMap | None, cure: KeyMap, findings: Sequence[Finding]) -> KeyMap:
+    """Return the rules of `own`, the caller's map, and those of the cure, with what the findings could not prove."""
+    curing = [finding for finding in findings if finding.key_map]
+    return replace(
+        cure,
+        rules=(*(own.rules if own else ()), *cure.rules),
+        unproven=tuple(dict.fromkeys(line for finding in curing for line in finding.unproven)),
+        confidence=min((finding.confidence for finding in curing), default=1.0),
+    )
 
 
 def _rank(finding: Finding) -> tuple[bool, bool, bool, int]:

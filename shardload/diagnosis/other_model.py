@@ -36,6 +36,8 @@ class OtherModelRule:
                     declines=True,
                 ),
             )
+        if case.solution.rivals:
+            return ()  # the tensors have a place, and several that would take it
         known = {split_key(key)[0] for key in case.slots}
         strange = [family for family in case.solution.board.stored if family.template not in known]
         left = sum(len(family.members) for family in strange)

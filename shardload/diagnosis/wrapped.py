@@ -52,6 +52,7 @@ def _cause(wrapping: Wrapping) -> str:
 
 def _cure(rules: KeyMap) -> str:
     (first, *others) = (rule.to_dict() for rule in rules.rules)
-    if others or first.get("everywhere"):
+    # A command has no words for a name with a sign = in it.
+    if others or first.get("everywhere") or "=" in first["source"] + first["target"]:
         return f"the map's first {len(rules.rules)} rules" if others else "the map's first rule"
     return keyword("key_map", {first["source"]: first["target"]})

@@ -139,7 +139,7 @@ class Comparison:
         quantised = "quantization_config" in (self.checkpoint.config or {})
         if not self.plan.faults and (self.plan.claims or not quantised):
             return ()
-        from shardload.diagnosis import diagnose
+        from shardload.diagnosis import diagnose, proposed
         from shardload.diagnosis.finding import Case
 
         stored = dict(self.plan.tensors)
@@ -159,8 +159,7 @@ class Comparison:
         )
         findings = diagnose(case)
         if not any(finding.declines for finding in findings) and case.solution.key_map.rules:
-            own = self._key_map.rules if self._key_map else ()
-            self._cure = KeyMap((*own, *case.solution.key_map.rules))
+            self._cure = proposed(self._key_map, case.solution.key_map, findings)
         return findings
 
     def judge(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.errors import Cures, MismatchError, Wording, joined, keyword
+from shardload.errors import Cures, MismatchError, Wording, joined, keyword, keywords_of
 from shardload.loading.report import fault_text, headline
 
 if TYPE_CHECKING:
@@ -37,11 +37,14 @@ def _cure(report: Report, faults: Sequence[Fault]) -> str:
         first = report.findings[0]
         if report.key_map is None:
             return joined("; ", dict.fromkeys(finding.cure for finding in report.findings[:2]))
-        if first.key_map and len(report.key_map.rules) == 1:
+        if first.key_map and len(report.key_map.rules) == 1 and keywords_of(first.cure):
             return first.cure
-        rules = (
-            f"{len(report.key_map.rules)} rules, error.report.key_map: write them with `shardload doctor … "
-            "--write-map map.json`, look at them, and load with `--map map.json`"
+        count = len(report.key_map.rules)
+        rules = Wording(
+            "{0}: write {1} with `shardload doctor … --write-map map.json`, look at {1}, and load with {key_map}",
+            f"{count} rule{'s' * (count != 1)}",
+            "it" if count == 1 else "them",
+            key_map="map.json",
         )
         return rules if first.key_map else Wording("{0}; and {1}", first.cure, rules)
     kinds = {fault.kind for fault in faults}

@@ -168,3 +168,20 @@ def test_help_has_an_example(call_cli):
     done = call_cli("doctor", "--help")
     assert done.returncode == 0
     assert "shardload doctor ./old-checkpoint --like ./new-checkpoint" in done.stdout
+
+
+def test_an_error_of_the_model_option_names_it(call_cli):
+    done = call_cli("doctor", "x", "--model", "Identity")
+    assert done.returncode == 2
+    assert "where: --model\n" in done.stderr
+
+
+def test_the_cure_of_a_load_says_what_to_type_also_for_names_with_a_sign(tmp_path, call_cli, model):
+    stored = {f"a=b.{key}": value for key, value in random_state(Net()).items()}
+    folder = write_checkpoint(tmp_path / "old", stored)
+    done = call_cli("load", folder, "--model-class", model[1])
+    assert "1 rule: write it with `shardload doctor … --write-map map.json`" in done.stderr
+    assert "load with --map map.json" in done.stderr
+    assert "error.report" not in done.stderr
+    call_cli("doctor", folder, *model, "--write-map", "map.json")
+    assert call_cli("load", folder, "--model-class", model[1], "--map", "map.json").returncode == 0

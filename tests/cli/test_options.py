@@ -112,3 +112,9 @@ def test_code_runs_by_a_flag_or_by_a_lock_and_not_by_both():
     for given in ({"locked": True}, {"lock": "x.lock"}):
         with pytest.raises(UsageError, match="does not approve"):
             trust(trust_remote_code=True, **given)
+
+
+def test_an_entry_with_two_signs_is_refused_because_either_may_end_the_name():
+    with pytest.raises(UsageError, match="several signs") as caught:
+        renames(["a=b.{...}={...}"])
+    assert "--map FILE" in caught.value.cure

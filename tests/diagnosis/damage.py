@@ -57,7 +57,7 @@ def numbered(shapes: dict[str, tuple[int, ...]]) -> State:
     return state
 
 
-def damaged(random: Random) -> tuple[State, State, dict[str, str], list[str]]:
+def damaged(random: Random, times: int | None = None) -> tuple[State, State, dict[str, str], list[str]]:
     """Return what a model wants, a checkpoint of it that went through one to four changes, classes, and their names."""
     layout = random.choice(list(LAYOUTS))
     shapes, classes = key_set(layout, random.choice((2, 3, 4)))
@@ -65,7 +65,8 @@ def damaged(random: Random) -> tuple[State, State, dict[str, str], list[str]]:
     state = dict(wanted)
     done = [layout]
     changes = [fuse, split, turn, rename, rename, nonsense, stack, shift, extra, wrap, inner_wrap]
-    for change in sorted(random.sample(changes, random.choice((1, 2, 3, 4))), key=changes.index):
+    count = random.choice((1, 2, 3, 4)) if times is None else times
+    for change in sorted(random.sample(changes, count), key=changes.index):
         before = state
         state = change(state, random, classes)
         if state is not before:

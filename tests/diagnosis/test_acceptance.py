@@ -461,6 +461,26 @@ def test_13_without_a_word_in_the_config_it_is_unproven():
     assert finding.confidence < 0.95
 
 
+@pytest.mark.parametrize("places", [{}, {"text_config": {"tie_word_embeddings": False}}])
+def test_13_a_head_that_the_config_calls_untied_is_not_the_embedding(tmp_path, places):
+    config = {"tie_word_embeddings": False, **places}
+    write_checkpoint(tmp_path, {"embed_tokens.weight": torch.randn(6, 4)}, shards=1, config=config)
+    found = examine(tmp_path, model_class=Heads)
+    (finding,) = found.findings
+    assert finding.code == "E-HEAD"
+    assert found.key_map is None
+    assert finding.evidence[0] == "tie_word_embeddings = false"
+    model = from_pretrained(tmp_path, model_class=Heads, **finding.cure.keywords)
+    assert not torch.equal(model.lm_head.weight, model.embed_tokens.weight)
+
+
+def test_13_a_config_that_says_both_proves_nothing():
+    config = {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}
+    (finding,) = diagnose(case_of(llama(layers=1, head=False), llama(layers=1), config=config))
+    assert (finding.code, bool(finding.unproven)) == ("E-TIE", True)
+    assert "the opposite in tie_word_embeddings" in finding.evidence[0]
+
+
 def test_13_twin_two_copies_are_compared_and_never_overwritten(tmp_path):
     state = {"embed_tokens.weight": torch.randn(6, 4), "lm_head.weight": torch.randn(6, 4)}
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=1))

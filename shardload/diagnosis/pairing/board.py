@@ -43,7 +43,10 @@ class Link:
 
 @dataclass
 class Board:
-    """The families of both sides that nothing explains yet (`stored`, `wanted`), and the links found so far."""
+    """The families of both sides that nothing explains yet (`stored`, `wanted`), and the links found so far.
+
+    `first_stored` and `first_wanted` are those that were open in the beginning.
+    """
 
     stored: list[KeyFamily]
     wanted: list[KeyFamily]
@@ -51,6 +54,8 @@ class Board:
     links: list[Link] = field(default_factory=list)
     exact: list[KeyFamily] = field(default_factory=list)
     module_classes: Mapping[str, str] = field(default_factory=dict)
+    first_stored: Sequence[KeyFamily] = ()
+    first_wanted: Sequence[KeyFamily] = ()
 
     @classmethod
     def of(
@@ -77,6 +82,7 @@ class Board:
         board.wanted = [family for name in there if (family := there[name]).members]
         for family in board.exact:
             board.likeness.learn(family.template, family.template)
+        board.first_stored, board.first_wanted = tuple(board.stored), tuple(board.wanted)
         return board
 
     def add(self, *links: Link) -> None:
@@ -91,6 +97,13 @@ class Board:
                 for after in link.wanted:
                     if before.arity == after.arity:
                         self.likeness.learn(before.template, after.template)
+
+    def withdraw(self, links: Sequence[Link]) -> None:
+        """Take links back; their families are open again."""
+        gone = {id(link) for link in links}
+        self.links = [link for link in self.links if id(link) not in gone]
+        self.stored += [family for link in links for family in link.stored]
+        self.wanted += [family for link in links for family in link.wanted]
 
     def replace(
         self, side: Literal["stored", "wanted"], family: KeyFamily, parts: Sequence[KeyFamily]

@@ -24,17 +24,34 @@ class Cure:
     """The rules for the links of a board: `whole` in the order of application, `of(kind)` for one kind of link."""
 
     def __init__(self, board: Board) -> None:
-        links = [link for link in board.links if link.kind in _NAMES]
+        links = [link for link in board.links if link.kind in _NAMES and not link.shape_mismatch]
         pairs, names = _wanted_names(links)
         kept = [family.template for family in board.exact]
         for family in board.exact:
             names |= {key: key for key in _some(family)}
         self.renames = rename_rules(pairs, kept, names)
+        astray = self._astray(board)
+        if astray:
+            names |= {key: key for family in astray for key in _some(family)}
+            self.renames = rename_rules(pairs, [*kept, *(family.template for family in astray)], names)
         self.structure: list[tuple[Link, tuple[Rule, ...]]] = []
         for link in board.links:
+            if link.shape_mismatch:
+                continue  # no name cures a shape
             rules = _RULES[link.kind](link, self._now(link))
             if rules:
                 self.structure.append((link, tuple(rules)))
+
+    def _astray(self, board: Board) -> list[KeyFamily]:
+        """Return families without a link that a rule for their neighbours gives a name of the model's."""
+        if not self.renames.rules:
+            return []
+        open_names = {name for family in board.wanted for name in family.names()}
+        return [
+            family
+            for family in board.stored
+            if any(self.renames.apply(key) in open_names for key in _some(family))
+        ]
 
     @property
     def whole(self) -> KeyMap:

@@ -79,6 +79,11 @@ class Likeness:
         """Return how alike the words of two templates are, between 0 and 1."""
         return self._words(_plain(old), _plain(new))
 
+    def same_rank(self, old: str, new: str) -> bool:
+        """Whether both are the same of their siblings by number or order, such as the second of two norms."""
+        one, two = self._ranks[0].get(_plain(old), ()), self._ranks[1].get(_plain(new), ())
+        return bool(set(one) & set(two))
+
     def _words(self, old: str, new: str) -> float:
         one = _weighted(old, self._ranks[0].get(old, ()))
         two = _weighted(new, self._ranks[1].get(new, ()))

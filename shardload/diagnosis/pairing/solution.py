@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.diagnosis.pairing.board import Board
 from shardload.diagnosis.pairing.buffers import drop_recomputed
 from shardload.diagnosis.pairing.cure import Cure
+from shardload.diagnosis.pairing.evidence import withdraw_guesses
 from shardload.diagnosis.pairing.fused import pair_fused
 from shardload.diagnosis.pairing.key_family import KeyFamily, families_of
 from shardload.diagnosis.pairing.moved import pair_moved_trees
@@ -44,10 +45,11 @@ def solve(
     pair_fused(board)
     pair_renamed(board, least=0.2, alone=_is_akin(board, stored))
     pair_shifted(board)
-    pair_named_parts(board)
     drop_recomputed(board)
     pair_other_layers(board)
+    pair_named_parts(board)
     pair_shape_mismatches(board)
+    withdraw_guesses(board)
     pair_tied(board, config or {})
     turn_squares(board)
     return board
@@ -63,8 +65,9 @@ def _is_akin(board: Board, stored: Sequence[KeyFamily]) -> bool:
 class Solution:
     """What pairing has found: `wrappings` first, then the links of `board`, whose rules are `cure`.
 
-    `stored` are the checkpoint's families under their stored names, `unwrapped` the same without their wrappings,
-    `wanted` the model's. `key_map` has all rules; `filled` are the model's keys that it fills with the right shape.
+    `rivals` are wrappings that explain as much as each other: none is part of the map. `stored` are the
+    checkpoint's families under their stored names, `unwrapped` the same without their wrappings, `wanted` the model's.
+    `key_map` has all rules; `filled` are the model's keys that it fills with the right shape.
     `failed` says why the rules can't be applied to the headers, or is ""; then there is no map.
     """
 
@@ -74,6 +77,7 @@ class Solution:
     wrappings: list[Wrapping]
     board: Board
     cure: Cure
+    rivals: list[Wrapping] = field(default_factory=list)
     key_map: KeyMap = field(default_factory=KeyMap)
     filled: set[str] = field(default_factory=set)
     failed: str = ""
@@ -88,9 +92,9 @@ class Solution:
     ) -> Solution:
         """Pair the keys, make the map and try it on the headers."""
         have, want = families_of({key: ref.shape for key, ref in stored.items()}), families_of(wanted)
-        wrappings, unwrapped = unwrap(have, want)
-        board = solve(unwrapped, want, config, module_classes)
-        solution = cls(have, unwrapped, want, wrappings, board, Cure(board))
+        plain = unwrap(have, want)
+        board = solve(plain.families, want, config, module_classes)
+        solution = cls(have, plain.families, want, plain.wrappings, board, Cure(board), plain.rivals)
         solution._try(stored, wanted)
         return solution
 

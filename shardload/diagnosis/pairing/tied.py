@@ -16,32 +16,39 @@ DOUBT = "whether the output layer shares the embedding's numbers"
 
 
 def pair_tied(board: Board, config: Mapping[str, Any]) -> None:
-    """Link an output layer without a stored tensor with the stored embedding of its shape."""
-    places = tied_in(config)
-    for new in list(board.wanted):
+    """Link an output layer without a stored tensor with the stored embedding of its shape.
+
+    Not where the config says that they differ; where it says both, at several depths, or nothing, that is unproven.
+    """
+    places, against = tied_in(config), tied_in(config, says=False)
+    if against and not places:
+        return
+    sure = bool(places) and not against
+    said = f"config.json says so in {', '.join(places)}" if places else ""
+    said += f", and the opposite in {', '.join(against)}" if against else ""
+    for new, rows in heads_without_weights(board):
+        confidence, doubt = (0.97, "") if sure else (0.6, DOUBT)
+        board.add(Link("alias", (rows,), (new,), confidence, unproven=doubt, evidence=said))
+
+
+def heads_without_weights(board: Board) -> list[tuple[KeyFamily, KeyFamily]]:
+    """Return the output layers that nothing fills, each with the only stored embedding of its shape."""
+    found = []
+    for new in board.wanted:
         if new.arity or len(new.shape or ()) != 2 or not {"head"} & _words(new.template):
             continue
         rows = [family for family in _placed(board) if family.shape == new.shape and _is_embedding(family)]
         if len(rows) == 1:
-            said = f"config.json says so in {', '.join(places)}" if places else ""
-            board.add(
-                Link(
-                    "alias",
-                    (rows[0],),
-                    (new,),
-                    confidence=0.97 if places else 0.6,
-                    unproven="" if places else DOUBT,
-                    evidence=said,
-                )
-            )
+            found.append((new, rows[0]))
+    return found
 
 
-def tied_in(config: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return the fields of a config, nested ones too, that say that embedding and output layer are tied."""
-    found = [f"{path}tie_word_embeddings"] if config.get("tie_word_embeddings") is True else []
+def tied_in(config: Mapping[str, Any], path: str = "", *, says: bool = True) -> list[str]:
+    """Return the fields of a config, nested ones too, that say that embedding and output layer are tied, or not."""
+    found = [f"{path}tie_word_embeddings"] if config.get("tie_word_embeddings") is says else []
     for name, value in config.items():
         if isinstance(value, Mapping) and path.count(".") < 4:
-            found += tied_in(value, f"{path}{name}.")
+            found += tied_in(value, f"{path}{name}.", says=says)
     return found
 
 

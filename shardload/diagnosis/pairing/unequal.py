@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.pairing.board import Link
 from shardload.diagnosis.pairing.layouts import layout_doubt
+from shardload.diagnosis.pairing.renaming import is_turned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,12 +22,23 @@ _MOST_PAIRS = 40_000
 
 def pair_other_layers(board: Board) -> None:
     """Link families of equal shape by name where one side has layers that the other lacks."""
+    _turn_namesakes(board)
     _pair(board, same_shape=True)
 
 
 def pair_shape_mismatches(board: Board) -> None:
     """Link families by name whose shapes differ: the names are cured, the shapes are reported."""
     _pair(board, same_shape=False)
+
+
+def _turn_namesakes(board: Board) -> None:
+    """Link families of one name that are each other's transpose in the layers that both sides have."""
+    there = {family.template: family for family in board.wanted}
+    for old in list(board.stored):
+        new = there.get(old.template)
+        common = [indices for indices in old.members if new is not None and indices in new.members]
+        if new and common and all(old.members[i] == new.members[i][::-1] for i in common):
+            _link(board, old, new, common, 1.0, 1.0)
 
 
 def _pair(board: Board, *, same_shape: bool) -> None:
@@ -45,6 +57,8 @@ def _pair(board: Board, *, same_shape: bool) -> None:
             if new is None or score < _SURE or margin < _CLEAR or _best_old(board, new, olds) is not old:
                 continue
             common = [indices for indices in old.members if indices in new.members]
+            if min(old.members) != min(new.members):
+                continue  # counted from another number: equal numbers are not the same layer
             if common and new in board.wanted and old in board.stored:
                 _link(board, old, new, common, min(score, 1.0), margin)
 
@@ -60,16 +74,17 @@ def _link(
     rest = [indices for indices in old.members if indices not in new.members]
     lacking = [indices for indices in new.members if indices not in old.members]
     before, after = old.where(common), new.where(common)
+    turned = is_turned(before, after) and before.unordered == after.unordered
     board.replace("stored", old, [before, old.where(rest)] if rest else [before])
     board.replace("wanted", new, [after, new.where(lacking)] if lacking else [after])
     board.add(
         Link(
-            "rename",
+            "transpose" if turned else "rename",
             (before,),
             (after,),
             confidence=round(0.5 + 0.45 * score * min(margin / 0.3, 1), 3),
             margin=margin,
-            shape_mismatch=before.signature != after.signature,
+            shape_mismatch=not turned and before.signature != after.signature,
             unproven=layout_doubt(before, after),
         )
     )

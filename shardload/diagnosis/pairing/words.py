@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
 
 # A word, and its spellings in published code.
 _SPELLINGS = {
@@ -139,3 +143,34 @@ def words_of(segment: str) -> tuple[str, ...]:
     if {"attn", "norm"} <= set(words) and not {"pre", "post", "q", "k", "v"} & set(words):
         words.insert(0, "pre")  # a norm that only says attention is the one before it
     return tuple(words)
+
+
+# Words of which a name has one: with two different ones, two names mean two tensors.
+_OPPOSED = (
+    {"encoder", "decoder"}, {"vision", "text", "audio"}, {"student", "teacher"}, {"generator", "discriminator"},
+    {"actor", "critic"}, {"online", "target"}, {"q", "k", "v", "o", "qkv"}, {"pre", "post"},
+    {"position", "token", "class", "patch"}, {"embed", "head"}, {"norm", "head"}, {"norm", "conv"}, {"attn", "conv"},
+    {"router", "experts", "shared"}, {"up", "down"}, {"gate", "up"}, {"gate", "down"},
+)  # fmt: skip
+_LEAF_WORDS = {
+    "weight": "weight gamma kernel g w scale lambda1",
+    "bias": "bias beta b shift offset",
+    "running_mean": "running_mean",
+    "running_var": "running_var",
+    "num_batches_tracked": "num_batches_tracked",
+}
+_LEAF_OF = {spelling: leaf for leaf, text in _LEAF_WORDS.items() for spelling in text.split()}
+GENERIC_LEAVES = frozenset(_LEAF_OF)
+"""Last segments that say which tensor of its module a tensor is, and nothing about the module."""
+
+
+def leaf_word(segment: str) -> str:
+    """Return what a last segment says a tensor is of its module: `gamma` is a weight, `dt_bias` a bias."""
+    return _LEAF_OF.get(segment) or ("bias" if segment.endswith("_bias") else "weight")
+
+
+def opposed(one: AbstractSet[str], two: AbstractSet[str]) -> bool:
+    """Whether two sets of words name different parts of a model, such as its encoder and its decoder."""
+    return any(
+        (first := words & one) and (second := words & two) and not first & second for words in _OPPOSED
+    )

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _LONGEST = 4  # segments; real wrappers nest three deep
-_MOST_TRIED = 12
+_MOST_TRIED = 16
+_LEAST = 4  # a prefix is tried if one in so many keys has it
 WRAPPERS = {
     "module": "DistributedDataParallel or DataParallel",
     "_orig_mod": "torch.compile",
@@ -41,34 +42,47 @@ class Wrapping:
     gained: int = 0
 
 
-def unwrap(
-    stored: Sequence[KeyFamily], wanted: Sequence[KeyFamily]
-) -> tuple[list[Wrapping], list[KeyFamily]]:
-    """Return the changes of whole segments, one after the other, and the families after them.
+@dataclass(frozen=True)
+class Unwrapped:
+    """The changes that were accepted, one after the other, and the families after them.
+
+    `rivals` are further changes that would make as many keys fit as each other, with other tensors: none is accepted.
+    """
+
+    wrappings: list[Wrapping]
+    families: list[KeyFamily]
+    rivals: list[Wrapping]
+
+
+def unwrap(stored: Sequence[KeyFamily], wanted: Sequence[KeyFamily]) -> Unwrapped:
+    """Remove or add whole segments where that makes keys fit.
 
     A change is accepted only if half of the keys that did not fit the model then fit, or if it removes a wrapper's
-    segment that the model has nowhere: a real child of that name is never lost.
+    segment that the model has nowhere: a real child of that name is never lost. Of two whole sets of weights none is
+    taken.
     """
     found: list[Wrapping] = []
     families = list(stored)
     there = {family.template: family for family in wanted}
     for _ in range(_LONGEST):
-        change = _best_change(families, there)
-        if change is None:
-            break
-        families = _renamed(families, change)
-        found.append(change)
-    return found, families
+        best = _best_changes(families, there)
+        if len(best) != 1:
+            return Unwrapped(found, families, best)
+        families = _renamed(families, best[0])
+        found += best
+    return Unwrapped(found, families, [])
 
 
 def _renamed(families: Sequence[KeyFamily], change: Wrapping) -> list[KeyFamily]:
     return [KeyFamily(change.rename(family.template), family.members) for family in families]
 
 
-def _best_change(stored: Sequence[KeyFamily], wanted: Mapping[str, KeyFamily]) -> Wrapping | None:
+def _best_changes(stored: Sequence[KeyFamily], wanted: Mapping[str, KeyFamily]) -> list[Wrapping]:
+    """Return the change after which most keys fit, and those after which as many fit, by other pairs."""
     before = _fitting(stored, wanted)
     open_keys = sum(len(family.members) for family in stored) - before
     best: Wrapping | None = None
+    fitting: dict[frozenset[tuple[str, str]], Wrapping] = {}
     for change in _candidates(stored, wanted) if open_keys else ():
         after = _renamed(stored, change)
         if len({family.template for family in after}) != len(after):
@@ -77,7 +91,13 @@ def _best_change(stored: Sequence[KeyFamily], wanted: Mapping[str, KeyFamily]) -
         enough = gained >= 0 if change.by and not change.adds else 2 * gained >= open_keys
         if enough and (best is None or gained > best.gained):
             best = replace(change, gained=gained)
-    return best
+        if gained > 0:
+            pairs = zip(stored, after, strict=True)
+            fits = frozenset((old.template, new.template) for old, new in pairs if _fits(new, wanted))
+            fitting.setdefault(fits, replace(change, gained=gained))
+    most = best.gained if best else sum(len(family.members) for family in wanted.values()) - before
+    equal = [change for change in fitting.values() if change.gained == most]
+    return equal if len(equal) > 1 else [best] if best else []
 
 
 def _candidates(stored: Sequence[KeyFamily], wanted: Mapping[str, KeyFamily]) -> Iterator[Wrapping]:
@@ -118,7 +138,7 @@ def _adder(prefix: str) -> Callable[[str], str]:
 
 
 def _prefixes(families: Sequence[KeyFamily]) -> list[str]:
-    """Return the leading segments that at least half of the keys share, the most frequent first.
+    """Return the leading segments that many of the keys share, the most frequent first.
 
     Runs with a placeholder, or with braces of a key's own, are left out.
     """
@@ -133,7 +153,7 @@ def _prefixes(families: Sequence[KeyFamily]) -> list[str]:
     return [
         prefix
         for prefix, count in counts.most_common(_MOST_TRIED)
-        if 2 * count >= total and not {"{", "}"} & set(prefix)
+        if _LEAST * count >= total and not {"{", "}"} & set(prefix)
     ]
 
 

@@ -13,7 +13,8 @@ MODEL = {f"layers.{n}.{name}": (4, 4) for n in range(3) for name in ("q.weight",
 
 
 def unwrapped(stored, wanted=MODEL):
-    wrappings, families = unwrap(families_of(stored), families_of(wanted))
+    found = unwrap(families_of(stored), families_of(wanted))
+    wrappings, families = found.wrappings, found.families
     keys = [name for f in families for name in f.names()]
     for wrapping in wrappings:  # the rule of each does to the keys what was done to the families
         stored = {wrapping.key_map.apply(key): shape for key, shape in stored.items()}
@@ -34,9 +35,8 @@ def test_a_wrappers_segment_is_removed_wherever_it_stands(segment, where):
 
 
 def test_wrappers_inside_each_other_are_told_together():
-    wrappings, _ = unwrap(
-        families_of({f"_orig_mod.module.{key}": shape for key, shape in MODEL.items()}), families_of(MODEL)
-    )
+    stored = families_of({f"_orig_mod.module.{key}": shape for key, shape in MODEL.items()})
+    wrappings = unwrap(stored, families_of(MODEL)).wrappings
     assert [wrapping.by for wrapping in wrappings] == [
         "DistributedDataParallel or DataParallel inside torch.compile"
     ]
@@ -66,3 +66,30 @@ def test_a_prefix_that_helps_few_keys_is_left():
 def test_two_keys_are_never_made_one():
     stored = {f"module.{key}": shape for key, shape in MODEL.items()} | MODEL
     assert unwrapped(stored)[1] == stored
+
+
+@pytest.mark.parametrize(
+    "names", [("student", "teacher"), ("ema.model", "net"), ("module", "module_ema"), ("g", "d", "g_ema")]
+)
+def test_of_whole_sets_that_fit_equally_none_is_taken_whatever_their_order(names):
+    for order in (names, names[::-1]):
+        stored = {f"{name}.{key}": shape for name in order for key, shape in MODEL.items()}
+        found = unwrap(families_of(stored), families_of(MODEL))
+        assert not found.wrappings
+        assert {rival.segments for rival in found.rivals} == set(names)
+        assert all(rival.gained == len(MODEL) for rival in found.rivals)
+
+
+def test_a_model_of_two_whole_sets_is_not_filled_by_the_first():
+    wanted = {f"{name}.{key}": shape for name in ("student", "teacher") for key, shape in MODEL.items()}
+    found = unwrap(families_of(MODEL), families_of(wanted))
+    assert not found.wrappings
+    assert [(rival.segments, rival.adds) for rival in found.rivals] == [("student", True), ("teacher", True)]
+
+
+def test_a_set_that_fits_better_is_taken():
+    stored = {f"student.{key}": shape for key, shape in MODEL.items()}
+    stored |= {f"teacher.{key}": shape for key, shape in MODEL.items() if key != "norm.weight"}
+    found = unwrap(families_of(stored), families_of(MODEL))
+    assert [wrapping.segments for wrapping in found.wrappings] == ["student"]
+    assert not found.rivals
