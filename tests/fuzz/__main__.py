@@ -1,11 +1,11 @@
 """`make fuzz`: run every fuzz target and the tests of the safety table, and write the table of docs/safety.md.
 
-    python -m tests.fuzz                  a million inputs of each kind; writes the table
+    python -m tests.fuzz                  minutes of inputs of each kind, a million at most; writes the table
     python -m tests.fuzz --count 10000    a shorter run; writes nothing
     python -m tests.fuzz --target indexes --seed 7 --count 100000
 
-Exit code 1, and no table, where an input was neither accepted rightly nor refused by one typed error, a test failed, or
-a copied load died by a signal.
+Exit code 1, and no table, where an input was neither accepted rightly nor refused by one typed error, a test failed, a
+copied load died by a signal, or a disturbance (`tests.fuzz.disturbances`) left anything wrong.
 """
 
 # ruff: noqa: RUF001  a multiplication sign is one
@@ -25,7 +25,7 @@ from pathlib import Path
 import safetensors
 import torch
 
-from tests.fuzz import table
+from tests.fuzz import disturbances, table
 from tests.fuzz.changes import run as run_changes
 from tests.fuzz.documents import fuzz_configs, fuzz_indexes
 from tests.fuzz.headers import fuzz_safetensors, fuzz_torch
@@ -87,6 +87,17 @@ def changes(runs: int) -> tuple[str, bool]:
     return text, kept
 
 
+def disturbed() -> tuple[dict[str, str], list[str]]:
+    """Run every kind of disturbance; return its figures, and what was wrong."""
+    figures, bad = {}, []
+    for name in disturbances.KINDS:
+        found = disturbances.run(name)
+        figures[name] = disturbances.said(found)
+        bad += [f"{name}: {what} ({times})" for what, times in disturbances.wrong(found).items()]
+        print(f"{name}: {figures[name]}", flush=True)
+    return figures, bad
+
+
 def passed_tests() -> dict[str, int]:
     """Run the tests of the table and return how many passed for each selector. Raises SystemExit where one fails."""
     selectors = sorted({selector for row in table.ROWS for selector in row.tests})
@@ -114,14 +125,15 @@ def passed_tests() -> dict[str, int]:
     return found
 
 
-def write_page(text: str) -> None:
+def write_page(text: str, minutes: float) -> None:
     """Put the table between its marks in docs/safety.md."""
     page = PAGE.read_text()
     head, _, rest = page.partition(table.BEGIN)
     _, _, tail = rest.partition(table.END)
     note = (
         f"Written by `make fuzz` with CPython {platform.python_version()}, torch {torch.__version__}, safetensors "
-        f"{safetensors.__version__}. After each test file: how many of its tests passed."
+        f"{safetensors.__version__}, in one run, each target for at most {minutes:g} minutes. After each test file: "
+        "how many of its tests passed."
     )
     PAGE.write_text(f"{head}{table.BEGIN}\n\n{note}\n\n{text}\n\n{table.END}{tail}")
 
@@ -132,7 +144,7 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=1_000_000, help="the slices of the test suite begin at 1 to 6"
     )
-    parser.add_argument("--minutes", type=float, default=600, help="the longest that a target may take")
+    parser.add_argument("--minutes", type=float, default=2.5, help="the longest that a target may take")
     parser.add_argument("--target", choices=list(TARGETS))
     parser.add_argument(
         "--results", type=Path, help="a file to keep tallies in: a run that was ended goes on from it"
@@ -141,14 +153,17 @@ def main() -> None:
     names = [arguments.target] if arguments.target else list(TARGETS)
     whole = not arguments.target and arguments.count >= 1_000_000
     figure, kept = changes(100) if whole else ("", True)
+    beside, disturbing = disturbed() if whole else ({}, [])
     passed = passed_tests() if whole else {}
     tallies = {name: kept_or_new(name, arguments) for name in names}
     bad = [name for name, tally in tallies.items() if tally.other]
     if not whole:
         raise SystemExit(f"neither accepted nor refused: {bad}" if bad else 0)
+    bad += disturbing
     if bad or not kept:
         raise SystemExit(f"no table: {bad or 'a copied load died, or took changed bytes'}")
-    write_page(table.written(passed, {name: str(tally) for name, tally in tallies.items()}, figure))
+    figures = {name: str(tally) for name, tally in tallies.items()}
+    write_page(table.written(passed, {**figures, **beside}, figure), arguments.minutes)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,16 @@ BEGIN, END = "<!-- written by make fuzz -->", "<!-- end -->"
 
 @dataclass(frozen=True)
 class Row:
-    """`tests` are files, or file::function; `fuzz` names targets of `tests.fuzz`; `figure` says what was counted."""
+    """`tests` are files, or file::function; `fuzz` names targets of `tests.fuzz`, `disturbed` kinds of its
+    `disturbances`; `figure` says what was counted.
+    """
 
     threat: str
     promise: str
     tests: tuple[str, ...]
     figure: str
     fuzz: tuple[str, ...] = ()
+    disturbed: tuple[str, ...] = ()
 
 
 ROWS = (
@@ -184,15 +187,53 @@ ROWS = (
         "every rule, and random compositions of up to six, four layouts of shards each",
         ("key map round trips", "key map files"),
     ),
+    Row(
+        "Ctrl-C",
+        "At any event of a load or a save: torch, its modes, threads and files are as before, and the next one works.",
+        (
+            "tests/test_interrupts.py::test_ctrl_c_leaves_nothing_behind",
+            "tests/test_interrupts.py::test_the_next_save_after_ctrl_c_completes",
+        ),
+        "loads mapped, cast and copied, and saves, interrupted at every so-many-th event",
+        disturbed=("interrupts",),
+    ),
+    Row(
+        "Forks",
+        "A child that is forked while threads load holds no lock that nobody opens: it loads.",
+        ("tests/test_interrupts.py::test_children_forked_while_threads_load_can_load",),
+        "children beside two threads that load",
+        disturbed=("forks",),
+    ),
+    Row(
+        "Threads that load at the same time",
+        "Each gets its own checkpoint's weights; torch is as before.",
+        ("tests/fuzz/test_disturbances.py",),
+        "four threads, four checkpoints, mapped, copied and cast",
+        disturbed=("threads",),
+    ),
+    Row(
+        "Two writers and a reader of one folder",
+        "A reader gets one of both models, whole, or an error; so does whoever comes last.",
+        ("tests/fuzz/test_disturbances.py",),
+        "two processes that save while a third loads: 0 mixtures",
+        disturbed=("writers",),
+    ),
+    Row(
+        "Tensors that share bytes in the file",
+        "Parameters never share memory: a step on one moves no other, as with torch's own loader.",
+        ("tests/loading/test_shared_bytes.py",),
+        "random views of one storage, zip and legacy, mapped and copied",
+        disturbed=("shared bytes",),
+    ),
 )
 
 
 def written(passed: Mapping[str, int], tallies: Mapping[str, str], changes: str) -> str:
-    """Return the table in Markdown. `passed` counts passed tests by selector."""
+    """Return the table in Markdown. `passed` counts passed tests by selector; `tallies` are of targets and kinds."""
     lines = ["| threat | promise | tests | figure |", "|---|---|---|---|"]
     for row in ROWS:
         tests = "<br>".join(f"`{selector}` {passed[selector]:,}" for selector in row.tests)
         figures = [row.figure.replace("{changes}", changes)]
-        figures += [f"{name}: {tallies[name]}" for name in row.fuzz]
+        figures += [f"{name}: {tallies[name]}" for name in (*row.fuzz, *row.disturbed)]
         lines.append(f"| {row.threat} | {row.promise} | {tests} | {'<br>'.join(figures)} |")
     return "\n".join(lines)
