@@ -23,8 +23,24 @@ TORCH_NAMES: dict[str, str] = {
     "F32": "float32", "F64": "float64", "C64": "complex64", "C128": "complex128",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F4": "float4_e2m1fn_x2",
 }  # fmt: skip
-"""The name that torch gives each dtype code; codes without one (F4, F6) can be listed but not read."""
+"""The name that torch gives each dtype code; codes without one (F6) can be listed but not read."""
+
+
+def torch_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that torch gives a stored one: it counts two F4 in a byte as one element of the last dimension.
+
+    The shape stays where torch has no such tensor: an odd number of F4 in a row.
+    """
+    if dtype != "F4" or not shape or shape[-1] % 2:
+        return shape
+    return (*shape[:-1], shape[-1] // 2)
+
+
+def stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that the formats give a tensor of torch's."""
+    return (*shape[:-1], 2 * shape[-1]) if dtype == "F4" and shape else shape
 
 
 class Span(NamedTuple):

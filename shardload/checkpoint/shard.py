@@ -14,7 +14,7 @@ from shardload._system.file_identity import FileIdentity, file_identity
 from shardload._system.file_mapping import Buffer, forget_pages, map_file, private_memory
 from shardload.errors import CorruptError, UnsupportedError, UsageError, Wording
 from shardload.keymap import leaves
-from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef
+from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef, torch_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -127,7 +127,7 @@ class Shard:
         dtype = torch_dtype(ref)
         start, stop = ref.span
         if start == stop:
-            return torch.empty(ref.shape, dtype=dtype, device="cpu")
+            return torch.empty(torch_shape(ref.dtype, ref.shape), dtype=dtype, device="cpu")
         if stop > self._opened[1]:
             raise CorruptError(
                 f"{self.path.name} ends before {ref.name!r}",
@@ -141,9 +141,11 @@ class Shard:
         else:
             count = (stop - start) // itemsize
             flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
-        if ref.strides is None and len(ref.shape) == 1:
+        if len(ref.shape) == 1 and ref.strides is None:
             return flat  # half of the tensors of many models
-        return flat.view(ref.shape) if ref.strides is None else flat.as_strided(ref.shape, ref.strides)
+        if ref.strides is None:
+            return flat.view(torch_shape(ref.dtype, ref.shape))
+        return flat.as_strided(ref.shape, ref.strides)
 
     def release(self, ref: TensorRef, first: int = 0, stop: int | None = None) -> None:
         """Release the pages that hold only these bytes of `ref`; the next access reads them from the file again."""
@@ -173,6 +175,12 @@ def reading_order(
 
 def torch_dtype(ref: Derived) -> torch.dtype:
     """Return the torch dtype of a stored tensor. Raises UnsupportedError when this torch has no such dtype."""
+    if ref.dtype == "F4" and (not ref.shape or ref.shape[-1] % 2 or getattr(ref, "strides", None)):
+        raise UnsupportedError(
+            "torch holds two F4 in one element, and this tensor can't be cut so",
+            where=f"{ref.shard}: {ref.name}, shape {ref.shape}",
+            cure="leave its key map out, or leave it out of the names",
+        )
     try:
         return DTYPES[ref.dtype]
     except KeyError:
@@ -198,7 +206,7 @@ def read_tensor(
             return shard.tensor(ref)
     _check_region(region, ref)
     dtype = torch_dtype(ref)
-    if ref.strides is not None or not ref.shape or not region:
+    if ref.strides is not None or not ref.shape or not region or ref.dtype == "F4":
         return read_tensor(file, ref, None, expected, mappings)[region].clone()
     first, *rest = region
     rows = range(*first.indices(ref.shape[0]))

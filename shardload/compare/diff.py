@@ -238,9 +238,16 @@ def _equal_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
+_FOUR_BITS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
 def _wide(block: torch.Tensor) -> torch.Tensor:
     import torch
 
     if block.is_complex():
         return block.to(torch.complex128)
+    if str(block.dtype) == "torch.float4_e2m1fn_x2":  # torch converts none of them; the low half comes first
+        raw = block.view(torch.uint8)
+        halves = torch.stack([raw & 15, raw >> 4], -1).reshape(-1).long()
+        return torch.tensor([*_FOUR_BITS, *(-value for value in _FOUR_BITS)], dtype=torch.float64)[halves]
     return block.to(torch.float64)

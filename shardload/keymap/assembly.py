@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload._system.file_mapping import private_memory
+from shardload.errors import UnsupportedError
 from shardload.keymap.derived import Derived, Filled, Joined, leaves
 from shardload.tensor_ref import TORCH_NAMES, TensorRef
 
@@ -92,6 +93,10 @@ def _empty(tensor: Joined) -> torch.Tensor:
     """Return memory for a joined tensor. A large one may be cast and freed at once: it has to go back to the kernel."""
     import torch
 
+    if tensor.dtype == "F4":
+        raise UnsupportedError(
+            "tensors of F4 can't be joined: torch can't copy parts of them", where=tensor.name
+        )
     dtype = getattr(torch, TORCH_NAMES[tensor.dtype])
     if tensor.nbytes < _LARGE:
         return torch.empty(tensor.shape, dtype=dtype, device="cpu")

@@ -18,7 +18,7 @@ from shardload.loading.fault import (
     unexpected_fault,
 )
 from shardload.placement.target import Target
-from shardload.tensor_ref import TORCH_NAMES, TensorRef
+from shardload.tensor_ref import TORCH_NAMES, TensorRef, torch_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -194,7 +194,7 @@ def _match_one(plan: Plan, key: str, ref: Derived, slot: Slot | None) -> None:
         plan.computed.append(key)
     elif not slot.is_stored:
         plan.faults.append(replace(unexpected_fault(key, ref), note=PLAIN_ATTRIBUTE))
-    elif slot.shape != ref.shape and not (slot.shape == () and ref.shape == (1,)):
+    elif torch_shape(ref.dtype, ref.shape) != slot.shape and not (slot.shape == () and ref.shape == (1,)):
         # torch before 0.4 stored scalars with one dimension; torch's own loader accepts them too.
         plan.faults.append(shape_mismatch_fault(slot, ref))
     elif note := other_kind(slot.dtype, ref.dtype):
@@ -217,6 +217,8 @@ def is_recomputed(slot: Slot) -> bool:
 @lru_cache(maxsize=256)
 def other_kind(dtype: torch.dtype, code: str) -> str | None:
     """Return why a slot of a dtype can't take numbers of the stored kind, or None if it can."""
+    if code == "F4" and str(dtype) != f"torch.{TORCH_NAMES[code]}":
+        return f"stored as {TORCH_NAMES[code]}: packed or quantised weights need modules that hold them"
     if code not in TORCH_NAMES:
         return f"stored as {code}, for which torch has no dtype"
     if not (dtype.is_floating_point or dtype.is_complex):

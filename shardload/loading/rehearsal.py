@@ -25,6 +25,7 @@ from shardload.loading.fault import (
 from shardload.loading.plan import is_recomputed, other_kind
 from shardload.model.module_loaders import Snapshot, has_override, walk
 from shardload.model.shell import modules_of
+from shardload.tensor_ref import torch_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -147,7 +148,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def _on_meta(ref: Derived) -> torch.Tensor:
-    return torch.empty(ref.shape, dtype=torch_dtype(ref), device="meta")
+    return torch.empty(torch_shape(ref.dtype, ref.shape), dtype=torch_dtype(ref), device="meta")
 
 
 def faults_of(

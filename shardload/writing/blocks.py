@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.keymap.derived import Joined, narrowed
-from shardload.tensor_ref import TensorRef
+from shardload.tensor_ref import DTYPE_BITS, TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ _BLOCK = 64 << 20  # bytes
 
 def row_blocks(tensor: Derived) -> Iterator[Derived]:
     """Yield a tensor's header as headers of consecutive rows, at most 64 MiB each; a larger row stands alone."""
-    if tensor.nbytes <= _BLOCK:
+    if tensor.nbytes <= _BLOCK or DTYPE_BITS[tensor.dtype] % 8:  # bits can't be cut
         yield tensor
         return
     rows = max(_BLOCK * tensor.shape[0] // tensor.nbytes, 1)

@@ -13,7 +13,7 @@ from shardload.checkpoint.shard import CODES
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap.assembly import assemble, view_of
 from shardload.model.wrapper_tensors import is_wrapper
-from shardload.tensor_ref import Span, TensorRef
+from shardload.tensor_ref import Span, TensorRef, stored_shape
 from shardload.writing.blocks import row_blocks
 from shardload.writing.output import Output, OutputTensor, split_into_shards
 
@@ -72,8 +72,9 @@ class _State:
         for key, value in state.items():
             _refuse_unwritable(key, value)
             if id(value) not in first:
+                code = CODES[value.dtype]
                 span = Span(0, value.numel() * value.element_size())
-                first[id(value)] = TensorRef(key, CODES[value.dtype], tuple(value.shape), "", span)
+                first[id(value)] = TensorRef(key, code, stored_shape(code, tuple(value.shape)), "", span)
                 self._tensors[key] = value.detach()
             self.refs[key] = first[id(value)]
 

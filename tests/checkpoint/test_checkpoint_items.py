@@ -271,13 +271,13 @@ def test_what_is_no_list_of_names_is_refused(tmp_path, names):
 
 def test_a_dtype_that_torch_lacks_is_refused_at_once_unless_it_is_not_wanted(tmp_path):
     header = {
-        "packed": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]},
-        "plain": {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]},
+        "packed": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]},
+        "plain": {"dtype": "U8", "shape": [2], "data_offsets": [3, 5]},
     }
     text = json.dumps(header).encode()
-    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\1\2\3\4")
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\1\2\0\3\4")
     checkpoint = open_checkpoint(tmp_path)
-    with pytest.raises(UnsupportedError, match="no dtype for F4"):
+    with pytest.raises(UnsupportedError, match="no dtype for F6"):
         checkpoint.items()
     ((_, plain),) = checkpoint.items(["plain"])
     assert plain.tolist() == [3, 4]

@@ -72,9 +72,9 @@ def test_keys_that_the_class_declares_are_lines_and_not_faults(tmp_path):
 
 
 class Numbers(nn.Module):
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, length: int = 2) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2, dtype=dtype))
+        self.weight = nn.Parameter(torch.zeros(length, dtype=dtype))
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ class OwnLoader(Numbers):
 
 @pytest.mark.parametrize("make", [Numbers, OwnLoader])
 def test_a_dtype_that_torch_lacks_is_refused_before_the_load(tmp_path, make):
-    """Four-bit floats have a code in the format, but no dtype in torch."""
-    header = json.dumps({"weight": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\x00")
+    """Six-bit floats have a code in the format, but no dtype in torch."""
+    header = json.dumps({"weight": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
     checkpoint = open_checkpoint(tmp_path)
     with pytest.raises((MismatchError, UnsupportedError), match="no dtype for|torch has no dtype"):
-        fill(build_shell(lambda: make(torch.float32)), checkpoint)
+        fill(build_shell(lambda: make(torch.float32, 4)), checkpoint)
 
 
 def test_a_checkpoint_of_computed_buffers_alone_loads_nothing_and_says_so(tmp_path):

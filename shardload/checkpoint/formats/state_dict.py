@@ -10,7 +10,7 @@ from shardload.checkpoint.formats.format import Header
 from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_globals import PickledDict, PickledKey, PickledTensor, Unreadable
 from shardload.errors import CorruptError, UnsupportedError
-from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
+from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef, stored_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +168,7 @@ def _refuse_empty(state: dict[Any, Any], shard: str) -> None:
 
 def _tensor(name: str, tensor: PickledTensor, shard: str, locate: Callable[[Storage], Block]) -> TensorRef:
     block = locate(tensor.storage)
-    item = DTYPE_BITS[tensor.code] // 8
+    item = max(DTYPE_BITS[tensor.code] // 8, 1)
     shape, strides = tensor.shape, tensor.strides
     numel, last, packed, contiguous = 1, tensor.offset, 1, True
     if len(shape) > _MAX_DIMS:
@@ -183,14 +183,15 @@ def _tensor(name: str, tensor: PickledTensor, shard: str, locate: Callable[[Stor
             packed *= dim
         if max(dim, stride, numel * item) > _MAX_INT64:
             raise _outside(name, tensor, block, shard)
+    stored = stored_shape(tensor.code, shape)
     if numel == 0:
         if tensor.offset < 0:
             raise _outside(name, tensor, block, shard)
-        return TensorRef(name, tensor.code, shape, shard, Span(block.start, block.start))
+        return TensorRef(name, tensor.code, stored, shard, Span(block.start, block.start))
     if tensor.offset < 0 or (last + 1) * item > block.nbytes:
         raise _outside(name, tensor, block, shard)
     span = Span(block.start + tensor.offset * item, block.start + (last + 1) * item)
-    return TensorRef(name, tensor.code, shape, shard, span, None if contiguous else strides)
+    return TensorRef(name, tensor.code, stored, shard, span, None if contiguous else strides)
 
 
 def _outside(name: str, tensor: PickledTensor, block: Block, shard: str) -> CorruptError:

@@ -300,7 +300,7 @@ _STORAGES: dict[str, str | None] = {
 }  # fmt: skip
 
 _NAMES_ONLY = (
-    "Tensor", "complex32", "float4_e2m1fn_x2", "qint8", "quint8", "qint32", "quint4x2", "quint2x4",
+    "Tensor", "complex32", "qint8", "quint8", "qint32", "quint4x2", "quint2x4",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)),
     "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2",
     "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric",

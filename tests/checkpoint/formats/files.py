@@ -11,7 +11,7 @@ import torch
 
 from shardload.checkpoint.checkpoint import format_of
 from shardload.checkpoint.sources.folder import LocalFile
-from shardload.tensor_ref import TORCH_NAMES
+from shardload.tensor_ref import TORCH_NAMES, torch_shape
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,9 +57,13 @@ def load_span(path: Path, ref: TensorRef) -> torch.Tensor:
     dtype = getattr(torch, TORCH_NAMES[ref.dtype])
     raw = bytearray(path.read_bytes()[ref.span.start : ref.span.stop])
     if not raw:
-        return torch.empty(ref.shape, dtype=dtype)
+        return torch.empty(torch_shape(ref.dtype, ref.shape), dtype=dtype)
     flat = torch.frombuffer(raw, dtype=dtype)
-    return flat.view(ref.shape) if ref.strides is None else flat.as_strided(ref.shape, ref.strides)
+    return (
+        flat.view(torch_shape(ref.dtype, ref.shape))
+        if ref.strides is None
+        else flat.as_strided(ref.shape, ref.strides)
+    )
 
 
 def same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
@@ -72,8 +76,11 @@ def same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 def as_bytes(tensor: torch.Tensor) -> bytes:
-    flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
-    flat.view(tensor.shape).copy_(tensor.detach())
+    if tensor.is_contiguous():
+        flat = tensor.detach().flatten()
+    else:
+        flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
+        flat.view(tensor.shape).copy_(tensor.detach())
     return bytes(flat.view(torch.uint8).tolist()) if flat.numel() else b""
 
 
