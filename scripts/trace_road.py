@@ -38,7 +38,9 @@ def entered(operation: Callable[[], object]) -> dict[str, list[str]]:
     def profile(frame: FrameType, event: str, _argument: Any) -> None:
         code = frame.f_code
         if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(f"{PACKAGE}/"):
-            found[str(Path(code.co_filename).relative_to(PACKAGE))][code.co_qualname] = None
+            found[str(Path(code.co_filename).relative_to(PACKAGE))][
+                getattr(code, "co_qualname", code.co_name)
+            ] = None
 
     threading.setprofile(profile)
     sys.setprofile(profile)
