@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from shardload.errors import UnsupportedError
+from shardload.transformers_shim._missing import later, refuse_unknown
 from shardload.transformers_shim.generation._beams import BeamsMixin
 from shardload.transformers_shim.generation._choosing import ChoosingMixin
 from shardload.transformers_shim.generation._encoder_decoder import EncoderDecoderMixin, has_encoder
@@ -86,6 +87,9 @@ __all__ = [
 ]
 
 logger = logging.get_logger(__name__)
+
+# Settings that change which tokens are chosen, or how the prompt is read; a settings file may have them.
+_LATER_SETTINGS = ("dola_layers", "token_healing", "top_h", "watermarking_config")
 
 # Code looks up the setting `cache_implementation` here; the stand-in makes no cache of such a kind.
 NEED_SETUP_CACHE_CLASSES_MAPPING: dict[str, Any] = {}
@@ -177,6 +181,9 @@ class GenerationMixin(
         """Return the settings of this call and the other keyword arguments, both checked."""
         tokenizer = kwargs.pop("tokenizer", None)
         settings, model_kwargs = self._prepare_generation_config(generation_config, **kwargs)
+        refuse_unknown("generate", {name: getattr(settings, name, None) for name in _LATER_SETTINGS})
+        if getattr(settings, "cache_implementation", None) == "quantized":
+            later("cache_implementation='quantized'", "leave it out")
         mode = settings.get_generation_mode(assistant_model)
         if mode not in _DONE:
             raise UnsupportedError(

@@ -140,3 +140,22 @@ def test_a_class_generates_where_it_prepares_its_inputs_or_has_the_mixin_itself(
     assert Base.can_generate() is True
     assert Below.can_generate() is True  # a base of it has the mixin among its own bases
     assert Prepares.can_generate() is True
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("watermarking_config", {"bias": 2.5}),
+        ("dola_layers", "high"),
+        ("top_h", 0.4),
+        ("token_healing", True),
+        ("cache_implementation", "quantized"),
+    ],
+)
+def test_a_setting_that_changes_the_tokens_is_never_passed_over(tmp_path, name, value):
+    made = model(tmp_path)
+    setattr(made.generation_config, name, value)  # as a settings file sets it
+    with pytest.raises(UnsupportedError, match=name):
+        made.generate(prompt(), max_new_tokens=2)
+    setattr(made.generation_config, name, None)
+    made.generate(prompt(), max_new_tokens=2)
