@@ -23,7 +23,7 @@ def test_a_fork_waits_for_an_import():
     threading.Timer(0.05, leave.set).start()
     child = os.fork()
     if child == 0:
-        os._exit(not IMPORTS.lock.acquire(timeout=1))
+        os._exit(not IMPORTS.lock.acquire(timeout=120))
     order.append("forked")
     assert os.waitpid(child, 0)[1] == 0
     thread.join()
@@ -34,7 +34,7 @@ def test_a_thread_that_imports_may_fork():
     with IMPORTS.lock:
         child = os.fork()
         if child == 0:
-            os._exit(not IMPORTS.lock.acquire(timeout=1))
+            os._exit(not IMPORTS.lock.acquire(timeout=120))
         assert os.waitpid(child, 0)[1] == 0
-    assert IMPORTS.lock.acquire(timeout=1)
+    assert IMPORTS.lock.acquire(timeout=120)
     IMPORTS.lock.release()

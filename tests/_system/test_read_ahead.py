@@ -38,7 +38,7 @@ def evict(descriptor: int) -> None:
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def becomes_warm(mapping: mmap.mmap, seconds: float = 120) -> bool:
+def becomes_warm(mapping: mmap.mmap, seconds: float = 600) -> bool:
     end = time.monotonic() + seconds
     while is_cold(mapping) and time.monotonic() < end:
         time.sleep(0.01)
@@ -80,7 +80,7 @@ def count_of(kind: str) -> int:
 
 
 def wait_until(holds) -> None:
-    for _ in range(2000):
+    for _ in range(60_000):
         if holds():
             return
         time.sleep(0.01)

@@ -68,7 +68,7 @@ def files(tmp_path_factory):
 def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(ranges, "RETRY_DELAYS", (0, 0))
     with HubServer(tmp_path / "hub") as server:
-        server.use(monkeypatch, cache=tmp_path / "cache", timeout=0.5)
+        server.use(monkeypatch, cache=tmp_path / "cache", timeout=120)
         yield server
         forget_connections()
 
@@ -93,8 +93,12 @@ def in_cache(cache):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_said_or_mended_and_never_left_in_the_cache(hub, files, tmp_path, place, fault):
+def test_said_or_mended_and_never_left_in_the_cache(hub, files, tmp_path, place, fault, monkeypatch):
     hub.commit("org/name", files)
+    if (
+        "stall" in FAULTS[fault]
+    ):  # a request without a fault is never waited for so briefly: the machine may be busy
+        hub.use(monkeypatch, cache=tmp_path / "cache", timeout=0.5)
     hub.fault("org/name", PLACES[place], **FAULTS[fault])
     said = None
     try:
@@ -109,6 +113,7 @@ def test_said_or_mended_and_never_left_in_the_cache(hub, files, tmp_path, place,
     kept = in_cache(tmp_path / "cache")
     assert kept.items() <= truth.items(), f"poisoned after {said}"
     hub.heal()
+    hub.use(monkeypatch, cache=tmp_path / "cache", timeout=120)
     assert_right(load())
     assert in_cache(tmp_path / "cache").items() <= truth.items()
 

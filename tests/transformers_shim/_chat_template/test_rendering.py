@@ -105,8 +105,8 @@ def outcome(template):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_ends_with_a_typed_error(name):
     found, seconds = outcome(HOSTILE[name])
-    # What a template may take is enforced, not measured: 0.3 s. The rest is Python's start and jinja2's import.
-    assert seconds < rendering.SECONDS + 3
+    # What a template may take is enforced, not measured: 0.3 s. This is for one that would not end.
+    assert seconds < 60
     assert isinstance(found, (UnsafeError, UsageError)) or (name in EMPTY and found == "")
     assert render_chat_template("{{ 1 + 1 }}", {}) == "2"
 
@@ -166,7 +166,7 @@ os._exit(0)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     pid = int(done.stdout)
     stat = Path(f"/proc/{pid}/stat")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     # A zombie has ended: whoever inherited it has not asked yet.
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
         assert time.monotonic() < deadline, f"process {pid} outlived its parent"

@@ -110,7 +110,7 @@ def test_generate_streams_the_prompt_and_each_token(tmp_path):
 
 
 def test_another_threads_text(tmp_path):
-    made, streamer = model(tmp_path), TextIteratorStreamer(Words(), skip_prompt=True, timeout=20)
+    made, streamer = model(tmp_path), TextIteratorStreamer(Words(), skip_prompt=True, timeout=600)
     thread = threading.Thread(
         target=made.generate, args=(prompt(),), kwargs={"max_new_tokens": 12, "streamer": streamer}
     )
