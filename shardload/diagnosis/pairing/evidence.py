@@ -43,7 +43,7 @@ class Name(NamedTuple):
 @lru_cache(maxsize=20_000)
 def name_of(template: str) -> Name:
     """Return what a template says by its words."""
-    segments = [segment for segment in template.split(".") if segment != "{}"]
+    segments = [segment for segment in template.split(".") if segment != "{}"] or [""]
     leaf = leaf_word(segments[-1])
     if segments[-1] in GENERIC_LEAVES and len(segments) > 1:
         segments.pop()

@@ -27,6 +27,7 @@ def paired(board):
         ("layers.{}.attention.dense.weight", {"attn"}, "weight"),
         ("norm.gamma", {"norm"}, "weight"),
         ("cls_token", {"class", "token"}, "weight"),
+        ("{}", set(), "weight"),
     ],
 )
 def test_a_name_says_what_a_tensor_is(template, telling, leaf):
