@@ -26,20 +26,23 @@ SHORT_NAMES = {
 
 
 def float_code(dtype: str | torch.dtype | None) -> str | None:
-    """Return the dtype code of "float16", "bf16" or `torch.float32`; None for "auto" and None. Raises UsageError."""
-    if dtype is None or dtype == "auto":
+    """Return the dtype code of "float16", "bf16" or `torch.float32`. Raises UsageError.
+
+    None stands for the stored dtypes, "auto", "stored" and None.
+    """
+    if dtype is None or dtype in ("auto", "stored"):
         return None
     name = _long_name(dtype)
     if name not in FLOATS:
         raise UsageError(
             Wording("{dtype} is not a dtype to load weights in", dtype=dtype),
-            cure='pass "auto" (as stored), "float16", "bfloat16", "float32" or "float64"',
+            cure='pass "auto", "stored", "float16", "bfloat16", "float32" or "float64"',
         )
     return FLOATS[name]
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return the torch dtype of "float16", "bf16" or `torch.float32`; None for "auto" and None. Raises UsageError."""
+    """Return the torch dtype of "float16", "bf16" or `torch.float32`; None as in `float_code`. Raises UsageError."""
     code = float_code(dtype)
     return None if code is None else torch_dtype(TORCH_NAMES[code])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy as copy_module
 import time
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardload import remote_code
@@ -19,6 +21,7 @@ from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
 from shardload.remote_code.plain_config import GIVEN, given_class, plain_config
+from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
     import os
@@ -84,9 +87,11 @@ def from_pretrained(
     that code's imports of transformers: shardload's stand-in ("shim") or the installed "transformers"; by default the
     stand-in, and transformers for the whole repo where the stand-in lacks a name.
 
-    `dtype="auto"` keeps every tensor's stored dtype; another dtype casts floating parameters and persistent buffers,
-    and the constructor sees it as `config.torch_dtype`. What the constructor computes in torch's default dtype comes
-    out in that dtype, or in the one that most bytes are stored in; where the class names a dtype itself, it keeps it.
+    `dtype="stored"` keeps every tensor's stored dtype, and so does "auto", but for classes of transformers: these are
+    loaded in one dtype, as there, which is the config's. Another dtype casts floating parameters and persistent
+    buffers, and the constructor sees it as `config.torch_dtype`. What the constructor computes in torch's default dtype
+    comes out in that dtype, or in the one that most bytes are stored in; where the class names a dtype itself, it keeps
+    it.
     `adapter` is a LoRA adapter to attach on top, judged before the base is loaded; with `merge=True` it is added to
     the weights while they are read, before their only cast, and the model has no adapter layers. `revision` is a
     branch, tag or commit, `code_revision` the commit of code that another repo holds, `subfolder` a folder inside the
@@ -97,23 +102,29 @@ def from_pretrained(
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     place = place_of(where, keywords)
-    target = OnDevice(device, None if dtype == "auto" else parse_dtype(dtype), spill)
+    wanted = parse_dtype(dtype)
     clock = _Clock()
 
     checkpoint = open_checkpoint(place)
     clock.stage("open")
-    loaded, resolved = _made_of(checkpoint, place, keywords, target.dtype, config, model_class, auto_class)
+    loaded, resolved = _made_of(checkpoint, place, keywords, wanted, config, model_class, auto_class)
+    one_dtype = resolved.of_library and dtype != "stored"
+    if one_dtype:
+        made_in, wanted = remote_code.in_one_dtype(loaded.config, wanted, checkpoint)
+        loaded = replace(loaded, config=made_in)
+    target = OnDevice(device, wanted, spill)
     # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
     limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
     computed_in = target.dtype or DTYPES.get(checkpoint.float_code)
     shell = build_shell(lambda: resolved.make(loaded.config), at_most=limit, dtype=computed_in)
-    notes = []
+    shell.one_dtype = one_dtype
+    notes: list[str | None] = [_cast_note(checkpoint, wanted) if one_dtype and dtype == "auto" else None]
     if "generation_config.json" in checkpoint.source.names():
         # Before a weight is read: the file may be broken.
         notes.append(remote_code.attach_generation_config(shell.model, checkpoint.source))
     clock.stage("shell")
-    wanted = None if adapter is None else place.elsewhere(adapter)
-    on_top = _on_top(shell, checkpoint, wanted, target, merge=merge)
+    on_it = None if adapter is None else place.elsewhere(adapter)
+    on_top = _on_top(shell, checkpoint, on_it, target, merge=merge)
     report = fill(
         shell,
         checkpoint,
@@ -259,6 +270,20 @@ def _on_top(
     on_top = AdapterOnLoad(shell, adapter, target, merge=merge)
     on_top.state(checkpoint.tensors, float_code(target.dtype), target.device.type)
     return on_top
+
+
+def _cast_note(checkpoint: Checkpoint, dtype: torch.dtype | None) -> str:
+    """Return a note on the tensors that are not stored in the one dtype of the model."""
+    cast = Counter(
+        TORCH_NAMES[ref.dtype]
+        for ref in checkpoint.tensors.values()
+        if ref.is_floating and DTYPES[ref.dtype] != dtype
+    )
+    if not cast:
+        return ""
+    stored = ", ".join(f"{count} in {name}" for name, count in cast.most_common())
+    loaded = str(dtype).removeprefix("torch.")
+    return f"stored {stored}: loaded in {loaded}, as transformers does; dtype='stored' keeps them"
 
 
 def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:

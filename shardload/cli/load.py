@@ -41,7 +41,10 @@ Examples:
 @click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach.")
 @click.option("--merge", is_flag=True, help="Merge the adapter into the weights while they are loaded.")
 @click.option(
-    "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
+    "--dtype",
+    default="auto",
+    metavar="DTYPE",
+    help="Cast floating weights; stored keeps each one's own, and so does auto but for classes of transformers.",
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @trust_options

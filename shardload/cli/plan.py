@@ -27,7 +27,10 @@ DOES_NOT_FIT = 1
 @click.command("plan", epilog=EXAMPLES, short_help="Show what a load would download, read, hold and peak at.")
 @click.argument("where")
 @click.option(
-    "--dtype", default="auto", metavar="DTYPE", help="Cast floating weights; auto keeps what is stored."
+    "--dtype",
+    default="auto",
+    metavar="DTYPE",
+    help="Cast floating weights; stored keeps each one's own, and so does auto but for classes of transformers.",
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @key_map_options

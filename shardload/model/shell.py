@@ -67,7 +67,8 @@ class Shell:
 
     `keeps_references` tells whether modules also keep tensors outside their tables: in attributes, lists or dicts.
     `make` is the constructor: it runs again to compute parameters that the checkpoint may lack. `created` holds the
-    parameters in the order in which the constructor made them.
+    parameters in the order in which the constructor made them. With `one_dtype` the model is loaded in one dtype, but
+    for the tensors that its class makes in another.
     """
 
     model: nn.Module
@@ -78,6 +79,7 @@ class Shell:
     tree: ModuleTree = field(default_factory=ModuleTree, repr=False)
     created: list[nn.Parameter] = field(default_factory=list, repr=False)
     dtype: torch.dtype | None = None
+    one_dtype: bool = False
     _surveyed: list[object] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -119,6 +121,8 @@ class Shell:
         """
         slots = [slot for slot in self.slots.values() if slot.is_stored]
         wanted = {slot.name: slot.dtype for slot in slots if not slot.dtype.is_floating_point}
+        if self.one_dtype:
+            wanted.update({slot.name: slot.dtype for slot in slots if slot.dtype != loaded_in})
         if loaded_in is not None and any(hasattr(kind, _KEPT) for kind in self.tree.kinds):
             from shardload.model.kept_float32 import kept_in_float32
 

@@ -11,7 +11,7 @@ from shardload.remote_code.auto_map import PASS_CLASS, architectures, choose_mod
 from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code
-from shardload.remote_code.library import is_installed, model_class_for, version
+from shardload.remote_code.library import is_installed, is_library_class, model_class_for, version
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.plain_config import given_class
 from shardload.where import UNTRUSTED, CodeTrust
@@ -35,13 +35,15 @@ class ResolvedClass:
     """How to make the model: `make(config)`, the class's name, and its origin as a text for people.
 
     `remote_base` says who serves the repo's imports of transformers; None where none of its code runs. It is final
-    once `make` has returned: a constructor may ask for something that only the real transformers has.
+    once `make` has returned: a constructor may ask for something that only the real transformers has. `of_library`:
+    the class is one of transformers' own.
     """
 
     make: Callable[[Any], nn.Module]
     name: str
     origin: str
     remote_base: Literal["shim", "transformers"] | None = None
+    of_library: bool = False
 
 
 def resolve_class(
@@ -66,7 +68,8 @@ def resolve_class(
                 where=keyword("model_class"),
                 cure="pass a class, or a function that takes the config and returns the model",
             )
-        return ResolvedClass(model_class, *given_class(model_class))
+        own = is_library_class(model_class)
+        return ResolvedClass(model_class, *given_class(model_class), of_library=own)
     chosen = choose_model(config_json, auto_class)
     if chosen is not None:
         return _from_code(open_code(source, config_json, chosen[1], trust), chosen[1])
@@ -77,6 +80,7 @@ def resolve_class(
         _with_typed_errors(found, source),
         found.__qualname__,
         f"{found.__module__}.{found.__qualname__} ({version()})",
+        of_library=True,
     )
 
 
