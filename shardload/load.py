@@ -102,7 +102,7 @@ def from_pretrained(
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     place = place_of(where, keywords)
-    wanted = parse_dtype(dtype)
+    wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
     clock = _Clock()
 
     checkpoint = open_checkpoint(place)
@@ -110,7 +110,9 @@ def from_pretrained(
     loaded, resolved = _made_of(checkpoint, place, keywords, wanted, config, model_class, auto_class)
     one_dtype = resolved.of_library and dtype != "stored"
     if one_dtype:
-        made_in, wanted = remote_code.in_one_dtype(loaded.config, wanted, checkpoint)
+        from shardload.transformers_classes.one_dtype import in_one_dtype
+
+        made_in, wanted = in_one_dtype(loaded.config, wanted, checkpoint)
         loaded = replace(loaded, config=made_in)
     target = OnDevice(device, wanted, spill)
     # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.

@@ -17,6 +17,7 @@ _TABLE = (
     ("model_class", "from_pretrained examine", "leave it out: {function} builds no model"),
     ("auto_class", "from_pretrained examine resolve_class", "leave it out: {function} chooses no class"),
     ("config", "from_pretrained", "leave it out: {function} needs no config object"),
+    ("shell", "check plan_load", "pass it to check, fill or plan_load, which compare it with a checkpoint"),
     ("at_most", "build_shell", "pass it to build_shell, which counts parameters"),
     ("target", "fill", "pass it to fill"),
     ("dtype",

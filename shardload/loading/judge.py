@@ -91,8 +91,9 @@ class Comparison:
     def _whole_map(self) -> KeyMap | None:
         """Return the caller's map and the model's own rules after it; None where there are no rules at all."""
         shell, given = self.shell, self._key_map
-        if "transformers.modeling_utils" not in sys.modules:
-            return given  # so no module can be one of its classes
+        library = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
+        if not any(issubclass(kind, library) for kind in self.tree.kinds):
+            return given
         from shardload.transformers_classes import conversions
 
         stored = (name for name, slot in shell.slots.items() if slot.is_stored)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from shardload.remote_code.classes import ResolvedClass, finish_by_its_class, resolve_class
 from shardload.remote_code.config import attach_generation_config, load_config
-from shardload.remote_code.library import in_one_dtype
 from shardload.remote_code.listing import ListedFile, code_files
 from shardload.remote_code.plain_config import LoadedConfig
 
@@ -15,7 +14,6 @@ __all__ = [
     "attach_generation_config",
     "code_files",
     "finish_by_its_class",
-    "in_one_dtype",
     "load_config",
     "resolve_class",
 ]

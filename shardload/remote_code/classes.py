@@ -11,9 +11,10 @@ from shardload.remote_code.auto_map import PASS_CLASS, architectures, choose_mod
 from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code
-from shardload.remote_code.library import is_installed, is_library_class, model_class_for, version
+from shardload.remote_code.library import is_installed, model_class_for, version
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.plain_config import given_class
+from shardload.transformers_classes.one_dtype import is_library_class
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
