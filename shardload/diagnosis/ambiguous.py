@@ -81,10 +81,14 @@ def _taking(rival: Wrapping, rivals: Sequence[Wrapping]) -> str:
     """Return the cure that takes one of the sets and leaves the others out."""
     rule = rival.key_map.rules[0].to_dict()
     others = [f"{other.segments}.*" for other in rivals if other is not rival]
-    leave = "allow_missing" if rival.adds else "allow_unexpected"
-    text = f"to take {{0}}: {{key_map}} and {{{leave}}}"
-    names = {rule["source"]: rule["target"]}
-    return Wording(text, f'"{rival.segments}."', key_map=names, **{leave: others})
+    names, taken = {rule["source"]: rule["target"]}, f'"{rival.segments}."'
+    if rival.adds:
+        return Wording(
+            "to take {0}: {key_map} and {allow_missing}", taken, key_map=names, allow_missing=others
+        )
+    return Wording(
+        "to take {0}: {key_map} and {allow_unexpected}", taken, key_map=names, allow_unexpected=others
+    )
 
 
 def _line(case: Case, olds: Sequence[KeyFamily], news: Sequence[KeyFamily]) -> str:
