@@ -29,7 +29,9 @@ def models(ours: nn.Module, theirs: nn.Module) -> tuple[list[str], list[str]]:
     ][:1]
     faults += [f"on meta: {name}" for name in on_meta(ours)[:3]]
     notes = [f"transformers leaves on meta: {name}" for name in on_meta(theirs)[:3]]
-    notes += _different("dtypes of inner configs", config_dtypes(ours.config), config_dtypes(theirs.config))
+    mine, other = config_dtypes(ours.config), config_dtypes(theirs.config)
+    inner = [f"{path} ({mine.get(path)}, not {one})" for path, one in other.items() if mine.get(path) != one]
+    notes += _named("dtypes of inner configs", inner)
     return faults, notes + _gradients(ours, theirs)
 
 

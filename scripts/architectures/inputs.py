@@ -44,10 +44,11 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Any]]:
     dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), torch.float32)
     known = {name: make for name, make in _makers(model.config).items() if name in taken}
     main = getattr(model, "main_input_name", "input_ids")
-    names = [name for name in (main, *IDS, *known) if name in known]
+    main = [main] if isinstance(main, str) else list(main)
+    names = [name for name in (*main, *IDS, *known) if name in known]
     needed = [name for name, one in taken.items() if one.default is one.empty and name in known]
     encoder = ["decoder_input_ids"] if "decoder_input_ids" in known else []
-    sets = [[main], [main, *encoder], needed, ["input_ids"], ["input_ids", "pixel_values"], [*needed, *names]]
+    sets = [main, [*main, *encoder], needed, ["input_ids"], ["input_ids", "pixel_values"], [*needed, *names]]
     seen = set()
     for chosen in sets:
         these = tuple(dict.fromkeys(name for name in chosen if name in known))
@@ -56,7 +57,10 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Any]]:
         seen.add(these)
         generator = torch.Generator().manual_seed(2)
         made = {name: known[name](generator) for name in these}
-        yield {name: one.to(dtype) if one.is_floating_point() else one for name, one in made.items()}
+        made = {name: one.to(dtype) if one.is_floating_point() else one for name, one in made.items()}
+        yield made
+        if "input_features" in made:  # frames come first in some models
+            yield made | {"input_features": made["input_features"].transpose(1, 2)}
 
 
 def _makers(config: Any) -> dict[str, Any]:

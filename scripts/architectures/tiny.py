@@ -39,10 +39,8 @@ SIZES = (
     (r"num_(local_|routed_|moe_)?experts$|n_routed_experts|moe_num_experts|zero_expert_num", 4),
     (r"kv_heads|key_value_heads|num_key_value|num_kv", 2),
     (r"heads?$|heads_", 4),
-    (
-        r"rope_head_dim|nope_head_dim|v_head_dim|qk_head_dim|head_dim|key_dim|d_kv$|dim_head|d_head|kv_channels",
-        16,
-    ),
+    (r"head_dim|dim_head|d_head|key_dim|d_kv$|kv_channels|rotary_dim", 16),
+    (r"first_k_dense|num_dense_layers", 1),
     (r"lora_rank|gated_norm_rank", 16),
     (r"image_size|img_size|input_size|^resolution$|max_image_size", 64),
     (r"patch_size", 16),
@@ -71,8 +69,10 @@ def classes_of(model_type: str) -> Iterator[str]:
 
     first = [f"MODEL_FOR_{head}_MAPPING_NAMES" for head in HEADS_FIRST]
     rest = [name for name in dir(modeling_auto) if re.fullmatch(r"MODEL_FOR_\w+_MAPPING_NAMES", name)]
+    backbone = "MODEL_FOR_BACKBONE_MAPPING_NAMES"
+    rest.remove(backbone)
     seen = set()
-    for mapping in dict.fromkeys([*first, *rest, "MODEL_MAPPING_NAMES"]):
+    for mapping in dict.fromkeys([*first, *rest, "MODEL_MAPPING_NAMES", backbone]):
         names = getattr(modeling_auto, mapping, {}).get(model_type, ())
         for name in (names,) if isinstance(names, str) else names:
             if name not in seen:
@@ -108,7 +108,14 @@ def tiny_configs(model_type: str) -> Iterator[Any]:
     cls = CONFIG_MAPPING[model_type]
     for derived in (False, True):
         ids = iter(range(99, 20, -1))
-        yield cls(**small(cls(), ids, derived, {}))
+        yield cls(**small(_default(cls), ids, derived, {}))
+
+
+def _default(cls: Any) -> Any:
+    try:
+        return cls()
+    except Exception:  # noqa: BLE001 - some configs refuse their own defaults
+        return cls(**FIXES.get(cls.model_type, {}))
 
 
 def small(default: Any, ids: Iterator[int], derived: bool, fix: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def small(default: Any, ids: Iterator[int], derived: bool, fix: dict[str, Any]) 
             if less != value:
                 found[name] = less
     fix = {name: value for name, value in fix.items() if not hasattr(found.get(name), "to_dict")}
-    return found | _stages(default) | _widths_of_stages(default) | fix
+    return found | _kinds_of_layers(default) | _stages(default) | _widths_of_stages(default) | fix
 
 
 def _value(config: Any, name: str, otherwise: Any) -> Any:
@@ -141,6 +148,20 @@ def _value(config: Any, name: str, otherwise: Any) -> Any:
         return getattr(config, name, otherwise)
     except Exception:  # noqa: BLE001
         return otherwise
+
+
+def _kinds_of_layers(default: Any) -> dict[str, Any]:
+    """Return as many layers as it takes to have one of each kind, and equal numbers of heads where they are equal."""
+    found = {}
+    kinds = _value(default, "layer_types", None)
+    of_layers = isinstance(kinds, list | tuple) and len(kinds) == _value(default, "num_hidden_layers", 0)
+    if of_layers and all(isinstance(kind, str) for kind in kinds):
+        enough = 1 + max(kinds.index(kind) for kind in set(kinds))
+        found["num_hidden_layers"] = enough if 2 < enough <= 6 else 2
+    heads, shared = (_value(default, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and heads == shared:
+        found["num_key_value_heads"] = min(heads, 4)
+    return found
 
 
 def _stages(default: Any) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def built(model_type: str) -> nn.Module:
         for name in classes_of(model_type):
             try:
                 cls = getattr(transformers, name)
+                if not isinstance(config, cls.config_class):
+                    continue  # a class of another type that takes these files too
                 with torch.device("meta"):
                     count = sum(parameter.numel() for parameter in cls(config).parameters())
                 if count > MAX_PARAMETERS:

@@ -67,10 +67,7 @@ def test_a_model_is_what_transformers_makes_of_its_files(model_type):
 
 @pytest.mark.parametrize("model_type", CONVERTED)
 def test_a_model_whose_files_are_converted_is_what_transformers_makes_of_them(model_type):
-    result = try_architecture(model_type)
-    if result.outcome == "refused" and result.reason.startswith("MismatchError"):
-        pytest.xfail("conversions of transformers' own classes are not applied yet")
-    assert_equal(result)
+    assert_equal(try_architecture(model_type))
 
 
 @pytest.mark.parametrize("mode", ["bfloat16", "float16"])
@@ -191,6 +188,35 @@ def test_the_sweep_writes_its_results(tmp_path):
     results = json.loads((tmp_path / "r.json").read_text())
     assert [(one["model_type"], one["outcome"]) for one in results] == [("llama", "equal"), ("gpt2", "equal")]
     assert "| equal | 2 |" in done.stdout
+
+
+LIKE_A_SWEEP = """
+import os, time
+from scripts.architectures import pool
+
+def like_try_architecture(name, mode):
+    if name == "dies":
+        os._exit(7)
+    if name == "hangs":
+        time.sleep(600)
+    if name == "raises":
+        raise ValueError("odd")
+    return pool.Result(name, mode, outcome="equal")
+
+pool.try_architecture = like_try_architecture
+for result in pool.results(["dies", "hangs", "raises", "works"], "float32", 2, 5):
+    print(result.model_type, result.outcome, result.reason)
+"""
+
+
+def test_an_architecture_that_dies_or_hangs_is_a_row():
+    done = subprocess.run([sys.executable, "-c", LIKE_A_SWEEP], capture_output=True, text=True, cwd=ROOT)
+    assert sorted(done.stdout.splitlines()) == [
+        "dies crashed the process ended with 7",
+        "hangs crashed not done after 5 s",
+        "raises crashed ValueError: odd",
+        "works equal ",
+    ], done.stderr
 
 
 def test_a_name_that_is_no_model_type_is_refused():
