@@ -117,7 +117,7 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
         cls, namespace = repo.load(ref), repo.namespace
         resolved.origin, resolved.remote_base = code_origin(repo, ref), repo.base
         try:
-            return _constructed(cls, convert_config(repo, config))
+            return _tied(_constructed(cls, convert_config(repo, config)))
         except (Exception, SystemExit) as error:
             if repo.fall_back(error, namespace):
                 return make(config)
@@ -143,6 +143,16 @@ def _constructed(cls: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     begin_again()
     with CpuForCuda():
         return cls(config)
+
+
+def _tied(model: nn.Module) -> nn.Module:
+    """Return the model with its weights tied: a constructor that runs no `post_init` leaves that to the loader."""
+    base: Any = next((cls for cls in type(model).__mro__ if cls.__name__ == "PreTrainedModel"), None)
+    if hasattr(base, "tie_weights") and not hasattr(
+        base, "get_expanded_tied_weights_keys"
+    ):  # 5.x: post_init alone
+        model.tie_weights()  # type: ignore[operator]
+    return model
 
 
 def _needs_values(error: BaseException) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ class EmbeddingsMixin:
 
     config: Any
     base_model: Any
+    _tied_weights_keys: Any
 
     def get_input_embeddings(self) -> Any:
         """Return the module that embeds tokens; a model with a head asks its base model."""
@@ -35,14 +38,31 @@ class EmbeddingsMixin:
         return None
 
     def tie_weights(self) -> None:
-        """Tie the output embeddings' weight to the input embeddings', where the config asks for it."""
-        output = self.get_output_embeddings()
-        if getattr(self.config, "tie_word_embeddings", True) and output is not None:
-            self._tie_or_clone_weights(output, self.get_input_embeddings())
+        """Tie what the class declares as tied, where the config asks for it, and let modules tie what they do."""
+        if self._ties():
+            output = self.get_output_embeddings()
+            if output is not None:
+                self._tie_or_clone_weights(output, self.get_input_embeddings())
+            if isinstance(self._tied_weights_keys, dict):  # code for 5.x: names and patterns of followers
+                self._tie_named(self._tied_weights_keys)
         module: Any
         for module in self.modules():  # type: ignore[attr-defined]
             if hasattr(module, "_tie_weights"):
                 module._tie_weights()
+
+    def _ties(self) -> bool:
+        """Whether the config ties the embeddings; one of several models and its text model have to agree on it."""
+        text_config = getattr(self.config, "get_text_config", lambda: self.config)()
+        return all(getattr(config, "tie_word_embeddings", True) for config in (self.config, text_config))
+
+    def _tie_named(self, followers: dict[str, str]) -> None:
+        """Tie each parameter that a pattern finds to the one that its counterpart finds, as the names are ordered."""
+        names = sorted(name for name, _ in self.named_parameters(remove_duplicate=False))  # type: ignore[attr-defined]
+        for target, source in followers.items():
+            targets, sources = ([name for name in names if re.match(each, name)] for each in (target, source))
+            for name, tied_to in zip(targets, cycle(sources), strict=False):
+                path, _, leaf = name.rpartition(".")
+                setattr(self.get_submodule(path), leaf, self.get_parameter(tied_to))  # type: ignore[attr-defined]
 
     def _tie_or_clone_weights(self, output_embeddings: Any, input_embeddings: Any) -> None:
         output_embeddings.weight = input_embeddings.weight
@@ -72,7 +92,7 @@ class EmbeddingsMixin:
             count = -(-count // pad_to_multiple_of) * pad_to_multiple_of
         self.set_input_embeddings(self._resized(old, count))
         head = self.get_output_embeddings()
-        if head is not None and not getattr(self.config, "tie_word_embeddings", True):
+        if head is not None and not self._ties():
             self.set_output_embeddings(self._resized(head, count))  # type: ignore[attr-defined]
         self.config.vocab_size = self.vocab_size = count
         self.tie_weights()

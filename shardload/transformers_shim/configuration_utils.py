@@ -89,6 +89,8 @@ class PretrainedConfig:
     _attn_implementation_internal: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
+        # Code for 5.x says it in the class, or before this is called.
+        kwargs.setdefault("tie_word_embeddings", getattr(self, "tie_word_embeddings", True))
         for name, default in {**_DEFAULTS, **GENERATION_DEFAULTS}.items():
             setattr(self, name, kwargs.pop(name, default))
         self.torch_dtype = as_dtype(self.torch_dtype)
