@@ -25,7 +25,7 @@ from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import nn
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import KeyMap, Names
     from shardload.keywords import ModelKeywords, RepoKeywords
+    from shardload.loading.leniency import Patterns
     from shardload.loading.report import Report
     from shardload.model.shell import Shell
     from shardload.where import Where, WhereLike
@@ -57,8 +58,8 @@ def from_pretrained(
     adapter: str | os.PathLike[str] | None = None,
     merge: bool = False,
     strict: bool = True,
-    allow_missing: Sequence[str] = (),
-    allow_unexpected: Sequence[str] = (),
+    allow_missing: Patterns = (),
+    allow_unexpected: Patterns = (),
     key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     copy: bool = False,
     verify: bool = False,
@@ -285,7 +286,9 @@ def _cast_note(checkpoint: Checkpoint, dtype: torch.dtype | None) -> str:
         return ""
     stored = ", ".join(f"{count} in {name}" for name, count in cast.most_common())
     loaded = str(dtype).removeprefix("torch.")
-    return f"stored {stored}: loaded in {loaded}, as transformers does; dtype='stored' keeps them"
+    return Wording(
+        "stored {0}: loaded in {1}, as transformers does; {dtype} keeps them", stored, loaded, dtype="stored"
+    )
 
 
 def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:

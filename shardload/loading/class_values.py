@@ -10,7 +10,8 @@ from shardload._system.heap import give_back
 from shardload.errors import MismatchError
 from shardload.keys import collapse
 from shardload.loading.ties import retie
-from shardload.model.shell import class_values, modules_of
+from shardload.model.rebuild import class_values
+from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection

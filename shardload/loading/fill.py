@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shardload.compare.verify import VerifiedWhileLoading
     from shardload.keymap import Names
     from shardload.loading.class_values import ClassValues
+    from shardload.loading.leniency import Patterns
     from shardload.loading.memory_plan import MemoryPlan
     from shardload.model.module_tree import ModuleTree
 
@@ -79,8 +80,8 @@ def fill(
     key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     target: Target | None = None,
     strict: bool = True,
-    allow_missing: Sequence[str] = (),
-    allow_unexpected: Sequence[str] = (),
+    allow_missing: Patterns = (),
+    allow_unexpected: Patterns = (),
     progress: ProgressOption = None,
     copy: bool = False,
     verify: bool = False,
@@ -100,7 +101,8 @@ def fill(
     restored. On the CPU, a weight that keeps its stored dtype is a view of its mapped file (`copy=True` reads it into
     memory instead). `verify=True` hashes the weight files during the load and refuses bytes whose digest differs from
     the Hub's listing, the Hub's cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are fnmatch patterns
-    on whole keys; parameters that are allowed to be missing get the values that the class gives them.
+    on whole keys; parameters that are allowed to be missing get the values that the class gives them. "head" stands for
+    what lies outside the class's `base_model_prefix`, and for a pooler: never for a layer of the base.
 
     `key_map` is a KeyMap, a mapping of names, or the path of a map's JSON file: parts and transposes of stored tensors
     stay views, joined tensors are copies. The parameters of an existing module are replaced: make optimizers

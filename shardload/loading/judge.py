@@ -15,7 +15,8 @@ from shardload._system.process_memory import size_of
 from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
 from shardload.keymap import KeyMap, leaves
 from shardload.keys import collapse
-from shardload.loading.leniency import set_aside
+from shardload.loading.head import Heads
+from shardload.loading.leniency import Patterns, set_aside
 from shardload.loading.memory_plan import state_memory
 from shardload.loading.mismatch import mismatch
 from shardload.loading.plan import match, narrow, settle_ties
@@ -164,7 +165,7 @@ class Comparison:
         return findings
 
     def judge(
-        self, *, strict: bool = True, allow_missing: Sequence[str] = (), allow_unexpected: Sequence[str] = ()
+        self, *, strict: bool = True, allow_missing: Patterns = (), allow_unexpected: Patterns = ()
     ) -> Verdict:
         """Separate the allowed faults from the others, which become the faults of the report."""
         verdict = Verdict()
@@ -250,7 +251,9 @@ class Comparison:
                 raise UnsupportedError(
                     finding.cause, where=self.checkpoint.label, cure=finding.cure, code=finding.code
                 )
-        raise mismatch(self.report, faults)
+        stored = (name for name, slot in self.shell.slots.items() if slot.is_stored)
+        heads = Heads(self.shell.model, stored, self.checkpoint.tensors)
+        raise mismatch(self.report, faults, heads.cure(faults))
 
 
 def _renamed_versions(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str, Any]]:

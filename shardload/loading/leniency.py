@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from shardload.errors import UsageError
 from shardload.loading.fault import missing_fault
+from shardload.loading.head import HEAD, Heads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from shardload.loading.fault import Fault
     from shardload.loading.plan import Plan
     from shardload.model.shell import Shell
+
+
+Patterns: TypeAlias = "Sequence[str] | Literal['head']"
 
 
 def set_aside(
@@ -24,29 +28,33 @@ def set_aside(
     stored: Iterable[str],
     *,
     strict: bool = True,
-    allow_missing: Sequence[str] = (),
-    allow_unexpected: Sequence[str] = (),
+    allow_missing: Patterns = (),
+    allow_unexpected: Patterns = (),
 ) -> tuple[list[Fault], dict[str, list[Fault]]]:
     """Divide a plan's faults into those that stop the load and those that are allowed, by reason.
 
-    Patterns are fnmatch patterns on whole keys. Raises UsageError for a pattern that matches no key or every key.
+    Patterns are fnmatch patterns on whole keys; "head", unless a key has that name, stands for those of a head. Raises
+    UsageError for a pattern that matches no key or every key.
     """
-    fillable = (name for name, slot in shell.slots.items() if slot.is_stored)
-    _check_patterns("allow_missing", allow_missing, {*fillable, *(f.key for f in plan.faults)})
-    _check_patterns("allow_unexpected", allow_unexpected, {*stored, *(f.key for f in plan.faults)})
+    fillable = [name for name, slot in shell.slots.items() if slot.is_stored]
+    stored = list(stored)
+    faulty = [fault.key for fault in plan.faults]
+    heads = Heads(shell.model, fillable, stored)
+    patterns = {
+        "missing": _Allowed("allow_missing", allow_missing, {*fillable, *faulty}, heads),
+        "unexpected": _Allowed("allow_unexpected", allow_unexpected, {*stored, *faulty}, heads),
+    }
     ignore = {
         "missing": _ignored_by_class(shell, "_keys_to_ignore_on_load_missing"),
         "unexpected": _ignored_by_class(shell, "_keys_to_ignore_on_load_unexpected"),
     }
-    patterns: Mapping[str, Sequence[str]] = {"missing": allow_missing, "unexpected": allow_unexpected}
     faults: list[Fault] = []
     allowed: dict[str, list[Fault]] = {}
     forgiven = [missing_fault(shell.slots[name]) for name in plan.forgiven if name in shell.slots]
     if forgiven:
         allowed["a load_state_dict hook of the class"] = forgiven
     for fault in plan.faults:
-        names = {fault.key, fault.stored_key or fault.key}
-        if any(fnmatchcase(name, pattern) for name in names for pattern in patterns.get(fault.kind, ())):
+        if fault.kind in patterns and patterns[fault.kind].covers(fault):
             reason = f"allow_{fault.kind}"
         elif any(pattern.search(fault.key) for pattern in ignore.get(fault.kind, ())):
             reason = f"the class's _keys_to_ignore_on_load_{fault.kind}"
@@ -59,7 +67,34 @@ def set_aside(
     return faults, allowed
 
 
-def _check_patterns(argument: str, patterns: Sequence[str], keys: set[str]) -> None:
+class _Allowed:
+    """The keys that a caller allows to be missing, or unexpected."""
+
+    def __init__(self, argument: str, patterns: Patterns, keys: set[str], heads: Heads) -> None:
+        self._heads: Heads | None = None
+        if patterns == HEAD:
+            patterns = [HEAD]
+        if (
+            not isinstance(patterns, str)
+            and isinstance(patterns, Iterable)
+            and HEAD in patterns
+            and HEAD not in keys
+        ):
+            heads.require(argument)
+            self._heads = heads
+            patterns = [each for each in patterns if each != HEAD]
+        _check_patterns(argument, patterns, keys)
+        self._patterns = patterns
+
+    def covers(self, fault: Fault) -> bool:
+        """Return whether the fault is allowed."""
+        names = {fault.key, fault.stored_key or fault.key}
+        return any(fnmatchcase(name, pattern) for name in names for pattern in self._patterns) or (
+            self._heads is not None and self._heads.have(fault)
+        )
+
+
+def _check_patterns(argument: str, patterns: Patterns, keys: set[str]) -> None:
     if isinstance(patterns, str) or not isinstance(patterns, Iterable):
         raise UsageError(
             f"{argument} takes a list of patterns", where=repr(patterns), cure=f"{argument}=[{patterns!r}]"

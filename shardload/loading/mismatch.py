@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from shardload.loading.report import Report
 
 
-def mismatch(report: Report, faults: Sequence[Fault]) -> MismatchError:
-    """Return the error for faults: a headline, findings with their cures, and the faults grouped by template."""
+def mismatch(report: Report, faults: Sequence[Fault], first_cure: str | None = None) -> MismatchError:
+    """Return the error for faults: a headline, findings with their cures, and the faults grouped by template.
+
+    `first_cure` is a cure that comes before those of the findings.
+    """
     report.faults = tuple(faults)
     error = MismatchError(
         Wording(
@@ -25,7 +28,7 @@ def mismatch(report: Report, faults: Sequence[Fault]) -> MismatchError:
             fault_text(faults, report.findings),
         ),
         where=report.where,
-        cure=_cure(report, faults),
+        cure=_cure(report, faults) if first_cure is None else Cures(first_cure, _cure(report, faults)),
         code=next((finding.code for finding in report.findings if finding.code.startswith("E-")), None),
     )
     error.report = report

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from shardload.errors import Wording
 from shardload.keys import collapse
 from shardload.model.shell import modules_of
 
@@ -82,7 +83,10 @@ def _note(wrong: list[tuple[str, torch.dtype]], common: torch.dtype) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     plain = str(common).removeprefix("torch.")
     stored = ", ".join(sorted({str(dtype).removeprefix("torch.") for _, dtype in wrong}))
-    return (
-        f"{', '.join(names[:_SHOWN])}{more}: stored as {stored}, most others as {plain}: "
-        f'a forward pass may fail on mixed dtypes; dtype="{plain}" loads all in one'
+    return Wording(
+        "{0}: stored as {1}, most others as {2}: a forward pass may fail on mixed dtypes; {dtype} loads all in one",
+        ", ".join(names[:_SHOWN]) + more,
+        stored,
+        plain,
+        dtype=plain,
     )

@@ -20,7 +20,7 @@ from shardload.model.module_tree import ModuleTree, SelfLoading
 from shardload.model.torch_messages import is_about_memory, met_meta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
 
 SlotKind = Literal["parameter", "buffer", "computed", "attribute"]
 _STORED = frozenset({"parameter", "buffer"})
@@ -132,14 +132,31 @@ class Shell:
         return wanted
 
     def added(self) -> set[str]:
-        """Return the names of parameters that adapters added: a checkpoint of the base does not have to hold them."""
+        """Return the names of parameters that adapters added: a checkpoint of the base does not have to hold them.
+
+        >>> import torch, shardload
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> report = shardload.attach_lora(model, r=2, targets=["0"])
+        >>> len(shardload.Shell.of(model).added())
+        2
+        """
         if not any(getattr(kind, "of_an_adapter", False) for kind in self.tree.kinds):
             return set()
         ours = ((path, module) for path, module in modules_of(self.model) if hasattr(module, "of_an_adapter"))
-        return {path + name for path, module in ours for name in module._parameters}
+        return {
+            path + name
+            for path, module in ours
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        }
 
     def has_other_tensors(self) -> bool:
-        """Whether a parameter or buffer is of another class than torch's own, or DDP or FSDP wraps a module."""
+        """Whether a parameter or buffer is of another class than torch's own, or DDP or FSDP wraps a module.
+
+        >>> import torch, shardload
+        >>> shardload.build_shell(lambda: torch.nn.Linear(4, 2)).has_other_tensors()
+        False
+        """
         return not self.tree.tensors <= _USUAL or any(
             "DataParallel" in kind.__name__ for kind in self.tree.kinds
         )
@@ -271,41 +288,6 @@ def _made(make: Callable[[], nn.Module], construction: Construction, dtype: torc
             cure="pass a class or a function that returns an nn.Module",
         )
     construction.settle(module for _, module in modules_of(model))
-    return model
-
-
-def class_values(shell: Shell, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Return the values that the class gives the named parameters and buffers, by running its constructor again.
-
-    NaN marks memory that the constructor leaves uninitialised. Names are left out that the second run does not make, or
-    makes in another order.
-    """
-    if shell.make is None or not names:
-        return {}
-    now = dict(_stored_tensors(shell.model))
-    birth = {id(parameter): ordinal for ordinal, parameter in enumerate(shell.created)}
-    real = {birth[id(now[name])] for name in names if name in now and id(now[name]) in birth}
-    fresh = dict(_stored_tensors(rebuild_with(shell.make, real, shell.dtype)))
-    return {name: fresh[name].detach() for name in names if name in fresh and not fresh[name].is_meta}
-
-
-def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for path, module in modules_of(model):
-        for table in (module._parameters, module._buffers):
-            yield from ((path + name, tensor) for name, tensor in table.items() if tensor is not None)
-
-
-def rebuild_with(
-    make: Callable[[], nn.Module], real: set[int], dtype: torch.dtype | None = None
-) -> nn.Module:
-    """Run `make()` once more, with real memory for the parameters whose ordinals are in `real`.
-
-    The n-th Parameter that a constructor creates is the same one in every run: `Shell.created` has the order.
-    Memory that a constructor leaves uninitialised is filled with NaN, so that the caller can recognise it.
-    """
-    construction = Construction(frozenset(real))
-    model = constructed(make, construction, dtype)
-    construction.settle(model.modules())
     return model
 
 

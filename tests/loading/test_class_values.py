@@ -135,7 +135,7 @@ def test_what_a_second_run_frees_goes_back_to_the_kernel():
 import torch, shardload
 from torch import nn
 from shardload._system.process_memory import measure
-from shardload.model.shell import class_values
+from shardload.model.rebuild import class_values
 
 class Net(nn.Module):
     def __init__(self):

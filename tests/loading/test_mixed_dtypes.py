@@ -102,7 +102,7 @@ def test_a_note_stands_for_a_forward_that_fails(tmp_path, norm, change, most):
     assert bool(notes) == (not runs)
     for note in notes:
         plain = str(most).removeprefix("torch.")
-        assert f'dtype="{plain}"' in note
+        assert f"dtype='{plain}'" in note
         model = from_pretrained(tmp_path, model_class=lambda _config: Model(norm), dtype=plain)
         assert model(torch.ones(1, 3, WIDTH, dtype=most)).dtype == most
         assert not any("mixed" in note for note in report_of(model).notes)

@@ -11,7 +11,7 @@ from torch import nn
 from shardload import MismatchError, build_shell, fill, from_pretrained, open_checkpoint
 from shardload.model.construction import Construction
 from shardload.model.meta_init import constructed
-from shardload.model.shell import rebuild_with
+from shardload.model.rebuild import rebuild_with
 from tests.tiny import write_checkpoint
 
 

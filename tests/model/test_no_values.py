@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shardload import UnsupportedError, build_shell, fill, open_checkpoint
-from shardload.model.shell import class_values
+from shardload.model.rebuild import class_values
 from tests.tiny import assert_same_state, meta_names, random_state, torch_filled, write_checkpoint
 
 

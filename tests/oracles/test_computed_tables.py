@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shardload import build_shell, from_pretrained
-from shardload.model.shell import class_values
+from shardload.model.rebuild import class_values
 from tests.tiny import assert_same_state, meta_names
 
 transformers = pytest.importorskip("transformers")

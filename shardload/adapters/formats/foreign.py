@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from shardload.errors import Wording
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -25,8 +27,11 @@ _CURES = {
     "AdaLoRA": "merge it into its base with PEFT and load the result",
     "another PEFT method": "merge it into its base with PEFT and load the result",
     "prompt tuning": "run it with PEFT: it adds to the input, and there is no weight to merge it into",
-    "P-Tuning v2 (a prefix encoder)": "it is a part of the model: build the base with pre_seq_len in its config and "
-    "allow_missing=['*prefix_encoder*'], then fill its prefix_encoder from this file with a key_map",
+    "P-Tuning v2 (a prefix encoder)": Wording(
+        "it is a part of the model: build the base with pre_seq_len in its config and {allow_missing}, then fill its "
+        "prefix_encoder from this file with a key map",
+        allow_missing=["*prefix_encoder*"],
+    ),
 }
 
 
