@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from shardload.model.shell import Shell
     from shardload.placement.target import Target
     from shardload.transformers_classes.conversion import ClassConversion
+    from shardload.transformers_classes.legacy_names import LegacyNames
 
 _TIMES, _LARGE = 4, 10**9
+_HOMES = ("transformers.modeling_utils", "shardload.transformers_shim.modeling_utils")
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Comparison:
         self.shell = shell
         self.checkpoint = checkpoint
         self._key_map = key_map
-        self.conversions: tuple[ClassConversion, ...] = ()
+        self.conversions: tuple[ClassConversion | LegacyNames, ...] = ()
         self._target = target
         self._cure: KeyMap | None = None
         _refuse_own_load_state_dict(shell.model)
@@ -92,13 +94,14 @@ class Comparison:
     def _whole_map(self) -> KeyMap | None:
         """Return the caller's map and the model's own rules after it; None where there are no rules at all."""
         shell, given = self.shell, self._key_map
-        library = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", ())
-        if not any(issubclass(kind, library) for kind in self.tree.kinds):
+        bases = tuple(getattr(sys.modules.get(home), "PreTrainedModel", ()) for home in _HOMES)
+        if not any(issubclass(kind, bases) for kind in self.tree.kinds):
             return given
         from shardload.transformers_classes import conversions
 
-        stored = (name for name, slot in shell.slots.items() if slot.is_stored)
-        own = conversions(self.tree.kinds, modules_of(shell.model), stored)
+        names = (name for name, slot in shell.slots.items() if slot.is_stored)
+        stored = self.checkpoint.tensors if given is None else None
+        own = conversions(self.tree.kinds, modules_of(shell.model), names, stored)
         if not own:
             return given
         if given is not None:

@@ -64,6 +64,10 @@ class ClassConversion(RuleBase):
         """Return what tells the rule from others; a map with it can't be written to a file."""
         return {"op": self.op, "class": type(self.model).__name__}
 
+    def takes(self, stored: Collection[str]) -> bool:  # noqa: ARG002
+        """Whether the rule is for this checkpoint: always, for it remembers what it found."""
+        return True
+
     @cached_property
     def transforms(self) -> list[Any]:
         """The transforms of the class; each remembers whether it took a name."""
