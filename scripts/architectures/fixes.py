@@ -43,7 +43,7 @@ FIXES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": MAMBA_HEADS,
     "bit": {"num_groups": 4},
     "depth_pro": {"patch_size": 64},
-    "dots3_note_text": {"per_layer_config": {}, "num_key_value_heads": 4},
+    "dots3_note_text": {"per_layer_config": {}, "num_key_value_heads": 4, "swa_head_dim": 32},
     "efficientloftr": {"hidden_size": 256},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -67,6 +67,7 @@ FIXES: dict[str, dict[str, Any]] = {
     "vibevoice_acoustic_tokenizer_encoder": {"num_filters": 2},
     "vibevoice_acoustic_tokenizer_decoder": {"num_filters": 2},
     "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 3200},
+    "muse_spark_audio": {"num_hidden_layers": 4},
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 16]},
     "swin2sr": {"embed_dim": 48},
     "cohere_compass_text": {

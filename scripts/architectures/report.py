@@ -75,13 +75,16 @@ def _section(title: str, pairs: Iterable[tuple[Result, str]]) -> Iterator[str]:
         return
     yield from ("", f"## {title}", "", "| reason | count | model types |", "|---|---|---|")
     for kind, members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        reason = members[0][1] if len(members) == 1 else kind
+        reason = members[0][1] if len(members) == 1 and not kind.endswith("is not installed") else kind
         names = ", ".join(dict.fromkeys(result.model_type for result, _ in members))
         yield f"| {reason.replace('|', '¦')} | {len(members)} | {names} |"
 
 
 def _kind(result: Result, reason: str) -> str:
     """Return a reason without what differs between architectures: names of tensors and classes, numbers."""
+    absent = re.search(r"requires the (\w+) library|No module named '(\w+)'", reason)
+    if absent:
+        return f"{absent[1] or absent[2]} is not installed"
     short = reason.replace(result.class_name, "<class>") if result.class_name else reason
     short = re.sub(r", such as .*", "", short)
     short = re.sub(r"/\S+", "<path>", short)

@@ -126,6 +126,7 @@ def small(default: Any, ids: Iterator[int], derived: bool, fix: dict[str, Any]) 
     cls = type(default)
     fix = FIXES.get(cls.model_type, {}) | fix
     found: dict[str, Any] = {}
+    layers = _kinds_of_layers(default)
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
         if name == "self" or parameter.kind is parameter.VAR_KEYWORD:
             continue
@@ -135,11 +136,11 @@ def small(default: Any, ids: Iterator[int], derived: bool, fix: dict[str, Any]) 
         elif parameter.default is not None or derived or TOKEN.search(name):
             less = shrunk(name, value, ids)
             if isinstance(less, list | tuple) and len(less) == _value(default, "num_hidden_layers", 0) > 4:
-                less = less[:2]  # one for each layer, not for each stage
+                less = less[: layers.get("num_hidden_layers", 2)]  # one for each layer, not for each stage
             if less != value:
                 found[name] = less
     fix = {name: value for name, value in fix.items() if not hasattr(found.get(name), "to_dict")}
-    return found | _kinds_of_layers(default) | _stages(default) | _widths_of_stages(default) | fix
+    return found | layers | _stages(default) | _widths_of_stages(default) | fix
 
 
 def _value(config: Any, name: str, otherwise: Any) -> Any:

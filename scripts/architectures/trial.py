@@ -17,6 +17,8 @@ from scripts.architectures.inputs import outputs_of_both
 from scripts.architectures.tiny import MAX_PARAMETERS, classes_of, tiny_configs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import nn
 
 MODES = {
@@ -100,11 +102,9 @@ def built(model_type: str) -> nn.Module:
 
     failures: list[str] = []
     for config in _configs(model_type, failures):
-        for name in classes_of(model_type):
+        for name in _of_this_config_first(config, classes_of(model_type)):
             try:
                 cls = getattr(transformers, name)
-                if not isinstance(config, cls.config_class):
-                    continue  # a class of another type that takes these files too
                 with torch.device("meta"):
                     count = sum(parameter.numel() for parameter in cls(config).parameters())
                 if count > MAX_PARAMETERS:
@@ -117,6 +117,17 @@ def built(model_type: str) -> nn.Module:
                 continue
             return randomised(model.eval())
     raise NotBuiltError(failures[0] if failures else "no class")
+
+
+def _of_this_config_first(config: Any, names: Iterable[str]) -> list[str]:
+    """Return the names with those of other types' classes last: some types share them, some can be read by them."""
+    import transformers
+
+    def of_another(name: str) -> bool:
+        made_for = getattr(getattr(transformers, name, None), "config_class", None)
+        return made_for is None or not isinstance(config, made_for)
+
+    return sorted(names, key=of_another)
 
 
 def _configs(model_type: str, failures: list[str]) -> Any:
