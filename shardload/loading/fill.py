@@ -132,10 +132,10 @@ def fill(
         verified = _verified(checkpoint) if verify else None
         with PeakSampler() as sampler, _all_or_nothing(comparison.tree) as undo:
             before = sampler.sample()
+            if shell.ties:
+                report.notes += compare_stored_copies(shell, comparison.plan, checkpoint, undo, copy=copy)
             values = _class_values(shell, missing, comparison.plan.in_place)
             references = References(shell.model) if shell.keeps_references else None
-            if shell.ties:
-                compare_stored_copies(shell, comparison.plan, checkpoint, copy=copy)
             with verified or nullcontext():
                 filled = stream(comparison, target, values, copy=copy, progress=progress, verified=verified)
             report.notes += finish(shell, filled, missing, values, target, references, undo)

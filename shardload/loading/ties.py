@@ -13,31 +13,53 @@ from shardload.model.shell import modules_of
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import Derived
     from shardload.loading.plan import Plan
     from shardload.model.shell import Shell
 
 
-def compare_stored_copies(shell: Shell, plan: Plan, checkpoint: Checkpoint, *, copy: bool = False) -> None:
+def compare_stored_copies(
+    shell: Shell, plan: Plan, checkpoint: Checkpoint, undo: list[Callable[[], None]], *, copy: bool = False
+) -> list[str]:
     """Raise MismatchError when a tied parameter is stored twice with different values. Nothing is assigned before.
 
-    Two names of one span of a file (a pickle that kept the tie) are equal without a read. With `copy=True` no file is
-    mapped.
+    Classes of transformers are untied instead, where transformers does it; notes say so, and `undo` takes a function
+    that reverts it. Two names of one span of a file (a pickle that kept the tie) are equal without a read. With
+    `copy=True` no file is mapped.
     """
     stored = dict(plan.tensors)
+    notes: list[str] = []
+
+    def equal(one: str, other: str) -> bool:
+        return _equal(stored[one], stored[other], checkpoint, copy)
+
     for group in shell.ties:
-        copies = [(name, stored[name]) for name in group if name in stored]
-        for (first_name, first), (second_name, second) in pairwise(copies):
-            if not _equal(first, second, checkpoint, copy):
-                raise MismatchError(
-                    f"{first_name} and {second_name} are one parameter in the model, and differ in the checkpoint",
-                    where=f"{first.shard}, {second.shard} of {checkpoint.label}",
-                    cure=Cures(
-                        "untie them in the config (tie_word_embeddings=false)",
-                        Wording("drop one: {key_map}", key_map={second.name: None}),
-                    ),
-                )
+        copies = [name for name in group if name in stored]
+        apart = next((pair for pair in pairwise(copies) if not equal(*pair)), None)
+        if apart is None:
+            continue
+        from shardload.transformers_classes.untied import untie
+
+        untied = untie(shell, group, plan.direct, equal, undo)
+        if not untied:
+            files = ", ".join(stored[name].shard for name in apart)
+            raise _differ(*apart, f"{files} of {checkpoint.label}")
+        notes += untied
+    return notes
+
+
+def _differ(one: str, other: str, where: str) -> MismatchError:
+    return MismatchError(
+        f"{one} and {other} are one parameter in the model, and differ in the checkpoint",
+        where=where,
+        cure=Cures(
+            "untie them in the config (tie_word_embeddings=false)",
+            Wording("drop one: {key_map}", key_map={other: None}),
+        ),
+    )
 
 
 def _equal(first: Derived, second: Derived, checkpoint: Checkpoint, copy: bool) -> bool:
