@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from torch import nn
 
@@ -18,7 +18,7 @@ LIBRARY = "transformers.modeling_utils"
 
 
 def conversions(
-    kinds: Iterable[type],
+    kinds: Collection[type],
     modules: Iterable[tuple[str, nn.Module]],
     keys: Iterable[str],
     stored: Collection[str] | None = None,
@@ -29,38 +29,39 @@ def conversions(
     outermost modules of transformers, and of the stand-in, get a rule each, which knows of those inside. A rule that
     only renames is left out where it changes none of the names that are `stored`.
     """
-    bases: list[Any] = [
-        getattr(sys.modules.get(home), "PreTrainedModel", None) for home in (STAND_IN, LIBRARY)
-    ]
-    present = [base for base in bases if base is not None and any(issubclass(kind, base) for kind in kinds)]
-    if not present:
+    modules = list(modules)
+    stand_in, library = (_outermost(home, kinds, modules) for home in (STAND_IN, LIBRARY))
+    if not stand_in and not library:
         return ()
-    known, names = list(modules), list(keys)
+    from shardload.transformers_classes.legacy_names import LegacyNames
+
+    names = list(keys)
     rules: list[ClassConversion | LegacyNames] = []
-    for (
-        base
-    ) in present:  # what the stand-in serves can hold modules of transformers, and not the other way round
-        make = _kind_of_rule(base)
-        for prefix, module in _outermost(known, base):
-            own = frozenset(name[len(prefix) :] for name in names if name.startswith(prefix))
-            rules.append(make(module, prefix, own))
+    # What the stand-in serves can hold modules of transformers, and not the other way round.
+    for prefix, module in stand_in:
+        within = tuple(inner[len(prefix) :] for inner, _ in library if inner.startswith(prefix))
+        rules.append(LegacyNames(module, prefix, _below(prefix, names), within))
+    kind: type[ClassConversion | LegacyNames] = LegacyNames
+    if library and "transformers.core_model_loading" in sys.modules:  # since transformers 5
+        from shardload.transformers_classes.conversion import ClassConversion
+
+        kind = ClassConversion
+    rules += [kind(module, prefix, _below(prefix, names)) for prefix, module in library]
     return tuple(rule for rule in rules if stored is None or rule.takes(stored))
 
 
-def _outermost(modules: Iterable[tuple[str, nn.Module]], base: type) -> list[tuple[str, nn.Module]]:
+def _outermost(
+    home: str, kinds: Iterable[type], modules: Sequence[tuple[str, nn.Module]]
+) -> list[tuple[str, nn.Module]]:
+    """Return the outermost modules of classes that have the `PreTrainedModel` of a module as their base."""
+    base: Any = getattr(sys.modules.get(home), "PreTrainedModel", None)
     found: list[tuple[str, nn.Module]] = []
-    for prefix, module in modules:
-        if isinstance(module, base) and not any(prefix.startswith(outer) for outer, _ in found):
-            found.append((prefix, module))
+    if base is not None and any(issubclass(kind, base) for kind in kinds):
+        for prefix, module in modules:
+            if isinstance(module, base) and not any(prefix.startswith(outer) for outer, _ in found):
+                found.append((prefix, module))
     return found
 
 
-def _kind_of_rule(base: type) -> type[ClassConversion | LegacyNames]:
-    """Return the rule for classes with this base: transforms came with transformers 5."""
-    if base.__module__ == LIBRARY and "transformers.core_model_loading" in sys.modules:
-        from shardload.transformers_classes.conversion import ClassConversion
-
-        return ClassConversion
-    from shardload.transformers_classes.legacy_names import LegacyNames
-
-    return LegacyNames
+def _below(prefix: str, names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name[len(prefix) :] for name in names if name.startswith(prefix))

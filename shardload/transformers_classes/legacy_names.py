@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from shardload.keymap.rule import RuleBase, Step, rebuilt
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from torch import nn
 
@@ -35,7 +35,8 @@ class LegacyNames(RuleBase):
     """The rule that gives the tensors of a checkpoint the names that a model has in transformers 4.
 
     `model` is the outermost module of the library, at `prefix` of the whole model; `names` are its keys. A tensor
-    whose new name the model lacks keeps its stored name, and so does one whose new name another tensor has.
+    whose new name the model lacks keeps its stored name, and so does one whose new name another tensor has. `within`
+    are the prefixes of parts that have a rule of their own, after this one: any name is a name there.
     """
 
     op: ClassVar[str] = "transformers 4"
@@ -44,6 +45,7 @@ class LegacyNames(RuleBase):
     model: nn.Module
     prefix: str
     names: Collection[str]
+    within: tuple[str, ...] = ()
 
     def transform(self, table: Table) -> Step:
         """Return the table after the renames."""
@@ -67,7 +69,11 @@ class LegacyNames(RuleBase):
         """Return the names that change, with the new ones, and the names that the library ignores."""
         inside = [name[len(self.prefix) :] for name in stored if name.startswith(self.prefix)]
         buffers = {name for name, _ in self.model.named_buffers()}
-        known = {*self.names, *buffers}
+        exact = {*self.names, *buffers}
+
+        def known(name: str) -> bool:
+            return name in exact or name.startswith(self.within)
+
         mapping = _mapping(self.model)
         listed = {old: _listed(self._fixed(old, known), mapping) for old in inside}
         base = f"{getattr(self.model, 'base_model_prefix', '')}."
@@ -75,12 +81,12 @@ class LegacyNames(RuleBase):
         new = {old: _based(name, base, known, of_base=of_base) for old, name in listed.items()}
         # What a class lists is for older names: a name that it has, as it stands or below the prefix, is not one.
         new.update(
-            {old: _based(old, base, known, of_base=of_base) for old, name in new.items() if name not in known}
+            {old: _based(old, base, known, of_base=of_base) for old, name in new.items() if not known(name)}
         )
         taken = {old for old, name in new.items() if old == name}
         renames: dict[str, str] = {}
         for old, name in new.items():
-            if name in known and name not in taken:
+            if known(name) and name not in taken:
                 taken.add(name)
                 renames[self.prefix + old] = self.prefix + name
         # `_adjust_missing_and_unexpected_keys`, 4.57: tables of positions that one buffer of the whole model replaced.
@@ -88,13 +94,13 @@ class LegacyNames(RuleBase):
         ignored = [
             self.prefix + old
             for old, name in new.items()
-            if moved and name not in known and "rotary_emb.inv_freq" in name
+            if moved and not known(name) and "rotary_emb.inv_freq" in name
         ]
         return renames, ignored
 
-    def _fixed(self, name: str, known: Collection[str]) -> str:
+    def _fixed(self, name: str, known: Callable[[str], bool]) -> str:
         """Return a tensor's name with an old parameter name replaced, as the library does where it can be asked."""
-        if name in known:
+        if known(name):
             return name
         fix = getattr(self.model, "_fix_state_dict_key_on_load", None)  # since 4.48
         if fix is not None:
@@ -153,15 +159,15 @@ def _listed(name: str, mapping: Mapping[str, str]) -> str:
     return name
 
 
-def _based(name: str, base: str, known: Collection[str], *, of_base: bool) -> str:
+def _based(name: str, base: str, known: Callable[[str], bool], *, of_base: bool) -> str:
     """Return a name with the base model's prefix added or stripped where the model wants it; `base` ends in a dot.
 
     A name that a head has too is the base model's in a checkpoint `of_base`, none of whose names has the prefix.
     """
     added, bare = base + name, name.removeprefix(base)
-    if len(base) == 1 or (name in known and not (of_base and added in known)):
+    if len(base) == 1 or (known(name) and not (of_base and known(added))):
         return name
-    return added if added in known else bare if bare in known else name
+    return added if known(added) else bare if known(bare) else name
 
 
 def _name_of(fixed: Any) -> str:
