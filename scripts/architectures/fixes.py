@@ -36,6 +36,13 @@ FIXES: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2, "head_dim": 16},
     "gemma4_assistant": {"text_config": GEMMA4},
     "moonshine_streaming": {"num_key_value_heads": 4},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 64},
     # Sizes that have to fit one another.
     "bamba": MAMBA_HEADS | {"attn_layer_indices": [1]},

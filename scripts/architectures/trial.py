@@ -81,12 +81,16 @@ def _try(result: Result, folder: Path) -> None:
     stored, asked = MODES[result.mode]
     model = built(result.model_type).to(stored)
     result.class_name = type(model).__name__
-    theirs = _theirs(model, folder / "saved", asked)
-    keywords = {} if asked is None else {"dtype": str(asked).removeprefix("torch.")}
+    saved = folder / "saved"
     try:
-        ours = shardload.from_pretrained(folder / "saved", **keywords)
-    except Exception as error:  # noqa: BLE001 - every failure is a row of the table
-        result.outcome, result.reason = "refused", told(error)
+        model.save_pretrained(saved)
+    except Exception as error:
+        raise NotItselfError(f"save_pretrained: {told(error)}") from error
+    # shardload is first: nothing that a load with transformers leaves in the process may help it.
+    ours, refusal = _ours(saved, asked)
+    theirs = _theirs(model, saved, asked)
+    if ours is None:
+        result.outcome, result.reason = "refused", refusal
         return
     result.faults, result.notes = compare.models(ours, theirs)
     result.outputs, difference = outputs_of_both(ours, theirs)
@@ -94,6 +98,15 @@ def _try(result: Result, folder: Path) -> None:
     result.outcome = "wrong" if result.faults else "equal"
     result.reason = result.faults[0] if result.faults else ""
     _write_back(result, ours, theirs, folder)
+
+
+def _ours(saved: Path, asked: torch.dtype | None) -> tuple[nn.Module | None, str]:
+    """Return the model as shardload loads it, or why it does not."""
+    keywords = {} if asked is None else {"dtype": str(asked).removeprefix("torch.")}
+    try:
+        return shardload.from_pretrained(saved, **keywords), ""
+    except Exception as error:  # noqa: BLE001 - every failure is a row of the table
+        return None, told(error)
 
 
 def built(model_type: str) -> nn.Module:
@@ -159,15 +172,11 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
-def _theirs(model: nn.Module, folder: Path, asked: torch.dtype | None) -> nn.Module:
-    """Return the model as transformers saves and loads it."""
-    try:
-        model.save_pretrained(folder)
-    except Exception as error:
-        raise NotItselfError(f"save_pretrained: {told(error)}") from error
+def _theirs(model: nn.Module, saved: Path, asked: torch.dtype | None) -> nn.Module:
+    """Return the model as transformers loads it."""
     keywords = {} if asked is None else {"dtype": asked}
     try:
-        loaded = type(model).from_pretrained(folder, **keywords)
+        loaded = type(model).from_pretrained(saved, **keywords)
     except Exception as error:
         raise NotItselfError(f"from_pretrained: {told(error)}") from error
     lost = compare.lost_values(model, loaded)
