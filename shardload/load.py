@@ -125,6 +125,11 @@ def from_pretrained(
     if "generation_config.json" in checkpoint.source.names():
         # Before a weight is read: the file may be broken.
         notes.append(remote_code.attach_generation_config(shell.model, checkpoint.source))
+    elif checkpoint.config and hasattr(type(shell.model), "adjust_generation_fn"):
+        from shardload.transformers_classes.generation_settings import take_from_config_json
+
+        place_of_it = f"config.json of {checkpoint.label}"
+        notes.append(take_from_config_json(shell.model, checkpoint.config, place_of_it))
     clock.stage("shell")
     on_it = None if adapter is None else place.elsewhere(adapter)
     on_top = _on_top(shell, checkpoint, on_it, target, merge=merge)

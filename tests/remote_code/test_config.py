@@ -13,7 +13,7 @@ from shardload.errors import CorruptError, RemoteCodeError, UntrustedCodeError, 
 from shardload.remote_code import attach_generation_config, load_config, resolve_class
 from shardload.where import CodeTrust
 
-from .repos import COMMIT, CONFIG, MODEL, HubLike, build, local, tiny, write
+from .repos import AUTO_MAP, COMMIT, CONFIG, MODEL, HubLike, build, local, tiny, write
 
 
 def test_the_repos_own_class_gets_the_settings_and_its_defaults(tmp_path):
@@ -224,3 +224,38 @@ def test_an_infinite_default_that_transformers_wrote_is_read(tmp_path, name):
     assert "__float__" in (tmp_path / "config.json").read_text()
     theirs = cls.from_pretrained(tmp_path).time_step_limit
     assert list(shardload.load_config(tmp_path).time_step_limit) == list(theirs)
+
+
+GENERATES = """
+    def prepare_inputs_for_generation(self, x): return {}
+"""
+WITH_TEXT = CONFIG.replace(
+    "**kwargs):",
+    "text_config=None, **kwargs):\n        self.text_config = PretrainedConfig(**(text_config or {}))",
+)
+
+
+@pytest.mark.parametrize("base", ["shim", "transformers"])
+def test_settings_of_generation_in_config_json_reach_the_model(tmp_path, base):
+    """The stand-in has them in its config, as 4.41; transformers 5 takes them from the file."""
+    if base == "transformers":
+        pytest.importorskip("transformers")
+    settings = {
+        "auto_map": AUTO_MAP, "num_beams": 4, "max_length": 142, "do_sample": True, "eos_token_id": [2, 3],
+        "text_config": {"top_p": 0.5, "num_beams": 9},
+    }  # fmt: skip
+    tiny(tmp_path, model=MODEL + GENERATES, config=WITH_TEXT)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    if base == "transformers":
+        code = MODEL.replace(
+            "import PreTrainedModel", "import PreTrainedModel\nfrom transformers import GenerationMixin"
+        )
+        code = code.replace("(PreTrainedModel)", "(PreTrainedModel, GenerationMixin)")
+        (tmp_path / "modeling_tiny.py").write_text(code + GENERATES)
+    torch.save(
+        {"linear.weight": torch.ones(4, 4), "linear.bias": torch.zeros(4)}, tmp_path / "pytorch_model.bin"
+    )
+    model = shardload.from_pretrained(tmp_path, trust_remote_code=True, remote_base=base)
+    found = model.generation_config
+    assert (found.num_beams, found.max_length, found.do_sample) == (4, 142, True)
+    assert (found.eos_token_id, found.top_p) == ([2, 3], 0.5)
