@@ -134,6 +134,10 @@ class _Matching:
             return
         module = self.index.modules[place]
         kind = kind_of(module, entry)
+        if kind is None and _holds_layers(module):
+            text = f"{shown(place)} is a {type(module).__name__}, which holds layers and is none"
+            self.result.add_fault("unexpected", entry.a, text, near=place)
+            return
         if kind is None:
             reason: str | None = f"is a {type(module).__name__}; this version has no LoRA for such a layer"
         else:
@@ -261,3 +265,8 @@ class _Matching:
 
 def _fast_path() -> bool:
     return bool(torch.backends.mha.get_fastpath_enabled())
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    """Whether a module only holds others: an adapter of a layer at its path is one of another base."""
+    return any(True for _ in module.children()) and not any(True for _ in module.parameters(recurse=False))

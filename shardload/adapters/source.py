@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.adapters.adapter import AdapterFile, ReadOptions, listing
+from shardload.adapters.adapter import AdapterFile, ReadOptions
 from shardload.adapters.formats import FORMATS, other_format
 from shardload.adapters.renaming import renamed
 from shardload.checkpoint.checkpoint import read_checkpoint
 from shardload.checkpoint.index import WeightFiles
+from shardload.checkpoint.inner_folders import cure_by_folder
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
-from shardload.errors import NotFoundError, Wording
+from shardload.errors import NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,14 +74,10 @@ def _weights_in(source: Source, folder: str) -> str:
     single = [name for name in names if name.endswith(_SUFFIXES) and "/" not in name[len(folder) :]]
     if len(single) == 1:
         return single[0]
-    inner = sorted(name.removesuffix(f"/{_CONFIG}") for name in names if name.endswith(f"/{_CONFIG}"))
+    inner = [name.removesuffix(f"/{_CONFIG}") for name in names if name.endswith(f"/{_CONFIG}")]
     cure: str = "pass the folder, the repo or the file that holds adapter_model.safetensors"
     if inner:
-        cure = Wording(
-            "it holds adapters in folders of their own: pass {subfolder}, one of {0}",
-            listing(inner),
-            subfolder=...,
-        )
+        cure = cure_by_folder(source, inner, "adapters")
     raise NotFoundError(
         f"{source.label} holds no adapter",
         where=f"no {' or '.join(_WEIGHTS[:2])} among its {len(names)} files",

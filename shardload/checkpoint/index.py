@@ -76,16 +76,26 @@ def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
             return WeightFiles((files[0],))
         if files:
             return WeightFiles(_numbered_set(source, files))
-    raise NotFoundError(
+    raise _no_checkpoint(source, names)
+
+
+def _no_checkpoint(source: Source, names: Sequence[str]) -> NotFoundError:
+    usual: str = Wording(
+        "pass the folder, the repo or the file that holds the weights ({subfolder} for a folder inside a repo)",
+        subfolder=...,
+    )
+    weights = (name.rpartition("/") for name in names if name.endswith(_WEIGHT_SUFFIXES))
+    inner = [folder for folder, _, name in weights if folder and not name.startswith(NOT_WEIGHTS)]
+    if inner:
+        from shardload.checkpoint.inner_folders import cure_by_folder
+
+        usual = cure_by_folder(source, inner, "weights")
+    top = sum("/" not in name for name in names)
+    among = f"its {top} files" if top == len(names) else f"the {top} files outside its folders"
+    return NotFoundError(
         f"{source.label} holds no checkpoint",
-        where=f"no *.safetensors, *.bin, *.pth or *.pt among its {len(names)} files",
-        cure=cure_of(
-            source,
-            Wording(
-                "pass the folder, the repo or the file that holds the weights ({subfolder} for a folder inside a repo)",
-                subfolder=...,
-            ),
-        ),
+        where=f"no *.safetensors, *.bin, *.pth or *.pt among {among}",
+        cure=cure_of(source, usual),
     )
 
 

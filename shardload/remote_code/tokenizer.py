@@ -6,11 +6,11 @@ import contextlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import CorruptError, NotFoundError, RemoteCodeError, ShardloadError, without
+from shardload.errors import CorruptError, Cures, NotFoundError, RemoteCodeError, ShardloadError, without
 from shardload.remote_code.auto_map import ClassRef, parse_reference
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code
-from shardload.remote_code.library import tokenizer_class
+from shardload.remote_code.library import is_installed, tokenizer_class
 from shardload.remote_code.repo_folder import folder_of
 from shardload.remote_code.tokenizer_files import (
     FAST_FILE,
@@ -171,9 +171,12 @@ def _nothing(source: Source, settings: dict[str, Any]) -> NotFoundError:
         if isinstance(named, str)
         else ""
     )
+    cures = [f"download {FAST_FILE} as well"]
+    if asks:
+        cures.append("download the code and the auto_map that name it")
+        cures += [] if is_installed() else ["install transformers"]
     return NotFoundError(
         f"the repo has no tokenizer of its own (auto_map) and no {FAST_FILE}{asks}",
         where=source.label,
-        cure=f"download {FAST_FILE} as well"
-        + (", or the code and the auto_map that name it, or install transformers" if asks else ""),
+        cure=Cures(*cures),
     )

@@ -186,3 +186,14 @@ def test_a_match_reads_no_weight_and_leaves_the_model_alone(tmp_path):
     assert lenient.faults == []
     assert len(lenient.warnings) == len(strict.faults)
     assert_unchanged(model, before)
+
+
+def test_a_block_in_place_of_a_layer_shows_another_base(tmp_path):
+    """Such a path is no layer that a newer version might take: merging it with PEFT into this base fails too."""
+    tensors = {
+        f"{PREFIX}layers.0.lora_A.weight": torch.ones(2, 8),
+        f"{PREFIX}layers.0.lora_B.weight": torch.ones(8, 2),
+    }
+    with pytest.raises(MismatchError, match="layers.0 is a Block, which holds layers and is none") as caught:
+        load_adapter(Tiny(), write(tmp_path, tensors))
+    assert "load it onto the base that it was trained on" in caught.value.cure

@@ -39,8 +39,11 @@ def test_a_file_with_its_config_beside_it(tmp_path, name):
 def test_an_adapter_in_a_subfolder(tmp_path):
     tensors = lora_tensors(Tiny())
     write(tmp_path / "second", tensors)
-    with pytest.raises(Exception, match="pass subfolder=…, one of second"):
+    with pytest.raises(NotFoundError) as caught:
         load_adapter(Tiny(), tmp_path)
+    path = caught.value.cure.rpartition("pass the path of one: ")[2]
+    assert path == str(tmp_path / "second")
+    assert load_adapter(Tiny(), path).modules == 6
     assert load_adapter(Tiny(), tmp_path, subfolder="second").modules == 6
 
 

@@ -112,7 +112,7 @@ def test_a_trainers_files_are_no_weights(source):
 def test_a_folder_without_weights_says_how_many_files_it_has(source):
     with pytest.raises(NotFoundError, match="holds no checkpoint") as caught:
         find_weight_files(source("config.json", "optimizer.pt", "sub/model.bin"))
-    assert "3 files" in caught.value.where
+    assert "the 2 files outside" in caught.value.where
 
 
 @pytest.mark.parametrize(
@@ -124,3 +124,20 @@ def test_an_index_without_a_map_of_names_is_corrupt(source, tmp_path, document):
     with pytest.raises(CorruptError, match="weight_map") as caught:
         find_weight_files(weights)
     assert caught.value.code == "E-INDEX"
+
+
+def test_folders_that_hold_the_weights_are_named(source, tmp_path):
+    files = [f"run/step-{number}/model.safetensors" for number in (1, 2, 3, 4)]
+    with pytest.raises(NotFoundError, match="among the 1 files outside its folders") as caught:
+        find_weight_files(source(*files, "logs/optimizer.pt", "notes.md"))
+    paths = [str(tmp_path / "run" / f"step-{number}") for number in (1, 2, 3)]
+    assert caught.value.cure.endswith(f"pass the path of one: {', '.join(paths)} (and 1 more)")
+    assert find_weight_files(FolderSource(paths[0])).shards == ("model.safetensors",)
+
+
+def test_in_a_repo_on_the_hub_the_folder_is_a_keyword(source):
+    there = source("unet/weights.bin")
+    there.is_local, there.label = False, "org/name@main"
+    with pytest.raises(NotFoundError) as caught:
+        find_weight_files(there)
+    assert caught.value.cure.endswith("pass subfolder=…, one of unet")

@@ -235,8 +235,9 @@ def test_a_file_names_a_tokenizer_class_and_nothing_else(tmp_path, name, monkeyp
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     assert not isinstance(getattr(transformers, name, None), transformers.PreTrainedTokenizerBase)
-    with pytest.raises(shardload.NotFoundError, match="has no tokenizer of its own"):
+    with pytest.raises(shardload.NotFoundError, match="has no tokenizer of its own") as caught:
         shardload.load_tokenizer(tmp_path)
+    assert "install transformers" not in caught.value.cure
     assert not (tmp_path / "ran").exists()
 
 

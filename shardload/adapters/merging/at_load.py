@@ -179,7 +179,7 @@ def plan_merge(shell: Shell, file: AdapterFile) -> tuple[Changes, AdapterReport]
         raise UnsupportedError(
             f"the adapter {what}, which has to be loaded for it",
             where=file.label,
-            cure=Wording("load it without {merge}, and call merge(model)", merge=True),
+            cure=_cures_apart(),
         )
     changes: Changes = {}
     add_changes(changes, file, match, report)
@@ -190,6 +190,14 @@ def plan_merge(shell: Shell, file: AdapterFile) -> tuple[Changes, AdapterReport]
     _follow_ties(shell, changes)
     report.seconds = time.perf_counter() - start
     return changes, report
+
+
+def _cures_apart(note: str = "") -> Cures:
+    """Return the cures of a merge that needs the loaded model: in Python a merge after the load, anywhere none."""
+    return Cures(
+        Wording("load it with {merge}, and call merge(model){0}", note, merge=False),
+        Wording("leave out {merge}: the adapter is attached, and works unmerged", merge=True),
+    )
 
 
 def finish_report(report: AdapterReport, target: MergingTarget) -> AdapterReport:
@@ -228,5 +236,5 @@ def _follow_ties(shell: Shell, changes: Changes) -> None:
         raise UnsupportedError(
             "the adapter changes one of several tied weights, and merged into the load it would change all",
             where="; ".join(apart),
-            cure=Wording("load it without {merge}, and call merge(model): that takes them apart", merge=True),
+            cure=_cures_apart(": that takes them apart"),
         )

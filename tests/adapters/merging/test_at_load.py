@@ -26,6 +26,9 @@ from shardload.adapters.layers.term import Factors
 from shardload.adapters.merging.at_load import MergingTarget
 from shardload.adapters.merging.change import Addition, Change
 from shardload.checkpoint.shard import Shard
+from shardload.cli import commands
+from shardload.cli.wording import options_of
+from shardload.errors import said
 from tests.adapters import tiny
 from tests.adapters.tiny import TOKENS, Tiny
 from tests.tiny import write_checkpoint
@@ -215,6 +218,8 @@ def test_a_tied_embedding_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(UnsupportedError, match="tied weights") as refused:
         loaded(base, Tied, adapter=adapter, merge=True)
     assert "merge(model)" in refused.value.cure
+    shown = said(refused.value.cure, options_of(commands.get_command(None, "load")))
+    assert shown == "leave out --merge: the adapter is attached, and works unmerged"
     model = loaded(base, Tied, adapter=adapter)
     merge(model)
     assert model.head.weight is not model.embed.weight

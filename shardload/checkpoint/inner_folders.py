@@ -1,0 +1,32 @@
+"""Cures for a folder or a repo whose files lie in folders of their own inside it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from shardload.errors import Wording
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shardload.checkpoint.sources.source import Source
+
+_SHOWN = 3
+
+
+def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
+    """Return the cure that names the inner folders which hold `what`.
+
+    A folder of this machine is named by its path: that is right for the base, for an adapter and for a file to compare
+    with, while `subfolder` says something about the base alone.
+    """
+    found = sorted(set(folders))
+    paths = [os.path.join(source.label, folder) if source.is_local else folder for folder in found[:_SHOWN]]  # noqa: PTH118
+    more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
+    listed = ", ".join(paths) + more
+    if source.is_local:
+        return f"it holds {what} in folders of their own: pass the path of one: {listed}"
+    return Wording(
+        "it holds {0} in folders of their own: pass {subfolder}, one of {1}", what, listed, subfolder=...
+    )
