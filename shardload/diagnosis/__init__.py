@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.ambiguous import AmbiguousRule
+from shardload.diagnosis.dropped import DroppedRule
 from shardload.diagnosis.headless import HeadlessRule
 from shardload.diagnosis.layers import LayersRule
 from shardload.diagnosis.other_model import OtherModelRule
@@ -29,6 +30,7 @@ SIGNATURES: tuple[Rule, ...] = (PlaceholderRule(), PackedRule(), QuantisedRule()
 """Rules that recognise, by headers alone, a file that is no plain checkpoint. Its keys are not paired then."""
 
 RULES: tuple[Rule, ...] = (
+    DroppedRule(),
     TensorParallelRule(),
     OtherModelRule(),
     VocabularyRule(),

@@ -25,8 +25,9 @@ class Case:
     """A model and a checkpoint that disagree: names, shapes and headers, no weights.
 
     `slots` are the model's keys that a checkpoint has to fill; `stored` are the checkpoint's tensors under the names
-    that were compared. `missing`, `unexpected` and `shape_mismatches` are the keys of faults. `module_classes` maps the
-    path of a module to the name of its class, where there is a model. `config` is config.json.
+    that were compared. `missing`, `unexpected` and `shape_mismatches` are the keys of faults; `dropped` are missing keys
+    that are stored under these names, and that the caller's key map drops. `module_classes` maps the path of a module
+    to the name of its class, where there is a model. `config` is config.json.
     """
 
     slots: Mapping[str, Shape]
@@ -34,6 +35,7 @@ class Case:
     missing: Sequence[str] = ()
     unexpected: Sequence[str] = ()
     shape_mismatches: Sequence[str] = ()
+    dropped: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     module_classes: Mapping[str, str] = field(default_factory=dict)
 

@@ -153,10 +153,12 @@ class Comparison:
             keys.setdefault(fault.kind, []).append(fault.key)
             if fault.key in self.plan.mapped:
                 stored[fault.key] = self.plan.mapped[fault.key]
+        missing, dropped = keys.get("missing", []), set(self.plan.dropped)
         case = Case(
             slots={name: slot.shape for name, slot in self.shell.slots.items() if slot.is_stored},
             stored=stored,
-            missing=keys.get("missing", ()),
+            missing=[key for key in missing if key not in dropped],
+            dropped=[key for key in missing if key in dropped],
             unexpected=keys.get("unexpected", ()),
             shape_mismatches=keys.get("misshapen", ()),
             config=self.checkpoint.config or {},

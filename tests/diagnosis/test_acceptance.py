@@ -474,6 +474,20 @@ def test_13_a_head_that_the_config_calls_untied_is_not_the_embedding(tmp_path, p
     assert not torch.equal(model.lm_head.weight, model.embed_tokens.weight)
 
 
+def test_13_a_head_that_the_callers_map_drops_is_stored(tmp_path):
+    state = {"embed_tokens.weight": torch.randn(6, 4), "lm_head.weight": torch.randn(6, 4)}
+    write_checkpoint(tmp_path, state, shards=1, config={"tie_word_embeddings": False})
+    dropping = {"lm_head.weight": None}
+    with pytest.raises(MismatchError, match="lm_head.weight: stored, and dropped by the key map") as caught:
+        from_pretrained(tmp_path, model_class=Heads, key_map=dropping)
+    assert caught.value.code == "E-DROPPED"
+    assert "fetch" not in caught.value.cure
+    assert caught.value.report.key_map is None
+    allowed = {"allow_missing": caught.value.cure.keywords["allow_missing"]}
+    from_pretrained(tmp_path, model_class=Heads, key_map=dropping, **allowed)
+    assert torch.equal(from_pretrained(tmp_path, model_class=Heads).lm_head.weight, state["lm_head.weight"])
+
+
 def test_13_a_config_that_says_both_proves_nothing():
     config = {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}
     (finding,) = diagnose(case_of(llama(layers=1, head=False), llama(layers=1), config=config))
