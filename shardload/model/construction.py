@@ -89,6 +89,14 @@ class Construction:
                 cure="check them; or build the shell without a limit: build_shell(lambda: make(config))",
             )
 
+    @property
+    def strangers(self) -> dict[int, list[str]]:
+        """The names of parameters over memory from elsewhere, by the id of their module."""
+        found: dict[int, list[str]] = {}
+        for module, name, _ in self._strangers:
+            found.setdefault(id(module), []).append(name)
+        return found
+
     def register_stranger(self, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         """Note that a module of this construction got a parameter over memory from elsewhere."""
         self._strangers.append((module, name, parameter))

@@ -68,7 +68,7 @@ class Shell:
     `keeps_references` tells whether modules also keep tensors outside their tables: in attributes, lists or dicts.
     `make` is the constructor: it runs again to compute parameters that the checkpoint may lack. `created` holds the
     parameters in the order in which the constructor made them. With `one_dtype` the model is loaded in one dtype, but
-    for the tensors that its class makes in another.
+    for the tensors that its class makes in another; `untold` are names of which nothing told the dtype.
     """
 
     model: nn.Module
@@ -80,6 +80,7 @@ class Shell:
     created: list[nn.Parameter] = field(default_factory=list, repr=False)
     dtype: torch.dtype | None = None
     one_dtype: bool = False
+    untold: frozenset[str] = frozenset()
     _surveyed: list[object] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -122,7 +123,11 @@ class Shell:
         slots = [slot for slot in self.slots.values() if slot.is_stored]
         wanted = {slot.name: slot.dtype for slot in slots if not slot.dtype.is_floating_point}
         if self.one_dtype:
-            wanted.update({slot.name: slot.dtype for slot in slots if slot.dtype != loaded_in})
+            # A parameter of `torch.Tensor(…)` was made in the default dtype.
+            told = [
+                slot for slot in slots if not slot.dtype.is_floating_point or slot.name not in self.untold
+            ]
+            wanted.update({slot.name: slot.dtype for slot in told if slot.dtype != loaded_in})
         if loaded_in is not None and any(hasattr(kind, _KEPT) for kind in self.tree.kinds):
             from shardload.model.kept_float32 import kept_in_float32
 
@@ -260,6 +265,12 @@ def build_shell(
     _refuse_lost_buffers(model)
     shell = Shell.of(model, make)
     shell.dtype, shell.created = dtype, construction.created
+    if construction.strangers:
+        shell.untold = frozenset(
+            path + name
+            for path, module in modules_of(model)
+            for name in construction.strangers.get(id(module), ())
+        )
     if sum(slot.nbytes for slot in shell.slots.values() if slot.kind != "parameter") > _LARGE:
         give_back()  # what a class computes large tables from was as large
     return shell

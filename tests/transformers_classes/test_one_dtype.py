@@ -111,3 +111,15 @@ def test_fill_keeps_what_is_stored(tmp_path):
     fill(shell, open_checkpoint(tmp_path))
     assert shell.model.model.embed_tokens.weight.dtype == torch.bfloat16
     assert shell.model.model.norm.weight.dtype == torch.float32
+
+
+def test_a_parameter_of_torchs_old_constructor_has_the_one_dtype(tmp_path):
+    """`torch.Tensor(n).uniform_()` is made in the default dtype, of which nothing tells."""
+    config = transformers.Wav2Vec2Config(
+        **SMALL, conv_dim=[16, 16], conv_stride=[2, 2], conv_kernel=[3, 3], num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    transformers.Wav2Vec2ForCTC(config).save_pretrained(tmp_path)
+    ours = from_pretrained(tmp_path, dtype="float16")
+    assert ours.wav2vec2.masked_spec_embed.dtype == torch.float16
+    assert_same(ours, transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path, dtype=torch.float16))
