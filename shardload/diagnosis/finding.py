@@ -25,9 +25,9 @@ class Case:
     """A model and a checkpoint that disagree: names, shapes and headers, no weights.
 
     `slots` are the model's keys that a checkpoint has to fill; `stored` are the checkpoint's tensors under the names
-    that were compared. `missing`, `unexpected` and `shape_mismatches` are the keys of faults; `dropped` are missing keys
-    that are stored under these names, and that the caller's key map drops. `module_classes` maps the path of a module
-    to the name of its class, where there is a model. `config` is config.json.
+    that were compared. `missing`, `unexpected` and `shape_mismatches` are the keys of faults; `dropped` are missing
+    keys that are stored under these names, and that the caller's key map drops. `module_classes` maps the path of a
+    module to the name of its class, where there is a model. `config` is config.json.
     """
 
     slots: Mapping[str, Shape]
