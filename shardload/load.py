@@ -20,7 +20,7 @@ from shardload.loading.finish import switch_to_eval
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
-from shardload.remote_code.plain_config import GIVEN, given_class, plain_config
+from shardload.remote_code.plain_config import GIVEN, called_with_config, given_class, plain_config
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def _made_of(
     given = None if config is None else remote_code.LoadedConfig(_with_dtype(config, dtype), GIVEN)
     if callable(model_class) and _is_plain(model_class, config, config_json, keywords):
         loaded = given or plain_config(checkpoint.source, config_json, dtype)
-        return loaded, remote_code.ResolvedClass(model_class, *given_class(model_class))
+        return loaded, remote_code.ResolvedClass(called_with_config(model_class), *given_class(model_class))
     if config_json is None and model_class is None:
         config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
     repo = checkpoint.source, config_json, trust_of(place, keywords)

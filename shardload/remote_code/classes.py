@@ -13,7 +13,7 @@ from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code
 from shardload.remote_code.library import is_installed, model_class_for, version
 from shardload.remote_code.namespaces import namespace_of
-from shardload.remote_code.plain_config import given_class
+from shardload.remote_code.plain_config import called_with_config, given_class
 from shardload.transformers_classes.one_dtype import is_library_class
 from shardload.where import UNTRUSTED, CodeTrust
 
@@ -70,7 +70,7 @@ def resolve_class(
                 cure="pass a class, or a function that takes the config and returns the model",
             )
         own = is_library_class(model_class)
-        return ResolvedClass(model_class, *given_class(model_class), of_library=own)
+        return ResolvedClass(called_with_config(model_class), *given_class(model_class), of_library=own)
     chosen = choose_model(config_json, auto_class)
     if chosen is not None:
         return _from_code(open_code(source, config_json, chosen[1], trust), chosen[1])

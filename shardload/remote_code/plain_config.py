@@ -9,9 +9,10 @@ from shardload.dtypes import torch_dtype
 from shardload.errors import CorruptError, Cures, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
+    from torch import nn
 
     from shardload.checkpoint.sources.source import Source
 
@@ -95,6 +96,23 @@ def given_class(model_class: object) -> tuple[str, str]:
         )
     name = getattr(model_class, "__qualname__", type(model_class).__qualname__)
     return name, f"{getattr(model_class, '__module__', '?')}.{name} ({GIVEN})"
+
+
+def called_with_config(model_class: Callable[[Any], nn.Module]) -> Callable[[Any], nn.Module]:
+    """Return a maker that calls the caller's class; one that takes no config is a UsageError."""
+
+    def make(config: Any) -> nn.Module:
+        try:
+            return model_class(config)
+        except TypeError as error:
+            from shardload.remote_code.given_class import refused_config
+
+            refused = refused_config(model_class, config, error)
+            if refused is None:
+                raise
+            raise refused from error
+
+    return make
 
 
 def settings_of(source: Source, config_json: Mapping[str, Any] | None, dtype: Any) -> dict[str, Any]:
