@@ -211,7 +211,12 @@ def state_memory(
     statement = Statement(shards, copy)
     statement.kept += target.beside
     statement.passing += target.work_space
-    statement.add_all(plan.direct, target.result_bytes, plan.copied)
+    stored = dict(plan.tensors) if shell.ties else {}
+    again = set() if copy else {name for group in shell.ties for name in _of_one_place(group, stored)}
+    once = (
+        {name: tensor for name, tensor in plan.direct.items() if name not in again} if again else plan.direct
+    )
+    statement.add_all(once, target.result_bytes, plan.copied)
     if plan.handed:
         _state_subtrees(statement, plan, target)
     for claim in plan.claims:
@@ -219,10 +224,20 @@ def state_memory(
         statement.add_together(parts.values(), target.claim_bytes(claim, parts))
     if missing or plan.in_place:
         _state_class_values(statement, {*missing, *plan.in_place}, shell, target)
-    stored = dict(plan.tensors) if shell.ties else {}
     for group in shell.ties:
         statement.compare(stored[name] for name in group if name in stored)
     return statement.plan()
+
+
+def _of_one_place(group: Sequence[str], stored: Mapping[str, Derived]) -> list[str]:
+    """Return the names of a tie whose mapped bytes are those of another name, as in a pickle that kept the tie."""
+    places = {
+        name: (ref.shard, ref.span, ref.strides)
+        for name in group
+        if isinstance(ref := stored.get(name), TensorRef) and is_mapped(ref)
+    }
+    first = {place: name for name, place in reversed(places.items())}
+    return [name for name, place in places.items() if first[place] != name]
 
 
 def _state_subtrees(statement: Statement, plan: Plan, target: Target) -> None:

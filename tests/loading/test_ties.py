@@ -82,6 +82,26 @@ def test_copies_of_a_tie_are_compared_bit_for_bit_and_cast_once(tmp_path):
     assert len({"embed.weight", "head.weight"} & set(placed)) == 1
 
 
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(8, 4), nn.Linear(4, 8)
+        self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_pickle_that_kept_the_tie_is_stated_once(tmp_path, dtype, copy):
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, Tables().state_dict(), kind="bin", shards=1))
+    shell = build_shell(Tables)
+    stated = fill(shell, checkpoint, target=OnDevice(dtype=dtype), copy=copy).stated
+    held = sum(parameter.nbytes for parameter in shell.model.parameters())
+    if copy:  # both names are read
+        assert stated.anonymous == held + shell.model.embed.weight.nbytes
+    else:
+        assert (stated.anonymous, stated.mapped) == ((0, held) if dtype is None else (held, 0))
+
+
 def test_a_tie_that_is_stored_under_no_name_is_missing_once(tmp_path):
     state = random_state(TiedNet())
     del state["head.weight"], state["embed.weight"]

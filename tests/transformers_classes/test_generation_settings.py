@@ -28,7 +28,7 @@ T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vo
 CASES = {
     "summaries": ("BartForConditionalGeneration", BART, {
         "num_beams": 4, "length_penalty": 2.0, "max_length": 42, "min_length": 6, "no_repeat_ngram_size": 3,
-        "early_stopping": True, "forced_bos_token_id": 0, "num_return_sequences": None,
+        "early_stopping": True, "forced_bos_token_id": 0,
     }),
     "for some tasks": ("GPT2LMHeadModel", GPT2, {"task_specific_params": {"text-generation": {"max_length": 50}}}),
     "scores": ("T5ForConditionalGeneration", T5, {"num_beams": 3, "output_scores": True}),
@@ -85,7 +85,7 @@ def test_the_report_names_them_and_a_saved_model_has_them(tmp_path):
     where = write(cls(cls.config_class(**sizes)), tmp_path / "repo", more)
     ours = from_pretrained(where)
     (note,) = (note for note in report_of(ours).notes if "model.generation_config" in note)
-    assert all(setting in note for setting, value in more.items() if value is not None)
+    assert all(setting in note for setting in more)
     save(ours, tmp_path / "saved")
     again, theirs = from_pretrained(tmp_path / "saved"), cls.from_pretrained(tmp_path / "saved")
     assert settings_of(again) == settings_of(theirs) == settings_of(ours)

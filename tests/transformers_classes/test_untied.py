@@ -114,6 +114,17 @@ def test_the_report_says_so_and_a_saved_model_comes_back_the_same(tmp_path, name
     assert parts(again) == parts(theirs) == parts(loaded)
 
 
+def test_a_pickle_that_kept_the_ties_of_the_others_is_stated_once(tmp_path):
+    model = make("T5ForConditionalGeneration")
+    state = {**model.state_dict(), "lm_head.weight": torch.ones(64, 32)}
+    config = {**model.config.to_dict(), "architectures": ["T5ForConditionalGeneration"]}
+    write_checkpoint(tmp_path, state, kind="bin", shards=1, config=config)
+    loaded = from_pretrained(tmp_path)
+    assert_same(loaded, type(model).from_pretrained(tmp_path))
+    stated = report_of(loaded).stated
+    assert (stated.anonymous, stated.mapped) == (0, sum(p.nbytes for p in loaded.parameters()))
+
+
 def test_a_load_that_fails_leaves_the_model_tied(tmp_path, monkeypatch):
     model = make("T5ForConditionalGeneration")
     values = {"lm_head.weight": torch.ones(64, 32), "shared.weight": torch.zeros(64, 32)}
