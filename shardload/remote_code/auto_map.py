@@ -88,6 +88,18 @@ def architectures(config_json: Mapping[str, Any] | None) -> list[str]:
     return named
 
 
+def model_type(config_json: Mapping[str, Any] | None) -> str | None:
+    """Return the `model_type`. Raises CorruptError unless it is a text."""
+    named = (config_json or {}).get("model_type")
+    if named is not None and not isinstance(named, str):
+        raise CorruptError(
+            f"model_type is not a name: {named!r}",
+            where="config.json, model_type",
+            cure=Cures("correct config.json", PASS_CLASS),
+        )
+    return named
+
+
 def config_entry(config_json: Mapping[str, Any] | None) -> ClassRef | None:
     """Return the repo's own configuration class, or None."""
     return entries(config_json).get("AutoConfig")

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from shardload.remote_code.auto_map import ClassRef
 
 
+# Their backbone's name is one of timm's, unless a setting says otherwise; other classes look every name up on the Hub.
+_NAMED_FOR_TIMM = frozenset(
+    {"conditional_detr", "dab-detr", "deformable_detr", "detr", "omdet-turbo", "table-transformer"}
+)
+
+
 def load_config(
     source: Source,
     config_json: Mapping[str, Any] | None,
@@ -47,7 +53,7 @@ def load_config(
         require_base(trust.remote_base)
     callers_class = getattr(model_class, "config_class", None)
     if callers_class is not None:
-        refuse_kernels(settings)
+        refuse_other_repos(settings)
         return LoadedConfig(
             _construct(callers_class, settings), f"{_full_name(callers_class)} (of model_class=)"
         )
@@ -62,7 +68,7 @@ def load_config(
             return LoadedConfig(_for_repo_code(settings), origin)
         found = config_class_for(settings)
         if found is not None:
-            refuse_kernels(settings)
+            refuse_other_repos(settings)
             return LoadedConfig(_construct(found, settings), f"{_full_name(found)} ({version()})")
     return LoadedConfig(PlainConfig(settings), origin)
 
@@ -71,7 +77,7 @@ def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> Loade
     cls = repo.load(ref)
     namespace = repo.namespace
     if namespace.base == "transformers":
-        refuse_kernels(settings)
+        refuse_other_repos(settings)
     try:
         config = _make(cls, settings)
     except (Exception, SystemExit) as error:
@@ -88,22 +94,42 @@ def code_origin(repo: RepoCode, ref: ClassRef) -> str:
     return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(repo.base)[:12]}…{served})"
 
 
-def refuse_kernels(settings: Mapping[str, Any], *, inside: str = "") -> None:
-    """Raise UntrustedCodeError where a file's settings ask for kernels of the Hub: transformers imports their code.
+def refuse_other_repos(settings: Mapping[str, Any], *, inside: str = "") -> None:
+    """Raise UntrustedCodeError where a file's settings make transformers ask for another repo than the one that loads.
 
     Such a setting is an implementation (`attn_implementation`, of the model or of parts of it) with the name of a repo,
-    or with one that transformers takes from the Hub because its package is not installed.
+    or with one that transformers takes from the Hub because its package is not installed: their code is imported. A
+    backbone that only its name describes is looked up on the Hub, by transformers or by timm.
     """
     for name, value in settings.items():
         place = name if name.endswith("_implementation") else inside
         if isinstance(value, dict):
-            refuse_kernels(value, inside=place)
+            refuse_other_repos(value, inside=place)
         elif place and isinstance(value, str) and ("/" in value or _is_fetched(value)):
-            raise UntrustedCodeError(
-                f"config.json asks for the code of another repo, {value}",
-                where=f"config.json, {place}",
-                cure=Cures("remove the entry", Wording("pass a config that you made: {config}", config=...)),
-            )
+            raise _other_repo(f"config.json asks for the code of another repo, {value}", place)
+        elif name in ("backbone", "architecture") and isinstance(value, str) and _looks_up(settings, value):
+            raise _other_repo(f"config.json makes transformers look up another repo, {value}", name)
+
+
+def _other_repo(what: str, entry: str) -> UntrustedCodeError:
+    return UntrustedCodeError(
+        what,
+        where=f"config.json, {entry}",
+        cure=Cures("remove the entry", Wording("pass a config that you made: {config}", config=...)),
+    )
+
+
+def _looks_up(settings: Mapping[str, Any], backbone: str) -> bool:
+    """Whether a class of transformers, given these settings, looks a backbone up on the Hub by its name."""
+    if settings.get("backbone_config") is not None:
+        return False
+    if ":" in backbone:  # timm's "hf-hub:org/name"
+        return True
+    kind = settings.get("model_type")
+    if "backbone" not in settings or kind == "timm_backbone":
+        return False
+    by_timm = settings.get("use_timm_backbone", True) and not settings.get("backbone_kwargs")
+    return not (by_timm and kind in _NAMED_FOR_TIMM)
 
 
 def _is_fetched(implementation: str) -> bool:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from shardload.remote_code.auto_map import architectures
+from shardload.remote_code.auto_map import architectures, model_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,9 +63,9 @@ def config_class_for(settings: Mapping[str, Any]) -> Any:
     """Return the configuration class that an installed transformers has for the model, or None."""
     if not is_installed():
         return None
+    kind = model_type(settings)  # classes whose name `architectures` gives read it too
     cls = model_class_for(settings)
     if cls is not None:
         return getattr(cls, "config_class", None)
     known = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
-    model_type = str(settings.get("model_type"))
-    return known[model_type] if model_type in known else None  # noqa: SIM401 - `get` would skip its lazy import
+    return known[kind] if kind in known else None  # noqa: SIM401 - `get` would skip its lazy import

@@ -11,6 +11,7 @@ from torch import nn
 import shardload
 from shardload.errors import CorruptError, RemoteCodeError, UntrustedCodeError, UsageError
 from shardload.remote_code import attach_generation_config, load_config, resolve_class
+from shardload.remote_code.config import _NAMED_FOR_TIMM
 from shardload.where import CodeTrust
 
 from .repos import AUTO_MAP, COMMIT, CONFIG, MODEL, HubLike, build, local, tiny, write
@@ -214,6 +215,74 @@ def test_a_repo_of_kernels_that_a_file_names_is_refused(tmp_path, name, part):
     settings.pop(part or name)
     (tmp_path / "config.json").write_text(json.dumps({**settings, "attn_implementation": "sdpa"}))
     assert shardload.load_config(tmp_path).hidden_size == 32
+
+
+@pytest.mark.parametrize("kind", [["llama"], {"llama": 1}, 3])
+@pytest.mark.parametrize("names", [None, ["LlamaForCausalLM"]])
+def test_a_model_type_that_is_no_name_is_a_corrupt_config(tmp_path, kind, names):
+    pytest.importorskip("transformers")
+    settings = {"model_type": kind, "num_hidden_layers": 1, **({"architectures": names} if names else {})}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CorruptError, match="model_type is not a name") as refused:
+        shardload.load_config(tmp_path)
+    assert refused.value.where == "config.json, model_type"
+    with pytest.raises(CorruptError, match="model_type is not a name"):
+        resolve_class(local(tmp_path), settings, auto_class="AutoModel")
+    plain = load_config(local(tmp_path), settings, model_class=lambda config: nn.Linear(1, 1))
+    assert plain.config.model_type == kind
+
+
+BACKBONE = {"model_type": "detr", "backbone": "evil/bb", "backbone_config": None}
+LOOKED_UP = [
+    {**BACKBONE, "use_timm_backbone": False, "use_pretrained_backbone": True},
+    {**BACKBONE, "backbone": "resnet50", "use_timm_backbone": False},
+    {**BACKBONE, "backbone": "resnet50", "backbone_kwargs": {"out_indices": [1]}},
+    {**BACKBONE, "backbone": "hf-hub:evil/bb"},
+    {**BACKBONE, "model_type": "rt_detr", "backbone": "resnet50"},
+    {"model_type": "timm_backbone", "backbone": "hf-hub:evil/bb"},
+    {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/bb"},
+    {"model_type": "detr", "backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:evil/bb"}},
+]
+
+
+@pytest.mark.parametrize("settings", LOOKED_UP)
+def test_a_backbone_that_would_be_looked_up_on_the_hub_is_refused(tmp_path, settings):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UntrustedCodeError, match="another repo, .*(evil/bb|resnet50)") as refused:
+        shardload.load_config(tmp_path)
+    assert refused.value.where in ("config.json, backbone", "config.json, architecture")
+    assert "remove the entry" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**BACKBONE, "backbone": "resnet50", "use_timm_backbone": True, "use_pretrained_backbone": True},
+        {**BACKBONE, "backbone_config": {"model_type": "resnet"}, "use_timm_backbone": False},
+        {"model_type": "rt_detr", "backbone": None},
+        {"model_type": "timm_backbone", "backbone": "resnet50", "use_timm_backbone": True},
+    ],
+)
+def test_a_backbone_that_the_file_describes_is_taken(tmp_path, settings):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert shardload.load_config(tmp_path).model_type == settings["model_type"]
+
+
+@pytest.mark.parametrize("kind", sorted(_NAMED_FOR_TIMM))
+def test_classes_whose_backbone_is_one_of_timm_look_nothing_up(monkeypatch, kind):
+    transformers = pytest.importorskip("transformers")
+    hub = pytest.importorskip("huggingface_hub")
+
+    asked = []
+    monkeypatch.setattr(hub.HfApi, "repo_exists", lambda _self, name, **_: asked.append(name) or False)
+    named = {"model_type": kind, "backbone": "resnet50", "backbone_config": None}
+    config = transformers.CONFIG_MAPPING[kind].from_dict({**named, "use_timm_backbone": True})
+    assert config.backbone_config.backbone == "resnet50"
+    assert not asked
+    transformers.CONFIG_MAPPING[kind].from_dict({**named, "use_timm_backbone": False})
+    assert asked == ["resnet50"]
 
 
 @pytest.mark.parametrize("name", ["Mamba2ForCausalLM", "BambaForCausalLM"])
