@@ -124,7 +124,7 @@ def fill(
         report = comparison.report
         missing = comparison.unfilled(verdict)
         report.stated = comparison.memory(missing, copy=copy)
-        refuse_above(report.stated, max_memory)
+        refuse_above(report.stated, max_memory, partial(_cures, comparison, target, missing, copy=copy))
         if report.stated.mapped and torch.distributed.is_available() and torch.distributed.is_initialized():
             report.notes.append(_MAPPED_AND_MIRRORED)
         if report.stated.spilled and target.spill:
@@ -146,6 +146,14 @@ def fill(
             CONVERSIONS.remember(shell.model, comparison.conversions)
         report.memory = MemoryUse(before, sampler.sample(), sampler.peak)
     return report
+
+
+def _cures(comparison: Comparison, target: Target, missing: Sequence[str], limit: int, *, copy: bool) -> str:
+    from shardload.loading.memory_cures import MemoryCures  # for a load that is refused
+
+    own_rules = bool(comparison.conversions)
+    planned = (comparison.plan, comparison.shell, comparison.checkpoint)
+    return MemoryCures(*planned, missing, target, copy=copy, own_rules=own_rules).below(limit)
 
 
 def stated_for(

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shardload._system.process_memory import size_of
-from shardload.errors import Cures, MemoryLimitError, UsageError, Wording
+from shardload.errors import MemoryLimitError, UsageError, Wording
 from shardload.keymap import Derived, Joined, leaves
 from shardload.placement.taken import Taken
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
@@ -277,8 +277,11 @@ def _state_class_values(statement: Statement, names: Collection[str], shell: She
     statement.tensors += len(slots)
 
 
-def refuse_above(stated: MemoryPlan, max_memory: int | None) -> None:
-    """Raise MemoryLimitError when a load states more than `max_memory` bytes, UsageError unless that is a number."""
+def refuse_above(stated: MemoryPlan, max_memory: int | None, cures: Callable[[int], str]) -> None:
+    """Raise MemoryLimitError when a load states more than `max_memory` bytes, UsageError unless that is a number.
+
+    `cures` says what brings the load below a limit.
+    """
     if max_memory is None:
         return
     if type(max_memory) is not int or max_memory < 0:
@@ -291,12 +294,5 @@ def refuse_above(stated: MemoryPlan, max_memory: int | None) -> None:
         raise MemoryLimitError(
             f"the load takes {size_of(stated.peak)} of anonymous memory at its peak "
             f"({size_of(stated.anonymous)} stay), and max_memory allows {size_of(max_memory)}; nothing was loaded",
-            cure=Cures(
-                Wording(
-                    "keep the stored dtype ({dtype}, without {copy}), which maps the files",
-                    dtype="auto",
-                    copy=True,
-                ),
-                Wording("pass {spill}: the kernel can write the results of casts to a file there", spill=...),
-            ),
+            cure=cures(max_memory),
         )

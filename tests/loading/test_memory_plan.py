@@ -148,7 +148,8 @@ def test_what_stays_a_view_takes_no_memory_and_what_is_cast_stays():
 
 def test_a_load_above_its_limit_is_refused_with_both_figures():
     plan = stated((10_000_000, Taken(0, 0, 0), True))
-    refuse_above(plan, None)
-    refuse_above(plan, plan.peak)
-    with pytest.raises(MemoryLimitError):
-        refuse_above(plan, plan.peak - 1)
+    refuse_above(plan, None, str)
+    refuse_above(plan, plan.peak, str)
+    with pytest.raises(MemoryLimitError) as caught:
+        refuse_above(plan, plan.peak - 1, "below {}".format)
+    assert caught.value.cure == f"below {plan.peak - 1}"

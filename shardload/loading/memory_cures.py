@@ -1,0 +1,135 @@
+"""Cures of a load that takes too much memory: each is stated by the same plan, and named if it fits the limit."""
+
+from __future__ import annotations
+
+import copy as copy_module
+import tempfile
+from dataclasses import replace
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from shardload.checkpoint.shard import DTYPES
+from shardload.errors import Cures, Wording
+from shardload.keymap import Joined
+from shardload.loading.memory_plan import state_memory
+from shardload.placement.device import OnDevice
+from shardload.placement.spill import Spill
+from shardload.tensor_ref import Span, TensorRef
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from typing import Any
+
+    from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.loading.plan import Plan
+    from shardload.model.shell import Shell
+    from shardload.placement.target import Target
+
+Changes = frozenset[str]
+"""What a caller can do otherwise: "convert" the files, leave out "copy", keep the "dtype", "spill" casts."""
+
+
+class MemoryCures:
+    """The changes of one planned load that bring it below a limit.
+
+    `own_rules`: the model's class joins tensors by rules of its own, which a conversion of the files leaves to do.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        shell: Shell,
+        checkpoint: Checkpoint,
+        missing: Collection[str],
+        target: Target,
+        *,
+        copy: bool,
+        own_rules: bool,
+    ) -> None:
+        self._plan, self._shell, self._target = plan, shell, target
+        self._shards = [shard.name for shard in checkpoint.shards]
+        self._stored_in = DTYPES.get(checkpoint.float_code)
+        self._missing, self._copy, self._own_rules = missing, copy, own_rules
+
+    def below(self, limit: int) -> str:
+        """Return the smallest sets of changes with which the load fits; more memory where none does."""
+        possible = self._possible()
+        found: list[Changes] = []
+        for count in range(1, len(possible) + 1):
+            for names in map(frozenset, combinations(possible, count)):
+                if not any(smaller <= names for smaller in found) and self._peak(names) <= limit:
+                    found.append(names)
+        if found:
+            return Cures(*(self._said(names) for names in found))
+        return Wording("give it more memory: {max_memory}", max_memory=self._peak(frozenset()))
+
+    def _possible(self) -> list[str]:
+        on_device = type(self._target) is OnDevice
+        casts = on_device and getattr(self._target, "dtype", None) is not None
+        return [
+            *(["copy"] if self._copy else []),
+            *(["dtype"] if casts else []),
+            *(["spill"] if on_device and self._target.spill is None else []),
+            "convert",
+        ]
+
+    def _peak(self, changes: Changes) -> int:
+        plan = self._converted() if "convert" in changes else self._plan
+        target, shell = self._target, self._shell
+        if changes & {"dtype", "spill"}:
+            target = copy_module.copy(target)
+        if "spill" in changes:
+            target.spill = Spill(tempfile.gettempdir())  # no file is made: it only states
+        if "dtype" in changes and isinstance(target, OnDevice):
+            shell = replace(shell, one_dtype=False)
+            kept = OnDevice(target.device)
+            kept.spill, kept.beside, kept.dtypes = target.spill, target.beside, shell.dtypes(self._stored_in)
+            target = kept
+        copy = self._copy and "copy" not in changes
+        return state_memory(plan, shell, self._shards, self._missing, target, copy=copy).peak
+
+    def _converted(self) -> Plan:
+        """Return the plan of the files that `convert` writes: every tensor in one aligned piece, joins done."""
+        plan = self._plan
+
+        def written(tensors: Mapping[str, Any]) -> dict[str, Any]:
+            return {key: self._written(key, tensor) for key, tensor in tensors.items()}
+
+        handed = {root: written(entries) for root, entries in plan.handed.items()}
+        return replace(
+            plan,
+            mapped=written(plan.mapped),
+            direct=written(plan.direct),
+            handed=handed,
+            turned=set(),
+            copied=set(),
+        )
+
+    def _written(self, key: str, tensor: Any) -> Any:
+        joined = isinstance(tensor, Joined)
+        if key in self._plan.parts or not (isinstance(tensor, TensorRef) or (joined and not self._own_rules)):
+            return tensor
+        return TensorRef(key, tensor.dtype, tensor.shape, tensor.shard, Span(0, tensor.nbytes))
+
+    def _said(self, changes: Changes) -> str:
+        """Return what the caller has to do, as one cure."""
+        template: list[str] = []
+        keywords: dict[str, Any] = {}
+        if "convert" in changes:
+            joins = not self._own_rules and any(isinstance(each, Joined) for _, each in self._plan.tensors)
+            template.append(
+                "convert the files first with this {key_map} (`shardload convert`), and load the result without one"
+                if joins
+                else "convert the files first (`shardload convert`): the new ones are mapped"
+            )
+            keywords |= {"key_map": ...} if joins else {}
+        if "dtype" in changes:
+            template.append("keep the stored dtype ({dtype}; with fill, an OnDevice without one)")
+            keywords["dtype"] = "stored"
+        if "copy" in changes:
+            template.append("leave out {copy}, so that the files are mapped")
+            keywords["copy"] = True
+        if "spill" in changes:
+            template.append("pass {spill}: the kernel can write the results of casts to a file there")
+            keywords["spill"] = ...
+        return Wording(", and ".join(template), **keywords)
