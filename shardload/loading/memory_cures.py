@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.shard import DTYPES
-from shardload.errors import Cures, Wording
+from shardload.errors import Cures, Wording, joined
 from shardload.keymap import Joined
 from shardload.loading.memory_plan import state_memory
 from shardload.placement.device import OnDevice
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Changes = frozenset[str]
 """What a caller can do otherwise: "convert" the files, leave out "copy", keep the "dtype", "spill" casts."""
+
+_CONVERT = "convert the files first (`shardload convert`): the new ones are mapped"
 
 
 class MemoryCures:
@@ -106,30 +108,26 @@ class MemoryCures:
         )
 
     def _written(self, key: str, tensor: Any) -> Any:
-        joined = isinstance(tensor, Joined)
-        if key in self._plan.parts or not (isinstance(tensor, TensorRef) or (joined and not self._own_rules)):
+        made = isinstance(tensor, Joined)
+        if key in self._plan.parts or not (isinstance(tensor, TensorRef) or (made and not self._own_rules)):
             return tensor
         return TensorRef(key, tensor.dtype, tensor.shape, tensor.shard, Span(0, tensor.nbytes))
 
     def _said(self, changes: Changes) -> str:
         """Return what the caller has to do, as one cure."""
-        template: list[str] = []
-        keywords: dict[str, Any] = {}
-        if "convert" in changes:
-            joins = not self._own_rules and any(isinstance(each, Joined) for _, each in self._plan.tensors)
-            template.append(
-                "convert the files first with this {key_map} (`shardload convert`), and load the result without one"
-                if joins
-                else "convert the files first (`shardload convert`): the new ones are mapped"
-            )
-            keywords |= {"key_map": ...} if joins else {}
-        if "dtype" in changes:
-            template.append("keep the stored dtype ({dtype}; with fill, an OnDevice without one)")
-            keywords["dtype"] = "stored"
-        if "copy" in changes:
-            template.append("leave out {copy}, so that the files are mapped")
-            keywords["copy"] = True
-        if "spill" in changes:
-            template.append("pass {spill}: the kernel can write the results of casts to a file there")
-            keywords["spill"] = ...
-        return Wording(", and ".join(template), **keywords)
+        joins = not self._own_rules and any(isinstance(each, Joined) for _, each in self._plan.tensors)
+        convert = Wording(
+            "convert the files first with this {key_map} (`shardload convert`), and load the result without one",
+            key_map=...,
+        )
+        texts = {
+            "convert": convert if joins else _CONVERT,
+            "dtype": Wording(
+                "keep the stored dtype ({dtype}; with fill, an OnDevice without one)", dtype="stored"
+            ),
+            "copy": Wording("leave out {copy}, so that the files are mapped", copy=True),
+            "spill": Wording(
+                "pass {spill}: the kernel can write the results of casts to a file there", spill=...
+            ),
+        }
+        return joined(", and ", [text for name, text in texts.items() if name in changes])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import UsageError, keyword
+from shardload.errors import UsageError, Wording, keyword
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,5 +33,9 @@ def refused_config(model_class: Callable[[Any], Any], config: Any, error: TypeEr
     return UsageError(
         what,
         where=keyword("model_class"),
-        cure=f"pass a function that takes the config: model_class=lambda config: {name}(…)",
+        cure=Wording(
+            "pass {model_class} with a function that takes the config: lambda config: {0}(…)",
+            name,
+            model_class=...,
+        ),
     )
