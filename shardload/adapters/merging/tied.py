@@ -13,7 +13,23 @@ if TYPE_CHECKING:
     from shardload.adapters.merging.change import Change
     from shardload.checkpoint.checkpoint import Checkpoint
 
-_HEADS = ("lm_head", "output_layer", "embed_out", "output", "score_head", "cls.predictions.decoder")
+_HEADS = (
+    "lm_head",
+    "lm_head.decoder",
+    "generator_lm_head",
+    "predictions.decoder",
+    "output_layer",
+    "output_projection",
+    "output",
+    "embed_out",
+    "proj_out",
+    "vocab_projector",
+    "pred_layer.proj",
+    "score_head",
+    "head",
+)
+_EMBEDDING = ("embed", "wte", "shared.")
+_OF_NO_TOKEN = ("position", "pos_emb", "wpe", "type_emb")
 _GENERATING = (
     "LMHeadModel",
     "ForCausalLM",
@@ -31,7 +47,8 @@ def has_to_be_untied(checkpoint: Checkpoint, changes: Mapping[str, Change]) -> b
     """
     config = checkpoint.config or {}
     tied = _stated(config, "tie_word_embeddings")
-    tables = _tables(checkpoint, config)
+    embeddings, heads = _tables(checkpoint, config)
+    tables = [*embeddings, *heads]
     touched = [name for name in tables if name in changes and changes[name].apart]
     followers = [name for name in tables if name in changes and name not in touched]
     if tied is True and followers and len(followers) < len(tables) and not touched:
@@ -42,10 +59,9 @@ def has_to_be_untied(checkpoint: Checkpoint, changes: Mapping[str, Change]) -> b
         )
     if not touched or tied is False:
         return False
-    if len(tables) > 1:
-        return len(touched) < len(tables) and tied is True
-    if tied is None and not _generates(config):
-        return False
+    ties = tied is True or _generates(config)
+    if heads or not ties:
+        return ties
     raise UnsupportedError(
         "the adapter changes the embedding, which is the output layer too: merged, it would change both",
         where=f"{touched[0]} (config.json: tie_word_embeddings = {tied if tied is not None else 'not said'})",
@@ -71,17 +87,23 @@ def refuse_absent_head(checkpoint: Checkpoint, content: AdapterContent) -> None:
             )
 
 
-def _tables(checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
-    """Return the stored tensors with a row for each token: (vocabulary, width)."""
+def _tables(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the names of the stored embeddings of tokens, and of the stored output layers.
+
+    Where the config states the vocabulary, they have a row for each token. Other tensors may have as many rows, so a
+    head is known by its name alone: a merge that takes another tensor for it would leave the model without one.
+    """
     rows = _stated(config, "vocab_size") or _stated(config, "padded_vocab_size")
-    shapes = {name: ref.shape for name, ref in checkpoint.tensors.items() if len(ref.shape) == 2}
-    heads = tuple(f"{head}.weight" for head in _HEADS)
-    return [
-        name
-        for name, shape in shapes.items()
-        if name.endswith(".weight")
-        and (shape[0] == rows if isinstance(rows, int) else "embed" in name or name.endswith(heads))
-    ]
+    known = isinstance(rows, int)
+    embeddings, heads, others = [], [], []
+    for name, ref in checkpoint.tensors.items():
+        if len(ref.shape) != 2 or not name.endswith(".weight") or (known and ref.shape[0] != rows):
+            continue
+        if f".{name}".endswith(tuple(f".{head}.weight" for head in _HEADS)):
+            heads.append(name)
+        elif not any(word in name for word in _OF_NO_TOKEN):
+            (embeddings if any(word in name for word in _EMBEDDING) else others).append(name)
+    return embeddings or (others if known else []), heads
 
 
 def _stated(config: Mapping[str, Any], field: str) -> Any:
