@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding, change_of_config
+from shardload.diagnosis.pairing.words import words_of
 from shardload.diagnosis.sizes import fields_of, mismatched_shapes
 from shardload.errors import Cures
 from shardload.keys import collapse
@@ -12,6 +13,7 @@ from shardload.keys import collapse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_HEADS = frozenset({"output", "output_layer", "shared", "decoder", "logits", "vocab_projector", "proj_out"})
 _MOST = 4  # tensors with one row per token: embedding and head, of an encoder and of a decoder
 
 
@@ -31,9 +33,11 @@ class VocabularyRule:
         if len(rows) != 1 or any(model[1:] != stored[1:] for _, model, stored in pairs):
             return ()
         wanted, have = next(iter(rows))
-        fields = [name for name, value in fields_of(case.config) if value == wanted and "vocab" in name]
-        field = fields[0] if fields else "the vocabulary size"
         keys = [key for key, _, _ in pairs]
+        fields = [name for name, value in fields_of(case.config) if value == wanted and "vocab" in name]
+        if not fields and not all(_is_table(key) for key in keys):
+            return ()
+        field = fields[0] if fields else "the vocabulary size"
         cures = [change_of_config(f"{field} to {have}", " (nothing is lost)")]
         if have > wanted:
             cures.append(f"drop the rows beyond {wanted} with slice_rows of a key map, which loses them")
@@ -48,3 +52,13 @@ class VocabularyRule:
                 confidence=0.97,
             ),
         )
+
+
+def _is_table(key: str) -> bool:
+    """Whether the name is that of an embedding of tokens or of an output layer; lists of experts have rows too."""
+    last = key.split(".")[-2:]
+    words = {word for segment in last for word in words_of(segment)}
+    return bool(words & {"embed", "token", "head"} or _HEADS & set(last)) and not words & {
+        "experts",
+        "position",
+    }

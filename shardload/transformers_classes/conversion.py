@@ -19,7 +19,7 @@ from shardload.transformers_classes.groups import Group
 from shardload.transformers_classes.renaming import NewName, Renaming
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from torch import nn
 
@@ -52,8 +52,10 @@ class ClassConversion(RuleBase):
         groups, renames, ignored = self._sorted_out(table)
         made: dict[str, Made] = {name: [] for name in ignored}
         made.update({old: [(self.prefix + new, table[old])] for old, new in renames.items()})
+        stays = {name: name for name in table if name not in made}
+        holders = stays | {self.prefix + new: old for old, new in renames.items()}
         for key, group in groups.items():
-            made.update(self._converted(key, group, table))
+            made.update(self._converted(key, group, table, holders))
         return Step(rebuilt(table, made, made), tuple(made))
 
     def invert(self) -> WriteBack:
@@ -103,15 +105,14 @@ class ClassConversion(RuleBase):
             new = self._placed(renaming(old), old)
             if new.name in self.names:
                 if new.pattern is None:
-                    sources.setdefault(new.name, name)
+                    if old == new.name or new.name not in sources:  # a tensor keeps the name that it has
+                        sources[new.name] = name
                 else:
                     group = groups.setdefault(new.name, Group(owner[new.pattern]))
                     group.sources.setdefault(new.pattern, []).append(name)
             elif self._ignored.search(new.name):
                 ignored.append(name)
-        renames = {
-            name: new for new, name in sources.items() if self.prefix + new != name and new not in groups
-        }
+        renames = {name: new for new, name in sources.items() if self.prefix + new != name}
         return groups, renames, ignored
 
     def _placed(self, new: NewName, old: str) -> NewName:
@@ -130,12 +131,21 @@ class ClassConversion(RuleBase):
             return bare
         return f"{base}.{name}" if f"{base}.{name}" in self.names else name
 
-    def _converted(self, key: str, group: Group, table: Table) -> dict[str, Made]:
-        """Return what a converter makes of its group, in place of the group's first tensor; nothing if it refuses."""
+    def _converted(self, key: str, group: Group, table: Table, holders: Mapping[str, str]) -> dict[str, Made]:
+        """Return what a converter makes of its group, in place of the group's first tensor; nothing if it refuses.
+
+        `holders` are the stored names of tensors outside the groups, by the names that they have in the model.
+        """
         try:
+            group.refuse_gaps()
             results = group.converted(key, table, self.model)
+            group.refuse_taken(holders, [self.prefix + name for name in results])
         except (ShardloadError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            what = error.what if isinstance(error, ShardloadError) else str(error).partition("\n")[0]
+            what = (
+                error.what
+                if isinstance(error, ShardloadError)
+                else group.lacks or str(error).partition("\n")[0]
+            )
             self.refusals.update(dict.fromkeys(group.names, f"{group} refuses: {what}"))
             return {}
         first, *others = group.names

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import shardload
 from shardload import (
@@ -128,6 +130,87 @@ def test_an_operation_that_refuses_its_tensors_is_named(published, tmp_path):
     assert {fault.stored_key for fault in caught.value.report.faults} - {None} == {
         f"model.layers.0.block_sparse_moe.experts.{n}.w2.weight" for n in range(12)
     }
+
+
+EXPERTS = "model.layers.0.block_sparse_moe.experts."
+FUSED = "model.layers.0.mlp.experts.down_proj"
+
+
+def renumbered(name: str, last: int) -> str:
+    return name.replace(f"{EXPERTS}11.", f"{EXPERTS}{last}.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda name: renumbered(name, 14),
+            r"experts\.11\.w1\.weight, .*13\.w1\.weight of 0 to 14 are missing",
+        ),
+        (
+            lambda name: re.sub(r"experts\.(\d+)", lambda n: f"experts.{int(n[1]) + 1}", name),
+            r"experts\.0\.w2\.weight",
+        ),
+        (
+            lambda name: None if name.startswith(f"{EXPERTS}2.") else name,
+            r"experts\.2\.w2\.weight of 0 to 11 is",
+        ),
+        (
+            lambda name: renumbered(name, 12) if "w3" in name else name,
+            r"experts\.12\.w1\.weight of 0 to 12 is missing",
+        ),
+        (
+            lambda name: None if "experts" in name and "w3" in name else name,
+            r"stored for experts\.\*\.w3\.weight",
+        ),
+        (
+            lambda name: None if f"{EXPERTS}11.w3" in name else name,
+            r"experts\.11\.w3\.weight of 0 to 11 is missing",
+        ),
+        (lambda name: renumbered(name, "07"), r"07\.w1\.weight and .*\.7\.w1\.weight have one number"),
+    ],
+)
+def test_a_list_with_a_gap_is_refused_though_transformers_closes_it(published, tmp_path, change, message):
+    state = load_file(published / "model.safetensors")
+    folder = stored_as(tmp_path, published, {change(name): tensor for name, tensor in state.items()})
+    with pytest.raises(MismatchError, match=message):
+        shardload.from_pretrained(folder)
+
+
+def test_padded_numbers_are_the_same_numbers(published, tmp_path):
+    state = load_file(published / "model.safetensors")
+    padded = {re.sub(r"experts\.(\d)\.", r"experts.0\1.", name): tensor for name, tensor in state.items()}
+    same(
+        shardload.from_pretrained(stored_as(tmp_path, published, padded)),
+        shardload.from_pretrained(published),
+    )
+
+
+def test_what_is_stored_in_parts_and_whole_is_refused_by_both_names(published, tmp_path):
+    state = load_file(published / "model.safetensors")
+    whole = shardload.from_pretrained(published).state_dict()[FUSED]
+    folder = stored_as(tmp_path, published, {**state, FUSED: whole * 2})
+    with pytest.raises(MismatchError) as caught:
+        shardload.from_pretrained(folder)
+    assert f"{EXPERTS}0.w2.weight is a part of {FUSED}, which is stored too" in str(caught.value)
+
+
+def test_of_an_old_and_a_new_name_the_new_one_holds(published, tmp_path):
+    state = load_file(published / "model.safetensors")
+    new = "model.layers.0.mlp.gate.weight"
+    folder = stored_as(tmp_path, published, {**state, new: torch.zeros(12, 32)})
+    with pytest.raises(MismatchError, match="1 unexpected") as caught:
+        shardload.from_pretrained(folder)
+    assert [fault.stored_key for fault in caught.value.report.faults] == [
+        "model.layers.0.block_sparse_moe.gate.weight"
+    ]
+
+
+def stored_as(folder, published, state):
+    (folder / "config.json").write_bytes((published / "config.json").read_bytes())
+    kept = {name: tensor.clone() for name, tensor in state.items() if name is not None}
+    save_file(kept, folder / "model.safetensors")
+    return folder
 
 
 def test_a_map_with_the_classes_rules_says_that_no_file_can_hold_it(published):
