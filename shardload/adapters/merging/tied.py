@@ -95,7 +95,9 @@ def _tables(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[list[str
     """
     rows = _stated(config, "vocab_size") or _stated(config, "padded_vocab_size")
     known = isinstance(rows, int)
-    embeddings, heads, others = [], [], []
+    embeddings: list[str] = []
+    heads: list[str] = []
+    others: list[str] = []
     for name, ref in checkpoint.tensors.items():
         if len(ref.shape) != 2 or not name.endswith(".weight") or (known and ref.shape[0] != rows):
             continue
