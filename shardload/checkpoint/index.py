@@ -84,8 +84,9 @@ def _no_checkpoint(source: Source, names: Sequence[str]) -> NotFoundError:
         "pass the folder, the repo or the file that holds the weights ({subfolder} for a folder inside a repo)",
         subfolder=...,
     )
-    weights = (name.rpartition("/") for name in names if name.endswith(_WEIGHT_SUFFIXES))
-    inner = [folder for folder, _, name in weights if folder and not name.startswith(NOT_WEIGHTS)]
+    weights = [name.rpartition("/") for name in names if "/" in name and name.endswith(_WEIGHT_SUFFIXES)]
+    inner = [folder for folder, _, name in weights if not name.startswith((*NOT_WEIGHTS, "adapter_"))]
+    inner = inner or [folder for folder, _, name in weights if name.startswith("adapter_")]
     if inner:
         from shardload.checkpoint.inner_folders import cure_by_folder
 

@@ -135,6 +135,15 @@ def test_folders_that_hold_the_weights_are_named(source, tmp_path):
     assert find_weight_files(FolderSource(paths[0])).shards == ("model.safetensors",)
 
 
+def test_a_folder_that_holds_an_adapter_alone_is_named_where_there_is_no_base(source, tmp_path):
+    with pytest.raises(NotFoundError) as caught:
+        find_weight_files(source("lora/adapter_model.safetensors"))
+    assert caught.value.cure.endswith(f"pass the path of one: {tmp_path / 'lora'}")
+    with pytest.raises(NotFoundError) as caught:
+        find_weight_files(source("lora/adapter_model.safetensors", "base/model.bin"))
+    assert caught.value.cure.endswith(f"pass the path of one: {tmp_path / 'base'}")
+
+
 def test_in_a_repo_on_the_hub_the_folder_is_a_keyword(source):
     there = source("unet/weights.bin")
     there.is_local, there.label = False, "org/name@main"
