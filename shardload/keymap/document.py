@@ -95,11 +95,11 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     try:
         with file.open("rb") as opened:
             content = opened.read(LARGEST_FILE + 1)
-    except OSError as error:
-        if not is_absent(error):
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, OSError) and not is_absent(error):
             raise unreadable(file, error) from error
         raise NotFoundError(
-            f"the key map can't be read: {error.strerror}",
+            f"the key map can't be read: {getattr(error, 'strerror', error)}",
             where=str(file),
             cure="pass the path of its JSON file",
         ) from error

@@ -21,6 +21,14 @@ _LIMIT = 64 << 20
 # Settings that describe the class and are not arguments of its constructor.
 _NOT_ARGUMENTS = ("auto_map", "tokenizer_class", "tokenizer_file", "init_inputs", "added_tokens_decoder")
 
+# What a tokenizer computes with, long after it was made: by name, the types of its values and what they are.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "model_max_length": ((int, float), "a number"),
+    "max_len": ((int, float), "a number"),
+    "model_input_names": ((list,), "a list of names"),
+    "chat_template": ((str, list, dict), "a template"),
+}
+
 
 def _settings(source: Source, name: str) -> dict[str, Any]:
     """Return a JSON object of the repo, {} when it has no such file. Raises CorruptError."""
@@ -39,6 +47,7 @@ def constructor_arguments(source: Source, cls: Any) -> dict[str, Any]:
     template and the paths of the vocabulary files that the class names (None for those that the repo lacks).
     """
     settings = tokenizer_settings(source)
+    _refuse_other_kinds(source, settings)
     added = _added_tokens(source, settings)
     arguments = {name: value for name, value in settings.items() if name not in _NOT_ARGUMENTS}
     special = {
@@ -47,7 +56,7 @@ def constructor_arguments(source: Source, cls: Any) -> dict[str, Any]:
     }
     by_text = {token.content: token for token in added.values()}
     for name, value in special.items():
-        arguments[name] = _with_options(value, by_text)
+        arguments[name] = _with_options(_special_token(source, name, value), by_text)
     if added:
         arguments["added_tokens_decoder"] = added
     template = chat_template(source)
@@ -134,6 +143,27 @@ def _special_tokens(source: Source, settings: dict[str, Any], added: dict[int, A
     if added and "added_tokens_decoder" in settings:
         return {}
     return {n: v for n, v in _settings(source, "special_tokens_map.json").items() if n in SPECIAL_TOKENS}
+
+
+def _special_token(source: Source, name: str, value: Any) -> Any:
+    """Return the value, one special token or a list of them. Raises CorruptError for a token without a text."""
+    for token in _listed(value):
+        if isinstance(token, dict) and not isinstance(token.get("content"), str):
+            raise _corrupt(source, f"{name} is {token!r}, which is no token")
+    return value
+
+
+def _refuse_other_kinds(source: Source, settings: Mapping[str, Any]) -> None:
+    for name, (kinds, what) in _KINDS.items():
+        value = settings.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise _corrupt(source, f"{name} is {value!r}, not {what}")
+
+
+def _corrupt(source: Source, what: str) -> CorruptError:
+    return CorruptError(
+        what, where=f"{source.label}, the tokenizer's settings", cure=f"correct the entry in {SETTINGS}"
+    )
 
 
 def _with_options(value: Any, by_text: dict[str, AddedToken]) -> Any:

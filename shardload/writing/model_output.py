@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from shardload._system.gc_freeze import gc_frozen
 from shardload.checkpoint.shard import CODES
@@ -100,12 +101,21 @@ def _refuse_unwritable(key: str, value: object) -> None:
         raise UnsupportedError(
             f"{key} is a {type(value).__name__}, not a tensor", cure="safetensors holds only tensors"
         )
+    if nn.parameter.is_lazy(value):
+        raise UsageError(
+            f"{key} has no shape before its module's first forward, so no values to save",
+            cure="run the model once",
+        )
     if value.is_meta:
         raise UsageError(f"{key} is on meta and has no values to save", cure="load the model first")
     if is_wrapper(value):  # such as DTensor: the wrapper has no memory of its own
         raise UnsupportedError(
             f"{key} is a {type(value).__name__}, which wraps other tensors",
             cure="convert the model to plain tensors, then save it",
+        )
+    if value.is_nested:
+        raise UnsupportedError(
+            f"{key} is a nested tensor, and safetensors has no place for rows of several lengths"
         )
     if value.dtype not in CODES or CODES[value.dtype] == "C128" or str(value.layout) != "torch.strided":
         raise UnsupportedError(f"safetensors has no place for {key}: {value.dtype}, {value.layout}")

@@ -224,6 +224,10 @@ def _is_there(target: Path, output: Output, layouts: dict[str, Layout]) -> bool:
 
 
 def _refuse_target(target: Path, output: Output) -> None:
+    if "\0" in str(target):
+        raise UsageError(
+            f"{str(target)!r} holds a NUL, which no path has", cure="pass a folder to write into"
+        )
     if os.path.lexists(target) and not target.is_dir():
         what = "a file" if target.exists() else "a link that leads nowhere"
         raise UsageError(f"{target} is {what}", cure="pass a folder to write into")

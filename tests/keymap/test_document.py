@@ -134,6 +134,8 @@ def test_bytes_that_are_no_text_and_files_that_are_not_there(tmp_path):
     (tmp_path / "map.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(UsageError, match=r"map\.json"):
         KeyMap.read(tmp_path / "map.json")
+    with pytest.raises(NotFoundError, match="null byte"):
+        KeyMap.read(tmp_path / "a\0b.json")
     with pytest.raises(NotFoundError):
         KeyMap.of(str(tmp_path / "other.json"))
     with pytest.raises(NotFoundError):

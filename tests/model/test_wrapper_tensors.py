@@ -157,7 +157,7 @@ def test_a_wrapper_is_neither_merged_nor_saved_and_an_adapter_beside_it_is_saved
     assert torch.equal(again(x), before)
 
 
-def test_an_adapter_of_wrappers_is_not_saved(tmp_path):
+def test_an_adapter_of_wrappers_is_neither_merged_nor_saved(tmp_path):
     model = make()
     attach_lora(model, r=2, targets=["0"])
     factor = model[0].lora_A["default"]
@@ -165,6 +165,11 @@ def test_an_adapter_of_wrappers_is_not_saved(tmp_path):
     with pytest.raises(UnsupportedError) as caught:
         save_adapter(model, tmp_path / "lora")
     assert "lora_A.weight is a Halves" in caught.value.where
+    before = model[0].weight.clone()
+    with pytest.raises(UnsupportedError, match="can't be merged") as caught:
+        merge(model, keep_copies=True)
+    assert "0 has a Halves in its adapter" in caught.value.where
+    assert torch.equal(model[0].weight, before)
     assert not (tmp_path / "lora").exists()
 
 

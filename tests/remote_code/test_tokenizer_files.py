@@ -8,6 +8,7 @@ import re
 import pytest
 
 import shardload
+from shardload import CorruptError
 from shardload.checkpoint.sources import find_source
 from shardload.remote_code.tokenizer_files import constructor_arguments, tokenizer_settings
 from tests.transformers_shim.vocabularies import NEW, write
@@ -52,6 +53,36 @@ def arguments(folder, **files):
         text = document if isinstance(document, str) else json.dumps(document)
         (folder / re.sub(r"_(json|jinja)$", r".\1", name)).write_text(text)
     return constructor_arguments(find_source(folder)[0], Class)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (
+            {"unk_token": {"content": 3}, "added_tokens_decoder": {"1": {"content": "x"}}},
+            "unk_token is .*no token",
+        ),
+        ({"eos_token": {"text": "x"}}, "eos_token is .*no token"),
+        (
+            {"additional_special_tokens": ["a", {"content": [1]}], "added_tokens_decoder": {}},
+            "additional_special_tokens is .*no token",
+        ),
+        ({"model_max_length": {"a": 1}}, "model_max_length is .*, not a number"),
+        ({"model_max_length": "512"}, "model_max_length is '512', not a number"),
+        ({"max_len": True}, "max_len is True, not a number"),
+        ({"model_input_names": 5}, "model_input_names is 5, not a list of names"),
+        ({"chat_template": 3}, "chat_template is 3, not a template"),
+    ],
+)
+def test_a_setting_of_another_kind_is_corrupt(tmp_path, settings, what):
+    with pytest.raises(CorruptError, match=what) as refused:
+        arguments(tmp_path, tokenizer_config_json=settings)
+    assert "tokenizer_config.json" in str(refused.value.cure)
+
+
+def test_a_length_may_be_absent_or_very_large(tmp_path):
+    settings = {"model_max_length": 1e30, "max_len": None, "unk_token": None}
+    assert arguments(tmp_path, tokenizer_config_json=settings)["model_max_length"] == 1e30
 
 
 def test_vocabulary_files_are_paths_and_those_that_lack_are_none(tmp_path):

@@ -91,12 +91,20 @@ def test_padding_that_was_trained_is_a_loss_and_untouched_padding_is_none(tmp_pa
         (torch.empty(2, device="meta"), UsageError, "on meta"),
         (7, UnsupportedError, "is a int, not a tensor"),
         (torch.eye(2).to_sparse(), UnsupportedError, "no place for w"),
+        (torch.nn.parameter.UninitializedParameter(), UsageError, "w has no shape"),
         (torch.ones(1, dtype=torch.complex128), UnsupportedError, "complex128"),
     ],
 )
 def test_what_safetensors_can_not_hold_is_named(value, error, message):
     with pytest.raises(error, match=message):
         model_output({"w": value}, KeyMap(), 1 << 30, {})
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_named():
+    rows = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
+    with pytest.raises(UnsupportedError, match="w is a nested tensor"):
+        model_output({"w": rows}, KeyMap(), 1 << 30, {})
 
 
 def test_a_large_tensor_follows_in_blocks_of_whole_rows(monkeypatch):

@@ -86,6 +86,7 @@ def test_targets_that_are_refused(base, tmp_path):
     refused(base, output, UsageError, "the folder that it is made from")
     refused(base / "inner", output, UsageError, "the folder that it is made from")
     refused(base / "config.json", output, UsageError, "is a file")
+    refused(tmp_path / "a\0b", output, UsageError, "holds a NUL")
     (tmp_path / "link").symlink_to(base)
     refused(tmp_path / "link", output, UsageError, "the folder that it is made from")
     for name in ("other.safetensors", "pytorch_model.bin", "config.json"):

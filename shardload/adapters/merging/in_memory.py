@@ -152,7 +152,7 @@ def _weights_to_change(model: nn.Module, adapters: Adapters, weights: Mapping[st
     for adapter, weight in weights.items():
         for module, term, factors in _changes_of(adapters, adapter):
             name = ".".join(part for part in (paths[id(module)], term.attribute) if part)
-            reason = _why_not(module, term)
+            reason = _why_not(module, term) or _wrapped(factors)
             if reason is not None:
                 reasons.append(f"{name.rpartition('.')[0]} {reason}")
                 continue
@@ -218,6 +218,15 @@ def _why_not(module: nn.Module, term: LoraTerm) -> str | None:
     if reason is None and (weight is None or weight.dtype not in _FLOATING):
         reason = f"is a quantised {type(module).__name__}: its packed weight has no room for a delta"
     return reason
+
+
+def _wrapped(factors: Factors) -> str | None:
+    """Return why the adapter's own weights can't be added to the base's: DTensors are parts of what they stand for."""
+    parts = (factors.a, factors.b, factors.bias, factors.magnitude)
+    found = next((part for part in parts if part is not None and is_wrapper(part)), None)
+    return (
+        found if found is None else f"has a {type(found).__name__} in its adapter, which wraps other tensors"
+    )
 
 
 def _once(
