@@ -190,7 +190,10 @@ def _is_new_parameter(value: Any) -> bool:
 
 def _empty_in_place(parameter: torch.Tensor) -> bool:
     """Put a tensor on meta; the object stays, so references and ties to it do. False: C++ holds its old value."""
-    hollow = torch.empty_like(parameter, device=_META, requires_grad=parameter.requires_grad)
+    with (
+        torch._C.DisableTorchFunctionSubclass()
+    ):  # a class of tensors makes views of what torch returns, no leaves
+        hollow = torch.empty_like(parameter, device=_META, requires_grad=parameter.requires_grad)
     try:
         torch._C._swap_tensor_impl(parameter, hollow)
     except RuntimeError:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shardload import MismatchError, build_shell, fill, from_pretrained, open_checkpoint
+from shardload import MismatchError, UnsupportedError, build_shell, fill, from_pretrained, open_checkpoint
 from shardload.model.construction import Construction
 from shardload.model.meta_init import constructed
 from shardload.model.rebuild import rebuild_with
@@ -132,6 +132,32 @@ def test_what_an_initialiser_of_somebody_elses_parameter_does_is_done():
     own = nn.Linear(2, 2)
     run(lambda: nn.Sequential(own, Holder(lambda: nn.init.ones_(own.weight))))
     assert torch.equal(own.weight, torch.ones(2, 2))
+
+
+class Own(torch.Tensor):
+    """A class of tensors with no functions of its own."""
+
+
+class OfOwn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2, 2).as_subclass(Own))
+        self.linear = nn.Linear(2, 2)
+
+
+def test_a_parameter_of_a_class_of_its_own_is_a_leaf_on_meta(tmp_path):
+    shell = build_shell(OfOwn)
+    weight = shell.model.w
+    assert type(weight) is type(OfOwn().w) is Own
+    assert weight.is_meta
+    assert weight.is_leaf
+    assert weight.requires_grad
+    write_checkpoint(
+        tmp_path, {name: torch.ones(2, 2)[: slot.shape[0]] for name, slot in shell.slots.items()}
+    )
+    with pytest.raises(UnsupportedError, match="tensors of other classes") as refused:
+        fill(shell, open_checkpoint(tmp_path))
+    assert "w is a Own" in refused.value.where
 
 
 def test_references_to_a_parameter_stay():
