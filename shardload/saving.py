@@ -14,6 +14,7 @@ from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
 from shardload.model.shell import modules_of
 from shardload.transformers_classes import conversions
+from shardload.transformers_classes.declared_ties import written_apart
 from shardload.writing import write_output
 from shardload.writing.model_output import model_output
 from shardload.writing.repo_files import is_untied, repo_files
@@ -52,8 +53,10 @@ def save(
     The settings are config.json and generation_config.json, where the model has them. The code is what `auto_map`
     names, so that `from_pretrained(folder, trust_remote_code=True)` loads the model again. Adapters are left out, and a
     warning names them. `key_map` is the map that the model was loaded through; tensors are written through its inverse.
-    Tied parameters are written once. Weights on the CPU are written without a copy; tensors that are on a GPU, joined
-    by the key map or not contiguous pass through memory in blocks of 64 MiB.
+    Tied parameters are written once. Of a class of transformers that is true of the names that it declares: any other
+    name of a shared tensor, such as those of a layer that stands in two places, is written too. Weights on the CPU are
+    written without a copy; tensors that are on a GPU, joined by the key map or not contiguous pass through memory in
+    blocks of 64 MiB.
 
     Files appear in `folder` when all are complete. An earlier save with the same file names is replaced: after a crash
     the folder has the old checkpoint, the new one, or no checkpoint until the next call completes the new one. After a
@@ -97,15 +100,12 @@ def _rules_of_classes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> tu
 
 def _state_dict(model: nn.Module) -> Mapping[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
-    # Of the names of a tied tensor the first is written: in classes of transformers, the one that the others follow.
-    followers = getattr(model, "all_tied_weights_keys", None) or ()
-    state.update({name: state.pop(name) for name in followers if name in state})
     # No adapter can be attached before this is imported.
     if "shardload.adapters" in sys.modules and isinstance(model, nn.Module):
         from shardload.adapters.base_state import without_adapters
 
-        return without_adapters(model, state)
-    return state
+        state = without_adapters(model, state)
+    return written_apart(modules_of(model), state) if isinstance(model, nn.Module) else state
 
 
 def _code_of(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -90,6 +90,38 @@ def test_a_tie_is_written_once_and_comes_back_tied(tmp_path):
     assert shell.model.head.weight is shell.model.embed.weight
 
 
+@pytest.mark.parametrize("ties", [True, False])
+def test_a_class_of_the_stand_in_ties_what_it_declares_and_no_other_name(tmp_path, ties):
+    from shardload.transformers_shim.configuration_utils import PretrainedConfig
+    from shardload.transformers_shim.modeling_utils import PreTrainedModel
+
+    class Declared(PreTrainedModel):
+        _tied_weights_keys = ["head.weight"]  # noqa: RUF012
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.embed = nn.Embedding(6, 4)
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+            self.head = nn.Linear(4, 6, bias=False)
+            self.post_init()
+
+        def get_input_embeddings(self):
+            return self.embed
+
+        def get_output_embeddings(self):
+            return self.head
+
+    model = Declared(PretrainedConfig(tie_word_embeddings=ties))
+    model.head.weight = model.embed.weight
+    model.layers[1] = model.layers[0]
+    save(model, tmp_path)
+    left_out = {"head.weight"} if ties else set()
+    assert open_checkpoint(tmp_path).tensors.keys() == model.state_dict().keys() - left_out
+    shell = build_shell(lambda: Declared(PretrainedConfig(tie_word_embeddings=ties)))
+    fill(shell, open_checkpoint(tmp_path))
+    assert_same_state(shell.model, model)
+
+
 def test_a_tensor_that_is_not_contiguous_is_written_right(tmp_path):
     model = nn.Linear(3, 5)
     model.weight = nn.Parameter(torch.randn(3, 5).t())
