@@ -85,7 +85,7 @@ class Forecast:
 
     @property
     def peak_anon(self) -> int:
-        """An upper bound of the anonymous memory that the load adds: what a `max_memory` has to allow."""
+        """A bound of the anonymous memory that the load adds beside its shell: what `max_memory` has to allow."""
         return self.memory.peak
 
     @property

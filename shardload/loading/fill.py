@@ -106,8 +106,9 @@ def fill(
 
     `key_map` is a KeyMap, a mapping of names, or the path of a map's JSON file: parts and transposes of stored tensors
     stay views, joined tensors are copies. The parameters of an existing module are replaced: make optimizers
-    afterwards. `max_memory` is the most that the load may add to this process's anonymous memory, in bytes: a load that
-    states more is refused before a weight is read. `spill` is a folder for a file that holds the results of casts: the
+    afterwards. `max_memory` is the most that the load may add to this process's anonymous memory beside the shell, in
+    bytes: a load that states more is refused before a weight is read. The shell, with the buffers that its class
+    computes, was built before and is not counted. `spill` is a folder for a file that holds the results of casts: the
     system can write the pages of that file out and drop them (see OnDevice). Raises MismatchError, MemoryLimitError,
     NoSpaceError, UnsupportedError, CorruptError, UsageError.
     """

@@ -11,11 +11,12 @@ from shardload._system.process_memory import size_of
 from shardload.errors import MemoryLimitError, UsageError, Wording
 from shardload.keymap import Derived, Joined, leaves
 from shardload.placement.taken import Taken
-from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
+from shardload.tensor_ref import DTYPE_BITS, TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from shardload.loading.class_memory import Computed
     from shardload.loading.plan import Plan
     from shardload.model.shell import Shell
     from shardload.placement.target import Target
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # Bytes beside the weights for a load that only maps, and for one that computes: see tests/test_memory_budget.py.
 ROOM_TO_MAP, ROOM_TO_COMPUTE = 32 * 10**6, 40 * 10**6
 A_TENSOR = 2_000  # bytes: a parameter, its view and its places in tables
+_HEAP = 2**25  # bytes: a larger block is given back to the system when it is freed
 _AHEAD = 2**25  # bytes of source that may wait for a cast or a copy to a device
 
 
@@ -100,6 +102,13 @@ class Statement:
         for pair in pairwise(tensors):
             held = sum(tensor.nbytes for tensor in pair if self.copy or not is_mapped(tensor))
             self.before = max(self.before, held)
+
+    def include(self, computed: Computed) -> None:
+        """Count what a class computes."""
+        self.kept += computed.kept
+        self.passing += computed.passing
+        self.before = max(self.before, computed.before)
+        self.tensors += computed.tensors
 
     def plan(self) -> MemoryPlan:
         """Return the sums as a MemoryPlan."""
@@ -223,7 +232,13 @@ def state_memory(
         parts = {role: plan.mapped[name] for role, name in claim.stored.items()}
         statement.add_together(parts.values(), target.claim_bytes(claim, parts))
     if missing or plan.in_place:
-        _state_class_values(statement, {*missing, *plan.in_place}, shell, target)
+        from shardload.loading.class_memory import class_values
+
+        statement.include(class_values({*missing, *plan.in_place}, shell, target))
+    if shell.keeps_references and any(slot.kind == "attribute" for slot in shell.slots.values()):
+        from shardload.loading.class_memory import derived
+
+        statement.include(derived(shell, target))
     for group in shell.ties:
         statement.compare(stored[name] for name in group if name in stored)
     return statement.plan()
@@ -251,30 +266,15 @@ def _state_subtrees(statement: Statement, plan: Plan, target: Target) -> None:
         moved = moved or bool(any(total))
         statement.add_together(tensors.values(), total, copied=copied)
     made = sum(plan.own_results.values())
+    # A loader may hold another tensor while it computes each result. A freed one of up to 32 MB stays on the heap: an
+    # aligned block of the same size does not fit into its place.
+    sizes = plan.own_results.values()
+    statement.passing += max(sum(size for size in sizes if size <= _HEAP), 2 * max(sizes, default=0))
     if moved:
         # The casts of these results are counted with the tensors that were handed over.
         statement.passing += made
     else:
         statement.kept += made
-
-
-def _state_class_values(statement: Statement, names: Collection[str], shell: Shell, target: Target) -> None:
-    """Count values that the class makes before the stream begins, and that are cast after it.
-
-    While the constructor runs, its buffers and plain tensors are there a second time, and one value is checked for NaN.
-    """
-    from shardload.checkpoint.shard import CODES
-
-    slots = [shell.slots[name] for name in names if name in shell.slots]
-    for slot in slots:
-        ref = TensorRef(slot.name, CODES[slot.dtype], slot.shape, "", Span(0, slot.nbytes))
-        taken = target.result_bytes(slot.name, ref)
-        statement.kept += taken.anonymous if any(taken) else slot.nbytes
-        statement.passing += slot.nbytes if any(taken) else 0
-    again = sum(slot.nbytes for slot in shell.slots.values() if slot.kind != "parameter")
-    largest = max((slot.nbytes for slot in slots), default=0)
-    statement.before = max(statement.before, sum(slot.nbytes for slot in slots) + again + largest)
-    statement.tensors += len(slots)
 
 
 def refuse_above(stated: MemoryPlan, max_memory: int | None, cures: Callable[[int], str]) -> None:

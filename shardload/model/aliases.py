@@ -120,6 +120,11 @@ class _Renewed:
         return value
 
 
+def recomputes(hook: Any) -> bool:
+    """Whether a hook before the forward is torch's own, which computes a tensor of its module from parameters."""
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
 def _recompute(module: nn.Module, undo: list[Callable[[], None]]) -> None:
     """Recompute the tensors that torch's weight_norm, spectral_norm and pruning compute before each forward."""
     before = {name: value for name, value in module.__dict__.items() if type(value) in _TENSORS}
@@ -130,7 +135,7 @@ def _recompute(module: nn.Module, undo: list[Callable[[], None]]) -> None:
     try:
         with torch.no_grad():
             for hook in module._forward_pre_hooks.values():
-                if type(hook).__module__.startswith("torch.nn.utils."):
+                if recomputes(hook):
                     hook(module, ())
     finally:
         module.training = training
