@@ -104,6 +104,7 @@ def from_pretrained(
     """
     place = place_of(where, keywords)
     wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
+    target = OnDevice(device, wanted, spill)
     clock = _Clock()
 
     checkpoint = open_checkpoint(place)
@@ -115,7 +116,7 @@ def from_pretrained(
 
         made_in, wanted = in_one_dtype(loaded.config, wanted, checkpoint)
         loaded = replace(loaded, config=made_in)
-    target = OnDevice(device, wanted, spill)
+        target = OnDevice(device, wanted, spill)
     # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
     limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
     computed_in = target.dtype or DTYPES.get(checkpoint.float_code)

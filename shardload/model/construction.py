@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _MANY = 4096  # parameters, with the modules around them
 _META = torch.device("meta")
 _TO_GIVE_BACK = 2**25  # bytes
+_TELLING = frozenset({"FloatTensor", "from_numpy"})
+_NO_CODE = (lambda: None).__code__
 _SMALL = 64 * 2**20  # bytes: no buffer is larger, and to fill large parameters would cost time
 
 
@@ -34,6 +36,7 @@ class Construction:
         self.is_first = real is None
         self.real = real or frozenset()
         self.at_most = at_most
+        self.tells = False
         self.begin()
 
     def begin(self) -> None:
@@ -43,6 +46,10 @@ class Construction:
         self._foreign: dict[int, nn.Parameter] = {}  # may have existed before, whatever memory they get later
         self._strangers: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._freed = 0  # bytes; in between lie small blocks that live on, so that malloc keeps them
+        self._told: dict[
+            int, StorageWeakRef
+        ] = {}  # by address, the storages that functions returned, if it `tells`
+        self._untold: set[int] = set()
         self._made: set[int] = {0}  # addresses of storages; 0 is that of all empty ones
         self._unwritten: dict[int, torch.Tensor] = {}
         self._lost: dict[
@@ -70,6 +77,8 @@ class Construction:
     def _add(self, parameter: nn.Parameter) -> None:
         self._known[id(parameter)] = parameter
         if not parameter.is_meta:
+            if self.tells and not self._tells_of(parameter):
+                self._untold.add(id(parameter))
             if len(self.created) not in self.real:
                 self._freed += parameter.nbytes
                 if not _empty_in_place(parameter):
@@ -89,13 +98,25 @@ class Construction:
                 cure="check them; or build the shell without a limit: build_shell(lambda: make(config))",
             )
 
-    @property
-    def strangers(self) -> dict[int, list[str]]:
-        """The names of parameters over memory from elsewhere, by the id of their module."""
-        found: dict[int, list[str]] = {}
-        for module, name, _ in self._strangers:
-            found.setdefault(id(module), []).append(name)
-        return found
+    def untold(self, modules: Iterable[tuple[str, nn.Module]]) -> frozenset[str]:
+        """Return the names of tensors of which nothing told the dtype: no function made their memory.
+
+        `torch.Tensor(…)` makes such, in the default dtype; a constructor that writes `torch.FloatTensor(…)` tells it.
+        """
+        if not self.tells:
+            return frozenset()
+        return frozenset(
+            path + name
+            for path, module in modules
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+            and (id(tensor) in self._untold or (not tensor.is_meta and not self._tells_of(tensor)))
+            and _TELLING.isdisjoint(getattr(type(module).__init__, "__code__", _NO_CODE).co_names)
+        )
+
+    def _tells_of(self, tensor: torch.Tensor) -> bool:
+        known = self._told.get(_address(tensor))
+        return known is not None and known.cdata == memory_of(tensor)
 
     def register_stranger(self, module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         """Note that a module of this construction got a parameter over memory from elsewhere."""
@@ -128,6 +149,8 @@ class Construction:
         """Note that a function returned this tensor: its memory is of this construction, unless an argument has it."""
         address = _address(made)
         self._unwritten.pop(address, None)
+        if self.tells and not made.is_meta and all(_address(one) != address for one in arguments):
+            self._told[address] = StorageWeakRef(made.untyped_storage())  # type: ignore[no-untyped-call]
         if address not in self._made and all(_address(one) != address for one in arguments):
             self._made.add(address)
 

@@ -40,6 +40,7 @@ def constructed(
 
     No name of torch is replaced, and no other thread is affected. A default dtype that `make` sets is put back.
     """
+    construction.tells = dtype not in (None, torch.get_default_dtype())
     block, made = object(), None
     DTYPE_BEFORE[block] = before = [*DTYPE_BEFORE.values(), torch.get_default_dtype()][0]
     try:

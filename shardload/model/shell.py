@@ -265,12 +265,7 @@ def build_shell(
     _refuse_lost_buffers(model)
     shell = Shell.of(model, make)
     shell.dtype, shell.created = dtype, construction.created
-    if construction.strangers:
-        shell.untold = frozenset(
-            path + name
-            for path, module in modules_of(model)
-            for name in construction.strangers.get(id(module), ())
-        )
+    shell.untold = construction.untold(modules_of(model))
     if sum(slot.nbytes for slot in shell.slots.values() if slot.kind != "parameter") > _LARGE:
         give_back()  # what a class computes large tables from was as large
     return shell

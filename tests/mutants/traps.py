@@ -159,8 +159,8 @@ TRAPS = (
     Trap(
         "a buffer that nobody initialised passes for a value",
         "tests/loading/test_finish.py::test_an_uninitialised_buffer_is_no_value_either",
-        ("shardload.loading.finish:_initialise",),
-        fix="suspects",
+        ("shardload.loading.class_values:ClassValues.initialise",),
+        fix="uninitialised",
     ),
     Trap(
         "parameters kept in lists stay on meta",
