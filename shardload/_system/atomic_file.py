@@ -57,22 +57,30 @@ def folder_locked(folder: Path) -> Iterator[None]:
         yield
         return
     with write_errors_said(folder):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = _opened(folder)
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)  # which unlocks it
+        del descriptor  # which unlocks it
 
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk: without it a rename may be lost in a crash."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.fsync(_opened(folder))
+
+
+class _Descriptor(int):
+    """A file descriptor that is closed with the last reference to it."""
+
+    def __del__(self) -> None:
+        os.close(self)
+
+
+def _opened(folder: Path) -> _Descriptor:
+    # By functions of C alone, until an object owns the descriptor: Ctrl-C leaves none.
+    return next(map(_Descriptor, map(os.open, (folder,), (os.O_RDONLY,))))
 
 
 def require_space(folder: Path, nbytes: int) -> None:

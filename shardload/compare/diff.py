@@ -228,7 +228,8 @@ def _cosine(product: float, one: float, other: float) -> float | None:
 
 
 def _blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    flat = tensor.detach().reshape(-1)
+    # A single element may have any stride, which `view` would keep.
+    flat = tensor.detach().contiguous().as_strided((tensor.numel(),), (1,))
     return tuple(flat[at : at + _BLOCK] for at in range(0, flat.numel(), _BLOCK))
 
 

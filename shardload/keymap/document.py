@@ -145,7 +145,11 @@ def _parsed(text: str | bytes) -> Any:
         raise UsageError(f"a key map has at most {LARGEST_FILE:,} bytes")
     try:
         raw = text.encode() if isinstance(text, str) else text
-        return parse_json(raw, "", entry_bytes=100, constants=False)
+        parsed = parse_json(raw, "", entry_bytes=100, constants=False)
+        json.dumps(
+            parsed, ensure_ascii=False
+        ).encode()  # no key has half of a surrogate pair, and no file can
+        return parsed
     except ValueError as error:
         cure, code = getattr(error, "cure", None), getattr(error, "code", None)
         raise UsageError(f"this is no key map: {str(error)[:200]}", cure=cure or _CURE, code=code) from error

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from shardload.loading.ties import as_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
@@ -78,4 +80,4 @@ class _Loan:
 
 
 def _bytes_sum(tensor: torch.Tensor) -> int:
-    return int(tensor.contiguous().view(-1).view(torch.uint8).sum()) if tensor.numel() else 0
+    return int(as_bytes(tensor).sum()) if tensor.numel() else 0

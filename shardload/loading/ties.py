@@ -78,8 +78,12 @@ def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Whether two tensors are equal bit for bit, also where they hold NaN."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
-    one, other = (tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in (first, second))
-    return torch.equal(one, other)
+    return torch.equal(as_bytes(first), as_bytes(second))
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a tensor, in C order; a single element may have any stride, which `view` would keep."""
+    return tensor.detach().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def retie(shell: Shell, filled: set[str]) -> None:

@@ -180,3 +180,9 @@ def test_a_document_has_the_fields_of_the_map_and_is_read_as_it_was_written():
         bound.target,
         bound.unchanged,
     )
+
+
+def test_half_of_a_surrogate_pair_in_a_name_is_no_key():
+    text = '{"version": 1, "rules": [{"op": "drop", "pattern": "a\\\\ud800"}]}'.replace("\\\\", "\\")
+    with pytest.raises(UsageError, match="this is no key map"):
+        KeyMap.from_json(text)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from shardload import MismatchError, OnDevice, build_shell, check, fill, open_checkpoint
-from shardload.loading.ties import same_bytes
+from shardload import MismatchError, OnDevice, build_shell, check, diff, fill, open_checkpoint
+from shardload.loading.ties import as_bytes, same_bytes
 from tests.tiny import Net, random_state, write_checkpoint
 
 
@@ -142,3 +142,18 @@ def test_a_buffer_that_is_a_parameter_is_a_tie(tmp_path, stored):
 )
 def test_bits_are_compared_and_not_numbers(first, second, same):
     assert same_bytes(first, second) is same
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_single_element_of_any_stride_is_compared_by_its_bytes(shape):
+    one = torch.arange(4.0).as_strided(shape, (2,) * len(shape))
+    assert as_bytes(one).tolist() == [0, 0, 0, 0]
+    assert same_bytes(one, torch.zeros(shape))
+    assert not same_bytes(one, torch.ones(shape))
+
+
+def test_a_single_element_that_was_stored_with_a_stride_is_compared(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        torch.save({"x": torch.arange(4.0).as_strided((1,), (2,))}, tmp_path / name / "pytorch_model.bin")
+    assert not diff(tmp_path / "a", tmp_path / "b", values=True).values

@@ -76,7 +76,7 @@ def same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 
 def as_bytes(tensor: torch.Tensor) -> bytes:
-    if tensor.is_contiguous():
+    if tensor.is_contiguous() and tensor.numel() > 1:
         flat = tensor.detach().flatten()
     else:
         flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
