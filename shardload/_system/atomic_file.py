@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardload._system.file_errors import write_errors_said
 from shardload.errors import NoSpaceError, UnsafeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_OWNER: Any = getattr(select, "epoll", None) or getattr(select, "kqueue", None)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -71,16 +74,13 @@ def sync_folder(folder: Path) -> None:
     os.fsync(_opened(folder))
 
 
-class _Descriptor(int):
-    """A file descriptor that is closed with the last reference to it."""
+def _opened(folder: Path) -> Any:
+    """Return a folder as an object of C that owns its descriptor, which is closed with the object.
 
-    def __del__(self) -> None:
-        os.close(self)
-
-
-def _opened(folder: Path) -> _Descriptor:
-    # By functions of C alone, until an object owns the descriptor: Ctrl-C leaves none.
-    return next(map(_Descriptor, map(os.open, (folder,), (os.O_RDONLY,))))
+    By functions of C alone, so that Ctrl-C at no moment leaves the descriptor open. A FileIO takes no folder; the
+    objects of `select` own any descriptor, and nothing else is done with it here.
+    """
+    return next(map(_OWNER.fromfd, map(os.open, (folder,), (os.O_RDONLY,))))
 
 
 def require_space(folder: Path, nbytes: int) -> None:

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from shardload.placement.taken import Taken
     from shardload.placement.target import Target
 
-# `orthogonal_` holds the matrix, its factors and their work space; other initialisers hold less.
-_TO_INITIALISE = 4
+_ORTHOGONAL = 4  # times a matrix: `orthogonal_` holds it, its factors and their work space
 
 
 class Computed(NamedTuple):
@@ -39,7 +38,7 @@ def class_values(names: Collection[str], shell: Shell, target: Target) -> Comput
         kept += taken.anonymous if any(taken) else slot.nbytes
         passing += slot.nbytes if any(taken) else 0
     again = sum(slot.nbytes for slot in shell.slots.values() if slot.kind != "parameter")
-    work = max((slot.nbytes * (_TO_INITIALISE if len(slot.shape) > 1 else 1) for slot in slots), default=0)
+    work = max((slot.nbytes for slot in slots), default=0) * (_ORTHOGONAL if shell.is_orthogonal else 1)
     return Computed(kept, passing, sum(slot.nbytes for slot in slots) + again + work, len(slots))
 
 

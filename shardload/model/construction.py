@@ -37,6 +37,7 @@ class Construction:
         self.real = real or frozenset()
         self.at_most = at_most
         self.tells = False
+        self.is_orthogonal = False  # an initialiser that needs much work space was called
         self.begin()
 
     def begin(self) -> None:

@@ -233,6 +233,13 @@ def _initialised(mode: MetaInit, func: Callable[..., Any], args: Any, kwargs: An
     return mode.call(func, args, kwargs)
 
 
+def _numel(mode: MetaInit, func: Callable[..., Any], args: Any, _kwargs: Any) -> Any:
+    """Note the initialiser that needs work space: on meta it asks for a size, and does nothing."""
+    if sys._getframe(2).f_code is _ORTHOGONAL:
+        mode.construction.is_orthogonal = True
+    return func(*args)
+
+
 def _data_set(mode: MetaInit, func: Callable[..., Any], args: Any, _kwargs: Any) -> None:
     """Give a tensor the shape and dtype of another one, and no values where either has none."""
     tensor, source = args
@@ -304,7 +311,7 @@ def _getter(name: str) -> Callable[..., Any]:
 
 _FILLERS = "normal_ uniform_ exponential_ log_normal_ bernoulli_ random_ zero_ fill_ copy_"
 _IN_PLACE = "clamp_ mul_ add_ div_ sub_ erfinv_"
-_SIZES = ("dim", "size", "numel", "stride", "is_floating_point", "is_contiguous", "element_size", "__len__")
+_SIZES = ("dim", "size", "stride", "is_floating_point", "is_contiguous", "element_size", "__len__")
 _FACTS = (
     "shape",
     "dtype",
@@ -333,12 +340,14 @@ _SIZES_AND_FACTS = frozenset(
     + [_getter(name) for name in _FACTS]
 )
 _OWN_CONSTRUCTORS = _own_constructors()
+_ORTHOGONAL = nn.init.orthogonal_.__code__
 
 _SPECIAL: dict[Any, Callable[..., Any]] = {
     **{getattr(nn.init, name): _initialised for name in _INITIALISERS},
     **{getattr(torch.Tensor, name): _initialised for name in f"{_FILLERS} {_IN_PLACE}".split()},
     **{getattr(torch.Tensor, name): _moved for name in ("to", "type_as", "cpu", "cuda")},
     torch.Tensor.data.__set__: _data_set,  # type: ignore[attr-defined]
+    torch.Tensor.numel: _numel,
     torch.empty: _empty,
     torch.empty_like: _empty_like,
     _getter("grad_fn"): _registered,

@@ -68,7 +68,8 @@ class Shell:
     `keeps_references` tells whether modules also keep tensors outside their tables: in attributes, lists or dicts.
     `make` is the constructor: it runs again to compute parameters that the checkpoint may lack. `created` holds the
     parameters in the order in which the constructor made them. With `one_dtype` the model is loaded in one dtype, but
-    for the tensors that its class makes in another; `untold` are names of which nothing told the dtype.
+    for the tensors that its class makes in another; `untold` are names of which nothing told the dtype. The
+    constructor of one that `is_orthogonal` made orthogonal values.
     """
 
     model: nn.Module
@@ -81,6 +82,7 @@ class Shell:
     dtype: torch.dtype | None = None
     one_dtype: bool = False
     untold: frozenset[str] = frozenset()
+    is_orthogonal: bool = False
     _surveyed: list[object] = field(default_factory=list, repr=False)
 
     @classmethod
@@ -265,7 +267,7 @@ def build_shell(
     _refuse_lost_buffers(model)
     shell = Shell.of(model, make)
     shell.dtype, shell.created = dtype, construction.created
-    shell.untold = construction.untold(modules_of(model))
+    shell.untold, shell.is_orthogonal = construction.untold(modules_of(model)), construction.is_orthogonal
     if sum(slot.nbytes for slot in shell.slots.values() if slot.kind != "parameter") > _LARGE:
         give_back()  # what a class computes large tables from was as large
     return shell

@@ -57,7 +57,12 @@ def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     told = []
     fsync, replace = os.fsync, type(tmp_path).replace
     monkeypatch.setattr(
-        os, "fsync", lambda fd: (told.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1]
+        os,
+        "fsync",
+        lambda fd: (
+            told.append(os.readlink(f"/proc/self/fd/{getattr(fd, 'fileno', lambda: fd)()}")),
+            fsync(fd),
+        )[1],
     )
     monkeypatch.setattr(type(tmp_path), "replace", lambda s, t: (told.append("replace"), replace(s, t))[1])
     write_atomically(tmp_path / "f", b"x")
