@@ -186,8 +186,8 @@ class HubServer:
             "HF_HUB_CACHE": str(cache),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-            "HF_HUB_ETAG_TIMEOUT": "2",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "30",
+            "HF_HUB_ETAG_TIMEOUT": "30",
             "NO_PROXY": "*",
             **more,
         }
