@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy as copy_module
 import time
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
 from shardload.remote_code.plain_config import GIVEN, called_with_config, given_class, plain_config
-from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
     import os
@@ -111,18 +109,20 @@ def from_pretrained(
     clock.stage("open")
     loaded, resolved = _made_of(checkpoint, place, keywords, wanted, config, model_class, auto_class)
     one_dtype = resolved.of_library and dtype != "stored"
+    notes: list[str | None] = []
     if one_dtype:
-        from shardload.transformers_classes.one_dtype import in_one_dtype
+        from shardload.transformers_classes.one_dtype import cast_note, in_one_dtype
 
         made_in, wanted = in_one_dtype(loaded.config, wanted, checkpoint)
         loaded = replace(loaded, config=made_in)
         target = OnDevice(device, wanted, spill)
+        if dtype == "auto":
+            notes.append(cast_note(checkpoint, wanted))
     # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
     limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
     computed_in = target.dtype or DTYPES.get(checkpoint.float_code)
     shell = build_shell(lambda: resolved.make(loaded.config), at_most=limit, dtype=computed_in)
     shell.one_dtype = one_dtype
-    notes: list[str | None] = [_cast_note(checkpoint, wanted) if one_dtype and dtype == "auto" else None]
     if "generation_config.json" in checkpoint.source.names():
         # Before a weight is read: the file may be broken.
         notes.append(remote_code.attach_generation_config(shell.model, checkpoint.source))
@@ -279,22 +279,6 @@ def _on_top(
     on_top = AdapterOnLoad(shell, adapter, target, merge=merge)
     on_top.state(checkpoint.tensors, float_code(target.dtype), target.device.type)
     return on_top
-
-
-def _cast_note(checkpoint: Checkpoint, dtype: torch.dtype | None) -> str:
-    """Return a note on the tensors that are not stored in the one dtype of the model."""
-    cast = Counter(
-        TORCH_NAMES[ref.dtype]
-        for ref in checkpoint.tensors.values()
-        if ref.is_floating and DTYPES[ref.dtype] != dtype
-    )
-    if not cast:
-        return ""
-    stored = ", ".join(f"{count} in {name}" for name, count in cast.most_common())
-    loaded = str(dtype).removeprefix("torch.")
-    return Wording(
-        "stored {0}: loaded in {1}, as transformers does; {dtype} keeps them", stored, loaded, dtype="stored"
-    )
 
 
 def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:

@@ -17,6 +17,11 @@ STAND_IN = "shardload.transformers_shim.modeling_utils"
 LIBRARY = "transformers.modeling_utils"
 
 
+def pretrained_model(home: str) -> Any:
+    """Return the base class `PreTrainedModel` of a module, or None while nobody has imported that module."""
+    return getattr(sys.modules.get(home), "PreTrainedModel", None)
+
+
 def conversions(
     kinds: Collection[type],
     modules: Iterable[tuple[str, nn.Module]],
@@ -29,10 +34,11 @@ def conversions(
     outermost modules of transformers, and of the stand-in, get a rule each, which knows of those inside. A rule that
     only renames is left out where it changes none of the names that are `stored`.
     """
-    modules = list(modules)
-    stand_in, library = (_outermost(home, kinds, modules) for home in (STAND_IN, LIBRARY))
-    if not stand_in and not library:
+    bases = [pretrained_model(home) for home in (STAND_IN, LIBRARY)]
+    if not any(issubclass(kind, tuple(filter(None, bases))) for kind in kinds):
         return ()
+    modules = list(modules)
+    stand_in, library = (_outermost(base, modules) for base in bases)
     from shardload.transformers_classes.legacy_names import LegacyNames
 
     names = list(keys)
@@ -50,16 +56,12 @@ def conversions(
     return tuple(rule for rule in rules if stored is None or rule.takes(stored))
 
 
-def _outermost(
-    home: str, kinds: Iterable[type], modules: Sequence[tuple[str, nn.Module]]
-) -> list[tuple[str, nn.Module]]:
-    """Return the outermost modules of classes that have the `PreTrainedModel` of a module as their base."""
-    base: Any = getattr(sys.modules.get(home), "PreTrainedModel", None)
+def _outermost(base: Any, modules: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Return the outermost modules of classes that have this base; None is the base of none."""
     found: list[tuple[str, nn.Module]] = []
-    if base is not None and any(issubclass(kind, base) for kind in kinds):
-        for prefix, module in modules:
-            if isinstance(module, base) and not any(prefix.startswith(outer) for outer, _ in found):
-                found.append((prefix, module))
+    for prefix, module in modules if base is not None else ():
+        if isinstance(module, base) and not any(prefix.startswith(outer) for outer, _ in found):
+            found.append((prefix, module))
     return found
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shardload.transformers_classes import LIBRARY, STAND_IN
+from shardload.transformers_classes import LIBRARY, STAND_IN, pretrained_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,11 +23,7 @@ def written_apart(
     Layers that were made one after the constructor are two again in the next model of the class, and each has to find
     its tensors. A tensor is written once for names outside of such classes: their constructors tie what they tie.
     """
-    bases = tuple(
-        base
-        for home in (STAND_IN, LIBRARY)
-        if (base := getattr(sys.modules.get(home), "PreTrainedModel", None))
-    )
+    bases = tuple(filter(None, map(pretrained_model, (STAND_IN, LIBRARY))))
     known = [(prefix, module) for prefix, module in modules if isinstance(module, bases)]
     if not known:
         return dict(state)

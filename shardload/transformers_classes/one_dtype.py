@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-import sys
+from collections import Counter
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from shardload.dtypes import torch_dtype
+from shardload.errors import Wording
 from shardload.tensor_ref import TORCH_NAMES
+from shardload.transformers_classes import LIBRARY, pretrained_model
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 def is_library_class(made: object) -> bool:
     """Return whether this is a model class of transformers itself; does not import it."""
-    base = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    base = pretrained_model(LIBRARY)
     own = isinstance(made, type) and made.__module__.startswith("transformers.")
     return own and base is not None and issubclass(made, base)  # type: ignore[arg-type]
 
@@ -45,3 +47,19 @@ def in_one_dtype(
     for each in (changed, *(part for part in parts if part is not None)):
         setattr(each, "dtype" if hasattr(each, "dtype") else "torch_dtype", one)
     return changed, one
+
+
+def cast_note(checkpoint: Checkpoint, dtype: torch.dtype | None) -> str:
+    """Return a note on the tensors that are not stored in the one dtype of the model."""
+    cast = Counter(
+        TORCH_NAMES[ref.dtype]
+        for ref in checkpoint.tensors.values()
+        if ref.is_floating and torch_dtype(TORCH_NAMES[ref.dtype]) != dtype
+    )
+    if not cast:
+        return ""
+    stored = ", ".join(f"{count} in {name}" for name, count in cast.most_common())
+    loaded = str(dtype).removeprefix("torch.")
+    return Wording(
+        "stored {0}: loaded in {1}, as transformers does; {dtype} keeps them", stored, loaded, dtype="stored"
+    )
