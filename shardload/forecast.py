@@ -159,19 +159,20 @@ def plan_load(
     copies = second_views(rules.rules, mapped.tensors)
     tensors = {name: as_view(tensor) or tensor for name, tensor in mapped.tensors.items()}
     shards = [shard.name for shard in checkpoint.shards]
-    statement = Statement(shards, copy)
-    statement.add_all(tensors, lambda _name, tensor: taken_on_device(tensor, code, device=on), copies)
     extra = None if adapter is None else _adapter_amounts(place.elsewhere(adapter), code, on, tensors)
-    statement.kept += extra.anon if extra else 0
-    memory = statement.plan()
-    if shell is not None:
+    beside = extra.anon if extra else 0
+    if shell is None:
+        statement = Statement(shards, copy, kept=beside)
+        statement.add_all(tensors, lambda _name, tensor: taken_on_device(tensor, code, device=on), copies)
+        memory = statement.plan()
+    else:
         from shardload.loading.fill import stated_for
         from shardload.placement.device import OnDevice
 
         target = OnDevice(device, parse_dtype(dtype))
-        target.beside = extra.anon if extra else 0
+        target.beside = beside
         memory = stated_for(shell, checkpoint, rules, target, copy=copy)
-    held = Amounts(memory.anonymous - (extra.anon if extra else 0), memory.mapped, memory.device)
+    held = Amounts(memory.anonymous - beside, memory.mapped, memory.device)
     return Forecast(
         where=checkpoint.label,
         revision=checkpoint.source.revision,

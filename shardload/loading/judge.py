@@ -24,6 +24,7 @@ from shardload.loading.rehearsal import rehearse
 from shardload.loading.report import Report
 from shardload.loading.shared_bytes import sharing_bytes
 from shardload.model.shell import ADAPTERS, modules_of
+from shardload.transformers_classes import LIBRARY, STAND_IN, conversions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from shardload.transformers_classes.legacy_names import LegacyNames
 
 _TIMES, _LARGE = 4, 10**9
-_HOMES = ("transformers.modeling_utils", "shardload.transformers_shim.modeling_utils")
 
 
 @dataclass
@@ -94,11 +94,9 @@ class Comparison:
     def _whole_map(self) -> KeyMap | None:
         """Return the caller's map and the model's own rules after it; None where there are no rules at all."""
         shell, given = self.shell, self._key_map
-        bases = tuple(getattr(sys.modules.get(home), "PreTrainedModel", ()) for home in _HOMES)
+        bases = tuple(getattr(sys.modules.get(home), "PreTrainedModel", ()) for home in (STAND_IN, LIBRARY))
         if not any(issubclass(kind, bases) for kind in self.tree.kinds):
             return given
-        from shardload.transformers_classes import conversions
-
         names = (name for name, slot in shell.slots.items() if slot.is_stored)
         stored = self.checkpoint.tensors if given is None else None
         own = conversions(self.tree.kinds, modules_of(shell.model), names, stored)

@@ -26,14 +26,7 @@ from .repos import AUTO_MAP, CONFIG, MODEL, tiny
 LOCK = "shardload.lock"
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("SHARDLOAD_LOCK", raising=False)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return folder
+pytestmark = pytest.mark.usefixtures("work")
 
 
 def reviews_of(where):

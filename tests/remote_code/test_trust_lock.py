@@ -20,15 +20,7 @@ from .repos import AUTO_MAP, CONFIG, MODEL, local, tiny, write
 STEPS = [shardload.load_config, shardload.resolve_class]
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    """A working folder of its own, without a lock file."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("SHARDLOAD_LOCK", raising=False)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return folder
+pytestmark = pytest.mark.usefixtures("work")
 
 
 def approve(where, path=None) -> Path:
