@@ -24,7 +24,8 @@ import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if __name__ == "__main__":  # Not for a test that imports this: its later processes would be offline too.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from scripts.architectures import pool, report
 from scripts.architectures.tiny import model_types

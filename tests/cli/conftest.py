@@ -23,7 +23,8 @@ def run_cli(tmp_path):
     """Run `shardload` in a process of its own, with stdout and stderr apart."""
 
     def run_it(*arguments, **environment):
-        clean = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "FORCE_COLOR"}}
+        left_out = {"NO_COLOR", "FORCE_COLOR", "HF_HUB_OFFLINE"}
+        clean = {key: value for key, value in os.environ.items() if key not in left_out}
         return subprocess.run(
             [*COMMAND, *map(str, arguments)],
             capture_output=True,
