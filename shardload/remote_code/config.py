@@ -12,6 +12,7 @@ from shardload.remote_code.auto_map import choose_model, config_entry
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code, require_base
 from shardload.remote_code.library import config_class_for, library, version
+from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.plain_config import LoadedConfig, PlainConfig, plain_origin, settings_of
 from shardload.where import UNTRUSTED, CodeTrust
 
@@ -214,7 +215,11 @@ def _generation_class(model: nn.Module) -> Any:
     own = type(model.generation_config)
     if hasattr(own, "from_dict"):
         return own
-    if any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
+    bases = [cls for cls in type(model).__mro__ if namespace_of(cls.__module__) is None]
+    generating = next(
+        (cls for cls in bases if "generate" in vars(cls)), None
+    )  # the settings are for its loop
+    if any(cls.__module__.startswith("transformers.") for cls in ([generating] if generating else bases)):
         return library().GenerationConfig
     from shardload.transformers_shim.generation.configuration_utils import GenerationConfig
 

@@ -160,11 +160,11 @@ class PretrainedConfig:
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Return a config of this class; `kwargs` override the dictionary where the config has the name.
 
-        With `return_unused_kwargs=True`, returns (config, the rest of kwargs).
+        With `return_unused_kwargs=True`, returns (config, the rest of kwargs). The dictionary's `attn_implementation`
+        is not read: releases of 4 take it from `kwargs` alone.
         """
         return_unused = kwargs.pop("return_unused_kwargs", False)
-        settings = {**config_dict, **{n: kwargs.pop(n) for n in ("attn_implementation",) if n in kwargs}}
-        config = cls(**settings)
+        config = cls(**{**config_dict, "attn_implementation": kwargs.pop("attn_implementation", None)})
         for name in [name for name in kwargs if hasattr(config, name)]:
             value = kwargs.pop(name)
             setattr(config, name, as_dtype(value) if name == "torch_dtype" else value)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardload.transformers_shim._missing import refuse_unknown
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -27,8 +29,10 @@ def create_causal_mask(
     and_mask_function: MaskFunction | None = None,
     *,
     inputs_embeds: torch.Tensor | None = None,
+    **more: Any,
 ) -> torch.Tensor | None:
     """Return the causal mask with padding. The functions of (batch, head, query, key) widen or narrow it."""
+    refuse_unknown("create_causal_mask", more)
     embeds = input_embeds if input_embeds is not None else inputs_embeds
     assert embeds is not None
     return _make(
@@ -55,8 +59,10 @@ def create_sliding_window_causal_mask(
     and_mask_function: MaskFunction | None = None,
     *,
     inputs_embeds: torch.Tensor | None = None,
+    **more: Any,
 ) -> torch.Tensor | None:
     """Return the causal mask in which a query sees itself and the `config.sliding_window - 1` keys before it."""
+    refuse_unknown("create_sliding_window_causal_mask", more)
     embeds = input_embeds if input_embeds is not None else inputs_embeds
     assert embeds is not None
     window = config.sliding_window

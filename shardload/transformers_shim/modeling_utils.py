@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import inspect
@@ -248,6 +249,10 @@ class PreTrainedModel(EmbeddingsMixin, ModuleUtilsMixin, GenerationMixin):
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
         dtype = kwargs.pop("torch_dtype", None)
+        attention = kwargs.pop("attn_implementation", None)
+        if attention is not None:
+            config = copy.deepcopy(config)
+            config._attn_implementation = attention
         before = torch.get_default_dtype()
         try:
             if dtype is not None:

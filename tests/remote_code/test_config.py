@@ -12,6 +12,8 @@ import shardload
 from shardload.errors import CorruptError, RemoteCodeError, UntrustedCodeError, UsageError
 from shardload.remote_code import attach_generation_config, load_config, resolve_class
 from shardload.remote_code.config import _NAMED_FOR_TIMM
+from shardload.transformers_shim.generation.configuration_utils import GenerationConfig
+from shardload.transformers_shim.generation.utils import GenerationMixin
 from shardload.where import CodeTrust
 
 from .repos import AUTO_MAP, COMMIT, CONFIG, MODEL, HubLike, build, local, tiny, write
@@ -191,6 +193,21 @@ def test_generation_config_of_a_real_transformers_model(tmp_path):
     attach_generation_config(model, local(tmp_path))
     assert isinstance(model.generation_config, transformers.GenerationConfig)
     assert model.generation_config.top_p == 0.5
+
+
+def test_settings_of_generation_are_of_the_loop_that_reads_them(tmp_path):
+    """A class of transformers beside the loop does not change the loop, nor the defaults that it reads."""
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "generation_config.json").write_text('{"top_p": 0.5}')
+    bases = {
+        GenerationConfig: (GenerationMixin, transformers.PreTrainedModel),
+        transformers.GenerationConfig: (transformers.GenerationMixin, transformers.PreTrainedModel),
+    }
+    for kind, classes in bases.items():
+        model = type("Mixed", classes, {"__init__": nn.Module.__init__})()
+        model.generation_config = None
+        attach_generation_config(model, local(tmp_path))
+        assert type(model.generation_config) is kind
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])

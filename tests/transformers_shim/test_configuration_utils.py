@@ -119,3 +119,8 @@ def test_tuples_are_returned_under_torchscript_or_on_request():
 def test_attention_implementation():
     assert PretrainedConfig()._attn_implementation == "eager"
     assert PretrainedConfig(attn_implementation="sdpa")._attn_implementation == "sdpa"
+    of_a_file = {"attn_implementation": "sdpa"}  # which transformers 4 overwrites with the caller's
+    assert PretrainedConfig.from_dict(of_a_file)._attn_implementation == "eager"
+    assert PretrainedConfig.from_dict(of_a_file, attn_implementation="eager")._attn_implementation == "eager"
+    assert PretrainedConfig.from_dict({}, attn_implementation="sdpa")._attn_implementation == "sdpa"
+    assert PretrainedConfig.from_dict({"_attn_implementation": "sdpa"})._attn_implementation == "sdpa"

@@ -168,6 +168,9 @@ def test_attention_choice_of_the_old_base_constructor():
     assert Head(PretrainedConfig(attn_implementation="eager")).config._attn_implementation == "eager"
     with pytest.raises(ImportError, match="flash_attention_2"):
         Head(PretrainedConfig(attn_implementation="flash_attention_2"))
+    given = PretrainedConfig()
+    assert Head._from_config(given, attn_implementation="eager").config._attn_implementation == "eager"
+    assert given._attn_implementation_internal is None
 
 
 def test_head_masks():

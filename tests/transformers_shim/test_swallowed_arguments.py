@@ -16,7 +16,7 @@ from shardload.transformers_shim.cache_utils import DynamicCache
 from shardload.transformers_shim.configuration_utils import PretrainedConfig
 from shardload.transformers_shim.integrations.sdpa_attention import sdpa_attention_forward
 from shardload.transformers_shim.loss import loss_utils
-from shardload.transformers_shim.masking_utils import create_causal_mask
+from shardload.transformers_shim.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from shardload.transformers_shim.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
 
@@ -149,6 +149,15 @@ def test_packed_sequences_do_not_see_one_another(rows):
     mask = create_causal_mask(config, embeds, None, torch.arange(6), None, positions)
     assert torch.equal(mask, packed_by_hand(positions))
     assert create_causal_mask(config, embeds, None, torch.arange(6), None, torch.arange(6)[None]) is None
+
+
+@pytest.mark.parametrize("make", [create_causal_mask, create_sliding_window_causal_mask])
+def test_a_mask_of_another_kind_is_refused_by_name(make):
+    config = PretrainedConfig(attn_implementation="sdpa", sliding_window=4)
+    plain = (config, torch.zeros(1, 6, 8), None, torch.arange(6), None)
+    with pytest.raises(UnsupportedError, match="block_sequence_ids="):
+        make(*plain, block_sequence_ids=torch.zeros(1, 6))
+    make(*plain, block_sequence_ids=None)
 
 
 def test_nothing_asked_for_is_nothing_refused():

@@ -26,7 +26,7 @@ class BeamsMixin:
     forward: Any
     _model_inputs: Any
     _after_step: Any
-    _get_initial_cache_position: Any
+    _with_first_positions: Any
     _reorder_cache: Any
 
     def _run_beams(
@@ -77,7 +77,7 @@ class BeamsMixin:
         beam_scores = input_ids.new_full((input_ids.shape[0],), _NEVER, dtype=torch.float)
         beam_scores[::beams] = 0
         came: Any = [()] * input_ids.shape[0] if record.scores is not None else None
-        model_kwargs = self._get_initial_cache_position(input_ids, model_kwargs)
+        model_kwargs = self._with_first_positions(input_ids, model_kwargs)
         while True:
             inputs = self._model_inputs(input_ids, model_kwargs)
             outputs = self(**{**inputs, **forward_options})  # type: ignore[operator]  # mixed into a Module

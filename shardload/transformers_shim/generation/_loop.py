@@ -37,7 +37,7 @@ class LoopMixin:
     forward: Any
     _model_inputs: Any
     _after_step: Any
-    _get_initial_cache_position: Any
+    _with_first_positions: Any
 
     def _sample(
         self,
@@ -61,7 +61,7 @@ class LoopMixin:
         record = Record(settings)
         forward_options = accepted(self.forward, {"return_dict": True, **record.wanted_of_model})
         unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        model_kwargs = self._get_initial_cache_position(input_ids, model_kwargs)
+        model_kwargs = self._with_first_positions(input_ids, model_kwargs)
         while True:
             inputs = self._model_inputs(input_ids, model_kwargs)
             outputs = self(**{**inputs, **forward_options})  # type: ignore[operator]  # mixed into a Module

@@ -31,6 +31,19 @@ def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str
     return {name: value for name, value in keywords.items() if name in names}
 
 
+def knows(function: Callable[..., Any], name: str) -> bool:
+    """Return whether a function has a parameter of that name, or takes any and asks for this one.
+
+    It asks where it looks the name up, or where it calls another function of its own name, which may do so.
+    """
+    if name in parameters(function):
+        return True
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return (
+        takes_any(function) and code is not None and (name in code.co_consts or code.co_name in code.co_names)
+    )
+
+
 def unpacks_two(caller: FrameType) -> bool:
     """Return whether the calling line unpacks the result into two: `name, cache = …`."""
     return _unpacks_two_after(caller.f_code, caller.f_lasti)

@@ -11,7 +11,13 @@ import torch
 from shardload.errors import UnsupportedError
 from shardload.transformers_shim.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from shardload.transformers_shim.generation._encoder_decoder import has_encoder
-from shardload.transformers_shim.generation._signatures import accepted, parameters, takes_any, unpacks_two
+from shardload.transformers_shim.generation._signatures import (
+    accepted,
+    knows,
+    parameters,
+    takes_any,
+    unpacks_two,
+)
 
 # The names of a cache in outputs, and the name under which the next step gets it.
 _CACHES = {
@@ -150,17 +156,34 @@ class StepsMixin:
         kwargs: dict[str, Any] = update(outputs, model_kwargs, **accepted(update, options))
         return kwargs
 
-    def _get_initial_cache_position(self, input_ids: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments with the positions of the first step's tokens, if the class takes them."""
-        prepare = self.prepare_inputs_for_generation
-        if "cache_position" not in parameters(prepare) and not takes_any(prepare):
-            return model_kwargs
-        if not model_kwargs.get("use_cache", True):
+    def _get_initial_cache_position(self, tokens: Any, *more: Any) -> dict[str, Any]:
+        """Return the keyword arguments with the positions of the first step's tokens.
+
+        Called as (ids, keyword arguments), or since 4.53 as (length, device, keyword arguments).
+        """
+        model_kwargs: dict[str, Any] = more[-1]
+        is_length = len(more) == 2
+        if not is_length and not model_kwargs.get("use_cache", True):
             return {**model_kwargs, "cache_position": None}
-        embeds = None if has_encoder(self.config) else model_kwargs.get("inputs_embeds")
-        length = input_ids.shape[-1] if embeds is None else embeds.shape[1]
+        encodes = has_encoder(self.config)
+        embeds = model_kwargs.get("decoder_inputs_embeds" if encodes and is_length else "inputs_embeds")
+        length, device = (tokens, more[0]) if is_length else (tokens.shape[-1], tokens.device)
+        if embeds is not None and (is_length or not encodes):
+            length = embeds.shape[1]
         past = min(cache_length(model_kwargs.get("past_key_values")), max(length - 1, 0))
-        return {**model_kwargs, "cache_position": torch.arange(past, length, device=input_ids.device)}
+        return {**model_kwargs, "cache_position": torch.arange(past, length, device=device)}
+
+    def _with_first_positions(self, input_ids: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments, with the positions of the first step's tokens where the class knows them."""
+        if not knows(self.prepare_inputs_for_generation, "cache_position"):
+            passed_on = takes_any(self.prepare_inputs_for_generation)
+            if not passed_on or "cache_position" not in parameters(self.forward):
+                return model_kwargs
+        hook = self._get_initial_cache_position
+        if "device" in parameters(hook):  # the class's own, in the form of 4.53
+            found: dict[str, Any] = hook(input_ids.shape[-1], input_ids.device, model_kwargs)
+            return found
+        return hook(input_ids, model_kwargs)
 
     def _last_logits_only(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments, with a request for the last token's logits alone where `forward` takes one.

@@ -204,3 +204,52 @@ def test_every_form_of_a_cache_has_a_length():
     cache.update(key, key, 0)
     assert cache_length(cache) == cache_length(((key, key),)) == 7
     assert cache_length(None) == cache_length(()) == cache_length([None]) == 0
+
+
+ANY = """
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, attention_mask=None, **kwargs):
+        {0}
+        ids = input_ids if past_key_values is None else input_ids[:, -1:]
+        return {{"input_ids": ids, "past_key_values": past_key_values, "use_cache": kwargs.pop("use_cache"), **kwargs}}
+"""
+
+
+def test_positions_go_only_to_code_that_knows_them(tmp_path):
+    made = model(tmp_path, ANY.format("assert not any('position' in name for name in kwargs)"))
+    assert made.generate(prompt(), max_new_tokens=9)[0].tolist() == likeliest(made, prompt(), 9)
+
+
+@pytest.mark.parametrize("call", ["", "_delegate = super().prepare_inputs_for_generation"])
+def test_positions_go_to_code_that_looks_them_up_or_asks_its_base(tmp_path, call):
+    asked = "position = kwargs.pop('cache_position')"
+    if call:
+        asked = f"{call}; position = kwargs.pop(''.join(['cache', '_position']))"
+    made = model(tmp_path, ANY.format(f"{asked}; assert position.tolist() == self.expected()") + EXPECTED)
+    assert made.generate(prompt(), max_new_tokens=4)[0].tolist() == likeliest(made, prompt(), 4)
+
+
+EXPECTED = """
+    def expected(self):
+        count = getattr(self, "count", 0)
+        self.count = count + 1
+        return list(range(5)) if count == 0 else [4 + count]
+"""
+
+BY_LENGTH = """
+    def _get_initial_cache_position(self, seq_length, device, model_kwargs):
+        assert seq_length == 5
+        return super()._get_initial_cache_position(seq_length, device, model_kwargs)
+"""
+
+
+def test_first_positions_as_since_4_53(tmp_path):
+    asked = "position = kwargs.pop('cache_position'); assert position.tolist() == self.expected()"
+    made = model(tmp_path, ANY.format(asked) + EXPECTED + BY_LENGTH)
+    assert made.generate(prompt(), max_new_tokens=4)[0].tolist() == likeliest(made, prompt(), 4)
+    device = torch.device("cpu")
+    cache = DynamicCache()
+    cache.update(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 3, 2), 0)
+    first = type(made).__mro__[1]._get_initial_cache_position
+    assert first(made, 5, device, {"past_key_values": cache})["cache_position"].tolist() == [3, 4]
+    assert first(made, 5, device, {"inputs_embeds": torch.ones(1, 2, 4)})["cache_position"].tolist() == [0, 1]
+    assert first(made, prompt(), {"use_cache": False})["cache_position"] is None

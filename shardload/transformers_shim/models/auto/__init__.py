@@ -19,7 +19,8 @@ def _auto(name: str) -> Any:
     def from_config(_cls: type[Any], /, config: Any, **options: Any) -> Any:
         """Return a model of the class registered for the config's class; raise for other configs."""
         found = registered.get(type(config))
-        return refuse(config, **options) if found is None else found(config)
+        options.pop("trust_remote_code", None)
+        return refuse(config) if found is None else found._from_config(config, **options)
 
     kind.register = classmethod(register)
     kind.from_config = classmethod(from_config)
