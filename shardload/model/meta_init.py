@@ -234,9 +234,14 @@ def _initialised(mode: MetaInit, func: Callable[..., Any], args: Any, kwargs: An
 
 
 def _numel(mode: MetaInit, func: Callable[..., Any], args: Any, _kwargs: Any) -> Any:
-    """Note the initialiser that needs work space: on meta it asks for a size, and does nothing."""
+    """Note the initialiser that needs work space: on meta it asks for a size, and does nothing.
+
+    Earlier releases of torch would factorise there. A tensor of no elements is left as it is by all of them.
+    """
     if sys._getframe(2).f_code is _ORTHOGONAL:
         mode.construction.is_orthogonal = True
+        if args[0].is_meta:
+            return 0
     return func(*args)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from shardload.transformers_shim._missing import refuse_unknown
 
@@ -190,5 +191,24 @@ def _evaluate(function: MaskFunction, batch: int, query: torch.Tensor, key: torc
         if place != 1:
             every = torch.vmap(every, in_dims=tuple(0 if n == place else None for n in range(4)))
     zero = torch.zeros((), dtype=torch.long, device=query.device)
-    found: torch.Tensor = every(torch.arange(batch, device=query.device), zero, query, key)
+    with _IndexedByScalars():
+        found: torch.Tensor = every(torch.arange(batch, device=query.device), zero, query, key)
     return found[:, None]
+
+
+class _IndexedByScalars(TorchFunctionMode):
+    """Indexes with scalar tensors as with tensors of one element: torch 2.10 would ask vmap's for their numbers."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__:
+            tensor, asked = args
+            places = asked if isinstance(asked, tuple) else (asked,)
+            if any(_is_scalar(one) for one in places) and all(
+                type(one) is int or _is_scalar(one) for one in places
+            ):
+                return tensor[tuple(one if type(one) is int else one[None] for one in places)][0]
+        return func(*args, **(kwargs or {}))
+
+
+def _is_scalar(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.ndim == 0 and index.dtype != torch.bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from shardload.transformers_shim.cache_utils import DynamicCache
@@ -58,6 +59,26 @@ def test_mask_functions_widen_and_narrow():
     assert torch.equal(mask, expected)
     mask = create_causal_mask(config, embeds, None, and_mask_function=lambda _b, _h, q, k: q - k < 2)
     assert torch.equal(mask, seen_by_definition(torch.ones(2, 5), 5, 5, 2))
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        lambda groups, b, q, k: groups[b, q] == groups[b, k],
+        lambda groups, b, q, k: groups[b][q] == groups[b][k],
+        lambda groups, b, q, k: groups[0, q] == groups[1, k],
+        lambda groups, b, q, k: groups[b].sum() > q + k,
+    ],
+)
+def test_mask_functions_index_tensors_by_their_arguments(seen):
+    groups, config = torch.tensor([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]), config_for("sdpa")
+    mask = create_causal_mask(
+        config, torch.zeros(2, 5, 3), None, and_mask_function=lambda b, _h, q, k: seen(groups, b, q, k)
+    )
+    numbers = [
+        [[k <= q and bool(seen(groups, b, q, k)) for k in range(5)] for q in range(5)] for b in range(2)
+    ]
+    assert mask.squeeze(1).tolist() == numbers
 
 
 def test_masks_by_the_kind_of_layer():
