@@ -11,6 +11,11 @@ from shardload.cli import run
 from shardload.cli.demo_repo import write_demo_repo
 
 COMMAND = [sys.executable, "-m", "shardload.cli"]
+# A shell that starts something in the background has it, and all that it starts, ignore Ctrl-C. These don't.
+INTERRUPTIBLE = [
+    *(sys.executable, "-c"),
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import shardload.cli as cli; cli.main()",
+]
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import time
 import pytest
 
 from tests.cli import chatty
-from tests.cli.conftest import COMMAND
+from tests.cli.conftest import COMMAND, INTERRUPTIBLE
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def terminal(folder, *options):
     pid, master = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "dumb"
-        os.execv(COMMAND[0], [*COMMAND, "chat", str(folder), "--trust-remote-code", *options])
+        os.execv(INTERRUPTIBLE[0], [*INTERRUPTIBLE, "chat", str(folder), "--trust-remote-code", *options])
     seen = [""]
 
     def read(pattern, seconds=600):
@@ -221,7 +221,8 @@ def test_at_a_terminal(tmp_path):
         text = read(r"\r\n> $")
         assert "1" not in text
         # Readline sees no signal that comes between its prompt and its wait for keys: a person presses again.
-        for _ in range(60):
+        hint = ""
+        for _ in range(300):
             type_in("\x03")
             with contextlib.suppress(AssertionError):
                 hint = read("> $", 2)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from shardload.cli import COMMANDS
-from tests.cli.conftest import COMMAND
+from tests.cli.conftest import COMMAND, INTERRUPTIBLE
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -100,12 +100,8 @@ def test_a_reader_that_leaves_is_no_error(write_headers):
         assert process.wait() == 141
 
 
-@pytest.mark.skipif(
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
-    reason="this process, and so its children, ignore Ctrl-C",
-)
 def test_an_interrupt_is_quiet_and_leaves_nothing_half_written(tmp_path):
-    command = [*COMMAND, "demo", "--folder", str(tmp_path / "repo")]
+    command = [*INTERRUPTIBLE, "demo", "--folder", str(tmp_path / "repo")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr.readline().startswith("writing")
         time.sleep(0.05)
