@@ -10,6 +10,7 @@ ShardloadError                                                                  
 ├── UnsupportedError      known by name, and not done by this version             E-UNSUPPORTED    2
 ├── MismatchError         checkpoint (or adapter) and model disagree              E-MISMATCH       1
 ├── RemoteCodeError       a repo's own code failed, or needs what is missing      E-CODE           1
+├── RanksError            ranks that load or save together did not end together   E-RANKS          3
 ├── CorruptError          bytes are not what they claim to be                     E-CORRUPT        4
 └── UnsafeError           it would run or reach something that was not allowed    E-UNSAFE         4
     └── UntrustedCodeError  a repo's code would run without the user's consent    E-UNTRUSTED      4
@@ -53,6 +54,7 @@ class ShardloadError(Exception):
 
     code = "E-ERROR"
     exit_code = 2
+    rank: int | None = None
 
     def __init__(
         self, what: str, *, where: str | None = None, cure: str | None = None, code: str | None = None
@@ -255,6 +257,21 @@ class CorruptError(ShardloadError):
     code = "E-CORRUPT"
     exit_code = 4
     report: Any = None
+
+
+class RanksError(ShardloadError):
+    """A rank that loads or saves together with others ended otherwise than they did, or did not come in time.
+
+    >>> import shardload
+    >>> str(shardload.RanksError("rank 3 did not come within 60 seconds"))
+    'rank 3 did not come within 60 seconds'
+
+    An error that shardload raises on one rank is raised on the others as the same kind of error, with the number of
+    that rank (`error.rank`).
+    """
+
+    code = "E-RANKS"
+    exit_code = 3
 
 
 class UnsafeError(ShardloadError):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shardload._system.progress import ProgressOption
     from shardload.compare.verify import VerifiedWhileLoading
     from shardload.keymap import Names
+    from shardload.loading.agreement import Agreement
     from shardload.loading.class_values import ClassValues
     from shardload.loading.leniency import Patterns
     from shardload.loading.memory_plan import MemoryPlan
@@ -67,7 +68,9 @@ def check(
 
     Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model is not changed.
     """
-    comparison = Comparison(_as_shell(shell), _as_checkpoint(checkpoint), _rules(key_map), Target())
+    shell = _as_shell(shell)
+    target = _target(Target(), None, shell)
+    comparison = Comparison(shell, _as_checkpoint(checkpoint), _rules(key_map), target)
     comparison.judge()
     return comparison.report
 
@@ -87,6 +90,7 @@ def fill(
     verify: bool = False,
     spill: str | os.PathLike[str] | None = None,
     max_memory: int | None = None,
+    timeout: float = 3600.0,
 ) -> Report:
     """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
 
@@ -109,36 +113,44 @@ def fill(
     afterwards. `max_memory` is the most that the load may add to this process's anonymous memory beside the shell, in
     bytes: a load that states more is refused before a weight is read. The shell, with the buffers that its class
     computes, was built before and is not counted. `spill` is a folder for a file that holds the results of casts: the
-    system can write the pages of that file out and drop them (see OnDevice). Raises MismatchError, MemoryLimitError,
-    NoSpaceError, UnsupportedError, CorruptError, UsageError.
+    system can write the pages of that file out and drop them (see OnDevice).
+
+    A model that torch sharded over ranks (`fully_shard`, `parallelize_module`) stays sharded: each rank calls `fill`,
+    reads its own part, and the figures of the report are its own. All ranks succeed, or all raise the error of the one
+    that failed. `timeout` is how many seconds a rank waits for the others. Raises MismatchError, MemoryLimitError,
+    NoSpaceError, UnsupportedError, CorruptError, UsageError, RanksError.
     """
-    shell, target = _as_shell(shell_or_module), _target(target, spill)
-    checkpoint, rules = _as_checkpoint(checkpoint), _rules(key_map)
-    with unseen(), _prepared(shell, target):
-        target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
-        comparison = Comparison(shell, checkpoint, rules, target)
-        verdict = comparison.judge(
-            strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected
-        )
-        comparison.refuse_if_faulty(verdict)
-        comparison.refuse_oversized(verdict)
-        report = comparison.report
-        missing = comparison.unfilled(verdict)
-        report.stated = comparison.memory(missing, copy=copy)
-        refuse_above(report.stated, max_memory, partial(_cures, comparison, target, missing, copy=copy))
-        if report.stated.mapped and torch.distributed.is_available() and torch.distributed.is_initialized():
+    shell, checkpoint, rules = _as_shell(shell_or_module), _as_checkpoint(checkpoint), _rules(key_map)
+    target = _target(target, spill, shell)
+    with unseen(), _prepared(shell, target), _together(shell, checkpoint, target, timeout) as ranks:
+        with ranks.judging() if ranks else nullcontext():
+            target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
+            comparison = Comparison(shell, checkpoint, rules, target)
+            verdict = comparison.judge(
+                strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected
+            )
+            comparison.refuse_if_faulty(verdict)
+            comparison.refuse_oversized(verdict)
+            report = comparison.report
+            missing = comparison.unfilled(verdict)
+            report.stated = comparison.memory(missing, copy=copy)
+            refuse_above(report.stated, max_memory, partial(_cures, comparison, target, missing, copy=copy))
+            if report.stated.spilled and target.spill:
+                target.spill.require(report.stated.spilled)
+        if report.stated.mapped and not ranks and _has_ranks():
             report.notes.append(_MAPPED_AND_MIRRORED)
-        if report.stated.spilled and target.spill:
-            target.spill.require(report.stated.spilled)
         verified = _verified(checkpoint) if verify else None
         with PeakSampler() as sampler, _all_or_nothing(comparison.tree) as undo:
             before = sampler.sample()
             if shell.ties:
                 report.notes += compare_stored_copies(shell, comparison.plan, checkpoint, undo, copy=copy)
-            values = _class_values(shell, missing, comparison.plan.in_place)
+            with ranks.same_random() if ranks and missing else nullcontext():
+                values = _class_values(shell, missing, comparison.plan.in_place)
             references = References(shell.model) if shell.keeps_references else None
             with verified or nullcontext():
                 filled = stream(comparison, target, values, copy=copy, progress=progress, verified=verified)
+            if ranks:
+                ranks.meet("filled")
             report.notes += finish(shell, filled, missing, values, target, references, undo)
             if len(_FLOATS.intersection(report.dtypes)) > 1 and getattr(target, "dtype", None) is None:
                 report.notes += _mixed(shell.model, target.dtypes)
@@ -162,6 +174,7 @@ def stated_for(
 ) -> MemoryPlan:
     """Return the memory that `fill` would state, whatever does not fit being left out."""
     shell = _as_shell(shell)
+    target = _target(target, None, shell)
     target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
     comparison = Comparison(shell, checkpoint, rules, target)
     verdict = comparison.judge()
@@ -220,7 +233,35 @@ def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | 
     return rules if rules.rules or rules.source is not None else None
 
 
-def _target(target: Target | None, spill: str | os.PathLike[str] | None) -> Target:
+@contextmanager
+def _together(
+    shell: Shell, checkpoint: Checkpoint, target: Target, timeout: float
+) -> Iterator[Agreement | None]:
+    """Let the ranks over which the model is sharded end the block alike; None for a model of one process."""
+    if not _has_ranks():
+        yield None
+        return
+    from shardload.loading.agreement import Agreement
+    from shardload.placement.sharded import Sharded
+
+    if not isinstance(target, Sharded) or len(target.ranks) < 2:
+        yield None
+        return
+    ranks = Agreement(target.ranks, timeout)
+    target.look = partial(ranks.look, seldom=True)
+    with ranks.told():
+        headers = sorted((ref.name, ref.dtype, ref.shape) for ref in checkpoint.tensors.values())
+        slots = sorted((slot.name, slot.shape, slot.kind) for slot in shell.slots.values())
+        ranks.require_same("the headers of the checkpoint", repr(headers))
+        ranks.require_same("the tensors of the model", repr(slots))
+        yield ranks
+
+
+def _has_ranks() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _target(target: Target | None, spill: str | os.PathLike[str] | None, shell: Shell) -> Target:
     if target is not None and spill is not None:
         raise UsageError(
             Wording("{spill} applies to the default target only, and a target was given", spill=...),
@@ -231,6 +272,11 @@ def _target(target: Target | None, spill: str | os.PathLike[str] | None) -> Targ
             f"a target is wanted, not {type(target).__name__}",
             cure="pass OnDevice(…), or a subclass of shardload.placement.target.Target",
         )
+    if _has_ranks():
+        from shardload.placement.sharded import into_parts, sharded
+
+        into_parts(shell)
+        target = sharded(shell, target, spill)
     return target or OnDevice(spill=spill)
 
 

@@ -89,7 +89,7 @@ class Comparison:
             settle_ties(self.plan, shell)
         self._found = self._findings()
         self.report = self._report(time.perf_counter() - started)
-        narrow(self.plan, target)
+        narrow(self.plan, target, [shard.name for shard in checkpoint.shards])
 
     def _whole_map(self) -> KeyMap | None:
         """Return the caller's map and the model's own rules after it; None where there are no rules at all."""

@@ -21,7 +21,7 @@ from shardload.placement.target import Target
 from shardload.tensor_ref import TORCH_NAMES, TensorRef, torch_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import torch
 
@@ -126,15 +126,17 @@ def _claim(plan: Plan, shell: Shell, target: Target) -> None:
             plan.made[name] = claim
 
 
-def narrow(plan: Plan, target: Target) -> None:
+def narrow(plan: Plan, target: Target, shards: Sequence[str]) -> None:
     """Reduce each tensor of the plan to the part that the target wants, after the whole tensors were judged."""
     if type(target).part is Target.part:
         return
     for key, whole in plan.direct.items():
         part = target.part(key, whole)
         if part is not whole:
-            plan.direct[key] = part
+            plan.direct[key] = as_view(part) or part
             plan.parts.add(key)
+    if plan.held.joined:
+        plan.held = residence((ref for _, ref in plan.tensors), shards)
 
 
 def _hand_over_objects(plan: Plan, tree: ModuleTree, checkpoint: Checkpoint, key_map: KeyMap | None) -> None:

@@ -25,11 +25,25 @@ def own_loader(module: nn.Module) -> str | None:
         return f"{kind.__name__}._load_from_state_dict"
     if "_load_from_state_dict" in module.__dict__:
         return f"a _load_from_state_dict set on this {kind.__name__}"
-    if module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks:
+    hooks = (*module._load_state_dict_pre_hooks.values(), *module._load_state_dict_post_hooks.values())
+    if not all(map(_is_of_an_engine, hooks)):
         return f"a load_state_dict hook on {kind.__name__}"
     if kind.set_extra_state is not nn.Module.set_extra_state:
         return f"{kind.__name__}.set_extra_state"
     return None
+
+
+def engine_hooks(module: nn.Module) -> list[Callable[[nn.Module, Any], None]]:
+    """Return the post hooks by which torch's FSDP learns that a module has new parameters.
+
+    They load nothing, and copy some parts: they are called once, when all parts hold their values.
+    """
+    return [hook for hook in module._load_state_dict_post_hooks.values() if _is_of_an_engine(hook)]
+
+
+def _is_of_an_engine(hook: object) -> bool:
+    inner = getattr(hook, "hook", hook)  # torch wraps hooks that do not get the module
+    return str(getattr(inner, "__module__", "")).startswith("torch.distributed.fsdp.")
 
 
 def has_override(module: nn.Module) -> bool:
@@ -108,7 +122,7 @@ def _run_post_hooks(module: nn.Module, result: WalkResult) -> None:
     before = list(result.missing)
     incompatible = _IncompatibleKeys(result.missing, result.unexpected)
     for hook in module._load_state_dict_post_hooks.values():
-        if hook(module, incompatible) is not None:
+        if not _is_of_an_engine(hook) and hook(module, incompatible) is not None:
             raise RuntimeError(
                 "a load_state_dict post hook returned a value; torch requires that it edits the lists in place"
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shardload.model.construction import Construction
 from shardload.model.meta_init import constructed
 from shardload.model.shell import modules_of
+from shardload.model.wrapper_tensors import is_wrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -28,6 +29,9 @@ def class_values(shell: Shell, names: Collection[str]) -> dict[str, torch.Tensor
     now = dict(_stored_tensors(shell.model))
     birth = {id(parameter): ordinal for ordinal, parameter in enumerate(shell.created)}
     real = {birth[id(now[name])] for name in names if name in now and id(now[name]) in birth}
+    if any(is_wrapper(now[name]) for name in names if name in now):
+        # Sharding put other parameters in the place of those that the constructor made: they keep the names.
+        real |= _ordinals_of(set(names), shell.make, shell.dtype)
     fresh = dict(_stored_tensors(rebuild_with(shell.make, real, shell.dtype)))
     return {name: fresh[name].detach() for name in names if name in fresh and not fresh[name].is_meta}
 
@@ -36,6 +40,13 @@ def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for path, module in modules_of(model):
         for table in (module._parameters, module._buffers):
             yield from ((path + name, tensor) for name, tensor in table.items() if tensor is not None)
+
+
+def _ordinals_of(names: set[str], make: Callable[[], nn.Module], dtype: torch.dtype | None) -> set[int]:
+    construction = Construction(frozenset())
+    model = constructed(make, construction, dtype)
+    named = {id(tensor) for name, tensor in _stored_tensors(model) if name in names}
+    return {ordinal for ordinal, parameter in enumerate(construction.created) if id(parameter) in named}
 
 
 def rebuild_with(

@@ -192,9 +192,13 @@ class _Look:
             and not module._load_state_dict_post_hooks
             and "_load_from_state_dict" not in module.__dict__
         ):
+            why = None
+        else:
+            why = own_loader(module)
+        if why is None:
             self.tree.plain[path] = module
             return None
-        self.tree.self_loading.append(SelfLoading(path, module, own_loader(module) or ""))
+        self.tree.self_loading.append(SelfLoading(path, module, why))
         return path
 
     def _note(self, path: str, module: nn.Module) -> None:

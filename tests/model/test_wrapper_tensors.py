@@ -250,8 +250,6 @@ def main(rank, world, folder):
     for shard in (lambda m: parallelize_module(m, mesh, {"0": ColwiseParallel()}), lambda m: fully_shard(m, mesh=mesh)):
         shell = shardload.build_shell(make)
         shard(shell.model)
-        assert refused(lambda: shardload.fill(shell, base))
-        assert all(p.is_meta and isinstance(p, DTensor) for p in shell.model[0].parameters())
         assert refused(lambda: shardload.attach_lora(shell.model, r=2, targets=["0"]))
     model = make()
     notes = shardload.fill(model, base).notes

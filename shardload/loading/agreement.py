@@ -1,0 +1,221 @@
+"""Agreement: all ranks that load one model end it in the same way. Imported only where a model is sharded over ranks.
+
+Ranks tell one another by the store that torch.distributed met by, not by collectives: a rank that failed takes part in
+no collective, and how long a process group waits is not a loader's to change.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+from torch.distributed import distributed_c10d
+
+from shardload import errors
+from shardload.errors import RanksError, ShardloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch.distributed.distributed_c10d import Store
+
+_POLL = 0.02  # seconds between two looks at the store while a rank waits
+_SLOWEST_POLL = 0.25
+_SELDOM = 0.3  # seconds between two looks while a rank reads
+_LINGERS = 2.0  # seconds that a rank which failed waits for the others to see it
+_TURNS: dict[tuple[int, ...], int] = {}
+"""How many agreements this process has begun with each set of ranks: all of a set begin them in the same order."""
+
+
+class Agreement:
+    """What the ranks of one operation tell one another: that they have come to a place, or why they ended.
+
+    `timeout` is how many seconds a rank waits for the others at a place. Raises RanksError when it has passed, and the
+    error of another rank, with its number, as soon as it is known.
+    """
+
+    def __init__(self, ranks: Sequence[int], timeout: float) -> None:
+        self.ranks = tuple(ranks)
+        self.rank = distributed.get_rank()
+        self.timeout = timeout
+        turn = _TURNS[self.ranks] = _TURNS.get(self.ranks, -1) + 1
+        name = f"shardload/{'-'.join(map(str, self.ranks))}/{turn}"
+        self._store: Store = distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
+        self._looked = time.monotonic()
+        self._failed = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first of the ranks."""
+        return self.rank == self.ranks[0]
+
+    def meet(self, place: str) -> None:
+        """Wait until all ranks have come to a place. Raises the error of a rank that failed."""
+        count = self._add(f"{place}/count", 1)
+        self._set(f"{place}/{self.rank}", "")
+        ends = time.monotonic() + self.timeout
+        pause = _POLL
+        while count < len(self.ranks):
+            self.look()
+            if time.monotonic() > ends:
+                raise self._alone(place)
+            time.sleep(pause)
+            pause = min(pause * 1.5, _SLOWEST_POLL)
+            count = self._add(f"{place}/count", 0)
+        self.look()
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Let all ranks pass a block, or none: where it fails on a rank, all ranks raise that error.
+
+        An error that is the same on all ranks is raised as it is, and another one with the number of its rank.
+        """
+        error: ShardloadError | None = None
+        try:
+            yield
+        except ShardloadError as raised:
+            error = raised
+        self._set(f"verdict/{self.rank}", "" if error is None else self._said(error))
+        self._add("faulty", int(error is not None))
+        self.meet("judged")
+        failed = self._add("faulty", 0)
+        if not failed:
+            return
+        self._failed = True
+        verdicts = [json.loads(self._get(f"verdict/{rank}") or "null") for rank in self.ranks]
+        told = {(each["kind"], each["what"]) for each in verdicts if each}
+        if error is not None and failed == len(self.ranks) and len(told) == 1:
+            raise error
+        first = next(each for each in verdicts if each)
+        if error is not None and first["rank"] == self.rank:
+            raise self._named(error)
+        raise self._error_of(first) from error
+
+    def share(self, name: str, value: str | None) -> str:
+        """Return the value that the first rank gives; the others pass None or their own, and wait for it."""
+        if self.is_first:
+            self._set(f"value/{name}", value or "")
+        self.meet(f"value/{name}")
+        return self._get(f"value/{name}")
+
+    def require_same(self, what: str, value: str) -> None:
+        """Raise RanksError unless all ranks have the value of the first one; only its digest is told."""
+        own = hashlib.sha256(value.encode()).hexdigest()
+        if self.share(what, own) != own:
+            raise RanksError(
+                f"{what} differ from those of rank {self.ranks[0]}",
+                cure="let all ranks read the same checkpoint into the same model",
+            )
+
+    @contextmanager
+    def same_random(self) -> Iterator[None]:
+        """Give all ranks the random state of the first one in a block; afterwards each has its own again."""
+        own = base64.b64encode(bytes(torch.get_rng_state().tolist())).decode()
+        state = base64.b64decode(self.share("random state", own))
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+            yield
+
+    def look(self, *, seldom: bool = False) -> None:
+        """Raise the error of another rank, if one has failed. `seldom`: not if that was asked a moment ago."""
+        now = time.monotonic()
+        if self._failed or (seldom and now - self._looked < _SELDOM):
+            return
+        self._looked = now
+        if self._add("failed", 0):
+            self._add("known", 1)
+            raise self._error_of(json.loads(self._get("error")))
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell the other ranks of an error that ends the block, and raise it with the number of this rank."""
+        try:
+            yield
+        except BaseException as error:
+            if self._failed or getattr(error, "rank", None) is not None:
+                raise
+            self._tell(self._said(error))
+            if not isinstance(error, ShardloadError):
+                raise
+            self._named(error)
+            raise
+
+    def _said(self, error: BaseException) -> str:
+        known = isinstance(error, ShardloadError)
+        parts = (
+            error.to_dict()
+            if isinstance(error, ShardloadError)
+            else {"kind": type(error).__name__, "what": str(error)}
+        )
+        return json.dumps({**parts, "known": known, "rank": self.rank}, default=str)
+
+    def _named(self, error: ShardloadError) -> ShardloadError:
+        error.what = f"rank {self.rank}: {error.what}"
+        error.rank = self.rank
+        return error
+
+    def _tell(self, said: str) -> None:
+        self._failed = True
+        if self._add("first", 1) == 1:
+            self._set("error", said)
+            self._add("failed", 1)
+        # The process may end now, and take the store with it: the others have to learn of the error first.
+        ends = time.monotonic() + _LINGERS
+        known = self._add("known", 1)
+        while known < len(self.ranks) and time.monotonic() < ends:
+            time.sleep(_POLL)
+            known = self._add("known", 0)
+
+    def _error_of(self, said: dict[str, Any]) -> ShardloadError:
+        self._failed = True
+        rank, what = said["rank"], said["what"]
+        kind = getattr(errors, said["kind"], RanksError) if said["known"] else RanksError
+        if not said["known"]:
+            what = f"it ended by {said['kind']}: {what}"
+        error: ShardloadError = kind(
+            f"rank {rank}: {what}", where=said.get("where"), cure=said.get("cure"), code=said.get("code")
+        )
+        error.rank = rank
+        return error
+
+    def _alone(self, place: str) -> RanksError:
+        late = [rank for rank in self.ranks if not self._has(f"{place}/{rank}")]
+        shown = ", ".join(map(str, late[:16])) + (f" and {len(late) - 16} more" if len(late) > 16 else "")
+        return RanksError(
+            f"rank{'s' if len(late) > 1 else ''} {shown} did not come within {self.timeout:g} seconds",
+            where=f"rank {self.rank} waits at {place!r}",
+            cure="look at what these ranks say; pass a longer timeout where they are only slower",
+        )
+
+    def _has(self, key: str) -> bool:
+        with self._reached():
+            return bool(self._store.check([key]))
+
+    def _add(self, key: str, amount: int) -> int:
+        with self._reached():
+            return int(self._store.add(key, amount))
+
+    def _set(self, key: str, value: str) -> None:
+        with self._reached():
+            self._store.set(key, value)
+
+    def _get(self, key: str) -> str:
+        with self._reached():
+            return bytes(self._store.get(key)).decode()
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._failed = True
+            raise RanksError(
+                f"rank {self.rank} can't reach the store by which the ranks met: {str(error).splitlines()[0]}",
+                cure="the rank that holds it has ended: look at what that rank says",
+            ) from error

@@ -1,0 +1,86 @@
+"""Cut: the part of a tensor that one rank of a mesh holds. Does not import torch.
+
+A part of a stored tensor is a smaller header, so a rank plans, states and reads its part as if it were stored alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from shardload.keymap import leaves
+from shardload.keymap.derived import Joined, narrowed
+from shardload.tensor_ref import Span, TensorRef
+
+if TYPE_CHECKING:
+    import torch
+
+    from shardload.keymap import Derived
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One dimension of a mesh that splits dimension `dim` of a tensor into `count` chunks, of which this is `index`.
+
+    A split that is `outer` divides what the splits after it left, as FSDP does on top of tensor parallelism, though its
+    dimension of the mesh comes first.
+    """
+
+    dim: int
+    count: int
+    index: int
+    outer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A part of a tensor of shape `whole`: of each dimension the entries from a start to a stop."""
+
+    whole: tuple[int, ...]
+    bounds: tuple[tuple[int, int], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the part."""
+        return tuple(stop - start for start, stop in self.bounds)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the part is the tensor."""
+        return self.shape == self.whole
+
+    def of(self, tensor: Derived) -> Derived:
+        """Return the part of a stored tensor as a header of its own; an empty part has no bytes."""
+        part = tensor
+        for dim, (start, stop) in enumerate(self.bounds):
+            smaller = narrowed(part, dim, start, stop - start)
+            if not isinstance(smaller, TensorRef | Joined) or start == stop:
+                first = next(leaves(tensor))
+                nothing = Span(first.span.start, first.span.start)
+                return TensorRef(tensor.name, tensor.dtype, self.shape, first.shard, nothing)
+            part = smaller
+        return part
+
+    def view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the part of a tensor in memory, as a view."""
+        for dim, (start, stop) in enumerate(self.bounds):
+            tensor = tensor.narrow(dim, start, stop - start)
+        return tensor
+
+
+@lru_cache(maxsize=4096)
+def cut_by(shape: tuple[int, ...], splits: tuple[Split, ...]) -> Cut:
+    """Return the part that splits leave of a tensor of a shape; each splits what the ones before it left.
+
+    Chunks are those of `torch.chunk`: as long as the first one, the last ones shorter or empty.
+    """
+    bounds = [(0, size) for size in shape]
+    inner = [split for split in splits if not split.outer]
+    outer = [split for split in splits if split.outer]
+    for split in (*inner, *reversed(outer)):
+        start, stop = bounds[split.dim]
+        step = -(-(stop - start) // split.count)
+        first = min(start + split.index * step, stop)
+        bounds[split.dim] = first, min(first + step, stop)
+    return Cut(shape, tuple(bounds))

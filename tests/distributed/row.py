@@ -1,0 +1,125 @@
+"""One row of the matrix, run on every rank: a way to shard, every model and every way to fill it.
+
+    python -m tests.distributed.row LAYOUT FOLDER
+
+Each model is built on meta, sharded by torch, and filled; every parameter has to be equal, bit for bit, to that of the
+same model filled in one process, and the forward equal too.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import shardload
+from shardload import OnDevice, build_shell, fill, open_checkpoint
+from tests.distributed.nets import NETS
+from tests.distributed.spawn import say
+
+WAYS = {
+    "mapped": {},
+    "copy": {"copy": True},
+    "bf16": {"target": lambda: OnDevice(dtype=torch.bfloat16)},
+}
+
+
+def fsdp2(model, mesh):
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def tp(model, mesh):
+    parallelize_module(model, mesh, {"layers.*.up": ColwiseParallel(), "layers.*.down": RowwiseParallel()})
+
+
+def fsdp2_tp(model, mesh):
+    tp(model, mesh["tp"])
+    fsdp2(model, mesh["dp"])
+
+
+def experts(model, mesh):
+    """Cut what has a first dimension for experts, and keep all else whole on every rank, as expert parallelism does."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                how = Shard(0) if name in ("experts", "gains") else Replicate()
+                module._parameters[name] = torch.nn.Parameter(distribute_tensor(parameter, mesh, [how]))
+    if hasattr(model, "head") and isinstance(model, NETS["Tied"]) and model.rows != NETS["Uneven"].rows:
+        model.head.weight = model.embed.weight
+
+
+LAYOUTS = {
+    "fsdp2-2": (2, fsdp2, (2,), ("dp",)),
+    "fsdp2-4": (4, fsdp2, (4,), ("dp",)),
+    "tp-2": (2, tp, (2,), ("tp",)),
+    "tp-4": (4, tp, (4,), ("tp",)),
+    "fsdp2+tp-4": (4, fsdp2_tp, (2, 2), ("dp", "tp")),
+    "hsdp-4": (4, fsdp2, (2, 2), ("replicate", "shard")),
+    "experts-2": (2, experts, (2,), ("ep",)),
+    "experts-4": (4, experts, (4,), ("ep",)),
+}
+
+
+def cell(layout: str, mesh, net: str, way: str, folder: Path) -> str:
+    kind = NETS[net]
+    checkpoint = open_checkpoint(folder / net)
+    options = {name: value() if callable(value) else value for name, value in WAYS[way].items()}
+    if hasattr(kind, "key_map"):
+        options["key_map"] = kind.key_map
+    one = build_shell(kind)
+    fill(one, checkpoint, **options)
+    if "target" in options:
+        options["target"] = WAYS[way]["target"]()
+    shell = build_shell(kind)
+    LAYOUTS[layout][1](shell.model, mesh)
+    kinds = {name: type(tensor) for name, tensor in shell.model.named_parameters()}
+    report = fill(shell, checkpoint, **options)
+    wanted = {**dict(one.model.named_parameters()), **dict(one.model.named_buffers())}
+    for name, tensor in (*shell.model.named_parameters(), *shell.model.named_buffers()):
+        if isinstance(tensor, DTensor):
+            local = sum(1 for size in tensor.to_local().shape if size == 0)
+            assert local or tensor.to_local().is_contiguous(), f"{name} is not contiguous"
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        assert kinds.get(name, type(tensor)) is type(tensor), f"{name} is a {type(tensor).__name__} now"
+        assert whole.dtype == wanted[name].dtype, f"{name} is {whole.dtype}"
+        assert torch.equal(whole, wanted[name]), f"{name} differs"
+    if net != "Uneven":
+        assert shell.model.head.weight is shell.model.embed.weight, "untied"
+    x = torch.arange(12).view(2, 6) * 40
+    with torch.no_grad():
+        if layout.startswith("experts"):
+            return str(report.nbytes)  # a plain tensor meets a DTensor: the model would have to route
+        shell.model.eval(), one.model.eval()
+        made, right = shell.model(x), one.model(x)
+    close = 1e-4 if way != "bf16" else 1.0
+    assert torch.allclose(made, right, atol=close, rtol=close), (
+        f"forward differs by {(made - right).abs().max()}"
+    )
+    return str(report.nbytes)
+
+
+def main(layout: str, folder: str) -> None:
+    dist.init_process_group("gloo")
+    _, _, shape, names = LAYOUTS[layout]
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    for net in NETS:
+        for way in WAYS:
+            try:
+                said = "ok " + cell(layout, mesh, net, way, Path(folder))
+            except (AssertionError, shardload.ShardloadError) as error:
+                said = f"{type(error).__name__}: {error}"
+            say(cell=f"{net} {way}", said=said)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
