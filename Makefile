@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WHAT_INSTALLS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-plain test-oracles test-lowest lint bench bench-full fuzz disturb memory mutants clean
+.PHONY: demo test test-plain test-oracles test-lowest lint bench bench-full fuzz test-ranks disturb memory mutants clean
 
 demo: .venv/installed
 	.venv/bin/shardload demo
@@ -17,6 +17,10 @@ test-plain: .venv/installed
 # The same suite beside the libraries that it is compared with.
 test-oracles: .venv-oracles/installed
 	.venv-oracles/bin/python -m pytest
+
+# Every way to shard a model over ranks (processes on loopback) x every way to fill it; some ten minutes of two cores.
+test-ranks: .venv-oracles/installed
+	SHARDLOAD_RANKS=all .venv-oracles/bin/python -m pytest tests/distributed tests/loading/test_agreement.py
 
 # The fast part of the suite on the lowest release of every dependency but torch (docs/versions.md).
 test-lowest: .venv-lowest/installed
