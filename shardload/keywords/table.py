@@ -32,7 +32,7 @@ _TABLE = (
      "convert the checkpoint first: convert(where, folder, key_map=…)"),
     ("copy", "from_pretrained fill plan_load", "pass it to from_pretrained or fill, which read the weights"),
     ("spill max_memory", "from_pretrained fill", "pass it to from_pretrained or fill, which read the weights"),
-    ("timeout", "from_pretrained fill", "leave it out: {function} waits for no other rank"),
+    ("timeout", "fill", "leave it out: {function} waits for no other rank"),
     ("verify", "from_pretrained fill convert merge_to_disk save save_adapter",
      "call verify(where), which hashes every file"),
     ("progress", "from_pretrained fill convert diff verify merge_to_disk save save_adapter",
