@@ -28,8 +28,6 @@ def tracer():
     return module
 
 
-# Published code scripts functions, which torch calls deprecated.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", LIMITS)
 def test_few_files_are_entered(tmp_path, name):
     trace = tracer()

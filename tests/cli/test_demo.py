@@ -2,9 +2,6 @@ import json
 
 import pytest
 
-# The demo's code is scripted as the published code is; a repo's warnings are its own affair.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
 
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
 def test_every_step_is_shown(small_repo, call_cli, kind):

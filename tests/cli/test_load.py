@@ -7,9 +7,6 @@ from shardload import KeyMap
 from shardload.cli.load import find_class
 from shardload.errors import UsageError
 
-# The demo's code is scripted as the published code is; a repo's warnings are its own affair.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
 
 def test_the_report_is_printed(small_repo, call_cli):
     done = call_cli("load", small_repo, "--trust-remote-code", "--adapter", small_repo / "adapter")

@@ -73,7 +73,6 @@ def modes(model: nn.Module) -> list[object]:
     ]
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", MAKERS)
 def test_eval_mode_is_what_torch_sets(name):
     expected, model = MAKERS[name](), MAKERS[name]()

@@ -61,7 +61,9 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:Guards may run slower:RuntimeWarning"
+)
 def test_it_computes_what_a_plain_model_computes(models, way):
     ours, plain = models
     with torch.no_grad():

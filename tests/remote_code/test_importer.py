@@ -133,7 +133,6 @@ def test_the_lines_are_those_that_were_trusted_whatever_the_file_holds_later(tmp
     assert "PreTrainedModel" in inspect.getsource(type(model))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_jit_script_compiles_functions_of_remote_code(tmp_path):
     module = run(
         tmp_path,

@@ -7,8 +7,6 @@ import torch
 import shardload
 from shardload.cli.demo_repo import SIZES
 
-# The demo's code is scripted as the published code is; a repo's warnings are its own affair.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 IDS = torch.arange(40, 58).view(2, 9)
 
 
