@@ -131,12 +131,14 @@ def _in_model(shell: Shell, checkpoint: Checkpoint) -> Examination:
         findings = report.findings
         if report.faults and not findings:
             findings = (_unexplained([fault.key for fault in report.faults], report.class_name),)
-        return _examination(checkpoint, findings, against=against, notes=notes)
+        result = _examination(checkpoint, findings, against=against, notes=notes)
+        result.cure = report.cure
+        return result
     after = check(shell, checkpoint, key_map=report.key_map)
     left = [fault.key for fault in after.faults]
     bound = _bound(checkpoint, report.key_map, report.findings, set(shell.slots))
     result = _examination(checkpoint, report.findings, against=against, notes=notes)
-    result.key_map, result.cured = bound, not left
+    result.key_map, result.cured, result.cure = bound, not left, report.cure
     return result
 
 

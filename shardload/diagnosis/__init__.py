@@ -18,18 +18,19 @@ from shardload.diagnosis.restructured import RestructuredRule
 from shardload.diagnosis.sizes import SizesRule
 from shardload.diagnosis.tensor_parallel import TensorParallelRule
 from shardload.diagnosis.vocabulary import VocabularyRule
+from shardload.diagnosis.whole_cure import whole_cure as whole_cure
 from shardload.diagnosis.wrapped import WrappedRule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardload.diagnosis.finding import Case, Finding, Rule
+    from shardload.diagnosis.finding import Case, Finding, FindingRule
     from shardload.keymap import KeyMap
 
-SIGNATURES: tuple[Rule, ...] = (PlaceholderRule(), PackedRule(), QuantisedRule())
+SIGNATURES: tuple[FindingRule, ...] = (PlaceholderRule(), PackedRule(), QuantisedRule())
 """Rules that recognise, by headers alone, a file that is no plain checkpoint. Its keys are not paired then."""
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[FindingRule, ...] = (
     DroppedRule(),
     TensorParallelRule(),
     OtherModelRule(),

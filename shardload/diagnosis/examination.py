@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload._system.process_memory import size_of
 from shardload.diagnosis.finding_text import finding_lines
+from shardload.errors import Wording, plain_keywords
 
 if TYPE_CHECKING:
     from shardload.diagnosis.finding import Finding
@@ -28,7 +29,7 @@ class Examination:
 
     `keys` and `nbytes` count the whole checkpoint. `key_map` is the map that cures what can be cured, bound to this
     checkpoint; `cured`: a second comparison, with the map applied, found nothing. `notes` are lines that are no
-    findings.
+    findings. `cure` says every step that a load needs at once, where a model was compared.
     """
 
     where: str
@@ -39,6 +40,7 @@ class Examination:
     keys: int = 0
     nbytes: int = 0
     notes: list[str] = field(default_factory=list)
+    cure: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -72,6 +74,8 @@ class Examination:
             "cured": self.cured,
             "findings": [finding.to_dict() for finding in self.findings],
             "key_map": [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None,
+            "cure": self.cure,
+            "keywords": plain_keywords(self.cure),
             "unproven": list(self.unproven),
             "notes": self.notes,
         }
@@ -90,16 +94,21 @@ class Examination:
         title = f"{self.where} → {self.against}" if self.against else self.where
         return [
             title,
-            *finding_lines(self.findings, total=self.keys, nbytes=self.nbytes, most=34),
+            *finding_lines(self.findings, total=self.keys, nbytes=self.nbytes, most=33),
             *self._last(),
         ]
 
     def _last(self) -> list[str]:
+        whole: list[str] = [Wording("to load it: {0}", self.cure)] if self.cure and self._is_more() else []
         if self.key_map is None:
-            return []
+            return whole
         count = len(self.key_map.rules)
         left = "it cures everything" if self.cured else "it cures a part"
         doubt = "; it has unproven layouts, so look at it first" if self.unproven else ""
         held = self.key_map.resident_bytes or 0
         memory = f"; a load assembles up to {size_of(held)} at a time" if held else ""
-        return [f"map: {count} rule{'s' * (count != 1)}, tried on the headers: {left}{memory}{doubt}"]
+        return [f"map: {count} rule{'s' * (count != 1)}, tried on the headers: {left}{memory}{doubt}", *whole]
+
+    def _is_more(self) -> bool:
+        """Whether the whole cure says more than the cures of the findings one by one."""
+        return self.cure not in {finding.cure for finding in self.findings}

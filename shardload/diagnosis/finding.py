@@ -7,15 +7,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardload.diagnosis.pairing.solution import Solution
-from shardload.diagnosis.rule_text import rule_text
-from shardload.errors import Cures, Wording
+from shardload.diagnosis.rule_text import as_names, rule_text
+from shardload.errors import Cures, Wording, keyword
 from shardload.errors.wording import plain_keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from shardload.diagnosis.config_fields import Field
     from shardload.diagnosis.pairing.board import Link
-    from shardload.keymap import Derived, KeyMap
+    from shardload.keymap import Derived, KeyMap, Rule
 
 Shape = tuple[int, ...]
 
@@ -24,10 +25,11 @@ Shape = tuple[int, ...]
 class Case:
     """A model and a checkpoint that disagree: names, shapes and headers, no weights.
 
-    `slots` are the model's keys that a checkpoint has to fill; `stored` are the checkpoint's tensors under the names
-    that were compared. `missing`, `unexpected` and `shape_mismatches` are the keys of faults; `dropped` are missing
-    keys that are stored under these names, and that the caller's key map drops. `module_classes` maps the path of a
-    module to the name of its class, where there is a model. `config` is config.json.
+    `own_rules` are those of the caller's key map. `slots` are the model's keys that a checkpoint has to fill; `stored`
+    are the checkpoint's tensors under the names that were compared. `missing`, `unexpected` and `shape_mismatches` are
+    the keys of faults; `dropped` are missing keys that are stored under these names, and that the caller's key map
+    drops. `module_classes` maps the path of a module to the name of its class, where there is a model. `config` is
+    config.json.
     """
 
     slots: Mapping[str, Shape]
@@ -38,6 +40,7 @@ class Case:
     dropped: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     module_classes: Mapping[str, str] = field(default_factory=dict)
+    own_rules: tuple[Rule, ...] = ()
 
     @classmethod
     def of(
@@ -82,7 +85,8 @@ class Finding:
     show the cause. `confidence` lies between 0 and 1, `margin` is the distance to the runner-up. `cure` is a text; one
     that names keyword arguments is a `Wording`. `key_map` is the cure as a map, where there is one. `unproven` says
     what names and shapes can't show: such a map is never applied unasked. `declines` marks checkpoints that this
-    version does not load at all, `unsafe` files that are corrupt.
+    version does not load at all, `unsafe` files that are corrupt. `settles` are the keys that the cure settles without
+    a map; `step` is the choice of the cure that is taken beside other steps, where that is not the first one.
     """
 
     code: str
@@ -97,19 +101,20 @@ class Finding:
     margin: float = 1.0
     unproven: tuple[str, ...] = ()
     unsafe: bool = False
+    settles: frozenset[str] = field(default=frozenset(), repr=False)
+    step: str = ""
 
     @classmethod
     def of_links(cls, case: Case, code: str, links: Sequence[Link], cause: str, rules: KeyMap) -> Finding:
         """Return the finding of links of one kind, with the rules that cure them."""
         stored = {key for link in links for family in link.stored for key in family.names()}
         made = {key for link in links for family in link.wanted for key in family.names()}
-        count = len(rules.rules)
         return cls(
             code,
             cause,
             explained=len(made) if all(link.kind == "alias" for link in links) else len(stored),
             nbytes=case.nbytes(case.solution.stored_names(stored)),
-            cure=f"the map's {count} rule{'s' * (count != 1)} of this kind",
+            cure=map_text(rules),
             key_map=rules,
             evidence=tuple(rule_text(rule) for rule in rules.rules),
             confidence=min(link.confidence for link in links),
@@ -120,8 +125,9 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as JSON data, with the keywords that the cure names (None: a value that you choose)."""
         rules = [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None
+        plain = {name: value for name, value in vars(self).items() if name not in {"settles", "step"}}
         return {
-            **vars(self),
+            **plain,
             "evidence": list(self.evidence),
             "unproven": list(self.unproven),
             "key_map": rules,
@@ -129,15 +135,29 @@ class Finding:
         }
 
 
-def change_of_config(fields: str, note: str = "") -> str:
-    """Return the cure that sets fields of the config ("vocab_size to 32000"); `note` says what that means."""
-    return Cures(
-        f"set {fields} in config.json{note}",
-        Wording("set it on the config that you pass: {config}", config=...),
-    )
+def change_of_config(changes: Mapping[str, Sequence[Field]], note: str = "") -> str:
+    """Return the cure that gives sizes other values; `note` says what that means.
+
+    `changes` maps what is changed to the fields that say it: a field without a name is none that config.json has.
+    """
+    texts = [
+        " or ".join(f"{field.name or what} to {field.new}" for field in fields)
+        for what, fields in changes.items()
+    ]
+    if all(field.name for fields in changes.values() for field in fields):
+        first = f"set {', '.join(texts)} in config.json{note}"
+    else:
+        first = f"make the model with other sizes: {', '.join(texts)}{note}"
+    return Cures(first, Wording("set it on the config that you pass: {config}", config=...))
 
 
-class Rule(Protocol):
+def map_text(rules: KeyMap) -> str:
+    """Return a part of a map as a cure: the mapping that `key_map` takes, or how many rules of the map it is."""
+    names, count = as_names(rules.rules), len(rules.rules)
+    return f"{count} rule{'s' * (count != 1)} of the map" if names is None else keyword("key_map", names)
+
+
+class FindingRule(Protocol):
     """Looks for one kind of cause in a case."""
 
     def examine(self, case: Case) -> Sequence[Finding]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
 from shardload.diagnosis.pairing.tied import heads_without_weights, tied_in
-from shardload.errors import Cures, Wording
+from shardload.errors import Cures, Wording, keyword
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,8 @@ class HeadlessRule:
                     Wording("start with new values: {allow_missing}", allow_missing=heads),
                     "use the class without an output layer",
                 ),
+                step=keyword("allow_missing", heads),
+                settles=frozenset(heads),
                 evidence=tuple(f"{place} = false" for place in against),
             ),
         )

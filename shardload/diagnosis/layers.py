@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from shardload.diagnosis.config_fields import Field, field_of
 from shardload.diagnosis.finding import Case, Finding, change_of_config
-from shardload.diagnosis.sizes import field_of
 from shardload.keys import ranges
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def _other_count(
         f"the checkpoint has {count} layers in {path}{ranges(stored)}, the model {model}{says}",
         explained=len(keys),
         nbytes=0 if lacking else case.nbytes(solution.stored_names(keys)),
-        cure=change_of_config(f"{field or 'the number of layers'} to {count}"),
+        cure=change_of_config({"the number of layers": [Field(field or "", model, count)]}),
         evidence=(f"{'missing' if lacking else 'unexpected'}: {path}{ranges(lacking or extra)}",),
+        settles=frozenset({*keys, *filter(None, map(solution.cure.renames.apply, keys))}),
     )

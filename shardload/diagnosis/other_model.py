@@ -38,12 +38,18 @@ class OtherModelRule:
             )
         if case.solution.rivals:
             return ()  # the tensors have a place, and several that would take it
+        # A family may be in parts by now: layers.0.w and layers.1.w for layers.{}.w.
         known = {split_key(key)[0] for key in case.slots}
-        strange = [family for family in case.solution.board.stored if family.template not in known]
-        left = sum(len(family.members) for family in strange)
+        strange = [
+            key
+            for family in case.solution.board.stored
+            for key in family.names()
+            if split_key(key)[0] not in known
+        ]
+        left = len(strange)
         if len(case.stored) < 5 or 5 * left < 4 * len(case.stored):
             return ()
-        names = collapse(key for family in strange for key in family.names())
+        names = collapse(strange)
         return (
             Finding(
                 "E-OTHER",

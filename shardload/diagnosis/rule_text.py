@@ -7,7 +7,28 @@ from typing import TYPE_CHECKING
 from shardload.keymap import Alias, Cat, Drop, Rename, Split, Stack, Unstack
 
 if TYPE_CHECKING:
-    from shardload.keymap import Rule
+    from collections.abc import Sequence
+
+    from shardload.keymap import Names, Rule
+
+_LONGEST = 200  # characters of a mapping that is printed to be typed
+
+
+def as_names(rules: Sequence[Rule]) -> Names | None:
+    """Return rules as the mapping that `key_map` takes; None where it can't say them, or is too long to type."""
+    names: dict[str, str | None] = {}
+    for rule in rules:
+        if isinstance(rule, Rename) and not rule.everywhere:
+            source, target = rule.source, rule.target
+        elif isinstance(rule, Drop):
+            source, target = rule.pattern, None
+        else:
+            return None
+        # A command has no words for a name with a sign = in it.
+        if source in names or "=" in f"{source}{target or ''}":
+            return None
+        names[source] = target
+    return names if len(repr(names)) <= _LONGEST else None
 
 
 def rule_text(rule: Rule) -> str:

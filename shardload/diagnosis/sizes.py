@@ -3,92 +3,124 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from shardload.diagnosis.config_fields import Field, explaining, field_of, is_same_change
 from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.pairing.words import words_of
+from shardload.diagnosis.shape_pairs import mismatched_shapes
+from shardload.diagnosis.vocabulary import vocabulary_of
+from shardload.keys import collapse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
     from shardload.diagnosis.finding import Shape
+    from shardload.diagnosis.shape_pairs import Pair
 
 _FIELDS = {
     "hidden size": ("hidden", "d_model", "n_embd", "dim", "width"),
     "feed-forward size": ("intermediate", "ffn", "ffw", "n_inner", "d_ff"),
-    "vocabulary size": ("vocab",),
     "number of experts": ("expert",),
 }
+_MOST = 8  # lines of evidence
 
 
 class SizesRule:
-    """Infers the model's sizes from the stored shapes, where names fit and shapes do not."""
+    """Finds the fields of the config that would give the model the stored shapes, where names fit and shapes do not."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
-        """Return one finding with every size that differs; none where shapes agree."""
-        shapes = {key: ref.shape for key, ref in case.stored.items()}
+        """Return one finding with every size that differs; none where shapes agree or nothing explains them."""
         pairs = mismatched_shapes(case)
-        if not pairs:
+        if not pairs or vocabulary_of(case, pairs):
+            return ()  # E-VOCAB reports that
+        changes = Changes(case, pairs)
+        if not changes.found:
             return ()
-        have, want = infer_sizes(shapes), infer_sizes(case.slots)
-        differing = {
-            name: (have[name], want[name]) for name in have if name in want and have[name] != want[name]
-        }
-        differing.pop("vocabulary size", None)  # E-VOCAB reports it
-        if not differing:
-            return ()
-        lines = []
-        changes = []
-        for name, (stored, model) in differing.items():
-            field = next(
-                (found for hint in _FIELDS[name] if (found := field_of(case.config, model, hint))), None
-            )
-            says = f", config.json says {field} = {model}" if field else ""
-            lines.append(f"{name}: {stored} in the checkpoint, {model} in the model{says}")
-            changes.append(f"{field or name} to {stored}")
         return (
             Finding(
                 "E-CONFIG",
-                "the model has other sizes than the checkpoint: " + ", ".join(differing),
-                explained=len(pairs),
+                "the model has other sizes than the checkpoint: " + ", ".join(changes.found),
+                explained=len(changes.explained),
                 nbytes=case.nbytes(case.shape_mismatches),
-                cure=change_of_config(", ".join(changes)),
-                evidence=tuple(lines),
+                cure=change_of_config(changes.found),
+                evidence=tuple(changes.lines[:_MOST]),
                 confidence=0.9,
+                settles=frozenset(changes.explained),
             ),
         )
 
 
-def mismatched_shapes(case: Case) -> list[tuple[str, Shape, Shape]]:
-    """Return (model key, model shape, stored shape) where names fit, perhaps after a rename, and shapes do not."""
-    solution = case.solution
-    there = {family.template: family.members for family in solution.wanted}
-    pairs = [
-        (family.key(indices), model, shape)
-        for family in solution.unwrapped
-        if (members := there.get(family.template)) is not None and members != family.members
-        for indices, shape in family.members.items()
-        if (model := members.get(indices)) is not None and model != shape
-    ]
-    taken = {name for name, _, _ in pairs}
-    for link in solution.board.links:
-        if link.shape_mismatch:
-            old, new = link.stored[0], link.wanted[0]
-            pairs += [
-                (new.key(indices), new.members[indices], shape)
-                for indices, shape in old.members.items()
-                if new.members[indices] != shape and new.key(indices) not in taken
-            ]
-    turned = {key for link in solution.links("transpose") for key in link.wanted[0].names()}
-    return [pair for pair in pairs if pair[0] not in turned and pair[0] not in solution.filled]
+class Changes:
+    """The changes of a config that explain pairs of shapes, with evidence.
+
+    `found` maps what has another size to the fields that say it, each with its new value; several fit equally well.
+    Sizes that follow from another change as a multiple of it (three times the hidden size) are no changes of their own.
+    """
+
+    def __init__(self, case: Case, pairs: Sequence[Pair]) -> None:
+        self.found: dict[str, list[Field]] = {}
+        self.lines: list[str] = []
+        self._case = case
+        self._by_the_whole()
+        sizes = {key: _sizes(model, stored) for key, model, stored in pairs}
+        alike: dict[tuple[int, int], list[str]] = {}
+        for key, each in sizes.items():
+            for change in each:
+                alike.setdefault(change, []).append(key)
+        for key, each in sizes.items():
+            for change in each:
+                self._by_name(key, *change, alike[change])
+        self.explained = [
+            key for key, each in sizes.items() if each and all(self._explains(*change) for change in each)
+        ]
+
+    def _explains(self, model: int, stored: int) -> bool:
+        return any(is_same_change(field, model, stored) for fields in self.found.values() for field in fields)
+
+    def _by_the_whole(self) -> None:
+        """Note the sizes that the shapes of many keys show together."""
+        have = infer_sizes({key: ref.shape for key, ref in self._case.stored.items()})
+        want = infer_sizes(self._case.slots)
+        for what, hints in _FIELDS.items():
+            model, stored = want.get(what), have.get(what)
+            if model is None or stored is None or model == stored:
+                continue
+            config = self._case.config
+            name = next((found for hint in hints if (found := field_of(config, model, hint))), "")
+            if name or not self._explains(model, stored):
+                self._note(what, [Field(name, model, stored)], what, model, stored)
+
+    def _by_name(self, key: str, model: int, stored: int, alike: Sequence[str]) -> None:
+        """Note the fields that a key's name and one of its sizes point to."""
+        fields = explaining(self._case.config, key, model, stored)
+        known = {field.name for found in self.found.values() for field in found}
+        own = [field for field in fields if field.value == model and field.name not in known]
+        if own or (fields and not self._explains(model, stored)):
+            fields = own or fields
+            shown = collapse(alike)
+            what = f"{', '.join(shown[:3])}{' …' if len(shown) > 3 else ''}"
+            self._note(" or ".join(field.name for field in fields), fields, what, model, stored)
+
+    def _note(self, name: str, fields: list[Field], what: str, model: int, stored: int) -> None:
+        says = ", ".join(f"{field.name} = {field.value}" for field in fields if field.name)
+        told = f", config.json says {says}" if says else ""
+        self.lines.append(f"{what}: {stored} in the checkpoint, {model} in the model{told}")
+        self.found[name] = fields
+
+
+def _sizes(model: Shape, stored: Shape) -> list[tuple[int, int]]:
+    """Return the sizes that differ, as (model, stored); none where the number of dimensions differs."""
+    if len(model) != len(stored):
+        return []
+    return [(one, two) for one, two in zip(model, stored, strict=True) if one != two]
 
 
 def infer_sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
     """Return the sizes that keys and shapes show; a size that is not clear is left out.
 
-    The hidden size is the most frequent length of a norm, the vocabulary size the rows of the token embedding, the
-    feed-forward size the columns of the down projection, the number of experts the rows of the router.
+    The hidden size is the most frequent length of a norm, the feed-forward size the columns of the down projection, the
+    number of experts the rows of the router.
     """
     norms: Counter[int] = Counter()
     found: dict[str, Counter[int]] = {name: Counter() for name in _FIELDS}
@@ -98,25 +130,9 @@ def infer_sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
         if len(shape) == 1 and "norm" in words and segments[-1] == "weight":
             norms[shape[0]] += 1
         elif len(shape) == 2:
-            if "embed" in words and not words & {"position", "type", "patch"}:
-                found["vocabulary size"][shape[0]] += 1
-            elif "down" in words and "experts" not in words:
+            if "down" in words and "experts" not in words:
                 found["feed-forward size"][shape[1]] += 1
             elif "router" in words or segments[-2:] == ["gate", "weight"]:
                 found["number of experts"][shape[0]] += 1
     found["hidden size"] = norms
     return {name: counts.most_common(1)[0][0] for name, counts in found.items() if counts}
-
-
-def field_of(config: Mapping[str, Any], value: int, hint: str) -> str | None:
-    """Return the name of a config's field that has this value and the hint in its name; a dot for nested fields."""
-    return next((name for name, held in fields_of(config) if held == value and hint in name), None)
-
-
-def fields_of(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (name, value) of the whole numbers of a config; a dot for nested fields."""
-    for name, value in config.items():
-        if isinstance(value, Mapping) and path.count(".") < 4:
-            yield from fields_of(value, f"{path}{name}.")
-        elif isinstance(value, int) and not isinstance(value, bool):
-            yield f"{path}{name}", value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
 from shardload.diagnosis.pairing.words import words_of
-from shardload.diagnosis.sizes import mismatched_shapes
+from shardload.diagnosis.shape_pairs import mismatched_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from shardload.diagnosis.config_fields import Field, explaining, fields_of, is_table
 from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.pairing.words import words_of
-from shardload.diagnosis.sizes import fields_of, mismatched_shapes
+from shardload.diagnosis.shape_pairs import mismatched_shapes
 from shardload.errors import Cures
 from shardload.keys import collapse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_HEADS = frozenset({"output", "output_layer", "shared", "decoder", "logits", "vocab_projector", "proj_out"})
+    from shardload.diagnosis.shape_pairs import Pair
+
 _MOST = 4  # tensors with one row per token: embedding and head, of an encoder and of a decoder
+
+
+class Vocabulary(NamedTuple):
+    """The rows of the model's tables, those of the stored ones, and the config's field that says them, or ""."""
+
+    wanted: int
+    have: int
+    field: str
 
 
 class VocabularyRule:
@@ -23,42 +33,61 @@ class VocabularyRule:
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that says which vocabulary size the checkpoint has."""
         pairs = mismatched_shapes(case)
-        if not pairs or len(pairs) > _MOST:
+        found = vocabulary_of(case, pairs)
+        if found is None:
             return ()
-        rows = {
-            (model[0], stored[0])
-            for _, model, stored in pairs
-            if model and stored and model[1:] == stored[1:]
-        }
-        if len(rows) != 1 or any(model[1:] != stored[1:] for _, model, stored in pairs):
-            return ()
-        wanted, have = next(iter(rows))
         keys = [key for key, _, _ in pairs]
-        fields = [name for name, value in fields_of(case.config) if value == wanted and "vocab" in name]
-        if not fields and not all(_is_table(key) for key in keys):
-            return ()
-        field = fields[0] if fields else "the vocabulary size"
-        cures = [change_of_config(f"{field} to {have}", " (nothing is lost)")]
-        if have > wanted:
-            cures.append(f"drop the rows beyond {wanted} with slice_rows of a key map, which loses them")
+        change = {"the vocabulary size": [Field(found.field, found.wanted, found.have)]}
+        cures = [change_of_config(change, " (nothing is lost)")]
+        if found.have > found.wanted:
+            cures.append(
+                f"drop the rows beyond {found.wanted} with slice_rows of a key map, which loses them"
+            )
         return (
             Finding(
                 "E-VOCAB",
                 f"only {', '.join(collapse(keys))} differ{'s' if len(pairs) == 1 else ''}, in rows: "
-                f"the checkpoint's vocabulary has {have} entries, the model's {wanted}",
+                f"the checkpoint's vocabulary has {found.have} entries, the model's {found.wanted}",
                 len(pairs),
                 Cures(*cures),
                 nbytes=case.nbytes(case.shape_mismatches),
                 confidence=0.97,
+                settles=frozenset(keys),
             ),
         )
 
 
-def _is_table(key: str) -> bool:
-    """Whether the name is that of an embedding of tokens or of an output layer; lists of experts have rows too."""
-    last = key.split(".")[-2:]
-    words = {word for segment in last for word in words_of(segment)}
-    return bool(words & {"embed", "token", "head"} or _HEADS & set(last)) and not words & {
-        "experts",
-        "position",
-    }
+def vocabulary_of(case: Case, pairs: Sequence[Pair]) -> Vocabulary | None:
+    """Return the two vocabulary sizes where nothing else differs; None where another field fits better."""
+    if not pairs or len(pairs) > _MOST or any(not one or one[1:] != two[1:] for _, one, two in pairs):
+        return None
+    rows = {(model[0], stored[0]) for _, model, stored in pairs}
+    if len(rows) != 1:
+        return None
+    wanted, have = next(iter(rows))
+    keys = [key for key, _, _ in pairs]
+    named = [
+        name
+        for name, value in fields_of(case.config)
+        if value == wanted and "vocab" in name and "type" not in name
+    ]
+    fitting = {field.name for key in keys for field in explaining(case.config, key, wanted, have)}
+    if fitting and not fitting & set(named):
+        return None
+    if not fitting and not all(_has_tokens(case, key, wanted) for key in keys):
+        return None
+    return Vocabulary(wanted, have, named[0] if named else "")
+
+
+def _has_tokens(case: Case, key: str, rows: int) -> bool:
+    """Whether a table has a row for each token: a head has where an embedding of the model has as many rows."""
+    if not is_table(key):
+        return False
+    words = {word for segment in key.split(".")[-2:] for word in words_of(segment)}
+    if "head" not in words or "text" in words:
+        return True
+    return any(
+        shape[:1] == (rows,) and is_table(other) and {"embed", "token"} & set(words_of(other.split(".")[-2]))
+        for other, shape in case.slots.items()
+        if "." in other
+    )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.finding import Case, Finding
-from shardload.errors import keyword
+from shardload.diagnosis.finding import Case, Finding, map_text
 from shardload.keymap import KeyMap
 from shardload.keys import split_key
 
@@ -32,7 +31,7 @@ class WrappedRule:
                 "; ".join(_cause(wrapping) for wrapping in wrappings),
                 explained=len(moved),
                 nbytes=case.nbytes(moved),
-                cure=_cure(rules),
+                cure=map_text(rules),
                 key_map=rules,
                 evidence=(
                     f"{split_key(example)[0]} is {split_key(case.solution.names.get(example, ''))[0]}",
@@ -48,11 +47,3 @@ def _cause(wrapping: Wrapping) -> str:
     by = f" ({wrapping.by})" if wrapping.by else ""
     place = "" if wrapping.key_map.rules[0].to_dict().get("everywhere") else " in front of the model's names"
     return f'checkpoint keys carry "{wrapping.segments}."{place}{by}'
-
-
-def _cure(rules: KeyMap) -> str:
-    (first, *others) = (rule.to_dict() for rule in rules.rules)
-    # A command has no words for a name with a sign = in it.
-    if others or first.get("everywhere") or "=" in first["source"] + first["target"]:
-        return f"the map's first {len(rules.rules)} rules" if others else "the map's first rule"
-    return keyword("key_map", {first["source"]: first["target"]})

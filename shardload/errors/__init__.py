@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors.wording import Cures as Cures
 from shardload.errors.wording import Wording as Wording
-from shardload.errors.wording import in_python, plain_keywords
+from shardload.errors.wording import in_python
 from shardload.errors.wording import joined as joined
 from shardload.errors.wording import keyword as keyword
 from shardload.errors.wording import keywords_of as keywords_of
+from shardload.errors.wording import plain_keywords as plain_keywords
 from shardload.errors.wording import printable as printable
 from shardload.errors.wording import said as said
 from shardload.errors.wording import without as without

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shardload.keymap.alias import Alias
 from shardload.keymap.derived import Derived, Joined, as_view, leaves
-from shardload.keymap.drop import Drop
+from shardload.keymap.drop import Drop, matches
 from shardload.keymap.fingerprint import Fingerprint
 from shardload.keymap.key_map import KeyMap, Names
 from shardload.keymap.mapped import MappedHeaders, second_views
@@ -39,6 +39,7 @@ __all__ = [
     "Unstack",
     "as_view",
     "leaves",
+    "matches",
     "residence",
     "rule_of",
     "second_views",

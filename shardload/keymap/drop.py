@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from shardload.keymap.rule import Rule, Table
 
 
+def matches(pattern: str, key: str) -> bool:
+    """Whether a template, or an fnmatch pattern where the text holds no placeholder, stands for a whole key."""
+    return Drop(pattern).apply(key) is None
+
+
 @dataclass(frozen=True)
 class Drop(RuleBase):
     """Leave out keys that match a template, or an fnmatch pattern where the text holds no placeholder."""

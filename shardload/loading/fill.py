@@ -104,9 +104,10 @@ def fill(
     The headers are compared with the model before the model is touched; after any later failure every parameter is
     restored. On the CPU, a weight that keeps its stored dtype is a view of its mapped file (`copy=True` reads it into
     memory instead). `verify=True` hashes the weight files during the load and refuses bytes whose digest differs from
-    the Hub's listing, the Hub's cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are fnmatch patterns
-    on whole keys; parameters that are allowed to be missing get the values that the class gives them. "head" stands for
-    what lies outside the class's `base_model_prefix`, and for a pooler: never for a layer of the base.
+    the Hub's listing, the Hub's cache or a SHA256SUMS file. `allow_missing` and `allow_unexpected` are patterns of
+    whole keys, by fnmatch or as a key map writes them; parameters that are allowed to be missing get the values that
+    the class gives them. "head" stands for what lies outside the class's `base_model_prefix`, and for a pooler: never
+    for a layer of the base.
 
     `key_map` is a KeyMap, a mapping of names, or the path of a map's JSON file: parts and transposes of stored tensors
     stay views, joined tensors are copies. The parameters of an existing module are replaced: make optimizers

@@ -16,7 +16,7 @@ from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
 from shardload.keymap import KeyMap, leaves
 from shardload.keys import collapse
 from shardload.loading.head import Heads
-from shardload.loading.leniency import Patterns, set_aside
+from shardload.loading.leniency import Patterns, ignored_by, set_aside
 from shardload.loading.memory_plan import state_memory
 from shardload.loading.mismatch import mismatch
 from shardload.loading.plan import match, narrow, settle_ties
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from shardload.checkpoint.checkpoint import Checkpoint
-    from shardload.diagnosis.finding import Finding
+    from shardload.diagnosis.finding import Case, Finding
     from shardload.loading.fault import Fault
     from shardload.loading.memory_plan import MemoryPlan
     from shardload.loading.plan import Plan
@@ -70,6 +70,7 @@ class Comparison:
         self.conversions: tuple[ClassConversion | LegacyNames, ...] = ()
         self._target = target
         self._cure: KeyMap | None = None
+        self._case: Case | None = None
         _refuse_own_load_state_dict(shell.model)
         _refuse_scripted(shell)
         _refuse_wrappers(shell, target)
@@ -152,7 +153,7 @@ class Comparison:
             if fault.key in self.plan.mapped:
                 stored[fault.key] = self.plan.mapped[fault.key]
         missing, dropped = keys.get("missing", []), set(self.plan.dropped)
-        case = Case(
+        case = self._case = Case(
             slots={name: slot.shape for name, slot in self.shell.slots.items() if slot.is_stored},
             stored=stored,
             missing=[key for key in missing if key not in dropped],
@@ -161,6 +162,7 @@ class Comparison:
             shape_mismatches=keys.get("misshapen", ()),
             config=self.checkpoint.config or {},
             module_classes=_module_classes(self.shell.model),
+            own_rules=self._key_map.rules if self._key_map else (),
         )
         findings = diagnose(case)
         if not any(finding.declines for finding in findings) and case.solution.key_map.rules:
@@ -188,7 +190,16 @@ class Comparison:
         if not verdict.faults:
             self.report.findings = tuple(finding for finding in self._found if finding.declines)
             self.report.key_map = None
+        else:
+            self.report.cure = self._whole_cure()
         return verdict
+
+    def _whole_cure(self) -> str | None:
+        if self._case is None:
+            return None
+        from shardload.diagnosis import whole_cure
+
+        return whole_cure(self._case, self._found, ignored_by(self.shell))
 
     def unfilled(self, verdict: Verdict) -> list[str]:
         """Return the allowed missing names that no tie fills: their values have to come from the class."""
@@ -215,7 +226,7 @@ class Comparison:
         unexpected = {fault.key for fault in (*verdict.faults, *allowed) if fault.kind == "unexpected"}
         taken = any(key not in unexpected for entries in self.plan.handed.values() for key in entries)
         if allowed and not self.plan.direct and not self.plan.claims and not taken:
-            self.report.findings = self._found
+            self.report.findings, self.report.cure = self._found, self._whole_cure()
             self._raise([*verdict.faults, *allowed])
         if verdict.faults or any(finding.declines for finding in self.report.findings):
             self._raise([*verdict.faults, *([] if verdict.faults else allowed)])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from shardload.errors import UsageError
+from shardload.keymap import matches
 from shardload.loading.fault import missing_fault
 from shardload.loading.head import HEAD, Heads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shardload.loading.fault import Fault
     from shardload.loading.plan import Plan
@@ -33,8 +33,8 @@ def set_aside(
 ) -> tuple[list[Fault], dict[str, list[Fault]]]:
     """Divide a plan's faults into those that stop the load and those that are allowed, by reason.
 
-    Patterns are fnmatch patterns on whole keys; "head", unless a key has that name, stands for those of a head. Raises
-    UsageError for a pattern that matches no key or every key.
+    Patterns are those of a key map's drop (a template, or an fnmatch pattern, for whole keys); "head", unless a key
+    has that name, stands for those of a head. Raises UsageError for a pattern that matches no key or every key.
     """
     fillable = [name for name, slot in shell.slots.items() if slot.is_stored]
     stored = list(stored)
@@ -44,10 +44,7 @@ def set_aside(
         "missing": _Allowed("allow_missing", allow_missing, {*fillable, *faulty}, heads),
         "unexpected": _Allowed("allow_unexpected", allow_unexpected, {*stored, *faulty}, heads),
     }
-    ignore = {
-        "missing": _ignored_by_class(shell, "_keys_to_ignore_on_load_missing"),
-        "unexpected": _ignored_by_class(shell, "_keys_to_ignore_on_load_unexpected"),
-    }
+    ignored = ignored_by(shell)
     faults: list[Fault] = []
     allowed: dict[str, list[Fault]] = {}
     forgiven = [missing_fault(shell.slots[name]) for name in plan.forgiven if name in shell.slots]
@@ -56,7 +53,7 @@ def set_aside(
     for fault in plan.faults:
         if fault.kind in patterns and patterns[fault.kind].covers(fault):
             reason = f"allow_{fault.kind}"
-        elif any(pattern.search(fault.key) for pattern in ignore.get(fault.kind, ())):
+        elif ignored(fault.kind, fault.key):
             reason = f"the class's _keys_to_ignore_on_load_{fault.kind}"
         elif not strict and fault.kind in patterns:
             reason = "strict=False"
@@ -89,7 +86,7 @@ class _Allowed:
     def covers(self, fault: Fault) -> bool:
         """Return whether the fault is allowed."""
         names = {fault.key, fault.stored_key or fault.key}
-        return any(fnmatchcase(name, pattern) for name in names for pattern in self._patterns) or (
+        return any(matches(pattern, name) for name in names for pattern in self._patterns) or (
             self._heads is not None and self._heads.have(fault)
         )
 
@@ -102,16 +99,26 @@ def _check_patterns(argument: str, patterns: Patterns, keys: set[str]) -> None:
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise UsageError(f"{argument} takes a list of texts", where=repr(patterns))
     for pattern in patterns:
-        matched = sum(fnmatchcase(key, pattern) for key in keys)
+        matched = sum(matches(pattern, key) for key in keys)
         if matched == 0:
             raise UsageError(
-                f"{argument}: {pattern!r} matches no key", cure="patterns match whole keys, as fnmatch does"
+                f"{argument}: {pattern!r} matches no key",
+                cure="patterns match whole keys: layers.{}.bias as a key map does, or *.bias as fnmatch does",
             )
         if matched == len(keys) and len(keys) > 1:
             raise UsageError(
                 f"{argument}: {pattern!r} matches every key",
                 cure="name only the keys that may differ: with this pattern a load of nothing would be allowed",
             )
+
+
+def ignored_by(shell: Shell) -> Callable[[str, str], bool]:
+    """Return whether the class itself lets a key be missing or unexpected, as a function of kind and key."""
+    ignored = {
+        kind: _ignored_by_class(shell, f"_keys_to_ignore_on_load_{kind}")
+        for kind in ("missing", "unexpected")
+    }
+    return lambda kind, key: any(pattern.search(key) for pattern in ignored.get(kind, ()))
 
 
 def _ignored_by_class(shell: Shell, attribute: str) -> list[re.Pattern[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.errors import Cures, MismatchError, Wording, joined, keyword, keywords_of
+from shardload.errors import Cures, MismatchError, Wording
 from shardload.loading.report import fault_text, headline
 
 if TYPE_CHECKING:
@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     from shardload.loading.report import Report
 
 
+_UNEXPLAINED = Cures(
+    Wording("rename keys by {key_map}", key_map=...),
+    "use the class and config that belong to this checkpoint",
+)
+
+
 def mismatch(report: Report, faults: Sequence[Fault], first_cure: str | None = None) -> MismatchError:
     """Return the error for faults: a headline, findings with their cures, and the faults grouped by template.
 
-    `first_cure` is a cure that comes before those of the findings.
+    `first_cure` is a cure that comes before that of the report.
     """
     report.faults = tuple(faults)
+    cures = [cure for cure in (first_cure, report.cure) if cure is not None] or [_UNEXPLAINED]
     error = MismatchError(
         Wording(
             "the checkpoint does not fit {0}: {1}; nothing was loaded\n\n{2}",
@@ -28,33 +35,8 @@ def mismatch(report: Report, faults: Sequence[Fault], first_cure: str | None = N
             fault_text(faults, report.findings),
         ),
         where=report.where,
-        cure=_cure(report, faults) if first_cure is None else Cures(first_cure, _cure(report, faults)),
+        cure=Cures(*cures) if len(cures) > 1 else cures[0],
         code=next((finding.code for finding in report.findings if finding.code.startswith("E-")), None),
     )
     error.report = report
     return error
-
-
-def _cure(report: Report, faults: Sequence[Fault]) -> str:
-    if report.findings:
-        first = report.findings[0]
-        if report.key_map is None:
-            return joined("; ", dict.fromkeys(finding.cure for finding in report.findings[:2]))
-        if first.key_map and len(report.key_map.rules) == 1 and keywords_of(first.cure):
-            return first.cure
-        count = len(report.key_map.rules)
-        rules = Wording(
-            "{0}: write {1} with `shardload doctor … --write-map map.json`, look at {1}, and load with {key_map}",
-            f"{count} rule{'s' * (count != 1)}",
-            "it" if count == 1 else "them",
-            key_map="map.json",
-        )
-        return rules if first.key_map else Wording("{0}; and {1}", first.cure, rules)
-    kinds = {fault.kind for fault in faults}
-    hints = [
-        Wording("pass {0} for keys that may differ", keyword(f"allow_{kind}"))
-        for kind in ("missing", "unexpected")
-        if kind in kinds
-    ]
-    rename = Wording("rename keys by {key_map}", key_map=...)
-    return Cures(*hints, rename, "use the class and config that belong to this checkpoint")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.process_memory import size_of
-from shardload.errors import joined, printable
+from shardload.errors import joined, plain_keywords, printable
 from shardload.keys import group_keys
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ class Report:
         (True, 2, 40, {'float32': 2})
 
     `faults` stop a strict load; `allowed` are faults that the caller or the class permits, by reason. `notes` are
-    remarks that are not faults. `key_map` is a key map that cures faults; it was tried on the headers. `nbytes` counts
-    stored bytes; `seconds` has one figure per stage. `adapters` are AdapterReports. `str()` returns a text for people.
+    remarks that are not faults. `key_map` is a key map that cures faults; it was tried on the headers. `cure` says
+    every step that a load needs, with its keyword arguments. `nbytes` counts stored bytes; `seconds` has one figure per
+    stage. `adapters` are AdapterReports. `str()` returns a text for people.
     """
 
     where: str
@@ -77,6 +78,7 @@ class Report:
     allowed: dict[str, list[Fault]] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     key_map: KeyMap | None = None
+    cure: str | None = None
     notes: list[str] = field(default_factory=list)
     stated: MemoryPlan | None = None
     memory: MemoryUse | None = None
@@ -109,6 +111,8 @@ class Report:
             "allowed": {reason: [fault.key for fault in faults] for reason, faults in self.allowed.items()},
             "findings": [finding.to_dict() for finding in self.findings],
             "key_map": [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None,
+            "cure": self.cure,
+            "keywords": plain_keywords(self.cure),
             "notes": self.notes,
             "stated": self.stated.to_dict() if self.stated else None,
             "memory": self.memory.to_dict() if self.memory else None,

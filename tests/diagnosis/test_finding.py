@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from shardload import KeyMap
+from shardload.diagnosis.config_fields import Field
 from shardload.diagnosis.finding import Case, Finding, change_of_config
 from tests.diagnosis.headers import case_of, keys, refs
 
@@ -31,7 +32,7 @@ def test_a_finding_of_links_counts_keys_bytes_and_rules():
     links = case.solution.links("split")
     finding = Finding.of_links(case, "E-FUSED", links, "fused", case.solution.cure.of("split"))
     assert (finding.explained, finding.nbytes) == (3, 3 * 24 * 2)
-    assert finding.cure == "the map's 1 rule of this kind"
+    assert finding.cure == "1 rule of the map"
     assert len(finding.evidence) == 1
     assert finding.confidence == min(link.confidence for link in links)
     assert not finding.unproven
@@ -47,7 +48,12 @@ def test_second_names_count_the_names_that_are_made():
 
 def test_a_finding_is_json():
     finding = Finding(
-        "E-X", "cause", 3, change_of_config("vocab_size to 7"), KeyMap().rename("a", "b"), evidence=("x",)
+        "E-X",
+        "cause",
+        3,
+        change_of_config({"v": [Field("vocab_size", 5, 7)]}),
+        KeyMap().rename("a", "b"),
+        evidence=("x",),
     )
     found = json.loads(json.dumps(finding.to_dict()))
     assert found["key_map"] == [{"op": "rename", "source": "a", "target": "b"}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardload.diagnosis.pairing.board import Board
 from shardload.diagnosis.pairing.buffers import drop_recomputed
@@ -61,13 +61,22 @@ def _is_akin(board: Board, stored: Sequence[KeyFamily]) -> bool:
     return 2 * left <= sum(len(family.members) for family in stored)
 
 
+class Left(NamedTuple):
+    """What a map leaves: model keys without a tensor, tensors without a place, keys whose shapes differ."""
+
+    missing: dict[str, Shape]
+    unexpected: dict[str, Shape]
+    misshapen: tuple[str, ...]
+
+
 @dataclass
 class Solution:
     """What pairing has found: `wrappings` first, then the links of `board`, whose rules are `cure`.
 
     `rivals` are wrappings that explain as much as each other: none is part of the map. `stored` are the
     checkpoint's families under their stored names, `unwrapped` the same without their wrappings, `wanted` the model's.
-    `key_map` has all rules; `filled` are the model's keys that it fills with the right shape.
+    `key_map` has all rules, `table` what it makes; `filled` are the model's keys that it fills with the right shape,
+    `left` what neither side has a partner for.
     `failed` says why the rules can't be applied to the headers, or is ""; then there is no map.
     """
 
@@ -80,6 +89,8 @@ class Solution:
     rivals: list[Wrapping] = field(default_factory=list)
     key_map: KeyMap = field(default_factory=KeyMap)
     filled: set[str] = field(default_factory=set)
+    table: Mapping[str, Derived] = field(default_factory=dict)
+    left: Left = field(default_factory=lambda: Left({}, {}, ()))
     failed: str = ""
 
     @classmethod
@@ -108,9 +119,15 @@ class Solution:
             self.failed = str(error)
         else:
             self.key_map = whole
+        self.table = table
         self.filled = {
             key for key, shape in wanted.items() if (ref := table.get(key)) is not None and ref.shape == shape
         }
+        self.left = Left(
+            {key: shape for key, shape in wanted.items() if key not in table},
+            {key: ref.shape for key, ref in table.items() if key not in wanted},
+            tuple(key for key in wanted if key in table and key not in self.filled),
+        )
 
     @cached_property
     def names(self) -> dict[str, str]:

@@ -1,0 +1,114 @@
+"""Fields of a config that may be why a stored tensor has other sizes than the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from shardload.diagnosis.pairing.words import parts_of, words_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# What a field is about, by its name, and the words of the keys whose sizes it sets. The last row says least.
+_ABOUT: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
+    (frozenset(hints.split()), frozenset(words.split()))
+    for hints, words in (
+        ("type_vocab", "type"),
+        ("vocab num_embeddings", "token embed head"),
+        ("position n_ctx seq_length max_len block_size n_pos context", "position wpe pos"),
+        ("label class", "head class score classification"),
+        ("pre_seq prefix virtual_tokens", "prefix"),
+        ("intermediate ffn ffw n_inner d_ff inner mlp", "mlp up down gate fc1 fc2 wi"),
+        ("expert", "experts router gate"),
+        ("key_value kv group", "k v"),
+        ("channel", "conv patch"),
+        ("hidden d_model n_embd dim width embed", "norm embed attn q k v o"),
+    )
+)
+_GENERAL = _ABOUT[-1][1]
+_SILENT = frozenset({"num", "n", "max", "size", "len", "length", "dim", "d", "weight", "bias"})
+_LEAST_FACTOR = 8  # a smaller number divides almost any size
+_DEEPEST = 4
+
+
+class Field(NamedTuple):
+    """A field of a config, its value, and the value that would give the model the stored size."""
+
+    name: str
+    value: int
+    new: int
+
+
+def fields_of(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
+    """Yield (name, value) of the whole numbers of a config; a dot for nested fields."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and path.count(".") < _DEEPEST:
+            yield from fields_of(value, f"{path}{name}.")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield f"{path}{name}", value
+
+
+def field_of(config: Mapping[str, Any], value: int, hint: str) -> str | None:
+    """Return the name of a config's field that has this value and the hint in its name; a dot for nested fields."""
+    return next((name for name, held in fields_of(config) if held == value and hint in name), None)
+
+
+def explaining(config: Mapping[str, Any], key: str, model: int, stored: int) -> list[Field]:
+    """Return the fields that would turn a size of the model's into the stored one: those whose names fit the key best.
+
+    A field explains a size that it equals, or of which it is a factor. Several that fit equally well are all returned.
+    """
+    scored = []
+    for name, value in fields_of(config):
+        fit = _fit(name, key)
+        if not fit or value < 1 or model % value or stored % (model // value):
+            continue
+        if value == model or value >= _LEAST_FACTOR or _counts_groups(name):
+            scored.append((2 * fit + (value == model), Field(name, value, stored // (model // value))))
+    best = max((score for score, _ in scored), default=0)
+    return [field for score, field in scored if score == best]
+
+
+def is_same_change(field: Field, model: int, stored: int) -> bool:
+    """Whether a change of a field changes a size too: it equals the field, or is its multiple or a part of it."""
+    if model * field.new != stored * field.value:
+        return False
+    if model == field.value:
+        return True
+    if field.value < _LEAST_FACTOR and not _counts_groups(field.name):
+        return False
+    return not model % field.value or not field.value % model
+
+
+def _counts_groups(name: str) -> bool:
+    return any(hint in name for hint in ("key_value", "kv", "group", "expert"))
+
+
+def is_table(key: str) -> bool:
+    """Whether the name is that of an embedding of tokens or of an output layer; lists of experts have rows too."""
+    *parents, _ = segments = key.split(".")
+    words = {word for segment in segments[-2:] for word in words_of(segment)}
+    parts = {part for segment in parents for part in parts_of(segment)}
+    named = words & {"embed", "token", "head"} or _OUTPUTS & set(segments[-2:])
+    return bool(named) and not words & _NO_TABLE and not parts & _NO_TABLE
+
+
+_OUTPUTS = frozenset({"output", "output_layer", "shared", "decoder", "logits", "vocab_projector", "proj_out"})
+_NO_TABLE = frozenset({
+    "experts", "position", "type", "patch", "class", "classifier", "classification", "score", "prefix", "label",
+})  # fmt: skip
+
+
+def _fit(field: str, key: str) -> int:
+    """Return how well the names of a field and of a key fit each other; 0 where nothing connects them."""
+    name = field.rpartition(".")[2].lower()
+    segments = key.split(".")
+    words = {word for segment in segments for word in words_of(segment)}
+    parts = {part for segment in segments for part in parts_of(segment)}
+    about = next((meant for hints, meant in _ABOUT if any(hint in name for hint in hints)), frozenset())
+    shared = {part for part in parts_of(name) if part not in _SILENT} & parts
+    if about is _ABOUT[1][1] and not is_table(key):
+        return 0
+    meant = bool(about & (words | parts))
+    return 2 * bool(shared) + (2 if about is _GENERAL else 3) * meant

@@ -1,0 +1,123 @@
+"""The whole cure of a case: every step that a load needs at once, so that following it leaves nothing to refuse."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from math import prod
+from typing import TYPE_CHECKING
+
+from shardload.diagnosis.pairing.solution import Left
+from shardload.diagnosis.rule_text import as_names
+from shardload.errors import Cures, Wording, joined, keyword
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from shardload.diagnosis.finding import Case, Finding
+
+_MOST_PATTERNS = 12
+NO_CURE = "no cure is known: use the class and config that belong to this checkpoint"
+
+
+def whole_cure(
+    case: Case, findings: Sequence[Finding], ignored: Callable[[str, str], bool] | None = None
+) -> str:
+    """Return what to do so that the checkpoint loads, in one text; it says so where no cure is known.
+
+    `ignored(kind, key)` says whether a class lets a key be missing or unexpected by itself.
+    """
+    others = [finding for finding in findings if finding.key_map is None and finding.code.startswith("E-")]
+    if any(finding.declines or not finding.settles for finding in others):
+        # Its cure is another file, another class or a choice: steps beside it would be of no use.
+        return joined("; ", dict.fromkeys(f.cure for f in others if f.declines or not f.settles))
+    left = _left(case, {key for finding in others for key in finding.settles}, ignored)
+    rest = _allowances(case, left)
+    if rest is None:
+        rules = len(case.solution.key_map.rules)
+        known = f"a part of the keys has {rules} rule{'s' * (rules != 1)} of a map; " if rules else ""
+        which = Wording("say which key is which: {key_map}", key_map=...)
+        return Cures(Wording("{0}{1}", known, NO_CURE), which)
+    if len(others) == 1 and not case.solution.key_map.rules and not rest:
+        return others[0].cure
+    steps = [finding.step or _first(finding.cure) for finding in others]
+    if case.solution.key_map.rules:
+        steps.append(_map_step(case))
+    return joined(" and ", [*steps, *rest])
+
+
+def _first(cure: str) -> str:
+    return cure.parts[0] if isinstance(cure, Cures) else cure
+
+
+def _map_step(case: Case) -> str:
+    rules = (*case.own_rules, *case.solution.key_map.rules)
+    names = as_names(rules)
+    if names is not None:
+        return keyword("key_map", names)
+    count = len(rules)
+    return Wording(
+        "{0}: write {1} with `shardload doctor … --write-map map.json`, look at {1}, and load with {key_map}",
+        f"{count} rule{'s' * (count != 1)}",
+        "it" if count == 1 else "them",
+        key_map="map.json",
+    )
+
+
+def _left(case: Case, settled: set[str], ignored: Callable[[str, str], bool] | None) -> Left:
+    left = case.solution.left
+    ignored = ignored or (lambda *_: False)
+    # A model may do without some of its own tensors, as a batch norm does without its counter: they have a place.
+    strange = {key: shape for key, shape in left.unexpected.items() if key not in case.slots}
+    return Left(
+        {key: s for key, s in left.missing.items() if key not in settled and not ignored("missing", key)},
+        {key: s for key, s in strange.items() if key not in settled and not ignored("unexpected", key)},
+        tuple(key for key in left.misshapen if key not in settled),
+    )
+
+
+def _allowances(case: Case, left: Left) -> list[str] | None:
+    """Return the keywords that allow what is left; None where that would hide weights that belong together."""
+    if left.misshapen or _akin(left):
+        return None
+    steps: list[str] = []
+    for name, keys, others in (
+        ("allow_missing", left.missing, case.slots),
+        ("allow_unexpected", left.unexpected, [*case.stored, *case.solution.table]),
+    ):
+        patterns = _patterns(keys, others)
+        if len(patterns) > _MOST_PATTERNS:
+            return None
+        if patterns:
+            steps.append(keyword(name, patterns))
+    return steps
+
+
+def _akin(left: Left) -> bool:
+    """Whether a tensor that is left may be what a missing one wants: as many elements, or in the same module."""
+    sizes = {prod(shape) for shape in left.missing.values()}
+    homes = {key.rpartition(".")[0] for key in left.missing}
+    return any(
+        prod(shape) in sizes or key.rpartition(".")[0] in homes for key, shape in left.unexpected.items()
+    )
+
+
+def _patterns(keys: Mapping[str, object], others: Iterable[str]) -> list[str]:
+    """Return patterns that match all `keys` and none of the `others`: the shortest prefixes, else names."""
+    rest = {key for key in others if key not in keys}
+    taken = {
+        ".".join(parts[:length])
+        for key in rest
+        for parts in [key.split(".")]
+        for length in range(1, len(parts))
+    }
+    found: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        parts = key.split(".")
+        heads = (".".join(parts[:length]) for length in range(1, len(parts)))
+        found[next((f"{head}." for head in heads if head not in taken), key)].append(key)
+    return [_literal(group[0]) if len(group) == 1 else f"{_literal(head)}*" for head, group in found.items()]
+
+
+def _literal(text: str) -> str:
+    """Return a text as a pattern that matches itself only."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in text)

@@ -1,0 +1,91 @@
+"""Small classes that take a config, for the commands too: `--model-class tests.cures.models:Net`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def size(config: Any, name: str, default: int) -> int:
+    return int(config.get(name, default) if isinstance(config, dict) else getattr(config, name, default))
+
+
+class Net(nn.Module):
+    """A trunk of layers with an output layer."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(size(config, "num_layers", 3)))
+        self.head = nn.Linear(4, 7)
+
+
+class Sized(nn.Module):
+    """One tensor for each field of the config that a checkpoint may differ in."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(size(config, "vocab_size", 50), 16)
+        self.wpe = nn.Embedding(size(config, "max_position_embeddings", 32), 16)
+        self.token_type_embeddings = nn.Embedding(size(config, "type_vocab_size", 3), 16)
+        self.prefix_encoder = nn.Module()
+        self.prefix_encoder.embedding = nn.Embedding(size(config, "pre_seq_len", 8), 24)
+        self.proj = nn.Linear(16, size(config, "proj_dim", 12))
+        self.conv = nn.Conv2d(3, size(config, "channels", 4), 3)
+        self.classifier = nn.Linear(16, size(config, "num_labels", 2))
+
+
+SIZED = {
+    "vocab_size": 50, "max_position_embeddings": 32, "type_vocab_size": 3, "pre_seq_len": 8, "proj_dim": 12,
+    "channels": 4, "num_labels": 2,
+}  # fmt: skip
+
+
+class Block(nn.Module):
+    """Attention with fewer heads of keys, and a gated feed-forward part."""
+
+    def __init__(self, d: int, f: int, rows: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(d, bias=False)
+        self.q_proj = nn.Linear(d, d, bias=False)
+        self.k_proj = nn.Linear(d, rows, bias=False)
+        self.v_proj = nn.Linear(d, rows, bias=False)
+        self.o_proj = nn.Linear(d, d, bias=False)
+        self.gate_proj = nn.Linear(d, f, bias=False)
+        self.up_proj = nn.Linear(d, f, bias=False)
+        self.down_proj = nn.Linear(f, d, bias=False)
+
+
+class Decoder(nn.Module):
+    """A decoder whose sizes all come from the config."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        d, heads = size(config, "hidden_size", 32), size(config, "num_attention_heads", 4)
+        rows = size(config, "num_key_value_heads", 2) * (d // heads)
+        f, vocab = size(config, "intermediate_size", 48), size(config, "vocab_size", 60)
+        self.embed_tokens = nn.Embedding(vocab, d)
+        self.layers = nn.ModuleList(Block(d, f, rows) for _ in range(size(config, "num_hidden_layers", 2)))
+        self.norm = nn.LayerNorm(d, bias=False)
+        self.lm_head = nn.Linear(d, vocab, bias=False)
+
+
+DECODER = {
+    "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+    "vocab_size": 60, "num_hidden_layers": 2,
+}  # fmt: skip
+
+
+class Stacked(nn.Module):
+    """Experts in one tensor, and a matrix that joins two."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.experts = nn.Module()
+        self.experts.down_proj = nn.Parameter(torch.zeros(3, 4, 6))
+        self.mlp = nn.Module()
+        self.mlp.gate_up_proj = nn.Linear(4, 12, bias=False)
+        self.norm = nn.LayerNorm(4)

@@ -1,0 +1,148 @@
+"""Checkpoints that are refused, each with the weights that a cure has to load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tests.cures import models
+from tests.tiny import random_state, write_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Provocation:
+    """`write(folder)` writes a checkpoint and returns the states of which a cure may load one, by the model's keys."""
+
+    name: str
+    code: str
+    model: Any
+    write: Callable[[Path], list[State]]
+    needs_choice: bool = False  # no cure can be typed without knowing more than the files say
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+
+def _renamed(change: Callable[[State], State], **config: Any) -> Callable[[Path], list[State]]:
+    def write(folder: Path) -> list[State]:
+        state = random_state(models.Net())
+        write_checkpoint(folder, change(state), shards=1, config=config or {"hidden_size": 4})
+        return [state]
+
+    return write
+
+
+def _lightning(state: State) -> State:
+    return {**{f"model.{key}": value for key, value in state.items()}, "criterion.pos_weight": torch.ones(1)}
+
+
+def _averaged(state: State) -> State:
+    return {**{f"module.{key}": value for key, value in state.items()}, "n_averaged": torch.tensor(3)}
+
+
+def _headless(state: State) -> State:
+    return {f"backbone.{key}": value for key, value in state.items() if not key.startswith("head")}
+
+
+def _criteria(state: State) -> State:
+    more = {f"losses.{n}.{leaf}": torch.ones(5) for n in range(3) for leaf in ("a", "b")}
+    return {**state, **more, "ema_step": torch.tensor(1)}
+
+
+def _in_front(prefix: str) -> Callable[[State], State]:
+    return lambda state: {f"{prefix}.{key}": value for key, value in state.items()}
+
+
+def _words(state: State) -> State:
+    return {key.replace("embed", "tok_embeddings").replace("head", "output"): v for key, v in state.items()}
+
+
+def _wrapped_inside(state: State) -> State:
+    return {
+        key.replace("layers.", "layers._checkpoint_wrapped_module."): value for key, value in state.items()
+    }
+
+
+def _two_sets(folder: Path) -> list[State]:
+    one, two = random_state(models.Net()), random_state(models.Net(), seed=1)
+    both = {**_in_front("student")(one), **_in_front("teacher")(two)}
+    write_checkpoint(folder, both, shards=1)
+    return [one, two]
+
+
+def _sized(field_name: str, stored: int) -> Callable[[Path], list[State]]:
+    def write(folder: Path) -> list[State]:
+        state = random_state(models.Sized({**models.SIZED, field_name: stored}))
+        write_checkpoint(folder, state, shards=1, config=models.SIZED)
+        return [state]
+
+    return write
+
+
+def _decoder(
+    change: Callable[[State], State] = lambda state: state, **fields: int
+) -> Callable[[Path], list[State]]:
+    def write(folder: Path) -> list[State]:
+        state = random_state(models.Decoder({**models.DECODER, **fields}))
+        write_checkpoint(folder, change(state), shards=1, config=models.DECODER)
+        return [state]
+
+    return write
+
+
+def _structure(folder: Path) -> list[State]:
+    state = random_state(models.Stacked())
+    stored = dict(state)
+    for n, part in enumerate(stored.pop("experts.down_proj")):
+        stored[f"experts.{n}.down_proj"] = part
+    gate, up = stored.pop("mlp.gate_up_proj.weight").chunk(2)
+    stored |= {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up}
+    write_checkpoint(folder, stored, shards=1)
+    return [state]
+
+
+def provocations() -> Iterator[Provocation]:
+    """Yield every provocation."""
+    net = models.Net
+    yield Provocation("keys behind a prefix", "E-WRAP", net, _renamed(_in_front("module")))
+    yield Provocation("keys behind two prefixes", "E-WRAP", net, _renamed(_in_front("_orig_mod.module")))
+    yield Provocation("a wrapper in the middle", "E-WRAP", net, _renamed(_wrapped_inside))
+    yield Provocation("a prefix, and a loss beside the model", "E-WRAP", net, _renamed(_lightning))
+    yield Provocation("an averaged model", "E-WRAP", net, _renamed(_averaged))
+    yield Provocation("a trunk without a head", "E-WRAP", net, _renamed(_headless))
+    yield Provocation("losses beside the model", "E-MISMATCH", net, _renamed(_criteria))
+    yield Provocation("other words", "E-RENAME", net, _renamed(_words))
+    yield Provocation("two whole sets", "E-AMBIGUOUS", net, _two_sets)
+    yield Provocation("experts and a joined matrix", "E-STACK", models.Stacked, _structure)
+    yield Provocation("another vocabulary", "E-VOCAB", models.Sized, _sized("vocab_size", 64))
+    for name in models.SIZED:
+        if name != "vocab_size":
+            yield Provocation(
+                f"another {name}", "E-CONFIG", models.Sized, _sized(name, 16 + models.SIZED[name])
+            )
+    yield Provocation("fewer heads of keys", "E-CONFIG", models.Decoder, _decoder(num_key_value_heads=1))
+    yield Provocation("as many heads of keys", "E-CONFIG", models.Decoder, _decoder(num_key_value_heads=4))
+    yield Provocation(
+        "a wider decoder with more tokens",
+        "E-CONFIG",
+        models.Decoder,
+        _decoder(hidden_size=64, vocab_size=90),
+    )
+    yield Provocation(
+        "more layers behind a prefix",
+        "E-LAYERS",
+        models.Decoder,
+        _decoder(_in_front("module"), num_hidden_layers=4),
+    )
+    yield Provocation(
+        "a wider decoder behind a prefix",
+        "E-CONFIG",
+        models.Decoder,
+        _decoder(_in_front("module"), hidden_size=64),
+    )

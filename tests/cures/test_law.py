@@ -1,0 +1,102 @@
+"""Whatever is printed as a cure can be typed as it is printed, and loads the right weights."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from shardload import ShardloadError, from_pretrained
+from shardload.cli import run
+from tests.cures.provocations import provocations
+from tests.cures.typed import MAP, choices, copied, typed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cures.provocations import Provocation, State
+    from tests.cures.typed import Typed
+
+ALL = {each.name: each for each in provocations()}
+COUNTS: Counter[tuple[str, str]] = Counter()
+
+
+def refusal(case: Provocation, folder: Path) -> ShardloadError:
+    with pytest.raises(ShardloadError) as caught:
+        from_pretrained(folder, model_class=case.model, progress=False, **case.keywords)
+    return caught.value
+
+
+def assert_right(model: torch.nn.Module, truths: list[State], steps: Typed) -> None:
+    """Assert that the model has the weights of one of the truths; what may be missing has some value of its class."""
+    loaded = model.state_dict()
+    free = [re.compile(re.escape(p).replace(r"\*", ".*")) for p in steps.keywords.get("allow_missing", ())]
+
+    def equal(truth: State) -> bool:
+        return all(
+            (key in loaded and loaded[key].shape == value.shape and torch.equal(loaded[key], value))
+            or any(pattern.fullmatch(key) for pattern in free)
+            for key, value in truth.items()
+        )
+
+    assert any(map(equal, truths)), f"loads other weights: {steps.text}"
+    assert not any(value.is_meta for value in loaded.values())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_cure_of_an_error_cures(tmp_path, name):
+    case = ALL[name]
+    truths = case.write(tmp_path / "given")
+    error = refusal(case, tmp_path / "given")
+    assert error.code == case.code, str(error)
+    applied = 0
+    for number, text in enumerate(choices(error.cure)):
+        steps = typed(str(text))
+        COUNTS[case.code, "printed"] += 1
+        if not steps.says_something:
+            continue
+        folder = copied(tmp_path / "given", tmp_path / f"cure {number}")
+        steps.edit(folder)
+        keywords = {**case.keywords, **steps.keywords}
+        if MAP in text:
+            (tmp_path / "map.json").write_text(error.report.key_map.to_json())
+            keywords["key_map"] = tmp_path / keywords["key_map"]
+        where = steps.path or folder
+        model = from_pretrained(where, model_class=case.model, progress=False, **keywords)
+        assert_right(model, truths, steps)
+        applied += 1
+        COUNTS[case.code, "worked"] += 1
+    assert applied or case.needs_choice or "no cure is known" in error.cure, error.cure
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_cure_of_a_command_cures(tmp_path, name, monkeypatch, capsys):
+    case = ALL[name]
+    monkeypatch.chdir(tmp_path)
+    case.write(tmp_path / "given")
+    of_model = ["--model-class", f"tests.cures.models:{case.model.__name__}"]
+
+    def load(where: str, *options: str) -> tuple[int, str]:
+        return run(["load", where, *of_model, *options]), capsys.readouterr().err
+
+    code, said = load("given")
+    assert code not in {0, 70}, said
+    (line,) = [line for line in said.splitlines() if line.startswith("  cure:  ")]
+    applied = 0
+    for number, text in enumerate(line.removeprefix("  cure:  ").split("; or ")):
+        steps = typed(text, as_command=True)
+        if not steps.says_something:
+            continue
+        folder = copied(tmp_path / "given", tmp_path / f"cure {number}")
+        steps.edit(folder)
+        for command in steps.commands:
+            name_of_tool, verb, *rest = command.split()
+            given = [part for each in rest for part in (["given", *of_model] if each == "…" else [each])]
+            assert (name_of_tool, run([verb, *given]) in {0, 1, 3}) == ("shardload", True)
+        code, said = load(steps.path or folder.name, *steps.options)
+        assert code == 0, f"{text}\n{said}"
+        applied += 1
+    assert applied or case.needs_choice or "no cure is known" in line, line

@@ -1,0 +1,120 @@
+"""What a person does with a cure: reads the printed text, and types what it says."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shardload.errors import Cures
+
+_KEYWORD = re.compile(r"(?<![\w.'\"-])([a-z_]+)=(?!=)")
+_OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)(?: ('[^']*'|[^\s;,']+))?")
+_EDIT = re.compile(r"\bset (?P<fields>.+?) in config\.json")
+_FIELD = re.compile(r"([\w.]+) to (\[[^\]]*\]|true|false|null|-?\d+)")
+_DELETE = re.compile(r"\b(?:delete|remove) (\S+\.(?:json|safetensors|bin))")
+_FOLDER = re.compile(r"\bpass the (?:path of one|file|folder): (\S[^;()]*)")
+_COMMAND = re.compile(r"`([^`]+)`")
+MAP = "`shardload doctor … --write-map map.json`"
+
+
+@dataclass
+class Typed:
+    """One cure as steps: keywords of the call (or options), fields of config.json, files to delete, another path."""
+
+    text: str
+    keywords: dict[str, Any] = field(default_factory=dict)
+    options: list[str] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list)
+    path: str = ""
+    commands: list[str] = field(default_factory=list)
+    chosen: bool = False  # a value is left to the reader
+
+    @property
+    def says_something(self) -> bool:
+        return (
+            bool(self.keywords or self.options or self.fields or self.deleted or self.path or self.commands)
+            and not self.chosen
+        )
+
+    def edit(self, folder: Path) -> None:
+        """Do what the cure says to the files of the folder."""
+        for name in self.deleted:
+            (folder / name).unlink()
+        if self.fields:
+            path = folder / "config.json"
+            config = json.loads(path.read_text())
+            for dotted, value in self.fields.items():
+                *parents, name = dotted.split(".")
+                place = config
+                for parent in parents:
+                    place = place[parent]
+                place[name] = value
+            path.write_text(json.dumps(config))
+
+
+def choices(cure: str) -> list[str]:
+    """Return the cures of which one is enough."""
+    return list(cure.parts) if isinstance(cure, Cures) else [cure]
+
+
+def typed(text: str, *, as_command: bool = False) -> Typed:
+    """Return the steps of a printed cure."""
+    steps = Typed(text)
+    for found in _EDIT.finditer(text):
+        steps.fields |= {name: json.loads(value) for name, value in _FIELD.findall(found["fields"])}
+        steps.chosen |= not steps.fields or " or " in found["fields"]
+    steps.deleted += _DELETE.findall(text)
+    steps.commands += _COMMAND.findall(text)
+    if found := _FOLDER.search(text):
+        steps.path = found[1].split(", ")[0].strip()
+    if as_command:
+        for name, value in _OPTION.findall(_COMMAND.sub("", text)):
+            steps.options += [name, *shlex.split(value)]
+            steps.chosen |= value.isupper() or ":" in value
+        return steps
+    for found in _KEYWORD.finditer(text):
+        value = _literal(text[found.end() :])
+        if value is None:
+            steps.chosen = True
+        else:
+            steps.keywords[found[1]] = ast.literal_eval(value)
+    return steps
+
+
+def _literal(text: str) -> str | None:
+    """Return the Python literal that a text begins with; None for an ellipsis."""
+    if text.startswith(("…", "...")):
+        return None
+    depth, quote = 0, ""
+    for place, char in enumerate(text):
+        if quote:
+            if char == quote and text[place - 1] != "\\":
+                quote = ""
+                if not depth:
+                    return text[: place + 1]
+        elif char in "'\"":
+            quote = char
+        elif char in "[{(":
+            depth += 1
+        elif char in "]})":
+            if not depth:
+                return text[:place]
+            depth -= 1
+            if not depth:
+                return text[: place + 1]
+        elif not depth and not (char.isalnum() or char in "._+-"):
+            return text[:place]
+    return text
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """Return a copy of the folder that a cure may change; links stay links."""
+    shutil.copytree(folder, to, symlinks=True)
+    return to

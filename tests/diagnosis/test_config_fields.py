@@ -1,0 +1,77 @@
+"""Which field of a config explains a size: by its value and by what its name is about."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardload.diagnosis.config_fields import Field, explaining, field_of, fields_of, is_same_change, is_table
+
+CONFIG = {
+    "vocab_size": 50, "max_position_embeddings": 32, "type_vocab_size": 2, "num_labels": 2, "pre_seq_len": 8,
+    "hidden_size": 32, "num_key_value_heads": 2, "num_attention_heads": 4, "channels": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "stored", "field", "new"),
+    [
+        ("wte.weight", 50, 60, "vocab_size", 60),
+        ("wpe.weight", 32, 64, "max_position_embeddings", 64),
+        ("embeddings.token_type_embeddings.weight", 2, 3, "type_vocab_size", 3),
+        ("classifier.bias", 2, 5, "num_labels", 5),
+        ("prefix_encoder.embedding.weight", 8, 16, "pre_seq_len", 16),
+        ("layers.0.self_attn.k_proj.weight", 16, 32, "num_key_value_heads", 4),
+        ("layers.0.input_layernorm.weight", 32, 64, "hidden_size", 64),
+        ("layers.0.attn.qkv.weight", 96, 192, "hidden_size", 64),
+        ("conv.weight", 8, 4, "channels", 4),
+    ],
+)
+def test_the_field_that_fits_by_value_and_name(key, model, stored, field, new):
+    (found,) = explaining(CONFIG, key, model, stored)
+    assert found == Field(field, CONFIG[field], new)
+
+
+def test_nothing_is_named_that_no_name_connects():
+    assert explaining(CONFIG, "wte.weight", 2, 3) == []
+    assert explaining(CONFIG, "gamma.weight", 50, 60) == []
+    assert explaining({}, "wte.weight", 50, 60) == []
+
+
+def test_two_fields_that_fit_equally_are_both_named():
+    twins = {"num_labels": 2, "num_classes": 2}
+    assert [field.name for field in explaining(twins, "classifier.weight", 2, 5)] == [
+        "num_labels",
+        "num_classes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "model", "stored", "same"),
+    [
+        (Field("hidden_size", 32, 64), 96, 192, True),
+        (Field("hidden_size", 32, 64), 16, 32, True),
+        (Field("hidden_size", 32, 64), 96, 128, False),
+        (Field("num_labels", 2, 4), 8, 16, False),
+        (Field("num_key_value_heads", 2, 4), 8, 16, True),
+    ],
+)
+def test_a_change_changes_its_multiples_too(field, model, stored, same):
+    assert is_same_change(field, model, stored) is same
+
+
+def test_tables_have_a_row_for_each_token():
+    assert all(map(is_table, ("wte.weight", "lm_head.weight", "shared.weight", "a.output_layer.weight")))
+    assert not any(
+        map(is_table, ("wpe.weight", "classifier.weight", "prefix_encoder.embedding.weight", "fc.bias"))
+    )
+
+
+def test_fields_are_found_by_value_and_hint_also_inside_other_fields():
+    config = {"text_config": {"hidden_size": 16, "flag": True, "name": "x"}, "num_heads": 16}
+    assert dict(fields_of(config)) == {"text_config.hidden_size": 16, "num_heads": 16}
+    assert field_of(config, 16, "hidden") == "text_config.hidden_size"
+    assert field_of(config, 16, "vocab") is field_of(config, 1, "flag") is None
+    deep = {}
+    for _ in range(100):
+        deep = {"a": deep, "n": 1}
+    assert len(list(fields_of(deep))) < 10

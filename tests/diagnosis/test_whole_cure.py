@@ -1,0 +1,55 @@
+"""The whole cure names every step at once; it hides no weights that belong together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shardload.diagnosis import diagnose
+from shardload.diagnosis.whole_cure import NO_CURE, whole_cure
+from tests.diagnosis.headers import case_of
+
+WANTED = {"embed.weight": (9, 4), "fc.weight": (4, 5), "head.weight": (9, 4)}
+
+
+def cure_of(stored, wanted=WANTED, **options):
+    case = case_of(stored, wanted, **options)
+    return whole_cure(case, diagnose(case))
+
+
+def test_what_is_left_over_is_named_beside_the_renames():
+    stored = {f"model.{key}": shape for key, shape in WANTED.items()} | {"loss.a": (3,), "loss.b.c": (2,)}
+    assert cure_of(stored) == "key_map={'model.{...}': '{...}'} and allow_unexpected=['loss.*']"
+
+
+def test_a_pattern_for_what_is_left_matches_no_other_key():
+    stored = WANTED | {"fc.steps": (7,), "odd[0].x": (3,), "odd[0].y": (3,)}
+    assert cure_of(stored) == "allow_unexpected=['fc.steps', 'odd[[]0].*']"
+
+
+def test_what_is_missing_and_what_is_left_may_be_one_tensor():
+    stored = {"embed.weight": (9, 4), "head.weight": (9, 4), "z": (20,)}
+    assert cure_of(stored).startswith(NO_CURE)
+    stored = {"embed.weight": (9, 4), "head.weight": (9, 4), "fc.codes": (7, 1)}
+    assert cure_of(stored).startswith(NO_CURE)
+    stored = {"embed.weight": (9, 4), "head.weight": (9, 4), "step": ()}
+    assert cure_of(stored) == "allow_missing=['fc.weight'] and allow_unexpected=['step']"
+
+
+def test_what_a_class_ignores_is_not_named():
+    stored = {f"model.{key}": shape for key, shape in WANTED.items()} | {"loss.a": (3,), "step": ()}
+    case = case_of(stored, WANTED)
+    cure = whole_cure(case, diagnose(case), lambda kind, key: kind == "unexpected" and key == "step")
+    assert cure == "key_map={'model.{...}': '{...}'} and allow_unexpected=['loss.a']"
+
+
+def test_a_config_and_a_map_are_one_cure():
+    wanted = WANTED | {f"layers.{n}.weight": (4, 4) for n in range(2)}
+    stored = {f"module.{key}": shape for key, shape in wanted.items()} | {"module.layers.2.weight": (4, 4)}
+    cure = cure_of(stored, wanted, config={"num_layers": 2})
+    assert cure == "set num_layers to 3 in config.json and key_map={'module.{...}': '{...}'}"
+
+
+def test_a_tensor_that_the_model_can_do_without_has_a_place():
+    case = case_of({f"module.{key}": shape for key, shape in WANTED.items()} | {"module.steps": ()}, WANTED)
+    case = replace(case, slots=WANTED | {"steps": ()})  # and it is not missing
+    assert whole_cure(case, diagnose(case)) == "key_map={'module.{...}': '{...}'}"
