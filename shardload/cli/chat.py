@@ -88,7 +88,11 @@ def command(where: str, prompt: str | None, system: str | None, as_json: bool, *
         talk.turn(prompt)
     elif at_terminal:
         output.tell(f"{where}: {type(model).__name__}, by {answering.name}. /help for help.")
-        _at_terminal(talk)
+        before_it = signal.getsignal(signal.SIGINT)
+        try:
+            _at_terminal(talk)
+        finally:
+            signal.signal(signal.SIGINT, before_it)
     else:
         _on_pipe(talk)
     _leave(before)
@@ -224,7 +228,7 @@ def _at_terminal(talk: _Talk) -> None:
         import readline  # noqa: F401 - its import gives input() editing and history
     while True:
         try:
-            line = input(PROMPT).strip()
+            line = _typed().strip()
         except EOFError:
             output.say("")
             return
@@ -239,6 +243,25 @@ def _at_terminal(talk: _Talk) -> None:
                 return
         except ShardloadError as error:
             output.complain(error.said(options_of(click.get_current_context().command)))
+
+
+def _typed() -> str:
+    """Return the next line; Ctrl-C interrupts the wait for it, and is then ignored until an answer or wait begins.
+
+    Pressed twice, it would else come a second time while the first is being handled, and end the conversation.
+    """
+    waiting = True
+
+    def handle(_number: int, _frame: Any) -> None:
+        nonlocal waiting
+        if waiting:
+            waiting = False
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    line = input(PROMPT)
+    waiting = False
+    return line
 
 
 def _on_pipe(talk: _Talk) -> None:

@@ -228,6 +228,18 @@ def test_at_a_terminal(tmp_path):
                 hint = read("> $", 2)
                 break
         assert "Ctrl-D leaves" in hint
+        # A second press comes while the first is being handled.
+        for _ in range(50):
+            type_in("\x03")
+        help_text = ""
+        for _ in range(
+            300
+        ):  # Keys that come while the line is being given up are lost: they are pressed again.
+            type_in("\x15/help\r")
+            with contextlib.suppress(AssertionError):
+                help_text = read("(?s)/reset.*> $", 2)
+                break
+        assert "/reset" in help_text
         type_in("d\r")
         assert "d2" in read(r"\r\nd2\r\n> $")
         type_in("\x04")
