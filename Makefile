@@ -62,7 +62,8 @@ bench-full: .venv-oracles/installed
 	.venv-lint/bin/pip install $(PIP_FLAGS) 'ruff==0.17.6' 'mypy==2.4.1'
 	@touch $@
 
-# A million inputs of each kind on one core, about half an hour; writes the table of docs/safety.md.
+# Up to a million inputs of each kind, and 2.5 minutes; loads that are disturbed, and the tests of the table. About half
+# an hour of one core; writes the table of docs/safety.md.
 fuzz: .venv/installed
 	nice .venv/bin/python -W ignore -m tests.fuzz
 
