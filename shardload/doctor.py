@@ -70,7 +70,7 @@ def examine(
     place = place_of(where, keywords)
     trust = trust_of(place, keywords)
     try:
-        checkpoint = open_checkpoint(place)
+        checkpoint = _opened(place, trust, model_class, auto_class)
     except (CorruptError, UnsupportedError, NotFoundError) as error:
         found = _unopened(error, place)
         if found is None:
@@ -85,6 +85,27 @@ def examine(
     if adapter is not None:
         return _adapted(shell, place.elsewhere(adapter))
     return _in_model(shell, checkpoint)
+
+
+def _opened(
+    place: Where, trust: CodeTrust, model_class: Callable[[Any], nn.Module] | None, auto_class: str | None
+) -> Checkpoint:
+    """Return the checkpoint; of several state dicts in a file that of the model, where only one is."""
+    try:
+        return open_checkpoint(place)
+    except UnsupportedError as error:
+        several = error
+    if several.code != "E-STATES":
+        raise several
+    from shardload.loading.fitting_state import state_that_fits
+
+    def shell(checkpoint: Checkpoint) -> Shell:
+        make = _maker(checkpoint, trust, model_class, auto_class)
+        if make is None:
+            raise several  # no model says which one
+        return build_shell(make)
+
+    return open_checkpoint(state_that_fits(several, place, shell))
 
 
 def _maker(

@@ -12,7 +12,7 @@ from shardload.checkpoint.checkpoint import open_checkpoint, read_config
 from shardload.checkpoint.shard import DTYPES
 from shardload.checkpoint.sources import find_source
 from shardload.dtypes import float_code, parse_dtype
-from shardload.errors import UsageError, Wording
+from shardload.errors import UnsupportedError, UsageError, Wording
 from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
@@ -105,7 +105,16 @@ def from_pretrained(
     target = OnDevice(device, wanted, spill)
     clock = _Clock()
 
-    checkpoint = open_checkpoint(place)
+    try:
+        checkpoint = open_checkpoint(place)
+    except UnsupportedError as error:
+        if error.code != "E-STATES":
+            raise
+        from shardload.loading.fitting_state import state_that_fits
+
+        made_of = (place, keywords, wanted, config, model_class, auto_class)
+        place = state_that_fits(error, place, lambda each: _shell_of(each, *made_of), key_map)
+        checkpoint = open_checkpoint(place)
     clock.stage("open")
     loaded, resolved = _made_of(checkpoint, place, keywords, wanted, config, model_class, auto_class)
     one_dtype = resolved.of_library and dtype != "stored"
@@ -231,6 +240,13 @@ def _made_of(
     repo = checkpoint.source, config_json, trust_of(place, keywords)
     loaded = given or remote_code.load_config(*repo, dtype=dtype, model_class=model_class)
     return loaded, remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
+
+
+def _shell_of(checkpoint: Checkpoint, *made_of: Any) -> Shell:
+    """Return the shell of the model, for a trial."""
+    loaded, resolved = _made_of(checkpoint, *made_of)
+    limit = _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
+    return build_shell(lambda: resolved.make(loaded.config), at_most=limit)
 
 
 def _is_plain(

@@ -28,6 +28,7 @@ class Where:
     local_files_only: bool = False
     subfolder: str | None = None
     variant: str | None = None
+    state_dict: str | None = None
     allow_links: bool = False
 
     @property
@@ -39,7 +40,7 @@ class Where:
 
     def elsewhere(self, name: str | os.PathLike[str], revision: str | None = None) -> Where:
         """Return another checkpoint, reached in the same way: token, cache, offline, links."""
-        return replace(self, name=name, revision=revision, subfolder=None, variant=None)
+        return replace(self, name=name, revision=revision, subfolder=None, variant=None, state_dict=None)
 
 
 @dataclass(frozen=True)

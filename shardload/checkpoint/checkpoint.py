@@ -214,12 +214,14 @@ def open_checkpoint(where: WhereLike, **keywords: Unpack[WhereKeywords]) -> Chec
         (2, 4)
 
     Of a Hub repo only headers and small JSON files are fetched. Symbolic links that lead out of a folder are followed
-    into the Hub cache's own blobs, and elsewhere with `allow_links=True`. Raises NotFoundError, CorruptError (a shard
+    into the Hub cache's own blobs, and elsewhere with `allow_links=True`. `state_dict` names one of several in a
+    training checkpoint ("ema", "ema.shadow"); `warnings` name the others. Raises NotFoundError, CorruptError (a shard
     that is not a checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
     """
     place = place_of(where, keywords)
     source, only = find_source(place)
-    return read_checkpoint(source, find_weight_files(source, only=only, variant=place.variant), named=only)
+    files = find_weight_files(source, only=only, variant=place.variant)
+    return read_checkpoint(source, files, named=only, state_dict=place.state_dict)
 
 
 def opened(keywords: WhereKeywords, *given: WhereLike | Checkpoint) -> list[Checkpoint]:
@@ -227,7 +229,7 @@ def opened(keywords: WhereKeywords, *given: WhereLike | Checkpoint) -> list[Chec
 
     Raises UsageError for keywords that choose files where every checkpoint is open already.
     """
-    chosen = {"revision", "subfolder", "variant"} & {
+    chosen = {"revision", "subfolder", "variant", "state_dict"} & {
         name for name, value in keywords.items() if value is not None
     }
     if chosen and all(isinstance(each, Checkpoint) for each in given):
@@ -240,16 +242,18 @@ def opened(keywords: WhereKeywords, *given: WhereLike | Checkpoint) -> list[Chec
     return [each if isinstance(each, Checkpoint) else open_checkpoint(each, **keywords) for each in given]
 
 
-def read_checkpoint(source: Source, files: WeightFiles, *, named: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    source: Source, files: WeightFiles, *, named: str | None = None, state_dict: str | None = None
+) -> Checkpoint:
     """Read the headers of the given weight files and check them against their index, both ways.
 
     `named` is the file that the caller named: what lies beside it need not belong to it, so a broken
-    config.json there is a warning.
+    config.json there is a warning. `state_dict` names one of several in a file.
     """
     shards = _open_shards(source, files)
     # A file on the Hub is named by its commit and can't change.
     identities = {file.name: file_identity(file.local_path()) for file in shards if source.is_local}
-    formats, headers = _read_headers(shards, remote=source.revision is not None)
+    formats, headers = _read_headers(shards, state_dict, remote=source.revision is not None)
     tensors = _merge(source, files, headers)
     warnings = list(getattr(source, "warnings", ()))
     config, doubts = _config_beside(source, named)
@@ -273,7 +277,7 @@ def read_checkpoint(source: Source, files: WeightFiles, *, named: str | None = N
         objects={key: value for header in headers for key, value in header.objects.items()},
         metadata={key: value for header in headers for key, value in header.metadata.items()},
         versions={path: entry for header in headers for path, entry in header.versions.items()},
-        warnings=tuple(warnings + _envelopes(files.shards, headers)),
+        warnings=(*warnings, *(note for header in headers for note in header.notes)),
         identities=identities,
         named=named,
     )
@@ -301,10 +305,12 @@ def _open_shards(source: Source, files: WeightFiles) -> list[SourceFile]:
     return opened
 
 
-def _read_headers(shards: list[SourceFile], *, remote: bool) -> tuple[list[Format], list[Header]]:
+def _read_headers(
+    shards: list[SourceFile], state_dict: str | None, *, remote: bool
+) -> tuple[list[Format], list[Header]]:
     def read(file: SourceFile) -> tuple[Format, Header]:
         fmt = format_of(file)
-        return fmt, fmt.read_header(file)
+        return fmt, fmt.read_header(file, state_dict)
 
     if remote:
         from concurrent.futures import ThreadPoolExecutor
@@ -389,12 +395,3 @@ def read_config(source: Source) -> dict[str, Any] | None:
     if "config.json" not in source.names():
         return None
     return read_object(source, "config.json")
-
-
-def _envelopes(shards: tuple[str, ...], headers: Iterable[Header]) -> list[str]:
-    lines = []
-    for shard, header in zip(shards, headers, strict=True):
-        if header.envelope:
-            left = f"; left aside: {', '.join(header.discarded)}" if header.discarded else ""
-            lines.append(f"{shard}: the state dict was found under {'.'.join(header.envelope)!r}{left}")
-    return lines

@@ -28,6 +28,9 @@ def source_options(function: Command) -> Command:
         click.option("--offline", is_flag=True, help="Use only what the Hub's cache holds."),
         click.option("--allow-links", is_flag=True, help="Follow links that lead out of the folder."),
         click.option("--variant", metavar="NAME", help="Weights of a variant: model.NAME.safetensors."),
+        click.option(
+            "--state-dict", metavar="NAME", help="Which state dict of a training checkpoint: ema, …"
+        ),
         click.option("--subfolder", metavar="FOLDER", help="Folder inside WHERE that holds the checkpoint."),
         click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of a Hub repo."),
     ):
@@ -108,6 +111,7 @@ def source_keywords(options: dict[str, Any]) -> WhereKeywords:
         "local_files_only": options.pop("offline"),
         "subfolder": options.pop("subfolder"),
         "variant": options.pop("variant"),
+        "state_dict": options.pop("state_dict"),
         "allow_links": options.pop("allow_links"),
     }
 

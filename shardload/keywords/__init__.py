@@ -39,6 +39,7 @@ class WhereKeywords(SourceKeywords, total=False):
     """Keywords that say where a checkpoint's weights are."""
 
     variant: str | None
+    state_dict: str | None
 
 
 class TrustKeywords(TypedDict, total=False):

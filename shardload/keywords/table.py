@@ -11,7 +11,7 @@ _FRESH = "pass it to attach_lora, which makes a new adapter"
 _TABLE = (
     ("revision token cache_dir local_files_only subfolder allow_links", f"{_CHECKPOINT} {_REPO} {_ADAPTER}",
      "pass it to open_checkpoint(where, …), which opens the checkpoint"),
-    ("variant", _CHECKPOINT, "pass it to open_checkpoint(where, …), which opens the checkpoint"),
+    ("variant state_dict", _CHECKPOINT, "pass it to open_checkpoint(where, …), which opens the checkpoint"),
     ("trust_remote_code code_revision remote_base", f"from_pretrained examine {_REPO}",
      "leave it out: {function} runs no code of a repo"),
     ("model_class", "from_pretrained examine", "leave it out: {function} builds no model"),
@@ -60,17 +60,24 @@ KEYWORDS = {
 """Keyword -> (the entry points that take it, what to do instead in one that does not)."""
 
 _WEIGHTS_ONLY = "leave it out: it chooses weight files, and {function} reads none"
+_NO_WEIGHTS = dict.fromkeys(("variant", "state_dict"), _WEIGHTS_ONLY)
 _ONE_FILE = "pass the weight file itself as where"
+_ONE_STATE = "leave it out: the file of an adapter holds one"
 _OF_ITS_LAYERS = "leave it out: an adapter goes to the device of its layers"
 
 EXCEPTIONS = {
-    "load_tokenizer": {"variant": _WEIGHTS_ONLY},
-    "load_config": {"variant": _WEIGHTS_ONLY, "auto_class": "leave it out: a repo has one configuration class"},
-    "resolve_class": {"variant": _WEIGHTS_ONLY, "model_class": "leave it out: your own class needs no resolving"},
-    "load_adapter": {"variant": _ONE_FILE, "device": _OF_ITS_LAYERS},
-    "swap_adapter": {"variant": _ONE_FILE, "device": _OF_ITS_LAYERS},
+    "load_tokenizer": _NO_WEIGHTS,
+    "load_config": {
+        **_NO_WEIGHTS,
+        "auto_class": "leave it out: a repo has one configuration class"},
+    "resolve_class": {
+        **_NO_WEIGHTS,
+        "model_class": "leave it out: your own class needs no resolving"},
+    "load_adapter": {"variant": _ONE_FILE, "state_dict": _ONE_STATE, "device": _OF_ITS_LAYERS},
+    "swap_adapter": {"variant": _ONE_FILE, "state_dict": _ONE_STATE, "device": _OF_ITS_LAYERS},
     "inspect_adapter": {
         "variant": _ONE_FILE,
+        "state_dict": _ONE_STATE,
         "strict": "leave it out: faults of the result lists what strict=True refuses",
     },
     "check": {"model_class": "make the model first: build_shell(lambda: YourModel(config))"},
@@ -131,7 +138,6 @@ NOT_NEEDED = {
     "attn_implementation": _ON_THE_CONFIG,
     "use_flash_attention_2": _ON_THE_CONFIG,
     "output_loading_info": "call report_of(model)",
-    "state_dict": "call build_shell and fill, or the model's own load_state_dict",
     "adapter_kwargs": "call load_adapter(model, where, …)",
 }
 """Keywords of other loaders that are done in another way here -> how."""

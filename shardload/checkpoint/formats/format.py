@@ -17,7 +17,8 @@ class Header:
     `objects` are the state dict's entries that are not tensors (an `_extra_state`, an epoch number).
     `versions` is the state dict's `_metadata`: module path to {"version": n}. `envelope` is the path of keys
     under which the state dict was found in a pickle, such as ("state_dict",). `discarded` names what else the
-    envelope held (optimizer, epoch).
+    envelope held (optimizer, epoch), `others` the other state dicts in it, with their tensors. `notes` say this to
+    people.
     """
 
     tensors: tuple[TensorRef, ...]
@@ -26,6 +27,8 @@ class Header:
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
     envelope: tuple[str, ...] = ()
     discarded: tuple[str, ...] = ()
+    others: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Format(Protocol):
@@ -38,5 +41,8 @@ class Format(Protocol):
     def matches(self, head: bytes) -> bool:
         """Whether a file that starts with `head` (up to 64 bytes, the whole of a shorter file) is of this format."""
 
-    def read_header(self, file: SourceFile) -> Header:
-        """Read the header and nothing else, without importing torch. Raises CorruptError or UnsafeError."""
+    def read_header(self, file: SourceFile, state_dict: str | None = None) -> Header:
+        """Read the header and nothing else, without importing torch; `state_dict` names one of several.
+
+        Raises CorruptError or UnsafeError.
+        """

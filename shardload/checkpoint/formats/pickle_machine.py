@@ -13,6 +13,7 @@ from struct import error as struct_error
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardload._system.file_kind import REFETCH, RESAVE
+from shardload.checkpoint.formats.aside import Aside
 from shardload.checkpoint.formats.torch_globals import PickledDict, Unreadable, as_key
 from shardload.errors import CorruptError, UnsupportedError
 
@@ -239,15 +240,17 @@ class PickleMachine:
 
     def _append(self) -> None:
         item = self._stack.pop()
-        if type(self._stack[-1]) is not list:
+        if type(self._stack[-1]) is list:
+            self._stack[-1].append(item)
+        elif type(self._stack[-1]) is not Aside:
             raise TypeError("APPEND to what is no list")
-        self._stack[-1].append(item)
 
     def _appends(self) -> None:
         items = self._pop_mark()
-        if type(self._stack[-1]) is not list:
+        if type(self._stack[-1]) is list:
+            self._stack[-1].extend(items)
+        elif type(self._stack[-1]) is not Aside:
             raise TypeError("APPENDS to what is no list")
-        self._stack[-1].extend(items)
 
     def _setitem(self) -> None:
         value = self._stack.pop()
@@ -262,6 +265,8 @@ class PickleMachine:
 
     def _set(self, keys: list[Any], values: list[Any]) -> None:
         target = self._stack[-1]
+        if type(target) is Aside:
+            return
         if type(target) is not dict and type(target) is not PickledDict:
             raise TypeError("SETITEMS on what is no dict")
         keys = [key if type(key) is str else as_key(key) for key in keys]

@@ -9,7 +9,7 @@ from shardload._system.gc_freeze import freeze_more, gc_frozen
 from shardload._system.json_text import JsonTooLargeError, NoJsonError, parse_json
 from shardload.checkpoint.formats.format import Header
 from shardload.checkpoint.formats.text import quote
-from shardload.errors import CorruptError, UnsupportedError
+from shardload.errors import CorruptError, UnsupportedError, UsageError, Wording, keyword
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
 if TYPE_CHECKING:
@@ -41,8 +41,18 @@ class SafetensorsFormat:
         start = head[8:].lstrip(_BLANKS)[:1]
         return head[5:8] == b"\0\0\0" and (start == b"{" or (not start and len(head) > 8))
 
-    def read_header(self, file: SourceFile) -> Header:
+    def read_header(self, file: SourceFile, state_dict: str | None = None) -> Header:
         """Read and check the header. Raises CorruptError, or UnsupportedError for a header too large to parse."""
+        if state_dict is not None:
+            raise UsageError(
+                Wording(
+                    "{0} chooses among the state dicts of a file, and {1} holds one",
+                    keyword("state_dict"),
+                    file.name,
+                ),
+                where=file.name,
+                cure=Wording("leave {0} out", keyword("state_dict")),
+            )
         raw = _read_json(file)
         return (_header_of_many if len(raw) > _LONG else _header)(raw, file)
 

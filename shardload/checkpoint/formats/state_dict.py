@@ -6,6 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardload._system.file_kind import REFETCH, RESAVE
+from shardload.checkpoint.formats.aside import Aside
+from shardload.checkpoint.formats.envelope import count_tensors, is_dict, open_envelope, unsupported
 from shardload.checkpoint.formats.format import Header
 from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_globals import PickledDict, PickledKey, PickledTensor, Unreadable
@@ -13,17 +15,14 @@ from shardload.errors import CorruptError, UnsupportedError
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef, stored_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from shardload.checkpoint.formats.torch_globals import Storage
 
-ENVELOPE_KEYS = ("state_dict", "model_state_dict", "model", "module")
-_DEEPEST_ENVELOPE = 3
 _MAX_TENSORS = 200_000
 _MAX_DIMS = 64  # torch's own limit for most operations
 _MAX_INT64 = 2**63 - 1
 _SHOWN = 5
-_LISTED = 50
 # A pickle may contain one list a thousand times: the nodes of the tree are counted.
 _MAX_NODES = 300_000
 _MAX_DEPTH = 50
@@ -36,13 +35,15 @@ class Block(NamedTuple):
     nbytes: int
 
 
-def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Header:
+def header_of(top: Any, shard: str, locate: Callable[[Storage], Block], wanted: str | None = None) -> Header:
     """Return the header of a pickle whose top object is `top`.
 
-    `locate` returns the bytes of a storage. Raises UnsupportedError for an object that is no state dict, or holds
-    tensors that no TensorRef describes (all of them are named), CorruptError for a tensor outside its storage.
+    `locate` returns the bytes of a storage; `wanted` names one of several state dicts. Raises UnsupportedError for an
+    object that is no state dict, or holds tensors that no TensorRef describes (all of them are named), CorruptError for
+    a tensor outside its storage.
     """
-    state, envelope, discarded = _open_envelope(top, shard)
+    opened = open_envelope(top, shard, wanted)
+    state = opened.state
     if len(state) > _MAX_TENSORS:
         raise UnsupportedError(
             f"a state dict of {len(state):,} entries in one file, the limit is {_MAX_TENSORS:,}",
@@ -55,10 +56,16 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Heade
     unreadable: list[str] = []
     faults = 0
     budget = [_MAX_NODES]
-    for key, value in state.items():
+    met: set[str] = set()
+    for key, value in _flat(state):
         if type(key) is not str:
             kind = key.kind if type(key) is PickledKey else f"a {type(key).__name__}"
-            raise _unsupported(f"a state dict with {kind} as a key", f"{shard}: {quote(key)}")
+            raise unsupported(f"a state dict with {kind} as a key", f"{shard}: {quote(key)}")
+        if key in met:
+            raise unsupported(
+                "a state dict with one name twice, once in a dict of its own", f"{shard}: {quote(key)}"
+            )
+        met.add(key)
         if type(value) is PickledTensor:
             tensors.append(_tensor(key, value, shard, locate))
             continue
@@ -67,7 +74,7 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Heade
         except _NotPlainError as error:
             faults += 1
             if faults <= _SHOWN:
-                verb = "is" if type(value) is Unreadable else "holds"
+                verb = "is" if type(value) in {Unreadable, Aside} else "holds"
                 unreadable.append(f"{quote(key)} {verb} {error}")
     if faults:
         more = f"; and {faults - _SHOWN:,} more" if faults > _SHOWN else ""
@@ -78,89 +85,33 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block]) -> Heade
             code="E-FORMAT",
         )
     versions = _versions(state, shard, budget)
-    return Header(tuple(tensors), {}, objects, versions, envelope, discarded)
-
-
-def _unsupported(what: str, where: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"the checkpoint is {what}",
-        where=where,
-        cure="save model.state_dict(): a dict of names to tensors",
-        code="E-FORMAT",
+    return Header(
+        tuple(tensors),
+        {},
+        objects,
+        versions,
+        opened.path,
+        opened.discarded,
+        opened.others,
+        tuple(opened.notes(shard)),
     )
 
 
-# The envelope -------------------------------------------------------------------------------------------------
-
-
-def _open_envelope(top: Any, shard: str) -> tuple[dict[Any, Any], tuple[str, ...], tuple[str, ...]]:
-    """Return the state dict, the keys that lead to it, and the keys beside it."""
-    path: list[str] = []
-    discarded: list[str] = []
-    state = top
-    _refuse_others(state, shard)
-    while (inner := _inner(state, shard, _DEEPEST_ENVELOPE - len(path))) is not None:
-        beside = [key for key in state if key != inner]
-        discarded += [".".join([*path, _shown(key)]) for key in beside[:_LISTED]]
-        if len(beside) > _LISTED:
-            discarded.append(f"and {len(beside) - _LISTED:,} more")
-        path.append(inner)
-        state = state[inner]
-        _refuse_others(state, shard)
-    if not _tensors(state):
-        _refuse_empty(state, shard)
-    return state, tuple(path), tuple(discarded)
-
-
-def _shown(key: Any) -> str:
-    return key if type(key) is str and key.isprintable() and len(key) <= 120 else quote(key)
-
-
-def _is_dict(value: Any) -> bool:
-    return type(value) is dict or type(value) is PickledDict
-
-
-def _tensors(state: dict[Any, Any]) -> int:
-    return sum(type(value) is PickledTensor or type(value) is Unreadable for value in state.values())
-
-
-def _inner(state: dict[Any, Any], shard: str, depth: int) -> str | None:
-    """Return the key of the envelope that leads to more tensors than this dict has, or None."""
-    here = sum(type(value) is PickledTensor for value in state.values())
-    found = [key for key in ENVELOPE_KEYS if key in state and _reach(state[key], depth) > here]
-    if len(found) > 1:
-        raise _unsupported(f"an envelope of several state dicts: {', '.join(found)}", shard)
-    return found[0] if found else None
-
-
-def _reach(value: Any, depth: int) -> int:
-    """Return the largest number of tensors in one dict: `value`, or a dict in an envelope inside it."""
-    if not _is_dict(value) or depth < 1:
-        return 0
-    return max(_tensors(value), *(_reach(value.get(key), depth - 1) for key in ENVELOPE_KEYS))
-
-
-def _refuse_others(state: Any, shard: str) -> None:
-    if type(state) is PickledTensor or type(state) is Unreadable:
-        raise _unsupported("a single tensor, not a state dict", shard)
-    if not _is_dict(state):
-        raise _unsupported(f"a {type(state).__name__}, not a state dict", shard)
-    if {"state", "param_groups"} <= state.keys() and not _tensors(state):
-        raise UnsupportedError(
-            "the file is the state of an optimizer, not of a model",
-            where=shard,
-            cure="pass the checkpoint beside it (pytorch_model.bin, model.safetensors)",
-            code="E-OPTIM",
-        )
-
-
-def _refuse_empty(state: dict[Any, Any], shard: str) -> None:
-    holders = [quote(key) for key, value in state.items() if _is_dict(value) and _tensors(value)]
-    if holders:
-        names = ", ".join(holders[:_SHOWN]) + ("..." if len(holders) > _SHOWN else "")
-        raise _unsupported(
-            f"a dict whose tensors lie under {names}; which is the model's is not known", shard
-        )
+def _flat(state: dict[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[Any, Any]]:
+    """Yield the entries of a state dict; those of dicts in it that hold tensors come under names with dots."""
+    for key, value in state.items():
+        name = f"{prefix}{key}" if prefix else key
+        if (
+            depth < _MAX_DEPTH
+            and type(key) is str
+            and is_dict(value)
+            and not key.endswith("_extra_state")
+            and count_tensors(value, _MAX_DEPTH)
+            and all(type(inner) is str for inner in value)
+        ):
+            yield from _flat(value, f"{name}.", depth + 1)
+        else:
+            yield name, value
 
 
 # Tensors ------------------------------------------------------------------------------------------------------
@@ -229,7 +180,7 @@ def _plain(value: Any, budget: list[int], depth: int = 0) -> Any:
         return [_plain(item, budget, depth + 1) for item in value]
     if kind is tuple:
         return tuple(_plain(item, budget, depth + 1) for item in value)
-    if kind is Counter or _is_dict(value):
+    if kind is Counter or is_dict(value):
         plain = {
             _plain_key(key, budget, depth) if type(key) is PickledKey else key: _plain(
                 item, budget, depth + 1
@@ -237,7 +188,7 @@ def _plain(value: Any, budget: list[int], depth: int = 0) -> Any:
             for key, item in value.items()
         }
         return Counter(plain) if kind is Counter else plain
-    if kind is Unreadable:
+    if kind is Unreadable or kind is Aside:
         raise _NotPlainError(value.kind)
     raise _NotPlainError(
         "a tensor in a nested entry" if kind is PickledTensor else f"{_name(value)}, no tensor"

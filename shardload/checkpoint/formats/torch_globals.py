@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.file_kind import RESAVE
+from shardload.checkpoint.formats.aside import KINDS, Aside
 from shardload.checkpoint.formats.text import quote
 from shardload.errors import UnsafeError, UnsupportedError
 from shardload.tensor_ref import TORCH_NAMES
@@ -68,9 +69,12 @@ class Unreadable:
 
 
 class Global:
-    """An allowed name. `make` returns the result of a call; `code` is the dtype code of a dtype or storage type."""
+    """An allowed name. `make` returns the result of a call; `code` is the dtype code of a dtype or storage type.
 
-    __slots__ = ("code", "is_storage", "make", "name")
+    `is_aside`: whatever it makes lies beside the weights.
+    """
+
+    __slots__ = ("code", "is_aside", "is_storage", "make", "name")
 
     def __init__(
         self,
@@ -79,11 +83,13 @@ class Global:
         *,
         code: str | None = None,
         is_storage: bool = False,
+        is_aside: bool = False,
     ) -> None:
         self.name = name
         self.make = make
         self.code = code
         self.is_storage = is_storage
+        self.is_aside = is_aside
 
 
 class PickledKey:
@@ -118,7 +124,7 @@ def check_key(key: Any) -> None:
 
 def as_key(key: Any) -> Any:
     """Return what stands for a key in a dict. Raises ValueError for what no dict takes, and for a huge int."""
-    if type(key) in {tuple, Global, Unreadable}:
+    if type(key) in {tuple, Global, Unreadable, Aside}:
         return PickledKey(key)
     check_key(key)
     return key
@@ -322,11 +328,17 @@ _KNOWN = (
 
 
 def lookup(module: str, name: str, where: str) -> Global:
-    """Return the allowed global of that name. Raises UnsafeError, or UnsupportedError for known harmless kinds."""
+    """Return the allowed global of that name, or an inert one for what lies beside weights.
+
+    Raises UnsafeError, or UnsupportedError for known harmless kinds.
+    """
     full = f"{'builtins' if module == '__builtin__' else module}.{name}"
     found = ALLOWED.get(full)
     if found is not None:
         return found
+    if full in KINDS:
+        beside = Aside(KINDS[full])
+        return Global(full, lambda *_: beside, is_aside=True)
     for prefix, kind in _KNOWN:
         if full.startswith(prefix):
             raise UnsupportedError(

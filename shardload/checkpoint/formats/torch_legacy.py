@@ -41,11 +41,11 @@ class TorchLegacyFormat:
         return head.startswith(_MAGIC)
 
     @gc_frozen
-    def read_header(self, file: SourceFile) -> Header:
+    def read_header(self, file: SourceFile, state_dict: str | None = None) -> Header:
         """Read the pickles and the storages' lengths. Raises CorruptError, UnsupportedError or UnsafeError."""
         top, storages, keys, end = _read_growing(file)
         blocks = _blocks(file, storages, keys, end)
-        return header_of(top, file.name, lambda storage: _locate(blocks, storage))
+        return header_of(top, file.name, lambda storage: _locate(blocks, storage), state_dict)
 
 
 def _read_growing(file: SourceFile) -> tuple[Any, dict[str, Storage], list[str], int]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from shardload._system.file_kind import RESAVE
+from shardload.checkpoint.formats.aside import Aside
 from shardload.checkpoint.formats.pickle_machine import EndOfDataError, PickleMachine, add_opcodes
 from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_globals import Global, PickledDict, Storage, lookup
 from shardload.errors import UnsafeError, UnsupportedError
 
 _LONGEST_NAME = 512
+_PARAMETER = "torch.nn.parameter.Parameter"
 
 
 class TorchPickle(PickleMachine):
@@ -74,7 +76,7 @@ class TorchPickle(PickleMachine):
     def _newobj(self) -> None:
         args = self._stack.pop()
         func = self._stack[-1]
-        if type(func) is not Global or func.name != "torch.nn.parameter.Parameter" or func.make is None:
+        if type(func) is not Global or func.make is None or not (func.is_aside or func.name == _PARAMETER):
             raise self._unsafe("NEWOBJ", func)
         if type(args) is not tuple:
             raise TypeError("NEWOBJ without a tuple of arguments")
@@ -83,6 +85,8 @@ class TorchPickle(PickleMachine):
     def _build(self) -> None:
         state = self._stack.pop()
         target = self._stack[-1]
+        if type(target) is Aside:
+            return
         if type(target) is not PickledDict:
             raise self._unsafe("BUILD", target)
         if type(state) is not dict:

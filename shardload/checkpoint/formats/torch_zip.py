@@ -56,7 +56,7 @@ class TorchZipFormat:
         return head.startswith(b"PK\3\4")
 
     @gc_frozen
-    def read_header(self, file: SourceFile) -> Header:
+    def read_header(self, file: SourceFile, state_dict: str | None = None) -> Header:
         """Read the directory and the pickle. Raises CorruptError, UnsupportedError or UnsafeError."""
         archive = ZipDirectory(file)
         root = _root(archive, file)
@@ -74,7 +74,7 @@ class TorchZipFormat:
                 raise _corrupt(f"{quote(entry.name)} of {entry.size:,} bytes", file)
         archive.prefetch([pickle, *notes])
         _check_notes({entry.name.partition("/")[2]: archive.read(entry) for entry in notes}, file)
-        return _header(archive, root, file, archive.read(pickle))
+        return _header(archive, root, file, archive.read(pickle), state_dict)
 
 
 def _root(archive: ZipDirectory, file: SourceFile) -> str:
@@ -131,7 +131,9 @@ def _check_notes(notes: dict[str, bytes], file: SourceFile) -> None:
         raise _corrupt("the serialization id is no number", file)
 
 
-def _header(archive: ZipDirectory, root: str, file: SourceFile, pickle: bytes) -> Header:
+def _header(
+    archive: ZipDirectory, root: str, file: SourceFile, pickle: bytes, state_dict: str | None
+) -> Header:
     reader = TorchPickle(pickle, file.name)
     try:
         top = reader.load()
@@ -144,7 +146,7 @@ def _header(archive: ZipDirectory, root: str, file: SourceFile, pickle: bytes) -
     entries = {key: _entry_of(archive, root, storage, file) for key, storage in reader.storages().items()}
     starts = archive.starts(entries.values())
     blocks = {key: Block(starts[entry.name], entry.size) for key, entry in entries.items()}
-    return header_of(top, file.name, lambda storage: blocks[storage.key])
+    return header_of(top, file.name, lambda storage: blocks[storage.key], state_dict)
 
 
 def _entry_of(archive: ZipDirectory, root: str, storage: Storage, file: SourceFile) -> Entry:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
     from shardload.errors import ShardloadError
     from shardload.keywords import WhereKeywords
-    from shardload.where import WhereLike
+    from shardload.where import Where, WhereLike
 
 __all__ = ["FileVerdict", "ValueFinding", "Verification", "VerifiedWhileLoading", "verify"]
 
@@ -61,7 +61,7 @@ def verify(
     """
     place = place_of(where, keywords)
     source, only = find_source(place)
-    checkpoint, broken = _structure(source, only, place.variant)
+    checkpoint, broken = _structure(source, only, place)
     label, shards, identities = source.label, frozenset[str](), {}
     structure = "broken"
     if checkpoint is not None:
@@ -90,13 +90,12 @@ def verify(
 
 
 def _structure(
-    source: Source, only: str | None, variant: str | None
+    source: Source, only: str | None, place: Where
 ) -> tuple[Checkpoint | None, ShardloadError | None]:
     """Return the checkpoint, or the error in its structure; a hash that differs is reported instead of that error."""
     try:
-        return read_checkpoint(
-            source, find_weight_files(source, only=only, variant=variant), named=only
-        ), None
+        files = find_weight_files(source, only=only, variant=place.variant)
+        return read_checkpoint(source, files, named=only, state_dict=place.state_dict), None
     except (CorruptError, NotFoundError, UnsupportedError) as error:
         return None, error
 

@@ -89,15 +89,12 @@ def test_a_few_tensors_beside_the_envelope_are_left_aside(tmp_path):
         ({"state": {0: {"exp_avg": W}}, "param_groups": [{"lr": 0.1}]}, "the state of an optimizer"),
         (
             {"encoder": {"w": W}, "decoder": {"w": W}},
-            "under 'encoder', 'decoder'; which is the model's is not known",
+            r"several state dicts: 'encoder' \(1 tensor\), 'decoder' \(1 tensor\)",
         ),
-        ({"model": {"w": W}, "state_dict": {"w": W}}, "several state dicts: state_dict, model"),
-        (
-            {"state_dict": {"model": {"module": {"model": {"w": W}}}}},
-            "'state_dict' holds a tensor in a nested entry",
-        ),
+        ({"model": {"w": W}, "state_dict": {"w": W}}, r"several state dicts: 'state_dict' .*, 'model' "),
+        ({"w": W, "_extra_state": {"model": W}}, "'_extra_state' holds a tensor in a nested entry"),
+        ({"w": W, "v": {"w": W}, "v.w": W}, "one name twice"),
         ({0: W}, "a state dict with a int as a key"),
-        ({"w": W, "v": {"model": W}}, "'v' holds a tensor in a nested entry"),
         ({"w": W, "list": [[W]]}, "'list' holds a tensor"),
     ],
 )
@@ -106,6 +103,17 @@ def test_what_is_no_state_dict_is_named(tmp_path, state, message):
         read(saved(tmp_path, state))
     assert "model.ckpt" in str(caught.value)
     assert caught.value.cure
+
+
+def test_dicts_inside_a_state_dict_are_names_with_dots(tmp_path):
+    nested = {"language_model": {"embedding": {"word": {"weight": W}}, "encoder": {"h.0.w": W, "n": 1}}}
+    header = read(saved(tmp_path, {"model": nested, "iteration": 7}))
+    assert header.envelope == ("model",)
+    assert [ref.name for ref in header.tensors] == [
+        "language_model.embedding.word.weight",
+        "language_model.encoder.h.0.w",
+    ]
+    assert header.objects == {"language_model.encoder.n": 1}
 
 
 def test_objects_are_plain_data_of_their_own(tmp_path):

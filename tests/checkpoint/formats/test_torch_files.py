@@ -131,7 +131,7 @@ ODD_VALUES = {
     "conj bit": lambda: torch.ones(2, dtype=torch.complex64).conj(),
     "neg bit": lambda: torch.ones(2, dtype=torch.complex64).conj().imag,
     "meta": lambda: torch.empty(2, device="meta"),
-    "a tensor in a nested entry": lambda: {"scale": torch.ones(1)},
+    "a tensor in a nested entry": lambda: [{"scale": torch.ones(1)}],
     "torch.float16": lambda: [torch.float16],
     "torch.device": lambda: torch.device("cpu"),
 }
