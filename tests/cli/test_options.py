@@ -18,7 +18,7 @@ from tests.remote_code.repos import MODEL
 from tests.remote_code.test_library import LACKING, checkpoint, without
 from tests.tiny import write_checkpoint
 
-SOURCE = {"--revision", "--cache-dir", "--offline", "--subfolder", "--variant", "--allow-links"}
+SOURCE = {"--revision", "--cache-dir", "--offline", "--subfolder", "--variant", "--state-dict", "--allow-links"}
 TRUST = {"--trust-remote-code", "--locked", "--lock", "--code-revision", "--remote-base"}
 KEY_MAP = {"--map", "--key-map"}
 RUN_CODE = {"load", "chat", "doctor"}
@@ -89,7 +89,8 @@ def test_renames_are_rules_in_their_order():
 
 def test_source_options_become_the_keywords_of_open_checkpoint():
     options = {
-        "revision": "r", "cache_dir": "c", "offline": True, "subfolder": "s", "variant": None, "allow_links": False,
+        "revision": "r", "cache_dir": "c", "offline": True, "subfolder": "s", "variant": None, "state_dict": None,
+        "allow_links": False,
         "other": 1,
     }  # fmt: skip
     found = source_keywords(options)
