@@ -11,7 +11,7 @@ from shardload._system.file_identity import file_identity
 from shardload._system.file_kind import HEAD_BYTES
 from shardload.checkpoint.formats import FORMATS
 from shardload.checkpoint.formats.not_a_checkpoint import explain
-from shardload.checkpoint.index import WeightFiles, find_weight_files
+from shardload.checkpoint.index import WeightFiles, disagreement, find_weight_files
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
 from shardload.checkpoint.unfinished import cure_of
@@ -22,7 +22,7 @@ from shardload.keywords import entry_point, place_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
     import torch
     from typing_extensions import Unpack
@@ -255,7 +255,9 @@ def read_checkpoint(
     identities = {file.name: file_identity(file.local_path()) for file in shards if source.is_local}
     formats, headers = _read_headers(shards, state_dict, remote=source.revision is not None)
     tensors = _merge(source, files, headers)
-    warnings = list(getattr(source, "warnings", ()))
+    warnings = [*getattr(source, "warnings", ()), *files.notes]
+    if files.weight_map and (unlisted := [key for key in tensors if key not in files.weight_map]):
+        warnings.append(f"{files.index} leaves out what is loaded too: {', '.join(collapse(unlisted)[:8])}")
     config, doubts = _config_beside(source, named)
     warnings += doubts
     stored = sum(ref.nbytes for ref in tensors.values())
@@ -335,7 +337,7 @@ def format_of(file: SourceFile) -> Format:
     raise explain(file, head)
 
 
-def _merge(source: Source, files: WeightFiles, headers: Iterable[Header]) -> dict[str, TensorRef]:
+def _merge(source: Source, files: WeightFiles, headers: Sequence[Header]) -> dict[str, TensorRef]:
     """Return {key: ref} over all shards. Raises CorruptError where shards and index disagree, either way."""
     found: dict[str, TensorRef] = {}
     entries: dict[str, str] = {}
@@ -343,7 +345,7 @@ def _merge(source: Source, files: WeightFiles, headers: Iterable[Header]) -> dic
     for shard, header in zip(files.shards, headers, strict=True):
         for ref in header.tensors:
             owner = files.weight_map.get(ref.name, found[ref.name].shard if ref.name in found else shard)
-            if ref.name in found and not files.weight_map:
+            if ref.name in found and ref.name not in files.weight_map:
                 faults.append(f"{ref.name} stands in {found[ref.name].shard} and in {shard}")
             elif owner == shard:
                 found[ref.name] = ref
@@ -355,23 +357,11 @@ def _merge(source: Source, files: WeightFiles, headers: Iterable[Header]) -> dic
         unlisted = [key for key in entries if key not in files.weight_map]
         faults += [f"in the index, in no shard: {pattern}" for pattern in collapse(absent)]
         faults += [f"not in the shard that the index names: {pattern}" for pattern in collapse(misplaced)]
-        faults += [f"in a shard, not in the index: {pattern}" for pattern in collapse(unlisted)]
+        # What the index leaves out is loaded too, as long as nothing else is wrong with it.
+        faults += [f"in a shard, not in the index: {key}" for key in (collapse(unlisted) if faults else ())]
     if faults:
-        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-        where = f"{source.label}: " + "; ".join(faults[:8]) + more
-        if files.index is None:
-            raise CorruptError(
-                f"{len(faults)} tensors are stored in two shards, and no index says which of them counts",
-                where=where,
-                cure="fetch the index of these shards, or remove the files of another save",
-                code="E-DOUBLE",
-            )
-        raise CorruptError(
-            f"the shards and {files.index} disagree in {len(faults)} places",
-            where=where,
-            cure="fetch index and shards of one revision again",
-            code="E-INDEX",
-        )
+        doubled = sum(len(header.tensors) for header in headers) > len(entries)
+        raise disagreement(source, files, faults, doubled=doubled)
     if not found:
         raise CorruptError(
             "the checkpoint holds no tensor",

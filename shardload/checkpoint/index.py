@@ -3,50 +3,60 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.json_file import read_json
 from shardload.checkpoint.unfinished import cure_of
-from shardload.errors import CorruptError, NotFoundError, UsageError, Wording
+from shardload.errors import CorruptError, Cures, NotFoundError, ShardloadError, UsageError, Wording
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from shardload.checkpoint.sources.source import Source
 
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _INDEX_SUFFIX = ".index.json"
 _NUMBERED = re.compile(r"(?P<stem>.*?)[-_]?(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>\..*)")
+_SHOWN = 8  # faults of an index
 NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
 """How the names of a trainer's other files begin."""
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The weight files of a checkpoint: `shards` in reading order, and the index that names them, if there is one."""
+    """The weight files of a checkpoint: `shards` in reading order, and the index that names them, if there is one.
+
+    `notes` say to people which other files were not chosen.
+    """
 
     shards: tuple[str, ...]
     index: str | None = None
     weight_map: dict[str, str] = field(default_factory=dict)
     total_size: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def find_weight_files(source: Source, *, only: str | None = None, variant: str | None = None) -> WeightFiles:
-    """Choose the weight files of a source: safetensors before .bin, an index before a single file.
+    """Choose the weight files of a source: safetensors before .bin, a whole file before an index of other files.
 
-    `only` is a file that the caller named (a weight file or an index). `variant` picks
-    `model.<variant>.safetensors`, as on the Hub. Raises NotFoundError, UsageError or CorruptError.
+    That is the order of transformers. An index none of whose files is there gives way to what is whole. `only` is a
+    file that the caller named (a weight file or an index). `variant` picks `model.<variant>.safetensors`, as on the
+    Hub. Raises NotFoundError, UsageError or CorruptError.
     """
     if only is not None:
         return _read_index(source, only) if only.endswith(_INDEX_SUFFIX) else WeightFiles((only,))
     names = source.names()
     present = set(names)
-    for candidate in _usual_names(variant):
-        if candidate in present:
-            return (
-                _read_index(source, candidate) if candidate.endswith(".json") else WeightFiles((candidate,))
-            )
+    stale: list[WeightFiles] = []
+    for whole, index in _usual_names(variant):
+        found = _chosen(source, whole, index, present)
+        if found is not None and (present & {*found.shards} or found.index is None):
+            return _beside(found, stale)
+        stale += [found] if found is not None else []
+    if stale:
+        other = _set_beside(source, names)
+        return _beside(other, stale) if other else stale[0]
     if variant is not None:
         raise NotFoundError(
             f"{source.label} has no weights of variant {variant!r}",
@@ -56,12 +66,45 @@ def find_weight_files(source: Source, *, only: str | None = None, variant: str |
     return _unusual_names(source, names)
 
 
-def _usual_names(variant: str | None) -> list[str]:
+def _usual_names(variant: str | None) -> list[tuple[str, str]]:
+    """Return the usual names, each a whole file and the index that may take its place, in transformers' order."""
     dot = f".{variant}" if variant else ""
-    names = []
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        names += [f"{stem}.{suffix}.index{dot}.json", f"{stem}{dot}.{suffix}"]
-    return [*names, "adapter_model.safetensors", "adapter_model.bin"]
+    kinds = (("model", "safetensors"), ("pytorch_model", "bin"))
+    names = [(f"{stem}{dot}.{suffix}", f"{stem}.{suffix}.index{dot}.json") for stem, suffix in kinds]
+    return [*names, ("adapter_model.safetensors", ""), ("adapter_model.bin", "")]
+
+
+def _chosen(source: Source, whole: str, index: str, present: Collection[str]) -> WeightFiles | None:
+    """Return the whole file, or the index where there is no whole file or it is one of the index's own."""
+    if index not in present:
+        return WeightFiles((whole,)) if whole in present else None
+    if whole not in present:
+        return _read_index(source, index)
+    try:
+        indexed = _read_index(source, index)
+    except CorruptError as error:
+        return WeightFiles((whole,), notes=(f"{index} is not used: {error.what}",))
+    if whole in indexed.shards:
+        return indexed
+    other = f"{index} names other files ({', '.join(indexed.shards[:2])} …): {whole} is loaded, as transformers does"
+    return WeightFiles((whole,), notes=(other,))
+
+
+def _beside(found: WeightFiles, stale: Iterable[WeightFiles]) -> WeightFiles:
+    """Return files with a note on each index that was passed over, as none of its files is there."""
+    notes = [
+        f"{each.index} is not used: none of the {len(each.shards)} files that it names is there"
+        for each in stale
+    ]
+    return replace(found, notes=(*notes, *found.notes)) if notes else found
+
+
+def _set_beside(source: Source, names: Sequence[str]) -> WeightFiles | None:
+    """Return the whole numbered set, or the one file, of another name than the index says; None without one."""
+    try:
+        return _unusual_names(source, [name for name in names if not name.endswith(_INDEX_SUFFIX)])
+    except ShardloadError:
+        return None
 
 
 def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
@@ -137,7 +180,48 @@ def _read_index(source: Source, name: str) -> WeightFiles:
     folder = name.rpartition("/")[0]
     if folder:
         weight_map = {key: f"{folder}/{value}" for key, value in weight_map.items()}
+    weight_map = {key: value.removeprefix("./") for key, value in weight_map.items()}
     shards = tuple(dict.fromkeys(weight_map.values()))
+    unlisted = _unlisted(source, shards)
+    notes = [f"{one} is of the same set and not in {name}: it is loaded too" for one in unlisted]
     metadata = document.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return WeightFiles(tuple(sorted(shards)), name, weight_map, total if isinstance(total, int) else None)
+    size = total if isinstance(total, int) else None
+    return WeightFiles(tuple(sorted((*shards, *unlisted))), name, weight_map, size, tuple(notes))
+
+
+def _unlisted(source: Source, shards: Collection[str]) -> list[str]:
+    """Return the files of a numbered set that its index leaves out, where they lie beside the others."""
+    matches = [_NUMBERED.fullmatch(name) for name in shards]
+    sets = {(m["stem"], m["total"], m["rest"]) for m in matches if m}
+    if len(sets) != 1 or not all(matches) or len(shards) >= int(next(iter(sets))[1]):
+        return []
+    have = {m["number"] for m in matches if m}
+    return [
+        name
+        for name in source.names()
+        if (m := _NUMBERED.fullmatch(name))
+        and (m["stem"], m["total"], m["rest"]) in sets
+        and m["number"] not in have
+    ]
+
+
+def disagreement(source: Source, files: WeightFiles, faults: Sequence[str], *, doubled: bool) -> CorruptError:
+    """Return the error for shards that contradict each other or their index; `doubled`: a key is in two of them."""
+    more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    where = f"{source.label}: {'; '.join(faults[:_SHOWN])}{more}"
+    if files.index is None or not files.weight_map:
+        return CorruptError(
+            f"{len(faults)} tensors are stored in two shards, and no index says which of them counts",
+            where=where,
+            cure="fetch the index of these shards, or remove the files of another save",
+            code="E-DOUBLE",
+        )
+    again = "fetch index and shards of one revision again"
+    alone = source.is_local and not doubled and _set_beside(source, files.shards)
+    return CorruptError(
+        f"the shards and {files.index} disagree in {len(faults)} places",
+        where=where,
+        cure=Cures(again, f"delete {files.index}: its shards are a whole set without it") if alone else again,
+        code="E-INDEX",
+    )

@@ -182,10 +182,6 @@ def break_index_names_too_much(folder):
     edit_index(folder, lambda d: d["weight_map"].update({"ghost": "model-00001-of-00003.safetensors"}))
 
 
-def break_index_names_too_little(folder):
-    edit_index(folder, lambda d: d["weight_map"].pop("embed.weight"))
-
-
 def break_index_names_another_shard(folder):
     def change(document):
         owner = document["weight_map"]["embed.weight"]
@@ -255,7 +251,6 @@ BAD = [
     (break_absolute, UnsafeError, "", "/etc/passwd"),
     (break_link, UnsafeError, "", "model-00001-of-00003"),
     (break_index_names_too_much, CorruptError, "disagree", "in the index, in no shard: ghost"),
-    (break_index_names_too_little, CorruptError, "disagree", "in a shard, not in the index: embed.weight"),
     (
         break_index_names_another_shard,
         CorruptError,

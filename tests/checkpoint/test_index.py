@@ -24,6 +24,7 @@ def source(tmp_path):
     return make
 
 
+INDEX = "model.safetensors.index.json"
 ORDER = [
     "model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin",
     "weights.safetensors", "weights.bin", "weights.pth", "weights.pt",
@@ -39,19 +40,67 @@ def index_of(tmp_path, name, document):
     (tmp_path / name).write_text(json.dumps(document))
 
 
-def test_an_index_comes_before_a_single_file_and_says_the_shards_once(source, tmp_path):
-    weights = source("model.safetensors", "b.safetensors", "a.safetensors")
-    weight_map = {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"}
-    index_of(
-        tmp_path, "model.safetensors.index.json", {"weight_map": weight_map, "metadata": {"total_size": 7}}
-    )
+def test_an_index_says_the_shards_once(source, tmp_path):
+    weights = source("b.safetensors", "a.safetensors")
+    weight_map = {"x": "b.safetensors", "y": "./a.safetensors", "z": "b.safetensors"}
+    index_of(tmp_path, INDEX, {"weight_map": weight_map, "metadata": {"total_size": 7}})
     found = find_weight_files(weights)
     assert found.shards == ("a.safetensors", "b.safetensors")
-    assert (found.index, found.weight_map, found.total_size) == (
-        "model.safetensors.index.json",
-        weight_map,
-        7,
-    )
+    assert (found.index, found.total_size) == (INDEX, 7)
+    assert found.weight_map == weight_map | {"y": "a.safetensors"}
+
+
+SHARDS = [f"model-{n:05d}-of-00002.safetensors" for n in (1, 2)]
+OTHERS = [f"model-{n:05d}-of-00009.safetensors" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("there", [SHARDS, []], ids=["with its shards", "without its shards"])
+def test_a_whole_file_comes_before_an_index_of_others_as_in_transformers(source, tmp_path, there):
+    weights = source("model.safetensors", *there)
+    index_of(tmp_path, INDEX, {"weight_map": dict(zip("ab", SHARDS, strict=True))})
+    found = find_weight_files(weights)
+    assert (found.shards, found.index) == (("model.safetensors",), None)
+    assert INDEX in found.notes[0]
+    assert SHARDS[0] in found.notes[0]
+
+
+def test_an_index_that_names_the_whole_file_too_is_the_index(source, tmp_path):
+    weights = source("model.safetensors", "more.safetensors")
+    index_of(tmp_path, INDEX, {"weight_map": {"a": "model.safetensors", "b": "more.safetensors"}})
+    assert find_weight_files(weights).index == INDEX
+
+
+def test_a_broken_index_beside_a_whole_file_is_a_note(source, tmp_path):
+    weights = source("model.safetensors")
+    index_of(tmp_path, INDEX, {"weight_map": {}})
+    found = find_weight_files(weights)
+    assert (found.shards, found.index) == (("model.safetensors",), None)
+    assert found.notes == (f"{INDEX} is not used: the index has no weight_map",)
+
+
+@pytest.mark.parametrize("whole", [SHARDS, ["weights.safetensors"], ["pytorch_model.bin"]], ids=str)
+def test_an_index_of_another_upload_gives_way_to_what_is_whole(source, tmp_path, whole):
+    weights = source(*whole)
+    index_of(tmp_path, INDEX, {"weight_map": dict(zip("abc", OTHERS, strict=True))})
+    found = find_weight_files(weights)
+    assert found.shards == tuple(whole)
+    assert found.index is None
+    assert found.notes == (f"{INDEX} is not used: none of the 3 files that it names is there",)
+
+
+@pytest.mark.parametrize("there", [[], SHARDS[:1], OTHERS[:1]], ids=str)
+def test_an_index_counts_where_nothing_else_is_whole_or_some_of_its_files_are_there(source, tmp_path, there):
+    weights = source(*there)
+    index_of(tmp_path, INDEX, {"weight_map": dict(zip("abc", OTHERS, strict=True))})
+    assert find_weight_files(weights).index == INDEX
+
+
+def test_a_shard_of_the_same_set_that_the_index_leaves_out_is_loaded(source, tmp_path):
+    weights = source(*SHARDS, "model-00003-of-00004.safetensors")
+    index_of(tmp_path, INDEX, {"weight_map": {"a": SHARDS[0]}})
+    found = find_weight_files(weights)
+    assert found.shards == tuple(SHARDS)
+    assert found.notes == (f"{SHARDS[1]} is of the same set and not in {INDEX}: it is loaded too",)
 
 
 def test_the_names_in_an_index_are_relative_to_it(source, tmp_path):

@@ -18,7 +18,15 @@ from tests.remote_code.repos import MODEL
 from tests.remote_code.test_library import LACKING, checkpoint, without
 from tests.tiny import write_checkpoint
 
-SOURCE = {"--revision", "--cache-dir", "--offline", "--subfolder", "--variant", "--state-dict", "--allow-links"}
+SOURCE = {
+    "--revision",
+    "--cache-dir",
+    "--offline",
+    "--subfolder",
+    "--variant",
+    "--state-dict",
+    "--allow-links",
+}
 TRUST = {"--trust-remote-code", "--locked", "--lock", "--code-revision", "--remote-base"}
 KEY_MAP = {"--map", "--key-map"}
 RUN_CODE = {"load", "chat", "doctor"}
