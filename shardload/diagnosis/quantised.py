@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"qweight", "qzeros", "scales", "g_idx"}), "GPTQ"),
     (frozenset({"qweight", "qzeros", "scales"}), "AWQ or GPTQ"),
+    (frozenset({"codes", "codebooks", "scales"}), "AQLM"),
     (frozenset({"weight_scale_inv"}), "fp8 blocks"),
     (frozenset({"absmax", "quant_map"}), "bitsandbytes 4-bit"),
     (frozenset({"SCB"}), "bitsandbytes 8-bit"),
@@ -21,29 +22,72 @@ _SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"W_q"}), "HQQ"),
     (frozenset({"_data", "_scale"}), "quanto"),
     (frozenset({"B", "s"}), "Marlin"),
-    (frozenset({"weight_scale"}), "int4/int8 weights with one scale per row"),
+    (frozenset({"weight_scale", "weight_scale_2"}), "NVFP4"),
 )
+_ENDS = (("_blocks", "_scales"), "MXFP4")  # of a whole parameter's name: experts.gate_up_proj_blocks
+_SCALE = "weight_scale"
+_FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
+_CURE = "use the checkpoint's unquantised weights, or a class that defines the quantised modules"
 
 
 class QuantisedRule:
-    """Recognises the quantiser by the keys beside each weight."""
+    """Recognises the quantiser by the keys beside each weight, by the dtypes and by `quantization_config`."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that declines the checkpoint, when unexpected keys are those of a known format."""
-        leaves = {key.rpartition(".")[2] for key in case.unexpected}
-        for signature, name in _SIGNATURES:
-            if signature <= leaves:
-                count = sum(key.rpartition(".")[2] in signature for key in case.unexpected)
-                settings = case.config.get("quantization_config")
-                named = settings.get("quant_method") if isinstance(settings, Mapping) else None
-                told = f"{name} (config.json says {named!r})" if named else name
-                return (
-                    Finding(
-                        "E-QUANT",
-                        f"the checkpoint is quantised: {told}; the class has no modules for it",
-                        count,
-                        "use the checkpoint's unquantised weights, or a class that defines the quantised modules",
-                        declines=True,
-                    ),
-                )
-        return ()
+        found = _by_keys(case) or _by_scales(case) or _by_config(case)
+        if found is None:
+            return ()
+        name, keys = found
+        method = _method(case)
+        told = f"{name} (config.json says {method!r})" if method and method.lower() != name.lower() else name
+        return (
+            Finding(
+                "E-QUANT",
+                f"the checkpoint is quantised: {told}; the class has no modules for it",
+                len(keys),
+                _CURE,
+                declines=True,
+                nbytes=case.nbytes(keys),
+            ),
+        )
+
+
+def _by_keys(case: Case) -> tuple[str, list[str]] | None:
+    leaves = {key.rpartition(".")[2] for key in case.unexpected}
+    for signature, name in _SIGNATURES:
+        if signature <= leaves:
+            return name, [key for key in case.unexpected if key.rpartition(".")[2] in signature]
+    ends, name = _ENDS
+    bases = [{key.removesuffix(end) for key in case.unexpected if key.endswith(end)} for end in ends]
+    packed = [key for key in case.missing if all(key in base for base in bases)]
+    return (name, [f"{key}{end}" for key in packed for end in ends]) if packed else None
+
+
+def _by_scales(case: Case) -> tuple[str, list[str]] | None:
+    """Return what the dtype of the weights says that have a scale beside them."""
+    scales = [key for key in case.unexpected if key.rpartition(".")[2] == _SCALE]
+    if not scales:
+        return None
+    weights = [ref for key in scales if (ref := case.stored.get(key.removesuffix("_scale"))) is not None]
+    one = all(len(case.stored[key].shape) == 0 or case.stored[key].shape == (1,) for key in scales)
+    if weights and all(ref.dtype in _FP8 for ref in weights):
+        return f"fp8 with one scale per {'tensor' if one else 'row'}", scales
+    if _method(case) == "bitnet" or (one and any(ref.dtype == "U8" for ref in weights)):
+        return "BitNet", scales
+    return "int4/int8 weights with one scale per row", scales
+
+
+def _by_config(case: Case) -> tuple[str, list[str]] | None:
+    """Return fp8 weights that fit the model's by shape, where config.json says that they are quantised."""
+    method = _method(case)
+    keys = [key for key, ref in case.stored.items() if ref.dtype in _FP8] if method else []
+    if not method or not keys or any("scale" in key.rpartition(".")[2] for key in case.slots):
+        return None
+    return "fp8 weights, whose scales are not among the keys", keys
+
+
+def _method(case: Case) -> str | None:
+    settings = case.config.get("quantization_config")
+    named = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    return named if isinstance(named, str) else None

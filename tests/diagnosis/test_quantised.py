@@ -40,6 +40,30 @@ PACKED = {
         "head.weight._data": torch.zeros(4, 4, dtype=torch.int8),
         "head.weight._scale": torch.zeros(4, 1),
     },
+    "MXFP4": {
+        "head.weight_blocks": torch.zeros(4, 1, 2, dtype=torch.uint8),
+        "head.weight_scales": torch.zeros(4, 1, dtype=torch.uint8),
+    },
+    "NVFP4": {
+        "head.weight": torch.zeros(4, 2, dtype=torch.uint8),
+        "head.weight_scale": torch.zeros(4, 1).to(torch.float8_e4m3fn),
+        "head.weight_scale_2": torch.zeros(()),
+    },
+    "AQLM": {
+        "head.codes": torch.zeros(4, 1, 1, dtype=torch.int8),
+        "head.codebooks": torch.zeros(1, 256, 1, 4),
+        "head.scales": torch.zeros(4, 1, 1, 1),
+    },
+    "fp8 with one scale per tensor": {
+        "head.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn),
+        "head.weight_scale": torch.zeros(()),
+        "head.input_scale": torch.zeros(()),
+    },
+    "fp8 with one scale per row": {
+        "head.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn),
+        "head.weight_scale": torch.zeros(4, 1),
+    },
+    "BitNet": {"head.weight": torch.zeros(1, 4, dtype=torch.uint8), "head.weight_scale": torch.zeros(1)},
 }
 
 
@@ -54,6 +78,26 @@ def test_each_packing_is_declined_by_its_name(tmp_path, name):
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, PACKED[name], shards=1))
     with pytest.raises(UnsupportedError, match=f"quantised: .*{name}"):
         fill(build_shell(Head), checkpoint)
+
+
+def test_fp8_weights_that_fit_by_shape_are_declined_where_the_config_says_so(tmp_path):
+    state = {"head.weight": torch.zeros(4, 4).to(torch.float8_e4m3fn)}
+    write_checkpoint(
+        tmp_path, state, shards=1, config={"quantization_config": {"quant_method": "fbgemm_fp8"}}
+    )
+    with pytest.raises(UnsupportedError, match="scales are not among the keys") as caught:
+        from_pretrained(tmp_path, model_class=Head)
+    assert caught.value.code == "E-QUANT"
+    (tmp_path / "config.json").write_text("{}")
+    assert from_pretrained(tmp_path, model_class=Head).head.weight.dtype is torch.float8_e4m3fn
+
+
+def test_plain_weights_are_loaded_whatever_the_config_says(tmp_path):
+    state = {"head.weight": torch.eye(4)}
+    write_checkpoint(
+        tmp_path, state, shards=1, config={"quantization_config": {"quant_method": "bitsandbytes"}}
+    )
+    assert torch.equal(from_pretrained(tmp_path, model_class=Head).head.weight, torch.eye(4))
 
 
 @pytest.mark.parametrize("named", ["x", 5, ["gptq"], {"bits": 4}])
