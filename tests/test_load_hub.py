@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -15,16 +16,19 @@ from shardload import (
     NotFoundError,
     ShardloadError,
     UntrustedCodeError,
+    UsageError,
     build_shell,
     check,
     fill,
     from_pretrained,
+    load_adapter,
     load_config,
     open_checkpoint,
     report_of,
     resolve_class,
 )
 from shardload.checkpoint.sources import ranges
+from shardload.errors import keywords_of
 from tests.adapters import tiny as adapters
 from tests.hub_server import HubServer, forget_connections
 from tests.remote_code import repos
@@ -377,3 +381,22 @@ def test_an_adapter_from_the_hub(hub, tmp_path):
     torch.testing.assert_close(model(adapters.TOKENS), adapters.by_hand(adapters.Tiny(), tensors, 3))
     assert isinstance(model.layers[0].q, nn.Linear)
     assert hub.fetched() == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_adapters_in_folders_of_a_repo_are_named_with_the_call_that_takes_one(hub, tmp_path):
+    """A load's `subfolder` is that of its base, so the adapter is loaded by a call of its own."""
+    base = write_checkpoint(tmp_path / "base", adapters.Tiny().state_dict(), shards=1)
+    for name in ("first", "second"):
+        adapters.write(tmp_path / "lora" / name, adapters.lora_tensors(adapters.Tiny()))
+    hub.commit("org/lora", tmp_path / "lora")
+    with pytest.raises(NotFoundError) as caught:
+        from_pretrained(base, model_class=lambda _config: adapters.Tiny(), adapter="org/lora")
+    assert "subfolder" not in keywords_of(caught.value.cure)
+    call = re.search(r"load_adapter\(.*?\)", caught.value.cure)[0]
+    model = from_pretrained(base, model_class=lambda _config: adapters.Tiny())
+    assert eval(call, {"load_adapter": load_adapter, "model": model}).modules == 6
+
+
+def test_a_cache_whose_name_no_system_takes_is_one_typed_error(hub):
+    with pytest.raises(UsageError, match="NUL"):
+        open_checkpoint("org/name", cache_dir="a\0b")

@@ -9,7 +9,7 @@ from shardload.adapters.formats import FORMATS, other_format
 from shardload.adapters.renaming import renamed
 from shardload.checkpoint.checkpoint import read_checkpoint
 from shardload.checkpoint.index import WeightFiles
-from shardload.checkpoint.inner_folders import cure_by_folder
+from shardload.checkpoint.inner_folders import ADAPTERS, cure_by_folder
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
 from shardload.errors import NotFoundError
@@ -77,7 +77,7 @@ def _weights_in(source: Source, folder: str) -> str:
     inner = [name.removesuffix(f"/{_CONFIG}") for name in names if name.endswith(f"/{_CONFIG}")]
     cure: str = "pass the folder, the repo or the file that holds adapter_model.safetensors"
     if inner:
-        cure = cure_by_folder(source, inner, "adapters")
+        cure = cure_by_folder(source, inner, ADAPTERS)
     raise NotFoundError(
         f"{source.label} holds no adapter",
         where=f"no {' or '.join(_WEIGHTS[:2])} among its {len(names)} files",

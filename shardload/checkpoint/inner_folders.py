@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from shardload.errors import Wording
+from shardload.errors.wording import in_python
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
 
 _SHOWN = 3
+ADAPTERS = "adapters"
 
 
 def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
@@ -27,6 +29,10 @@ def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
     listed = ", ".join(paths) + more
     if source.is_local:
         return f"it holds {what} in folders of their own: pass the path of one: {listed}"
+    if what == ADAPTERS:
+        # In Python's words: the subfolder of a load, and of a command, is that of the base.
+        taken = f"load_adapter(model, {source.label!r}, {in_python('subfolder', found[0])})"
+        return f"it holds {what} in folders of their own, {listed}: {taken} takes one"
     return Wording(
         "it holds {0} in folders of their own: pass {subfolder}, one of {1}", what, listed, subfolder=...
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardload.diagnosis.ambiguous import AmbiguousRule
 from shardload.diagnosis.dropped import DroppedRule
 from shardload.diagnosis.headless import HeadlessRule
+from shardload.diagnosis.incomplete import IncompleteRule
 from shardload.diagnosis.layers import LayersRule
 from shardload.diagnosis.other_model import OtherModelRule
 from shardload.diagnosis.packed import PackedRule
@@ -36,6 +37,7 @@ RULES: tuple[FindingRule, ...] = (
     OtherModelRule(),
     VocabularyRule(),
     SizesRule(),
+    IncompleteRule(),
     LayersRule(),
     WrappedRule(),
     RenamedRule(),

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.config_fields import Field, explaining, field_of, is_same_change
 from shardload.diagnosis.finding import Case, Finding, change_of_config
+from shardload.diagnosis.incomplete import is_router, whole_keys
 from shardload.diagnosis.pairing.words import words_of
 from shardload.diagnosis.shape_pairs import mismatched_shapes
 from shardload.diagnosis.vocabulary import vocabulary_of
-from shardload.keys import collapse
+from shardload.keys import collapse, split_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,6 +64,8 @@ class Changes:
         self.lines: list[str] = []
         self._case = case
         self._by_the_whole()
+        # Where one layer has the model's size and another has not, no number of the config is wrong.
+        self._whole = {split_key(key)[0]: case.slots[key] for key in whole_keys(case)}
         sizes = {key: _sizes(model, stored) for key, model, stored in pairs}
         alike: dict[tuple[int, int], list[str]] = {}
         for key, each in sizes.items():
@@ -93,7 +96,11 @@ class Changes:
 
     def _by_name(self, key: str, model: int, stored: int, alike: Sequence[str]) -> None:
         """Note the fields that a key's name and one of its sizes point to."""
-        fields = explaining(self._case.config, key, model, stored)
+        if split_key(key)[0] in self._whole:
+            return
+        fields = [
+            field for field in explaining(self._case.config, key, model, stored) if not self._is_right(field)
+        ]
         known = {field.name for found in self.found.values() for field in found}
         own = [field for field in fields if field.value == model and field.name not in known]
         if own or (fields and not self._explains(model, stored)):
@@ -101,6 +108,14 @@ class Changes:
             shown = collapse(alike)
             what = f"{', '.join(shown[:3])}{' …' if len(shown) > 3 else ''}"
             self._note(" or ".join(field.name for field in fields), fields, what, model, stored)
+
+    def _is_right(self, field: Field) -> bool:
+        """Whether a tensor that fits shows the field's value: with another one it would not fit."""
+        return any(
+            size == field.value and field in explaining(self._case.config, key, size, field.new)
+            for key, shape in self._whole.items()
+            for size in shape
+        )
 
     def _note(self, name: str, fields: list[Field], what: str, model: int, stored: int) -> None:
         says = ", ".join(f"{field.name} = {field.value}" for field in fields if field.name)
@@ -132,7 +147,7 @@ def infer_sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
         elif len(shape) == 2:
             if "down" in words and "experts" not in words:
                 found["feed-forward size"][shape[1]] += 1
-            elif "router" in words or segments[-2:] == ["gate", "weight"]:
+            elif is_router(key):
                 found["number of experts"][shape[0]] += 1
     found["hidden size"] = norms
     return {name: counts.most_common(1)[0][0] for name, counts in found.items() if counts}

@@ -11,7 +11,7 @@ from shardload.diagnosis.rule_text import as_names
 from shardload.errors import Cures, Wording, joined, keyword
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from shardload.diagnosis.finding import Case, Finding
 
@@ -77,7 +77,7 @@ def _left(case: Case, settled: set[str], ignored: Callable[[str, str], bool] | N
 
 def _allowances(case: Case, left: Left) -> list[str] | None:
     """Return the keywords that allow what is left; None where that would hide weights that belong together."""
-    if left.misshapen or _akin(left):
+    if left.misshapen or _akin(case, left):
         return None
     steps: list[str] = []
     for name, keys, others in (
@@ -92,13 +92,28 @@ def _allowances(case: Case, left: Left) -> list[str] | None:
     return steps
 
 
-def _akin(left: Left) -> bool:
-    """Whether a tensor that is left may be what a missing one wants: as many elements, or in the same module."""
+def _akin(case: Case, left: Left) -> bool:
+    """Whether a tensor that is left may be what a missing one wants.
+
+    It has as many elements or lies in the same part of the model; or so much is left on both sides that names and sizes
+    say nothing.
+    """
+    if not left.missing or not left.unexpected:
+        return False
+    if 2 * len(left.missing) > len(case.slots) or 2 * len(left.unexpected) > len(case.stored):
+        return True
     sizes = {prod(shape) for shape in left.missing.values()}
-    homes = {key.rpartition(".")[0] for key in left.missing}
-    return any(
-        prod(shape) in sizes or key.rpartition(".")[0] in homes for key, shape in left.unexpected.items()
+    if any(prod(shape) in sizes for shape in left.unexpected.values()):
+        return True
+    homes = [{key.rpartition(".")[0] for key in side} - {""} for side in (left.missing, left.unexpected)]
+    return any(_is_below(key, homes[0]) for key in left.unexpected) or any(
+        _is_below(key, homes[1]) for key in left.missing
     )
+
+
+def _is_below(key: str, paths: Collection[str]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:length]) in paths for length in range(1, len(parts)))
 
 
 def _patterns(keys: Mapping[str, object], others: Iterable[str]) -> list[str]:

@@ -9,12 +9,13 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.shard import DTYPES
+from shardload.dtypes import FLOATS, float_code
 from shardload.errors import Cures, Wording, joined
 from shardload.keymap import Joined
 from shardload.loading.memory_plan import state_memory
 from shardload.placement.device import OnDevice
 from shardload.placement.spill import Spill
-from shardload.tensor_ref import Span, TensorRef
+from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES, Span, TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Changes = frozenset[str]
 """What a caller can do otherwise: "convert" the files, leave out "copy", keep the "dtype", "spill" casts."""
 
-_CONVERT = "convert the files first (`shardload convert`): the new ones are mapped"
+_CONVERT = "convert the files first (`shardload convert{}`): the new ones are mapped"
 
 
 class MemoryCures:
@@ -111,7 +112,14 @@ class MemoryCures:
         made = isinstance(tensor, Joined)
         if key in self._plan.parts or not (isinstance(tensor, TensorRef) or (made and not self._own_rules)):
             return tensor
-        return TensorRef(key, tensor.dtype, tensor.shape, tensor.shard, Span(0, tensor.nbytes))
+        code = self._cast_to() if tensor.dtype in FLOATS.values() else ""
+        nbytes = tensor.nbytes * DTYPE_BITS[code or tensor.dtype] // DTYPE_BITS[tensor.dtype]
+        return TensorRef(key, code or tensor.dtype, tensor.shape, tensor.shard, Span(0, nbytes))
+
+    def _cast_to(self) -> str:
+        """Return the code of the dtype that files are converted to; "" where the class keeps weights in another one."""
+        target = self._target
+        return "" if target.dtypes else float_code(getattr(target, "dtype", None)) or ""
 
     def _said(self, changes: Changes) -> str:
         """Return what the caller has to do, as one cure."""
@@ -120,8 +128,10 @@ class MemoryCures:
             "convert the files first with this {key_map} (`shardload convert`), and load the result without one",
             key_map=...,
         )
+        name = TORCH_NAMES.get(self._cast_to(), "")
+        plain = _CONVERT.format(f" … --dtype {name}" if name else "")
         texts = {
-            "convert": convert if joins else _CONVERT,
+            "convert": convert if joins else plain,
             "dtype": Wording(
                 "keep the stored dtype ({dtype}; with fill, an OnDevice without one)", dtype="stored"
             ),

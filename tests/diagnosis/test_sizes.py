@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from shardload.diagnosis import diagnose
+from shardload.diagnosis.finding import Case
 from shardload.diagnosis.shape_pairs import mismatched_shapes
 from shardload.diagnosis.sizes import SizesRule, infer_sizes
-from tests.diagnosis.headers import case_of
+from shardload.keymap import KeyMap
+from tests.diagnosis.headers import case_of, refs
 from tests.diagnosis.key_sets import SIZES, key_set
 
 CONFIG = {"hidden_size": 16, "intermediate_size": 44, "vocab_size": 60, "num_local_experts": 4, "n_layers": 2}
@@ -60,3 +63,24 @@ def test_a_shape_is_compared_with_the_slot_that_a_rename_leads_to(monkeypatch):
     pairs = mismatched_shapes(case_of(stored, wanted))
     assert {key.split(".")[-2] for key, _, _ in pairs} == {"gate_proj", "up_proj", "down_proj"}
     assert all(model == wanted[key] != found for key, model, found in pairs)
+
+
+def stacked(experts: int, layers: int = 2):
+    """The keys of experts in one tensor, as a key map makes them of numbered ones, and of their routers."""
+    one = {f"layers.{n}.experts.{e}.w2": (4, 6) for n in range(layers) for e in range(experts)}
+    mapped = KeyMap().stack("layers.{}.experts.{n}.w2", "layers.{}.experts.down_proj").map_headers(refs(one))
+    return mapped.tensors, {f"layers.{n}.experts.down_proj": (4, 4, 6) for n in range(layers)}
+
+
+def test_an_expert_that_is_not_stored_is_no_number_of_the_config():
+    config = {"num_experts": 4}
+    three, wanted = stacked(3)
+    four, _ = stacked(4)
+    some = {**three, "layers.0.experts.down_proj": four["layers.0.experts.down_proj"]}
+    routers = {f"layers.{n}.gate.weight": (4, 5) for n in range(2)}
+    for stored, slots in ((some, wanted), ({**three, **refs(routers)}, wanted | routers)):
+        (finding,) = diagnose(Case.of(slots, stored, config))
+        assert finding.code == "E-LAYERS"
+        assert "number 3 of 4 are not stored" in finding.cause
+    (finding,) = diagnose(Case.of(wanted, three, config))
+    assert (finding.code, finding.cure.parts[0]) == ("E-CONFIG", "set num_experts to 3 in config.json")

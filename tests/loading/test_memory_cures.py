@@ -57,11 +57,14 @@ def cure_of(folder, limit=LIMIT, **options):
 
 
 def test_a_cast_keeps_its_dtype_or_is_spilled(folder, tmp_path):
-    stored, spilled = cure_of(folder, dtype="float32", limit=60 * 10**6).parts
+    stored, spilled, converted = cure_of(folder, dtype="float32", limit=60 * 10**6).parts
     assert stored.keywords == {"dtype": "stored"}
     assert spilled.keywords == {"spill": ...}
     load(folder, max_memory=60 * 10**6, **stored.keywords)
     load(folder, max_memory=60 * 10**6, dtype="float32", spill=tmp_path)
+    assert "`shardload convert … --dtype float32`" in converted
+    convert(folder, tmp_path / "new", dtype="float32")
+    load(tmp_path / "new", max_memory=60 * 10**6, dtype="float32")
 
 
 def test_a_copy_is_left_out(folder):
@@ -70,11 +73,14 @@ def test_a_copy_is_left_out(folder):
 
 
 def test_changes_that_only_help_together_are_one_cure(folder, tmp_path):
-    stored, spilled = cure_of(folder, copy=True, dtype="float32").parts
+    stored, spilled, converted = cure_of(folder, copy=True, dtype="float32").parts
     assert stored.keywords == {"dtype": "stored", "copy": True}
     assert spilled.keywords == {"spill": ..., "copy": True}
     load(folder, max_memory=LIMIT, dtype="stored")
     load(folder, max_memory=LIMIT, dtype="float32", spill=tmp_path)
+    assert converted.keywords == {"copy": True}
+    convert(folder, tmp_path / "new", dtype="float32")
+    load(tmp_path / "new", max_memory=LIMIT, dtype="float32")
 
 
 def test_a_file_with_unaligned_tensors_is_converted(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,6 @@ from shardload.checkpoint.sources.ranges import RangeReader
 from shardload.errors import CorruptError, NotFoundError, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
@@ -213,6 +213,8 @@ def open_hub(
         )
     if subfolder:
         check_name(subfolder, repo)
+    if cache_dir is not None and "\0" in os.fsdecode(cache_dir):
+        raise UsageError(Wording("{cache_dir} holds a NUL character", cache_dir=...), where=repr(cache_dir))
     cache = expand(cache_dir or constants.HF_HUB_CACHE).absolute()
     if local_files_only or constants.HF_HUB_OFFLINE:
         found = pinned_in_cache(repo, asked, cache, token)
