@@ -110,11 +110,14 @@ def _set_beside(source: Source, names: Sequence[str]) -> WeightFiles | None:
 def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
     """Return weight files with other names if they are unambiguous: one index, one numbered set, or one file."""
     top = [name for name in names if "/" not in name]
+    others = [name for name in top if name.endswith(f"weight_map{_INDEX_SUFFIX}")]  # accelerate's
     for suffix in _WEIGHT_SUFFIXES:
         indexes = [name for name in top if name.endswith(suffix + _INDEX_SUFFIX)]
         if len(indexes) == 1:
             return _read_index(source, indexes[0])
         files = [name for name in top if name.endswith(suffix) and not name.startswith(NOT_WEIGHTS)]
+        if len(files) > 1 and len(others) == 1:
+            return _read_index(source, others[0])
         if len(files) == 1 and not _NUMBERED.fullmatch(files[0]):
             return WeightFiles((files[0],))
         if files:
@@ -134,6 +137,10 @@ def _no_checkpoint(source: Source, names: Sequence[str]) -> NotFoundError:
         from shardload.checkpoint.inner_folders import cure_by_folder
 
         usual = cure_by_folder(source, inner, "weights")
+    else:
+        from shardload.checkpoint.other_files import cure_by_names
+
+        usual = cure_by_names(source, names) or usual
     top = sum("/" not in name for name in names)
     among = f"its {top} files" if top == len(names) else f"the {top} files outside its folders"
     return NotFoundError(
