@@ -83,8 +83,8 @@ def from_pretrained(
     `architectures` names one of an installed transformers. Code of the repo runs only with `trust_remote_code=True`;
     code from the Hub also needs `revision=` (a full commit) or a lock file that approves it. With "locked", or the
     path of a lock file, only approved code runs (`shardload trust` writes the file). `remote_base` says who serves
-    that code's imports of transformers: shardload's stand-in ("shim") or the installed "transformers"; by default the
-    stand-in, and transformers for the whole repo where the stand-in lacks a name.
+    that code's imports of transformers: shardload's stand-in ("shim"), the stand-in with the installed library's own
+    model files ("parts"), or the installed "transformers"; by default the first of these that lacks no name.
 
     `dtype="stored"` keeps every tensor's stored dtype, and so does "auto", but for classes of transformers: these are
     loaded in one dtype, as there, which is the config's. Another dtype casts floating parameters and persistent

@@ -9,8 +9,8 @@ from typing import Literal
 Trust = bool | Literal["locked"] | os.PathLike[str]
 """The caller's consent: False, True, "locked" (what ./shardload.lock or $SHARDLOAD_LOCK approves), or a lock file."""
 
-RemoteBase = Literal["auto", "shim", "transformers"]
-"""Who serves a repo's imports of transformers; "auto" is the stand-in until it proves to lack a name."""
+RemoteBase = Literal["auto", "shim", "parts", "transformers"]
+"""Who serves a repo's imports of transformers; "auto" is the first of the others that lacks no name."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ PACKAGE = Path(shardload.__file__).parent
 FLOORS = [
     {"errors", "keys", "tensor_ref", "where"},
     {"_system", "dtypes", "keywords", "transformers_shim"},
-    {"keymap", "model"},
+    {"keymap", "library_parts", "model"},
     {"checkpoint", "diagnosis", "placement"},
     {"compare", "transformers_classes", "writing"},
     {"loading"},

@@ -55,9 +55,10 @@ def trust_options(function: Command) -> Command:
     for option in (
         click.option(
             "--remote-base",
-            type=click.Choice(["auto", "shim", "transformers"]),
+            type=click.Choice(["auto", "shim", "parts", "transformers"]),
             default="auto",
-            help="Who serves that code's imports of transformers: shardload's stand-in, or the installed one.",
+            help="Who serves that code's imports of transformers: shardload's stand-in, alone or with parts of the "
+            "installed one, or that one as a whole.",
         ),
         code_revision_option,
         lock_option,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _BASES = {
     "shim": "shardload's own stand-in for transformers",
+    "parts": "shardload's own stand-in, with parts of the installed transformers",
     "transformers": "the installed transformers",
 }
 

@@ -147,6 +147,7 @@ class Report:
     def _origins(self) -> list[tuple[str, str]]:
         base = {
             "shim": "shardload's own stand-in for transformers",
+            "parts": "shardload's own stand-in, with parts of the installed transformers",
             "transformers": "the installed transformers",
         }.get(self.remote_base or "", "")
         return [

@@ -39,6 +39,7 @@ class _Importer:
         self.namespace = namespace
         self._names = frozenset(file.name for file in namespace.code.files)
         self._importlib = _importlib_for(self)
+        self._has_parts = namespace.base == "parts"
 
     def __call__(
         self,
@@ -58,9 +59,11 @@ class _Importer:
             return self._import_importlib(name, fromlist)
         elif (target := self.target_of(name, importer)) is not None:
             if target.startswith(SHIM):
-                module = _import_from_shim(name, sys._getframe(1), fromlist)
+                module = _import_from_shim(name, sys._getframe(1), fromlist, parts=self._has_parts)
             else:
                 module = builtins.__import__(target, globals, locals, fromlist or (), 0)
+            if self._has_parts and not fromlist and target.startswith(SHIM):
+                return module  # `transformers` itself
             # `import a.b` binds `a`.
             top = self.target_of(name.split(".", maxsplit=1)[0], importer)
             return module if fromlist else sys.modules[top or target]
@@ -70,7 +73,7 @@ class _Importer:
         """Return the module that the code means by `name`, or None where the name is the real one."""
         top = name.split(".", maxsplit=1)[0]
         if top == "transformers":
-            return SHIM + name.removeprefix("transformers") if self.namespace.base == "shim" else None
+            return None if self.namespace.base == "transformers" else SHIM + name.removeprefix("transformers")
         home = home_of(top, self._file_of(importer), self._names)
         if home is None:
             return None
@@ -93,8 +96,15 @@ class _Importer:
             raise ImportError(f"relative import of {'.' * level}{name} goes above the repo's root")
 
 
-def _import_from_shim(name: str, asker: FrameType, fromlist: Sequence[str] | None = ()) -> ModuleType:
-    from shardload.transformers_shim.front import import_for  # only where code imports transformers
+def _import_from_shim(
+    name: str, asker: FrameType, fromlist: Sequence[str] | None = (), *, parts: bool
+) -> ModuleType:
+    # Only where code imports transformers.
+    if parts:
+        from shardload.library_parts import front
+
+        return front.import_for(name, asker, fromlist)
+    from shardload.transformers_shim.front import import_for
 
     return import_for(name, asker, fromlist)
 
@@ -126,7 +136,7 @@ def _importlib_for(importer: _Importer) -> ModuleType:
         return importlib.util.find_spec(target or name, package)
 
     def version(distribution_name: str) -> str:
-        if distribution_name == "transformers" and importer.namespace.base == "shim":
+        if distribution_name == "transformers" and importer.namespace.base != "transformers":
             return str(importlib.import_module(SHIM).__version__)
         return importlib.metadata.version(distribution_name)
 
@@ -147,7 +157,7 @@ def _import_module_for(importer: _Importer) -> Callable[..., ModuleType]:
         if target is None:
             return importlib.import_module(name)
         return (
-            _import_from_shim(name, sys._getframe(1))
+            _import_from_shim(name, sys._getframe(1), (), parts=importer.namespace.base == "parts")
             if target.startswith(SHIM)
             else importlib.import_module(target)
         )

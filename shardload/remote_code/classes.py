@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword
 from shardload.remote_code.auto_map import PASS_CLASS, architectures, choose_model
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
     from shardload.loading.report import Report
     from shardload.remote_code.auto_map import ClassRef
+    from shardload.remote_code.code import Base
     from shardload.remote_code.namespace import Namespace
 
 _SAY = Wording("pass {model_class} (a class or a function that takes the config)", model_class=...)
@@ -43,7 +44,7 @@ class ResolvedClass:
     make: Callable[[Any], nn.Module]
     name: str
     origin: str
-    remote_base: Literal["shim", "transformers"] | None = None
+    remote_base: Base | None = None
     of_library: bool = False
 
 
@@ -119,10 +120,10 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
         try:
             return _tied(_constructed(cls, convert_config(repo, config)))
         except (Exception, SystemExit) as error:
-            if repo.fall_back(error, namespace):
-                return make(config)
             if _needs_values(error):
                 raise
+            if repo.fall_back(error, namespace):
+                return make(config)
             raise explain(error, namespace, f"constructing {ref}", repo.written_for) from error
 
     resolved = ResolvedClass(make, ref.name, code_origin(repo, ref), repo.base)

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.sources.source import Source
 
-Base = Literal["shim", "transformers"]
-"""Who serves the code's imports of transformers: shardload's stand-in, or the installed library."""
+Base = Literal["shim", "parts", "transformers"]
+"""Who serves the code's imports of transformers: shardload's stand-in; the stand-in, and for the library's models its
+own files run beside the code; or the installed library."""
 
 PACKAGE = "shardload.remote_code.repos"
 
@@ -50,8 +51,15 @@ class Code:
     untaken: frozenset[str] = field(default=frozenset(), repr=False)
 
     def sha256(self, base: Base) -> str:
-        """Return the hash over every file's name and bytes, and who serves its imports of transformers."""
+        """Return the hash over every file's name and bytes, and who serves its imports of transformers.
+
+        With "parts" it covers the library's files that the code asks for, and its release.
+        """
         digest = hashlib.sha256(base.encode())
+        if base == "parts":
+            from shardload.remote_code.asked_parts import fingerprint_of  # only with such files
+
+            digest.update(fingerprint_of(self))
         for file in self.files:
             digest.update(f"\0{file.name}\0{len(file.content)}\0".encode())
             digest.update(file.content)

@@ -90,7 +90,11 @@ def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> Loade
 
 def code_origin(repo: RepoCode, ref: ClassRef) -> str:
     """Return the origin of a class as text: its name, the hash of its code, and who serves its imports."""
-    served = f", its transformers is {version()}" if repo.base == "transformers" else ""
+    served = {
+        "shim": "",
+        "parts": f", with parts of {version()}",
+        "transformers": f", its transformers is {version()}",
+    }[repo.base]
     whose = "code of the repo" if ref.repo is None else f"code of {repo.source.label}"
     return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(repo.base)[:12]}…{served})"
 
@@ -164,18 +168,22 @@ def _construct(cls: Any, settings: dict[str, Any]) -> Any:
 
 
 def convert_config(repo: RepoCode, config: Any) -> Any:
-    """Return the config, remade where the real transformers now serves the repo.
+    """Return the config, remade where another base now serves the repo.
 
-    A config may have been made before the model's code turned out to need the real transformers, which then serves the
-    whole repo, the config included.
+    A config may have been made before the model's code turned out to need parts of transformers or all of it, which
+    then serves the whole repo, the config included.
     """
-    if repo.base == "shim":
+    if repo.base == "shim" or (
+        repo.owns(config) and type(config).__module__.startswith(repo.namespace.package)
+    ):
         return config
     from shardload.transformers_shim.configuration_utils import PretrainedConfig
 
     if not isinstance(config, (PlainConfig, PretrainedConfig)):
         return config
     if not repo.owns(config):
+        if repo.base == "parts":
+            return config
         return library().PretrainedConfig.from_dict(config.to_dict())
     module = type(config).__module__.split(".h", 1)[1].partition(".")[2]
     try:

@@ -1,4 +1,4 @@
-"""Importing the classes of a repo's code, on the stand-in for transformers or on the real transformers."""
+"""Importing the classes of a repo's code: on the stand-in, with parts of the library, or on the whole library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from shardload.errors import Cures, RemoteCodeError, UnsafeError, UsageError, Wording, keyword
+from shardload.errors import Cures, RemoteCodeError, ShardloadError, UnsafeError, UsageError, Wording, keyword
 from shardload.remote_code.auto_map import ClassRef, config_entry, model_entries
 from shardload.remote_code.code import collect, file_of
 from shardload.remote_code.failures import as_lacking, explain, lacks_a_name, release_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shardload.where import CodeTrust
 
 _lock = threading.Lock()
-_needs_transformers: set[str] = set()
+_found_base: dict[str, Base] = {}  # for code that the stand-in alone can't serve
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class RepoCode:
 
     @property
     def base(self) -> Base:
-        """Who serves its imports of transformers: the caller's choice, or the stand-in until it lacks a name."""
+        """Who serves its imports of transformers: the caller's choice, or the first that has shown no lack."""
         if self.wanted != "auto":
             return self.wanted
-        return "transformers" if self.code.sha256("shim") in _needs_transformers else "shim"
+        return _found_base.get(self.code.sha256("shim"), "shim")
 
     @property
     def namespace(self) -> Namespace:
@@ -56,7 +56,7 @@ class RepoCode:
         return trusted_namespace(self.code, self.base)
 
     def load(self, ref: ClassRef) -> Any:
-        """Import the class. When the stand-in lacks a name, the installed transformers serves the whole repo.
+        """Import the class. When the stand-in lacks a name, parts of the installed transformers serve, or all of it.
 
         Raises RemoteCodeError, with file and line, when the code fails or needs something that is not there.
         """
@@ -69,19 +69,29 @@ class RepoCode:
             raise explain(error, namespace, f"importing {ref}", self.written_for) from error
 
     def fall_back(self, error: BaseException, namespace: Namespace) -> bool:
-        """Let the installed transformers serve the repo, where the error says that the stand-in lacks a name.
+        """Let the next base serve the repo: parts where the stand-in lacks a name, the whole library where parts fail.
 
-        Returns False for other errors. Raises the error that names what is missing when transformers is not installed,
-        or when the caller chose the stand-in.
+        Returns False where no other base would help. Raises the error that names what is missing when transformers
+        is not installed, or when the caller chose who serves.
         """
-        if namespace.base != "shim" or not lacks_a_name(error):
+        lacking = lacks_a_name(error)
+        if namespace.base == "transformers" or not (lacking or self._parts_failed(error, namespace)):
             return False
-        if self.wanted == "shim" or not is_installed():
+        if self.wanted != "auto" or not is_installed():
             missing = as_lacking(error, namespace, self.written_for)
             raise missing from (None if missing is error else error)
         with _lock:
-            _needs_transformers.add(self.code.sha256("shim"))
+            _found_base[self.code.sha256("shim")] = "parts" if namespace.base == "shim" else "transformers"
         return True
+
+    def _parts_failed(self, error: BaseException, namespace: Namespace) -> bool:
+        """Return whether code failed in a way that the library as a whole may not: its parts are its files alone."""
+        return (
+            namespace.base == "parts"
+            and self.wanted == "auto"
+            and isinstance(error, Exception)
+            and not isinstance(error, (ShardloadError, MemoryError))
+        )
 
     def owns(self, obj: Any) -> bool:
         """Return whether an object's class is of this code, whoever serves it."""
@@ -119,7 +129,7 @@ def open_code(
 
 
 def require_base(remote_base: str) -> None:
-    """Raise UsageError for an unknown base, and for "transformers" where that is not installed."""
+    """Raise UsageError for an unknown base, and for one that needs transformers where that is not installed."""
     known = get_args(RemoteBase)
     if remote_base not in known:
         raise UsageError(
@@ -127,9 +137,10 @@ def require_base(remote_base: str) -> None:
             where=keyword("remote_base"),
             cure=f"choose one of: {', '.join(known)}",
         )
-    if remote_base == "transformers" and not is_installed():
+    if remote_base in ("parts", "transformers") and not is_installed():
+        asked = "the real transformers is" if remote_base == "transformers" else "parts of transformers are"
         raise UsageError(
-            "the real transformers is asked for, and it is not installed",
+            f"{asked} asked for, and it is not installed",
             where=keyword("remote_base"),
             cure=Cures("pip install transformers", Wording("leave {remote_base}", remote_base="auto")),
         )

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from shardload.library_parts.release import installed
 from shardload.remote_code.auto_map import architectures, model_type
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ def library() -> Any:
 
 
 def version() -> str:
-    """Return "transformers x.y.z"."""
-    return f"transformers {library().__version__}"
+    """Return "transformers x.y.z"; does not import it."""
+    release = installed()
+    return release.name if release is not None else f"transformers {library().__version__}"
 
 
 def model_class_for(settings: Mapping[str, Any], auto_class: str | None = None) -> Any:

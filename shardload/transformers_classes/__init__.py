@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from torch import nn
 
@@ -31,21 +31,31 @@ def conversions(
     """Return the rules that turn a checkpoint into a model that has classes of transformers in it; mostly none.
 
     `kinds` are the types of the model's modules, `modules` the modules by prefix, `keys` the names of its tensors. The
-    outermost modules of transformers, and of the stand-in, get a rule each, which knows of those inside. A rule that
-    only renames is left out where it changes none of the names that are `stored`.
+    outermost modules of transformers, of its parts, and of the stand-in get a rule each, which knows of those inside. A
+    rule that only renames is left out where it changes none of the names that are `stored`.
     """
     bases = [pretrained_model(home) for home in (STAND_IN, LIBRARY)]
     if not any(issubclass(kind, tuple(filter(None, bases))) for kind in kinds):
         return ()
-    modules = list(modules)
-    stand_in, library = (_outermost(base, modules) for base in bases)
     from shardload.transformers_classes.legacy_names import LegacyNames
+    from shardload.transformers_classes.part_transforms import has_parts, part_base
+
+    modules = list(modules)
+    parts = (
+        _outermost(lambda module: part_base(type(module)) is not None, modules) if has_parts(kinds) else []
+    )
+    inside_parts = tuple(prefix for prefix, _ in parts)
+    beside = [
+        (prefix, module) for prefix, module in modules if not prefix.startswith(inside_parts or ("\0",))
+    ]
+    stand_in, library = (_outermost(_has_base(base), beside) for base in bases)
 
     names = list(keys)
     rules: list[ClassConversion | LegacyNames] = []
     # What the stand-in serves can hold modules of transformers, and not the other way round.
     for prefix, module in stand_in:
-        within = tuple(inner[len(prefix) :] for inner, _ in library if inner.startswith(prefix))
+        own_rules = [*library, *parts]
+        within = tuple(inner[len(prefix) :] for inner, _ in own_rules if inner.startswith(prefix))
         rules.append(LegacyNames(module, prefix, _below(prefix, names), within))
     kind: type[ClassConversion | LegacyNames] = LegacyNames
     if library and "transformers.core_model_loading" in sys.modules:  # since transformers 5
@@ -53,14 +63,27 @@ def conversions(
 
         kind = ClassConversion
     rules += [kind(module, prefix, _below(prefix, names)) for prefix, module in library]
+    if parts:
+        from shardload.transformers_classes.conversion import ClassConversion
+
+        rules += [
+            ClassConversion(module, prefix, _below(prefix, names), of_parts=True) for prefix, module in parts
+        ]
     return tuple(rule for rule in rules if stored is None or rule.takes(stored))
 
 
-def _outermost(base: Any, modules: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Return the outermost modules of classes that have this base; None is the base of none."""
+def _has_base(base: Any) -> Callable[[nn.Module], bool]:
+    """Return a test for modules of classes that have this base; None is the base of none."""
+    return lambda module: base is not None and isinstance(module, base)
+
+
+def _outermost(
+    wanted: Callable[[nn.Module], bool], modules: Sequence[tuple[str, nn.Module]]
+) -> list[tuple[str, nn.Module]]:
+    """Return the outermost modules among those that are wanted."""
     found: list[tuple[str, nn.Module]] = []
-    for prefix, module in modules if base is not None else ():
-        if isinstance(module, base) and not any(prefix.startswith(outer) for outer, _ in found):
+    for prefix, module in modules:
+        if wanted(module) and not any(prefix.startswith(outer) for outer, _ in found):
             found.append((prefix, module))
     return found
 

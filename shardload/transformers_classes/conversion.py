@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardload.errors import ShardloadError
 from shardload.keymap.rule import RuleBase, Step, rebuilt
+from shardload.library_parts.importer import part_module
 from shardload.transformers_classes.groups import Group
+from shardload.transformers_classes.part_transforms import transforms_of
 from shardload.transformers_classes.renaming import NewName, Renaming
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ class ClassConversion(RuleBase):
 
     `model` is the outermost module of the library, at `prefix` of the whole model; `names` are its keys. A tensor
     whose new name the model lacks keeps its stored name, so that messages and cures speak of what is in the file; one
-    that the class ignores is dropped. `refusals` tells what an operation said against a tensor that stays as it is.
+    that the class ignores is dropped. With `of_parts` the module is a part, and so are the transforms. `refusals` tells
+    what an operation said against a tensor that stays as it is.
     """
 
     op: ClassVar[str] = "transformers"
@@ -43,6 +46,7 @@ class ClassConversion(RuleBase):
     model: nn.Module
     prefix: str
     names: Collection[str]
+    of_parts: bool = False
     refusals: dict[str, str] = field(default_factory=dict)
 
     def transform(self, table: Table) -> Step:
@@ -73,8 +77,20 @@ class ClassConversion(RuleBase):
     @cached_property
     def transforms(self) -> list[Any]:
         """The transforms of the class; each remembers whether it took a name."""
+        return self._listed(legacy=True)
+
+    def _listed(self, *, legacy: bool) -> list[Any]:
+        if self.of_parts:
+            return transforms_of(self.model, legacy=legacy)
         mapping = importlib.import_module("transformers.conversion_mapping")
-        return list(mapping.get_model_conversion_mapping(self.model))
+        return list(mapping.get_model_conversion_mapping(self.model, add_legacy=legacy))
+
+    @property
+    def loading(self) -> Any:
+        """The module of transformers that has its transforms."""
+        if self.of_parts:
+            return part_module("core_model_loading")
+        return importlib.import_module("transformers.core_model_loading")
 
     @property
     def used(self) -> list[Any]:
@@ -84,15 +100,13 @@ class ClassConversion(RuleBase):
         """
         if "transforms" in self.__dict__:
             return [each for each in self.transforms if each.was_used()]
-        mapping = importlib.import_module("transformers.conversion_mapping")
-        prefixed = core_model_loading().PrefixChange
-        listed = mapping.get_model_conversion_mapping(self.model, add_legacy=False)
-        return [each for each in listed if not isinstance(each, prefixed)]
+        prefixed = self.loading.PrefixChange
+        return [each for each in self._listed(legacy=False) if not isinstance(each, prefixed)]
 
     def _sorted_out(self, table: Table) -> tuple[dict[str, Group], dict[str, str], list[str]]:
         """Return the groups of names by the first name of each result, the renames, and the names to ignore."""
-        loading = core_model_loading()
-        renamings, converters, owner = divided(self.transforms)
+        loading = self.loading
+        renamings, converters, owner = divided(self.transforms, loading)
         renaming = Renaming(
             self.transforms, lambda name: loading.rename_source_key(name, renamings, converters)
         )
@@ -175,9 +189,9 @@ class WriteBack(RuleBase):
 
     def transform(self, table: Table) -> Step:
         """Return the table as a checkpoint has it. Raises what an operation of transformers raises."""
-        loading = core_model_loading()
+        loading = self.conversion.loading
         used = [each.reverse_transform() for each in reversed(self.conversion.used)]
-        renamings, converters, owner = divided(used)
+        renamings, converters, owner = divided(used, loading)
         taken_by = Renaming(converters, lambda name: loading.apply_converters(name, converters))
         renamed = Renaming(renamings, lambda name: (loading.apply_renamings(name, renamings), None))
         prefix = self.conversion.prefix
@@ -209,14 +223,11 @@ class WriteBack(RuleBase):
         return {"op": self.op}
 
 
-def core_model_loading() -> Any:
-    """Return the module of transformers that has its transforms."""
-    return importlib.import_module("transformers.core_model_loading")
+def divided(transforms: list[Any], loading: Any) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """Return the renames and the converters among transforms, and the converter of each pattern.
 
-
-def divided(transforms: list[Any]) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    """Return the renames and the converters among transforms, and the converter of each pattern."""
-    loading = core_model_loading()
+    `loading` is the module of transformers that has them.
+    """
     renamings = [each for each in transforms if isinstance(each, loading.WeightRenaming)]
     converters = [each for each in transforms if isinstance(each, loading.WeightConverter)]
     return renamings, converters, {pattern: each for each in converters for pattern in each.source_patterns}

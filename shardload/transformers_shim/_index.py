@@ -66,6 +66,11 @@ def has_module(module: str) -> bool:
     )
 
 
+def has_name(name: str) -> bool:
+    """Return whether one of the stand-in's modules defines a name."""
+    return name in homes()
+
+
 @functools.lru_cache(maxsize=1)
 def _read() -> dict[str, tuple[frozenset[str], frozenset[str]]]:
     """Return, for each module, the names that it defines and the names that it re-exports."""

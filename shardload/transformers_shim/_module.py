@@ -48,19 +48,20 @@ class ShimModule(ModuleType):
         # Python itself looks for dunder names on modules (`__path__`, `__wrapped__`): code does not ask for them.
         if name.startswith("__"):
             raise AttributeError(name)
-        frame = sys._getframe(1)
-        if not is_repo_module(str(frame.f_globals.get("__name__", ""))):
-            found = known(self, name)
-            if found is None:
-                raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-            return found
-        found = answer(self, name, frame, may_lack=_may_lack(frame))
-        if found is None:
-            raise lacking(MissingAttributeError, f"{self._own_name()}.{name}")
-        return found
+        return looked_up(self, name, sys._getframe(1))
 
-    def _own_name(self) -> str:
-        return self.__name__.replace(SHIM, "transformers", 1)
+
+def looked_up(module: ModuleType, name: str, frame: FrameType) -> Any:
+    """Return what the code in `frame` gets for the attribute of a module of the stand-in; raise AttributeError."""
+    if not is_repo_module(str(frame.f_globals.get("__name__", ""))):
+        found = known(module, name)
+        if found is None:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        return found
+    found = answer(module, name, frame, may_lack=_may_lack(frame))
+    if found is None:
+        raise lacking(MissingAttributeError, f"{module.__name__.replace(SHIM, 'transformers', 1)}.{name}")
+    return found
 
 
 def _adopt(parent: ModuleType, name: str, value: Any) -> None:
@@ -128,18 +129,22 @@ def import_for(name: str, frame: FrameType, fromlist: Iterable[str] | None = ())
     """
     host()
     inside = name.partition(".")[2]
-    if not inside or inside in names_by_module():
-        module = importlib.import_module(f"{SHIM}.{inside}" if inside else SHIM)
-    elif has_module(inside) and not _in_try(frame):
-        module = placeholder_module(inside)
-    else:
+    if not has_module(inside) or (inside not in names_by_module() and _in_try(frame)):
         raise lacking(MissingFromShimError, name)
+    module = module_of(inside)
     for item in fromlist or ():
         if item == "*" and inside not in names_by_module():  # the names that it would bring are unknown
             raise lacking(MissingFromShimError, f"{name}.*")
         if item != "*" and answer(module, item, frame) is None:
             raise lacking(MissingFromShimError, f"{name}.{item}")
     return module
+
+
+def module_of(inside: str) -> ModuleType:
+    """Return the stand-in's module of a dotted name ("" is transformers), or one of placeholders where it has none."""
+    if inside in names_by_module():
+        return importlib.import_module(f"{SHIM}.{inside}" if inside else SHIM)
+    return placeholder_module(inside)
 
 
 @functools.cache

@@ -120,6 +120,13 @@ def placeholder(module: str, name: str) -> Any:
     return None
 
 
+def placeholder_of_any(module: str, name: str) -> Any:
+    """Return the placeholder for any name, a probe's False or else a function where nothing says what it is."""
+    found = probe(name)
+    found = placeholder(module, name) if found is None else found
+    return _function(name, f"transformers.{module}.{name}") if found is None else found
+
+
 def _class(name: str, full: str) -> type[Any]:
     def refuse(cls: type[Any], *_args: Any, **_kwargs: Any) -> NoReturn:
         used = "" if cls.__name__ == name else f" (as the base of {cls.__name__})"

@@ -50,6 +50,17 @@ class Cache:
         """Return what `get_max_length` returns, under the name that it has since 4.46."""
         return self.get_max_length()
 
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Return the position of the next token, for code since 5.0."""
+        return self.get_seq_length(layer_idx)
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """For each layer whether it holds a window of tokens only: none does here."""
+        return [False] * len(self)  # type: ignore[arg-type]
+
+    is_linear = is_dummy = is_sliding
+
     def get_usable_length(self, new_seq_length: int, layer_idx: int | None = 0) -> int:
         """Return how many cached tokens the next forward pass over so many new ones sees."""
         longest, held = self.get_max_length(), self.get_seq_length(layer_idx or 0)
@@ -134,9 +145,10 @@ class DynamicCache(Cache):
             return 0
         return self.key_cache[layer].shape[-2]
 
-    def get_mask_sizes(self, cache_position: torch.Tensor, layer_idx: int = 0) -> tuple[int, int]:
-        """Return (length of the keys after this pass, their offset), for code since 4.53."""
-        return self.get_seq_length(layer_idx) + cache_position.shape[0], 0
+    def get_mask_sizes(self, cache_position: Any, layer_idx: int = 0) -> tuple[int, int]:
+        """Return (length of the keys after this pass, their offset), for code since 4.53; 5.x passes the new length."""
+        new = cache_position if isinstance(cache_position, int) else cache_position.shape[0]
+        return self.get_seq_length(layer_idx) + new, 0
 
     def crop(self, max_length: int) -> None:
         """Keep the first `max_length` tokens; a negative number drops that many of the last."""
@@ -200,6 +212,11 @@ class EncoderDecoderCache(Cache):
     def get_seq_length(self, layer_idx: int | None = 0) -> int:
         """Return how many of the decoder's tokens a layer holds."""
         return int(self.self_attention_cache.get_seq_length(layer_idx or 0))
+
+    def get_mask_sizes(self, cache_position: Any, layer_idx: int = 0) -> tuple[int, int]:
+        """Return (length of the decoder's keys after this pass, their offset), for code since 4.53."""
+        sizes: tuple[int, int] = self.self_attention_cache.get_mask_sizes(cache_position, layer_idx)
+        return sizes
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Reorder the batch to the beams that continue."""

@@ -39,6 +39,6 @@ def flash_attn_supports_top_left_mask() -> bool:
     return False
 
 
-def is_flash_attn_available() -> bool:
+def is_flash_attn_available(**_options: Any) -> bool:
     """Return False: the stand-in's own attention functions use no flash attention."""
     return False

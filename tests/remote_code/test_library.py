@@ -71,7 +71,7 @@ def test_the_real_transformers_must_be_installed(tmp_path):
 
 
 def test_other_bases_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="choose one of: auto, shim, transformers"):
+    with pytest.raises(UsageError, match="choose one of: auto, shim, parts, transformers"):
         shardload.from_pretrained(checkpoint(tmp_path), trust_remote_code=True, remote_base="real")
 
 

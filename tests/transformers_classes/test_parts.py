@@ -103,12 +103,12 @@ def same(one, other):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-@pytest.mark.parametrize("base", ["auto", "transformers"])
-def test_parts_of_a_repos_own_model_are_converted_as_there(tmp_path, base):
+@pytest.mark.parametrize(("base", "serving"), [("auto", "parts"), ("transformers", "transformers")])
+def test_parts_of_a_repos_own_model_are_converted_as_there(tmp_path, base, serving):
     state = repo(tmp_path / "own", "Own")
     ours = shardload.from_pretrained(tmp_path / "own", trust_remote_code=True, remote_base=base)
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "own", trust_remote_code=True)
-    assert report_of(ours).remote_base == "transformers"
+    assert report_of(ours).remote_base == serving
     same(ours.state_dict(), theirs.state_dict())
     same(ours.state_dict(), state)
     save(ours, tmp_path / "again")

@@ -21,7 +21,7 @@ def installed(package: str) -> bool:
 
 
 def _probe(package: str) -> Callable[[], bool]:
-    def available(*_args: Any) -> bool:
+    def available(*_args: Any, **_options: Any) -> bool:
         return installed(package)
 
     return available

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardload.transformers_shim._missing import later_class
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def _auto(name: str) -> Any:
-    kind = later_class(name, __name__)
+
+def auto_class(name: str, home: str, otherwise: Callable[[Any], Any] | None = None) -> Any:
+    """Return an auto class: it knows what is registered, else what `otherwise` returns for a config."""
+    kind = later_class(name, home)
     refuse = kind.from_pretrained
     registered: dict[Any, Any] = {}
 
@@ -19,6 +23,8 @@ def _auto(name: str) -> Any:
     def from_config(_cls: type[Any], /, config: Any, **options: Any) -> Any:
         """Return a model of the class registered for the config's class; raise for other configs."""
         found = registered.get(type(config))
+        if found is None and otherwise is not None:
+            found = otherwise(config)
         options.pop("trust_remote_code", None)
         return refuse(config) if found is None else found._from_config(config, **options)
 
@@ -27,9 +33,9 @@ def _auto(name: str) -> Any:
     return kind
 
 
-AutoConfig = _auto("AutoConfig")
-AutoModel = _auto("AutoModel")
-AutoModelForCausalLM = _auto("AutoModelForCausalLM")
-AutoModelForSeq2SeqLM = _auto("AutoModelForSeq2SeqLM")
-AutoModelForSequenceClassification = _auto("AutoModelForSequenceClassification")
-AutoTokenizer = _auto("AutoTokenizer")
+AutoConfig = auto_class("AutoConfig", __name__)
+AutoModel = auto_class("AutoModel", __name__)
+AutoModelForCausalLM = auto_class("AutoModelForCausalLM", __name__)
+AutoModelForSeq2SeqLM = auto_class("AutoModelForSeq2SeqLM", __name__)
+AutoModelForSequenceClassification = auto_class("AutoModelForSequenceClassification", __name__)
+AutoTokenizer = auto_class("AutoTokenizer", __name__)

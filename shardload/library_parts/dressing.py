@@ -1,0 +1,56 @@
+"""What is done to the classes of a part once its file has run: they take configs and calls of older code."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from shardload.library_parts.completed_config import complete
+from shardload.library_parts.old_calls import dress_attention, dress_layer
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def dress(module: ModuleType) -> None:
+    """Let the modules of a part take a config of another class, and answer calls of code for transformers 4."""
+    own = [kind for kind in vars(module).values() if _is_module(kind) and kind.__module__ == module.__name__]
+    rotary = next((kind for kind in own if kind.__name__.endswith("RotaryEmbedding")), None)
+    for kind in own:
+        _complete_configs(kind)
+        if "forward" not in vars(kind):
+            continue
+        rotates = "position_embeddings" in _parameters(kind.forward)
+        if rotates and kind.__name__.endswith("Attention"):
+            dress_attention(kind, rotary)
+        elif any(base.__name__ == "GradientCheckpointingLayer" for base in kind.__mro__[1:]) or (
+            rotates and kind.__name__.endswith("Layer")
+        ):
+            dress_layer(kind, rotary)
+
+
+def _is_module(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, nn.Module)
+
+
+def _parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def _complete_configs(kind: Any) -> None:
+    """Complete the config that a class's constructor takes, where it says of which class that is."""
+    construct = vars(kind).get("__init__")
+    parameter = inspect.signature(construct).parameters.get("config") if construct else None
+    family = parameter.annotation if parameter is not None else None
+    if not isinstance(family, type):
+        return
+
+    @functools.wraps(construct)
+    def completed(self: Any, *args: Any, **kwargs: Any) -> None:
+        complete(args[0] if args else kwargs.get("config"), family)
+        construct(self, *args, **kwargs)
+
+    kind.__init__ = completed

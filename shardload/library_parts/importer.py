@@ -1,0 +1,155 @@
+"""The package of a release's parts, and the finder and the imports by which its files see the stand-in.
+
+A file of the library runs as it is on the disk. What it imports of transformers, by a relative or an absolute name, is
+answered by `front.py`: other model files are parts too, nearly everything else is the stand-in's.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import linecache
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from shardload.library_parts.release import PACKAGE, installed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import CodeType
+
+
+def part_module(inside: str) -> ModuleType:
+    """Import a file of the installed release ("models.llama.modeling_llama") as a part, and return its module."""
+    release = installed()
+    if release is None:
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+    return importlib.import_module(f"{release.package}.{inside}")
+
+
+def is_part(kind: type[Any]) -> bool:
+    """Return whether a class is defined in a part."""
+    return kind.__module__.startswith(f"{PACKAGE}.v")
+
+
+def name_in_library(kind: type[Any]) -> str:
+    """Return the name that the class of a part has in transformers ("transformers.models.llama.modeling_llama.X")."""
+    inside = kind.__module__.removeprefix(f"{PACKAGE}.").partition(".")[2]
+    return f"transformers.{inside}.{kind.__qualname__}"
+
+
+def install_finder() -> None:
+    """Put the finder of parts before Python's own finders; `sys.path` is not changed."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002 - the import system's signature
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith(f"{PACKAGE}.v"):
+            return None
+        release = installed()
+        package, inside = _split(fullname)
+        if release is None or package != release.package:
+            there = "none is installed" if release is None else f"{release.name} is installed"
+            raise ModuleNotFoundError(
+                f"{fullname} is a part of another release of transformers than this process has: {there}",
+                name=fullname,
+            )
+        file = release.file(inside)
+        if file is None and not (release.folder / inside.replace(".", "/")).is_dir():
+            return None
+        runs = file is not None and file.name != "__init__.py"  # a package's own file only lists names
+        loader = _Loader(fullname, str(file)) if runs else _PackageLoader()
+        spec = importlib.machinery.ModuleSpec(
+            fullname, loader, origin=str(file) if runs else None, is_package=not runs
+        )
+        spec.has_location = runs
+        return spec
+
+
+def _split(fullname: str) -> tuple[str, str]:
+    """Return the package of a part's release, and the name of its module in transformers."""
+    parts = fullname.split(".")
+    depth = PACKAGE.count(".") + 2
+    return ".".join(parts[:depth]), ".".join(parts[depth:])
+
+
+class _PackageLoader(importlib.abc.Loader):
+    """Makes a package without content; its modules are found one by one."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+class PartModule(ModuleType):
+    """The module of a part. A name that the library's file lacks, and older files had, is the stand-in's answer."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        from shardload.library_parts.front import older_name
+
+        return older_name(_split(self.__name__)[1], name, sys._getframe(1))
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Runs a file of the library with the imports of a part, from the bytes that were hashed."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return PartModule(spec.name)
+
+    def get_data(self, path: str) -> bytes:
+        from shardload.library_parts.model_files import read
+
+        return read(_split(self.name)[1]) if path == self.path else super().get_data(path)
+
+    def set_data(self, *_args: Any, **_kwargs: Any) -> None:
+        """Write nothing into the library's folder."""
+
+    def get_source(self, fullname: str) -> str:  # noqa: ARG002 - the import system's signature
+        return importlib.util.decode_source(self.get_data(self.path))
+
+    def exec_module(self, module: ModuleType) -> None:
+        from shardload.library_parts.dressing import dress
+
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
+        code: CodeType | None = self.get_code(module.__name__)
+        assert code is not None
+        # torch.jit.script and inspect read these lines: they must be the ones that ran.
+        source = self.get_source(module.__name__)
+        lines: Any = (len(source), None, source.splitlines(keepends=True), self.path)
+        linecache.cache.setdefault(self.path, lines)
+        exec(code, vars(module))  # noqa: S102 - a file of the installed library
+        dress(module)
+
+
+def _import(
+    name: str,
+    globals: Mapping[str, Any] | None = None,  # noqa: A002 - the builtin's own signature
+    locals: Mapping[str, Any] | None = None,  # noqa: A002
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> ModuleType:
+    """Import for one import statement of a part."""
+    from shardload.library_parts.front import module_for_part
+
+    package = str((globals or {}).get("__package__") or "")
+    if level > 0 and package.startswith(f"{PACKAGE}.v"):
+        absolute = importlib.util.resolve_name("." * level + name, package)
+        return module_for_part(_split(absolute)[1])
+    top, _, inside = name.partition(".")
+    if level == 0 and top == "transformers":
+        return module_for_part(inside if fromlist else "")
+    if name == "huggingface_hub.dataclasses":
+        return module_for_part(name)
+    return builtins.__import__(name, globals, locals, fromlist or (), level)
