@@ -61,19 +61,26 @@ def _tables(release: Release) -> dict[str, dict[str, Any]]:
         path = release.file(module)
         for node in ast.parse(path.read_bytes()).body if path else ():
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                pairs = _pairs(node.value)
-                if pairs:
-                    found.setdefault(node.targets[0].id, {}).update(pairs)
+                table, pairs = node.targets[0].id, _pairs(node.value)
+            elif (
+                isinstance(node, ast.Expr)
+                and getattr(getattr(node.value, "func", None), "attr", "") == "update"
+            ):
+                table, pairs = str(getattr(node.value.func.value, "id", "")), _pairs(node.value)  # type: ignore[attr-defined]
+            else:
+                continue
+            if pairs:
+                found.setdefault(table, {}).update(pairs)
     return found
 
 
 def _pairs(made: ast.expr) -> dict[str, Any]:
-    """Return the pairs of `OrderedDict([(a, b), …])`, as far as they are plain names."""
+    """Return the pairs of `OrderedDict([(a, b), …])` or `….update({a: b, …})`, as far as they are plain names."""
     if not isinstance(made, ast.Call):
         return {}
     found = {}
-    spread = (kw.value for kw in made.keywords if kw.arg is None)
-    for node in [*(each for arg in made.args for each in getattr(arg, "elts", ())), *spread]:
+    spread = [kw.value for kw in made.keywords if kw.arg is None]
+    for node in [*(each for arg in made.args for each in getattr(arg, "elts", [arg])), *spread]:
         if isinstance(node, ast.Tuple) and len(node.elts) == 2:
             try:
                 key, value = ast.literal_eval(node)

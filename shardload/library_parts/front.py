@@ -98,9 +98,12 @@ def import_for(name: str, frame: FrameType, fromlist: Iterable[str] | None = ())
         stand_in = shim.import_for(name, frame, unserved)
         if "*" in unserved:
             return stand_in
-    if not fromlist:
-        return _front("", for_part=False)
     return front
+
+
+def transformers() -> ModuleType:
+    """Return the module that `import transformers.x` binds."""
+    return _front("", for_part=False)
 
 
 def _require_names(name: str, part: ModuleType, frame: FrameType, fromlist: Iterable[str] | None) -> None:

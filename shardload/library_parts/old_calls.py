@@ -48,7 +48,7 @@ def dress_attention(kind: Any, rotary: Any) -> None:
     @functools.wraps(forward)
     def answering(self: Any, *args: Any, **kwargs: Any) -> Any:
         is_old = "past_key_value" in kwargs and not takes_one_cache
-        if not is_old and ("position_embeddings" in kwargs or len(args) > names.index("position_embeddings")):
+        if not is_old and ("position_embeddings" in kwargs or _has_tables(args, names)):
             return _with_weights(self, forward, args, kwargs)
         caller = _caller()
         given = _named(_OLD_ORDER, args, kwargs)
@@ -83,9 +83,7 @@ def dress_layer(kind: Any, rotary: Any) -> None:
     @functools.wraps(forward)
     def answering(self: Any, *args: Any, **kwargs: Any) -> Any:
         renamed = "past_key_value" in kwargs and not takes_one_cache
-        told = (
-            not rotates or "position_embeddings" in kwargs or len(args) > names.index("position_embeddings")
-        )
+        told = not rotates or "position_embeddings" in kwargs or _has_tables(args, names)
         if told and not renamed:
             output = forward(self, *args, **kwargs)
             return (output,) if isinstance(output, torch.Tensor) and _is_older(_caller()) else output
@@ -105,6 +103,12 @@ def dress_layer(kind: Any, rotary: Any) -> None:
         return (output, *(weights[:1] if weights else ()), *((cache,) if given.get("use_cache") else ()))
 
     kind.forward = answering
+
+
+def _has_tables(args: tuple[Any, ...], names: list[str]) -> bool:
+    """Return whether the rotary tables are among the arguments by position; `use_cache` once stood in their place."""
+    place = names.index("position_embeddings")
+    return len(args) > place and args[place] is not None and not isinstance(args[place], bool)
 
 
 def _named(order: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

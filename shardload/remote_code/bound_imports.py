@@ -62,9 +62,9 @@ class _Importer:
                 module = _import_from_shim(name, sys._getframe(1), fromlist, parts=self._has_parts)
             else:
                 module = builtins.__import__(target, globals, locals, fromlist or (), 0)
-            if self._has_parts and not fromlist and target.startswith(SHIM):
-                return module  # `transformers` itself
             # `import a.b` binds `a`.
+            if self._has_parts and not fromlist and target.startswith(SHIM):
+                return importlib.import_module("shardload.library_parts.front").transformers()  # type: ignore[no-any-return]
             top = self.target_of(name.split(".", maxsplit=1)[0], importer)
             return module if fromlist else sys.modules[top or target]
         return builtins.__import__(name, globals, locals, fromlist or (), level)

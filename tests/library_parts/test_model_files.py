@@ -1,0 +1,63 @@
+"""The index of the library's model files, against the library's own imports."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from shardload.library_parts import model_files
+from shardload.library_parts.release import installed
+
+from .test_importer import run
+
+transformers = pytest.importorskip("transformers")
+
+NAMES = (
+    "LlamaForCausalLM",
+    "LlamaConfig", "Qwen2Model", "BertModel", "XLMRobertaModel", "RobertaForMaskedLM", "HubertModel",
+    "SiglipVisionModel", "CLIPVisionModel", "CLIPTextConfig", "WhisperForConditionalGeneration", "T5EncoderModel",
+    "GPT2LMHeadModel", "GPTNeoXForCausalLM", "ASTModel",
+)  # fmt: skip
+
+
+def test_a_name_is_found_in_the_file_that_the_library_takes_it_from():
+    for name in NAMES:
+        assert f"transformers.{model_files.home_of(name)}" == getattr(transformers, name).__module__, name
+
+
+def test_a_name_that_the_library_does_not_export_is_found_in_its_own_file_only():
+    assert model_files.home_of("LlamaRMSNorm") is None
+    assert model_files.home_of("LlamaRMSNorm", "models.llama") == "models.llama.modeling_llama"
+    assert model_files.home_of("apply_rotary_pos_emb", "models.llama.modeling_llama")
+    assert model_files.home_of("NoSuchModel") is None
+    assert model_files.home_of("PreTrainedModel") is None
+
+
+def test_the_release_is_known_without_importing_it():
+    code = "from shardload.library_parts.release import installed; import sys; print(installed().version, '"
+    assert run(code + "transformers' in sys.modules)").split() == [transformers.__version__, "False"]
+
+
+def test_needed_files_are_those_that_the_files_import():
+    needed = model_files.needed_files(["models.llama.modeling_llama"])
+    assert {"models.llama.modeling_llama", "models.llama.configuration_llama"} <= set(needed)
+    for module in needed:
+        ast.parse(model_files.read(module))
+
+
+def test_the_fingerprint_is_of_the_files_and_the_release():
+    llama, bert = (model_files.fingerprint([f"models.{name}.modeling_{name}"]) for name in ("llama", "bert"))
+    assert llama != bert != model_files.fingerprint([])
+    assert llama == model_files.fingerprint(["models.llama.modeling_llama"])
+
+
+def test_all_model_files_are_listed():
+    modules = model_files.model_modules()
+    release = installed()
+    assert release is not None
+    assert len(modules) > 400
+    assert all(model_files.is_model_file(module) for module in modules)
+    assert not any(
+        ".auto." in module or "modular_" in module or "modeling_tf_" in module for module in modules
+    )
