@@ -7,6 +7,14 @@ the parts share one `PreTrainedModel`, one base of configs and one generation. T
 
 from __future__ import annotations
 
-from shardload.library_parts.importer import install_finder
+from shardload.library_parts.importer import World, hand_in
 
-install_finder()  # unpickling a model imports its classes' modules, before anything else is imported
+
+def _world() -> World:
+    from shardload.library_parts.dressing import dress
+    from shardload.library_parts.front import module_for_part, older_name
+
+    return World(module_for_part, older_name, dress)
+
+
+hand_in(_world)  # unpickling a model imports its classes' modules before anything else

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardload.library_parts.importer import is_part
+from shardload.library_parts.release import is_part
 from shardload.transformers_shim.configuration_utils import PretrainedConfig
 
 

@@ -7,6 +7,7 @@ answered by `front.py`: other model files are parts too, nearly everything else 
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -14,13 +15,18 @@ import importlib.util
 import linecache
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shardload.library_parts.model_files import read
 from shardload.library_parts.release import PACKAGE, installed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import CodeType
+    from collections.abc import Callable, Mapping, Sequence
+    from types import CodeType, FrameType
+
+
+# Modules of others for which there are bridges: checks of settings, and a context that takes seconds to import.
+_BRIDGED = frozenset({"huggingface_hub.dataclasses", "torch._dynamo._trace_wrapped_higher_order_op"})
 
 
 def part_module(inside: str) -> ModuleType:
@@ -31,21 +37,31 @@ def part_module(inside: str) -> ModuleType:
     return importlib.import_module(f"{release.package}.{inside}")
 
 
-def is_part(kind: type[Any]) -> bool:
-    """Return whether a class is defined in a part."""
-    return kind.__module__.startswith(f"{PACKAGE}.v")
+class World(NamedTuple):
+    """What a part's file finds: the modules of its transformers, answers for older names, and what its classes get.
+
+    `module(inside)` returns the module of a dotted name ("" is transformers); `older_name(inside, name, frame)` answers
+    for a name that a file lacks; `dress(module)` is called once a file has run.
+    """
+
+    module: Callable[[str], ModuleType]
+    older_name: Callable[[str, str, FrameType], Any]
+    dress: Callable[[ModuleType], None]
 
 
-def name_in_library(kind: type[Any]) -> str:
-    """Return the name that the class of a part has in transformers ("transformers.models.llama.modeling_llama.X")."""
-    inside = kind.__module__.removeprefix(f"{PACKAGE}.").partition(".")[2]
-    return f"transformers.{inside}.{kind.__qualname__}"
+_giver: list[Callable[[], World]] = []
 
 
-def install_finder() -> None:
-    """Put the finder of parts before Python's own finders; `sys.path` is not changed."""
+def hand_in(giver: Callable[[], World]) -> None:
+    """Put the finder of parts before Python's own finders; `giver` makes the world when the first part is imported."""
+    _giver[:] = [giver]
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+@functools.cache
+def _world() -> World:
+    return _giver[0]()
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -97,9 +113,7 @@ class PartModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        from shardload.library_parts.front import older_name
-
-        return older_name(_split(self.__name__)[1], name, sys._getframe(1))
+        return _world().older_name(_split(self.__name__)[1], name, sys._getframe(1))
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -109,8 +123,6 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return PartModule(spec.name)
 
     def get_data(self, path: str) -> bytes:
-        from shardload.library_parts.model_files import read
-
         return read(_split(self.name)[1]) if path == self.path else super().get_data(path)
 
     def set_data(self, *_args: Any, **_kwargs: Any) -> None:
@@ -120,8 +132,6 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return importlib.util.decode_source(self.get_data(self.path))
 
     def exec_module(self, module: ModuleType) -> None:
-        from shardload.library_parts.dressing import dress
-
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
         code: CodeType | None = self.get_code(module.__name__)
         assert code is not None
@@ -130,7 +140,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         lines: Any = (len(source), None, source.splitlines(keepends=True), self.path)
         linecache.cache.setdefault(self.path, lines)
         exec(code, vars(module))  # noqa: S102 - a file of the installed library
-        dress(module)
+        _world().dress(module)
 
 
 def _import(
@@ -141,15 +151,13 @@ def _import(
     level: int = 0,
 ) -> ModuleType:
     """Import for one import statement of a part."""
-    from shardload.library_parts.front import module_for_part
-
     package = str((globals or {}).get("__package__") or "")
     if level > 0 and package.startswith(f"{PACKAGE}.v"):
         absolute = importlib.util.resolve_name("." * level + name, package)
-        return module_for_part(_split(absolute)[1])
+        return _world().module(_split(absolute)[1])
     top, _, inside = name.partition(".")
     if level == 0 and top == "transformers":
-        return module_for_part(inside if fromlist else "")
-    if name == "huggingface_hub.dataclasses":
-        return module_for_part(name)
+        return _world().module(inside if fromlist else "")
+    if name in _BRIDGED:
+        return _world().module(name)
     return builtins.__import__(name, globals, locals, fromlist or (), level)

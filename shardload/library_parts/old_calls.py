@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shardload.transformers_shim.generation._signatures import unpacks_two
+from shardload.transformers_shim.front import unpacks_two
 from shardload.transformers_shim.host import is_repo_module
 
 if TYPE_CHECKING:

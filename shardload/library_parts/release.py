@@ -7,6 +7,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "shardload.library_parts"
 _VERSION = re.compile(r"""^__version__ = ["']([^"']+)["']""", re.MULTILINE)
@@ -48,3 +49,14 @@ def _read(origin: str) -> Release | None:
     path = Path(origin)
     version = _VERSION.search(path.read_text(encoding="utf-8"))
     return Release(version[1], path.parent) if version else None
+
+
+def is_part(kind: type[Any]) -> bool:
+    """Return whether a class is defined in a part."""
+    return kind.__module__.startswith(f"{PACKAGE}.v")
+
+
+def name_in_library(kind: type[Any]) -> str:
+    """Return the name that the class of a part has in transformers ("transformers.models.llama.modeling_llama.X")."""
+    inside = kind.__module__.removeprefix(f"{PACKAGE}.").partition(".")[2]
+    return f"transformers.{inside}.{kind.__qualname__}"

@@ -10,23 +10,21 @@ from shardload.library_parts.model_files import fingerprint, home_of, is_model_f
 from shardload.transformers_shim.front import has_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from shardload.remote_code.code import Code
+    from collections.abc import Iterable, Iterator
 
 
-def asked_parts(code: Code) -> tuple[str, ...]:
-    """Return the modules ("models.llama.modeling_llama") of the library's files that would run beside the code.
+def asked_parts(contents: Iterable[bytes]) -> tuple[str, ...]:
+    """Return the modules ("models.llama.modeling_llama") of the library's files that would run beside code.
 
     They are those that its import statements name, and all that these import. Classes that the auto classes find by a
     config's `model_type` are known only when the code runs.
     """
-    return needed_files({module for file in code.files for module in _asked(file.content)})
+    return needed_files({module for content in contents for module in _asked(content)})
 
 
-def fingerprint_of(code: Code) -> bytes:
-    """Return a hash over the installed release and its files that would run beside the code."""
-    return fingerprint({module for file in code.files for module in _asked(file.content)})
+def fingerprint_of(contents: Iterable[bytes]) -> bytes:
+    """Return a hash over the installed release and its files that would run beside code."""
+    return fingerprint({module for content in contents for module in _asked(content)})
 
 
 @functools.lru_cache(maxsize=64)

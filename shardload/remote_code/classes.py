@@ -10,7 +10,7 @@ from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wo
 from shardload.remote_code.auto_map import PASS_CLASS, architectures, choose_model
 from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
-from shardload.remote_code.importer import RepoCode, open_code
+from shardload.remote_code.importer import RepoCode, open_code, require_base
 from shardload.remote_code.library import is_installed, model_class_for, version
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.plain_config import called_with_config, given_class
@@ -59,7 +59,8 @@ def resolve_class(
     """Return how to make the model.
 
     In this order: `model_class`; the entry of the repo's `auto_map` (`auto_class` picks one; its code runs: the
-    caller's consent is needed); the class of an installed transformers that `architectures` names.
+    caller's consent is needed); the class of an installed transformers that `architectures` names, with
+    `remote_base="parts"` from its file alone.
 
     Raises UsageError, saying what to pass, when there is none of these; UntrustedCodeError; RemoteCodeError.
     """
@@ -75,6 +76,15 @@ def resolve_class(
     chosen = choose_model(config_json, auto_class)
     if chosen is not None:
         return _from_code(open_code(source, config_json, chosen[1], trust), chosen[1])
+    if trust.remote_base == "parts":
+        require_base(trust.remote_base)
+        from shardload.remote_code.library_part import part_class_for, part_origin
+
+        part = part_class_for(config_json or {}, auto_class)
+        if part is not None:
+            return ResolvedClass(
+                _with_typed_errors(part, source), part.__qualname__, part_origin(part), "parts"
+            )
     found = model_class_for(config_json or {}, auto_class)
     if found is None:
         raise _nothing_to_build(source, config_json, auto_class)

@@ -59,7 +59,7 @@ class Code:
         if base == "parts":
             from shardload.remote_code.asked_parts import fingerprint_of  # only with such files
 
-            digest.update(fingerprint_of(self))
+            digest.update(fingerprint_of(file.content for file in self.files))
         for file in self.files:
             digest.update(f"\0{file.name}\0{len(file.content)}\0".encode())
             digest.update(file.content)

@@ -67,6 +67,13 @@ def load_config(
     if model_class is None:
         if choose_model(config_json) is not None:
             return LoadedConfig(_for_repo_code(settings), origin)
+        if trust.remote_base == "parts":
+            from shardload.remote_code.library_part import part_config_for, part_origin
+
+            part = part_config_for(settings)
+            if part is not None:
+                refuse_other_repos(settings)
+                return LoadedConfig(_construct(part, settings), part_origin(part))
         found = config_class_for(settings)
         if found is not None:
             refuse_other_repos(settings)
@@ -90,11 +97,9 @@ def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> Loade
 
 def code_origin(repo: RepoCode, ref: ClassRef) -> str:
     """Return the origin of a class as text: its name, the hash of its code, and who serves its imports."""
-    served = {
-        "shim": "",
-        "parts": f", with parts of {version()}",
-        "transformers": f", its transformers is {version()}",
-    }[repo.base]
+    served = ""
+    if repo.base != "shim":
+        served = f", {'with parts of' if repo.base == 'parts' else 'its transformers is'} {version()}"
     whose = "code of the repo" if ref.repo is None else f"code of {repo.source.label}"
     return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(repo.base)[:12]}…{served})"
 

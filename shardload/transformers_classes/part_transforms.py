@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from shardload.library_parts.importer import is_part, part_module
-from shardload.library_parts.release import installed
+from shardload.library_parts.importer import part_module
+from shardload.library_parts.release import installed, is_part
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shardload.transformers_shim._callers import unpacks_two
 from shardload.transformers_shim._filled import offered
 from shardload.transformers_shim._index import has_module, has_name
 from shardload.transformers_shim._missing import is_lacking, with_choices
@@ -38,5 +39,6 @@ __all__ = [
     "module_of",
     "offered",
     "placeholder_of_any",
+    "unpacks_two",
     "with_choices",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from shardload.library_parts import auto_tables
-from shardload.library_parts.importer import is_part, name_in_library, part_module
+from shardload.library_parts.importer import part_module
+from shardload.library_parts.release import is_part, name_in_library
 
 transformers = pytest.importorskip("transformers")
 

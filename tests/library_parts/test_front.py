@@ -6,7 +6,8 @@ import pytest
 
 from shardload.errors import RemoteCodeError
 from shardload.library_parts import front
-from shardload.library_parts.importer import is_part, part_module
+from shardload.library_parts.importer import part_module
+from shardload.library_parts.release import is_part
 from shardload.transformers_shim.configuration_utils import PretrainedConfig
 from shardload.transformers_shim.modeling_utils import PreTrainedModel
 from tests.remote_code.repos import build, tiny

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from shardload.library_parts.importer import is_part, name_in_library, part_module
-from shardload.library_parts.release import installed
+from shardload.library_parts.importer import part_module
+from shardload.library_parts.release import installed, is_part, name_in_library
 from shardload.transformers_shim.modeling_utils import PreTrainedModel
 
 transformers = pytest.importorskip("transformers")

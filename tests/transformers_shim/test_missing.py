@@ -19,6 +19,7 @@ from shardload.transformers_shim._missing import (
     later_class,
     with_choices,
 )
+from shardload.transformers_shim.modeling_utils import PreTrainedModel
 from shardload.where import CodeTrust
 from tests.remote_code.repos import CONFIG, MODEL, build, module_of, tiny, write
 
@@ -111,16 +112,16 @@ def test_a_name_that_a_constructor_asks_for_hands_over(tmp_path):
     assert resolved.remote_base == "transformers"
 
 
-def test_a_placeholder_that_a_constructor_uses_hands_over(tmp_path):
-    transformers = pytest.importorskip("transformers")
+def test_a_placeholder_that_a_constructor_uses_hands_over_to_a_part(tmp_path):
+    pytest.importorskip("transformers")
     model = MODEL.replace("nn.Linear(", "LlamaRMSNorm(4); self.linear = nn.Linear(")
     line = "from transformers.models.llama.modeling_llama import LlamaRMSNorm\n"
     source, config = tiny(tmp_path, model=line + model)
     loaded = load_config(source, config, CodeTrust(True))
     resolved = resolve_class(source, config, CodeTrust(True))
     assert resolved.remote_base == "shim"
-    assert isinstance(resolved.make(loaded.config), transformers.PreTrainedModel)
-    assert resolved.remote_base == "transformers"
+    assert isinstance(resolved.make(loaded.config), PreTrainedModel)
+    assert resolved.remote_base == "parts"
 
 
 def test_a_class_of_which_there_is_the_name_only_hands_over(tmp_path):

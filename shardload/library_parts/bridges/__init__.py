@@ -21,6 +21,7 @@ _NEW = {
 # A file of the library means another thing by it than code for transformers 4.
 _FOR_PARTS = {
     **_NEW,
+    "TransformGetItemToIndex": "small_names.TransformGetItemToIndex",
     "strict": "config_base.strict",
     "PreTrainedModel": "model_base.PreTrainedModel",
     "PreTrainedAudioTokenizerBase": "model_base.PreTrainedAudioTokenizerBase",

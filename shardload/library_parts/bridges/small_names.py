@@ -27,6 +27,20 @@ def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torc
     return torch.take_along_dim(hidden_states, logits_to_keep[..., None], dim=1)
 
 
+class TransformGetItemToIndex:
+    """torch's context in which masks may index tensors under vmap; it brings torch._dynamo, which takes seconds."""
+
+    def __enter__(self) -> None:
+        from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex as OfTorch
+
+        made: Any = OfTorch()
+        self._of_torch = made
+        self._of_torch.__enter__()
+
+    def __exit__(self, *raised: object) -> None:
+        self._of_torch.__exit__(*raised)
+
+
 def get_torch_context_manager_or_global_device() -> torch.device | None:
     """Return the device that new tensors get, or None where nobody chose one."""
     device, default = torch.tensor([]).device, torch.get_default_device()
@@ -53,8 +67,11 @@ def is_tracing(tensor: Any = None) -> bool:  # noqa: ARG001 - the name is the in
 
 def is_torch_less_or_equal(library_version: str, accept_dev: bool = False) -> bool:  # noqa: ARG001
     """Return whether torch is that version or older."""
-    wanted = tuple(int(part) for part in library_version.split("."))
-    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".") if part.isdigit()) <= wanted
+    wanted, there = (
+        [int(part) for part in text.split("+")[0].split(".") if part.isdigit()]
+        for text in (library_version, torch.__version__)
+    )
+    return there <= wanted + [0] * (len(there) - len(wanted))
 
 
 def is_grouped_mm_available() -> bool:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dis
-import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType, FrameType
 
 
 def parameters(function: Callable[..., Any]) -> set[str]:
@@ -42,14 +39,3 @@ def knows(function: Callable[..., Any], name: str) -> bool:
     return (
         takes_any(function) and code is not None and (name in code.co_consts or code.co_name in code.co_names)
     )
-
-
-def unpacks_two(caller: FrameType) -> bool:
-    """Return whether the calling line unpacks the result into two: `name, cache = …`."""
-    return _unpacks_two_after(caller.f_code, caller.f_lasti)
-
-
-@functools.lru_cache(maxsize=256)
-def _unpacks_two_after(code: CodeType, offset: int) -> bool:
-    after = next((step for step in dis.get_instructions(code) if step.offset > offset), None)
-    return after is not None and after.opname == "UNPACK_SEQUENCE" and after.argval == 2

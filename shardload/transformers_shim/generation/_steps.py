@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from shardload.errors import UnsupportedError
+from shardload.transformers_shim._callers import unpacks_two
 from shardload.transformers_shim.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from shardload.transformers_shim.generation._encoder_decoder import has_encoder
 from shardload.transformers_shim.generation._signatures import (
@@ -16,7 +17,6 @@ from shardload.transformers_shim.generation._signatures import (
     knows,
     parameters,
     takes_any,
-    unpacks_two,
 )
 
 # The names of a cache in outputs, and the name under which the next step gets it.
