@@ -137,10 +137,12 @@ def _decline(name: str, function: str, own: Collection[str]) -> NoReturn:
     import difflib
 
     near = [keyword(each) for each in difflib.get_close_matches(name, own, 1, 0.7)]
-    raise KeywordError(
-        f"{function}() got an unexpected keyword argument {name!r}",
-        where=where,
-        cure=Wording("did you mean {0}?", *near)
-        if near
-        else f"see help(shardload.{function}) for its keywords",
-    )
+    cure = f"see help(shardload.{function}) for its keywords"
+    if near:
+        cure = Wording("did you mean {0}?", *near)
+    elif "config" in own:
+        cure = (
+            f"a setting of the model is set on its config: config = shardload.load_config(…); config.{name} = …; "
+            f"{function}(…, config=config)"
+        )
+    raise KeywordError(f"{function}() got an unexpected keyword argument {name!r}", where=where, cure=cure)

@@ -125,12 +125,16 @@ ALIASES = {
 """Keywords of other loaders -> the same thing here."""
 
 _ALWAYS = "leave it out: weights are never in memory twice"
-_ON_THE_CONFIG = "set it in config.json, or on the config that from_pretrained takes as config="
+_ON_THE_CONFIG = (
+    "set it on the config: config = shardload.load_config(…); config._attn_implementation = 'eager'; "
+    "from_pretrained(…, config=config)"
+)
 
 NOT_NEEDED = {
     "pretrained_model_name_or_path": "help(shardload.{function}) says how a checkpoint is passed",
     "low_cpu_mem_usage": _ALWAYS,
     "_fast_init": _ALWAYS,
+    "empty_init": "leave it out: a shell's weights take no memory and are not initialised",
     "use_safetensors": "leave it out: safetensors files come first; pass a file as where to choose another",
     "safe_serialization": "leave it out: only safetensors files are written",
     "weights_only": "leave it out: nothing that a pickle names is ever run",

@@ -14,6 +14,7 @@ from shardload.remote_code.importer import RepoCode, open_code, require_base
 from shardload.remote_code.library import is_installed, model_class_for, version
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.plain_config import called_with_config, given_class
+from shardload.remote_code.unnamed_class import find_unnamed
 from shardload.transformers_classes.one_dtype import is_library_class
 from shardload.where import UNTRUSTED, CodeTrust
 
@@ -219,6 +220,18 @@ def _nothing_to_build(
         what = "config.json names no class: it has neither auto_map nor architectures"
         return UsageError(what, where=where, cure=_SAY)
     wanted = auto_class or ", ".join(names)
+    here = find_unnamed(source, names) if "auto_map" not in config_json else None
+    if here is not None:
+        return UsageError(
+            f"{here.file} of the repo defines {here.name}, and config.json has no auto_map that names it",
+            where=where,
+            cure=Wording(
+                "read that code, add {0} to config.json, and pass {trust_remote_code}; or {1}",
+                here.entry,
+                _SAY,
+                trust_remote_code=True,
+            ),
+        )
     if not is_installed():
         return UsageError(
             f"config.json asks for {wanted}, a class of transformers, which is not installed",

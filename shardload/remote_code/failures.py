@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import Cures, RemoteCodeError, ShardloadError, Wording
 from shardload.remote_code.auto_map import PASS_CLASS
+from shardload.remote_code.failed_packages import package_error
 from shardload.remote_code.library import is_installed, version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
 
     from shardload.remote_code.namespace import Namespace
 
-# What pip calls the packages that published repos import under another name.
-_PIP_NAMES = {
-    "PIL": "Pillow",
-    "cv2": "opencv-python",
-    "flash_attn": "flash-attn",
-    "google": "protobuf",
-    "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
-    "yaml": "PyYAML",
-}
+# The names under which huggingface_hub and transformers keep the repo that they are asked for.
+_ASKED_FOR = ("repo_id", "path_or_repo_id", "pretrained_model_name_or_path")
+_REPO = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
 def explain(
@@ -44,10 +39,14 @@ def explain(
             where=where,
             cure=_other_release(written_for),
         )
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return _not_found(error.name, namespace, where)
-    if isinstance(error, ImportError) and error.name and not error.path and "." not in error.name:
-        return _not_found(error.name, namespace, where)
+    if isinstance(error, ImportError) and str(error.name).startswith(f"{namespace.package}."):
+        if isinstance(error, ModuleNotFoundError):
+            return _own_file(str(error.name), namespace, where)
+    else:
+        own, after = _split(error, namespace)
+        about = package_error(error, after, where) or _other_repo(error, own, after, where)
+        if about is not None:
+            return about
     failed = f"the repo's own code failed while {doing}: {type(error).__name__}: {error}"
     own_class = Wording("pass {model_class} with a class of your own", model_class=...)
     cures = ["correct that line of the repo's code", own_class]
@@ -88,27 +87,62 @@ def as_lacking(error: BaseException, namespace: Namespace, written_for: str | No
     return with_choices(error, _line_of(error, namespace), written_for)
 
 
-def _not_found(module: str, namespace: Namespace, where: str | None) -> RemoteCodeError:
-    if module.startswith(f"{namespace.package}."):
-        file = module.removeprefix(f"{namespace.package}.").replace(".", "/")
-        if not namespace.code.untaken.isdisjoint({f"{file}.py", f"{file}/__init__.py"}):
-            return RemoteCodeError(
-                f"the repo's code imports its own file {file}.py under a name that is computed while it runs: "
-                "such a file was not listed when the code was trusted, so it does not run",
-                where=where,
-                cure=Cures("name the module in an import statement", PASS_CLASS),
-            )
+def _own_file(module: str, namespace: Namespace, where: str | None) -> RemoteCodeError:
+    file = module.removeprefix(f"{namespace.package}.").replace(".", "/")
+    if not namespace.code.untaken.isdisjoint({f"{file}.py", f"{file}/__init__.py"}):
         return RemoteCodeError(
-            f"the repo's code imports its own file {file}.py, which {namespace.code.label} does not have",
+            f"the repo's code imports its own file {file}.py under a name that is computed while it runs: "
+            "such a file was not listed when the code was trusted, so it does not run",
             where=where,
-            cure="download the repo's .py files as well",
+            cure=Cures("name the module in an import statement", PASS_CLASS),
         )
-    package = module.split(".", maxsplit=1)[0]
     return RemoteCodeError(
-        f"the repo's code needs the package {package}, which is not installed",
+        f"the repo's code imports its own file {file}.py, which {namespace.code.label} does not have",
         where=where,
-        cure=f"pip install {_PIP_NAMES.get(package, package)}",
+        cure="download the repo's .py files as well",
     )
+
+
+def _other_repo(
+    error: BaseException, own: list[FrameType], after: list[FrameType], where: str | None
+) -> RemoteCodeError | None:
+    """Return the error for code that asks for files of another repo, which the libraries can't get; None for others."""
+    asked = next((found for frame in reversed(after) if (found := _asked_of_the_hub(frame))), None)
+    if asked is None:
+        return None
+    first = str(error).strip().split("\n", maxsplit=1)[0]
+    cures: list[str] = [f"connect to the Hub, or fetch it before: hf download {asked}"]
+    setting = next((name for frame in reversed(own) if (name := _setting(frame, asked))), None)
+    if setting:
+        cures.append(Wording("pass {config} whose {0} is a folder that has it", setting, config=...))
+    return RemoteCodeError(
+        f"the repo's code asks for files of another repo, {asked}, which are not at hand: {first}",
+        where=where,
+        cure=Cures(*cures, PASS_CLASS),
+    )
+
+
+def _asked_of_the_hub(frame: FrameType) -> str | None:
+    module = str(frame.f_globals.get("__name__"))
+    if not module.startswith("huggingface_hub") and not module.endswith(("utils.hub", "configuration_utils")):
+        return None
+    values = (frame.f_locals.get(name) for name in _ASKED_FOR)
+    return next((value for value in values if isinstance(value, str) and _REPO.fullmatch(value)), None)
+
+
+def _setting(frame: FrameType, value: str) -> str | None:
+    """Return the name of the setting of the config that has this value, where the frame has a config."""
+    config = getattr(frame.f_locals.get("self"), "config", frame.f_locals.get("config"))
+    settings = getattr(config, "__dict__", {})
+    return next((name for name, each in settings.items() if each == value), None)
+
+
+def _split(error: BaseException, namespace: Namespace) -> tuple[list[FrameType], list[FrameType]]:
+    """Return the frames of the traceback up to the repo's last one, and those that follow it."""
+    files = {str(file.path) for file in namespace.code.files}
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    last = max((place for place, f in enumerate(frames) if f.f_code.co_filename in files), default=-1)
+    return frames[: last + 1], frames[last + 1 :]
 
 
 def _line_of(error: BaseException, namespace: Namespace) -> str | None:

@@ -103,7 +103,7 @@ def refuse_unknown(function: str, given: Mapping[str, Any], harmless: Collection
     """
     for name, value in given.items():
         if value is not None and value is not False and name not in harmless:
-            raise _not_served(f"the argument {name}= of transformers' {function}")
+            raise not_served(f"the argument {name}= of transformers' {function}")
 
 
 OF_A_FORWARD = frozenset(
@@ -121,10 +121,11 @@ def later_class(name: str, home: str) -> type[Any]:
     """Return a class that can be imported, subclassed and tested with isinstance, but not constructed."""
 
     def refuse(self: Any, *_args: Any, **_kwargs: Any) -> None:
-        raise _not_served(f"transformers' {name} (used by {type(self).__qualname__})")
+        raise not_served(f"transformers' {name} (used by {type(self).__qualname__})")
 
-    def refuse_loading(cls: type[Any], *_args: Any, **_kwargs: Any) -> None:
-        raise _not_served(f"transformers' {name}.from_pretrained (used by {cls.__qualname__})")
+    def refuse_loading(cls: type[Any], *args: Any, **_kwargs: Any) -> None:
+        asked = ", ".join(repr(argument) for argument in args if isinstance(argument, str))
+        raise not_served(f"transformers' {name}.from_pretrained({asked}) (used by {cls.__qualname__})")
 
     def register_for_auto_class(cls: type[Any], auto_class: str = "") -> None:
         cls._auto_class = auto_class
@@ -139,7 +140,8 @@ def later_class(name: str, home: str) -> type[Any]:
     return type(name, (), body)
 
 
-def _not_served(name: str) -> NotServedError:
+def not_served(name: str) -> NotServedError:
+    """Return the error for the use of something that the stand-in has only by name."""
     return NotServedError(_only_the_name(name), where=_asking_line(), cure=choices())
 
 

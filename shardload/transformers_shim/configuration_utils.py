@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shardload.transformers_shim._missing import later
+from shardload.transformers_shim._missing import not_served
 
 if TYPE_CHECKING:
     import os
@@ -183,10 +183,7 @@ class PretrainedConfig:
         path = Path(where)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
-            later(
-                f"{cls.__name__}.from_pretrained({str(where)!r})",
-                "pass a local folder, or shardload.load_config",
-            )
+            raise not_served(f"{cls.__name__}.from_pretrained({str(where)!r}), for another repo's config,")
         return json.loads(path.read_text(encoding="utf-8")), kwargs
 
     @classmethod

@@ -121,3 +121,13 @@ def test_every_error_of_a_repo_s_code_becomes_one_with_its_line_and_a_cure(tmp_p
         in explain(ModuleNotFoundError("x", name="pkg.absent"), namespace, "x").what
     )
     assert "computed while it runs" in explain(ModuleNotFoundError("x", name="pkg.lazy"), namespace, "x").what
+
+
+def test_code_that_asks_for_files_of_another_repo(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asks = "from transformers.utils import cached_file\n        cached_file(config.tower, 'config.json')"
+    source, config = tiny(tmp_path, model=MODEL.replace("self.linear =", f"{asks}\n        self.linear ="))
+    with pytest.raises(RemoteCodeError, match="asks for files of another repo, org/tower") as caught:
+        build(source, {**config, "tower": "org/tower"})
+    assert "hf download org/tower" in caught.value.cure
+    assert "whose tower is a folder that has it" in caught.value.cure
