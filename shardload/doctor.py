@@ -78,10 +78,9 @@ def examine(
         return found
     if like is not None:
         return _compared(checkpoint, open_checkpoint(place.elsewhere(like)))
-    make = _maker(checkpoint, trust, model_class, auto_class)
-    if make is None:
+    shell = _shell(checkpoint, trust, model_class, auto_class)
+    if shell is None:
         return _alone(checkpoint)
-    shell = build_shell(make)
     if adapter is not None:
         return _adapted(shell, place.elsewhere(adapter))
     return _in_model(shell, checkpoint)
@@ -100,21 +99,44 @@ def _opened(
     from shardload.loading.fitting_state import state_that_fits
 
     def shell(checkpoint: Checkpoint) -> Shell:
-        make = _maker(checkpoint, trust, model_class, auto_class)
-        if make is None:
+        found = _shell(checkpoint, trust, model_class, auto_class)
+        if found is None:
             raise several  # no model says which one
-        return build_shell(make)
+        return found
 
     return open_checkpoint(state_that_fits(several, place, shell))
 
 
-def _maker(
+def _shell(
     checkpoint: Checkpoint,
     trust: CodeTrust,
     model_class: Callable[[Any], nn.Module] | None,
     auto_class: str | None,
-) -> Callable[[], nn.Module] | None:
-    """Return the function that makes the model, or None if no class is given and the repo's own is not trusted."""
+) -> Shell | None:
+    """Return the model of the class that fits, or None if no class is given and the repo's own is not trusted."""
+    made_of = _made_of(checkpoint, trust, model_class, auto_class)
+    if made_of is None:
+        return None
+    config, resolved = made_of
+
+    def build(of: remote_code.ResolvedClass) -> Shell:
+        return build_shell(lambda: of.make(config))
+
+    shell = build(resolved)
+    if resolved.named is None:
+        return shell
+    from shardload.remote_code.fitting_class import fitting_class
+
+    return fitting_class(resolved, shell, checkpoint, build)[1]
+
+
+def _made_of(
+    checkpoint: Checkpoint,
+    trust: CodeTrust,
+    model_class: Callable[[Any], nn.Module] | None,
+    auto_class: str | None,
+) -> tuple[Any, remote_code.ResolvedClass] | None:
+    """Return the config and the class, or None if no class is given and the repo's own is not trusted."""
     config = checkpoint.config
     if model_class is None:
         config = config or read_config(checkpoint.source)
@@ -128,7 +150,7 @@ def _maker(
         if model_class is not None or trust.trust_remote_code:
             raise
         return None  # config.json names no class, or transformers is not installed
-    return lambda: resolved.make(loaded.config)
+    return loaded.config, resolved
 
 
 def _alone(checkpoint: Checkpoint) -> Examination:

@@ -130,7 +130,17 @@ def from_pretrained(
     # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
     limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
     computed_in = target.dtype or DTYPES.get(checkpoint.float_code)
-    shell = build_shell(lambda: resolved.make(loaded.config), at_most=limit, dtype=computed_in)
+
+    def build(of: remote_code.ResolvedClass) -> Shell:
+        return build_shell(lambda: of.make(loaded.config), at_most=limit, dtype=computed_in)
+
+    shell = build(resolved)
+    if resolved.named is not None:
+        from shardload.remote_code.fitting_class import fitting_class
+
+        allowed = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
+        resolved, shell, line = fitting_class(resolved, shell, checkpoint, build, key_map, **allowed)
+        notes.append(line)
     shell.one_dtype = one_dtype
     if "generation_config.json" in checkpoint.source.names():
         # Before a weight is read: the file may be broken.
@@ -211,7 +221,7 @@ def resolve_class(
         >>> make(shardload.load_config(".", trust_remote_code=True))
         Net(in_features=4, out_features=2, bias=True)
 
-    The `auto_map` entry wins over `architectures`; `auto_class` picks another one. Keywords are as in
+    The first `auto_map` entry wins over `architectures`; `auto_class` picks another one. Keywords are as in
     `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError, UsageError.
     """
     place = place_of(where, keywords)

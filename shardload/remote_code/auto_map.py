@@ -130,3 +130,15 @@ def choose_model(
             cure=f"choose one of: {', '.join(found)}",
         )
     return auto_class, found[auto_class]
+
+
+def choose_named(config_json: Mapping[str, Any] | None, chosen: ClassRef) -> tuple[str, ClassRef] | None:
+    """Return (auto class, its entry) for the class that `architectures` names, where it is not the chosen one.
+
+    None where `architectures` names the chosen class, or none of the same code.
+    """
+    named = architectures(config_json)
+    if chosen.name in named:
+        return None
+    found = model_entries(config_json).items()
+    return next(((name, r) for name, r in found if r.name in named and r.repo == chosen.repo), None)

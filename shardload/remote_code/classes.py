@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword
-from shardload.remote_code.auto_map import PASS_CLASS, architectures, choose_model
+from shardload.remote_code.auto_map import PASS_CLASS, architectures, choose_model, choose_named
 from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import RepoCode, open_code, require_base
@@ -33,13 +33,22 @@ if TYPE_CHECKING:
 _SAY = Wording("pass {model_class} (a class or a function that takes the config)", model_class=...)
 
 
+@dataclass(frozen=True, slots=True)
+class NamedClass:
+    """The class that `architectures` names, where `auto_map` has it under another entry than the one that was taken."""
+
+    name: str
+    auto_class: str
+    resolve: Callable[[], ResolvedClass]
+
+
 @dataclass
 class ResolvedClass:
     """How to make the model: `make(config)`, the class's name, and its origin as a text for people.
 
     `remote_base` says who serves the repo's imports of transformers; None where none of its code runs. It is final
     once `make` has returned: a constructor may ask for something that only the real transformers has. `of_library`:
-    the class is one of transformers' own.
+    the class is one of transformers' own. `named`: another class that may fit the checkpoint better.
     """
 
     make: Callable[[Any], nn.Module]
@@ -47,6 +56,7 @@ class ResolvedClass:
     origin: str
     remote_base: Base | None = None
     of_library: bool = False
+    named: NamedClass | None = None
 
 
 def resolve_class(
@@ -76,7 +86,12 @@ def resolve_class(
         return ResolvedClass(called_with_config(model_class), *given_class(model_class), of_library=own)
     chosen = choose_model(config_json, auto_class)
     if chosen is not None:
-        return _from_code(open_code(source, config_json, chosen[1], trust), chosen[1])
+        code = open_code(source, config_json, chosen[1], trust)
+        resolved = _from_code(code, chosen[1])
+        other = choose_named(config_json, chosen[1]) if auto_class is None else None
+        if other is not None:
+            resolved.named = NamedClass(other[1].name, other[0], lambda: _from_code(code, other[1]))
+        return resolved
     if trust.remote_base == "parts":
         require_base(trust.remote_base)
         from shardload.remote_code.library_part import part_class_for, part_origin

@@ -1,0 +1,56 @@
+"""fitting_class: the first class of a repo's `auto_map`, or the one that `architectures` names, by the keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import ShardloadError, Wording
+from shardload.keymap import KeyMap
+from shardload.loading.judge import Comparison
+from shardload.placement.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.model.shell import Shell
+    from shardload.remote_code.classes import ResolvedClass
+
+
+def fitting_class(
+    resolved: ResolvedClass,
+    shell: Shell,
+    checkpoint: Checkpoint,
+    build: Callable[[ResolvedClass], Shell],
+    key_map: Any = None,
+    **leniency: Any,
+) -> tuple[ResolvedClass, Shell, str]:
+    """Return the class that fits the checkpoint's names and shapes better, its shell, and a line for the report.
+
+    `shell` is that of `resolved`, whose `named` is the other class; `build` makes the other's. Where both fit
+    equally, the first stays. `leniency` are `strict`, `allow_missing` and `allow_unexpected`. Reads no weight.
+    """
+    assert resolved.named is not None
+    named = resolved.named
+    choose = Wording("{auto_class} chooses it", auto_class=named.auto_class)
+    rules = None if key_map is None else KeyMap.of(key_map)
+
+    def faults(one: Shell) -> int:
+        return len(Comparison(one, checkpoint, rules, Target()).judge(**leniency).faults)
+
+    try:
+        wrong = faults(shell)
+        other = named.resolve() if wrong else None
+        other_shell = build(other) if other is not None else None
+        other_wrong = faults(other_shell) if other_shell is not None else wrong
+    except ShardloadError:  # what is wrong with the first is told by the load itself
+        return resolved, shell, f"architectures names {named.name}, which does not serve here"
+    if other is None or other_shell is None or other_wrong >= wrong:
+        return (
+            resolved,
+            shell,
+            Wording("architectures names {0}, which was not taken: {1}", named.name, choose),
+        )
+    better = "fits" if not other_wrong else "fits better"
+    line = f"{other.name}, which architectures names, {better}: auto_map's first, {resolved.name}, has {wrong} faults"
+    return other, other_shell, line

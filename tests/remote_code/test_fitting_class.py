@@ -1,0 +1,107 @@
+"""The class that `architectures` names is taken where the checkpoint's keys fit it better than auto_map's first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import shardload
+from shardload import MismatchError, UsageError
+from tests.remote_code import repos
+from tests.tiny import write_checkpoint
+
+MODEL = (
+    repos.MODEL
+    + """
+
+class TinyForCausalLM(PreTrainedModel):
+    config_class = TinyConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = TinyModel(config)
+        self.head = nn.Linear(config.hidden_size, 3)
+
+class TinyForPairs(TinyForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = nn.Parameter(torch.ones(2))
+
+class TinyBroken(TinyForCausalLM):
+    def __init__(self, config):
+        raise ValueError("not now")
+"""
+)
+AUTO_MAP = {
+    "AutoConfig": "configuration_tiny.TinyConfig",
+    "AutoModelForCausalLM": "modeling_tiny.TinyForCausalLM",
+    "AutoModel": "modeling_tiny.TinyModel",
+    "AutoModelForSequenceClassification": "modeling_tiny.TinyForPairs",
+    "AutoModelForMaskedLM": "modeling_tiny.TinyBroken",
+}
+BARE = {"linear.weight": torch.randn(4, 4), "linear.bias": torch.randn(4)}
+HEAD = {"head.weight": torch.randn(3, 4), "head.bias": torch.randn(3)}
+CAUSAL = {f"model.{name}": value for name, value in BARE.items()} | HEAD
+PAIRS = {**CAUSAL, "scale": torch.randn(2)}
+
+
+def repo(folder, state, named):
+    files = {"configuration_tiny.py": repos.CONFIG, "modeling_tiny.py": MODEL}
+    repos.write(folder, files, {"auto_map": AUTO_MAP, "architectures": [named], "hidden_size": 4})
+    return write_checkpoint(folder, state)
+
+
+@pytest.mark.parametrize(
+    ("state", "named", "taken"),
+    [
+        (BARE, "TinyModel", "TinyModel"),
+        (PAIRS, "TinyForPairs", "TinyForPairs"),
+        (CAUSAL, "TinyModel", "TinyForCausalLM"),
+        (CAUSAL, "TinyForPairs", "TinyForCausalLM"),
+        (CAUSAL, "TinyBroken", "TinyForCausalLM"),
+        (CAUSAL, "NoClassOfIt", "TinyForCausalLM"),
+        (CAUSAL, "TinyForCausalLM", "TinyForCausalLM"),
+    ],
+)
+def test_the_class_that_the_keys_fit(tmp_path, state, named, taken):
+    folder = repo(tmp_path / "repo", state, named)
+    model = shardload.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__name__ == taken
+    report = shardload.report_of(model)
+    assert (report.class_name, report.loaded) == (taken, len(state))
+    assert f".{taken} (code of the repo" in report.class_from
+    notes = [note for note in report.notes if "architectures names" in note]
+    assert len(notes) == (named not in ("NoClassOfIt", "TinyForCausalLM"))
+    assert shardload.examine(folder, trust_remote_code=True).against == taken
+
+
+def test_the_callers_word_is_not_overruled(tmp_path):
+    folder = repo(tmp_path / "repo", BARE, "TinyModel")
+    model = shardload.from_pretrained(folder, trust_remote_code=True, allow_missing="head")
+    assert type(model).__name__ == "TinyForCausalLM"
+    with pytest.raises(MismatchError, match="does not fit TinyForCausalLM"):
+        shardload.from_pretrained(folder, trust_remote_code=True, auto_class="AutoModelForCausalLM")
+    mapped = {"linear.{...}": "model.linear.{...}"}
+    model = shardload.from_pretrained(
+        folder, trust_remote_code=True, key_map=mapped, allow_missing=["head.*"]
+    )
+    assert type(model).__name__ == "TinyForCausalLM"
+
+
+def test_where_neither_fits_the_first_is_judged(tmp_path):
+    folder = repo(tmp_path / "repo", {"other.weight": torch.ones(1)}, "TinyForPairs")
+    with pytest.raises(MismatchError, match="does not fit TinyForCausalLM"):
+        shardload.from_pretrained(folder, trust_remote_code=True)
+    folder = repo(tmp_path / "broken", {"other.weight": torch.ones(1)}, "TinyBroken")
+    with pytest.raises(MismatchError, match="does not fit TinyForCausalLM"):
+        shardload.from_pretrained(folder, trust_remote_code=True)
+
+
+def test_a_bare_class_of_a_checkpoint_with_a_head(tmp_path):
+    folder = repo(tmp_path / "repo", CAUSAL, "TinyForCausalLM")
+    with pytest.raises(MismatchError) as caught:
+        shardload.from_pretrained(folder, trust_remote_code=True, auto_class="AutoModel")
+    assert "TinyModel" in caught.value.what
+    with pytest.raises(UsageError, match="no entry"):
+        shardload.from_pretrained(folder, trust_remote_code=True, auto_class="AutoModelForFun")
