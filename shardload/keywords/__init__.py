@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypedDict, TypeVar
 
 from shardload.errors import UnsupportedError, UsageError, Wording, keyword
-from shardload.keywords.table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED
+from shardload.keywords.table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED, SETTING
 from shardload.where import KEYWORD_FIELDS, PLACE_FIELDS, TRUST_FIELDS, CodeTrust, Where
 
 if TYPE_CHECKING:
@@ -141,8 +141,5 @@ def _decline(name: str, function: str, own: Collection[str]) -> NoReturn:
     if near:
         cure = Wording("did you mean {0}?", *near)
     elif "config" in own:
-        cure = (
-            f"a setting of the model is set on its config: config = shardload.load_config(…); config.{name} = …; "
-            f"{function}(…, config=config)"
-        )
+        cure = SETTING.format(name=name, function=function)
     raise KeywordError(f"{function}() got an unexpected keyword argument {name!r}", where=where, cure=cure)

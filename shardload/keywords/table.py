@@ -129,6 +129,11 @@ _ON_THE_CONFIG = (
     "set it on the config: config = shardload.load_config(…); config._attn_implementation = 'eager'; "
     "from_pretrained(…, config=config)"
 )
+SETTING = (
+    "a setting of the model is set on its config: config = shardload.load_config(…); config.{name} = …; "
+    "{function}(…, config=config)"
+)
+"""What to do with a keyword that nothing knows, in a function that takes a config."""
 
 NOT_NEEDED = {
     "pretrained_model_name_or_path": "help(shardload.{function}) says how a checkpoint is passed",
