@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from shardload.loading.report import Report
     from shardload.model.shell import Shell, Slot, build_shell
     from shardload.placement.device import OnDevice
+    from shardload.processor import load_processor
     from shardload.saving import save
     from shardload.tensor_ref import TensorRef
     from shardload.tokenizer import load_tokenizer
@@ -117,6 +118,7 @@ _HOMES = {
     "model.shell": ("Shell", "Slot", "build_shell"),
     "placement.device": ("OnDevice",),
     "tensor_ref": ("TensorRef",),
+    "processor": ("load_processor",),
     "tokenizer": ("load_tokenizer",),
     "compare.verify": ("Verification", "verify"),
 }
@@ -166,6 +168,7 @@ __all__ = [
     "inspect_adapter",
     "load_adapter",
     "load_config",
+    "load_processor",
     "load_tokenizer",
     "lora_state_dict",
     "mark_only_lora_as_trainable",

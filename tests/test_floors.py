@@ -21,7 +21,7 @@ FLOORS = [
     {"compare", "transformers_classes", "writing"},
     {"loading"},
     {"adapters", "remote_code"},
-    {"doctor", "forecast", "load", "saving", "tokenizer"},
+    {"doctor", "forecast", "load", "processor", "saving", "tokenizer"},
     {"cli"},
     {"__main__"},
 ]

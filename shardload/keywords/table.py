@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _ADAPTER = "load_adapter swap_adapter inspect_adapter"
-_REPO = "load_config resolve_class load_tokenizer"
+_REPO = "load_config resolve_class load_tokenizer load_processor"
 _CHECKPOINT = "from_pretrained examine open_checkpoint plan_load convert diff verify merge_to_disk"
 _NO_JUDGEMENT = "leave it out: {function} does not compare a checkpoint with a model"
 _FRESH = "pass it to attach_lora, which makes a new adapter"
@@ -15,7 +15,7 @@ _TABLE = (
     ("trust_remote_code code_revision remote_base", f"from_pretrained examine {_REPO}",
      "leave it out: {function} runs no code of a repo"),
     ("model_class", "from_pretrained examine", "leave it out: {function} builds no model"),
-    ("auto_class", "from_pretrained examine resolve_class", "leave it out: {function} chooses no class"),
+    ("auto_class", "from_pretrained examine resolve_class load_processor", "leave it out: {function} chooses no class"),
     ("config", "from_pretrained", "leave it out: {function} needs no config object"),
     ("shell", "check plan_load", "pass it to check, fill or plan_load, which compare it with a checkpoint"),
     ("at_most", "build_shell", "pass it to build_shell, which counts parameters"),
@@ -67,6 +67,7 @@ _OF_ITS_LAYERS = "leave it out: an adapter goes to the device of its layers"
 
 EXCEPTIONS = {
     "load_tokenizer": _NO_WEIGHTS,
+    "load_processor": _NO_WEIGHTS,
     "load_config": {
         **_NO_WEIGHTS,
         "auto_class": "leave it out: a repo has one configuration class"},

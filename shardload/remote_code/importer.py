@@ -18,7 +18,7 @@ from shardload.remote_code.trust import locked_commit, require_trust, untrusted_
 from shardload.where import RemoteBase
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.code import Base, Code
@@ -109,11 +109,16 @@ class RepoCode:
 
 
 def open_code(
-    source: Source, config_json: Mapping[str, Any] | None, ref: ClassRef, trust: CodeTrust
+    source: Source,
+    config_json: Mapping[str, Any] | None,
+    ref: ClassRef,
+    trust: CodeTrust,
+    beside: Sequence[ClassRef] | None = None,
 ) -> RepoCode:
     """Return the code that a class of `auto_map` needs, where the caller consented to it.
 
-    The config class and the model classes of one repo share one namespace, so that they see the same classes. Raises
+    The config class and the model classes of one repo share one namespace, so that they see the same classes; so do
+    the classes `beside` it, where these are given. Raises
     UntrustedCodeError before anything runs, and UsageError for a `remote_base` that is not possible.
     """
     require_base(trust.remote_base)
@@ -123,7 +128,9 @@ def open_code(
         if not trust.allows_code:
             raise untrusted_other_repo(str(ref))  # the other repo is not even opened
         home, argument = other_source(ref, trust), "code_revision"
-    code = collect(home, _modules_beside(ref, source, home, config_json))
+    code = collect(
+        home, _modules_beside(ref, source, home, all_refs(config_json) if beside is None else beside)
+    )
     require_trust(home, code, trust, argument)
     return RepoCode(home, code, trust.remote_base, config_json)
 
@@ -149,7 +156,7 @@ def require_base(remote_base: str) -> None:
 def own_code(source: Source, config_json: Mapping[str, Any] | None) -> Code | None:
     """Return the code that loading the repo's model would run from the repo itself; None without any."""
     own = [ref for ref in all_refs(config_json) if is_own(ref, source)]
-    return collect(source, _modules_beside(own[0], source, source, config_json)) if own else None
+    return collect(source, _modules_beside(own[0], source, source, own)) if own else None
 
 
 def other_repos(source: Source, config_json: Mapping[str, Any] | None) -> list[ClassRef]:
@@ -168,13 +175,9 @@ def is_own(ref: ClassRef, source: Source) -> bool:
     return ref.repo is None or source.label.split("@")[0] == ref.repo
 
 
-def _modules_beside(
-    ref: ClassRef, source: Source, home: Source, config_json: Mapping[str, Any] | None
-) -> list[str]:
+def _modules_beside(ref: ClassRef, source: Source, home: Source, refs: Sequence[ClassRef]) -> list[str]:
     """Return the modules of all entries of the same repo, except for modules that the repo does not have."""
-    same = [
-        r for r in all_refs(config_json) if r.repo == ref.repo or (is_own(r, source) and is_own(ref, source))
-    ]
+    same = [r for r in refs if r.repo == ref.repo or (is_own(r, source) and is_own(ref, source))]
     names = frozenset(home.names())
     there = {r.module for r in same if f"{r.module.replace('.', '/')}.py" in names}
     return sorted({ref.module, *there})

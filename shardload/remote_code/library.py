@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from shardload.errors import RemoteCodeError
 from shardload.library_parts.release import installed
 from shardload.remote_code.auto_map import architectures, model_type
 
@@ -52,13 +53,56 @@ def tokenizer_class(name: str) -> Any:
     return _named(name, "PreTrainedTokenizerBase") if is_installed() else None
 
 
+_PROCESSORS = {
+    "AutoProcessor": ("processing_utils", "ProcessorMixin"),
+    "AutoImageProcessor": ("image_processing_utils", "ImageProcessingMixin"),
+    "AutoFeatureExtractor": ("feature_extraction_utils", "FeatureExtractionMixin"),
+    "AutoVideoProcessor": ("video_processing_utils", "BaseVideoProcessor"),
+}
+# What to install for the packages that transformers calls by other names.
+_BACKENDS = {"vision": "Pillow", "speech": "torchaudio", "tf": "tensorflow"}
+
+
+def processor_class(name: str, kind: str) -> Any:
+    """Return the class of that name and kind ("AutoImageProcessor") of an installed transformers, or None.
+
+    Raises RemoteCodeError for one whose packages are not installed.
+    """
+    if not is_installed():
+        return None
+    cls = _brought(name)
+    if type(cls).__name__ == "DummyObject" and not name.startswith("Auto"):
+        packages = [_BACKENDS.get(backend, backend) for backend in getattr(cls, "_backends", ())]
+        raise RemoteCodeError(
+            f"transformers' {name} needs {', '.join(packages)}, which is not installed",
+            cure=f"pip install {' '.join(packages)}",
+        )
+    module, base = _PROCESSORS[kind]
+    home = importlib.import_module(f"transformers.{module}")
+    return cls if isinstance(cls, type) and issubclass(cls, getattr(home, base)) else None
+
+
 def _named(name: str, base: str) -> Any:
     """Return the class that a file names, if it is of the right kind: a config's word opens no other door.
 
     Auto classes are none of these: they read the repo's `auto_map`, and would ask whether to run its code.
     """
-    cls = getattr(library(), name, None)
+    cls = _brought(name)
     return cls if isinstance(cls, type) and issubclass(cls, getattr(library(), base)) else None
+
+
+def _brought(name: str) -> Any:
+    """Return what the library has under a name, or None. Raises RemoteCodeError where a package that it needs fails."""
+    try:
+        return getattr(library(), name, None)
+    except Exception as error:
+        first = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        raise RemoteCodeError(
+            f"{version()} fails while it imports {name}: {type(first).__name__}: {first}",
+            cure="install releases of its packages (torchvision, torchaudio) that fit the installed torch",
+        ) from error
 
 
 def config_class_for(settings: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.errors import RemoteCodeError
 from shardload.remote_code.code import Code, collect, has_file
 from shardload.remote_code.importer import all_refs, is_own, other_source
+from shardload.remote_code.processor import processor_refs
 from shardload.remote_code.reach import Contents, contents_of
 from shardload.remote_code.tokenizer import tokenizer_entry
 from shardload.remote_code.tokenizer_files import SETTINGS, tokenizer_settings
@@ -53,12 +54,16 @@ class CodeReview:
 def review_code(
     source: Source, config_json: Mapping[str, Any] | None, trust: CodeTrust = UNTRUSTED
 ) -> list[CodeReview]:
-    """Return the code that a repo's config, model and tokenizer classes need, one review for each source.
+    """Return the code that a repo's config, model, tokenizer and processor classes need, one review for each source.
 
     Code of other repos is fetched for review: at `trust.code_revision`, or else at the present commit of `main`.
     Nothing is run. Raises RemoteCodeError where a file is not valid Python, UnsafeError, NotFoundError.
     """
-    refs = [*all_refs(config_json), *_tokenizer_refs(source, config_json)]
+    refs = [
+        *all_refs(config_json),
+        *_tokenizer_refs(source, config_json),
+        *processor_refs(source, config_json),
+    ]
     own = [ref for ref in refs if is_own(ref, source)]
     found = [_review(source, own)] if own else []
     others: dict[str, list[ClassRef]] = {}

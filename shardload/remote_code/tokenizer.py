@@ -42,7 +42,7 @@ def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, trust:
     settings = tokenizer_settings(source)
     ref = tokenizer_entry(settings, SETTINGS) or tokenizer_entry(config_json or {}, "config.json")
     if ref is not None:
-        with _cures_of_tokenizers():
+        with for_no_model():
             return _from_code(open_code(source, None, ref, trust), ref, source)
     if FAST_FILE in source.names():
         return _fast(source)
@@ -53,7 +53,7 @@ def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, trust:
 
 
 @contextlib.contextmanager
-def _cures_of_tokenizers() -> Iterator[None]:
+def for_no_model() -> Iterator[None]:
     """Remove the cures that apply to models only."""
     try:
         yield
@@ -134,7 +134,7 @@ def _fast(source: Source) -> Any:
     arguments = constructor_arguments(source, PreTrainedTokenizerFast)
     # Few models take token types: they are returned only where the settings, or the caller, ask for them.
     arguments.setdefault("model_input_names", ["input_ids", "attention_mask"])
-    with _no_foreign_errors(f"{FAST_FILE} can't be read", f"{source.label}/{FAST_FILE}"):
+    with no_foreign_errors(f"{FAST_FILE} can't be read", f"{source.label}/{FAST_FILE}"):
         return PreTrainedTokenizerFast(**arguments)
 
 
@@ -145,12 +145,12 @@ def _from_library(source: Source, settings: dict[str, Any]) -> Any:
     if cls is None:
         return None
     vocabulary_files(source, getattr(cls, "vocab_files_names", {}))
-    with _no_foreign_errors(f"transformers' {name} can't be made of the repo's files", source.label):
+    with no_foreign_errors(f"transformers' {name} can't be made of the repo's files", source.label):
         return cls.from_pretrained(folder_of(source), trust_remote_code=False, local_files_only=True)
 
 
 @contextlib.contextmanager
-def _no_foreign_errors(what: str, where: str) -> Iterator[None]:
+def no_foreign_errors(what: str, where: str) -> Iterator[None]:
     """Raise CorruptError for any error of a library; the panics of the tokenizers library are no Exceptions."""
     try:
         yield

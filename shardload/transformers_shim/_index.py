@@ -13,11 +13,9 @@ SHIM = "shardload.transformers_shim"
 PLACEHOLDER_MODULES = frozenset(
     {
         "data.data_collator",
-        "feature_extraction_utils",
         "generation.beam_constraints",
         "generation.candidate_generator",
         "generation.watermarking",
-        "image_processing_utils",
         "image_processing_utils_fast",
         "image_transforms",
         "image_utils",
