@@ -11,6 +11,7 @@ import torch
 import shardload
 from shardload.cli import run
 from shardload.errors import RemoteCodeError, UsageError
+from shardload.remote_code.library import processor_class, tokenizer_class
 from shardload.transformers_shim.modeling_utils import PreTrainedModel
 
 from .repos import MODEL, build, tiny
@@ -118,3 +119,13 @@ def test_a_name_that_the_stand_in_lacks_names_the_release_to_install(tmp_path):
         with pytest.raises(RemoteCodeError) as caught:
             build(source, {**config, "transformers_version": "4.38.1"})
         assert "(`pip install transformers==4.38.1`)" in caught.value.cure
+
+
+def test_a_name_of_a_file_is_a_class_of_its_kind_or_nothing():
+    assert processor_class("NoSuchClass", "AutoImageProcessor") is None
+    assert tokenizer_class("LlamaForCausalLM") is None
+    transformers = pytest.importorskip("transformers")
+    found = processor_class("WhisperFeatureExtractor", "AutoFeatureExtractor")
+    assert found is transformers.WhisperFeatureExtractor
+    assert processor_class("WhisperFeatureExtractor", "AutoProcessor") is None
+    assert processor_class("WhisperProcessor", "AutoProcessor") is transformers.WhisperProcessor

@@ -96,7 +96,7 @@ print([name for name in sys.modules if name.startswith("shardload.transformers_s
 def test_it_answers_every_question_as_the_stand_ins_config_does(tmp_path, settings):
     folder = checkpoint(tmp_path / "plain", settings)
     name = {"_name_or_path": str(folder)}
-    theirs = PretrainedConfig(**name, **settings)
+    theirs = PretrainedConfig.from_dict({**name, **settings})
     for asked in (name for name in dir(theirs) if not name.startswith("__")):
         ours = config_of(folder)
         assert type(ours) is PlainConfig

@@ -18,8 +18,9 @@ from shardload import (
     load_processor,
 )
 from shardload.checkpoint.sources import find_source
+from shardload.remote_code.processor import KINDS, make_processor
 from shardload.remote_code.review import review_code
-from shardload.where import Where
+from shardload.where import CodeTrust, Where
 
 IMAGES = """
 from transformers import BatchFeature
@@ -242,8 +243,12 @@ def test_code_that_needs_the_library_is_served_by_it(tmp_path):
         load_processor(folder, trust_remote_code=True, remote_base="shim")
 
 
-def test_the_public_name():
+def test_every_kind_is_found_by_the_settings_of_the_repo_alone(tmp_path):
+    folder = write(tmp_path / "bare", {"preprocessor_config.json": {}})
     assert shardload.load_processor is load_processor
+    for kind in KINDS:
+        with pytest.raises(NotFoundError):
+            make_processor(find_source(Where(folder))[0], None, CodeTrust(True), auto_class=kind)
 
 
 def test_a_library_class_without_its_packages_says_which(tmp_path):
