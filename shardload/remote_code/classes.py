@@ -87,10 +87,14 @@ def resolve_class(
     chosen = choose_model(config_json, auto_class)
     if chosen is not None:
         code = open_code(source, config_json, chosen[1], trust)
-        resolved = _from_code(code, chosen[1])
+
+        def resolve(ref: ClassRef) -> ResolvedClass:
+            return _with_own_generate(_from_code(code, ref), source, trust)
+
+        resolved = resolve(chosen[1])
         other = choose_named(config_json, chosen[1]) if auto_class is None else None
         if other is not None:
-            resolved.named = NamedClass(other[1].name, other[0], lambda: _from_code(code, other[1]))
+            resolved.named = NamedClass(other[1].name, other[0], lambda: resolve(other[1]))
         return resolved
     if trust.remote_base == "parts":
         require_base(trust.remote_base)
@@ -104,12 +108,26 @@ def resolve_class(
     found = model_class_for(config_json or {}, auto_class)
     if found is None:
         raise _nothing_to_build(source, config_json, auto_class)
-    return ResolvedClass(
-        _with_typed_errors(found, source),
-        found.__qualname__,
-        f"{found.__module__}.{found.__qualname__} ({version()})",
-        of_library=True,
-    )
+    origin = f"{found.__module__}.{found.__qualname__} ({version()})"
+    make = _with_typed_errors(found, source)
+    return _with_own_generate(ResolvedClass(make, found.__qualname__, origin, of_library=True), source, trust)
+
+
+def _with_own_generate(resolved: ResolvedClass, source: Source, trust: CodeTrust) -> ResolvedClass:
+    """Let the model have the repo's own `generate`, where a file of the repo has one and the caller allows its code."""
+    if not trust.allows_code or "custom_generate/generate.py" not in source.names():
+        return resolved
+    from shardload.remote_code.custom_generate import attach_generate
+
+    plain = resolved.make
+
+    def make(config: Any) -> nn.Module:
+        model = plain(config)
+        attach_generate(model, source, trust, resolved.remote_base or "transformers")
+        return model
+
+    resolved.make = make
+    return resolved
 
 
 def _with_typed_errors(cls: Callable[[Any], nn.Module], source: Source) -> Callable[[Any], nn.Module]:

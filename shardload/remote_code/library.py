@@ -96,7 +96,7 @@ def _brought(name: str) -> Any:
     try:
         return getattr(library(), name, None)
     except Exception as error:
-        first = error
+        first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
         raise RemoteCodeError(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import RemoteCodeError
 from shardload.remote_code.code import Code, collect, has_file
+from shardload.remote_code.custom_generate import FILE
+from shardload.remote_code.custom_generate import REF as GENERATE
 from shardload.remote_code.importer import all_refs, is_own, other_source
 from shardload.remote_code.processor import processor_refs
 from shardload.remote_code.reach import Contents, contents_of
@@ -64,6 +66,7 @@ def review_code(
         *_tokenizer_refs(source, config_json),
         *processor_refs(source, config_json),
     ]
+    refs += [GENERATE] if FILE in source.names() else []
     own = [ref for ref in refs if is_own(ref, source)]
     found = [_review(source, own)] if own else []
     others: dict[str, list[ClassRef]] = {}

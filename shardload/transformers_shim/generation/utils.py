@@ -180,6 +180,11 @@ class GenerationMixin(
     ) -> tuple[Any, dict[str, Any]]:
         """Return the settings of this call and the other keyword arguments, both checked."""
         tokenizer = kwargs.pop("tokenizer", None)
+        if kwargs.pop("custom_generate", None) is not None:
+            later(
+                "generate(custom_generate=…)",
+                "call that function with the model; a folder of the repo's is used by itself",
+            )
         settings, model_kwargs = self._prepare_generation_config(generation_config, **kwargs)
         refuse_unknown("generate", {name: getattr(settings, name, None) for name in _LATER_SETTINGS})
         if getattr(settings, "cache_implementation", None) == "quantized":
