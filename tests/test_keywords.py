@@ -35,8 +35,8 @@ def folder(tmp_path):
 
 def test_the_entry_points_are_those_that_take_where_and_those_that_are_called_with_its_keywords():
     assert sorted(WITH_WHERE) == sorted(
-        "from_pretrained load_config resolve_class load_tokenizer examine open_checkpoint plan_load convert diff "
-        "verify load_adapter swap_adapter inspect_adapter merge_to_disk".split()
+        "from_pretrained load_config resolve_class load_tokenizer load_processor examine open_checkpoint plan_load "
+        "convert diff verify load_adapter swap_adapter inspect_adapter merge_to_disk".split()
     )
     assert ENTRY_POINTS.keys() - WITH_WHERE == {
         "attach_lora", "build_shell", "check", "fill", "save", "save_adapter",
@@ -71,6 +71,7 @@ def calls(tmp_path):
         "load_config": ((tmp_path / "code",), code),
         "resolve_class": ((tmp_path / "code",), code),
         "load_tokenizer": ((tmp_path / "code",), {}),
+        "load_processor": ((tmp_path / "code",), {}),
         "examine": ((plain,), make),
         "open_checkpoint": ((plain,), {}),
         "plan_load": ((plain,), {}),
@@ -101,8 +102,8 @@ def test_what_is_taken_is_accepted(tmp_path, function):
         if each.default is not each.empty
     }
     assert given or function == "build_shell"
-    if function == "load_tokenizer":
-        with pytest.raises(shardload.NotFoundError, match="no tokenizer"):
+    if function in ("load_tokenizer", "load_processor"):
+        with pytest.raises(shardload.NotFoundError, match=f"no {function.removeprefix('load_')}"):
             ENTRY_POINTS[function](*arguments, **{**given, **keywords})
         return
     if function == "load_config":
