@@ -142,14 +142,7 @@ def from_pretrained(
         resolved, shell, line = fitting_class(resolved, shell, checkpoint, build, key_map, **allowed)
         notes.append(line)
     shell.one_dtype = one_dtype
-    if "generation_config.json" in checkpoint.source.names():
-        # Before a weight is read: the file may be broken.
-        notes.append(remote_code.attach_generation_config(shell.model, checkpoint.source))
-    elif checkpoint.config and hasattr(type(shell.model), "adjust_generation_fn"):
-        from shardload.transformers_classes.generation_settings import take_from_config_json
-
-        place_of_it = f"config.json of {checkpoint.label}"
-        notes.append(take_from_config_json(shell.model, checkpoint.config, place_of_it))
+    notes.append(_take_generation_settings(shell.model, checkpoint))
     clock.stage("shell")
     on_it = None if adapter is None else place.elsewhere(adapter)
     on_top = _on_top(shell, checkpoint, on_it, target, merge=merge)
@@ -257,6 +250,17 @@ def _shell_of(checkpoint: Checkpoint, *made_of: Any) -> Shell:
     loaded, resolved = _made_of(checkpoint, *made_of)
     limit = _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
     return build_shell(lambda: resolved.make(loaded.config), at_most=limit)
+
+
+def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str | None:
+    """Set the settings of generation before a weight is read, as a file may be broken; return a line for the report."""
+    if "generation_config.json" in checkpoint.source.names():
+        return remote_code.attach_generation_config(model, checkpoint.source)
+    if not checkpoint.config or not hasattr(type(model), "adjust_generation_fn"):
+        return None
+    from shardload.transformers_classes.generation_settings import take_from_config_json
+
+    return take_from_config_json(model, checkpoint.config, f"config.json of {checkpoint.label}")
 
 
 def _is_plain(
