@@ -19,6 +19,7 @@ from shardload.loading.finish import switch_to_eval
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
+from shardload.remote_code.fitting_class import fitting_class
 from shardload.remote_code.plain_config import GIVEN, called_with_config, given_class, plain_config
 
 if TYPE_CHECKING:
@@ -136,8 +137,6 @@ def from_pretrained(
 
     shell = build(resolved)
     if resolved.named is not None:
-        from shardload.remote_code.fitting_class import fitting_class
-
         allowed = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
         resolved, shell, line = fitting_class(resolved, shell, checkpoint, build, key_map, **allowed)
         notes.append(line)
