@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shardload.adapters.adapter import listing
+from shardload.adapters.adapter import RowsEntry, listing
 from shardload.adapters.adapter_match import AdapterMatch, LayerMatch
 from shardload.adapters.adapter_report import AdapterFault, AdapterReport, shown
 from shardload.adapters.fingerprint import METADATA_KEY, compare_base
@@ -18,11 +18,12 @@ from shardload.adapters.layers import LAYER_ATTRIBUTES, LoraLayer, kind_of
 from shardload.adapters.match_replaced import match_replaced
 from shardload.adapters.missing import check_missing
 from shardload.adapters.module_index import ModuleIndex
+from shardload.adapters.published import as_the_model_has_it
 from shardload.adapters.replication import replicate
 from shardload.adapters.residual import initial_unfit
 
 if TYPE_CHECKING:
-    from shardload.adapters.adapter import AdapterContent, AdapterFile, LoraEntry, RowsEntry
+    from shardload.adapters.adapter import AdapterContent, AdapterFile, LoraEntry
     from shardload.adapters.layers import LayerKind, Reading
 
 _SOFT = ("unexpected", "missing")
@@ -77,9 +78,9 @@ class _Matching:
 
     def __init__(self, model: nn.Module, content: AdapterContent) -> None:
         self.model = model
-        self.content = content
         replication = replicate(model, content.replication) if content.replication else None
         self.index = ModuleIndex(model, replication)
+        self.content = content = as_the_model_has_it(content, model, self.index)
         self.result = AdapterMatch(replication=replication, warnings=list(content.warnings))
         self.places: dict[str, str] = {}
         self.owners: dict[tuple[int, str], str] = {}
@@ -237,10 +238,12 @@ class _Matching:
                 if len(ref.shape) != len(shape):
                     text = "the number of dimensions does not fit (a tensor that was sharded and not gathered is flat)"
                 result.add_fault("shape", ref, text, shape, near=place)
-        rank = reading.term.rank
-        if len(result.faults) == before and entry.stated_rank not in {None, rank}:
+        rank, stated = reading.term.rank, entry.stated_rank
+        if not isinstance(entry, RowsEntry):
+            _, stated = entry.stated_for(reading.term.attribute)
+        if len(result.faults) == before and stated not in {None, rank}:
             text = (
-                f"the config gives this layer rank {entry.stated_rank}, the file {rank}: the scale, alpha / rank, "
+                f"the config gives this layer rank {stated}, the file {rank}: the scale, alpha / rank, "
                 "can't be told"
             )
             result.add_fault("rank", entry.a, text, near=place)
