@@ -220,7 +220,12 @@ def _packed(tensor: Joined) -> TensorRef | None:
     if DTYPE_BITS[refs[0].dtype] % 8:
         return None
     for ref in refs:
-        if ref.span.start != stop or ref.shard != refs[0].shard or ref.dtype != refs[0].dtype or not ref.numel:
+        if (
+            ref.span.start != stop
+            or ref.shard != refs[0].shard
+            or ref.dtype != refs[0].dtype
+            or not ref.numel
+        ):
             return None
         stop = ref.span.stop
     return TensorRef(refs[0].name, refs[0].dtype, tensor.shape, refs[0].shard, Span(refs[0].span.start, stop))
