@@ -57,8 +57,11 @@ def command(
     Tensors are streamed. Files appear in the folder when all are complete; a run that was stopped goes on where it
     stopped when the same command is given again.
     """
+    from shardload.cli.class_shell import class_shell
     from shardload.writing.convert import convert
 
+    source = source_keywords(options)
+    shell, note = class_shell(where, dtype, source)
     written = convert(
         where,
         out,
@@ -67,12 +70,15 @@ def command(
         max_shard_size=max_shard_size,
         verify=not no_verify,
         progress=False if as_json else None,
-        **source_keywords(options),
+        shell=shell,
+        **source,
     )
     if as_json:
         output.say_json({"schema": SCHEMA, **written.to_dict()})
     else:
         output.say("\n".join(written_lines(written)))
+        if note:
+            output.tell(f"note: {note}")
 
 
 def written_lines(written: Written) -> list[str]:

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from shardload.adapters.merging.changes import Changes
     from shardload.checkpoint.checkpoint import Checkpoint
 
+NO_CLASS = "no class of transformers is known for the checkpoint: nothing says what stays in float32, and all is cast"
+
+
+def names_a_class(config: Mapping[str, object] | None) -> bool:
+    """Return whether a config.json says which class the checkpoint is for."""
+    return bool(config) and not {"architectures", "auto_map"}.isdisjoint(config or ())
+
 
 @dataclass(frozen=True)
 class ClassOnDisk:
