@@ -39,13 +39,10 @@ E = TypeVar("E", LoraEntry, ReplacedEntry, RowsEntry)
 def as_the_model_has_it(content: AdapterContent, model: nn.Module, index: ModuleIndex) -> AdapterContent:
     """Return an adapter's content with published layers as the model has them; others stay as they are.
 
-    Nothing changes for a model without classes of transformers, nor where each path is one of the model's layers.
+    Nothing changes for a model without classes of transformers.
     """
     entries: tuple[Entry, ...] = (*content.loras, *content.replaced, *content.rows)
-    found = index.resolve([entry.path for entry in entries]).found
-    if all(_is_at_home(entry, found.get(entry.path), index) for entry in entries):
-        return content
-    # One rule for all paths may find some of them by a prefix: those are published ones like the others.
+    # Where one prefix finds some of the paths, those are published ones like the others.
     strange = [entry for entry in entries if not _is_at_home(entry, index.at(entry.path), index)]
     names = Names.of(model, index)
     if not names.rules():
@@ -67,8 +64,6 @@ def _is_at_home(entry: Entry, place: str | None, index: ModuleIndex) -> bool:
     """Whether the model has a layer at the entry's path that can take it."""
     if place is None or isinstance(entry, ReplacedEntry):
         return place is not None
-    if not entry.a.shape:
-        return True  # a fresh adapter's: it is made for the model's own layers
     return kind_of(index.modules[place], entry) is not None
 
 

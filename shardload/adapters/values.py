@@ -17,6 +17,7 @@ from shardload.adapters.residual import relative_to_base
 from shardload.checkpoint.shard import Shard
 from shardload.errors import UsageError, Wording
 from shardload.keymap.assembly import assemble
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile
@@ -183,7 +184,7 @@ class _Reader:
         return base if self.dtype == "base" else torch.promote_types(stored, base)
 
     def read(self, ref: Derived, path: str) -> torch.Tensor:
-        tensor = assemble(ref, self.shard.tensor)
+        tensor = self.shard.tensor(ref) if isinstance(ref, TensorRef) else assemble(ref, self.shard.tensor)
         if not _is_finite(tensor):
             text = "the tensor holds NaN or Inf"
             self.values.faults.append(AdapterFault("not finite", ref.name, text, path, ref.shape))

@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from shardload.errors import NoInverseError
+from shardload.errors import NoInverseError, Wording
 from shardload.keymap.derived import Derived, Filled, Joined, contiguous_strides, leaves, strides_of
 from shardload.keymap.drop import Drop
 from shardload.keymap.rename import Rename
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from shardload.keymap.rule import Rule
 
-_CURE = "write the names and parts without a map: save(model, folder, key_map={}) after a load with the class"
+_CURE = Wording("load it with its class, and save the model under its own names: {key_map}", key_map={})
 
 
 def literal_rules(

@@ -35,7 +35,8 @@ def wanted_of(base):
 
 
 def test_a_checkpoint_in_float16_loads_as_the_one_in_float32(base, tmp_path):
-    convert(base, tmp_path / "half", dtype="float16", shell=build_shell(t5))
+    kept = kept_on_disk(build_shell(t5), open_checkpoint(base).tensors, torch.float16)
+    convert(base, tmp_path / "half", dtype="float16", float32=kept)
     assert float32_of(tmp_path / "half") == wanted_of(base)
     theirs = transformers.T5ForConditionalGeneration.from_pretrained(base, dtype=torch.float16).state_dict()
     ours = shardload.from_pretrained(tmp_path / "half").state_dict()
@@ -43,12 +44,11 @@ def test_a_checkpoint_in_float16_loads_as_the_one_in_float32(base, tmp_path):
         name: tensor.dtype for name, tensor in theirs.items()
     }
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    convert(
-        base, tmp_path / "brain", dtype="bfloat16", shell=build_shell(t5)
-    )  # it keeps them beside float16 alone
-    assert float32_of(tmp_path / "brain") == set()
+    assert kept_on_disk(build_shell(t5), open_checkpoint(base).tensors, torch.bfloat16) == frozenset()
     convert(base, tmp_path / "all", dtype="float16")
     assert float32_of(tmp_path / "all") == set()
+    with pytest.raises(shardload.UsageError, match="1 names in float32=… are none of the new checkpoint's"):
+        convert(base, tmp_path / "none", dtype="float16", float32=["encoder.x"])
 
 
 def test_a_merge_keeps_what_the_class_keeps(base, tmp_path):

@@ -30,7 +30,6 @@ from shardload.tensor_ref import Span, TensorRef
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from shardload.adapters.merging.changes import Changes
     from shardload.checkpoint.checkpoint import Checkpoint
 
 NO_CLASS = "no class of transformers is known for the checkpoint: nothing says what stays in float32, and all is cast"
@@ -61,7 +60,7 @@ class ClassOnDisk:
         except ShardloadError:
             return None  # what is wrong with the adapter's paths is what the caller is told
 
-    def stored(self, changes: Changes) -> Changes:
+    def stored(self, changes: Mapping[str, Change]) -> dict[str, Change]:
         """Return changes of the class's parameters as changes of stored tensors.
 
         Raises UnsupportedError for changes that can't be taken apart: DoRA, single rows, replaced tensors.
@@ -71,7 +70,7 @@ class ClassOnDisk:
         rules = names.rules()
         stored = self.checkpoint.tensors
         mapped = stored if rules is None else rules.map_headers(stored).tensors
-        moved: Changes = {}
+        moved: dict[str, Change] = {}
         parts: dict[str, Change] = {}
         for name, change in changes.items():
             ref = mapped.get(name)
@@ -108,7 +107,7 @@ class ClassOnDisk:
             )
 
 
-def _of_parts(parts: Mapping[str, Change], names: Names, back: Mapping[str, Derived]) -> Changes:
+def _of_parts(parts: Mapping[str, Change], names: Names, back: Mapping[str, Derived]) -> dict[str, Change]:
     """Return the change of each stored tensor that holds elements of a changed parameter."""
     odd = [name for name, change in parts.items() if not all(map(_is_plain, change.additions))]
     odd += [name for name, change in parts.items() if change.replacement is not None]
@@ -116,7 +115,7 @@ def _of_parts(parts: Mapping[str, Change], names: Names, back: Mapping[str, Deri
         raise _apart(
             "the adapter changes more than a product of A and B in parameters that are stored in parts", odd
         )
-    made: Changes = {}
+    made: dict[str, Change] = {}
     for key, tensor in back.items():
         for name in dict.fromkeys(leaf.name for leaf in leaves(tensor) if leaf.name in parts):
             change = made.setdefault(key, Change(key))
