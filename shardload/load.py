@@ -161,8 +161,7 @@ def from_pretrained(
     model = shell.model
     switch_to_eval(model)
     if hasattr(type(model), "from_pretrained"):
-        left_out = [fault for allowed in report.allowed.values() for fault in allowed]
-        notes.append(remote_code.finish_by_its_class(model, checkpoint.source, left_out))
+        notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report.left_out))
     report.notes += [note for note in notes if note]
     report.config_from, report.class_from = loaded.origin, resolved.origin
     report.remote_base = resolved.remote_base
