@@ -127,7 +127,7 @@ def _shell(
     shell = build(resolved)
     if resolved.named is None:
         return shell
-    from shardload.remote_code.fitting_class import fitting_class
+    from shardload.loading.fitting_class import fitting_class
 
     return fitting_class(resolved, shell, checkpoint, build)[1]
 

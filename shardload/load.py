@@ -16,10 +16,10 @@ from shardload.errors import UnsupportedError, UsageError, Wording
 from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
+from shardload.loading.fitting_class import fitting_class
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
-from shardload.remote_code.fitting_class import fitting_class
 from shardload.remote_code.plain_config import GIVEN, called_with_config, given_class, plain_config
 
 if TYPE_CHECKING:
