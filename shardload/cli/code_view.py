@@ -28,13 +28,15 @@ def show(where: Where, *, as_json: bool) -> None:
     """Show the files that loading `where` would run, the names they import, and those that the stand-in lacks."""
     from shardload.checkpoint.checkpoint import read_config
     from shardload.checkpoint.sources import find_source
-    from shardload.remote_code.asked_names import asked_names
+    from shardload.library_parts.release import installed
+    from shardload.remote_code.asked_names import asked_names, library_files
     from shardload.remote_code.listing import code_files
 
     source, _ = find_source(where)
     config = read_config(source)
     files = code_files(source, config)
     names, packages = asked_names(source, config)
+    parts = library_files(source, config)
     if as_json:
         output.say_json(
             {
@@ -43,6 +45,7 @@ def show(where: Where, *, as_json: bool) -> None:
                 "files": [asdict(file) for file in files],
                 "names": [asdict(name) for name in names],
                 "packages": [asdict(package) for package in packages],
+                "parts": [{"module": module, "sha256": sha256} for module, sha256 in parts.items()],
             }
         )
         return
@@ -50,7 +53,13 @@ def show(where: Where, *, as_json: bool) -> None:
     if not files:
         output.say(f"{title}\n  config.json names no code of the repo's own")
         return
-    blocks = [_file_lines(files), _name_lines(names), _package_lines(packages)]
+    release = installed()
+    blocks = [
+        _file_lines(files),
+        _name_lines(names),
+        _part_lines(parts, release.name if release else ""),
+        _package_lines(packages),
+    ]
     output.say("\n\n".join("\n".join(block) for block in ([title], *blocks) if block))
 
 
@@ -70,10 +79,20 @@ def _name_lines(names: tuple[AskedName, ...]) -> list[str]:
     for asked in names:
         meaning = _MEANINGS.get(asked.answer)
         answer = f"{asked.answer}: {meaning}" if meaning else asked.answer
+        if asked.part is not None:
+            answer = f"{asked.answer}; has a part"
         rows.append((output.escape(asked.name), answer, output.escape(f"{asked.file}:{asked.line}")))
     counts = Counter(asked.answer for asked in names)
     summary = ", ".join(f"{answer} {count}" for answer, count in counts.items())
     return [*_table(rows), "", f"  {len(names)} names: {summary}"]
+
+
+def _part_lines(parts: dict[str, str], release: str) -> list[str]:
+    if not parts:
+        return []
+    rows = [(f"file of {release} that would run beside it, where a placeholder does not do", "sha256")]
+    rows += [(f"{module.replace('.', '/')}.py", sha256[:12]) for module, sha256 in parts.items()]
+    return _table(rows)
 
 
 def _package_lines(packages: tuple[AskedPackage, ...]) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardload.library_parts.model_files import read
+from shardload.remote_code.asked_parts import asked_parts, part_of
 from shardload.remote_code.importer import own_code
 from shardload.remote_code.imports import home_of
 from shardload.transformers_shim.front import Answer, guarded_lines, has_module, kind_of_answer
@@ -21,12 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AskedName:
-    """A name of transformers ("transformers.x.Y") that a line of the repo's code asks for, and what it gets."""
+    """A name of transformers ("transformers.x.Y") that a line of the repo's code asks for, and what it gets.
+
+    `part` is the installed library's own file that would serve the name where the stand-in's answer does not do.
+    """
 
     name: str
     answer: Answer
     file: str
     line: int
+    part: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,13 @@ def asked_names(
             if package.name not in packages or not package.guarded:
                 packages[package.name] = package
     return tuple(sorted(names.values(), key=_place)), tuple(sorted(packages.values(), key=_place))
+
+
+def library_files(source: Source, config_json: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the SHA-256 of the installed library's files that would run beside the code as parts, by their modules."""
+    code = own_code(source, config_json)
+    modules = asked_parts(file.content for file in code.files) if code else ()
+    return {module: hashlib.sha256(read(module)).hexdigest() for module in modules}
 
 
 def _place(asked: AskedName | AskedPackage) -> tuple[str, int, str]:
@@ -132,7 +146,8 @@ class _Reader:
     def _asked(self, module: str, name: str, line: int) -> AskedName:
         full = ".".join(part for part in ("transformers", module, name) if part)
         answer = kind_of_answer(module, name, guarded=self._within(line, self.guards))
-        return AskedName(full, answer, self.file.name, line)
+        part = None if answer == "has it" else part_of(module, name)
+        return AskedName(full, answer, self.file.name, line, part)
 
     def _within(self, line: int, spans: tuple[tuple[int, int], ...] | Any) -> bool:
         return any(first <= line <= last for first, last in spans)

@@ -46,7 +46,7 @@ def _homes(tree: ast.Module) -> Iterator[str]:
                 if is_model_file(inside):
                     yield inside
         elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "transformers":
-            yield from filter(None, [_home("", node.attr)])
+            yield from filter(None, [part_of("", node.attr)])
 
 
 def _homes_of(inside: str, names: list[str]) -> Iterator[str]:
@@ -54,13 +54,16 @@ def _homes_of(inside: str, names: list[str]) -> Iterator[str]:
         yield inside
         return
     for name in names:
-        own = f"{inside}.{name}"
-        home = own if is_model_file(own) else _home(inside, name)
+        home = part_of(inside, name)
         if home:
             yield home
 
 
-def _home(inside: str, name: str) -> str | None:
+def part_of(inside: str, name: str) -> str | None:
+    """Return the library's file that serves a name of a module ("" is transformers) as a part; None without one."""
+    own = f"{inside}.{name}" if inside else name
+    if is_model_file(own):
+        return own
     if inside.startswith("models.") or (not inside and not has_name(name)):
         return home_of(name, inside)
     return None

@@ -68,7 +68,10 @@ GENERATION_DEFAULTS: dict[str, Any] = {
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
 }
-_PRIVATE = ("_auto_class", "_commit_hash", "_attn_implementation_internal", "_name_or_path")
+_PRIVATE = (
+    "_auto_class", "_commit_hash", "_attn_implementation_internal", "_completed_for", "_experts_implementation",
+    "_name_or_path",
+)  # fmt: skip
 
 
 class PretrainedConfig:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 import shardload
 from shardload import report_of
+from shardload.checkpoint.checkpoint import read_config
+from shardload.checkpoint.sources import find_source
+from shardload.library_parts import model_files
+from shardload.remote_code.asked_parts import asked_parts
+from shardload.remote_code.importer import own_code
+from tests.tiny import run_python
 
 from .part_repos import CHAT, EMBED, EYES, IMAGES, MUSIC, READER, SOUND, TEXT, filled, stored, write_repo
 
@@ -144,3 +153,124 @@ def test_layers_of_the_librarys_in_code_that_calls_them_as_transformers_4_did(re
         for _ in range(8):
             ids = torch.cat([ids, expected(ids)[0][:, -1:].argmax(-1)], dim=1)
     assert tokens.tolist() == ids.tolist()
+
+
+def test_gradients_of_a_part_are_the_real_classs_with_and_without_checkpointing(tmp_path):
+    language, vision = chat(tmp_path)
+    model = load(tmp_path).train()
+    pixels = torch.randn(2, 3, 12)
+    embeds = torch.cat([vision(pixels), language.get_input_embeddings()(IDS)[:, 3:]], dim=1)
+    language.train()(inputs_embeds=embeds, use_cache=False).logits.square().mean().backward()
+    expected = {name: value.grad for name, value in language.named_parameters()}
+    for options in (None, {"use_reentrant": True}, {"use_reentrant": False}):
+        if options is not None:
+            model.gradient_checkpointing_enable(options)
+            assert model.language_model.is_gradient_checkpointing
+        model.zero_grad()
+        model(pixels, IDS).logits.square().mean().backward()
+        made = {name: value.grad for name, value in model.language_model.named_parameters()}
+        assert made.keys() == expected.keys()
+        assert all(torch.allclose(made[name], expected[name], atol=1e-6) for name in made)
+
+
+def test_an_adapter_on_a_part_is_the_adapter_on_the_real_class(tmp_path):
+    peft = pytest.importorskip("peft")
+    language, vision = chat(tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(nn.ModuleDict({"language_model": language, "vision": vision}), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    pixels = torch.randn(2, 3, 12)
+    with torch.no_grad():
+        embeds = torch.cat([vision(pixels), language.get_input_embeddings()(IDS)[:, 3:]], dim=1)
+        expected = language(inputs_embeds=embeds, use_cache=False).logits
+        for merge in (False, True):
+            model = load(tmp_path / "base", adapter=tmp_path / "adapter", merge=merge)
+            assert torch.allclose(model(pixels, IDS).logits, expected, atol=1e-5)
+
+
+def test_a_model_with_parts_is_pickled_and_saved(tmp_path):
+    language, _ = chat(tmp_path / "repo")
+    model = load(tmp_path / "repo")
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model)
+    same = zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in same)
+    torch.save(model.language_model, tmp_path / "part")
+    code = f"import torch; print(type(torch.load({str(tmp_path / 'part')!r}, weights_only=False)).__name__)"
+    assert run_python(code).stdout.strip() == "Qwen2ForCausalLM"
+    shardload.save(model, tmp_path / "saved")
+    saved = load(tmp_path / "saved")
+    assert torch.equal(saved.language_model.lm_head.weight, language.lm_head.weight)
+
+
+def test_two_repos_of_two_releases_and_threads_share_one_process(tmp_path):
+    """The one is written for 4.44, with its own loops, the other for 4.37; neither sees what the other registers."""
+    chat(tmp_path / "chat")
+    settings = {
+        "model_type": "embed",
+        "text_config": {"model_type": "both_ways", "sliding_window": None, **TEXT},
+    }
+    folders = [tmp_path / "embed", tmp_path / "other"]
+    for folder in folders:
+        changed = EMBED if folder is folders[0] else EMBED.replace("is_causal = False", "is_causal = True")
+        write_repo(folder, changed, ("EmbedConfig", "Embed"), {**settings, "transformers_version": "4.44.0"})
+        stored(folder, embedding_model=filled(transformers.MistralModel(transformers.MistralConfig(**TEXT))))
+    with ThreadPoolExecutor(6) as pool:
+        models = list(pool.map(load, [tmp_path / "chat", *folders] * 4))
+    own = {id(type(model)) for model in models}
+    assert len(own) == 3
+    one, other = models[1], models[2]
+    assert type(one.embedding_model) is not type(other.embedding_model)
+    assert type(one.embedding_model).__mro__[1] is type(other.embedding_model).__mro__[1]
+    assert [m.embedding_model.layers[0].self_attn.is_causal for m in (one, other)] == [False, True]
+
+
+def test_the_code_hash_covers_the_librarys_files(tmp_path, monkeypatch):
+    chat(tmp_path)
+    code = own_code(*_source(tmp_path))
+    assert "models.qwen2.modeling_qwen2" in asked_parts(file.content for file in code.files)
+    before = code.sha256("parts")
+    assert before not in (code.sha256("shim"), code.sha256("transformers"))
+    real = model_files.read
+    changed = {"models.qwen2.modeling_qwen2": b"# changed\n"}
+    monkeypatch.setattr(model_files, "read", lambda module: real(module) + changed.get(module, b""))
+    assert code.sha256("parts") != before
+
+
+def _source(folder):
+    source, _ = find_source(folder)
+    return source, read_config(source)
+
+
+def test_code_that_parts_fail_is_served_by_the_whole_library(tmp_path):
+    seen = "self.vision = nn.Linear"
+    code = CHAT.replace(seen, f"self.get_experts_implementation()\n        {seen}")
+    if not hasattr(transformers.PreTrainedModel, "get_experts_implementation"):
+        pytest.skip("the library of this release has no such method either")
+    write_repo(tmp_path, code, ("ChatConfig", "Chat"), {"model_type": "chat", "llm_config": TEXT})
+    language = filled(transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**TEXT)))
+    stored(tmp_path, language_model=language, vision=nn.Linear(12, 32))
+    model = shardload.from_pretrained(tmp_path, trust_remote_code=True)
+    assert report_of(model).remote_base == "transformers"
+    assert "the installed transformers" in str(report_of(model))
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "Qwen2ForCausalLM", "MixtralForCausalLM", "BertForMaskedLM"]
+)
+def test_a_class_of_the_librarys_own_is_a_part_by_choice(tmp_path, name):
+    kind = getattr(transformers, name)
+    real = filled(kind(kind.config_class(**{**TEXT, "tie_word_embeddings": name == "BertForMaskedLM"})))
+    real.save_pretrained(tmp_path)
+    made = shardload.from_pretrained(tmp_path, remote_base="parts", dtype="stored")
+    assert report_of(made).remote_base == "parts"
+    assert (
+        f"{name} (transformers {transformers.__version__}, its file run as a part)"
+        in report_of(made).class_from
+    )
+    assert not isinstance(made, transformers.PreTrainedModel)
+    with torch.no_grad():
+        assert torch.equal(made(IDS, attention_mask=PADDED).logits, real(IDS, attention_mask=PADDED).logits)
+    shardload.save(made, tmp_path / "saved")
+    again = kind.from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in real.state_dict().items())

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def auto_class(name: str, home: str, otherwise: Callable[[Any], Any] | None = None) -> Any:
+def _auto(name: str, home: str, otherwise: Callable[[Any], Any] | None = None) -> Any:
     """Return an auto class: it knows what is registered, else what `otherwise` returns for a config."""
     kind = later_class(name, home)
     refuse = kind.from_pretrained
@@ -33,9 +33,9 @@ def auto_class(name: str, home: str, otherwise: Callable[[Any], Any] | None = No
     return kind
 
 
-AutoConfig = auto_class("AutoConfig", __name__)
-AutoModel = auto_class("AutoModel", __name__)
-AutoModelForCausalLM = auto_class("AutoModelForCausalLM", __name__)
-AutoModelForSeq2SeqLM = auto_class("AutoModelForSeq2SeqLM", __name__)
-AutoModelForSequenceClassification = auto_class("AutoModelForSequenceClassification", __name__)
-AutoTokenizer = auto_class("AutoTokenizer", __name__)
+AutoConfig = _auto("AutoConfig", __name__)
+AutoModel = _auto("AutoModel", __name__)
+AutoModelForCausalLM = _auto("AutoModelForCausalLM", __name__)
+AutoModelForSeq2SeqLM = _auto("AutoModelForSeq2SeqLM", __name__)
+AutoModelForSequenceClassification = _auto("AutoModelForSequenceClassification", __name__)
+AutoTokenizer = _auto("AutoTokenizer", __name__)
