@@ -158,7 +158,7 @@ class ProcessorRepo:
         own = tokenizer_entry(settings, "tokenizer_config.json") or tokenizer_entry(
             self.config_json, "config.json"
         )
-        if base == "shim" or own is not None:
+        if base != "transformers" or own is not None:
             trust = replace(self.trust, remote_base=base)  # type: ignore[arg-type]
             return make_tokenizer(self.source, self.config_json, trust)
         self.source.open("tokenizer.json").local_path()
