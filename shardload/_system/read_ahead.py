@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
@@ -44,12 +44,13 @@ class ReadAhead:
 
     def __init__(self, room: int | None = None) -> None:
         self._room = room
-        self._files: SimpleQueue[tuple[io.FileIO, range] | None] = SimpleQueue()
+        self._files: SimpleQueue[tuple[io.FileIO, Sequence[int]] | None] = SimpleQueue()
         self._threads = 0
 
-    def begin(self, descriptor: int, mapping: Buffer) -> bool:
-        """Ask the kernel to read a whole mapped file; return False when the file is skipped."""
-        size = len(mapping)
+    def begin(self, descriptor: int, mapping: Buffer, spans: Sequence[tuple[int, int]] | None = None) -> bool:
+        """Ask the kernel to read a mapped file, or these spans of it; return False when the file is skipped."""
+        spans = [(0, len(mapping))] if spans is None else spans
+        size = sum(stop - start for start, stop in spans)
         if not hasattr(os, "posix_fadvise") or not is_cold(mapping):
             return False
         if self._room is None:
@@ -65,7 +66,8 @@ class ReadAhead:
             file = next(
                 map(io.FileIO, map(os.dup, (descriptor,)))
             )  # in C: Ctrl-C leaves no descriptor behind
-            self._files.put((file, range(turn * _STEP, size, _THREADS * _STEP)))
+            steps = [start for span in spans for start in range(*span, _STEP)]
+            self._files.put((file, steps[turn::_THREADS]))
         return True
 
     def __enter__(self) -> Self:
@@ -76,7 +78,7 @@ class ReadAhead:
             self._files.put(None)
 
 
-def _ask(files: SimpleQueue[tuple[io.FileIO, range] | None], owner: weakref.ref[ReadAhead]) -> None:
+def _ask(files: SimpleQueue[tuple[io.FileIO, Sequence[int]] | None], owner: weakref.ref[ReadAhead]) -> None:
     while True:
         try:
             entry = files.get(timeout=_PATIENCE)

@@ -17,7 +17,7 @@ from shardload.keymap import leaves
 from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef, torch_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -117,10 +117,10 @@ class Shard:
             cure="open it again when nothing writes to it",
         )
 
-    def read_ahead(self, ahead: ReadAhead) -> None:
-        """Ask the kernel to read the file in the background, if it is not cached and there is room for it."""
+    def read_ahead(self, ahead: ReadAhead, spans: Sequence[tuple[int, int]] | None = None) -> None:
+        """Ask the kernel to read the file, or spans of it, in the background, where it is cold and there is room."""
         if self._map is not None:
-            ahead.begin(self._file.fileno(), self._map)
+            ahead.begin(self._file.fileno(), self._map, spans)
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """Return the stored tensor in its stored dtype; its storage covers this tensor alone."""
@@ -135,6 +135,8 @@ class Shard:
                 cure="fetch the file again",
             )
         itemsize = dtype.itemsize
+        if self._map is None and ref.strides is not None and (rows := strided_rows(ref)) is not None:
+            return _read_rows(self._file.fileno(), ref, rows, dtype)
         if self._map is None or start % itemsize:
             # An unaligned tensor is copied: torch's kernels may require alignment.
             flat = _read(self._file.fileno(), start, stop - start, dtype)
@@ -266,6 +268,32 @@ def _read_columns(file: SourceFile, ref: TensorRef, rows: range, columns: range)
     return flat.view(len(rows), len(columns), *ref.shape[2:])
 
 
+_LEAST_GAP = 2**12  # bytes between two rows: shorter gaps are read too, and left out in memory
+
+
+def strided_rows(ref: TensorRef) -> int | None:
+    """Return the bytes of a row of a strided tensor whose rows are worth a read each; else None.
+
+    That is a tensor of columns, as tensor parallelism cuts them: what lies between its rows is not read.
+    """
+    if ref.strides is None or len(ref.shape) != 2 or ref.strides[1] != 1:
+        return None
+    width = ref.nbytes // ref.numel
+    row, step = ref.shape[1] * width, ref.strides[0] * width
+    return row if row >= _LEAST_RUN and step - row >= _LEAST_GAP else None
+
+
+def _read_rows(descriptor: int, ref: TensorRef, row: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor of columns, packed; each of its rows is read by itself."""
+    assert ref.strides is not None
+    result = torch.frombuffer(private_memory(ref.nbytes), dtype=dtype)
+    memory = memoryview((ctypes.c_char * ref.nbytes).from_address(result.data_ptr())).cast("B")
+    step = ref.strides[0] * dtype.itemsize
+    for number in range(ref.shape[0]):
+        _read_into(descriptor, memory[number * row : (number + 1) * row], ref.span.start + number * step)
+    return result.view(ref.shape)
+
+
 def _check_region(region: Region, ref: TensorRef) -> None:
     """Raise UsageError unless a region is a tuple of forward slices, at most one per dimension."""
     if not isinstance(region, tuple) or not all(isinstance(part, slice) for part in region):
@@ -292,7 +320,14 @@ def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch
         flat = torch.frombuffer(private_memory(nbytes), dtype=dtype)
     else:
         flat = torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")
-    memory = memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B")
+    _read_into(
+        descriptor, memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B"), start
+    )
+    return flat
+
+
+def _read_into(descriptor: int, memory: memoryview, start: int) -> None:
+    nbytes = len(memory)
     done = 0
     while done < nbytes:
         try:
@@ -306,4 +341,3 @@ def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch
                 f"the file ends at byte {start + done:,}, inside a tensor", cure="fetch the file again"
             )
         done += got
-    return flat

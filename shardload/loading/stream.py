@@ -86,6 +86,17 @@ def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
     return reading_order(comparison.plan.tensors, (shard.name for shard in comparison.checkpoint.shards))
 
 
+def spans_of(pairs: Pairs) -> list[tuple[int, int]]:
+    """Return the bytes of a shard that a load reads, as spans in order; those of parts that touch are one."""
+    spans: list[tuple[int, int]] = []
+    for _, ref in pairs:
+        if spans and ref.span.start <= spans[-1][1]:
+            spans[-1] = spans[-1][0], max(spans[-1][1], ref.span.stop)
+        elif ref.span.nbytes:
+            spans.append((ref.span.start, ref.span.stop))
+    return spans
+
+
 class _Stream:
     """Loads the tensors of a plan, shard by shard. `joins`, `claims` and `subtrees` are None when the plan has none."""
 
@@ -133,7 +144,7 @@ class _Stream:
             self.verified.begin(name, path)
         with Shard(path, copy=self.copy, expected=checkpoint.identities.get(name)) as shard:
             if self.ahead is not None:
-                shard.read_ahead(self.ahead)
+                shard.read_ahead(self.ahead, spans_of(pairs) if self.comparison.plan.parts else None)
             for key, ref in pairs:
                 read = shard.tensor(ref)
                 if self.joins is not None and key in self.joins:

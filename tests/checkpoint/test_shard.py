@@ -13,6 +13,7 @@ from torch import nn
 
 from shardload import CorruptError, NotFoundError, build_shell, fill, open_checkpoint
 from shardload.checkpoint.shard import Shard
+from shardload.keymap.derived import narrowed
 from shardload.tensor_ref import Span, TensorRef
 from tests.tiny import Net, random_state, run_python, write_checkpoint
 
@@ -161,3 +162,27 @@ def test_a_tensor_is_the_file_s_bytes_in_the_stored_dtype(tmp_path, copy):
             shard.tensor(ref("U8", (4,), 62, 66))
     assert mine.tolist() == [9] * 4
     assert path.read_bytes() == bytes(range(64))
+
+
+def test_columns_that_are_read_cost_their_own_bytes_alone(tmp_path):
+    torch.manual_seed(0)
+    whole = torch.randn(64, 8192)
+    torch.save({"w": whole}, tmp_path / "model.bin")
+    checkpoint = open_checkpoint(tmp_path / "model.bin")
+    ref = checkpoint.tensors["w"]
+    for start, length in ((0, 1024), (3000, 700), (8000, 192), (0, 8192), (5, 8000)):
+        part = narrowed(ref, 1, start, length)
+        with Shard(tmp_path / "model.bin", copy=True) as shard:
+            before = read_bytes()
+            got = shard.tensor(part)
+            count = read_bytes() - before
+        assert torch.equal(got, whole[:, start : start + length])
+        if length in (700, 1024):
+            assert got.is_contiguous()
+            assert count < 1.1 * part.nbytes + 4096
+
+
+def read_bytes() -> int:
+    """Bytes that this process has read by calls, which the reading of this very number adds to."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(lines[0].split()[1])
