@@ -14,9 +14,10 @@ from shardload.checkpoint.formats.not_a_checkpoint import explain
 from shardload.checkpoint.index import WeightFiles, disagreement, find_weight_files
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
+from shardload.checkpoint.stage import Stage
 from shardload.checkpoint.unfinished import cure_of
 from shardload.dtypes import FLOATS
-from shardload.errors import AccessError, CorruptError, NotFoundError, UsageError, Wording, keyword
+from shardload.errors import AccessError, CorruptError, NotFoundError
 from shardload.keys import collapse
 from shardload.keywords import entry_point, place_of
 
@@ -62,7 +63,7 @@ class Checkpoint:
     are not tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
     `metadata` is what the safetensors headers hold besides tensors. `warnings` are lines to show to the user.
     `identities` show whether a local file was replaced after its header was read. `named` is the file that the
-    caller named, or None where the caller named a folder or a repo.
+    caller named, or None where the caller named a folder or a repo. `only` are the patterns of a part.
     """
 
     source: Source
@@ -77,6 +78,7 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     identities: Mapping[str, FileIdentity] = field(default_factory=dict, repr=False)
     named: str | None = None
+    only: tuple[str, ...] = ()
     _mappings: WeakValueDictionary[Any, Any] = field(
         default_factory=WeakValueDictionary, repr=False, compare=False
     )
@@ -205,7 +207,9 @@ class Checkpoint:
 
 
 @entry_point
-def open_checkpoint(where: WhereLike, **keywords: Unpack[WhereKeywords]) -> Checkpoint:
+def open_checkpoint(
+    where: WhereLike, *, only: Sequence[str] | None = None, **keywords: Unpack[WhereKeywords]
+) -> Checkpoint:
     """Open a checkpoint by its headers: a folder, a checkpoint file, or `org/name[@revision]` on the Hub.
 
         >>> import torch, shardload
@@ -215,45 +219,37 @@ def open_checkpoint(where: WhereLike, **keywords: Unpack[WhereKeywords]) -> Chec
 
     Of a Hub repo only headers and small JSON files are fetched. Symbolic links that lead out of a folder are followed
     into the Hub cache's own blobs, and elsewhere with `allow_links=True`. `state_dict` names one of several in a
-    training checkpoint ("ema", "ema.shadow"); `warnings` name the others. Raises NotFoundError, CorruptError (a shard
-    that is not a checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
+    training checkpoint ("ema", "ema.shadow"); `warnings` name the others. `only` are patterns of stored names, of a
+    stage of a pipeline, say; a segment "0-13" is a range, and other shards are not opened. Raises NotFoundError,
+    CorruptError (no checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
     """
     place = place_of(where, keywords)
-    source, only = find_source(place)
-    files = find_weight_files(source, only=only, variant=place.variant)
-    return read_checkpoint(source, files, named=only, state_dict=place.state_dict)
-
-
-def opened(keywords: WhereKeywords, *given: WhereLike | Checkpoint) -> list[Checkpoint]:
-    """Return the checkpoints that an entry point was given: those that are open already, and the others opened.
-
-    Raises UsageError for keywords that choose files where every checkpoint is open already.
-    """
-    chosen = {"revision", "subfolder", "variant", "state_dict"} & {
-        name for name, value in keywords.items() if value is not None
-    }
-    if chosen and all(isinstance(each, Checkpoint) for each in given):
-        name = min(chosen)
-        raise UsageError(
-            Wording("{0} chooses files, and the checkpoint is open already", keyword(name)),
-            where=f"{name}=",
-            cure=Wording("pass {0} to open_checkpoint", keyword(name)),
-        )
-    return [each if isinstance(each, Checkpoint) else open_checkpoint(each, **keywords) for each in given]
+    source, named = find_source(place)
+    files = find_weight_files(source, only=named, variant=place.variant)
+    stage = None if only is None else Stage(only)
+    return read_checkpoint(source, files, named=named, state_dict=place.state_dict, stage=stage)
 
 
 def read_checkpoint(
-    source: Source, files: WeightFiles, *, named: str | None = None, state_dict: str | None = None
+    source: Source,
+    files: WeightFiles,
+    *,
+    named: str | None = None,
+    state_dict: str | None = None,
+    stage: Stage | None = None,
 ) -> Checkpoint:
     """Read the headers of the given weight files and check them against their index, both ways.
 
-    `named` is the file that the caller named: what lies beside it need not belong to it, so a broken
-    config.json there is a warning. `state_dict` names one of several in a file.
+    `named` is the file that the caller named: a broken config.json beside it is a warning. `state_dict` names one of
+    several in a file, `stage` a part to read.
     """
+    files = files if stage is None else stage.files(files)
     shards = _open_shards(source, files)
     # A file on the Hub is named by its commit and can't change.
     identities = {file.name: file_identity(file.local_path()) for file in shards if source.is_local}
     formats, headers = _read_headers(shards, state_dict, remote=source.revision is not None)
+    if stage is not None:
+        headers = stage.headers(headers, source.label)
     tensors = _merge(source, files, headers)
     warnings = [*getattr(source, "warnings", ()), *files.notes]
     if files.weight_map and (unlisted := [key for key in tensors if key not in files.weight_map]):
@@ -282,6 +278,7 @@ def read_checkpoint(
         warnings=(*warnings, *(note for header in headers for note in header.notes)),
         identities=identities,
         named=named,
+        only=stage.patterns if stage else (),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.progress import ProgressMeter
-from shardload.checkpoint.checkpoint import Checkpoint, opened
+from shardload.checkpoint.opened import opened
 from shardload.keymap import KeyMap, leaves
 from shardload.keywords import entry_point
 from shardload.tensor_ref import TORCH_NAMES
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from shardload._system.progress import ProgressOption
+    from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import Derived, Names
     from shardload.keywords import WhereKeywords
     from shardload.where import WhereLike

@@ -19,7 +19,7 @@ from shardload.loading.head import Heads
 from shardload.loading.leniency import Patterns, ignored_by, set_aside
 from shardload.loading.memory_plan import state_memory
 from shardload.loading.mismatch import mismatch
-from shardload.loading.plan import match, narrow, settle_ties
+from shardload.loading.plan import match, narrow, settle_ties, tie_of_stage
 from shardload.loading.rehearsal import rehearse
 from shardload.loading.report import Report
 from shardload.loading.shared_bytes import sharing_bytes
@@ -88,6 +88,8 @@ class Comparison:
             self.unproven = rehearse(self.plan, shell, self.tree.self_loading, self.versions)
         if shell.ties:
             settle_ties(self.plan, shell)
+        if checkpoint.only and (note := tie_of_stage(self.plan, shell, checkpoint)):
+            self.unproven.append(note)
         self._found = self._findings()
         self.report = self._report(time.perf_counter() - started)
         narrow(self.plan, target, [shard.name for shard in checkpoint.shards])

@@ -171,6 +171,28 @@ def _apply(key_map: KeyMap, checkpoint: Checkpoint, plan: Plan) -> None:
             plan.turned.add(key)
 
 
+def tie_of_stage(plan: Plan, shell: Shell, checkpoint: Checkpoint) -> str | None:
+    """Fill the output layer of a pipeline's last stage with the embedding, where the config ties the two.
+
+    The stage has one of the two names, and the checkpoint stores the other. Return a note, or None where nothing is to
+    be filled, or where more than one tensor could be.
+    """
+    if not checkpoint.only or not (checkpoint.config or {}).get("tie_word_embeddings"):
+        return None
+    missing = [
+        fault for fault in plan.faults if fault.kind == "missing" and len(shell.slots[fault.key].shape) > 1
+    ]
+    spare = [fault for fault in plan.faults if fault.kind == "unexpected"]
+    if len(missing) != 1 or len(spare) != 1:
+        return None
+    slot, ref = shell.slots[missing[0].key], plan.mapped[spare[0].key]
+    if ref.shape != slot.shape or other_kind(slot.dtype, ref.dtype):
+        return None
+    plan.faults = [fault for fault in plan.faults if fault not in (missing[0], spare[0])]
+    plan.direct[slot.name] = ref
+    return f"{slot.name}: filled with {spare[0].key}, which the config ties to the output layer"
+
+
 def settle_ties(plan: Plan, shell: Shell) -> None:
     """Drop the missing faults of tied names if any name of the group is stored; else keep one fault per group."""
     missing = {fault.key for fault in plan.faults if fault.kind == "missing"}
