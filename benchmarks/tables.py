@@ -389,6 +389,30 @@ _PARTIAL = Table(
 )
 
 
+_RANKS = Table(
+    "ranks",
+    "FSDP over 2 ranks, 1.9 GB in 7 `.safetensors` shards, cold page cache, stored dtype",
+    "Two processes with gloo, from the end of their imports until the slower one is ready, and until a byte of each "
+    "page of its part was read. Asked: bytes that both read by calls, by those of the file (mapped pages are no "
+    "calls). Anonymous: the most that one process took; its part is 0.95 GB. All give the same sum of all weights.",
+    (
+        Probe("shardload, mapped", ("ranks", "{llama.safetensors}", "mapped", "2"), most=3),
+        Probe("shardload, `copy=True`", ("ranks", "{llama.safetensors}", "copy", "2"), most=3),
+        Probe(
+            "transformers, DistributedConfig", ("ranks", "{llama.safetensors}", "transformers", "2"), most=3
+        ),
+        Probe("DCP, HuggingFaceStorageReader", ("ranks", "{llama.safetensors}", "dcp", "2"), most=3),
+    ),
+    columns=(
+        Column("load_s", "load", "s"),
+        Column("touched_s", "load and first touch", "s"),
+        Column("asked", "asked / file", "x"),
+        Column("anon", "anonymous", "MB"),
+        Column("part", "its part", "MB"),
+    ),
+)
+
+
 def _scaling(name: str, title: str, plot: str, rows: tuple[Load, ...]) -> Table:
     what = "Linears, the class given, page cache warm, stored dtype; seconds after the imports."
     return Table(f"scaling-{name}", title, what, rows, columns=(_SECONDS, _CPU, _PEAK), plot=plot)
@@ -453,6 +477,7 @@ TABLES = (
     _COLD,
     _LIMIT,
     _PARTIAL,
+    _RANKS,
     *_SCALING,
     _COMMANDS,
     _FULL_SIZE,
