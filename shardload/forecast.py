@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.read_ahead import free_memory
-from shardload.checkpoint.checkpoint import Checkpoint, opened
+from shardload.checkpoint.checkpoint import Checkpoint
+from shardload.checkpoint.opened import opened
 from shardload.dtypes import float_code, parse_dtype
 from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
 from shardload.keywords import entry_point, place_of
 from shardload.loading.memory_plan import MemoryPlan, Statement
+from shardload.loading.rank_amounts import RankAmounts, Ranks, plan_of
 from shardload.placement.taken import code_after_cast, taken_on_device
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES
 
@@ -60,8 +62,9 @@ class Forecast:
 
     `download` is what is not on this disk yet, `read` what the loaded tensors have in their files. `held` are the
     weights when they are loaded, `adapter` those of an adapter on top. `memory` is the statement that the load itself
-    will make (`report.stated`). `joins` is what a key map joins; `rules` says how many names each of its rules takes.
-    What a class computes itself (buffers, tables) is never counted, what it ties only where its shell is given.
+    will make (`report.stated`), `ranks` what each rank reads and holds where several load one model. `joins` is
+    what a key map joins; `rules` says how many names each of its rules takes. What a class computes itself
+    (buffers, tables) is never counted, what it ties only where its shell is given.
     """
 
     where: str
@@ -82,6 +85,7 @@ class Forecast:
     rules: list[tuple[dict[str, Any], int]] = field(default_factory=list)
     dropped: int = 0
     notes: list[str] = field(default_factory=list)
+    ranks: list[RankAmounts] = field(default_factory=list)
 
     @property
     def peak_anon(self) -> int:
@@ -95,8 +99,9 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether the anonymous peak fits into free memory; True where free memory is not known."""
-        return self.free == 0 or self.peak_anon <= self.free
+        """Whether the anonymous peak, of each rank, fits into free memory; True where free memory is not known."""
+        peak = max((rank.peak for rank in self.ranks), default=self.peak_anon)
+        return self.free == 0 or peak <= self.free
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as JSON data, with the version of its schema.
@@ -121,6 +126,7 @@ class Forecast:
             "rules": [{**rule, "takes": count} for rule, count in self.rules],
             "dropped": self.dropped,
             "notes": self.notes,
+            **({"ranks": [vars(rank) for rank in self.ranks]} if self.ranks else {}),
         }
 
 
@@ -134,6 +140,9 @@ def plan_load(
     adapter: str | os.PathLike[str] | None = None,
     copy: bool = False,
     shell: Shell | nn.Module | None = None,
+    fsdp: int = 1,
+    tp: int = 1,
+    tp_plan: Mapping[str, str] | None = None,
     **keywords: Unpack[WhereKeywords],
 ) -> Forecast:
     """Return what `from_pretrained` with these keywords would download, read, hold and peak at.
@@ -146,6 +155,8 @@ def plan_load(
     Nothing but headers is read; of a Hub repo no weight is downloaded. No model is built, so what a class alone knows
     is not counted: loaders of its modules that join tensors, its ties, weights that it keeps in float32, values that it
     makes for missing parameters. Pass its `shell` to count them too; what does not fit it is left out, not judged.
+    With `fsdp` or `tp`, `ranks` of the result says what each rank of such a mesh reads, holds and peaks at: FSDP cuts
+    the rows of all tensors, tensor parallelism what `tp_plan` names, by default the plan of the class of transformers.
     Other keywords are those of `open_checkpoint`. Raises what that raises, and UsageError for a key map that does not
     fit.
     """
@@ -173,6 +184,15 @@ def plan_load(
         target.beside = beside
         memory = stated_for(shell, checkpoint, rules, target, copy=copy)
     held = Amounts(memory.anonymous - beside, memory.mapped, memory.device)
+    notes = _notes(rules, mapped, checkpoint, copies)
+    ranks = []
+    if fsdp != 1 or tp != 1:
+        over = Ranks(fsdp, tp, plan_of(checkpoint.config, tp_plan, tp), on, code, copy)
+        ranks = over.amounts(tensors, shards)
+        if tp > 1:
+            notes.append(
+                f"the plan cuts {len(over.cut_names(tensors)):,} of {len(tensors):,} tensors {tp} ways"
+            )
     return Forecast(
         where=checkpoint.label,
         revision=checkpoint.source.revision,
@@ -191,7 +211,8 @@ def plan_load(
         joins=residence(tensors, shards),
         rules=[(rule.to_dict(), count) for rule, count in zip(rules.rules, mapped.claimed, strict=True)],
         dropped=len(mapped.dropped),
-        notes=[*checkpoint.warnings, *_notes(rules, mapped, checkpoint, copies)],
+        notes=[*checkpoint.warnings, *notes],
+        ranks=ranks,
     )
 
 

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shardload.forecast import Amounts, Forecast
+    from shardload.loading.rank_amounts import RankAmounts
 
 EXAMPLES = """\b
 Examples:
   shardload plan ./chatglm2-6b
   shardload plan org/name --revision COMMIT --dtype float32
+  shardload plan ./llama --fsdp 8 --tp 4
   shardload plan ./mixtral --map map.json --device cuda --adapter ./my-lora
 """
 
@@ -35,6 +37,14 @@ DOES_NOT_FIT = 1
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @key_map_options
 @click.option("--adapter", metavar="WHERE", help="LoRA adapter that is attached too.")
+@click.option("--fsdp", type=click.IntRange(1), default=1, metavar="N", help="Ranks that FSDP shards over.")
+@click.option("--tp", type=click.IntRange(1), default=1, metavar="N", help="Ranks of tensor parallelism.")
+@click.option(
+    "--tp-plan",
+    multiple=True,
+    metavar="NAME=STYLE",
+    help="What tensor parallelism cuts: 'layers.*.up=colwise' or rowwise; else the class of transformers says it.",
+)
 @click.option("--copy", is_flag=True, help="As for load: read the weights instead of mapping the files.")
 @source_options
 @json_option
@@ -42,16 +52,24 @@ def command(where: str, as_json: bool, **options: Any) -> int:
     """Show what a load of WHERE would download, read, hold and peak at; nothing but headers is read.
 
     WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub, of which no weight is fetched. Exits
-    with 1 where the anonymous memory would not suffice.
+    with 1 where the anonymous memory would not suffice. With --fsdp or --tp also what each rank would read and hold.
     """
     from shardload.forecast import plan_load
 
+    options["tp_plan"] = _plan(options["tp_plan"])
     forecast = plan_load(where, key_map=key_map_of(options), **source_keywords(options), **options)
     if as_json:
         output.say_json(forecast.to_dict())
     else:
         output.say("\n".join(forecast_lines(forecast)))
     return 0 if forecast.fits else DOES_NOT_FIT
+
+
+def _plan(named: Sequence[str]) -> dict[str, str] | None:
+    pairs = [name.rpartition("=") for name in named]
+    if any(not name or not style for name, _, style in pairs):
+        raise click.BadParameter("pass NAME=STYLE, such as 'layers.*.up=colwise'", param_hint="--tp-plan")
+    return {name: style for name, _, style in pairs} or None
 
 
 def forecast_lines(forecast: Forecast) -> list[str]:
@@ -74,6 +92,7 @@ def forecast_lines(forecast: Forecast) -> list[str]:
     lines = [output.paint(output.escape(title), bold=True)]
     lines += [f"  {output.paint(label.ljust(8), dim=True)}  {output.escape(text)}" for label, text in rows]
     lines += _map_lines(forecast)
+    lines += rank_lines(forecast.ranks)
     lines += [f"  note: {output.escape(note)}" for note in forecast.notes]
     return lines
 
@@ -89,6 +108,33 @@ def _room(forecast: Forecast) -> str:
         return ""
     free = f"{output.size_of(forecast.free)} may still be taken"
     return f"; {free}" if forecast.fits else f": it does not fit, {free}"
+
+
+def rank_lines(ranks: Sequence[RankAmounts]) -> list[str]:
+    """Return a table of ranks; ranks of the same amounts are one line."""
+    if not ranks:
+        return []
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for each in ranks:
+        alike.setdefault((each.read, each.file, each.anon, each.device, each.peak), []).append(each.rank)
+    rows: list[tuple[str, ...]] = [
+        ("ranks", "read", "file-backed", "anonymous", "on the device", "peak anonymous")
+    ]
+    rows += [(_spans(own), *map(output.size_of, amounts)) for amounts, own in alike.items()]
+    first, *lines = output.columns(rows, right=(1, 2, 3, 4, 5), indent="  ")
+    return ["", output.paint(first, dim=True), *lines]
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Return ranks in order as spans: "0-6, 8"; many spans are counted."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    shown = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans[:4])
+    return shown if len(spans) <= 4 else f"{shown}, … ({len(numbers)} ranks)"
 
 
 def _map_lines(forecast: Forecast) -> list[str]:

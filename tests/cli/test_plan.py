@@ -65,3 +65,17 @@ def test_map_apply_and_invert(tmp_path, call_cli):
     done = call_cli("map", "apply", tmp_path / "bound.json", other)
     assert (done.returncode, done.stdout) == (2, "")
     assert "another checkpoint" in done.stderr
+
+
+def test_ranks_are_a_table(tmp_path, call_cli):
+    where = write_checkpoint(tmp_path / "c", {"layers.0.up.weight": torch.ones(512, 512)})
+    done = call_cli("plan", where, "--fsdp", "2", "--tp", "2", "--tp-plan", "layers.*.up=colwise")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0-3" in done.stdout
+    assert "262.1 kB" in done.stdout
+    assert "the plan cuts 1 of 1 tensors 2 ways" in done.stdout
+    ranks = json.loads(call_cli("plan", where, "--fsdp", "3", "--json").stdout)["ranks"]
+    assert [rank["read"] for rank in ranks] == [171 * 2048, 171 * 2048, 170 * 2048]
+    done = call_cli("plan", where, "--tp", "2")
+    assert done.returncode == 2
+    assert "--tp-plan" in done.stderr

@@ -1,0 +1,159 @@
+"""What each rank of a sharded load reads and holds, from headers. Imports neither torch nor torch.distributed.
+
+FSDP cuts the rows of every tensor; tensor parallelism cuts what a plan names, before. Tensors of one shape are counted
+together, so 256 ranks of 90,000 tensors take as long as a few.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from shardload.errors import UnsupportedError, UsageError, Wording
+from shardload.loading.memory_plan import Statement
+from shardload.placement.cut import Cut, Split, cut_by
+from shardload.placement.taken import NOTHING, Taken, taken_on_device
+from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from shardload.keymap import Derived
+
+_ROWS = ("colwise", "colwise_rep", "colwise_gather_output")
+_COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input")
+
+
+@dataclass(frozen=True)
+class RankAmounts:
+    """Bytes of one rank: what it reads, what it holds when all is loaded, and the anonymous memory at its peak."""
+
+    rank: int
+    read: int
+    anon: int
+    file: int
+    device: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """FSDP over `fsdp` ranks, and tensor parallelism over `tp` by a plan; `device` and `code` are those of the load.
+
+    A rank's number is that of a mesh of these dimensions: `fsdp` first.
+    """
+
+    fsdp: int
+    tp: int
+    plan: Mapping[str, str]
+    device: str = "cpu"
+    code: str | None = None
+    copy: bool = False
+
+    def __post_init__(self) -> None:
+        for name, size in (("fsdp", self.fsdp), ("tp", self.tp)):
+            if type(size) is not int or size < 1:
+                raise UsageError(Wording("{0} is no number of ranks", size), where=f"{name}=")
+
+    def amounts(self, tensors: Mapping[str, Derived], shards: Sequence[str]) -> list[RankAmounts]:
+        """Return the amounts of every rank."""
+        kinds: Counter[tuple[tuple[int, ...], str, int | None]] = Counter(
+            (tensor.shape, tensor.dtype, self.dim_of(name, tensor.shape)) for name, tensor in tensors.items()
+        )
+        work = self._work_space(tensors, shards)
+        return [self._of_rank(rank, kinds, work) for rank in range(self.fsdp * self.tp)]
+
+    def cut(self, shape: tuple[int, ...], dim: int | None, rank: int) -> Cut:
+        """Return the part of a tensor that a rank holds, where tensor parallelism cuts a dimension, or none."""
+        splits = [] if not shape else [Split(0, self.fsdp, rank // self.tp, outer=True)]
+        if dim is not None:
+            splits.append(Split(dim, self.tp, rank % self.tp))
+        return cut_by(shape, tuple(splits))
+
+    def dim_of(self, name: str, shape: tuple[int, ...]) -> int | None:
+        """Return the dimension that tensor parallelism cuts of a tensor, or None."""
+        if self.tp == 1 or not shape:
+            return None
+        module = name.rpartition(".")[0]
+        style = next((style for pattern, style in self._patterns() if pattern.search(module)), None)
+        if style in _ROWS:
+            return 0
+        if style not in _COLUMNS or len(shape) < 2:
+            return None  # the bias of a rowwise layer is added after the sum
+        return 0 if "embed" in module.rpartition(".")[2] else 1
+
+    def cut_names(self, tensors: Mapping[str, Derived]) -> list[str]:
+        """Return the tensors that the plan cuts."""
+        return [name for name, tensor in tensors.items() if self.dim_of(name, tensor.shape) is not None]
+
+    def _patterns(self) -> Iterator[tuple[re.Pattern[str], str]]:
+        for pattern, style in self.plan.items():
+            yield _pattern(pattern), style
+
+    def _of_rank(
+        self, rank: int, kinds: Counter[tuple[tuple[int, ...], str, int | None]], work: int
+    ) -> RankAmounts:
+        read = mapped = 0
+        total = NOTHING
+        for (shape, dtype, dim), count in kinds.items():
+            nbytes, taken = self._part(shape, dtype, dim, rank)
+            read += nbytes * count
+            mapped += nbytes * count if not any(taken) else 0
+            total = Taken(*(held + each * count for held, each in zip(total, taken, strict=True)))
+        return RankAmounts(rank, read, total.anonymous, mapped, total.device, total.anonymous + work)
+
+    def _part(self, shape: tuple[int, ...], dtype: str, dim: int | None, rank: int) -> tuple[int, Taken]:
+        """Return the bytes that a rank reads of a tensor, and those that its part takes beside the file."""
+        part = self.cut(shape, dim, rank).shape
+        nbytes = prod(part) * DTYPE_BITS[dtype] // 8
+        taken = taken_on_device(
+            TensorRef("", dtype, part, "", Span(0, nbytes)), self.code, device=self.device
+        )
+        padded = self.cut(shape, dim, rank % self.tp).shape
+        if not any(taken) and nbytes and (self.copy or dim == 1 or padded != part):
+            taken = Taken(anonymous=prod(padded) * DTYPE_BITS[dtype] // 8)
+        return nbytes, taken
+
+    def _work_space(self, tensors: Mapping[str, Derived], shards: Sequence[str]) -> int:
+        """Return what the first rank works in beside its weights: no rank has larger parts."""
+        statement = Statement(shards, self.copy)
+        for name, tensor in tensors.items():
+            dim = self.dim_of(name, tensor.shape)
+            cut = self.cut(tensor.shape, dim, 0)
+            statement.add(cut.of(tensor), self._part(tensor.shape, tensor.dtype, dim, 0)[1])
+        return statement.plan().staging
+
+
+def plan_of(config: Mapping[str, Any] | None, given: Mapping[str, str] | None, tp: int) -> Mapping[str, str]:
+    """Return the caller's plan for tensor parallelism, or that of the class of transformers that a config names."""
+    if given is not None or tp == 1:
+        return given or {}
+    kind = (config or {}).get("model_type")
+    try:
+        from transformers import CONFIG_MAPPING
+
+        plan: Mapping[str, str] = CONFIG_MAPPING[kind].base_model_tp_plan
+    except (ImportError, KeyError, AttributeError):
+        plan = {}
+    if not plan:
+        raise UnsupportedError(
+            "which layers tensor parallelism cuts is not in the headers, and no class of transformers says it",
+            where=f"model_type {kind!r}",
+            cure=Wording(
+                "name them: {tp_plan}", tp_plan={"layers.*.up": "colwise", "layers.*.down": "rowwise"}
+            ),
+        )
+    return plan
+
+
+_COMPILED: dict[str, re.Pattern[str]] = {}
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    found = _COMPILED.get(text)
+    if found is None:
+        found = _COMPILED[text] = re.compile(rf"(?:^|\.){re.escape(text).replace(chr(92) + '*', '[^.]+')}$")
+    return found
