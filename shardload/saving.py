@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from shardload._system.byte_size import parse_size
@@ -13,9 +14,9 @@ from shardload.errors import UsageError
 from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
 from shardload.model.shell import modules_of
+from shardload.model.wrapper_tensors import is_wrapper
 from shardload.transformers_classes import conversions
 from shardload.transformers_classes.declared_ties import written_apart
-from shardload.transformers_classes.left_out import left_out
 from shardload.writing import write_output
 from shardload.writing.model_output import model_output
 from shardload.writing.repo_files import is_untied, repo_files
@@ -23,8 +24,6 @@ from shardload.writing.repo_files import is_untied, repo_files
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
-
-    import torch
 
     from shardload._system.progress import ProgressOption
     from shardload.keymap import Names
@@ -40,6 +39,7 @@ def save(
     key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     progress: ProgressOption = False,
     verify: bool = False,
+    timeout: float = 3600.0,
 ) -> list[Path]:
     """Write a model as safetensors shards, index, settings and its repo's code; return the files written.
 
@@ -63,19 +63,47 @@ def save(
     the folder has the old checkpoint, the new one, or no checkpoint until the next call completes the new one. After a
     kill the next call keeps finished shards that are equal to the model's tensors.
 
+    A model that torch sharded over ranks is saved by all of them together: each writes files of its own, at least one
+    where there are enough tensors, and the first rank the index and the files beside. No rank gathers more than one
+    tensor at a time. Files appear when all ranks are done, and `timeout` is how many seconds a rank waits for the
+    others.
+
     `max_shard_size` is bytes or a text such as "5GB" (powers of ten) or "5GiB". `progress` works as in
     `from_pretrained`, but the default shows nothing. `verify` reads every shard back from the disk. Raises UsageError,
-    UnsupportedError, UnsafeError, NoSpaceError, CorruptError.
+    UnsupportedError, UnsafeError, NoSpaceError, CorruptError, RanksError.
     """
     if not hasattr(model, "state_dict"):
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
     limit = parse_size(max_shard_size)
     state = _state_dict(model)
     beside = repo_files(model, _code_of, untied=is_untied(model, state))
-    output = model_output(state, _map_of(model, state, key_map), limit, beside)
-    write_output(folder, output, replace=True, verify=verify, progress=progress)
+    written_through = _map_of(model, state, key_map)
+    ranks, state = _over_ranks(state)
+    if len(ranks) > 1:
+        from shardload._system.agreement import together
+        from shardload.writing.collective import write_together
+
+        with together(ranks, timeout) as agreed:
+            output = write_together(
+                folder, state, written_through, limit, beside, agreed, verify=verify, progress=progress
+            )
+    else:
+        output = model_output(state, written_through, limit, beside)
+        write_output(folder, output, replace=True, verify=verify, progress=progress)
     weights = [name for name in output.names if name not in beside]
     return [Path(folder) / name for name in (*weights, *beside)]
+
+
+def _over_ranks(
+    state: Mapping[str, torch.Tensor],
+) -> tuple[tuple[int, ...], Mapping[str, torch.Tensor]]:
+    """Return the ranks that a state dict lies over, and the state dict: plain where this process holds all of it."""
+    if not any(map(is_wrapper, state.values())) or not torch.distributed.is_available():
+        return (), state
+    from shardload.writing.collective import local, ranks_over
+
+    ranks = ranks_over(state)
+    return ranks, local(state) if len(ranks) == 1 else state
 
 
 def _map_of(
@@ -106,11 +134,7 @@ def _state_dict(model: nn.Module) -> Mapping[str, torch.Tensor]:
         from shardload.adapters.base_state import without_adapters
 
         state = without_adapters(model, state)
-    if not isinstance(model, nn.Module):
-        return state
-    computed = left_out(model)
-    kept = {name: tensor for name, tensor in state.items() if name not in computed}
-    return written_apart(modules_of(model), kept)
+    return written_apart(modules_of(model), state) if isinstance(model, nn.Module) else state
 
 
 def _code_of(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:

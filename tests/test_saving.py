@@ -528,7 +528,7 @@ def test_a_plain_model_imports_no_room_that_it_does_not_need(tmp_path):
     assert not rooms & {"adapters", "remote_code", "transformers_shim", "loading", "load", "compare", "cli"}
 
 
-def test_a_model_whose_weights_wrap_other_tensors_is_refused(tmp_path):
+def test_a_model_sharded_over_one_rank_is_saved_as_it_is(tmp_path):
     code = """
 import os, sys, torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -536,16 +536,12 @@ from torch.distributed.tensor import distribute_module
 import shardload
 dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
 model = torch.nn.Linear(8, 8)
+whole = model.weight.detach().clone()
 distribute_module(model, init_device_mesh("cpu", (1,)))
-try:
-    shardload.save(model, sys.argv[1])
-except shardload.UnsupportedError as error:
-    print(error.what)
+shardload.save(model, sys.argv[1])
+print(torch.equal(shardload.open_checkpoint(sys.argv[1]).read("weight"), whole))
 """
-    assert (
-        run_python(code, str(tmp_path / "out")).stdout == "weight is a DTensor, which wraps other tensors\n"
-    )
-    assert not (tmp_path / "out").exists()
+    assert run_python(code, str(tmp_path / "out")).stdout == "True\n"
 
 
 MEMORY = """

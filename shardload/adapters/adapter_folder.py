@@ -13,8 +13,8 @@ from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
 from shardload.adapters.attach import record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
-from shardload.adapters.layers.experts import LoraParameters, layout_of
 from shardload.adapters.module_index import ModuleIndex
+from shardload.adapters.over_ranks import gathered
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keywords import entry_point
 from shardload.model.wrapper_tensors import is_wrapper, named
@@ -23,7 +23,7 @@ from shardload.writing.model_output import tensor_output
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from shardload._system.progress import ProgressOption
     from shardload.adapters.attached import Attached
@@ -42,6 +42,7 @@ def save_adapter(
     *,
     progress: ProgressOption = False,
     verify: bool = False,
+    timeout: float = 3600.0,
 ) -> list[Path]:
     """Write one adapter as PEFT does: adapter_model.safetensors and adapter_config.json; return both paths.
 
@@ -62,8 +63,12 @@ def save_adapter(
     until the next call completes the new one; never the weights of one with the settings of the other. `progress` and
     `verify` are those of `save`.
 
+    Over ranks (`fully_shard`) all of them call this: the adapter's parts are gathered, the first rank writes, and the
+    others wait for it, `timeout` seconds at most.
+
     Raises UsageError for a name that is not attached and for weights that are on meta, empty, NaN or infinite;
-    UnsupportedError for what PEFT's format can't hold; UnsafeError, NoSpaceError and CorruptError as `save` does.
+    UnsupportedError for what PEFT's format can't hold; RanksError; UnsafeError, NoSpaceError and CorruptError as
+    `save` does.
     """
     adapters = record_of(model)
     attached = adapters.attached.get(name)
@@ -72,11 +77,25 @@ def save_adapter(
             f"no adapter called {name!r} is attached", where=f"attached: {listing(list(adapters.attached))}"
         )
     plan = _Plan(ModuleIndex(model), attached)
-    tensors = plan.tensors()
-    _check(tensors)
+    with gathered(model, plan.tensors, timeout) as (tensors, writes):
+        _check(tensors)
+        if writes:
+            _write(folder, model, plan, tensors, progress=progress, verify=verify)
+    return [Path(folder) / _WEIGHTS, Path(folder) / _CONFIG]
+
+
+def _write(
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    plan: _Plan,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    progress: ProgressOption,
+    verify: bool,
+) -> None:
     config = plan.config(str(getattr(getattr(model, "config", None), "_name_or_path", "") or "") or None)
     # Merged weights are no longer those of the base.
-    metadata = {METADATA_KEY: fingerprint_of(plan.base_tensors())} if adapters.merged is None else {}
+    metadata = {METADATA_KEY: fingerprint_of(plan.base_tensors())} if record_of(model).merged is None else {}
     weights = OutputShard(
         _WEIGHTS,
         tuple(tensor_output(key, tensor) for key, tensor in tensors.items()),
@@ -85,7 +104,6 @@ def save_adapter(
     text = json.dumps(config, indent=2) + "\n"
     output = Output((weights,), beside={_CONFIG: text.encode()}, alone=False)
     write_output(folder, output, replace=True, verify=verify, progress=progress)
-    return [Path(folder) / _WEIGHTS, Path(folder) / _CONFIG]
 
 
 class _Plan:
@@ -114,7 +132,7 @@ class _Plan:
                 inner = self._key(path, end)
                 found.update({f"{inner}.{part}": tensor for part, tensor in tensors.items()})
                 if rank:
-                    self.settings.append(_setting(layer, path, term, rank))
+                    self.settings.append(LayerSetting(path, rank, term.scale, term.dropout))
         for replaced in self.attached.replaced:
             path = canonical(self.paths[id(replaced.module)])
             # PEFT wraps a targeted layer; the base's own tensors are inside the wrapper.
@@ -158,27 +176,12 @@ class _Plan:
         return found
 
 
-def _setting(layer: LoraLayer, path: str, term: LoraTerm, rank: int) -> LayerSetting:
-    """Return what the config must say of one adapted tensor of a layer."""
-    own = isinstance(layer, LoraParameters)
-    return LayerSetting(
-        path,
-        rank,
-        term.scale,
-        term.dropout,
-        parameter=term.attribute if own else "",
-        layout=layout_of(layer, term) if own else "",
-    )
-
-
 def _check(tensors: dict[str, torch.Tensor]) -> None:
     wrong = []
     wrapped = named((key, tensor) for key, tensor in tensors.items() if is_wrapper(tensor))
     if wrapped:
         raise UnsupportedError(
-            "the adapter's weights are wrappers of other tensors, so nothing was written",
-            where=wrapped,
-            cure="on every rank put nn.Parameter(p.full_tensor()) in the place of each DTensor p, then save on one",
+            "the adapter's weights are wrappers of other tensors, so nothing was written", where=wrapped
         )
     for key, tensor in tensors.items():
         if tensor.is_meta or not tensor.numel():

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Iterator, Sequence
 
+    from shardload._system.agreement import Agreement
     from shardload._system.progress import ProgressOption
     from shardload.compare.verify import VerifiedWhileLoading
     from shardload.keymap import Names
-    from shardload.loading.agreement import Agreement
     from shardload.loading.class_values import ClassValues
     from shardload.loading.leniency import Patterns
     from shardload.loading.memory_plan import MemoryPlan
@@ -242,15 +242,14 @@ def _together(
     if not _has_ranks():
         yield None
         return
-    from shardload.loading.agreement import Agreement
+    from shardload._system.agreement import together
     from shardload.placement.sharded import Sharded
 
     if not isinstance(target, Sharded) or len(target.ranks) < 2:
         yield None
         return
-    ranks = Agreement(target.ranks, timeout)
-    target.look = partial(ranks.look, seldom=True)
-    with ranks.told():
+    with together(target.ranks, timeout) as ranks:
+        target.look = partial(ranks.look, seldom=True)
         headers = sorted((ref.name, ref.dtype, ref.shape) for ref in checkpoint.tensors.values())
         slots = sorted((slot.name, slot.shape, slot.kind) for slot in shell.slots.values())
         ranks.require_same("the headers of the checkpoint", repr(headers))
@@ -276,7 +275,8 @@ def _target(target: Target | None, spill: str | os.PathLike[str] | None, shell: 
     if _has_ranks():
         from shardload.placement.sharded import into_parts, sharded
 
-        into_parts(shell)
+        if into_parts(shell.model):
+            shell.surveyed()
         target = sharded(shell, target, spill)
     return target or OnDevice(spill=spill)
 

@@ -61,13 +61,15 @@ def sharded(shell: Shell, inner: Target | None, spill: str | os.PathLike[str] | 
     return Sharded(parts, inner or OnDevice(_device_of(parts.values(), shell.model), spill=spill), padded)
 
 
-def into_parts(shell: Shell) -> None:
-    """Let FSDP put this rank's parts in the place of the whole parameters that a forward left in its modules."""
-    modules = [module for _, module in modules_of(shell.model) if isinstance(module, FSDPModule)]
+def into_parts(model: nn.Module) -> bool:
+    """Let FSDP put this rank's parts in the place of the whole parameters that a forward left; return if there are any.
+
+    A model of one process has none.
+    """
+    modules = [module for _, module in modules_of(model) if isinstance(module, FSDPModule)]
     for module in modules:
         module.reshard()
-    if modules:
-        shell.surveyed()
+    return bool(modules)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Sharded(Target):
     @property
     def ranks(self) -> tuple[int, ...]:
         """The ranks over which the model is sharded, in order."""
-        return tuple(sorted({rank for part in self.parts.values() for rank in _ranks_of(part.mesh)}))
+        return tuple(sorted({rank for part in self.parts.values() for rank in ranks_of(part.mesh)}))
 
     def prepare(self, model: nn.Module) -> None:
         """Let the inner target change modules."""
@@ -280,7 +282,8 @@ def _device_of(tensors: Iterable[DTensor], model: nn.Module) -> torch.device | s
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
-def _ranks_of(mesh: DeviceMesh) -> list[int]:
+def ranks_of(mesh: DeviceMesh) -> list[int]:
+    """Return all ranks of the mesh that a mesh was sliced from."""
     whole: Callable[[], DeviceMesh] | None = getattr(mesh, "_get_root_mesh", None)
     ranks: list[int] = (whole() if whole is not None else mesh).mesh.flatten().tolist()
     return ranks

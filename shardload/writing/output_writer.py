@@ -175,7 +175,7 @@ def _write_files(
     with ProgressMeter(how.progress, sum(layout.nbytes for layout in layouts.values()), "writing") as meter:
         for name, content in texts.items():
             if not stage.is_finished(name):
-                _write_beside(stage.draft(name), content)
+                write_beside(stage.draft(name), content)
                 stage.finish(name)
         for shard in output.shards:
             meter.shard(shard.name)
@@ -251,7 +251,8 @@ def _check_same(shard: SameFile) -> None:
         )
 
 
-def _write_beside(path: Path, content: bytes | Path) -> None:
+def write_beside(path: Path, content: bytes | Path) -> None:
+    """Create a file beside the weights, and flush it to the disk."""
     if isinstance(content, Path):
         same_file(content, path, link=False)  # people edit settings: a link would change the source too
     else:

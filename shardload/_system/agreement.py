@@ -10,14 +10,13 @@ import base64
 import hashlib
 import json
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
 
-from shardload import errors
 from shardload.errors import RanksError, ShardloadError
 
 if TYPE_CHECKING:
@@ -26,11 +25,32 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 _POLL = 0.02  # seconds between two looks at the store while a rank waits
-_SLOWEST_POLL = 0.25
+_SLOWEST_POLL = 0.1
 _SELDOM = 0.3  # seconds between two looks while a rank reads
 _LINGERS = 2.0  # seconds that a rank which failed waits for the others to see it
 _TURNS: dict[tuple[int, ...], int] = {}
 """How many agreements this process has begun with each set of ranks: all of a set begin them in the same order."""
+
+
+_OPEN: dict[tuple[int, ...], Agreement] = {}
+"""The agreement of a set of ranks that is going on in this process: a step inside of it is part of it."""
+
+
+@contextmanager
+def together(ranks: Sequence[int], timeout: float) -> Iterator[Agreement]:
+    """Let ranks end a block alike: an error of one is raised on all, with its number."""
+    over = tuple(ranks)
+    outer = _OPEN.get(over)
+    if outer is not None:
+        yield outer
+        return
+    own = _OPEN[over] = Agreement(over, timeout)
+    try:
+        with own.told():
+            yield own
+        own.leave()
+    finally:
+        del _OPEN[over]
 
 
 class Agreement:
@@ -49,6 +69,7 @@ class Agreement:
         self._store: Store = distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
         self._looked = time.monotonic()
         self._failed = False
+        self._steps = 0
 
     @property
     def is_first(self) -> bool:
@@ -57,6 +78,8 @@ class Agreement:
 
     def meet(self, place: str) -> None:
         """Wait until all ranks have come to a place. Raises the error of a rank that failed."""
+        self._steps += 1
+        place = f"{self._steps} {place}"
         count = self._add(f"{place}/count", 1)
         self._set(f"{place}/{self.rank}", "")
         ends = time.monotonic() + self.timeout
@@ -70,6 +93,20 @@ class Agreement:
             count = self._add(f"{place}/count", 0)
         self.look()
 
+    def leave(self) -> None:
+        """End the agreement. The first rank waits a moment for the others: its process often holds the store."""
+        self._failed = True
+        self._gone("left", wait=self.is_first)
+
+    def _gone(self, key: str, *, wait: bool) -> None:
+        """Count this rank as one that has seen the end, and wait a moment for the others: a process may end now."""
+        ends = time.monotonic() + _LINGERS
+        with suppress(RanksError):
+            count = self._add(key, 1)
+            while wait and count < len(self.ranks) and time.monotonic() < ends:
+                time.sleep(_POLL)
+                count = self._add(key, 0)
+
     @contextmanager
     def judging(self) -> Iterator[None]:
         """Let all ranks pass a block, or none: where it fails on a rank, all ranks raise that error.
@@ -81,14 +118,15 @@ class Agreement:
             yield
         except ShardloadError as raised:
             error = raised
-        self._set(f"verdict/{self.rank}", "" if error is None else self._said(error))
-        self._add("faulty", int(error is not None))
+        step = f"judgement/{self._steps}"
+        self._set(f"{step}/{self.rank}", "" if error is None else self._said(error))
+        self._add(f"{step}/faulty", int(error is not None))
         self.meet("judged")
-        failed = self._add("faulty", 0)
+        failed = self._add(f"{step}/faulty", 0)
         if not failed:
             return
         self._failed = True
-        verdicts = [json.loads(self._get(f"verdict/{rank}") or "null") for rank in self.ranks]
+        verdicts = [json.loads(self._get(f"{step}/{rank}") or "null") for rank in self.ranks]
         told = {(each["kind"], each["what"]) for each in verdicts if each}
         if error is not None and failed == len(self.ranks) and len(told) == 1:
             raise error
@@ -99,10 +137,11 @@ class Agreement:
 
     def share(self, name: str, value: str | None) -> str:
         """Return the value that the first rank gives; the others pass None or their own, and wait for it."""
+        key = f"value/{self._steps}"
         if self.is_first:
-            self._set(f"value/{name}", value or "")
-        self.meet(f"value/{name}")
-        return self._get(f"value/{name}")
+            self._set(key, value or "")
+        self.meet(name)
+        return self._get(key)
 
     def require_same(self, what: str, value: str) -> None:
         """Raise RanksError unless all ranks have the value of the first one; only its digest is told."""
@@ -129,7 +168,7 @@ class Agreement:
             return
         self._looked = now
         if self._add("failed", 0):
-            self._add("known", 1)
+            self._gone("known", wait=False)
             raise self._error_of(json.loads(self._get("error")))
 
     @contextmanager
@@ -165,17 +204,12 @@ class Agreement:
         if self._add("first", 1) == 1:
             self._set("error", said)
             self._add("failed", 1)
-        # The process may end now, and take the store with it: the others have to learn of the error first.
-        ends = time.monotonic() + _LINGERS
-        known = self._add("known", 1)
-        while known < len(self.ranks) and time.monotonic() < ends:
-            time.sleep(_POLL)
-            known = self._add("known", 0)
+        self._gone("known", wait=True)
 
     def _error_of(self, said: dict[str, Any]) -> ShardloadError:
         self._failed = True
         rank, what = said["rank"], said["what"]
-        kind = getattr(errors, said["kind"], RanksError) if said["known"] else RanksError
+        kind = _kinds(ShardloadError).get(said["kind"], RanksError) if said["known"] else RanksError
         if not said["known"]:
             what = f"it ended by {said['kind']}: {what}"
         error: ShardloadError = kind(
@@ -186,6 +220,7 @@ class Agreement:
 
     def _alone(self, place: str) -> RanksError:
         late = [rank for rank in self.ranks if not self._has(f"{place}/{rank}")]
+        place = place.split(" ", 1)[1]
         shown = ", ".join(map(str, late[:16])) + (f" and {len(late) - 16} more" if len(late) > 16 else "")
         return RanksError(
             f"rank{'s' if len(late) > 1 else ''} {shown} did not come within {self.timeout:g} seconds",
@@ -219,3 +254,11 @@ class Agreement:
                 f"rank {self.rank} can't reach the store by which the ranks met: {str(error).splitlines()[0]}",
                 cure="the rank that holds it has ended: look at what that rank says",
             ) from error
+
+
+def _kinds(base: type[ShardloadError]) -> dict[str, type[ShardloadError]]:
+    """Return a class of errors and all classes below it, by name."""
+    found = {base.__name__: base}
+    for kind in base.__subclasses__():
+        found |= _kinds(kind)
+    return found

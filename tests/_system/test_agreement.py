@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shardload import save
-from shardload.loading import agreement
+from shardload._system import agreement
 from tests.distributed.faults import FAILS, Net
 from tests.distributed.spawn import run_ranks
 

@@ -1,0 +1,262 @@
+"""Writes a model that lies over ranks: each rank writes whole tensors into files of its own, rank 0 the index.
+
+A tensor is gathered on the rank that writes it, when it is written, and on no other: no rank holds more than one whole
+tensor beside its part. The ranks work in rounds: in each, every rank gets the next tensor of its own files.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+from torch.distributed.tensor import DTensor
+
+from shardload._system.atomic_file import require_space
+from shardload._system.file_errors import write_errors_said
+from shardload._system.progress import ProgressMeter
+from shardload.checkpoint.sources.names import STAGING
+from shardload.errors import RanksError, UnsupportedError
+from shardload.keymap import leaves
+from shardload.placement.sharded import part_of, ranks_of
+from shardload.writing.layout import Layout
+from shardload.writing.model_output import model_output
+from shardload.writing.output import OutputShard
+from shardload.writing.output_writer import disk_room, write_beside
+from shardload.writing.shard_file import verify_shard, write_shard
+from shardload.writing.staging import staging
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from shardload._system.agreement import Agreement
+    from shardload._system.progress import ProgressOption
+    from shardload.keymap import Derived, KeyMap
+    from shardload.writing.output import Output
+
+Bounds = tuple[tuple[int, int], ...]
+
+
+def ranks_over(state: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    """Return the ranks over which the tensors of a state dict lie, in order; none for one of this process alone."""
+    meshes = {id(each.device_mesh): each.device_mesh for each in state.values() if isinstance(each, DTensor)}
+    return tuple(sorted({rank for mesh in meshes.values() for rank in ranks_of(mesh)}))
+
+
+def local(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state dict with what this process holds of each tensor; names of one tensor stay names of one."""
+    parts = {id(value): value.to_local() for value in state.values() if isinstance(value, DTensor)}
+    return {key: parts.get(id(value), value) for key, value in state.items()}
+
+
+def write_together(
+    folder: str | os.PathLike[str],
+    state: Mapping[str, torch.Tensor],
+    key_map: KeyMap,
+    limit: int,
+    beside: Mapping[str, bytes],
+    ranks: Agreement,
+    *,
+    verify: bool,
+    progress: ProgressOption,
+) -> Output:
+    """Write a state dict that lies over ranks; every one of them calls this. Return what was written.
+
+    Files appear when all of them are complete on all ranks. Raises what `write_output` raises, on every rank, and
+    RanksError where a rank has ended.
+    """
+    target = Path(folder).absolute()
+    with ranks.judging():
+        rounds = Rounds(state, ranks)
+        total = sum(value.numel() * value.element_size() for value in state.values())
+        output = model_output(state, key_map, min(limit, -(-total // len(ranks.ranks)) or 1), beside, rounds)
+        layouts = {shard.name: Layout.of(shard) for shard in output.shards if isinstance(shard, OutputShard)}
+    ranks.require_same("the tensors that are saved", repr([layout.header for layout in layouts.values()]))
+    rounds.share_out(layouts)
+    with ExitStack() as stack, write_errors_said(target):
+        stage = None
+        if ranks.is_first:
+            stage = stack.enter_context(staging(target, "", replaces=True))
+            stage.refuse_others(output.names, alone=output.alone)
+            output = stage.without_unchanged(output)
+            stage.begin()
+            require_space(target, disk_room(target, output, layouts).needed)
+        ranks.meet("the folder is locked")
+        own = [layouts[name] for name in rounds.files[ranks.rank]]
+        with ProgressMeter(progress, sum(each.nbytes for each in own), "writing") as meter, rounds.in_step():
+            for name, layout in zip(rounds.files[ranks.rank], own, strict=True):
+                meter.shard(name)
+                draft = target / STAGING / name
+                sums = write_shard(draft, layout, meter, summed=verify)
+                if verify:
+                    verify_shard(draft, layout, sums)
+        ranks.meet("all files are written")
+        if stage is not None:
+            texts = {**output.beside, **dict([output.index] if output.index else [])}
+            for name, content in texts.items():
+                write_beside(stage.draft(name), content)
+            for name in output.names:
+                stage.finish(name)
+            stage.move_in(output.names)
+        ranks.meet("the files are in their places")
+    return replace(output, beside=beside)
+
+
+class Rounds:
+    """Gathers whole tensors on the ranks that write them; an `OverRanks` of `model_output`."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor], ranks: Agreement) -> None:
+        self.whole: dict[str, torch.Tensor] = {}
+        self.made: dict[str, Derived] = {}
+        self.files: dict[int, list[str]] = {}
+        self._state = state
+        self._ranks = ranks
+        self._queues: dict[int, list[Derived]] = {}
+        self._at = 0
+        self._ended = False
+        every = list(range(distributed.get_world_size()))
+        subset = list(ranks.ranks) != every
+        self._group = (
+            distributed.new_group(list(ranks.ranks), use_local_synchronization=True) if subset else None
+        )
+        bounds = {
+            key: part_of(key, value).cut.bounds if isinstance(value, DTensor) else _whole(value)
+            for key, value in state.items()
+        }
+        told: list[Any] = [None] * len(ranks.ranks)
+        distributed.all_gather_object(told, bounds, group=self._group)
+        self._held: dict[int, dict[str, Bounds]] = dict(zip(ranks.ranks, told, strict=True))
+        own = next((value for value in state.values() if isinstance(value, DTensor)), None)
+        kind = own.device_mesh.device_type if own is not None else "cpu"
+        self._device = (
+            torch.device(kind)
+            if kind == "cpu"
+            else torch.device(kind, torch.get_device_module(kind).current_device())
+        )
+
+    def holds_part(self, key: str) -> bool:
+        """Whether the tensor of that name lies over ranks."""
+        return isinstance(self._state[key], DTensor)
+
+    def share_out(self, layouts: Mapping[str, Layout]) -> None:
+        """Give each file to a rank: the largest first, each to the rank with the fewest bytes."""
+        sizes = dict.fromkeys(self._ranks.ranks, 0)
+        self.files = {rank: [] for rank in sizes}
+        for name in sorted(layouts, key=lambda each: (-layouts[each].size, each)):
+            rank = min(sizes, key=lambda each: (sizes[each], each))
+            self.files[rank].append(name)
+            sizes[rank] += layouts[name].size
+        for rank, names in self.files.items():
+            self._queues[rank] = [
+                self.made[tensor.name] for name in names for tensor, _ in layouts[name].places
+            ]
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Take part in the rounds of the others after the block; an error in it ends the rounds of all."""
+        last = max(map(len, self._queues.values()))
+        try:
+            yield
+        except BaseException:
+            if self._at < last and not self._ended:
+                self._begin(failed=True)
+            raise
+        while self._at < last:
+            self._round()
+            self.whole.clear()
+
+    @contextmanager
+    def gathered(self, tensor: Derived) -> Iterator[None]:
+        """Have in `whole` what the next tensor of this rank is made of."""
+        assert self._queues[self._ranks.rank][self._at] == tensor
+        self._round()
+        try:
+            yield
+        finally:
+            self.whole.clear()
+
+    def _begin(self, *, failed: bool) -> None:
+        """Let all ranks begin a round, or none: they learn here that one has failed."""
+        flag = torch.tensor([int(failed)], device=self._device)
+        distributed.all_reduce(flag, group=self._group)
+        if int(flag) and not failed:
+            self._ended = True
+            self._ranks.meet("a round")  # which raises that rank's error
+            raise RanksError("a rank has failed", where=f"rank {self._ranks.rank}")
+
+    def _round(self) -> None:
+        try:
+            self._begin(failed=False)
+            operations: list[distributed.P2POp] = []
+            arriving: list[tuple[torch.Tensor, torch.Tensor]] = []
+            for writer, queue in self._queues.items():
+                if self._at < len(queue):
+                    for key in dict.fromkeys(ref.name for ref in leaves(queue[self._at])):
+                        self._exchange(key, writer, operations, arriving)
+            for work in distributed.batch_isend_irecv(operations) if operations else ():
+                work.wait()
+        except RuntimeError as error:
+            self._ended = True
+            raise RanksError(
+                f"rank {self._ranks.rank} lost another rank: {str(error).splitlines()[0]}",
+                cure="look at what the other ranks say; nothing was saved",
+            ) from error
+        for view, part in arriving:
+            view.copy_(part.view(view.dtype).view(view.shape))
+        self._at += 1
+
+    def _exchange(
+        self,
+        key: str,
+        writer: int,
+        operations: list[distributed.P2POp],
+        arriving: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Add what this rank has to send or receive for one tensor of a writer."""
+        value, own = self._state[key], self._ranks.rank
+        whole = None
+        if own == writer:
+            whole = self.whole[key] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
+        for bounds, holder in self._holders(key, writer).items():
+            if holder == own:
+                part = (value.to_local() if isinstance(value, DTensor) else value).detach()
+                if whole is not None:
+                    _view(whole, bounds).copy_(part)
+                else:
+                    operations.append(distributed.P2POp(distributed.isend, _flat(part), writer, self._group))
+            elif whole is not None:
+                count = prod(stop - start for start, stop in bounds) * value.element_size()
+                part = torch.empty(count, dtype=torch.uint8, device=self._device)
+                operations.append(distributed.P2POp(distributed.irecv, part, holder, self._group))
+                arriving.append((_view(whole, bounds), part))
+
+    def _holders(self, key: str, writer: int) -> dict[Bounds, int]:
+        """Return the parts of a tensor, and who sends each: the writer itself where it holds one."""
+        parts: dict[Bounds, int] = {}
+        for rank in (writer, *self._ranks.ranks):
+            bounds = self._held[rank][key]
+            if all(stop > start for start, stop in bounds):
+                parts.setdefault(bounds, rank)
+        shape = self._state[key].shape
+        if sum(prod(stop - start for start, stop in bounds) for bounds in parts) != prod(shape):
+            raise UnsupportedError(
+                f"the ranks do not hold {key} in parts that make a whole", where=str(list(parts)[:4])
+            )
+        return parts
+
+
+def _whole(tensor: torch.Tensor) -> Bounds:
+    return tuple((0, size) for size in tensor.shape)
+
+
+def _view(tensor: torch.Tensor, bounds: Bounds) -> torch.Tensor:
+    return tensor[tuple(slice(start, stop) for start, stop in bounds)] if bounds else tensor
+
+
+def _flat(part: torch.Tensor) -> torch.Tensor:
+    return part.contiguous().view(-1).view(torch.uint8)

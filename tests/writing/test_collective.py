@@ -1,0 +1,91 @@
+"""A model that lies over ranks is saved by all of them: the files of one process, or none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from shardload import open_checkpoint, save
+from shardload.writing import collective
+from tests.distributed.nets import NETS
+from tests.distributed.spawn import run_ranks
+
+CASES = [
+    "fsdp2-2:Tied",
+    "fsdp2-2:Uneven",
+    "tp-2:Tied",
+    "fsdp2-2:Renamed",
+    "fsdp2-2:Buffers",
+    "tp-2:Renamed:again",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saves")
+    for name in {case.split(":")[1] for case in CASES} | {"Experts"}:
+        torch.manual_seed(7)
+        save(NETS[name](), folder / name, key_map=getattr(NETS[name], "key_map", None))
+    return folder
+
+
+def run(folder, world, cases):
+    ranks = run_ranks("tests.distributed.saves", world, ",".join(cases), folder, timeout=180)
+    return {
+        case: [line for rank in ranks for line in rank.lines if line["case"] == case] for case in cases
+    }, ranks
+
+
+@pytest.fixture(scope="module")
+def saved(folder):
+    lines, ranks = run(folder, 2, CASES)
+    assert [rank.code for rank in ranks] == [0, 0], "\n".join(rank.said[-3000:] for rank in ranks)
+    return lines
+
+
+def equal(one, other):
+    first, second = open_checkpoint(one), open_checkpoint(other)
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, ref in first.tensors.items():
+        assert ref.dtype == second.tensors[name].dtype
+        assert torch.equal(first.read(name), second.read(name)), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_saved_is_what_one_process_saves(folder, saved, case):
+    assert [line["error"] for line in saved[case]] == [None, None], saved[case]
+    equal(folder / "out" / case, folder / case.split(":")[1])
+    written = {path.name for path in (folder / "out" / case).iterdir()}
+    assert set(saved[case][0]["files"]) == set(saved[case][1]["files"]) == written
+    index = json.loads((folder / "out" / case / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+
+
+def test_four_ranks_of_two_kinds_and_experts_that_some_lack(folder):
+    cases = ["fsdp2+tp-4:Tied", "hsdp-4:Tied", "experts-4:Experts"]
+    lines, ranks = run(folder, 4, cases)
+    assert [rank.code for rank in ranks] == [0] * 4, "\n".join(rank.said[-3000:] for rank in ranks)
+    for case in cases:
+        assert [line["error"] for line in lines[case]] == [None] * 4, lines[case]
+        equal(folder / "out" / case, folder / case.split(":")[1])
+
+
+@pytest.mark.parametrize("trouble", ["full", "killed"])
+def test_nothing_is_left_where_a_rank_fails(folder, trouble):
+    case = f"fsdp2-2:Tied:{trouble}"
+    lines, ranks = run(folder, 2, [case])
+    first = lines[case][0]
+    assert first["error"] in ("NoSpaceError", "RanksError"), (first, ranks[1].said)
+    if trouble == "full":
+        assert lines[case][1]["error"] == first["error"]
+        assert "rank 1: " in first["text"]
+    out = folder / "out" / case
+    assert not out.exists() or not [
+        path for path in out.iterdir() if path.suffix in (".safetensors", ".json")
+    ]
+
+
+def test_a_plain_state_dict_lies_over_no_ranks():
+    assert collective.ranks_over({"a": torch.zeros(2)}) == ()
