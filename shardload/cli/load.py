@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardload.cli import output
+from shardload.cli import output, over_ranks
 from shardload.cli.options import (
     json_option,
     key_map_of,
@@ -33,6 +33,7 @@ Examples:
   shardload load ./weights.pth --model-class mypackage.model:MyModel --allow-missing 'head.*'
   shardload load ./weights.pth --model-class mypackage.model:MyModel --key-map 'module.{...}={...}'
   shardload load ./chatglm2-6b --trust-remote-code --map map.json
+  torchrun --nproc-per-node 8 -m shardload load ./llama
 """
 
 
@@ -70,17 +71,21 @@ Examples:
 def command(where: str, model_class: str | None, as_json: bool, **options: Any) -> None:
     """Load a checkpoint into its model, and show what was loaded from where and what it cost.
 
-    WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub.
+    WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub. Started by torchrun, it shards the model
+    over all ranks by FSDP, and the first rank shows a table of them.
     """
     from shardload.load import from_pretrained, report_of
 
     own = None if model_class is None else find_class(model_class)
+    several = over_ranks.world() > 1
+    if several:
+        options |= over_ranks.begin()
     try:
         model = from_pretrained(
             where,
             model_class=own,
             key_map=key_map_of(options),
-            progress=False if as_json else None,
+            progress=False if as_json or several else None,
             **trust_keywords(options),
             **source_keywords(options),
             **options,
@@ -94,12 +99,15 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
         what = f"{model_class} failed: {type(error).__name__}: {error}"
         raise RemoteCodeError(what, where=line, cure="correct the class") from error
     report = report_of(model)
+    ranks = over_ranks.gathered(report) if several else []
+    if ranks is None:
+        return
     if as_json:
-        output.say_json(report.to_dict())
+        output.say_json({**report.to_dict(), **({"ranks": ranks} if ranks else {})})
         return
     from shardload.cli.view import report_lines
 
-    output.say("\n".join(report_lines(report)))
+    output.say("\n".join([*report_lines(report), *(over_ranks.rank_lines(ranks) if ranks else [])]))
 
 
 def _line_of(error: BaseException, own: Callable[[Any], Any]) -> str | None:

@@ -113,3 +113,8 @@ class OwnLoader(Tied):
 
 
 NETS = {kind.__name__: kind for kind in (Tied, Uneven, Experts, Fused, Buffers, Renamed, OwnLoader)}
+
+
+def plain_uneven(_config: object) -> Uneven:
+    """Make the net from any config, as a command line names it."""
+    return Uneven()
