@@ -20,7 +20,7 @@ test-oracles: .venv-oracles/installed
 
 # Every way to shard a model over ranks (processes on loopback) x every way to fill it; some ten minutes of two cores.
 test-ranks: .venv-oracles/installed
-	SHARDLOAD_RANKS=all .venv-oracles/bin/python -m pytest tests/distributed tests/loading/test_agreement.py
+	SHARDLOAD_RANKS=all .venv-oracles/bin/python -m pytest tests/distributed tests/_system/test_agreement.py
 
 # The fast part of the suite on the lowest release of every dependency but torch (docs/versions.md).
 test-lowest: .venv-lowest/installed

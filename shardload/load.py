@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy as copy_module
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,20 @@ from shardload.errors import UnsupportedError, UsageError, Wording
 from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
-from shardload.loading.fitting_class import fitting_class
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
+from shardload.remote_code.fitting_class import fitting_class
 from shardload.remote_code.plain_config import GIVEN, called_with_config, given_class, plain_config
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     import torch
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import Unpack
 
     from shardload._system.progress import ProgressOption
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from shardload.loading.leniency import Patterns
     from shardload.loading.report import Report
     from shardload.model.shell import Shell
+    from shardload.placement.layout import Layout
     from shardload.where import Where, WhereLike
 
 # A constructor makes some parameters several times, and hooks may split a stored tensor into one an expert.
@@ -65,6 +69,10 @@ def from_pretrained(
     spill: str | os.PathLike[str] | None = None,
     max_memory: int | None = None,
     progress: ProgressOption = None,
+    device_mesh: DeviceMesh | None = None,
+    tp_plan: Mapping[str, str] | str | None = None,
+    distributed_config: Any = None,
+    timeout: float = 3600.0,
     **keywords: Unpack[ModelKeywords],
 ) -> nn.Module:
     """Load a checkpoint into the model that it belongs to, and return the model in eval mode.
@@ -98,77 +106,84 @@ def from_pretrained(
     repo, `variant` a part of the weight files' names such as "fp16"; `allow_links` follows links that lead out of a
     folder, the base's or the adapter's. The other keywords are those of `fill`.
 
+    With `device_mesh` (of `init_device_mesh`) or `distributed_config` (transformers' DistributedConfig, or any object
+    or dict with `fsdp_size`, `tp_size`, `dp_replicate_size`), each rank of a process group calls this, and gets its
+    part of one model. `tp_plan` maps names of modules to "colwise", "rowwise", "colwise_rep" or "rowwise_rep"; "auto"
+    is the plan of a class of transformers. FSDP wraps the repeated blocks, whatever the class. See docs/scale.md.
+
     `report_of(model)` returns the report of the load. Keywords of other loaders (`device_map`, `torch_dtype`, …) are
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     place = place_of(where, keywords)
     wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
+    layout = _layout(device_mesh, tp_plan, distributed_config, adapter)
+    device = device if layout is None else layout.device(device)
     target = OnDevice(device, wanted, spill)
     clock = _Clock()
+    with _together(layout, timeout) as judging:
+        with judging():
+            made_of = (place, keywords, wanted, config, model_class, auto_class)
+            checkpoint = _opened(place, lambda each: _shell_of(each, *made_of), key_map)
+            clock.stage("open")
+            loaded, resolved = _made_of(checkpoint, place, keywords, wanted, config, model_class, auto_class)
+            one_dtype = resolved.of_library and dtype != "stored"
+            notes: list[str | None] = []
+            if one_dtype:
+                from shardload.transformers_classes.one_dtype import cast_note, in_one_dtype
 
-    try:
-        checkpoint = open_checkpoint(place)
-    except UnsupportedError as error:
-        if error.code != "E-STATES":
-            raise
-        from shardload.loading.fitting_state import state_that_fits
+                made_in, wanted = in_one_dtype(loaded.config, wanted, checkpoint)
+                loaded = replace(loaded, config=made_in)
+                target = OnDevice(device, wanted, spill)
+                if dtype == "auto":
+                    notes.append(cast_note(checkpoint, wanted))
+            # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
+            limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
+            computed_in = target.dtype or DTYPES.get(checkpoint.float_code)
 
-        made_of = (place, keywords, wanted, config, model_class, auto_class)
-        place = state_that_fits(error, place, lambda each: _shell_of(each, *made_of), key_map)
-        checkpoint = open_checkpoint(place)
-    clock.stage("open")
-    loaded, resolved = _made_of(checkpoint, place, keywords, wanted, config, model_class, auto_class)
-    one_dtype = resolved.of_library and dtype != "stored"
-    notes: list[str | None] = []
-    if one_dtype:
-        from shardload.transformers_classes.one_dtype import cast_note, in_one_dtype
+            def build(of: remote_code.ResolvedClass) -> Shell:
+                return build_shell(lambda: of.make(loaded.config), at_most=limit, dtype=computed_in)
 
-        made_in, wanted = in_one_dtype(loaded.config, wanted, checkpoint)
-        loaded = replace(loaded, config=made_in)
-        target = OnDevice(device, wanted, spill)
-        if dtype == "auto":
-            notes.append(cast_note(checkpoint, wanted))
-    # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
-    limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
-    computed_in = target.dtype or DTYPES.get(checkpoint.float_code)
-
-    def build(of: remote_code.ResolvedClass) -> Shell:
-        return build_shell(lambda: of.make(loaded.config), at_most=limit, dtype=computed_in)
-
-    shell = build(resolved)
-    if resolved.named is not None:
-        allowed = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
-        resolved, shell, line = fitting_class(resolved, shell, checkpoint, build, key_map, **allowed)
-        notes.append(line)
-    shell.one_dtype = one_dtype
-    notes.append(_take_generation_settings(shell.model, checkpoint))
-    clock.stage("shell")
-    on_it = None if adapter is None else place.elsewhere(adapter)
-    on_top = _on_top(shell, checkpoint, on_it, target, merge=merge)
-    report = fill(
-        shell,
-        checkpoint,
-        key_map=key_map,
-        target=on_top.target if on_top else target,
-        max_memory=max_memory,
-        strict=strict,
-        allow_missing=allow_missing,
-        allow_unexpected=allow_unexpected,
-        progress=progress,
-        copy=copy,
-        verify=verify,
-    )
-    model = shell.model
-    switch_to_eval(model)
-    if hasattr(type(model), "from_pretrained"):
-        notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report.left_out))
-    report.notes += [note for note in notes if note]
-    report.config_from, report.class_from = loaded.origin, resolved.origin
-    report.remote_base = resolved.remote_base
-    report.seconds = {**clock.seconds, **report.seconds}
-    REPORTS.remember(model, report)
-    if on_top:
-        report.adapters.append(on_top.finish(model))
+            shell = build(resolved)
+            if resolved.named is not None:
+                allowed = {
+                    "strict": strict,
+                    "allow_missing": allow_missing,
+                    "allow_unexpected": allow_unexpected,
+                }
+                resolved, shell, line = fitting_class(resolved, shell, checkpoint, build, key_map, **allowed)
+                notes.append(line)
+            shell.one_dtype = one_dtype
+            notes.append(_take_generation_settings(shell.model, checkpoint))
+            if layout is not None:
+                layout.shard(shell)
+            clock.stage("shell")
+        on_it = None if adapter is None else place.elsewhere(adapter)
+        on_top = _on_top(shell, checkpoint, on_it, target, merge=merge)
+        report = fill(
+            shell,
+            checkpoint,
+            key_map=key_map,
+            target=on_top.target if on_top else target,
+            max_memory=max_memory,
+            strict=strict,
+            allow_missing=allow_missing,
+            allow_unexpected=allow_unexpected,
+            progress=progress,
+            copy=copy,
+            verify=verify,
+            timeout=timeout,
+        )
+        model = shell.model
+        switch_to_eval(model)
+        if hasattr(type(model), "from_pretrained"):
+            notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report))
+        report.notes += [note for note in notes if note]
+        report.config_from, report.class_from = loaded.origin, resolved.origin
+        report.remote_base = resolved.remote_base
+        report.seconds = {**clock.seconds, **report.seconds}
+        REPORTS.remember(model, report)
+        if on_top:
+            report.adapters.append(on_top.finish(model))
     return model
 
 
@@ -326,6 +341,47 @@ def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:
     except (AttributeError, TypeError):
         return config
     return changed
+
+
+def _opened(
+    place: Where,
+    shell_of: Callable[[Checkpoint], Shell],
+    key_map: KeyMap | Names | str | os.PathLike[str] | None,
+) -> Checkpoint:
+    """Open a checkpoint; of a training checkpoint with several state dicts, the one that fits."""
+    try:
+        return open_checkpoint(place)
+    except UnsupportedError as error:
+        if error.code != "E-STATES":
+            raise
+        from shardload.loading.fitting_state import state_that_fits
+
+        return open_checkpoint(state_that_fits(error, place, shell_of, key_map))
+
+
+def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, adapter: object) -> Layout | None:
+    if mesh is None and plan is None and config is None:
+        return None
+    from shardload.placement.layout import Layout
+
+    if adapter is not None:
+        raise UnsupportedError(
+            Wording("{adapter} is not attached to a model that is sharded while it is loaded", adapter=...),
+            cure="attach it to a shell (build_shell, load_adapter), shard that, then fill it",
+        )
+    return Layout.of(mesh, plan, config)
+
+
+@contextmanager
+def _together(layout: Layout | None, timeout: float) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Let the ranks of a layout end the block alike; yield what makes a block of it one that all pass, or none."""
+    if layout is None or len(layout.ranks) < 2:
+        yield nullcontext
+        return
+    from shardload._system.agreement import together
+
+    with together(layout.ranks, timeout) as ranks:
+        yield ranks.judging
 
 
 class _Clock:

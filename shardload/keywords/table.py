@@ -23,7 +23,6 @@ _TABLE = (
     ("dtype",
      "build_shell from_pretrained load_config plan_load convert merge_to_disk load_adapter swap_adapter attach_lora",
      "leave it out: {function} changes no dtype"),
-    ("float32", "convert", "leave it out: {function} asks the class itself"),
     ("device", "from_pretrained plan_load", "leave it out: {function} moves nothing to a device"),
     ("adapter", "from_pretrained plan_load examine", "call load_adapter(model, where), or merge_to_disk on files"),
     ("merge", "from_pretrained", "call merge(model) after the load, or merge_to_disk on files"),
@@ -33,7 +32,13 @@ _TABLE = (
      "convert the checkpoint first: convert(where, folder, key_map=…)"),
     ("copy", "from_pretrained fill plan_load", "pass it to from_pretrained or fill, which read the weights"),
     ("spill max_memory", "from_pretrained fill", "pass it to from_pretrained or fill, which read the weights"),
-    ("timeout", "fill", "leave it out: {function} waits for no other rank"),
+    ("only", "open_checkpoint", "pass it to open_checkpoint, which opens a part of a checkpoint"),
+    ("device_mesh distributed_config", "from_pretrained",
+     "shard the model by torch (fully_shard, parallelize_module), then call fill"),
+    ("tp_plan", "from_pretrained plan_load",
+     "shard the model by torch (parallelize_module), then call fill"),
+    ("fsdp tp", "plan_load", "pass device_mesh= to from_pretrained, which shards a model over it"),
+    ("timeout", "from_pretrained fill save save_adapter", "leave it out: {function} waits for no other rank"),
     ("verify", "from_pretrained fill convert merge_to_disk save save_adapter",
      "call verify(where), which hashes every file"),
     ("progress", "from_pretrained fill convert diff verify merge_to_disk save save_adapter",
@@ -159,7 +164,8 @@ _NO_QUANTISING = "weights are loaded as they are stored, or cast by dtype="
 _OTHER_FORMAT = "use a checkpoint in safetensors or torch's own format"
 
 NOT_BUILT = {
-    **dict.fromkeys(("device_map", "tp_plan", "tp_size", "device_mesh"), _ONE_DEVICE),
+    "tp_size": "pass device_mesh=init_device_mesh(…) to from_pretrained, or distributed_config=dict(tp_size=…)",
+    **dict.fromkeys(("device_map",), _ONE_DEVICE),
     **dict.fromkeys(("offload_folder", "offload_state_dict", "offload_buffers"), _NO_OFFLOAD),
     **dict.fromkeys(("load_in_8bit", "load_in_4bit", "quantization_config"), _NO_QUANTISING),
     **dict.fromkeys(("gguf_file", "from_tf", "from_flax"), _OTHER_FORMAT),

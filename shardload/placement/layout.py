@@ -1,0 +1,304 @@
+"""Layout: how a model is sharded over the ranks of a mesh, by torch's own engine. Imported where one is asked for.
+
+Tensor parallelism is by names (a plan) or by the plan of a class of transformers; FSDP by the model's structure, so
+code of any age needs no list of classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from shardload.errors import Cures, UnsupportedError, UsageError, Wording
+from shardload.model.shell import modules_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from shardload.model.shell import Shell
+
+_CUT, _JOINED = "colwise", "rowwise"
+_STYLES: dict[str, Callable[[], ParallelStyle]] = {
+    _CUT: ColwiseParallel,
+    _JOINED: RowwiseParallel,
+    **dict.fromkeys(
+        ("colwise_rep", "colwise_gather_output"), lambda: ColwiseParallel(output_layouts=Replicate())
+    ),
+    **dict.fromkeys(
+        ("rowwise_rep", "rowwise_split_input"), lambda: RowwiseParallel(input_layouts=Replicate())
+    ),
+}
+"""The names that transformers gives to torch's styles."""
+_OF_TP, _OF_REPLICAS = frozenset({"tp"}), frozenset({"dp_replicate", "replicate"})
+_NOT_DONE = ("pp_size", "ep_size")
+
+
+@dataclass
+class Layout:
+    """A mesh, and what lies along its dimensions: "tp", "dp_replicate" (copies), and any other name for FSDP.
+
+    A dimension without a name is FSDP's, or the last one "tp" where there is a plan. `plan` maps names of modules, with
+    "*" for one segment, to styles; "auto" is the plan of the model's class. `given` is the caller's own config object.
+    """
+
+    mesh: DeviceMesh
+    plan: Mapping[str, str | ParallelStyle] | str | None = None
+    given: Any = None
+    offloads: bool = False
+
+    @classmethod
+    def of(cls, mesh: DeviceMesh | None, plan: Any, given: Any) -> Layout:
+        """Return the layout of the keywords `device_mesh`, `tp_plan` and `distributed_config`.
+
+        Raises UsageError where there is no process group, or the sizes do not give its number of ranks.
+        """
+        if not distributed.is_initialized():
+            raise UsageError(
+                "a model is sharded over the ranks of a process group, and this process has none",
+                cure='start it by torchrun and call torch.distributed.init_process_group("gloo") first, or "nccl"',
+            )
+        if mesh is not None and given is not None:
+            raise UsageError(
+                Wording(
+                    "{device_mesh} and {distributed_config} both say which ranks",
+                    device_mesh=...,
+                    distributed_config=...,
+                ),
+                cure="pass one of them",
+            )
+        if mesh is not None:
+            return cls(_named(mesh, plan), plan)
+        sizes = given if isinstance(given, dict) else vars(given) if given is not None else {}
+        for name in _NOT_DONE:
+            if (sizes.get(name) or 1) > 1 and not isinstance(plan, str) and not hasattr(given, "dp_size"):
+                raise UnsupportedError(
+                    f"{name} is not done here", cure="shard the model by torch, then call fill"
+                )
+        plan = sizes.get("tp_plan", plan) if plan is None else plan
+        return cls(_mesh_of(sizes, plan), plan, given, bool(sizes.get("fsdp_cpu_offload")))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks of the mesh, in order."""
+        return tuple(sorted(self.mesh.mesh.flatten().tolist()))
+
+    def device(self, asked: str | torch.device) -> str | torch.device:
+        """Return the device for this rank's parts: the mesh's, but where FSDP keeps them in host memory."""
+        kind = self.mesh.device_type
+        if kind == "cpu" or self.offloads or torch.device(asked).type != "cpu":
+            return asked
+        return torch.device(kind, torch.get_device_module(kind).current_device())
+
+    def shard(self, shell: Shell) -> None:
+        """Shard a shell: tensor parallelism first, then FSDP."""
+        own = getattr(type(shell.model), "maybe_distribute_model", None)
+        if own is not None and (self.plan is not None or self.given is not None):
+            self._shard_by_its_class(shell, own)
+        else:
+            if self.plan:
+                self._cut(shell)
+            self._fully_shard(shell.model)
+        shell.surveyed()
+
+    def _shard_by_its_class(self, shell: Shell, own: Any) -> None:
+        from transformers.distributed import DistributedConfig
+
+        config = self.given
+        if config is None or isinstance(config, dict):
+            plan = {} if self.plan in (None, "auto") else {"tp_plan": dict(self.plan)}  # type: ignore[arg-type]
+            config = DistributedConfig(**(config or {**self._sizes(), **plan}))
+        kind: Any = type(shell.model)
+        config, _, meshes = kind.prepare_distribute_model(config)
+        own(shell.model, config, meshes)
+
+    def _sizes(self) -> dict[str, int]:
+        sizes = {"tp_size": 1, "fsdp_size": 1, "dp_replicate_size": 1}
+        for name, size in zip(self.mesh.mesh_dim_names or (), self.mesh.shape, strict=True):
+            kind = (
+                "tp_size" if name in _OF_TP else "dp_replicate_size" if name in _OF_REPLICAS else "fsdp_size"
+            )
+            sizes[kind] *= size
+        return sizes
+
+    def _cut(self, shell: Shell) -> None:
+        if not isinstance(self.plan, dict):
+            raise UnsupportedError(
+                f"{type(shell.model).__name__} brings no plan for tensor parallelism",
+                where=Wording("{tp_plan}", tp_plan=self.plan),
+                cure=Wording(
+                    "name its layers: {tp_plan}",
+                    tp_plan={"layers.*.up": "colwise", "layers.*.down": "rowwise"},
+                ),
+            )
+        styles = _expanded(shell.model, self.plan)
+        _refuse_what_stays_cut(shell.model, styles)
+        ties = shell.ties
+        parallelize_module(
+            shell.model, self._along(_OF_TP), {name: _style_of(style) for name, style in styles.items()}
+        )
+        _tie_again(shell.model, ties)
+
+    def _fully_shard(self, model: nn.Module) -> None:
+        names = [name for name in self.mesh.mesh_dim_names or () if name not in _OF_TP]
+        if not names:
+            return
+        mesh = self.mesh[tuple(names)] if len(names) < self.mesh.ndim else self.mesh
+        options: dict[str, Any] = {"mesh": mesh}
+        if self.offloads:
+            options["offload_policy"] = CPUOffloadPolicy()
+        for block in blocks_of(model):
+            fully_shard(block, **options)
+        fully_shard(model, **options)
+
+    def _along(self, names: frozenset[str]) -> DeviceMesh:
+        found = next((name for name in self.mesh.mesh_dim_names or () if name in names), None)
+        if found is None:
+            raise UsageError(
+                "the mesh has no dimension for tensor parallelism",
+                where=f"its dimensions are {self.mesh.mesh_dim_names}",
+                cure='name one: init_device_mesh(…, mesh_dim_names=("dp", "tp"))',
+            )
+        return self.mesh if self.mesh.ndim == 1 else self.mesh[found]
+
+
+def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the repeated blocks of a model: the children of the outermost lists of modules of one class.
+
+    A list inside a block, of experts say, belongs to the block. These are what FSDP gathers one after another.
+    """
+    pending = [model]
+    while pending:
+        module = pending.pop()
+        children = [child for child in module._modules.values() if child is not None]
+        repeats = isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential) and len(children) > 1
+        if (
+            repeats
+            and len(set(map(type, children))) == 1
+            and all(any(True for _ in c.parameters()) for c in children)
+        ):
+            yield from children
+        else:
+            pending += reversed(children)
+
+
+def _named(mesh: DeviceMesh, plan: Any) -> DeviceMesh:
+    """Return the mesh with names for its dimensions, where it has none."""
+    if mesh.mesh_dim_names is not None:
+        return mesh
+    names = (
+        ["dp_replicate", "dp"][-mesh.ndim :] if plan is None else ["dp_replicate", "dp", "tp"][-mesh.ndim :]
+    )
+    if len(names) != mesh.ndim:
+        raise UsageError(
+            f"a mesh of {mesh.ndim} dimensions needs names for them",
+            cure='pass init_device_mesh(…, mesh_dim_names=("dp_replicate", "dp", "tp"))',
+        )
+    return DeviceMesh(mesh.device_type, mesh.mesh, mesh_dim_names=tuple(names))
+
+
+def _mesh_of(sizes: Mapping[str, Any], plan: Any) -> DeviceMesh:
+    world = distributed.get_world_size()
+    replicas, fsdp, tp = (sizes.get(name) for name in ("dp_replicate_size", "fsdp_size", "tp_size"))
+    if tp is None and plan is not None:
+        tp = world // ((fsdp or 1) * (replicas or 1))
+    shape = {"dp_replicate": replicas or 1, "dp": fsdp or 1, "tp": tp or 1}
+    kept = {name: size for name, size in shape.items() if size > 1} or {"dp": 1}
+    count = 1
+    for size in kept.values():
+        count *= size
+    if count != world:
+        raise UsageError(
+            f"the sizes give {count} ranks, and the process group has {world}",
+            where=", ".join(f"{name} {size}" for name, size in kept.items()),
+            cure="choose sizes whose product is the number of ranks",
+        )
+    kind = "cuda" if torch.cuda.is_available() and "nccl" in distributed.get_backend() else "cpu"
+    return init_device_mesh(kind, tuple(kept.values()), mesh_dim_names=tuple(kept))
+
+
+def _style_of(style: str | ParallelStyle) -> ParallelStyle:
+    return _STYLES[style]() if isinstance(style, str) else style
+
+
+def _expanded(model: nn.Module, plan: Mapping[str, str | ParallelStyle]) -> dict[str, str | ParallelStyle]:
+    """Return the plan by whole names. Raises UsageError for a pattern that takes no module, or an unknown style."""
+    names = [path[:-1] for path, _ in modules_of(model)]
+    styles: dict[str, str | ParallelStyle] = {}
+    for pattern, style in plan.items():
+        if isinstance(style, str) and style not in _STYLES:
+            raise UsageError(f"{style!r} is no style", where=pattern, cure=f"use one of {', '.join(_STYLES)}")
+        regex = re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
+        taken = [name for name in names if regex.fullmatch(name)]
+        if not taken:
+            near = difflib.get_close_matches(
+                pattern, [re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names], 3, 0.4
+            )
+            raise UsageError(
+                f"no module of the model is {pattern!r}",
+                where=f"the plan of {type(model).__name__}",
+                cure=f"the nearest: {', '.join(dict.fromkeys(near))}"
+                if near
+                else "name modules of the model",
+            )
+        styles |= dict.fromkeys(taken, style)
+    return styles
+
+
+def _refuse_what_stays_cut(model: nn.Module, styles: Mapping[str, str | ParallelStyle]) -> None:
+    """Refuse a layer whose cut output nothing takes as it is: what follows would compute something else.
+
+    The output of a "colwise" layer is this rank's part. A "rowwise" layer beside it, in the same module, takes a part
+    of as many features; where the layer makes more, several projections are fused in it, and a cut goes through them.
+    """
+    modules = dict(model.named_modules())
+    for name, style in styles.items():
+        beside = [each for each in styles if each.rpartition(".")[0] == name.rpartition(".")[0]]
+        if style == _CUT:
+            takes = [getattr(modules[each], "in_features", 0) for each in beside if styles[each] == _JOINED]
+            makes = getattr(modules[name], "out_features", 0)
+            if not takes or (makes and makes > max(takes)):
+                why = "stays cut: no rowwise layer stands beside it"
+                if takes:
+                    why = f"is fused of several: {makes} features, and the rowwise layer beside it takes {max(takes)}"
+                raise UnsupportedError(
+                    f"the output of {name} {why}",
+                    where=f"{name!r}: {style!r}",
+                    cure=Cures('make it "colwise_rep", which gathers its output', "leave it whole"),
+                )
+        elif style == _JOINED and not any(styles[each] == _CUT for each in beside):
+            raise UnsupportedError(
+                f"the input of {name} is whole: no colwise layer stands beside it",
+                where=f"{name!r}: {style!r}",
+                cure=Cures('make it "rowwise_rep", which cuts its input', "leave it whole"),
+            )
+
+
+def _tie_again(model: nn.Module, ties: tuple[tuple[str, ...], ...]) -> None:
+    """Give names that shared one parameter one DTensor again. Raises UnsupportedError where the plan parted them."""
+    for group in ties:
+        places = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in group]
+        found = [getattr(*place) for place in places]
+        if all(each is found[0] for each in found):
+            continue
+        if not all(isinstance(each, DTensor) and each.placements == found[0].placements for each in found):
+            raise UnsupportedError(
+                "the plan cuts names of one parameter in different ways",
+                where=", ".join(group),
+                cure='cut them alike ("rowwise_rep" for the embedding, "colwise_rep" for the output layer), or none',
+            )
+        for module, leaf in places[1:]:
+            setattr(module, leaf, found[0])

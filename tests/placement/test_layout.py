@@ -1,0 +1,85 @@
+"""from_pretrained over ranks: FSDP by structure, tensor parallelism by names or by a class's own plan."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import nn
+
+from shardload import UsageError, from_pretrained, save
+from shardload.cli.demo_repo import write_demo_repo
+from shardload.placement.layout import blocks_of
+from tests.distributed.nets import NETS
+from tests.distributed.spawn import run_ranks
+
+CASES = {
+    "Tied:fsdp": "ok",
+    "Tied:sizes": "ok",
+    "Tied:tp": "ok",
+    "Fused:fsdp": "ok",
+    "glm:fsdp": "ok",
+    "glm:tp": "ok",
+    "glm:fused": "UnsupportedError: the output of transformer.encoder.layers.0.mlp.dense_h_to_4h is fused of several",
+    "Tied:half": "UnsupportedError: the plan cuts names of one parameter in different ways",
+    "Tied:nowhere": "UsageError: no module of the model is 'layers.*.upp'",
+    "Tied:auto": "UnsupportedError: Tied brings no plan",
+    "none:fsdp": "NotFoundError",
+}
+OF_TRANSFORMERS = {"llama:auto": "ok", "llama:fsdp": "ok"}
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    for name in ("Tied", "Fused"):
+        torch.manual_seed(3)
+        save(NETS[name](), folder / name)
+        (folder / name / "config.json").write_text("{}")
+    write_demo_repo(folder / "glm", formats=["safetensors"])
+    cases = dict(CASES)
+    if find_spec("transformers"):
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100)).save_pretrained(folder / "llama")
+        cases |= OF_TRANSFORMERS
+    ranks = run_ranks("tests.distributed.whole", 2, ",".join(cases), folder)
+    assert all(rank.code == 0 for rank in ranks), "\n".join(rank.said[-2000:] for rank in ranks)
+    return {
+        case: [line["said"] for rank in ranks for line in rank.lines if line["case"] == case]
+        for case in cases
+    }
+
+
+@pytest.mark.parametrize("case", [*CASES, *OF_TRANSFORMERS])
+def test_one_call_gives_each_rank_its_part_or_refuses_by_name(said, case):
+    if case not in said:
+        return  # transformers is not installed
+    assert len(said[case]) == 2
+    assert all(line.startswith({**CASES, **OF_TRANSFORMERS}[case]) for line in said[case]), said[case]
+
+
+def test_a_process_without_ranks_is_told_to_make_some(tmp_path):
+    save(nn.Linear(4, 2), tmp_path)
+    with pytest.raises(UsageError, match="process group"):
+        from_pretrained(tmp_path, model_class=lambda _config: nn.Linear(4, 2), tp_plan="auto")
+
+
+def test_blocks_are_the_outermost_repeated_modules():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Embedding(3, 2), nn.Linear(2, 2)])
+            self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Block() for _ in range(2))})
+            self.decoder = nn.Sequential(Block(), Block(), Block())
+            self.activations = nn.ModuleList([nn.ReLU(), nn.ReLU()])
+
+    net = Net()
+    assert list(blocks_of(net)) == [*net.encoder["layers"], *net.decoder]
