@@ -46,7 +46,7 @@ class AmbiguousRule:
                 "equal shapes, and no name says which is which: this is not guessed",
                 explained=len(keys),
                 nbytes=case.nbytes(keys),
-                cure=Wording("say which is which: {key_map}", key_map={"stored name": "model name"}),
+                cure=Wording("say which is which: {key_map}", key_map=...),
                 evidence=tuple(_line(case, olds, news) for olds, news in both[:_MOST]),
                 confidence=0.0,
                 margin=0.0,

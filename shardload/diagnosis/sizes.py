@@ -71,9 +71,10 @@ class Changes:
         for key, each in sizes.items():
             for change in each:
                 alike.setdefault(change, []).append(key)
-        for key, each in sizes.items():
-            for change in each:
-                self._by_name(key, *change, alike[change])
+        # Of the keys of one template the first stands for all.
+        first = {(split_key(key)[0], change): key for key in reversed(sizes) for change in sizes[key]}
+        for (_, change), key in reversed(first.items()):
+            self._by_name(key, *change, alike[change])
         self.explained = [
             key for key, each in sizes.items() if each and all(self._explains(*change) for change in each)
         ]

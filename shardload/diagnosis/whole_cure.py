@@ -118,6 +118,8 @@ def _is_below(key: str, paths: Collection[str]) -> bool:
 
 def _patterns(keys: Mapping[str, object], others: Iterable[str]) -> list[str]:
     """Return patterns that match all `keys` and none of the `others`: the shortest prefixes, else names."""
+    if not keys:
+        return []
     rest = {key for key in others if key not in keys}
     taken = {
         ".".join(parts[:length])

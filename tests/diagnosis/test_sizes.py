@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shardload.diagnosis import diagnose
+from shardload.diagnosis import diagnose, sizes
+from shardload.diagnosis.config_fields import explaining
 from shardload.diagnosis.finding import Case
 from shardload.diagnosis.shape_pairs import mismatched_shapes
 from shardload.diagnosis.sizes import SizesRule, infer_sizes
@@ -84,3 +85,14 @@ def test_an_expert_that_is_not_stored_is_no_number_of_the_config():
         assert "number 3 of 4 are not stored" in finding.cause
     (finding,) = diagnose(Case.of(wanted, three, config))
     assert (finding.code, finding.cure.parts[0]) == ("E-CONFIG", "set num_experts to 3 in config.json")
+
+
+def test_fields_are_weighed_once_a_template(monkeypatch):
+    """Each of many keys held against each of many fields took minutes."""
+    weighed = []
+    monkeypatch.setattr(sizes, "explaining", lambda *asked: weighed.append(asked) or explaining(*asked))
+    wanted = {f"layers.{n}.mlp.down_proj.weight": (4, 6) for n in range(500)}
+    stored = dict.fromkeys(wanted, (4, 9))
+    (finding,) = SizesRule().examine(case_of(stored, wanted, config={"intermediate_size": 6}))
+    assert finding.cure.parts[0] == "set intermediate_size to 9 in config.json"
+    assert len(weighed) <= 2
