@@ -6,7 +6,9 @@ from collections import defaultdict
 from math import prod
 from typing import TYPE_CHECKING
 
+from shardload.diagnosis.config_fields import is_table
 from shardload.diagnosis.pairing.solution import Left
+from shardload.diagnosis.pairing.words import words_of
 from shardload.diagnosis.rule_text import as_names
 from shardload.errors import Cures, Wording, joined, keyword
 
@@ -77,7 +79,7 @@ def _left(case: Case, settled: set[str], ignored: Callable[[str, str], bool] | N
 
 def _allowances(case: Case, left: Left) -> list[str] | None:
     """Return the keywords that allow what is left; None where that would hide weights that belong together."""
-    if left.misshapen or _akin(case, left):
+    if left.misshapen or _akin(case, left) or _has_twin(case, left):
         return None
     steps: list[str] = []
     for name, keys, others in (
@@ -108,6 +110,16 @@ def _akin(case: Case, left: Left) -> bool:
     homes = [{key.rpartition(".")[0] for key in side} - {""} for side in (left.missing, left.unexpected)]
     return any(_is_below(key, homes[0]) for key in left.unexpected) or any(
         _is_below(key, homes[1]) for key in left.missing
+    )
+
+
+def _has_twin(case: Case, left: Left) -> bool:
+    """Whether a missing embedding of tokens may be another name of a stored one: new values would not be its own."""
+    tables = {ref.shape for key, ref in case.stored.items() if is_table(key)}
+    return any(
+        shape in tables and is_table(key) and "embed" in words_of(key.split(".")[-2])
+        for key, shape in left.missing.items()
+        if "." in key
     )
 
 

@@ -22,6 +22,14 @@ class Net(nn.Module):
         self.head = nn.Linear(4, 7)
 
 
+class Tall(Net):
+    """A trunk whose output layer has the shape of its embedding, and a bias."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(4, 9)
+
+
 class Sized(nn.Module):
     """One tensor for each field of the config that a checkpoint may differ in."""
 

@@ -69,6 +69,12 @@ def _wrapped_inside(state: State) -> State:
     }
 
 
+def _tall(folder: Path) -> list[State]:
+    state = random_state(models.Tall())
+    write_checkpoint(folder, _headless(state), shards=1)
+    return [state]
+
+
 def _two_sets(folder: Path) -> list[State]:
     one, two = random_state(models.Net()), random_state(models.Net(), seed=1)
     both = {**_in_front("student")(one), **_in_front("teacher")(two)}
@@ -116,6 +122,9 @@ def provocations() -> Iterator[Provocation]:
     yield Provocation("a prefix, and a loss beside the model", "E-WRAP", net, _renamed(_lightning))
     yield Provocation("an averaged model", "E-WRAP", net, _renamed(_averaged))
     yield Provocation("a trunk without a head", "E-WRAP", net, _renamed(_headless))
+    yield Provocation(
+        "a trunk without an output layer of the embedding's shape", "E-WRAP", models.Tall, _tall
+    )
     yield Provocation("losses beside the model", "E-MISMATCH", net, _renamed(_criteria))
     yield Provocation("other words", "E-RENAME", net, _renamed(_words))
     yield Provocation("two whole sets", "E-AMBIGUOUS", net, _two_sets)

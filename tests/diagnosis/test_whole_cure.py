@@ -35,6 +35,13 @@ def test_what_is_missing_and_what_is_left_may_be_one_tensor():
     assert cure_of(stored) == "allow_missing=['fc.weight'] and allow_unexpected=['step']"
 
 
+def test_a_missing_embedding_may_be_another_name_of_a_stored_one():
+    wanted = {"shared.weight": (9, 4), "fc.weight": (4, 5), "encoder.embed_tokens.weight": (9, 4)}
+    stored = {key: shape for key, shape in wanted.items() if not key.startswith("encoder")}
+    assert cure_of(stored, wanted).startswith(NO_CURE)
+    assert cure_of(stored, wanted | {"encoder.embed_tokens.weight": (8, 4)}).startswith("allow_missing=")
+
+
 def test_what_a_class_ignores_is_not_named():
     stored = {f"model.{key}": shape for key, shape in WANTED.items()} | {"loss.a": (3,), "step": ()}
     case = case_of(stored, WANTED)

@@ -26,7 +26,10 @@ def pair_tied(board: Board, config: Mapping[str, Any]) -> None:
     sure = bool(places) and not against
     said = f"config.json says so in {', '.join(places)}" if places else ""
     said += f", and the opposite in {', '.join(against)}" if against else ""
+    lacking = {family.template for family in board.wanted}
     for new, rows in heads_without_weights(board):
+        if not sure and f"{new.template.rpartition('.')[0]}.bias" in lacking:
+            continue  # a head that lacks its bias too is not stored at all
         confidence, doubt = (0.97, "") if sure else (0.6, DOUBT)
         board.add(Link("alias", (rows,), (new,), confidence, unproven=doubt, evidence=said))
 
