@@ -20,7 +20,8 @@ test-oracles: .venv-oracles/installed
 
 # Every way to shard a model over ranks (processes on loopback) x every way to fill it; some ten minutes of two cores.
 test-ranks: .venv-oracles/installed
-	SHARDLOAD_RANKS=all .venv-oracles/bin/python -m pytest tests/distributed tests/_system/test_agreement.py
+	SHARDLOAD_RANKS=all .venv-oracles/bin/python -m pytest tests/distributed tests/_system/test_agreement.py \
+		tests/placement/test_layout.py tests/writing/test_collective.py tests/adapters/test_over_ranks.py tests/cli/test_over_ranks.py
 
 # The fast part of the suite on the lowest release of every dependency but torch (docs/versions.md).
 test-lowest: .venv-lowest/installed
