@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from shardload.library_parts.completed_config import complete
-from shardload.library_parts.old_calls import dress_attention, dress_layer
+from shardload.library_parts.old_calls import dress_attention, dress_layer, dress_stack
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,6 +30,8 @@ def dress(module: ModuleType) -> None:
             rotates and kind.__name__.endswith("Layer")
         ):
             dress_layer(kind, rotary)
+        elif kind.__name__.endswith(("Encoder", "Decoder", "Transformer")):
+            dress_stack(kind)
 
 
 def _is_module(kind: Any) -> bool:

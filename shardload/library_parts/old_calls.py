@@ -18,6 +18,8 @@ import torch
 
 from shardload.transformers_shim.front import unpacks_two
 from shardload.transformers_shim.host import is_repo_module
+from shardload.transformers_shim.modeling_layers import GradientCheckpointingLayer
+from shardload.transformers_shim.utils import ModelOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +103,37 @@ def dress_layer(kind: Any, rotary: Any) -> None:
         if not isinstance(output, torch.Tensor):
             return output
         return (output, *(weights[:1] if weights else ()), *((cache,) if given.get("use_cache") else ()))
+
+    kind.forward = answering
+
+
+def dress_stack(kind: Any) -> None:
+    """Let a stack of layers return its hidden states to code that asks for them: since 5.0 whole models alone do."""
+    forward = kind.forward
+    if "output_hidden_states" in inspect.signature(forward).parameters:
+        return
+
+    @functools.wraps(forward)
+    def answering(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("output_hidden_states") or not _is_older(_caller()):
+            return forward(self, *args, **kwargs)
+        found: list[Any] = []
+        hooks = [
+            layer.register_forward_pre_hook(
+                lambda _layer, given, named: found.append(given[0] if given else named["hidden_states"]),
+                with_kwargs=True,
+            )
+            for layer in self.modules()
+            if isinstance(layer, GradientCheckpointingLayer)
+        ]
+        try:
+            output = forward(self, *args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if isinstance(output, ModelOutput) and output.get("hidden_states") is None:
+            output["hidden_states"] = (*found, output[0])
+        return output
 
     kind.forward = answering
 

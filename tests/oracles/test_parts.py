@@ -92,6 +92,19 @@ def test_a_subclass_with_a_loop_of_its_own_over_the_librarys_layers(tmp_path):
     assert made.hidden_states[1].shape == expected.hidden_states[1].shape
 
 
+def test_a_stack_of_layers_returns_the_states_that_old_code_asks_it_for(tmp_path):
+    code = MUSIC.replace("self.encoder = MusicEncoder(config)", "self.encoder = HubertEncoder(config)")
+    write_repo(tmp_path, code, ("MusicConfig", "Music"), {"model_type": "music", **SOUND})
+    hubert = filled(transformers.HubertModel(transformers.HubertConfig(**SOUND)))
+    stored(tmp_path, _=hubert)
+    sound = torch.randn(2, 200)
+    with torch.no_grad():
+        made = load(tmp_path)(sound, output_hidden_states=True)
+        expected = hubert(sound, output_hidden_states=True)
+    assert len(made.hidden_states) == len(expected.hidden_states) == 3
+    assert all(map(torch.equal, made.hidden_states, expected.hidden_states))
+
+
 def test_a_registered_subclass_that_attends_both_ways(tmp_path):
     settings = {
         "model_type": "embed",
