@@ -61,9 +61,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:Guards may run slower:RuntimeWarning"
-)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_it_computes_what_a_plain_model_computes(models, way):
     ours, plain = models
     with torch.no_grad():
