@@ -541,7 +541,8 @@ distribute_module(model, init_device_mesh("cpu", (1,)))
 shardload.save(model, sys.argv[1])
 print(torch.equal(shardload.open_checkpoint(sys.argv[1]).read("weight"), whole))
 """
-    assert run_python(code, str(tmp_path / "out")).stdout == "True\n"
+    *_, said = run_python(code, str(tmp_path / "out")).stdout.splitlines()  # some releases of gloo talk first
+    assert said == "True"
 
 
 MEMORY = """

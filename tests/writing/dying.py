@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
 from pathlib import Path
 
@@ -27,10 +28,18 @@ def die_at(limit: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*args, **options)
 
-        setattr(os, name, counted)
+        exchange(name, counted)
 
     for name in STEPS:
         patched(name, getattr(os, name))
+
+
+def exchange(name: str, call) -> None:
+    """Put a function in the place of one of `os`; pathlib of Python 3.10 has most of them in a class, too."""
+    kept = getattr(pathlib, "_NormalAccessor", object)
+    if vars(kept).get(name) is getattr(os, name):
+        setattr(kept, name, staticmethod(call))
+    setattr(os, name, call)
 
 
 def flush_nothing() -> None:

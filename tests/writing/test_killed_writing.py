@@ -14,6 +14,7 @@ from shardload import NoSpaceError, UsageError, open_checkpoint
 from shardload.writing import write_output
 from shardload.writing.staging import NAME
 from tests.tiny import Net, random_state, run_python, write_checkpoint
+from tests.writing.dying import exchange
 from tests.writing.outputs import copy_of, same_files
 
 KILLED = """
@@ -58,7 +59,7 @@ def test_killed_at_every_step(tmp_path):
     assert complete >= 2, "what was killed after its last file is told to be complete"
 
 
-def test_another_output_after_a_kill_finds_the_first_one_whole(tmp_path, monkeypatch):
+def test_another_output_after_a_kill_finds_the_first_one_whole(tmp_path):
     """What was killed while its files were moved in is completed by whoever comes next, who is refused then."""
     base = write_checkpoint(tmp_path / "base", random_state(Net(), torch.float16), shards=3, config={"a": 1})
     out = tmp_path / "out"
@@ -72,7 +73,7 @@ def test_another_output_after_a_kill_finds_the_first_one_whole(tmp_path, monkeyp
             moved.append(target)
             return real(source, target)
 
-        monkeypatch.setattr(os, "replace", replace)
+        exchange("replace", replace)
         write_output(out, copy_of(base, {"head.weight"}), job="one")
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -82,12 +83,12 @@ def test_another_output_after_a_kill_finds_the_first_one_whole(tmp_path, monkeyp
     same_files(base, out)
 
 
-def test_a_file_that_somebody_put_there_after_the_kill_is_not_replaced(tmp_path, monkeypatch):
+def test_a_file_that_somebody_put_there_after_the_kill_is_not_replaced(tmp_path):
     base = write_checkpoint(tmp_path / "base", random_state(Net(), torch.float16), shards=3, config={"a": 1})
     out = tmp_path / "out"
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        exchange("replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         write_output(out, copy_of(base, {"head.weight"}))
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
