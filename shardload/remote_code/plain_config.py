@@ -49,7 +49,7 @@ class PlainConfig:
             ) from error
         if not hasattr(full, name):
             raise AttributeError(f"{where} does not say {name!r}", name=name, obj=self)
-        self.__dict__ = vars(full)
+        self.__dict__ = dict(vars(full))  # Python 3.13.0 loses entries of one that another object brings
         self.__class__ = PretrainedConfig  # type: ignore[assignment]
         return getattr(self, name)
 
