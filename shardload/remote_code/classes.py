@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -161,13 +162,16 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
     def make(config: Any) -> nn.Module:
         cls, namespace = repo.load(ref), repo.namespace
         resolved.origin, resolved.remote_base = code_origin(repo, ref), repo.base
+        untouched = copy.deepcopy(
+            config
+        )  # constructors set settings, and this one may have to give way to another
         try:
             return _tied(_constructed(cls, convert_config(repo, config)))
         except (Exception, SystemExit) as error:
             if _needs_values(error):
                 raise
             if repo.fall_back(error, namespace):
-                return make(config)
+                return make(untouched)
             raise explain(error, namespace, f"constructing {ref}", repo.written_for) from error
 
     resolved = ResolvedClass(make, ref.name, code_origin(repo, ref), repo.base)

@@ -63,6 +63,16 @@ def test_a_vision_model_around_the_librarys_own_language_model(tmp_path, text):
         assert made.tolist() == expected.tolist()
 
 
+def test_what_a_constructor_sets_before_it_fails_is_not_in_the_config_of_the_next(tmp_path):
+    first = "super().__init__(config)\n        if"
+    code = CHAT.replace(first, f"config.llm_config.attn_implementation = 'eager'\n        {first}")
+    chat(tmp_path)
+    (tmp_path / "modeling_own.py").write_text(code)
+    model = load(tmp_path)
+    assert model.language_model.config.attn_implementation == "eager"
+    assert model.language_model.config._attn_implementation == "sdpa"
+
+
 def test_a_tower_of_the_librarys_under_the_names_of_its_old_checkpoints(tmp_path):
     settings = {"model_type": "eyes", "vision_config": IMAGES, **TEXT}
     write_repo(tmp_path, EYES, ("EyesConfig", "Eyes"), settings)
