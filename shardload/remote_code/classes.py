@@ -162,9 +162,8 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
     def make(config: Any) -> nn.Module:
         cls, namespace = repo.load(ref), repo.namespace
         resolved.origin, resolved.remote_base = code_origin(repo, ref), repo.base
-        untouched = copy.deepcopy(
-            config
-        )  # constructors set settings, and this one may have to give way to another
+        # Constructors change their config, and this one may have to give way to another.
+        untouched = _copy_of(config)
         try:
             return _tied(_constructed(cls, convert_config(repo, config)))
         except (Exception, SystemExit) as error:
@@ -176,6 +175,13 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
 
     resolved = ResolvedClass(make, ref.name, code_origin(repo, ref), repo.base)
     return resolved
+
+
+def _copy_of(config: Any) -> Any:
+    try:
+        return copy.deepcopy(config)
+    except Exception:  # noqa: BLE001 - a caller's own object, which nobody promised to be copied
+        return config
 
 
 def _constructed(cls: Callable[[Any], nn.Module], config: Any) -> nn.Module:
