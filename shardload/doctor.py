@@ -15,16 +15,19 @@ from shardload.errors import (
     CorruptError,
     Cures,
     MismatchError,
+    NoInverseError,
     NotFoundError,
     ShardloadError,
     UnsupportedError,
     UsageError,
     Wording,
 )
+from shardload.keymap import KeyMap
 from shardload.keys import collapse
 from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import check
-from shardload.model.shell import build_shell
+from shardload.model.shell import build_shell, modules_of
+from shardload.transformers_classes import conversions
 
 if TYPE_CHECKING:
     import os
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.checkpoint.index import WeightFiles
-    from shardload.keymap import KeyMap
     from shardload.keywords import ModelKeywords
     from shardload.model.shell import Shell
     from shardload.where import CodeTrust, Where, WhereLike
@@ -125,7 +127,7 @@ def _shell(
     shell = build(resolved)
     if resolved.named is None:
         return shell
-    from shardload.remote_code.fitting_class import fitting_class
+    from shardload.loading.fitting_class import fitting_class
 
     return fitting_class(resolved, shell, checkpoint, build)[1]
 
@@ -176,6 +178,8 @@ def _in_model(shell: Shell, checkpoint: Checkpoint) -> Examination:
             findings = (_unexplained([fault.key for fault in report.faults], report.class_name),)
         result = _examination(checkpoint, findings, against=against, notes=notes)
         result.cure = report.cure
+        if not report.faults:
+            result.key_map = _of_the_class(shell, checkpoint, result.notes)
         return result
     after = check(shell, checkpoint, key_map=report.key_map)
     left = [fault.key for fault in after.faults]
@@ -183,6 +187,20 @@ def _in_model(shell: Shell, checkpoint: Checkpoint) -> Examination:
     result = _examination(checkpoint, report.findings, against=against, notes=notes)
     result.key_map, result.cured, result.cure = bound, not left, report.cure
     return result
+
+
+def _of_the_class(shell: Shell, checkpoint: Checkpoint, notes: list[str]) -> KeyMap | None:
+    """Return in literal rules what the model's classes make of a checkpoint; None where they leave it as it is."""
+    names = (name for name, slot in shell.slots.items() if slot.is_stored)
+    own = conversions(shell.tree.kinds, modules_of(shell.model), names, checkpoint.tensors)
+    if not own:
+        return None
+    try:
+        bound = KeyMap(own).bind(checkpoint.tensors)
+    except NoInverseError as error:
+        notes.append(f"no map says what the class makes of the checkpoint: {error.what} ({error.where})")
+        return None
+    return bound if bound.rules else None
 
 
 def _compared(checkpoint: Checkpoint, other: Checkpoint) -> Examination:

@@ -17,10 +17,10 @@ from shardload.errors import UnsupportedError, UsageError, Wording
 from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
+from shardload.loading.fitting_class import fitting_class
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
-from shardload.remote_code.fitting_class import fitting_class
 from shardload.remote_code.plain_config import GIVEN, called_with_config, given_class, plain_config
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def from_pretrained(
         model = shell.model
         switch_to_eval(model)
         if hasattr(type(model), "from_pretrained"):
-            notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report))
+            notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report.left_out))
         report.notes += [note for note in notes if note]
         report.config_from, report.class_from = loaded.origin, resolved.origin
         report.remote_base = resolved.remote_base

@@ -17,6 +17,7 @@ from shardload.model.shell import modules_of
 from shardload.model.wrapper_tensors import is_wrapper
 from shardload.transformers_classes import conversions
 from shardload.transformers_classes.declared_ties import written_apart
+from shardload.transformers_classes.left_out import left_out
 from shardload.writing import write_output
 from shardload.writing.model_output import model_output
 from shardload.writing.repo_files import is_untied, repo_files
@@ -134,7 +135,11 @@ def _state_dict(model: nn.Module) -> Mapping[str, torch.Tensor]:
         from shardload.adapters.base_state import without_adapters
 
         state = without_adapters(model, state)
-    return written_apart(modules_of(model), state) if isinstance(model, nn.Module) else state
+    if not isinstance(model, nn.Module):
+        return state
+    computed = left_out(model)
+    kept = {name: tensor for name, tensor in state.items() if name not in computed}
+    return written_apart(modules_of(model), kept)
 
 
 def _code_of(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -17,7 +17,8 @@ def models(ours: nn.Module, theirs: nn.Module) -> tuple[list[str], list[str]]:
     """Return the faults of `ours`, and the differences that are no faults."""
     if type(ours) is not type(theirs):
         return [f"class {type(ours).__name__}, not {type(theirs).__name__}"], []
-    faults = tensors("state_dict", ours.state_dict(), theirs.state_dict())
+    state, counters = counted(ours.state_dict(), theirs.state_dict())
+    faults = tensors("state_dict", ours.state_dict(), state)
     mine, other = (_computed(model) for model in (ours, theirs))
     left = [name for name, buffer in other.items() if buffer.is_meta]
     faults += tensors("computed buffers", _without(mine, left), _without(other, left))
@@ -29,10 +30,29 @@ def models(ours: nn.Module, theirs: nn.Module) -> tuple[list[str], list[str]]:
     ][:1]
     faults += [f"on meta: {name}" for name in on_meta(ours)[:3]]
     notes = [f"transformers leaves on meta: {name}" for name in on_meta(theirs)[:3]]
+    notes += _named("transformers makes floats of integer buffers", counters)
     mine, other = config_dtypes(ours.config), config_dtypes(theirs.config)
     inner = [f"{path} ({mine.get(path)}, not {one})" for path, one in other.items() if mine.get(path) != one]
     notes += _named("dtypes of inner configs", inner)
     return faults, notes + _gradients(ours, theirs)
+
+
+def counted(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return `theirs` with integers where `ours` has the same numbers as integers, and the names of these.
+
+    transformers casts whatever a class keeps in float32, the counters of its normalisations too.
+    """
+    names = [
+        name
+        for name, one in theirs.items()
+        if one.is_floating_point()
+        and name in ours
+        and not ours[name].is_floating_point()
+        and torch.equal(ours[name].to(one.dtype), one)
+    ]
+    return theirs | {name: theirs[name].to(ours[name].dtype) for name in names}, names
 
 
 def tensors(what: str, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
@@ -117,7 +137,7 @@ def files(ours: Path, theirs: Path) -> list[str]:
         }
         for folder in (ours, theirs)
     )
-    return tensors("files", one, other)
+    return tensors("files", one, counted(one, other)[0])
 
 
 def _computed(model: nn.Module) -> dict[str, torch.Tensor]:

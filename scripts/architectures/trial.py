@@ -137,7 +137,10 @@ def _of_this_config_first(config: Any, names: Iterable[str]) -> list[str]:
     import transformers
 
     def of_another(name: str) -> bool:
-        made_for = getattr(getattr(transformers, name, None), "config_class", None)
+        try:
+            made_for = getattr(getattr(transformers, name, None), "config_class", None)
+        except ImportError:  # what stands for a class whose packages are absent has no attributes
+            return True
         return made_for is None or not isinstance(config, made_for)
 
     return sorted(names, key=of_another)

@@ -16,7 +16,6 @@ from torch.nn import functional
 
 import shardload
 from shardload.checkpoint.sources import find_source
-from shardload.loading.report import Report
 from shardload.model.meta_init import constructing
 from shardload.remote_code import finish_by_its_class, load_config, resolve_class
 from shardload.tensor_ref import TORCH_NAMES
@@ -147,7 +146,7 @@ class Family:
         """Return the model after the steps that its class's own `from_pretrained` adds to the load."""
         source, _ = find_source(self.folder)
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            finish_by_its_class(model, source, Report(str(self.folder)))
+            finish_by_its_class(model, source, ())
         return model.eval()
 
     def _write(self, folder: Path, kind: str, suffix: str) -> None:

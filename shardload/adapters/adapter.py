@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardload.adapters.adapter_report import shown
 from shardload.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from shardload.adapters.adapter_report import AdapterFault
     from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.keymap import Derived
     from shardload.tensor_ref import TensorRef
 
 
@@ -67,12 +68,13 @@ class LoraEntry:
     them: 0 is the last one in the module's order. `peft_version` is the PEFT that wrote the file, (major, minor).
     `merged`: the factors may be a MergedLinear's, of which `enable` says the active parts (None: unknown).
     `initial` is an initialisation that also changed the base ("pissa", "olora"): the delta is relative to the
-    changed base.
+    changed base. `by_parameter` has the scaling and the stated rank of each of `parameters`. `experts_last`: `b` is
+    (out, rank, experts).
     """
 
     path: str
-    a: TensorRef
-    b: TensorRef
+    a: Derived
+    b: Derived
     scaling: Scaling
     dropout: float = 0.0
     bias: TensorRef | None = None
@@ -85,15 +87,21 @@ class LoraEntry:
     merged: bool = False
     enable: tuple[bool, ...] | None = None
     initial: str | None = None
+    by_parameter: Mapping[str, tuple[Scaling, int | None]] = field(default_factory=dict)
+    experts_last: bool = False
 
-    def parts(self) -> Iterator[tuple[str, TensorRef]]:
+    def stated_for(self, attribute: str) -> tuple[Scaling, int | None]:
+        """Return the scaling and the rank that the config gives a tensor of the layer."""
+        return self.by_parameter.get(attribute, (self.scaling, self.stated_rank))
+
+    def parts(self) -> Iterator[tuple[str, Derived]]:
         """Yield the stored tensors by part: "a", "b", and "bias" and "magnitude" where there are any."""
         for part in ("a", "b", "bias", "magnitude"):
             ref = getattr(self, part)
             if ref is not None:
                 yield part, ref
 
-    def refs(self) -> Iterator[TensorRef]:
+    def refs(self) -> Iterator[Derived]:
         """Yield the stored tensors."""
         for _, ref in self.parts():
             yield ref

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.adapter import canonical
@@ -45,12 +45,23 @@ _PLAIN_INITS = ("gaussian", "orthogonal", "eva", "mica")
 
 @dataclass(frozen=True)
 class LayerSetting:
-    """What a config must give for one layer: its path in the model, its rank as stored, its scale, its dropout."""
+    """What a config must give for one layer: its path in the model, its rank as stored, its scale, its dropout.
+
+    `parameter` is the name of a parameter that the layer uses itself, "" for the weight of a layer that PEFT knows;
+    `layout` is that of `layout_of`.
+    """
 
     path: str
     rank: int
     scale: float
     dropout: float = 0.0
+    parameter: str = ""
+    layout: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name by which PEFT looks the layer up in patterns."""
+        return f"{self.path}.{self.parameter}" if self.parameter else self.path
 
 
 def adapter_config(
@@ -61,7 +72,7 @@ def adapter_config(
     `given` is the file's config, or the caller's settings: what still holds is kept, and targets and patterns that no
     longer hold are written out layer by layer. `facts` take precedence over `given`.
     """
-    layers = [LayerSetting(canonical(one.path), one.rank, one.scale, one.dropout) for one in layers]
+    layers = [replace(one, path=canonical(one.path)) for one in layers]
     kept = {key: value for key, value in (given or {}).items() if key not in _MERGED_LINEAR}
     config = {**_DEFAULTS, **kept, **facts, "inference_mode": True}
     if isinstance(config["init_lora_weights"], str) and config["init_lora_weights"] not in _PLAIN_INITS:
@@ -71,10 +82,20 @@ def adapter_config(
         config["lora_dropout"] = layers[0].dropout
     if not _ranks_hold(config, layers):
         config.update(_patterns(config, layers))
-    wanted, known = {one.path for one in layers}, [canonical(path) for path in paths if path]
-    if not _targets_hold(config, wanted, known):
+    known = [canonical(path) for path in paths if path]
+    wanted = {one.path for one in layers if not one.parameter}
+    parameters = [one for one in layers if one.parameter]
+    if parameters and _parameters_hold(config, parameters):
+        return config  # its own targets chose them, and the modules beside them
+    if parameters or not _targets_hold(config, wanted, known):
         config.update(exclude_modules=None, layers_to_transform=None, layers_pattern=None)
-        config["target_modules"] = _targets(wanted, known)
+        config["target_modules"] = _targets(wanted, known) if wanted or not parameters else []
+    if parameters:
+        # PEFT takes names of published layers among the modules for these, and doubles their rank.
+        config["target_parameters"] = _parameters(parameters, known)
+    layouts = {one.layout for one in parameters} - {""}
+    if layouts == {"0.19.0"}:
+        config["peft_version"] = "0.19.0"  # a loaded config may name an older one
     return config
 
 
@@ -83,17 +104,17 @@ def _ranks_hold(config: Mapping[str, Any], layers: list[LayerSetting]) -> bool:
         settings = read_settings({"r": 8, **config, "target_modules": None}, "", strict=False)
     except ShardloadError:
         return False
+    stated = [settings.of_parameter(one.path, one.parameter) for one in layers]
     return all(
-        settings.rank(one.path) == one.rank
-        and math.isclose(settings.scaling(one.path).of(one.rank), one.scale, rel_tol=1e-12)
-        for one in layers
+        rank == one.rank and math.isclose(scaling.of(one.rank), one.scale, rel_tol=1e-12)
+        for one, (scaling, rank) in zip(layers, stated, strict=True)
     )
 
 
 def _patterns(config: Mapping[str, Any], layers: list[LayerSetting]) -> dict[str, Any]:
     """Return ranks and alphas that hold for all layers, by whole paths where they differ from most."""
     alphas = {
-        one.path: one.scale * (math.sqrt(one.rank) if config["use_rslora"] else one.rank) for one in layers
+        one.name: one.scale * (math.sqrt(one.rank) if config["use_rslora"] else one.rank) for one in layers
     }
     # 16, not 16.0.
     alphas = {
@@ -102,7 +123,7 @@ def _patterns(config: Mapping[str, Any], layers: list[LayerSetting]) -> dict[str
     rank = Counter(one.rank for one in layers).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     found = {"r": rank, "lora_alpha": alpha}
-    ranks = {one.path: one.rank for one in layers}
+    ranks = {one.name: one.rank for one in layers}
     few = {
         "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
         "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
@@ -118,9 +139,21 @@ def _patterns(config: Mapping[str, Any], layers: list[LayerSetting]) -> dict[str
     }
 
 
+def _parameters_hold(config: Mapping[str, Any], layers: list[LayerSetting]) -> bool:
+    targets = config.get("target_parameters") or ()
+    return all(any(f".{one.name}".endswith(f".{target}") for target in targets) for one in layers)
+
+
+def _parameters(layers: list[LayerSetting], known: list[str]) -> list[str]:
+    """Return the ends of the parameters' names, or their whole names where other modules have such an end."""
+    owners = {one.path.rpartition(".")[2] for one in layers}
+    alike = {path for path in known if path.rpartition(".")[2] in owners}
+    if alike == {one.path for one in layers}:
+        return sorted({f"{one.path.rpartition('.')[2]}.{one.parameter}" for one in layers})
+    return sorted(one.name for one in layers)
+
+
 def _targets_hold(config: Mapping[str, Any], wanted: set[str], known: list[str]) -> bool:
-    if config.get("target_parameters"):
-        return True
     return set(targets_of(config).among(known)) == wanted
 
 

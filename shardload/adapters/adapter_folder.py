@@ -13,6 +13,7 @@ from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
 from shardload.adapters.attach import record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
+from shardload.adapters.layers.experts import LoraParameters, layout_of
 from shardload.adapters.module_index import ModuleIndex
 from shardload.adapters.over_ranks import gathered
 from shardload.errors import UnsupportedError, UsageError
@@ -132,7 +133,7 @@ class _Plan:
                 inner = self._key(path, end)
                 found.update({f"{inner}.{part}": tensor for part, tensor in tensors.items()})
                 if rank:
-                    self.settings.append(LayerSetting(path, rank, term.scale, term.dropout))
+                    self.settings.append(_setting(layer, path, term, rank))
         for replaced in self.attached.replaced:
             path = canonical(self.paths[id(replaced.module)])
             # PEFT wraps a targeted layer; the base's own tensors are inside the wrapper.
@@ -174,6 +175,19 @@ class _Plan:
                 if tensor is not None:
                     found[f"{canonical(self.paths[id(module)])}.{term.attribute}"] = tensor
         return found
+
+
+def _setting(layer: LoraLayer, path: str, term: LoraTerm, rank: int) -> LayerSetting:
+    """Return what the config must say of one adapted tensor of a layer."""
+    own = isinstance(layer, LoraParameters)
+    return LayerSetting(
+        path,
+        rank,
+        term.scale,
+        term.dropout,
+        parameter=term.attribute if own else "",
+        layout=layout_of(layer, term) if own else "",
+    )
 
 
 def _check(tensors: dict[str, torch.Tensor]) -> None:

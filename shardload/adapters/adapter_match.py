@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from shardload.adapters.layers import LayerKind, Reading
     from shardload.adapters.module_index import ModuleIndex
     from shardload.adapters.replication import Replication
-    from shardload.tensor_ref import TensorRef
+    from shardload.keymap import Derived
 
 _MOST_NEAREST = 20
 
@@ -66,12 +66,12 @@ class AdapterMatch:
     warnings: list[str] = field(default_factory=list)
 
     def add_fault(
-        self, kind: str, ref: TensorRef, text: str, wanted: tuple[int, ...] | None = None, near: str = ""
+        self, kind: str, ref: Derived, text: str, wanted: tuple[int, ...] | None = None, near: str = ""
     ) -> None:
         """Note what is wrong with a stored tensor; `wanted` is the shape that fits, `near` the model's module."""
         self.faults.append(AdapterFault(kind, ref.name, text, near or None, ref.shape, wanted))
 
-    def add_unexpected(self, ref: TensorRef, path: str, index: ModuleIndex) -> None:
+    def add_unexpected(self, ref: Derived, path: str, index: ModuleIndex) -> None:
         """Note a stored tensor whose module the model lacks."""
         text = f"the model has no module {shown(path)!r}"
         self.faults.append(AdapterFault("unexpected", ref.name, text, self.nearest(path, index), ref.shape))

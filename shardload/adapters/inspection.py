@@ -11,7 +11,7 @@ from torch import nn
 from shardload.adapters.adapter import ReadOptions, listing
 from shardload.adapters.adapter_report import AdapterFault, counted, fault_dict, fault_lines, shown, size_of
 from shardload.adapters.match import match_adapter
-from shardload.adapters.merging.skeleton import skeleton_of
+from shardload.adapters.merging.changes import base_on_disk
 from shardload.adapters.source import open_adapter, read_content
 from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.errors import UsageError, Wording, keywords_of
@@ -187,7 +187,7 @@ def _fit(
         model, label = base, type(base).__name__
     else:
         checkpoint = open_checkpoint(base)
-        model, label = skeleton_of(checkpoint, content, file.config or {}), checkpoint.label
+        model, label = base_on_disk(checkpoint, content, file.config or {})[0], checkpoint.label
     match = match_adapter(model, content, strict=True)
     changed = {
         id(tensor): tensor.numel()

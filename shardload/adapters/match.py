@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shardload.adapters.adapter import listing
+from shardload.adapters.adapter import ReplacedEntry, RowsEntry, listing
 from shardload.adapters.adapter_match import AdapterMatch, LayerMatch
 from shardload.adapters.adapter_report import AdapterFault, AdapterReport, shown
 from shardload.adapters.fingerprint import METADATA_KEY, compare_base
@@ -17,12 +17,13 @@ from shardload.adapters.judgement import refuse
 from shardload.adapters.layers import LAYER_ATTRIBUTES, LoraLayer, kind_of
 from shardload.adapters.match_replaced import match_replaced
 from shardload.adapters.missing import check_missing
-from shardload.adapters.module_index import ModuleIndex
+from shardload.adapters.module_index import ModuleIndex, Resolution
+from shardload.adapters.published import as_the_model_has_it
 from shardload.adapters.replication import replicate
 from shardload.adapters.residual import initial_unfit
 
 if TYPE_CHECKING:
-    from shardload.adapters.adapter import AdapterContent, AdapterFile, LoraEntry, RowsEntry
+    from shardload.adapters.adapter import AdapterContent, AdapterFile, LoraEntry
     from shardload.adapters.layers import LayerKind, Reading
 
 _SOFT = ("unexpected", "missing")
@@ -77,21 +78,22 @@ class _Matching:
 
     def __init__(self, model: nn.Module, content: AdapterContent) -> None:
         self.model = model
-        self.content = content
         replication = replicate(model, content.replication) if content.replication else None
         self.index = ModuleIndex(model, replication)
+        self.content = content
         self.result = AdapterMatch(replication=replication, warnings=list(content.warnings))
         self.places: dict[str, str] = {}
         self.owners: dict[tuple[int, str], str] = {}
         self._entered: set[int] | None = None
 
     def run(self) -> AdapterMatch:
+        paths, resolution = self._resolved()
+        entries: list[LoraEntry | ReplacedEntry | RowsEntry] = [*self.content.loras, *self.content.replaced]
+        entries += self.content.rows
+        if any(self._is_strange(entry, resolution.found.get(entry.path)) for entry in entries):
+            self.content = as_the_model_has_it(self.content, self.model, self.index)
+            paths, resolution = self._resolved()
         content, result = self.content, self.result
-        paths = [entry.path for entry in content.loras] + [entry.path for entry in content.replaced]
-        paths += [entry.path for entry in content.rows]
-        # Paths of faulty entries are looked up too, so that the faults name modules as the model does.
-        faulty = [fault.nearest for fault in content.faults if fault.nearest is not None]
-        resolution = self.index.resolve(paths, beside=faulty)
         self.places = resolution.found
         if resolution.ambiguous:
             text = f"the file's module paths fit the model in several ways: {resolution.ambiguous}"
@@ -113,6 +115,22 @@ class _Matching:
         self._note_absent()
         self._note_aliases()
         return result
+
+    def _resolved(self) -> tuple[list[str], Resolution]:
+        """Return the paths of the file, and where they are in the model."""
+        content = self.content
+        paths = [entry.path for entry in content.loras] + [entry.path for entry in content.replaced]
+        paths += [entry.path for entry in content.rows]
+        # Paths of faulty entries are looked up too, so that the faults name modules as the model does.
+        faulty = [fault.nearest for fault in content.faults if fault.nearest is not None]
+        return paths, self.index.resolve(paths, beside=faulty)
+
+    def _is_strange(self, entry: LoraEntry | ReplacedEntry | RowsEntry, place: str | None) -> bool:
+        """Whether the model has no layer at the entry's path that can take it; it may have one elsewhere."""
+        if place is None or isinstance(entry, ReplacedEntry):
+            return place is None
+        # The entries of a fresh adapter have no shape: they are made for the model's own layers.
+        return bool(entry.a.shape) and kind_of(self.index.modules[place], entry) is None
 
     def _with_nearest(self, fault: AdapterFault) -> AdapterFault:
         """Return a fault of the file with the model's path of its module, or the nearest one."""
@@ -237,10 +255,12 @@ class _Matching:
                 if len(ref.shape) != len(shape):
                     text = "the number of dimensions does not fit (a tensor that was sharded and not gathered is flat)"
                 result.add_fault("shape", ref, text, shape, near=place)
-        rank = reading.term.rank
-        if len(result.faults) == before and entry.stated_rank not in {None, rank}:
+        rank, stated = reading.term.rank, entry.stated_rank
+        if not isinstance(entry, RowsEntry):
+            _, stated = entry.stated_for(reading.term.attribute)
+        if len(result.faults) == before and stated not in {None, rank}:
             text = (
-                f"the config gives this layer rank {entry.stated_rank}, the file {rank}: the scale, alpha / rank, "
+                f"the config gives this layer rank {stated}, the file {rank}: the scale, alpha / rank, "
                 "can't be told"
             )
             result.add_fault("rank", entry.a, text, near=place)

@@ -66,6 +66,10 @@ class ModuleIndex:
             self.parents[inner] = module
             self._add(inner, child)
 
+    def at(self, path: str) -> str | None:
+        """Return the model's path for a path without wrapper segments, or None."""
+        return self._clean.get(path)
+
     def resolve(self, paths: Iterable[str], beside: Iterable[str] = ()) -> Resolution:
         """Find all paths of one file in the model, by one rule for all of them.
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from shardload.loading.memory_plan import MemoryPlan
     from shardload.model.shell import Shell
     from shardload.placement.target import Target
-    from shardload.tensor_ref import TensorRef
     from shardload.where import Where
 
 
@@ -39,14 +38,14 @@ class AdapterOnLoad:
         self.target = target
         if merge:
             changes, self._report = plan_merge(shell, self._file)
+            self._tensors: list[Derived] = list(self._file.checkpoint.tensors.values())
             self._merging = self.target = MergingTarget(target, getattr(target, "dtype", None), changes)
         else:
-            judge_before_load(shell.model, self._file)
+            self._tensors = judge_before_load(shell.model, self._file)
 
     def state(self, base: Mapping[str, Derived], code: str | None, device: str) -> None:
         """Let the target's statement count the adapter's own tensors."""
-        tensors = self._file.checkpoint.tensors.values()
-        self.target.beside += adapter_memory(tensors, base.values(), code, device).anonymous
+        self.target.beside += adapter_memory(self._tensors, base.values(), code, device).anonymous
 
     def finish(self, model: nn.Module) -> AdapterReport:
         """Attach what was not merged; return the adapter's report."""
@@ -56,7 +55,7 @@ class AdapterOnLoad:
 
 
 def adapter_memory(
-    tensors: Iterable[TensorRef], base: Iterable[Derived], code: str | None, device: str
+    tensors: Iterable[Derived], base: Iterable[Derived], code: str | None, device: str
 ) -> MemoryPlan:
     """Return what an adapter's tensors take: they compute in the wider one of their own dtype and the base's."""
     codes = Counter(code_after_cast(tensor, code) for tensor in base if tensor.is_floating)

@@ -96,6 +96,14 @@ class PeftSettings:
                 found.append(name)
         return tuple(found)
 
+    def of_parameter(self, path: str, name: str) -> tuple[Scaling, int | None]:
+        """Return the scaling and the rank of a targeted parameter: by its own name as in PEFT, else by its module's."""
+        full = ".".join(filter(None, (path, name)))
+        by_name = [
+            p is not None and p.value_for(full) is not None for p in (self.alpha_pattern, self.rank_pattern)
+        ]
+        return self.scaling(full if by_name[0] else path), self.rank(full if by_name[1] else path)
+
     def token_indices(self, path: str) -> tuple[int, ...] | None:
         """Return the tokens whose rows the module at `path` has trained, None when the config names none."""
         return next((rows for name, rows in self.tokens if not name or path.endswith(name)), None)

@@ -16,6 +16,8 @@ from shardload.adapters.module_index import tensor_of
 from shardload.adapters.residual import relative_to_base
 from shardload.checkpoint.shard import Shard
 from shardload.errors import UsageError, Wording
+from shardload.keymap.assembly import assemble
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import AdapterFile
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.adapters.layers import LoraTerm
     from shardload.adapters.replication import Replication
-    from shardload.tensor_ref import TensorRef
+    from shardload.keymap import Derived
 
 
 @dataclass(frozen=True)
@@ -181,14 +183,14 @@ class _Reader:
             return stored
         return base if self.dtype == "base" else torch.promote_types(stored, base)
 
-    def read(self, ref: TensorRef, path: str) -> torch.Tensor:
-        tensor = self.shard.tensor(ref)
+    def read(self, ref: Derived, path: str) -> torch.Tensor:
+        tensor = self.shard.tensor(ref) if isinstance(ref, TensorRef) else assemble(ref, self.shard.tensor)
         if not _is_finite(tensor):
             text = "the tensor holds NaN or Inf"
             self.values.faults.append(AdapterFault("not finite", ref.name, text, path, ref.shape))
         return tensor
 
-    def note(self, ref: TensorRef, target: str, scale: float | None, note: str) -> None:
+    def note(self, ref: Derived, target: str, scale: float | None, note: str) -> None:
         self.values.rows.append(AdapterRow(ref.name, target, ref.shape, ref.dtype, scale, note))
 
 

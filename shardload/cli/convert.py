@@ -57,22 +57,29 @@ def command(
     Tensors are streamed. Files appear in the folder when all are complete; a run that was stopped goes on where it
     stopped when the same command is given again.
     """
+    from shardload.cli.kept_names import kept_names
     from shardload.writing.convert import convert
 
+    source = source_keywords(options)
+    key_map = key_map_of(options)
+    kept, note = kept_names(where, dtype, key_map, source)
     written = convert(
         where,
         out,
-        key_map=key_map_of(options),
+        key_map=key_map,
         dtype=dtype,
         max_shard_size=max_shard_size,
         verify=not no_verify,
         progress=False if as_json else None,
-        **source_keywords(options),
+        float32=kept,
+        **source,
     )
     if as_json:
         output.say_json({"schema": SCHEMA, **written.to_dict()})
     else:
         output.say("\n".join(written_lines(written)))
+        if note:
+            output.tell(f"note: {note}")
 
 
 def written_lines(written: Written) -> list[str]:

@@ -28,8 +28,9 @@ class Examination:
         ('Linear', 2, 40, 0)
 
     `keys` and `nbytes` count the whole checkpoint. `key_map` is the map that cures what can be cured, bound to this
-    checkpoint; `cured`: a second comparison, with the map applied, found nothing. `notes` are lines that are no
-    findings. `cure` says every step that a load needs at once, where a model was compared.
+    checkpoint; `cured`: a second comparison, with the map applied, found nothing. Where nothing has to be cured it says
+    in literal rules what a class of transformers makes of the checkpoint by itself, if that changes anything. `notes`
+    are lines that are no findings. `cure` says every step that a load needs at once, where a model was compared.
     """
 
     where: str
@@ -90,7 +91,7 @@ class Examination:
         """
         if not self.findings:
             what = f"fits {self.against}" if self.against else "headers and index are sound"
-            return [f"{self.where}: {what} ({self.keys:,} keys)"]
+            return [f"{self.where}: {what} ({self.keys:,} keys)", *self._last()]
         title = f"{self.where} → {self.against}" if self.against else self.where
         return [
             title,
@@ -103,6 +104,10 @@ class Examination:
         if self.key_map is None:
             return whole
         count = len(self.key_map.rules)
+        if not self.findings:
+            return [
+                f"map: {count} rule{'s' * (count != 1)} for what the class makes of the checkpoint by itself"
+            ]
         left = "it cures everything" if self.cured else "it cures a part"
         doubt = "; it has unproven layouts, so look at it first" if self.unproven else ""
         held = self.key_map.resident_bytes or 0

@@ -207,8 +207,28 @@ def as_view(tensor: Derived) -> TensorRef | None:
     """
     if isinstance(tensor, TensorRef):
         return tensor
+    if tensor.dim == 0 and all(isinstance(part, TensorRef) and part.strides is None for part in tensor.parts):
+        return _packed(tensor)
     view = _one_view(tensor)
     return view if view is not None and view.strides is None else None
+
+
+def _packed(tensor: Joined) -> TensorRef | None:
+    """Return the view that covers contiguous parts that are joined along dimension 0, of which there may be many."""
+    refs = [part for part in tensor.parts if isinstance(part, TensorRef)]
+    stop = refs[0].span.start
+    if DTYPE_BITS[refs[0].dtype] % 8:
+        return None
+    for ref in refs:
+        if (
+            ref.span.start != stop
+            or ref.shard != refs[0].shard
+            or ref.dtype != refs[0].dtype
+            or not ref.numel
+        ):
+            return None
+        stop = ref.span.stop
+    return TensorRef(refs[0].name, refs[0].dtype, tensor.shape, refs[0].shard, Span(refs[0].span.start, stop))
 
 
 def _one_view(tensor: Derived | Filled) -> TensorRef | None:

@@ -58,7 +58,7 @@ def to_document(key_map: Parts) -> dict[str, Any]:
         if rule.op not in RULES:
             raise UsageError(
                 f"the map has the rules of a class ({rule.op}), which can't be written: they need the model",
-                cure="write the other rules; a load of the class brings its own along",
+                cure="bind the map to the checkpoint: KeyMap.bind(checkpoint.tensors) states them for its tensors",
             )
     document["rules"] = [rule.to_dict() for rule in key_map.rules]
     if key_map.source is not None:

@@ -20,6 +20,7 @@ from shardload.keymap.rename import Rename
 from shardload.keymap.residence import residence
 from shardload.keymap.rule import refuse_clashes
 from shardload.keymap.rule_chain import RuleChain
+from shardload.keymap.rules import RULES
 from shardload.keys import collapse
 
 if TYPE_CHECKING:
@@ -158,8 +159,13 @@ class KeyMap(RuleChain):
         """
         return self._walk(tensors)[0]
 
-    def _walk(self, tensors: Mapping[str, Derived]) -> tuple[MappedHeaders, tuple[Rule, ...]]:
-        """Apply rule after rule; return the end, and the rules as each is bound to the table that it met."""
+    def _walk(
+        self, tensors: Mapping[str, Derived], *, literal: bool = False
+    ) -> tuple[MappedHeaders, tuple[Rule, ...]]:
+        """Apply rule after rule; return the end, and the rules as each is bound to the table that it met.
+
+        With `literal`, rules that need their model become rules that a file can hold.
+        """
         table = dict(tensors)
         taken: set[str] = set()
         counts: list[int] = []
@@ -175,7 +181,9 @@ class KeyMap(RuleChain):
                 bound += rules
             else:
                 for place, rule in enumerate(rules):
-                    bound.append(rule.bound(table))
+                    bound += (
+                        _literal(rule, table) if literal and rule.op not in RULES else [rule.bound(table)]
+                    )
                     step = rule.transform(table)
                     taken |= _stored(table, step.claimed)
                     claimed[place] = len(step.claimed)
@@ -217,7 +225,7 @@ class KeyMap(RuleChain):
         of the model that nothing fills. Raises UsageError as `map_headers` does, and for an unresolved key that a
         rule takes.
         """
-        mapped, rules = self._walk(tensors)
+        mapped, rules = self._walk(tensors, literal=True)
         left = set(mapped.unchanged)
         wrong = [key for key in unresolved_source if key not in left]
         if wrong:
@@ -345,6 +353,14 @@ class KeyMap(RuleChain):
         except UsageError as error:
             error.where = f"{os.fspath(path)}: {error.where}" if error.where else os.fspath(path)
             raise
+
+
+def _literal(rule: Rule, table: Mapping[str, Derived]) -> tuple[Rule, ...]:
+    from shardload.keymap.literal import literal_rules
+
+    stored = {name: stored_as(name, tensor) for name, tensor in table.items()}
+    made = rule.transform(dict(stored)).table
+    return literal_rules(stored, made, lambda rules: KeyMap(rules).map_headers(stored).tensors)
 
 
 def _stored(table: Mapping[str, Any], names: Iterable[str]) -> set[str]:

@@ -23,6 +23,7 @@ _TABLE = (
     ("dtype",
      "build_shell from_pretrained load_config plan_load convert merge_to_disk load_adapter swap_adapter attach_lora",
      "leave it out: {function} changes no dtype"),
+    ("float32", "convert", "leave it out: {function} asks the class itself"),
     ("device", "from_pretrained plan_load", "leave it out: {function} moves nothing to a device"),
     ("adapter", "from_pretrained plan_load examine", "call load_adapter(model, where), or merge_to_disk on files"),
     ("merge", "from_pretrained", "call merge(model) after the load, or merge_to_disk on files"),

@@ -90,6 +90,11 @@ class Report:
         """Whether a strict load succeeds: there are no faults."""
         return not self.faults
 
+    @property
+    def left_out(self) -> list[Fault]:
+        """The faults that were allowed: what the model has and the checkpoint lacks, and the other way round."""
+        return [fault for faults in self.allowed.values() for fault in faults]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON data; bytes and seconds are plain numbers.
 

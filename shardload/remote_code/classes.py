@@ -20,16 +20,16 @@ from shardload.transformers_classes.one_dtype import is_library_class
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import CodeType
 
     from torch import nn
 
     from shardload.checkpoint.sources.source import Source
-    from shardload.loading.report import Report
     from shardload.remote_code.auto_map import ClassRef
     from shardload.remote_code.code import Base
     from shardload.remote_code.namespace import Namespace
+    from shardload.remote_code.own_loading import LeftOut
 
 _SAY = Wording("pass {model_class} (a class or a function that takes the config)", model_class=...)
 
@@ -218,7 +218,7 @@ def _needs_values(error: BaseException) -> bool:
     return met_meta(error) and constructing()
 
 
-def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str | None:
+def finish_by_its_class(model: nn.Module, source: Source, left_out: Iterable[LeftOut]) -> str | None:
     """Run the repo's own `from_pretrained` around a filled model; return a line for the report, None without one.
 
     Such a method sets up what no file stores: a memory, settings of its own. It asks its base class for the model,
@@ -230,7 +230,7 @@ def finish_by_its_class(model: nn.Module, source: Source, report: Report) -> str
         return None
     from shardload.remote_code.own_loading import run_around
 
-    return run_around(model, source, report, override, namespace)
+    return run_around(model, source, left_out, override, namespace)
 
 
 def _own_from_pretrained(cls: type[Any]) -> tuple[CodeType | None, Namespace | None]:

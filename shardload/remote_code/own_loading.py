@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shardload._system.warn import warn_caller
 from shardload.remote_code.failures import explain
 from shardload.remote_code.repo_folder import folder_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import CodeType
 
     from torch import nn
 
     from shardload.checkpoint.sources.source import Source
-    from shardload.loading.report import Report
     from shardload.remote_code.namespace import Namespace
 
 
+class LeftOut(Protocol):
+    """A tensor that only the model has ("missing"), or only the checkpoint ("unexpected"), and that may be."""
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+    @property
+    def key(self) -> str: ...  # noqa: D102
+
+
 def run_around(
-    model: nn.Module, source: Source, report: Report, override: CodeType, namespace: Namespace
+    model: nn.Module,
+    source: Source,
+    left_out: Iterable[LeftOut],
+    override: CodeType,
+    namespace: Namespace,
 ) -> str:
     """Run a class's own `from_pretrained`, whose code is `override`: see `finish_by_its_class`."""
     line = f"{override.co_filename}:{override.co_firstlineno}"
@@ -31,7 +44,7 @@ def run_around(
     from shardload.transformers_shim.front import offered
 
     failed = None
-    with offered(model, _loading_info(report)) as filled:
+    with offered(model, _loading_info(left_out)) as filled:
         try:
             type(model).from_pretrained(folder_of(source), config=model.config)  # type: ignore[attr-defined]
         except (Exception, SystemExit) as error:  # noqa: BLE001 - any code may run here
@@ -54,8 +67,8 @@ def _names_in(code: CodeType) -> set[str]:
     return {*code.co_names, *code.co_freevars}
 
 
-def _loading_info(report: Report) -> dict[str, list[Any]]:
-    faults = [fault for allowed in report.allowed.values() for fault in allowed]
+def _loading_info(left_out: Iterable[LeftOut]) -> dict[str, list[Any]]:
+    faults = list(left_out)
     keys = {kind: [fault.key for fault in faults if fault.kind == kind] for kind in ("missing", "unexpected")}
     return {
         "missing_keys": keys["missing"],

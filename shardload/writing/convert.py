@@ -18,7 +18,7 @@ from shardload.writing.repo_files import files_beside, with_dtype
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     import torch
@@ -42,6 +42,7 @@ def convert(
     max_shard_size: str | int = "5GB",
     verify: bool = True,
     progress: ProgressOption = None,
+    float32: Collection[str] = (),
     **keywords: Unpack[WhereKeywords],
 ) -> Written:
     """Write a checkpoint as safetensors shards with an index into a new folder; return what was written.
@@ -54,7 +55,9 @@ def convert(
         >>> shardload.open_checkpoint("out").tensors["weight"].dtype
         'F16'
 
-    `key_map` renames, cuts and joins tensors. `dtype` casts floating-point tensors of 16 bits or more.
+    `key_map` renames, cuts and joins tensors. `dtype` casts floating-point tensors of 16 bits or more; those
+    that `float32` names are written in float32, whatever `dtype` is. No class is asked which these are: the command
+    asks the one that config.json names.
     `max_shard_size` is bytes or a text such as "5GB". The kernel copies unchanged tensors; computed ones pass through
     memory in blocks of at most 64 MiB (or one row, where a row is larger). The repo's settings, tokenizer and code are
     copied, config.json with the new dtype. `verify` reads every file back.
@@ -70,7 +73,11 @@ def convert(
     rules.require_fit(checkpoint.tensors, mapped)
     _refuse_objects(checkpoint, rules, mapped.tensors)
     limit = parse_size(max_shard_size)
-    tensors = [_output(checkpoint, name, tensor, code) for name, tensor in mapped.tensors.items()]
+    _refuse_unknown(float32, mapped.tensors)
+    tensors = [
+        _output(checkpoint, name, tensor, "F32" if name in float32 else code)
+        for name, tensor in mapped.tensors.items()
+    ]
     if not tensors:
         raise UsageError("the key map leaves nothing to write", where=checkpoint.label)
     shards, index = split_into_shards(tensors, limit)
@@ -79,8 +86,18 @@ def convert(
     )
     beside = {} if checkpoint.named is not None else files_beside(checkpoint, config)
     output = Output(shards, index, beside, _folders(checkpoint))
-    job = json.dumps([rules.to_json(), code, limit, checkpoint.label, list(checkpoint.identities.items())])
+    identities = list(checkpoint.identities.items())
+    job = json.dumps([rules.to_json(), code, sorted(float32), limit, checkpoint.label, identities])
     return write_output(folder, output, job=job, verify=verify, progress=progress)
+
+
+def _refuse_unknown(names: Collection[str], tensors: Mapping[str, Derived]) -> None:
+    unknown = [name for name in names if name not in tensors]
+    if unknown:
+        raise UsageError(
+            Wording("{0} names in {float32} are none of the new checkpoint's", len(unknown), float32=...),
+            where=", ".join(unknown[:5]),
+        )
 
 
 def _output(checkpoint: Checkpoint, name: str, tensor: Derived, code: str | None) -> OutputTensor:

@@ -237,6 +237,7 @@ class _Sorting:
                 self._contradiction(magnitude, "the config says use_dora = false", path)
             if magnitude is None and settings.use_dora:
                 self._fault_missing("lora_magnitude_vector", b, path)
+            parameters = settings.parameters(path)
             yield LoraEntry(
                 path=path,
                 a=a,
@@ -246,7 +247,8 @@ class _Sorting:
                 scaling=settings.scaling(path),
                 dropout=settings.dropout,
                 stated_rank=settings.rank(path),
-                parameters=settings.parameters(path),
+                parameters=parameters,
+                by_parameter={name: settings.of_parameter(path, name) for name in parameters},
                 depth=depth,
                 peft_version=settings.peft_version,
                 merged=settings.enable_lora is not None,

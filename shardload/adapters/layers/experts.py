@@ -53,12 +53,13 @@ class LoraParameters(LoraLayer):
             return super(LoraLayer, self).forward(*args, **kwargs)
 
     def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
-        """Yield this module, the term and the factors for each parameter that an adapter changes here."""
-        for key, term in self.lora_terms.items():
-            if key.partition(".")[0] == name:
+        """Yield this module, the term and the factors for each parameter that an adapter changes, in their order."""
+        for parameter in self._parameters:
+            term = self.lora_terms.get(f"{name}.{parameter}")
+            if term is not None:
                 down: Any = self.lora_A[name]
                 up: Any = self.lora_B[name]
-                yield self, term, Factors(down[term.attribute], up[term.attribute])
+                yield self, term, Factors(down[parameter], up[parameter])
 
     def lora_add(self, name: str, term: LoraTerm, factors: Factors) -> None:
         """Add one adapter's factors for one parameter."""
@@ -113,16 +114,20 @@ class Experts(LayerKind):
         """Read A (experts * rank, in), B (out, rank * experts)."""
         parameter = self._parameter(module, entry) or ""
         shape = self._shape(module, parameter) or ()
+        scaling, _ = entry.stated_for(parameter)
         if len(shape) != 3:
             rank = entry.rank_by_shapes()
-            term: LoraTerm = LinearTerm(rank, entry.scaling.of(rank), attribute=parameter)
+            term: LoraTerm = LinearTerm(rank, scaling.of(rank), attribute=parameter)
             return Reading(term, {"a": (rank, shape[1]), "b": (shape[0], rank)})
         first = bool(self._inputs_first(module, entry, shape))
         experts = shape[0]
         rank = max(entry.a.shape[0] // experts, 1) if entry.a.shape else 1
         into, out = (shape[1], shape[2]) if first else (shape[2], shape[1])
-        term = ExpertsTerm(rank, entry.scaling.of(rank), attribute=parameter, inputs_first=first)
-        return Reading(term, {"a": (experts * rank, into), "b": (out, rank * experts)})
+        term = ExpertsTerm(rank, scaling.of(rank), attribute=parameter, inputs_first=first)
+        shapes = {"a": (experts * rank, into), "b": (out, rank * experts)}
+        if not entry.experts_last:
+            return Reading(term, shapes)
+        return Reading(term, {**shapes, "b": (out, rank, experts)}, forms={"b": shapes["b"]})
 
     def _shape(self, module: nn.Module, name: str) -> Shape | None:
         parameter = module._parameters.get(name)
@@ -150,14 +155,29 @@ class Experts(LayerKind):
         """Return whether the parameter is (experts, in, out) for this file; None when that is unknown.
 
         The shapes of A and B decide, except for square experts: PEFT before 0.19 took every parameter for
-        (experts, in, out), later ones only those of a module with `is_transposed`.
+        (experts, in, out), later ones only those of a module with `is_transposed`. PEFT before 0.17 adapted none: a
+        file of later factors keeps such a version where they were converted from an older file's.
         """
         if shape[1] != shape[2]:
             return entry.a.shape[1:] == shape[1:2] and entry.b.shape[:1] == shape[2:]
-        if _is_transposed(module) or (entry.peft_version is not None and entry.peft_version < (0, 19)):
+        version = entry.peft_version
+        if _is_transposed(module) or (version is not None and (0, 17) <= version < (0, 19)):
             return True
         # A module that is made from headers has no `is_transposed`.
-        return None if entry.peft_version is None or type(module) is nn.Module else False
+        return None if version is None or version < (0, 17) or type(module) is nn.Module else False
+
+
+def layout_of(module: nn.Module, term: LoraTerm) -> str:
+    """Return the release of PEFT from which on, or "before 0.19", a file of these factors is read as they are meant.
+
+    "" where every release reads them alike: only square experts have factors that fit both ways round.
+    """
+    parameter = module._parameters.get(term.attribute)
+    if not isinstance(term, ExpertsTerm) or parameter is None or parameter.shape[1] != parameter.shape[2]:
+        return ""
+    if _is_transposed(module):
+        return ""
+    return "before 0.19" if term.inputs_first else "0.19.0"
 
 
 def _is_transposed(module: nn.Module) -> bool:

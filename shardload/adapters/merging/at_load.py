@@ -34,16 +34,20 @@ if TYPE_CHECKING:
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def judge_before_load(model: nn.Module, file: AdapterFile) -> None:
+def judge_before_load(model: nn.Module, file: AdapterFile) -> list[Derived]:
     """Judge an adapter, headers and values, by a model that has no weights yet: what is wrong is said before the load.
 
-    Raises what `load_adapter` raises. What only the weights tell (PiSSA, OLoRA) is left to it.
+    Returns its tensors as the model has them. Raises what `load_adapter` raises. What only the weights tell (PiSSA,
+    OLoRA) is left to it.
     """
     content = read_content(file)
     if any(entry.initial is not None for entry in content.loras):
-        return
+        return list(file.checkpoint.tensors.values())
     report, match = judge(model, file, content, "default", strict=True)
     read_values(file, match, report, as_stored=True)
+    return [ref for layer in match.layers for ref in layer.entry.refs()] + [
+        each.entry.ref for each in match.replaced
+    ]
 
 
 class MergingTarget(Target):

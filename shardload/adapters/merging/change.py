@@ -104,7 +104,8 @@ def merged_blocks(
     if change.additions and all(isinstance(each.term, ExpertsTerm) for each in change.additions):
         # All experts together may be too large for memory: each is merged as a matrix.
         for expert in range(source.shape[0]):
-            one = replace(change, additions=[_of_expert(each, expert, source) for each in change.additions])
+            additions = [of_expert(each, expert, source.shape[0]) for each in change.additions]
+            one = replace(change, additions=additions)
             for index, block in merged_blocks(source[expert], one, dtype, rounding, survival, workers):
                 yield (expert, *index), block
         return
@@ -136,9 +137,9 @@ def merged_blocks(
         yield (rows,), block
 
 
-def _of_expert(addition: Addition, expert: int, base: torch.Tensor) -> Addition:
-    """Return the addition to one expert's matrix, as for a Linear or a transposed one."""
-    term, factors, experts = addition.term, addition.factors, base.shape[0]
+def of_expert(addition: Addition, expert: int, experts: int) -> Addition:
+    """Return the addition to the matrix of one of several experts, as for a Linear or a transposed one."""
+    term, factors = addition.term, addition.factors
     a = factors.a.view(experts, -1, factors.a.shape[1])[expert]
     b = factors.b.view(factors.b.shape[0], -1, experts)[:, :, expert]
     made = TransposedTerm if getattr(term, "inputs_first", False) else LinearTerm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.adapter import listing
-from shardload.adapters.match import judge
+from shardload.adapters.match import judge, match_adapter
 from shardload.adapters.merging.change import Addition, BiasTerm, Change
 from shardload.adapters.merging.skeleton import skeleton_of
 from shardload.adapters.merging.tied import refuse_absent_head
@@ -14,12 +14,16 @@ from shardload.adapters.values import read_values
 from shardload.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from shardload.adapters.adapter import AdapterFile, ReadOptions
+    import torch
+    from torch import nn
+
+    from shardload.adapters.adapter import AdapterContent, AdapterFile, ReadOptions
     from shardload.adapters.adapter_match import AdapterMatch, LayerMatch
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.adapters.layers import Factors, LoraTerm
+    from shardload.adapters.merging.class_on_disk import ClassOnDisk
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.where import Where
 
@@ -43,12 +47,54 @@ def changes_on_disk(
                 cure="merge in memory: from_pretrained, load_adapter, merge, save",
             )
         refuse_absent_head(checkpoint, content)
-        skeleton = skeleton_of(checkpoint, content, file.config or {})
-        report, match = judge(skeleton, file, content, str(number), strict=options.strict)
-        add_changes(changes, file, match, report, weight)
+        model, of_class = base_on_disk(checkpoint, content, file.config or {})
+        report, match = judge(model, file, content, str(number), strict=options.strict)
+        if of_class is None:
+            add_changes(changes, file, match, report, weight)
+        else:
+            own: Changes = {}
+            add_changes(own, file, match, report, weight)
+            _add_all(changes, of_class.stored(own))
         reports.append(report)
         files.append(file)
     return changes, reports, files
+
+
+def base_on_disk(
+    checkpoint: Checkpoint, content: AdapterContent, config: Mapping[str, object]
+) -> tuple[nn.Module, ClassOnDisk | None]:
+    """Return the model to match an adapter with: made of headers, or its class's where the adapter is for that alone.
+
+    `config` is the adapter's. The class is None where the headers do, and where it is not known.
+    """
+    skeleton = skeleton_of(checkpoint, content, config)
+    if not match_adapter(skeleton, content, strict=True).faults:
+        return skeleton, None
+    from shardload.adapters.merging.class_on_disk import ClassOnDisk  # it may import transformers
+
+    of_class = ClassOnDisk.of(checkpoint)
+    if of_class is None or match_adapter(of_class.shell.model, content, strict=True).faults:
+        return skeleton, None
+    return of_class.shell.model, of_class
+
+
+def _add_all(changes: Changes, others: Changes) -> None:
+    """Add the changes of one adapter to those of others."""
+    for name, change in others.items():
+        known = changes.setdefault(name, Change(name))
+        known.additions += change.additions
+        if change.replacement is not None:
+            known.replacement = _only_replacement(known, change.replacement)
+        known.adapters += change.adapters
+        known.apart |= change.apart
+
+
+def _only_replacement(change: Change, tensor: torch.Tensor) -> torch.Tensor:
+    if change.replacement is not None:
+        raise UsageError(
+            "two adapters replace the same tensor of the base", where=change.name, cure="merge one of them"
+        )
+    return tensor
 
 
 def _weighted(adapters: Sequence[Any]) -> list[tuple[Any, float]]:
@@ -85,11 +131,7 @@ def add_changes(
         _add(changes, value.match.path, value.match.reading.term, value.factors, weight)
     for found, tensor in values.replaced:
         change = changes.setdefault(found.name, Change(found.name))
-        if change.replacement is not None:
-            raise UsageError(
-                "two adapters replace the same tensor of the base", where=found.name, cure="merge one of them"
-            )
-        change.replacement = tensor
+        change.replacement = _only_replacement(change, tensor)
         change.apart |= not found.entry.tied
         change.adapters += 1
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
 from shardload.adapters.merging.change import Change, merged_blocks, row_blocks
 from shardload.adapters.merging.rounding import Rounding, RoundingKind
 from shardload.adapters.merging.survival import MergedTensor, Survival
@@ -21,10 +23,8 @@ from shardload.writing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
-
-    import torch
 
     from shardload.adapters.merging.changes import Changes
     from shardload.adapters.merging.workers import Workers
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 class MergedOutput:
     """Plans a merged checkpoint; `rows` fills up with what became of each changed tensor while it is written.
 
-    `dtype` casts every floating tensor; None keeps the stored dtypes. With `limit` (bytes) the tensors are dealt to
+    `dtype` casts every floating tensor, but for the names in `kept`, which are written in float32; None keeps the
+    stored dtypes. With `limit` (bytes) the tensors are dealt to
     new shards; without it every shard of the base becomes one of the same name, its header used again byte for byte
     where names, shapes and dtypes are the same.
     """
@@ -51,6 +52,7 @@ class MergedOutput:
         limit: int | None,
         beside: Mapping[str, bytes | Path],
         workers: Workers,
+        kept: Collection[str] = (),
     ) -> None:
         self.checkpoint = checkpoint
         self.changes = changes
@@ -60,6 +62,7 @@ class MergedOutput:
         self.limit = limit
         self.beside = beside
         self.workers = workers
+        self.kept = kept
         self.rows: dict[str, MergedTensor] = {}
         self._paths = {
             info.name: checkpoint.source.open(info.name).local_path() for info in checkpoint.shards
@@ -132,8 +135,9 @@ class MergedOutput:
     def _tensor(self, ref: TensorRef) -> OutputTensor:
         change = self.changes.get(ref.name)
         stored = DTYPES.get(ref.dtype)
-        casts = self.dtype is not None and ref.is_floating and stored is not self.dtype
-        dtype = self.dtype if casts else stored
+        wanted = torch.float32 if ref.name in self.kept else self.dtype
+        casts = wanted is not None and ref.is_floating and stored is not wanted
+        dtype = wanted if casts else stored
         if change is None and not casts and ref.strides is None:
             content = FileRange(
                 self._paths[ref.shard], ref.span.start, self.checkpoint.identities.get(ref.shard)

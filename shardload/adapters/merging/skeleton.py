@@ -122,7 +122,7 @@ def _typed(
     if "in_proj_weight" in parts:
         return _attention(parts)
     weight = parts.get("weight")
-    if weight is None or entry.parameters:
+    if weight is None or not parts.keys().isdisjoint(entry.parameters):
         return None
     if weight.dim() in _CONVOLUTIONS:
         return _convolution(weight, parts, entry)

@@ -22,6 +22,7 @@ from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.dtypes import parse_dtype
 from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.keywords import entry_point, place_of
+from shardload.transformers_classes.kept_on_disk import kept_on_disk
 from shardload.writing import disk_room, write_output
 from shardload.writing.repo_files import files_beside, with_dtype
 
@@ -72,8 +73,9 @@ def merge_to_disk(
     `base` and each adapter: a folder, a file, or `org/name[@revision]` on the Hub (`revision`, `subfolder` and
     `variant` are the base's). `adapters` is one, or a list of them or of (adapter, weight) pairs; their deltas add
     up. The maths is in fp32 (fp64 where base or adapter are), rounded once to `dtype`: "base" keeps every stored
-    dtype, another casts all floating tensors. `rounding="stochastic"` keeps small deltas on average, and is
-    reproducible by `seed`. For one adapter and "nearest" the result is bit for bit what PEFT merges.
+    dtype, another casts all floating tensors but for those that the base's class of transformers keeps in float32.
+    `rounding="stochastic"` keeps small deltas on average, and is reproducible by `seed`. For one adapter and "nearest"
+    the result is bit for bit what PEFT merges.
 
     Shards keep their names, and headers their bytes, unless `max_shard_size` (bytes, or "5GB") deals them anew.
     Tensors that no adapter changes are copied by the kernel, whole shards of them cloned or hard-linked
@@ -102,6 +104,7 @@ def merge_to_disk(
     config = _changed(checkpoint.config, name, resized_rows(checkpoint, changes), untied=untied)
     beside = files_beside(checkpoint, config)
     workers = Workers()
+    kept, note = _kept(checkpoint, wanted)
     merged = MergedOutput(
         checkpoint,
         changes,
@@ -111,6 +114,7 @@ def merge_to_disk(
         limit=limit,
         beside=beside,
         workers=workers,
+        kept=kept,
     )
     report = MergeReport(
         base=checkpoint.label,
@@ -118,7 +122,7 @@ def merge_to_disk(
         dtype=name or "dtypes of the base",
         rounding=kind,
         adapter_reports=reports,
-        warnings=[warning for each in reports for warning in each.warnings],
+        warnings=[*(warning for each in reports for warning in each.warnings), *note],
         room=disk_room(out, merged.output),
     )
     with PeakSampler() as sampler, workers:
@@ -126,7 +130,7 @@ def merge_to_disk(
         written = report.written = write_output(
             out,
             merged.output,
-            job=_job(files, listed, (kind, seed, options)),
+            job=_job(files, listed, (kind, seed, options, sorted(kept))),
             verify=verify,
             link=link,
             keep=merged.rows_of,
@@ -141,6 +145,21 @@ def merge_to_disk(
         )
     report.seconds = time.perf_counter() - start
     return report
+
+
+def _kept(checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[frozenset[str], list[str]]:
+    """Return the tensors that stay in float32 in a checkpoint of this dtype, and a line on them for the report."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return frozenset(), []
+    from shardload.adapters.merging.class_on_disk import NO_CLASS, ClassOnDisk, names_a_class
+
+    of_class = ClassOnDisk.of(checkpoint)  # it may import transformers
+    if of_class is None:
+        return frozenset(), [NO_CLASS] if names_a_class(checkpoint.config) else []
+    kept = kept_on_disk(of_class.shell, checkpoint.tensors, dtype)
+    name = type(of_class.shell.model).__name__
+    line = f"{len(kept)} tensors are in float32: {name} keeps them so beside a half precision"
+    return kept, [line] if kept else []
 
 
 def _changed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from shardload.errors import ShardloadError, Wording
 from shardload.keymap import KeyMap
@@ -14,24 +14,35 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.model.shell import Shell
-    from shardload.remote_code.classes import ResolvedClass
+
+
+class Choice(Protocol):
+    """A class that makes the model; `named` is the other one that the repo names, with how to resolve it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def named(self) -> Any: ...  # noqa: D102
+
+
+C = TypeVar("C", bound=Choice)
 
 
 def fitting_class(
-    resolved: ResolvedClass,
+    resolved: C,
     shell: Shell,
     checkpoint: Checkpoint,
-    build: Callable[[ResolvedClass], Shell],
+    build: Callable[[C], Shell],
     key_map: Any = None,
     **leniency: Any,
-) -> tuple[ResolvedClass, Shell, str]:
+) -> tuple[C, Shell, str]:
     """Return the class that fits the checkpoint's names and shapes better, its shell, and a line for the report.
 
     `shell` is that of `resolved`, whose `named` is the other class; `build` makes the other's. Where both fit
     equally, the first stays. `leniency` are `strict`, `allow_missing` and `allow_unexpected`. Reads no weight.
     """
-    assert resolved.named is not None
     named = resolved.named
+    assert named is not None
     choose = Wording("{auto_class} chooses it", auto_class=named.auto_class)
     rules = None if key_map is None else KeyMap.of(key_map)
 
