@@ -77,7 +77,7 @@ class _Place(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def _code(code: CodeType) -> _Code:
-    found = list(dis.get_instructions(code))
+    found = [part for one in dis.get_instructions(code) for part in _parts(one)]
     places = _places(found)
     stored = {str(one.argval) for one in found if one.opname in _STORES}
     named = frozenset(
@@ -96,6 +96,17 @@ def _code(code: CodeType) -> _Code:
     count = code.co_argcount + code.co_kwonlyargcount
     arguments = frozenset(code.co_varnames[:count]) - stored
     return _Code(reads, named, arguments, tuple(one.offset for one in found), tuple(places))
+
+
+def _parts(one: dis.Instruction) -> list[dis.Instruction]:
+    """Return the steps of an instruction: from Python 3.13 on, one may store or load two variables."""
+    if type(one.argval) is not tuple or one.opname.count("_FAST") < 2:
+        return [one]
+    names = [f"{way}_FAST" for way in one.opname.split("_FAST")[:-1]]
+    return [
+        one._replace(opname=name.lstrip("_"), argval=variable)
+        for name, variable in zip(names, one.argval, strict=True)
+    ]
 
 
 def _places(found: list[dis.Instruction]) -> list[_Place]:
