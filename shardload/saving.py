@@ -15,7 +15,7 @@ from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
 from shardload.model.shell import modules_of
 from shardload.model.wrapper_tensors import is_wrapper
-from shardload.transformers_classes import conversions
+from shardload.transformers_classes import conversions, library_class
 from shardload.transformers_classes.declared_ties import written_apart
 from shardload.transformers_classes.left_out import left_out
 from shardload.writing import write_output
@@ -77,7 +77,7 @@ def save(
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
     limit = parse_size(max_shard_size)
     state = _state_dict(model)
-    beside = repo_files(model, _code_of, untied=is_untied(model, state))
+    beside = repo_files(model, _code_of, untied=is_untied(model, state), architecture=library_class(model))
     written_through = _map_of(model, state, key_map)
     ranks, state = _over_ranks(state)
     if len(ranks) > 1:

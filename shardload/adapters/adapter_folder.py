@@ -122,6 +122,7 @@ class _Plan:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors by their keys in PEFT's file, and collect the settings of each layer."""
         found: dict[str, torch.Tensor] = {}
+        rows: set[int] = set()  # those of an embedding are written once, not for all that is tied to it
         for layer in self.attached.layers:
             path = self.paths.get(id(layer))
             if path is None:
@@ -131,9 +132,12 @@ class _Plan:
                 )
             for term, end, tensors, rank in self._stored(layer):
                 inner = self._key(path, end)
-                found.update({f"{inner}.{part}": tensor for part, tensor in tensors.items()})
+                own = {part: tensor for part, tensor in tensors.items() if id(tensor) not in rows}
+                found.update({f"{inner}.{part}": tensor for part, tensor in own.items()})
                 if rank:
                     self.settings.append(_setting(layer, path, term, rank))
+                else:
+                    rows.update(map(id, own.values()))
         for replaced in self.attached.replaced:
             path = canonical(self.paths[id(replaced.module)])
             # PEFT wraps a targeted layer; the base's own tensors are inside the wrapper.

@@ -174,7 +174,7 @@ class _Matching:
             text = f"the layer {shown(place)} is adapted by {shown(self.owners[owned])} too"
             self.result.add_fault("duplicate", entry.a, text, near=place)
         elif self._check_shapes(entry, place, reading):
-            ties = self._tied_heads(module) if not reading.term.rank else ()
+            ties = self._tied_layers(module) if not reading.term.rank else ()
             self.result.layers.append(LayerMatch(entry, place, module, kind, reading, ties))
         self.owners[owned] = entry.a.name
 
@@ -189,15 +189,17 @@ class _Matching:
         shape = (reading.shapes["a"][0], resized.entry.ref.shape[0])
         return replace(reading, shapes={**reading.shapes, "a": shape})
 
-    def _tied_heads(self, module: nn.Module) -> tuple[nn.Module, ...]:
-        """Return the linear layers that are tied to this embedding, where the model's config says so, as in PEFT."""
+    def _tied_layers(self, module: nn.Module) -> tuple[nn.Module, ...]:
+        """Return the heads and embeddings that are tied to this one, where the model's config says so, as in PEFT."""
         config = getattr(self.model, "config", None)
         said = config.get("tie_word_embeddings") if isinstance(config, dict) else None
         if not (said or getattr(config, "tie_word_embeddings", False)):
             return ()
         weight = module._parameters.get("weight")
         others = dict.fromkeys(
-            each for each in self.index.modules.values() if each is not module and isinstance(each, nn.Linear)
+            each
+            for each in self.index.modules.values()
+            if each is not module and isinstance(each, (nn.Linear, nn.Embedding))
         )
         return tuple(
             each for each in others if weight is not None and each._parameters.get("weight") is weight

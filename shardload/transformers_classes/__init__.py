@@ -22,6 +22,16 @@ def pretrained_model(home: str) -> Any:
     return getattr(sys.modules.get(home), "PreTrainedModel", None)
 
 
+def library_class(model: nn.Module) -> str | None:
+    """Return the name by which an installed transformers has the class of a model, or None.
+
+    `fully_shard` puts a class of its own before it.
+    """
+    name = type(model).__name__.removeprefix("FSDP")
+    kind = getattr(sys.modules.get("transformers"), name, None)
+    return name if isinstance(kind, type) and isinstance(model, kind) else None
+
+
 def conversions(
     kinds: Collection[type],
     modules: Iterable[tuple[str, nn.Module]],

@@ -79,12 +79,15 @@ def is_untied(model: nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
     return bool(table.shape != head.shape or (table != head).any())
 
 
-def repo_files(model: nn.Module, exported: Exporter, *, untied: bool = False) -> dict[str, bytes]:
+def repo_files(
+    model: nn.Module, exported: Exporter, *, untied: bool = False, architecture: str | None = None
+) -> dict[str, bytes]:
     """Return the code and the settings to write beside a model's weights, by file name.
 
-    `untied`: the config has to say that the head is not tied to the embedding. `exported` is called where the config
-    has an `auto_map`. The entries that it returns are written with their code; without any, `auto_map` is left out and
-    a warning says so. Raises UsageError for settings that are no data.
+    `untied`: the config has to say that the head is not tied to the embedding. `architecture` is the class that it has
+    to name, whatever class it was read for. `exported` is called where the config has an `auto_map`. The entries that
+    it returns are written with their code; without any, `auto_map` is left out and a warning says so. Raises UsageError
+    for settings that are no data.
     """
     files: dict[str, bytes] = {}
     generation = _settings(getattr(model, "generation_config", None))
@@ -95,8 +98,8 @@ def repo_files(model: nn.Module, exported: Exporter, *, untied: bool = False) ->
         return files
     if untied:
         config = _untied(config)
-    if "architectures" in config and not config["architectures"]:
-        config["architectures"] = [type(model).__name__]
+    if "architectures" in config and (architecture or not config["architectures"]):
+        config["architectures"] = [architecture or type(model).__name__]
     auto_map = config.pop("auto_map", None)
     if isinstance(auto_map, Mapping) and auto_map:
         code, kept = _export(model, auto_map, exported)

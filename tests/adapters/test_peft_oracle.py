@@ -9,7 +9,8 @@ import warnings
 import pytest
 import torch
 
-from shardload.adapters import activate, load_adapter
+from shardload import merge_to_disk, open_checkpoint
+from shardload.adapters import activate, load_adapter, save_adapter
 from tests.adapters.tiny import TOKENS, Tiny, error
 
 peft = pytest.importorskip("peft")
@@ -290,3 +291,34 @@ def test_a_classifier_of_transformers(tmp_path):
     wrapped = trained(copy.deepcopy(base), {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"})
     load_adapter(base, save(wrapped, tmp_path))
     assert error(base(tokens).logits, wrapped(tokens).logits) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["encoder and decoder", "decoder"])
+def test_rows_of_an_embedding_go_to_all_that_is_tied_to_it(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 1, "num_heads": 4}
+    small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    tokens = torch.arange(12).view(2, 6)
+    torch.manual_seed(0)
+    if kind == "decoder":
+        config = transformers.LlamaConfig(**small, num_attention_heads=4, tie_word_embeddings=True)
+        base, inputs = transformers.LlamaForCausalLM(config).eval(), {"input_ids": tokens}
+    else:
+        base = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).eval()
+        inputs = {"input_ids": tokens, "decoder_input_ids": tokens}
+    base.save_pretrained(tmp_path / "base")
+    settings = {"target_modules": ["q", "q_proj"], "trainable_token_indices": [3, 5]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = trained(copy.deepcopy(base), settings)
+        save(wrapped, tmp_path / "lora")
+    plain, wanted = base(**inputs).logits, wrapped(**inputs).logits
+    assert error(plain, wanted) > 0.05
+    load_adapter(base, tmp_path / "lora")
+    assert error(base(**inputs).logits, wanted) <= 1e-5
+    save_adapter(base, tmp_path / "again")
+    names = [open_checkpoint(tmp_path / folder).tensors.keys() for folder in ("lora", "again")]
+    assert names[0] == names[1]
+    merge_to_disk(tmp_path / "base", tmp_path / "again", tmp_path / "merged")
+    merged = type(base).from_pretrained(tmp_path / "merged").eval()
+    assert error(merged(**inputs).logits, wanted) <= 1e-4

@@ -100,6 +100,22 @@ def test_a_model_that_was_never_loaded_is_written_as_it_is_published(published, 
     same(shardload.from_pretrained(tmp_path / "ours"), shardload.from_pretrained(published))
 
 
+@pytest.mark.parametrize("name", ["MixtralModel", "MixtralForSequenceClassification"])
+def test_a_model_of_another_class_than_its_checkpoint_is_written_as_its_own(published, tmp_path, name):
+    kind = getattr(transformers, name)
+    model = shardload.from_pretrained(
+        published, model_class=kind, allow_missing="head", allow_unexpected="head"
+    )
+    save(model, tmp_path / "ours")
+    kind.from_pretrained(published).save_pretrained(tmp_path / "theirs")
+    ours, theirs = (open_checkpoint(tmp_path / folder) for folder in ("ours", "theirs"))
+    assert ours.config["architectures"] == theirs.config["architectures"] == [name]
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    again = shardload.from_pretrained(tmp_path / "ours")
+    assert type(again) is kind
+    same(again, model)
+
+
 def test_the_callers_map_comes_before_that_of_the_class(published, tmp_path):
     state = {f"wrapped.{name}": tensor for name, tensor in load_file(published / "model.safetensors").items()}
     save_to = tmp_path / "wrapped"
