@@ -11,7 +11,7 @@ from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wo
 from shardload.remote_code.auto_map import PASS_CLASS, architectures, choose_model, choose_named
 from shardload.remote_code.config import code_origin, convert_config
 from shardload.remote_code.failures import explain
-from shardload.remote_code.importer import RepoCode, open_code, require_base
+from shardload.remote_code.importer import GENERATE_FILE, RepoCode, open_code, require_base
 from shardload.remote_code.library import is_installed, model_class_for, version
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.plain_config import called_with_config, given_class
@@ -90,7 +90,7 @@ def resolve_class(
         code = open_code(source, config_json, chosen[1], trust)
 
         def resolve(ref: ClassRef) -> ResolvedClass:
-            return _with_own_generate(_from_code(code, ref), source, trust)
+            return _with_own_generate(_from_code(code, ref), source, config_json, trust)
 
         resolved = resolve(chosen[1])
         other = choose_named(config_json, chosen[1]) if auto_class is None else None
@@ -103,20 +103,23 @@ def resolve_class(
 
         part = part_class_for(config_json or {}, auto_class)
         if part is not None:
-            return ResolvedClass(
-                _with_typed_errors(part, source), part.__qualname__, part_origin(part), "parts"
-            )
+            make = _with_typed_errors(part, source)
+            of_part = ResolvedClass(make, part.__qualname__, part_origin(part), "parts")
+            return _with_own_generate(of_part, source, config_json, trust)
     found = model_class_for(config_json or {}, auto_class)
     if found is None:
         raise _nothing_to_build(source, config_json, auto_class)
     origin = f"{found.__module__}.{found.__qualname__} ({version()})"
     make = _with_typed_errors(found, source)
-    return _with_own_generate(ResolvedClass(make, found.__qualname__, origin, of_library=True), source, trust)
+    of_library = ResolvedClass(make, found.__qualname__, origin, of_library=True)
+    return _with_own_generate(of_library, source, config_json, trust)
 
 
-def _with_own_generate(resolved: ResolvedClass, source: Source, trust: CodeTrust) -> ResolvedClass:
+def _with_own_generate(
+    resolved: ResolvedClass, source: Source, config_json: Mapping[str, Any] | None, trust: CodeTrust
+) -> ResolvedClass:
     """Let the model have the repo's own `generate`, where a file of the repo has one and the caller allows its code."""
-    if not trust.allows_code or "custom_generate/generate.py" not in source.names():
+    if not trust.allows_code or GENERATE_FILE not in source.names():
         return resolved
     from shardload.remote_code.custom_generate import attach_generate
 
@@ -124,7 +127,7 @@ def _with_own_generate(resolved: ResolvedClass, source: Source, trust: CodeTrust
 
     def make(config: Any) -> nn.Module:
         model = plain(config)
-        attach_generate(model, source, trust, resolved.remote_base or "transformers")
+        attach_generate(model, source, config_json, trust, resolved.remote_base or "transformers")
         return model
 
     resolved.make = make

@@ -121,10 +121,10 @@ def file_of(module: str, names: frozenset[str], label: str) -> str:
 def _parse(file: CodeFile, names: frozenset[str]) -> frozenset[str]:
     try:
         return imported_files(file.content, file.name, names)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
         line = getattr(error, "lineno", None)
         raise RemoteCodeError(
-            f"the repo's code is not valid Python {_python()}: {error}",
+            f"the repo's code is not valid Python {_python()}: {str(error) or type(error).__name__}",
             where=f"{file.path}:{line}" if line else str(file.path),
         ) from error
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from shardload.remote_code.namespace import Namespace
     from shardload.where import CodeTrust
 
+GENERATE = ClassRef("custom_generate.generate", "generate")
+"""A repo's own way to generate, which no `auto_map` names: it is there where its file is."""
+GENERATE_FILE = "custom_generate/generate.py"
+
 _lock = threading.Lock()
 _found_base: dict[str, Base] = {}  # for code that the stand-in alone can't serve
 
@@ -117,8 +121,8 @@ def open_code(
 ) -> RepoCode:
     """Return the code that a class of `auto_map` needs, where the caller consented to it.
 
-    The config class and the model classes of one repo share one namespace, so that they see the same classes; so do
-    the classes `beside` it, where these are given. Raises
+    The config class, the model classes and `generate` of one repo share one namespace, so that they see the same
+    classes, and are consented to as one; or so do the classes `beside` it, where these are given. Raises
     UntrustedCodeError before anything runs, and UsageError for a `remote_base` that is not possible.
     """
     require_base(trust.remote_base)
@@ -129,7 +133,7 @@ def open_code(
             raise untrusted_other_repo(str(ref))  # the other repo is not even opened
         home, argument = other_source(ref, trust), "code_revision"
     code = collect(
-        home, _modules_beside(ref, source, home, all_refs(config_json) if beside is None else beside)
+        home, _modules_beside(ref, source, home, all_refs(source, config_json) if beside is None else beside)
     )
     require_trust(home, code, trust, argument)
     return RepoCode(home, code, trust.remote_base, config_json)
@@ -155,19 +159,20 @@ def require_base(remote_base: str) -> None:
 
 def own_code(source: Source, config_json: Mapping[str, Any] | None) -> Code | None:
     """Return the code that loading the repo's model would run from the repo itself; None without any."""
-    own = [ref for ref in all_refs(config_json) if is_own(ref, source)]
+    own = [ref for ref in all_refs(source, config_json) if is_own(ref, source)]
     return collect(source, _modules_beside(own[0], source, source, own)) if own else None
 
 
 def other_repos(source: Source, config_json: Mapping[str, Any] | None) -> list[ClassRef]:
     """Return the classes that `auto_map` takes from other repos."""
-    return [ref for ref in all_refs(config_json) if not is_own(ref, source)]
+    return [ref for ref in all_refs(source, config_json) if not is_own(ref, source)]
 
 
-def all_refs(config_json: Mapping[str, Any] | None) -> list[ClassRef]:
-    """Return the configuration class and the model classes that `auto_map` names."""
+def all_refs(source: Source, config_json: Mapping[str, Any] | None) -> list[ClassRef]:
+    """Return what a load of the model may run: the config class, the model classes, and the repo's own `generate`."""
     config = config_entry(config_json)
-    return [*([config] if config else []), *model_entries(config_json).values()]
+    generate = [GENERATE] if GENERATE_FILE in source.names() else []
+    return [*([config] if config else []), *model_entries(config_json).values(), *generate]
 
 
 def is_own(ref: ClassRef, source: Source) -> bool:

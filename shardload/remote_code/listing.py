@@ -25,7 +25,8 @@ class ListedFile:
 def code_files(source: Source, config_json: Mapping[str, Any] | None) -> tuple[ListedFile, ...]:
     """Return the files that loading this repo's model would run, with their SHA-256; runs none of them.
 
-    These are the files of the config class and the model classes in `auto_map`, and all that they import from the repo.
+    These are the files of the config class and the model classes in `auto_map`, the repo's own `generate`, and all that
+    they import from the repo.
     """
     code = own_code(source, config_json)
     own = [ListedFile(file.name, file.sha256, source.label) for file in code.files] if code else []

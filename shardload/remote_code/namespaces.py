@@ -114,7 +114,10 @@ class _Loader(importlib.abc.InspectLoader):
             return
         source = self.get_source(module.__name__)
         _remember_lines(self.file, source)
-        with restored_flags(source):
+        from shardload.model.meta_init import unseen
+
+        # A constructor may import it, and what it makes stays for later loads: not on meta, not in this load's dtype.
+        with restored_flags(source), unseen():
             exec(code, vars(module))  # noqa: S102 - the gate was passed: see `trust`
 
 

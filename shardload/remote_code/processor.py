@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
-from shardload.errors import Cures, NotFoundError, UnsupportedError, UsageError, keyword
+from shardload.errors import Cures, NotFoundError, UnsupportedError, UntrustedCodeError, UsageError, keyword
 from shardload.remote_code.auto_map import entries
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import open_code
@@ -180,8 +180,24 @@ class ProcessorRepo:
             return None
         if kind == "AutoProcessor" and self._has_code():
             return cls(**self._parts(cls, "transformers"), **self._own_settings(cls))
+        if kind == "AutoProcessor":
+            self._refuse_other_places()
         with no_foreign_errors(f"transformers' {name} can't be made of the repo's files", self.source.label):
             return cls.from_pretrained(folder_of(self.source), trust_remote_code=False, local_files_only=True)
+
+    def _refuse_other_places(self) -> None:
+        """Raise UntrustedCodeError where a file names the class and the place of an audio tokenizer, a whole model.
+
+        transformers would take both as they are: ask the Hub, and ask on the terminal whether to run code from there.
+        """
+        older = "audio_tokenizer_config.json"
+        named = older if older in self.source.names() else FILES[0]
+        if named == older or "audio_tokenizer" in self.files.get(FILES[0], {}):
+            raise UntrustedCodeError(
+                "the repo's settings make transformers load an audio tokenizer, a model, from a place that they name",
+                where=f"{self.source.label}/{named}",
+                cure="remove it from the settings, load it by itself, and make the processor from its parts",
+            )
 
     def _has_code(self) -> bool:
         settings = self.files.get("tokenizer_config.json", {})

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import RemoteCodeError
 from shardload.remote_code.code import Code, collect, has_file
-from shardload.remote_code.custom_generate import FILE
-from shardload.remote_code.custom_generate import REF as GENERATE
 from shardload.remote_code.importer import all_refs, is_own, other_source
 from shardload.remote_code.processor import processor_refs
 from shardload.remote_code.reach import Contents, contents_of
@@ -62,11 +60,10 @@ def review_code(
     Nothing is run. Raises RemoteCodeError where a file is not valid Python, UnsafeError, NotFoundError.
     """
     refs = [
-        *all_refs(config_json),
+        *all_refs(source, config_json),
         *_tokenizer_refs(source, config_json),
         *processor_refs(source, config_json),
     ]
-    refs += [GENERATE] if FILE in source.names() else []
     own = [ref for ref in refs if is_own(ref, source)]
     found = [_review(source, own)] if own else []
     others: dict[str, list[ClassRef]] = {}

@@ -43,7 +43,7 @@ def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, trust:
     ref = tokenizer_entry(settings, SETTINGS) or tokenizer_entry(config_json or {}, "config.json")
     if ref is not None:
         with for_no_model():
-            return _from_code(open_code(source, None, ref, trust), ref, source)
+            return _from_code(open_code(source, None, ref, trust, beside=()), ref, source)
     if FAST_FILE in source.names():
         return _fast(source)
     found = _from_library(source, settings)

@@ -115,6 +115,13 @@ def test_a_syntax_error_names_file_and_line(tmp_path):
     assert caught.value.where == f"{tmp_path / 'main.py'}:2"
 
 
+@pytest.mark.parametrize("text", ["x = a" + ".b" * 200_000, "x = " + "-" * 200_000 + "1"])
+def test_code_that_is_nested_too_deeply_for_python_is_typed(tmp_path, text):
+    source, _ = write(tmp_path, {"main.py": text})
+    with pytest.raises(RemoteCodeError, match="not valid Python"):
+        collect(source, ["main"])
+
+
 def test_code_files_lists_what_would_run_and_runs_nothing(tmp_path):
     source, config = tiny(
         tmp_path, model="from .configuration_tiny import TinyConfig\nraise SystemExit", unused_py=""

@@ -11,7 +11,9 @@ import torch
 import shardload
 from shardload import RemoteCodeError, UntrustedCodeError
 from shardload.checkpoint.sources import find_source
-from shardload.remote_code.custom_generate import FILE, attach_generate
+from shardload.remote_code.custom_generate import attach_generate
+from shardload.remote_code.importer import GENERATE_FILE as FILE
+from shardload.remote_code.listing import code_files
 from shardload.remote_code.review import review_code
 from shardload.where import CodeTrust, Where
 from tests.remote_code.repos import tiny
@@ -47,10 +49,36 @@ def test_the_repos_way_to_generate(folder):
     assert twin.generate.args == (twin,)
 
 
+TABLES = """
+import torch
+third = torch.ones(2) / 3
+layer = torch.nn.Linear(2, 2)
+"""
+
+
+def test_what_its_file_makes_when_it_is_imported_is_as_in_any_import(folder):
+    (folder / FILE).write_text(f"{TABLES}\ndef generate(model):\n    return third, layer\n")
+    model = shardload.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
+    third, layer = model.generate()
+    assert torch.equal(third, torch.ones(2) / 3)
+    assert (layer.weight.device.type, layer.weight.dtype) == ("cpu", torch.float32)
+
+
+def test_a_module_that_a_constructor_imports_makes_the_same_for_every_load(folder):
+    path = folder / "modeling_tiny.py"
+    late = "super().__init__(config)\n        from .tables import third\n        self.third = third"
+    path.write_text(path.read_text().replace("super().__init__(config)", late))
+    (folder / "tables.py").write_text(TABLES)
+    for dtype in (torch.bfloat16, torch.float32):
+        model = shardload.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
+        assert torch.equal(model.third, torch.ones(2) / 3)
+
+
 def test_it_is_code_that_needs_consent(folder, tmp_path):
     (folder / FILE).write_text("raise SystemExit('this ran')")
-    with pytest.raises(UntrustedCodeError):
+    with pytest.raises(UntrustedCodeError) as caught:
         shardload.from_pretrained(folder)
+    assert FILE in caught.value.where
 
     class Own(torch.nn.Module):
         def __init__(self, config):
@@ -65,8 +93,17 @@ def test_it_is_code_that_needs_consent(folder, tmp_path):
 
 def test_it_is_shown_for_review(folder):
     config = json.loads((folder / "config.json").read_text())
-    (review,) = review_code(find_source(Where(folder))[0], config)
+    source, _ = find_source(Where(folder))
+    (review,) = review_code(source, config)
     assert {FILE, "custom_generate/words.py"} <= {file.name for file, _ in review.contents}
+    assert {FILE, "custom_generate/words.py"} <= {file.name for file in code_files(source, config)}
+
+
+def test_it_sees_the_classes_of_the_model(folder):
+    (folder / FILE).write_text(
+        "from ..modeling_tiny import TinyModel\ndef generate(model): return isinstance(model, TinyModel)"
+    )
+    assert shardload.from_pretrained(folder, trust_remote_code=True).generate()
 
 
 def test_a_repo_whose_model_is_the_librarys(folder):
@@ -75,12 +112,13 @@ def test_a_repo_whose_model_is_the_librarys(folder):
     config = transformers.LlamaConfig(**sizes, vocab_size=9)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     (folder / FILE).write_text(GENERATE.replace("x = model(x).logits", "x = model(x).logits.argmax(-1)"))
-    model = shardload.from_pretrained(folder, trust_remote_code=True)
-    mark, found = model.generate(torch.ones(1, 3, dtype=torch.long))
-    assert (mark, found.shape) == ("own", (1, 3))
+    for base in ("auto", "parts"):
+        model = shardload.from_pretrained(folder, trust_remote_code=True, remote_base=base)
+        mark, found = model.generate(torch.ones(1, 3, dtype=torch.long))
+        assert (mark, found.shape) == ("own", (1, 3))
 
 
 def test_a_file_without_the_function(folder):
     (folder / FILE).write_text("generate = 5")
     with pytest.raises(RemoteCodeError, match="is no function"):
-        attach_generate(torch.nn.Linear(1, 1), find_source(Where(folder))[0], CodeTrust(True), "shim")
+        attach_generate(torch.nn.Linear(1, 1), find_source(Where(folder))[0], None, CodeTrust(True), "shim")

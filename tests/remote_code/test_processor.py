@@ -218,6 +218,33 @@ def test_the_code_of_a_part_of_a_library_class_needs_consent_too(tmp_path):
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.parametrize("file", ["processor_config.json", "audio_tokenizer_config.json"])
+def test_no_file_names_the_place_of_a_model_that_a_processor_needs(tmp_path, file, capsys):
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(transformers, "DiaProcessor"):
+        pytest.skip("this release has no processor with an audio tokenizer")
+    place = {
+        "audio_tokenizer_class": "AutoModel",
+        "audio_tokenizer_name_or_path": str(tmp_path / "dia" / "inside"),
+    }
+    files = {
+        "processor_config.json": {"processor_class": "DiaProcessor"},
+        "preprocessor_config.json": {"feature_extractor_type": "DiaFeatureExtractor"},
+        "tokenizer_config.json": {"tokenizer_class": "DiaTokenizer"},
+    }
+    inside = {"auto_map": {"AutoConfig": "words.Letters"}, "model_type": "x"}
+    folder = write(tmp_path / "dia", files)
+    write(folder / "inside", {"config.json": inside, "words.py": EVIL})
+    if file == "processor_config.json":
+        write(folder, {file: {**files[file], "audio_tokenizer": place}})
+    else:
+        write(folder, {file: place})
+    with pytest.raises(UntrustedCodeError, match="from a place that they name") as caught:
+        load_processor(folder)
+    assert caught.value.where.endswith(file)
+    assert "Do you wish to run" not in capsys.readouterr().out
+
+
 def test_what_a_library_refuses_is_a_typed_error(tmp_path):
     pytest.importorskip("transformers")
     folder = write(tmp_path / "bad", {"preprocessor_config.json": {**WHISPER, "feature_size": "many"}})
