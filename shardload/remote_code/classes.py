@@ -160,15 +160,15 @@ def _with_typed_errors(cls: Callable[[Any], nn.Module], source: Source) -> Calla
 
 
 def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
-    repo.load(ref)
+    first = repo.loaded(ref)[1].base
 
     def make(config: Any) -> nn.Module:
-        cls, namespace = repo.load(ref), repo.namespace
-        resolved.origin, resolved.remote_base = code_origin(repo, ref), repo.base
+        cls, namespace = repo.loaded(ref)
+        resolved.origin, resolved.remote_base = code_origin(repo, ref, namespace.base), namespace.base
         # Constructors change their config, and this one may have to give way to another.
         untouched = _copy_of(config)
         try:
-            return _tied(_constructed(cls, convert_config(repo, config)))
+            return _tied(_constructed(cls, convert_config(repo, config, namespace)))
         except (Exception, SystemExit) as error:
             if _needs_values(error):
                 raise
@@ -176,7 +176,7 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
                 return make(untouched)
             raise explain(error, namespace, f"constructing {ref}", repo.written_for) from error
 
-    resolved = ResolvedClass(make, ref.name, code_origin(repo, ref), repo.base)
+    resolved = ResolvedClass(make, ref.name, code_origin(repo, ref, first), first)
     return resolved
 
 

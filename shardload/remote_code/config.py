@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.sources.source import Source
     from shardload.remote_code.auto_map import ClassRef
+    from shardload.remote_code.code import Base
+    from shardload.remote_code.namespace import Namespace
 
 
 # Their backbone's name is one of timm's, unless a setting says otherwise; other classes look every name up on the Hub.
@@ -54,10 +56,8 @@ def load_config(
         require_base(trust.remote_base)
     callers_class = getattr(model_class, "config_class", None)
     if callers_class is not None:
-        refuse_other_repos(settings)
-        return LoadedConfig(
-            _construct(callers_class, settings), f"{_full_name(callers_class)} (of model_class=)"
-        )
+        made = _construct(callers_class, _without_code(settings))
+        return LoadedConfig(made, f"{_full_name(callers_class)} (of model_class=)")
     ref = config_entry(config_json) if (config_json or {}).get("auto_map") else None
     if ref is not None and (model_class is None or trust.allows_code):
         return _from_code(open_code(source, config_json, ref, trust), ref, settings)
@@ -72,18 +72,16 @@ def load_config(
 
             part = part_config_for(settings)
             if part is not None:
-                refuse_other_repos(settings)
-                return LoadedConfig(_construct(part, settings), part_origin(part))
+                return LoadedConfig(_construct(part, _without_code(settings)), part_origin(part))
         found = config_class_for(settings)
         if found is not None:
-            refuse_other_repos(settings)
-            return LoadedConfig(_construct(found, settings), f"{_full_name(found)} ({version()})")
+            made = _construct(found, _without_code(settings))
+            return LoadedConfig(made, f"{_full_name(found)} ({version()})")
     return LoadedConfig(PlainConfig(settings), origin)
 
 
 def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> LoadedConfig:
-    cls = repo.load(ref)
-    namespace = repo.namespace
+    cls, namespace = repo.loaded(ref)
     if namespace.base == "transformers":
         refuse_other_repos(settings)
     try:
@@ -92,16 +90,36 @@ def _from_code(repo: RepoCode, ref: ClassRef, settings: dict[str, Any]) -> Loade
         if repo.fall_back(error, namespace):
             return _from_code(repo, ref, settings)
         raise explain(error, namespace, f"making the config {ref}", repo.written_for) from error
-    return LoadedConfig(config, code_origin(repo, ref))
+    return LoadedConfig(config, code_origin(repo, ref, namespace.base))
 
 
-def code_origin(repo: RepoCode, ref: ClassRef) -> str:
+def code_origin(repo: RepoCode, ref: ClassRef, base: Base) -> str:
     """Return the origin of a class as text: its name, the hash of its code, and who serves its imports."""
     served = ""
-    if repo.base != "shim":
-        served = f", {'with parts of' if repo.base == 'parts' else 'its transformers is'} {version()}"
+    if base != "shim":
+        served = f", {'with parts of' if base == 'parts' else 'its transformers is'} {version()}"
     whose = "code of the repo" if ref.repo is None else f"code of {repo.source.label}"
-    return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(repo.base)[:12]}…{served})"
+    return f"{ref.module}.{ref.name} ({whose}, sha256 {repo.code.sha256(base)[:12]}…{served})"
+
+
+def _without_code(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that lead a class of transformers to no code: raise UntrustedCodeError, or leave them out.
+
+    Where a nested config has an `auto_map`, and its auto class does not know the config's class, transformers asks on
+    the terminal whether to run that code. Only the caller's arguments decide, so such entries are left out.
+    """
+    refuse_other_repos(settings)
+    return {
+        name: value if name == "auto_map" else _without_auto_maps(value) for name, value in settings.items()
+    }
+
+
+def _without_auto_maps(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_auto_maps(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_auto_maps(each) for name, each in value.items() if name != "auto_map"}
 
 
 def refuse_other_repos(settings: Mapping[str, Any], *, inside: str = "") -> None:
@@ -172,14 +190,14 @@ def _construct(cls: Any, settings: dict[str, Any]) -> Any:
         ) from error
 
 
-def convert_config(repo: RepoCode, config: Any) -> Any:
-    """Return the config, remade where another base now serves the repo.
+def convert_config(repo: RepoCode, config: Any, namespace: Namespace) -> Any:
+    """Return the config for a class of a namespace of the repo, remade where it was made for another base.
 
     A config may have been made before the model's code turned out to need parts of transformers or all of it, which
     then serves the whole repo, the config included.
     """
-    if repo.base == "shim" or (
-        repo.owns(config) and type(config).__module__.startswith(repo.namespace.package)
+    if namespace.base == "shim" or (
+        repo.owns(config) and type(config).__module__.startswith(namespace.package)
     ):
         return config
     from shardload.transformers_shim.configuration_utils import PretrainedConfig
@@ -187,16 +205,16 @@ def convert_config(repo: RepoCode, config: Any) -> Any:
     if not isinstance(config, (PlainConfig, PretrainedConfig)):
         return config
     if not repo.owns(config):
-        if repo.base == "parts":
+        if namespace.base == "parts":
             return config
         return library().PretrainedConfig.from_dict(config.to_dict())
     module = type(config).__module__.split(".h", 1)[1].partition(".")[2]
     try:
-        cls = getattr(importlib.import_module(f"{repo.namespace.package}.{module}"), type(config).__name__)
+        cls = getattr(importlib.import_module(f"{namespace.package}.{module}"), type(config).__name__)
         return _make(cls, config.to_dict())
     except (Exception, SystemExit) as error:
         doing = "remaking the config for transformers"
-        raise explain(error, repo.namespace, doing, repo.written_for) from error
+        raise explain(error, namespace, doing, repo.written_for) from error
 
 
 def attach_generation_config(model: nn.Module, source: Source) -> str | None:

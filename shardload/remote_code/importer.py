@@ -60,16 +60,21 @@ class RepoCode:
         return trusted_namespace(self.code, self.base)
 
     def load(self, ref: ClassRef) -> Any:
-        """Import the class. When the stand-in lacks a name, parts of the installed transformers serve, or all of it.
+        """Import the class, as `loaded` does."""
+        return self.loaded(ref)[0]
 
-        Raises RemoteCodeError, with file and line, when the code fails or needs something that is not there.
+    def loaded(self, ref: ClassRef) -> tuple[Any, Namespace]:
+        """Import the class; return it and its namespace, from which another thread may move the repo on at any time.
+
+        When the stand-in lacks a name, parts of the installed transformers serve, or all of it. Raises RemoteCodeError,
+        with file and line, when the code fails or needs something that is not there.
         """
         namespace = self.namespace
         try:
-            return self._import(namespace, ref)
+            return self._import(namespace, ref), namespace
         except (Exception, SystemExit) as error:
             if self.fall_back(error, namespace):
-                return self.load(ref)
+                return self.loaded(ref)
             raise explain(error, namespace, f"importing {ref}", self.written_for) from error
 
     def fall_back(self, error: BaseException, namespace: Namespace) -> bool:
@@ -85,7 +90,9 @@ class RepoCode:
             missing = as_lacking(error, namespace, self.written_for)
             raise missing from (None if missing is error else error)
         with _lock:
-            _found_base[self.code.sha256("shim")] = "parts" if namespace.base == "shim" else "transformers"
+            code = self.code.sha256("shim")
+            if _found_base.get(code, "shim") == namespace.base:  # another thread may have moved it on
+                _found_base[code] = "parts" if namespace.base == "shim" else "transformers"
         return True
 
     def _parts_failed(self, error: BaseException, namespace: Namespace) -> bool:

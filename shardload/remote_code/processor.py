@@ -110,8 +110,7 @@ class ProcessorRepo:
         return self._from_library(kind)
 
     def _from_code(self, repo: RepoCode, kind: str, ref: ClassRef) -> Any:
-        cls = repo.load(ref)
-        namespace = repo.namespace
+        cls, namespace = repo.loaded(ref)
         try:
             if kind != "AutoProcessor":
                 settings = self._settings(kind)

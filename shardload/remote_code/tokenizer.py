@@ -89,10 +89,9 @@ def needs_package(package: str, where: str | None = None) -> RemoteCodeError:
 
 def _from_code(repo: RepoCode, ref: ClassRef, source: Source) -> Any:
     try:
-        cls = repo.load(ref)
+        cls, namespace = repo.loaded(ref)
     except RemoteCodeError as error:
         raise _with_extra(error.__cause__, error) from error.__cause__
-    namespace = repo.namespace
     try:
         if namespace.base == "transformers":
             vocabulary_files(source, getattr(cls, "vocab_files_names", {}))

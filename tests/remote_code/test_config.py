@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import shardload
-from shardload.errors import CorruptError, RemoteCodeError, UntrustedCodeError, UsageError
+from shardload.errors import CorruptError, RemoteCodeError, ShardloadError, UntrustedCodeError, UsageError
 from shardload.remote_code import attach_generation_config, load_config, resolve_class
 from shardload.remote_code.config import _NAMED_FOR_TIMM
 from shardload.transformers_shim.generation.configuration_utils import GenerationConfig
@@ -345,3 +345,25 @@ def test_settings_of_generation_in_config_json_reach_the_model(tmp_path, base):
     found = model.generation_config
     assert (found.num_beams, found.max_length, found.do_sample) == (4, 142, True)
     assert (found.eos_token_id, found.top_p) == ([2, 3], 0.5)
+
+
+def test_a_nested_auto_map_leads_a_class_of_transformers_to_no_code(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
+    nested = {"model_type": "musicgen_decoder", "auto_map": {"AutoModel": "evil/repo--evil.Model"}}
+    settings = {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "vision_config": vision,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "text_config": nested}))
+    config = shardload.load_config(tmp_path)
+    assert not hasattr(config.text_config, "auto_map")
+    with pytest.raises(ShardloadError, match="MusicgenDecoderConfig"):
+        shardload.build_shell(lambda: shardload.resolve_class(tmp_path)(config))
+    assert "Do you wish to run" not in capsys.readouterr().out
