@@ -125,7 +125,8 @@ print(kind, high)
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_one_typed_error_small_and_quick(tmp_path, name):
     file, make = BOMBS[name]
-    if not file.endswith((".safetensors", ".bin")):
+    # A whole file beside an index is taken first, as transformers does; the index would not be read.
+    if file != INDEX and not file.endswith((".safetensors", ".bin")):
         good = {"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
         (tmp_path / "model.safetensors").write_bytes(safetensors(good, b"\0"))
     (tmp_path / file).write_bytes(make())
