@@ -115,45 +115,22 @@ def from_pretrained(
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     place = place_of(where, keywords)
-    wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
     layout = _layout(device_mesh, tp_plan, distributed_config, adapter)
+    wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
     device = device if layout is None else layout.device(device)
     target = OnDevice(device, wanted, spill)
+    made_of = place, keywords, wanted, config, model_class, auto_class
+    leniency: Any = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
     clock = _Clock()
     with _together(layout, timeout) as judging:
         with judging():
-            made_of = (place, keywords, wanted, config, model_class, auto_class)
             checkpoint = _opened(place, lambda each: _shell_of(each, *made_of), key_map)
             clock.stage("open")
-            loaded, resolved = _made_of(checkpoint, place, keywords, wanted, config, model_class, auto_class)
-            one_dtype = resolved.of_library and dtype != "stored"
-            notes: list[str | None] = []
-            if one_dtype:
-                from shardload.transformers_classes.one_dtype import cast_note, in_one_dtype
-
-                made_in, wanted = in_one_dtype(loaded.config, wanted, checkpoint)
-                loaded = replace(loaded, config=made_in)
-                target = OnDevice(device, wanted, spill)
-                if dtype == "auto":
-                    notes.append(cast_note(checkpoint, wanted))
-            # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
-            limit = None if allow_missing else _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
-            computed_in = target.dtype or DTYPES.get(checkpoint.float_code)
-
-            def build(of: remote_code.ResolvedClass) -> Shell:
-                return build_shell(lambda: of.make(loaded.config), at_most=limit, dtype=computed_in)
-
-            shell = build(resolved)
-            if resolved.named is not None:
-                allowed = {
-                    "strict": strict,
-                    "allow_missing": allow_missing,
-                    "allow_unexpected": allow_unexpected,
-                }
-                resolved, shell, line = fitting_class(resolved, shell, checkpoint, build, key_map, **allowed)
-                notes.append(line)
-            shell.one_dtype = one_dtype
-            notes.append(_take_generation_settings(shell.model, checkpoint))
+            made = _Made(*_made_of(checkpoint, *made_of), wanted)
+            if made.resolved.of_library and dtype != "stored":
+                made.take_one_dtype(checkpoint, noted=dtype == "auto")
+                target = OnDevice(device, made.dtype, spill)
+            shell = made.build(checkpoint, key_map, leniency)
             if layout is not None:
                 layout.shard(shell)
             clock.stage("shell")
@@ -165,26 +142,68 @@ def from_pretrained(
             key_map=key_map,
             target=on_top.target if on_top else target,
             max_memory=max_memory,
-            strict=strict,
-            allow_missing=allow_missing,
-            allow_unexpected=allow_unexpected,
             progress=progress,
             copy=copy,
             verify=verify,
             timeout=timeout,
+            **leniency,
         )
         model = shell.model
         switch_to_eval(model)
         if hasattr(type(model), "from_pretrained"):
-            notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report.left_out))
-        report.notes += [note for note in notes if note]
-        report.config_from, report.class_from = loaded.origin, resolved.origin
-        report.remote_base = resolved.remote_base
+            made.notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report.left_out))
+        made.tell(report)
         report.seconds = {**clock.seconds, **report.seconds}
         REPORTS.remember(model, report)
         if on_top:
             report.adapters.append(on_top.finish(model))
     return model
+
+
+class _Made:
+    """The config and the class that a model is made of, and what there is to say of them in the report."""
+
+    def __init__(
+        self, loaded: remote_code.LoadedConfig, resolved: remote_code.ResolvedClass, dtype: torch.dtype | None
+    ) -> None:
+        self.loaded, self.resolved, self.dtype = loaded, resolved, dtype
+        self.one_dtype = False
+        self.notes: list[str | None] = []
+
+    def take_one_dtype(self, checkpoint: Checkpoint, *, noted: bool) -> None:
+        """Let all weights have one dtype, as transformers does it for its own classes."""
+        from shardload.transformers_classes.one_dtype import cast_note, in_one_dtype
+
+        made_in, self.dtype = in_one_dtype(self.loaded.config, self.dtype, checkpoint)
+        self.loaded = replace(self.loaded, config=made_in)
+        self.one_dtype = True
+        if noted:
+            self.notes.append(cast_note(checkpoint, self.dtype))
+
+    def build(self, checkpoint: Checkpoint, key_map: Any, leniency: Mapping[str, Any]) -> Shell:
+        """Return the shell; of two classes that a repo names, the one that the keys fit."""
+        # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
+        limit = None if leniency["allow_missing"] else _limit(checkpoint)
+        computed_in = self.dtype or DTYPES.get(checkpoint.float_code)
+
+        def build(of: remote_code.ResolvedClass) -> Shell:
+            return build_shell(lambda: of.make(self.loaded.config), at_most=limit, dtype=computed_in)
+
+        shell = build(self.resolved)
+        if self.resolved.named is not None:
+            self.resolved, shell, line = fitting_class(
+                self.resolved, shell, checkpoint, build, key_map, **leniency
+            )
+            self.notes.append(line)
+        shell.one_dtype = self.one_dtype
+        self.notes.append(_take_generation_settings(shell.model, checkpoint))
+        return shell
+
+    def tell(self, report: Report) -> None:
+        """Say in the report where the config and the class are from, and what was noted."""
+        report.notes += [note for note in self.notes if note]
+        report.config_from, report.class_from = self.loaded.origin, self.resolved.origin
+        report.remote_base = self.resolved.remote_base
 
 
 @entry_point
@@ -262,8 +281,12 @@ def _made_of(
 def _shell_of(checkpoint: Checkpoint, *made_of: Any) -> Shell:
     """Return the shell of the model, for a trial."""
     loaded, resolved = _made_of(checkpoint, *made_of)
-    limit = _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
-    return build_shell(lambda: resolved.make(loaded.config), at_most=limit)
+    return build_shell(lambda: resolved.make(loaded.config), at_most=_limit(checkpoint))
+
+
+def _limit(checkpoint: Checkpoint) -> int:
+    """Return the number of parameters that a class may make for this checkpoint."""
+    return _PARAMETERS + _PARAMETERS_A_TENSOR * len(checkpoint.tensors)
 
 
 def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str | None:
