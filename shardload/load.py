@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy as copy_module
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -21,7 +20,14 @@ from shardload.loading.fitting_class import fitting_class
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
-from shardload.remote_code.plain_config import GIVEN, called_with_config, given_class, plain_config
+from shardload.remote_code.plain_config import (
+    GIVEN,
+    called_with_config,
+    given_class,
+    is_plain,
+    plain_config,
+    with_dtype,
+)
 
 if TYPE_CHECKING:
     import os
@@ -267,8 +273,8 @@ def _made_of(
 ) -> tuple[remote_code.LoadedConfig, remote_code.ResolvedClass]:
     """Return the config and the class: the caller's own, or as the repo and its code say."""
     config_json = checkpoint.config
-    given = None if config is None else remote_code.LoadedConfig(_with_dtype(config, dtype), GIVEN)
-    if callable(model_class) and _is_plain(model_class, config, config_json, keywords):
+    given = None if config is None else remote_code.LoadedConfig(with_dtype(config, dtype), GIVEN)
+    if callable(model_class) and is_plain(model_class, config, config_json, keywords):
         loaded = given or plain_config(checkpoint.source, config_json, dtype)
         return loaded, remote_code.ResolvedClass(called_with_config(model_class), *given_class(model_class))
     if config_json is None and model_class is None:
@@ -298,16 +304,6 @@ def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str |
     from shardload.transformers_classes.generation_settings import take_from_config_json
 
     return take_from_config_json(model, checkpoint.config, f"config.json of {checkpoint.label}")
-
-
-def _is_plain(
-    model_class: object, config: Any, config_json: Mapping[str, Any] | None, keywords: Mapping[str, Any]
-) -> bool:
-    """Return whether nothing of the repo runs and no config class is asked: the caller's class gets a plain config."""
-    if keywords.get("trust_remote_code") or "remote_base" in keywords:
-        return False
-    own_config = getattr(model_class, "config_class", None) is not None or "auto_map" in (config_json or {})
-    return config is not None or not own_config
 
 
 def report_of(model: nn.Module) -> Report:
@@ -346,24 +342,6 @@ def _on_top(
     on_top = AdapterOnLoad(shell, adapter, target, merge=merge)
     on_top.state(checkpoint.tensors, float_code(target.dtype), target.device.type)
     return on_top
-
-
-def _with_dtype(config: Any, dtype: torch.dtype | None) -> Any:
-    """Return the caller's config, or a copy of it with `torch_dtype` set where a dtype is asked for.
-
-    A config that does not accept the attribute stays as it is.
-    """
-    if dtype is None:
-        return config
-    changed = copy_module.copy(config)
-    if isinstance(changed, dict):
-        changed["torch_dtype"] = dtype
-        return changed
-    try:
-        changed.torch_dtype = dtype
-    except (AttributeError, TypeError):
-        return config
-    return changed
 
 
 def _opened(

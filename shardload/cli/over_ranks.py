@@ -40,6 +40,8 @@ def gathered(report: Report) -> list[dict[str, Any]] | None:
     """Return what each rank read, took and needed, on the first rank; None on the others."""
     from torch import distributed
 
+    from shardload._system.gathered import gathered as said_by_all
+
     memory = report.memory
     own = {
         "rank": distributed.get_rank(),
@@ -49,8 +51,7 @@ def gathered(report: Report) -> list[dict[str, Any]] | None:
         "stated": report.stated.peak if report.stated else 0,
         "seconds": sum(report.seconds.values()),
     }
-    rows: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(rows, own)
+    rows = said_by_all(own)
     first = distributed.get_rank() == 0
     distributed.destroy_process_group()
     return rows if first else None

@@ -20,11 +20,12 @@ class IncompleteRule:
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding with the exact numbers that are stored, and those that are not."""
         whole = {split_key(key)[0] for key in whole_keys(case)}
-        routed = {case.slots[key][0] for key in whole_keys(case) if is_router(key)}
+        routed = {case.slots[key][0] for key in whole_keys(case) if case.slots[key] and is_router(key)}
         found = []
         for key, model, stored in mismatched_shapes(case):
-            complete = split_key(key)[0] in whole or (model and model[0] in routed)
-            if model[1:] != stored[1:] or not stored[0] < model[0] or not complete:
+            if not (model and stored) or model[1:] != stored[1:] or not stored[0] < model[0]:
+                continue
+            if split_key(key)[0] not in whole and model[0] not in routed:
                 continue
             have = _counted(case, key)
             if have:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,34 @@ def plain_config(source: Source, config_json: Mapping[str, Any] | None, dtype: A
 def plain_origin(config_json: Mapping[str, Any] | None) -> str:
     """Return where a config came from that no class but ours made."""
     return "config.json" if config_json is not None else "no config.json: defaults only"
+
+
+def with_dtype(config: Any, dtype: torch.dtype | None) -> Any:
+    """Return the caller's config, or a copy of it with `torch_dtype` set where a dtype is asked for.
+
+    A config that does not accept the attribute stays as it is.
+    """
+    if dtype is None:
+        return config
+    changed = copy.copy(config)
+    if isinstance(changed, dict):
+        changed["torch_dtype"] = dtype
+        return changed
+    try:
+        changed.torch_dtype = dtype
+    except (AttributeError, TypeError):
+        return config
+    return changed
+
+
+def is_plain(
+    model_class: object, config: Any, config_json: Mapping[str, Any] | None, keywords: Mapping[str, Any]
+) -> bool:
+    """Return whether nothing of the repo runs and no config class is asked: the caller's class gets a plain config."""
+    if keywords.get("trust_remote_code") or "remote_base" in keywords:
+        return False
+    own_config = getattr(model_class, "config_class", None) is not None or "auto_map" in (config_json or {})
+    return config is not None or not own_config
 
 
 def given_class(model_class: object) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from shardload._system.atomic_file import require_space
 from shardload._system.file_errors import write_errors_said
+from shardload._system.gathered import gathered
 from shardload._system.progress import ProgressMeter
 from shardload.checkpoint.sources.names import STAGING
 from shardload.errors import RanksError, UnsupportedError
@@ -128,9 +129,11 @@ class Rounds:
             key: part_of(key, value).cut.bounds if isinstance(value, DTensor) else _whole(value)
             for key, value in state.items()
         }
-        told: list[Any] = [None] * len(ranks.ranks)
-        distributed.all_gather_object(told, bounds, group=self._group)
-        self._held: dict[int, dict[str, Bounds]] = dict(zip(ranks.ranks, told, strict=True))
+        told = zip(ranks.ranks, gathered(bounds, self._group), strict=True)
+        self._held: dict[int, dict[str, Bounds]] = {
+            rank: {key: tuple((first, last) for first, last in pairs) for key, pairs in held.items()}
+            for rank, held in told
+        }
         own = next((value for value in state.values() if isinstance(value, DTensor)), None)
         kind = own.device_mesh.device_type if own is not None else "cpu"
         self._device = (
