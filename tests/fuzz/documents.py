@@ -127,7 +127,7 @@ def _changed_index(rng: random.Random) -> bytes:
 
 
 def is_true(data: bytes) -> bool:
-    """Whether an index is JSON without a key twice that names tensors, each in a shard that has it, or which is clear."""
+    """Whether an index is JSON without a key twice, each name in a shard that has it, and no place left open."""
     try:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError):
