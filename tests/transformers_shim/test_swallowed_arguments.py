@@ -174,7 +174,7 @@ MAY_SWALLOW = {
 HARMLESS = {
     "unwrap_model", "__init__", "_set_gradient_checkpointing", "_has_unfinished_sequences", "register",
     "adjust_logits_during_generation", "_reorder_cache", "save_pretrained", "tokenize", "_decode", "__call__",
-    "_update_model_kwargs_for_generation", "from_pretrained", "deprecate_kwarg",
+    "_update_model_kwargs_for_generation", "from_pretrained", "deprecate_kwarg", "available",
 }  # fmt: skip
 """Functions whose unused arguments change no value: each was read beside transformers' own."""
 
