@@ -91,7 +91,8 @@ ROWS = (
     ),
     Row(
         "An index that is not its shards'",
-        "Strict both ways; a tensor in two shards is refused unless the index settles it.",
+        "What it names must lie where it says; a tensor in two shards is refused unless the index settles it. "
+        "What it leaves out of its shards is loaded too, with a note, as by transformers.",
         (
             "tests/checkpoint/test_contradictions.py::test_an_index_that_is_not_its_shards_is_refused",
             "tests/checkpoint/test_contradictions.py::test_a_tensor_in_two_shards_is_settled_by_the_index_and_by_nothing_else",
