@@ -24,13 +24,17 @@ ROOT = Path(__file__).parents[1]
 NAMES = ("torch", "safetensors", "huggingface_hub", "click", "rich", "tqdm")
 
 SLOW = (
+    "_system/test_agreement.py",
     "adapters/merging/test_killed_merge.py",
     "adapters/merging/test_merge_memory.py",
+    "adapters/test_over_ranks.py",
     "checkpoint/formats/test_gadgets.py",
     "checkpoint/test_bombs.py",
     "cli/test_examples.py",
+    "cli/test_over_ranks.py",
     "diagnosis/test_budget.py",
     "diagnosis/test_damage.py",
+    "distributed",
     "fuzz",
     "oracles/test_random_modules.py",
     "test_call_budget.py",
@@ -40,6 +44,9 @@ SLOW = (
     "test_memory_statements.py",
     "test_mirror.py",
     "test_mutants.py",
+    "writing/test_collective.py",
+    "writing/test_killed_saves.py",
+    "writing/test_killed_writing.py",
 )
 """Files of tests that take half of the suite's time, and use nothing of a dependency that the others don't use."""
 
