@@ -22,19 +22,19 @@ from shardload.model.wrapper_tensors import PLAIN
 from shardload.placement.cut import Cut, Split, cut_by
 from shardload.placement.device import OnDevice
 from shardload.placement.taken import Taken
-from shardload.placement.target import Target
+from shardload.placement.target import TargetAround
 from shardload.tensor_ref import DTYPE_BITS, TensorRef
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from torch.distributed.device_mesh import DeviceMesh
 
     from shardload.keymap import Derived
-    from shardload.model.shell import Shell, Slot
+    from shardload.model.shell import Shell
     from shardload.placement.spill import Spill
-    from shardload.placement.target import Claim, Release
+    from shardload.placement.target import Claim, Release, Target
 
 
 def sharded(shell: Shell, inner: Target | None, spill: str | os.PathLike[str] | None = None) -> Target | None:
@@ -98,7 +98,7 @@ class _Part:
             )
 
 
-class Sharded(Target):
+class Sharded(TargetAround):
     """Gives each slot that is a DTensor this rank's part, and each other slot its whole tensor."""
 
     def __init__(self, tensors: Mapping[str, DTensor], inner: Target, padded: Collection[str] = ()) -> None:
@@ -107,7 +107,7 @@ class Sharded(Target):
                 f"{type(inner).__name__} assigns tensors itself, and the model's are parts that torch sharded",
                 cure="fill the model first, then shard it",
             )
-        self.inner = inner
+        super().__init__(inner)
         self.parts = {name: part_of(name, tensor) for name, tensor in tensors.items()}
         self._padded = padded  # names of parameters that FSDP manages
         self.look: Callable[[], None] = _nothing
@@ -133,26 +133,9 @@ class Sharded(Target):
         return self.inner.work_space
 
     @property
-    def dtypes(self) -> Mapping[str, torch.dtype]:
-        """The dtypes that the model itself wants."""
-        return self.inner.dtypes
-
-    @dtypes.setter
-    def dtypes(self, wanted: Mapping[str, torch.dtype]) -> None:
-        self.inner.dtypes = wanted
-
-    @property
     def ranks(self) -> tuple[int, ...]:
         """The ranks over which the model is sharded, in order."""
         return tuple(sorted({rank for part in self.parts.values() for rank in ranks_of(part.mesh)}))
-
-    def prepare(self, model: nn.Module) -> None:
-        """Let the inner target change modules."""
-        self.inner.prepare(model)
-
-    def claims(self, slots: Mapping[str, Slot], stored: Mapping[str, Derived]) -> Sequence[Claim]:
-        """Return the claims of the inner target; what it makes for them is cut afterwards."""
-        return self.inner.claims(slots, stored)
 
     def part(self, key: str, tensor: Derived) -> Derived:
         """Return this rank's part of a stored tensor."""
@@ -173,10 +156,6 @@ class Sharded(Target):
         if key not in self._padded or own.padded == own.cut.shape or taken.device:
             return taken
         return taken._replace(anonymous=taken.anonymous + prod(own.padded) * DTYPE_BITS[part.dtype] // 8)
-
-    def claim_bytes(self, claim: Claim, parts: Mapping[str, Derived]) -> Taken:
-        """Return what the inner target states."""
-        return self.inner.claim_bytes(claim, parts)
 
     def make(self, claim: Claim, parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Return what the inner target makes, this rank's part of it."""
@@ -217,10 +196,6 @@ class Sharded(Target):
         if isinstance(old, DTensor) and not isinstance(tensor, DTensor):
             tensor = part_of(name, old).around(tensor)
         super().put(module, name, tensor)
-
-    def wait(self) -> None:
-        """Return when all parts hold their values."""
-        self.inner.wait()
 
     def close(self) -> None:
         """End the threads of the inner target."""

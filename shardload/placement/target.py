@@ -134,3 +134,35 @@ class Target:
 
     def finish(self, model: nn.Module) -> None:
         """Treat tensors that were not loaded, such as computed buffers, once all weights have been loaded."""
+
+
+class TargetAround(Target):
+    """A target that changes some of what another target does, `inner`, and leaves the rest to it."""
+
+    def __init__(self, inner: Target) -> None:
+        self.inner = inner
+
+    @property
+    def dtypes(self) -> Mapping[str, torch.dtype]:
+        """The dtypes that the model itself wants: those of the target inside."""
+        return self.inner.dtypes
+
+    @dtypes.setter
+    def dtypes(self, wanted: Mapping[str, torch.dtype]) -> None:
+        self.inner.dtypes = wanted
+
+    def prepare(self, model: nn.Module) -> None:
+        """Let the target inside change modules."""
+        self.inner.prepare(model)
+
+    def claims(self, slots: Mapping[str, Slot], stored: Mapping[str, Derived]) -> Sequence[Claim]:
+        """Return the claims of the target inside."""
+        return self.inner.claims(slots, stored)
+
+    def claim_bytes(self, claim: Claim, parts: Mapping[str, Derived]) -> Taken:
+        """Return what the target inside states."""
+        return self.inner.claim_bytes(claim, parts)
+
+    def wait(self) -> None:
+        """Wait for the target inside."""
+        self.inner.wait()

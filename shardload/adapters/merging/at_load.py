@@ -17,19 +17,19 @@ from shardload.adapters.source import read_content
 from shardload.adapters.values import read_values
 from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.placement.taken import Taken
-from shardload.placement.target import Target
+from shardload.placement.target import TargetAround
 from shardload.tensor_ref import DTYPE_BITS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import nn
 
     from shardload.adapters.adapter import AdapterFile
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.keymap import Derived
-    from shardload.model.shell import Shell, Slot
-    from shardload.placement.target import Claim, Release
+    from shardload.model.shell import Shell
+    from shardload.placement.target import Claim, Release, Target
 
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -50,7 +50,7 @@ def judge_before_load(model: nn.Module, file: AdapterFile) -> list[Derived]:
     ]
 
 
-class MergingTarget(Target):
+class MergingTarget(TargetAround):
     """A target that folds an adapter into the tensors that it changes, and leaves the rest to the target inside.
 
     `dtype` is what floating tensors are cast to, None for their stored dtypes: a changed tensor is computed in fp32
@@ -58,7 +58,7 @@ class MergingTarget(Target):
     """
 
     def __init__(self, inner: Target, dtype: torch.dtype | None, changes: Changes) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.dtype = dtype
         self.changes = changes
         self.spill = inner.spill
@@ -66,27 +66,10 @@ class MergingTarget(Target):
         self._workers = Workers()
         self.work_space = inner.work_space + self._workers.work_space
 
-    def prepare(self, model: nn.Module) -> None:
-        """Prepare the target inside."""
-        self.inner.prepare(model)
-
     @property
     def assigns(self) -> bool:
         """Whether the target inside assigns tensors itself."""
         return self.inner.assigns
-
-    @property
-    def dtypes(self) -> Mapping[str, torch.dtype]:
-        """The dtypes that the model itself wants: those of the target inside."""
-        return self.inner.dtypes
-
-    @dtypes.setter
-    def dtypes(self, wanted: Mapping[str, torch.dtype]) -> None:
-        self.inner.dtypes = wanted
-
-    def claims(self, slots: Mapping[str, Slot], stored: Mapping[str, Derived]) -> Sequence[Claim]:
-        """Return the claims of the target inside."""
-        return self.inner.claims(slots, stored)
 
     def part(self, key: str, tensor: Derived) -> Derived:
         """Return what the target inside reads; all of a tensor that the adapter changes."""
@@ -100,10 +83,6 @@ class MergingTarget(Target):
         bits = DTYPE_BITS[tensor.dtype] if dtype is None else 8 * dtype.itemsize
         nbytes = tensor.numel * bits // 8
         return Taken(anonymous=nbytes) if self.spill is None else Taken(spilled=nbytes)
-
-    def claim_bytes(self, claim: Claim, parts: Mapping[str, Derived]) -> Taken:
-        """Return what the target inside takes."""
-        return self.inner.claim_bytes(claim, parts)
 
     def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:
         """Return the tensor that fills `key`, with its change folded in if there is one."""
@@ -125,10 +104,6 @@ class MergingTarget(Target):
     def put(self, module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         """Assign as the target inside does."""
         self.inner.put(module, name, tensor)
-
-    def wait(self) -> None:
-        """Wait for the target inside."""
-        self.inner.wait()
 
     def close(self) -> None:
         """Close the target inside, and end the workers."""
