@@ -13,6 +13,12 @@ What is counted, over the keys of the model:
 - wrong: applied, and not right. A key that the doctor leaves open is neither right nor wrong.
 - perfect: a family whose keys are all right.
 
+The first split has been used up: the table of its held-out half is printed in docs/doctor.md, misses and all. The
+second split asks the same of all families anew, by another hash. It was committed before anything was run on it. Rules
+are mended by looking at its development half alone, and its held-out half is run once when they are done. About half of
+its held-out families were in the development half of the first split, so they are held out from what was learnt since,
+not from all that was learnt. Those that were held out both times are counted apart.
+
 Families that share their conversion with one of the development half are counted in the whole, and once more apart.
 """
 
@@ -24,3 +30,8 @@ import hashlib
 def is_held_out(family: str) -> bool:
     """Whether a family belongs to the held-out half: the first byte of its name's SHA-256 is odd."""
     return hashlib.sha256(family.encode()).digest()[0] % 2 == 1
+
+
+def is_held_out_again(family: str) -> bool:
+    """Whether a family belongs to the held-out half of the second split: the same byte, of `second split: NAME`."""
+    return hashlib.sha256(f"second split: {family}".encode()).digest()[0] % 2 == 1
