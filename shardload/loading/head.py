@@ -19,8 +19,9 @@ HEAD = "head"
 class Heads:
     """Tells whether a missing or an unexpected tensor is one of a head, by the `base_model_prefix` of the class.
 
-    Where the names of one side have the prefix, the head is what lacks it; of a side without it, which is a base model,
-    only a pooler is part of a head. A layer of the base is never one.
+    Where the names of one side have the prefix, the head is what lacks it. On a side without it a part may have one: of
+    `language_model.model.…` and `language_model.lm_head.…` the second is the head. Of a side that is a base model only
+    a pooler is part of a head. A layer of the base is never one.
     """
 
     def __init__(self, model: nn.Module, slots: Iterable[str], stored: Iterable[str]) -> None:
@@ -28,19 +29,33 @@ class Heads:
         self._prefix = f"{base}." if isinstance(base, str) and base else ""
         self._class = type(model).__name__
         inside = {"missing": slots, "unexpected": stored}
-        self._has_base = {
-            kind: bool(self._prefix) and any(name.startswith(self._prefix) for name in names)
-            for kind, names in inside.items()
+        self._bases = {kind: self._paths_of_bases(names) for kind, names in inside.items()}
+
+    def _paths_of_bases(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the paths below which the base model lies: "" for the model itself, or those of its parts."""
+        if not self._prefix:
+            return frozenset()
+        found = {
+            name[:place]
+            for name in names
+            for place in (0 if name.startswith(self._prefix) else name.find(f".{self._prefix}") + 1,)
+            if place or name.startswith(self._prefix)
         }
+        return frozenset({""}) if "" in found else frozenset(found)
 
     def have(self, fault: Fault) -> bool:
         """Return whether the tensor of a fault belongs to a head."""
-        if fault.kind not in self._has_base or not self._prefix:
+        if fault.kind not in self._bases or not self._prefix:
             return False
         name = (fault.stored_key or fault.key) if fault.kind == "unexpected" else fault.key
         if name.removeprefix(self._prefix).partition(".")[0] == "pooler":
             return True
-        return self._has_base[fault.kind] and not name.startswith(self._prefix)
+        return any(
+            name.startswith(path)
+            and not name.startswith(f"{path}{self._prefix}")
+            and not (path and any(map(str.isdigit, name.split("."))))  # a layer beside a part's base
+            for path in self._bases[fault.kind]
+        )
 
     def cure(self, faults: Sequence[Fault]) -> str | None:
         """Return how to load with a new head, or without one, where that explains every fault."""

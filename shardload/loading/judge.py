@@ -162,7 +162,7 @@ class Comparison:
             dropped=[key for key in missing if key in dropped],
             unexpected=keys.get("unexpected", ()),
             shape_mismatches=keys.get("misshapen", ()),
-            config=self.checkpoint.config or {},
+            config=self._config(),
             module_classes=_module_classes(self.shell.model),
             own_rules=self._key_map.rules if self._key_map else (),
         )
@@ -170,6 +170,14 @@ class Comparison:
         if not any(finding.declines for finding in findings) and case.solution.key_map.rules:
             self._cure = proposed(self._key_map, case.solution.key_map, findings)
         return findings
+
+    def _config(self) -> Mapping[str, Any]:
+        """Return config.json; of a repo of several models, what it says of the part that this model is."""
+        from shardload.transformers_classes.config_part import part_name
+
+        config = self.checkpoint.config or {}
+        part = part_name(type(getattr(self.shell.model, "config", None)), config)
+        return config if part is None else {part: config[part]}
 
     def judge(
         self, *, strict: bool = True, allow_missing: Patterns = (), allow_unexpected: Patterns = ()

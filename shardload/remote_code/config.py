@@ -14,6 +14,7 @@ from shardload.remote_code.importer import RepoCode, open_code, require_base
 from shardload.remote_code.library import config_class_for, library, version
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.plain_config import LoadedConfig, PlainConfig, plain_origin, settings_of
+from shardload.transformers_classes.config_part import settings_for
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def load_config(
         require_base(trust.remote_base)
     callers_class = getattr(model_class, "config_class", None)
     if callers_class is not None:
-        made = _construct(callers_class, _without_code(settings))
+        part = settings_of(source, settings_for(callers_class, config_json or {}), dtype)
+        made = _construct(callers_class, _without_code(part))
         return LoadedConfig(made, f"{_full_name(callers_class)} (of model_class=)")
     ref = config_entry(config_json) if (config_json or {}).get("auto_map") else None
     if ref is not None and (model_class is None or trust.allows_code):
@@ -75,7 +77,8 @@ def load_config(
                 return LoadedConfig(_construct(part, _without_code(settings)), part_origin(part))
         found = config_class_for(settings)
         if found is not None:
-            made = _construct(found, _without_code(settings))
+            part = settings_of(source, settings_for(found, config_json or {}), dtype)
+            made = _construct(found, _without_code(part))
             return LoadedConfig(made, f"{_full_name(found)} ({version()})")
     return LoadedConfig(PlainConfig(settings), origin)
 

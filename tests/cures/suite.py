@@ -1,39 +1,53 @@
-"""A plugin that applies every cure of the errors that any tests provoke: `pytest -p tests.cures.suite tests/loading …`.
+"""A plugin that applies every cure that any tests provoke: `pytest -p tests.cures.suite tests/loading …`.
 
-A public function that raises is called again with the keywords that its error's cure names; what is refused again is a
+A public function or command that is refused is called again with what the error's cure says: keywords or options, edits
+of config.json, files to delete, another path. What is refused again, or loads weights that the files do not hold, is a
 cure that does not cure. The second calls disturb the tests that provoked them: only the table of this plugin counts.
+With SHARDLOAD_CURES=FILE the counts are added to those of a JSON file (`tests/cures/__main__.py` reads them).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections import Counter
+import io
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import shardload.cli
 import shardload.keywords as front
-from shardload.errors import Cures, ShardloadError, keywords_of
+from shardload.cli.wording import options_of
+from shardload.errors import Cures, ShardloadError, keywords_of, said
+from tests.cures.kinds import Tally, choices, kind_of
+from tests.cures.truth import differs
+from tests.cures.typed import MAP, Typed, copied, typed
 
-PRINTED: Counter[str] = Counter()
-WORKED: Counter[str] = Counter()
-FAILED: dict[tuple[str, str], str] = {}
+TALLY = Tally()
 _depth = [0]
-_entry_point = front.entry_point
+_errors: list[Any] = []
+_entry_point, _run, _fail = front.entry_point, shardload.cli.run, shardload.cli._fail
+_MOST_BYTES = 50_000_000  # a folder that is copied so that its config.json can be edited
 
 
 def _watched(function: Any) -> Any:
     made = _entry_point(function)
-    names = inspect.signature(made).parameters
+    names = inspect.signature(made).parameters.keys()
 
     @functools.wraps(made)
     def call(*arguments: Any, **keywords: Any) -> Any:
         if _depth[0]:
             return made(*arguments, **keywords)
         _depth[0] += 1
+        again = _Again(made, names, arguments, keywords)
         try:
-            return made(*arguments, **keywords)
+            result = made(*arguments, **keywords)
+            again.apply_found(result)
+            return result
         except ShardloadError as error:
-            _apply(made, names, arguments, keywords, error)
+            again.apply(error.code, error.cure, getattr(error, "report", None))
             raise
         finally:
             _depth[0] -= 1
@@ -41,35 +55,140 @@ def _watched(function: Any) -> Any:
     return call
 
 
-def _is_more(cure: str) -> bool:
-    """Whether keywords are only a part of the cure, or ones to leave out."""
-    return any(words in cure for words in ("leave", "in config.json", "load_adapter", "convert the files"))
+class _Again:
+    """A call that can be made again with a cure."""
 
+    def __init__(
+        self, function: Any, names: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
+        self.function, self.names, self.arguments, self.keywords = function, names, arguments, keywords
 
-def _apply(made: Any, names: Any, arguments: Any, keywords: Any, error: ShardloadError) -> None:
-    cure = error.cure
-    for choice in cure.parts if isinstance(cure, Cures) else (cure,):
-        named = keywords_of(choice)
-        if not named or ... in named.values() or not named.keys() <= names.keys() or _is_more(str(choice)):
-            continue
-        if named.get("key_map") == "map.json":
-            named["key_map"] = error.report.key_map
-        PRINTED[error.code] += 1
+    def apply_found(self, result: Any) -> None:
+        """Apply the cure of a report, or of an examination, that found something."""
+        name, cure = self.function.__name__, getattr(result, "cure", None)
+        if cure is None or not result.findings:
+            return
+        if name == "examine":
+            from shardload import from_pretrained
+
+            loads = _Again(
+                from_pretrained, inspect.signature(from_pretrained).parameters.keys(), *self._given()
+            )
+            loads.apply(result.findings[0].code, cure, result)
+        elif name == "check":
+            self.apply(result.findings[0].code, cure, result)
+
+    def _given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self.arguments, {k: v for k, v in self.keywords.items() if k not in {"like", "adapter"}}
+
+    def apply(self, code: str, cure: str | None, report: Any) -> None:
+        for choice in choices(cure):
+            kind = kind_of(code, choice)
+            steps = typed(str(choice))
+            if not steps.is_whole or not steps.keywords.keys() <= set(self.names):
+                TALLY.printed(kind)
+                continue
+            if MAP in steps.text:
+                steps.keywords["key_map"] = getattr(report, "key_map", None)
+            with tempfile.TemporaryDirectory() as scratch:
+                arguments = self._places(steps, Path(scratch))
+                if arguments is None:
+                    TALLY.printed(kind)
+                    continue
+                why = self._fails(arguments, {**self.keywords, **steps.keywords}, steps)
+            TALLY.applied(kind, why and f"{self.function.__name__}: {choice}\n    {why}")
+
+    def _places(self, steps: Typed, scratch: Path) -> tuple[Any, ...] | None:
+        """Return the arguments, with a copy of the folder where files are to be changed; None where there is none."""
+        first, *others = self.arguments or (None,)
+        if steps.path:
+            return (steps.path, *others)
+        if not steps.changes_files:
+            return self.arguments
+        folder = _folder(first)
+        if folder is None:
+            return None
+        with_changes = copied(folder, scratch / "copy")
+        steps.edit(with_changes)
+        return (with_changes, *others)
+
+    def _fails(self, arguments: tuple[Any, ...], keywords: dict[str, Any], steps: Typed) -> str | None:
         try:
-            made(*arguments, **{**keywords, **named})
+            result = self.function(*arguments, **keywords)
         except Exception as again:
-            FAILED[error.code, str(choice)] = f"{made.__name__}: {type(again).__name__}: {again}"[:400]
-        else:
-            WORKED[error.code] += 1
+            return f"{type(again).__name__}: {again}"[:600]
+        if self.function.__name__ == "check" and result.faults:
+            return f"check: {len(result.faults)} faults are left"
+        if self.function.__name__ in {"from_pretrained", "fill"} and "adapter" not in keywords:
+            model = result if self.function.__name__ == "from_pretrained" else arguments[0]
+            return differs(getattr(model, "model", model), arguments, keywords, self.function.__name__)
+        return None
+
+
+def _folder(where: Any) -> Path | None:
+    """Return a local folder that may be copied."""
+    with contextlib.suppress(TypeError):
+        path = Path(where)
+        if path.is_dir() and sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) < _MOST_BYTES:
+            return path
+    return None
+
+
+def run(arguments: Any) -> int:
+    """Run a command; where it fails, type what its cure says."""
+    if _depth[0]:
+        return _run(arguments)
+    _depth[0] += 1
+    _errors.clear()
+    try:
+        code = _run(arguments)
+        for error, command in _errors[:1]:
+            _type_cures(list(arguments), error, options_of(command))
+        return code
+    finally:
+        _depth[0] -= 1
+
+
+def _seen(cause: Any, command: Any, *, as_json: bool) -> int:
+    if isinstance(cause, ShardloadError) and not _errors:
+        _errors.append((cause, command))
+    return _fail(cause, command, as_json=as_json)
+
+
+def _type_cures(arguments: list[str], error: ShardloadError, words: Any) -> None:
+    for choice in choices(error.cure):
+        if isinstance(error.cure, Cures) and any(
+            words(*each) is None for each in keywords_of(choice).items()
+        ):
+            continue  # the command has no words for it, and another one is printed
+        kind = kind_of(f"{error.code} $", choice)
+        steps = typed(said(choice, words), as_command=True)
+        given = [*arguments, *steps.options]
+        folder = next(
+            (n for n, text in enumerate(given) if n and not text.startswith("-") and _folder(text)), None
+        )
+        if not steps.is_whole or steps.commands or ((steps.path or steps.changes_files) and folder is None):
+            TALLY.printed(kind)
+            continue
+        out = io.StringIO()
+        with tempfile.TemporaryDirectory() as scratch:
+            if folder is not None and (steps.path or steps.changes_files):
+                given[folder] = steps.path or str(copied(Path(given[folder]), Path(scratch) / "copy"))
+                steps.edit(Path(given[folder]))
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                code = _run(given)
+        fails = code not in ({0, 1, 3} if arguments[0] in {"doctor", "diff"} else {0})
+        TALLY.applied(kind, f"{' '.join(given)}\n    {out.getvalue()[-600:]}" if fails else None)
 
 
 front.entry_point = _watched
+shardload.cli.run, shardload.cli._fail = run, _seen
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table, and every cure that failed."""
+    """Print the table and every cure that failed, and add both to the file that SHARDLOAD_CURES names."""
     terminalreporter.section("cures")
-    for code in sorted(PRINTED):
-        terminalreporter.line(f"{code:<14} applied {PRINTED[code]:>5}  worked {WORKED[code]:>5}")
-    for (code, cure), why in FAILED.items():
-        terminalreporter.line(f"FAILED {code}: {cure[:200]}\n    {why}")
+    for line in TALLY.lines():
+        terminalreporter.line(line)
+    if os.environ.get("SHARDLOAD_CURES"):
+        TALLY.add_to(Path(os.environ["SHARDLOAD_CURES"]))

@@ -11,8 +11,9 @@ import torch
 
 from shardload import ShardloadError, from_pretrained
 from shardload.cli import run
+from tests.cures.kinds import choices
 from tests.cures.provocations import provocations
-from tests.cures.typed import MAP, choices, copied, typed
+from tests.cures.typed import MAP, copied, typed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shardload.errors import Cures
-
 _KEYWORD = re.compile(r"(?<![\w.'\"-])([a-z_]+)=(?!=)")
 _OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)(?: ('[^']*'|[^\s;,']+))?")
 _EDIT = re.compile(r"\bset (?P<fields>.+?) in config\.json")
@@ -20,6 +18,11 @@ _FIELD = re.compile(r"([\w.]+) to (\[[^\]]*\]|true|false|null|-?\d+)")
 _DELETE = re.compile(r"\b(?:delete|remove) (\S+\.(?:json|safetensors|bin))")
 _FOLDER = re.compile(r"\bpass the (?:path of one|file|folder): (\S[^;()]*)")
 _COMMAND = re.compile(r"`([^`]+)`")
+# Steps that nothing here can type: the text is a piece of advice, whatever else it names.
+_BY_HAND = re.compile(
+    r"\b(leave out|leave [a-z_]+= out|make the model|convert the files|load_adapter|instead of|rather than|"
+    r"belong to this|build the base|save (it )?again|beside)\b"
+)
 MAP = "`shardload doctor … --write-map map.json`"
 
 
@@ -43,6 +46,16 @@ class Typed:
             and not self.chosen
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the text can be typed as it is, with nothing to choose or to do by hand."""
+        return self.says_something and not _BY_HAND.search(self.text)
+
+    @property
+    def changes_files(self) -> bool:
+        """Whether the folder is another one afterwards."""
+        return bool(self.fields or self.deleted)
+
     def edit(self, folder: Path) -> None:
         """Do what the cure says to the files of the folder."""
         for name in self.deleted:
@@ -57,11 +70,6 @@ class Typed:
                     place = place[parent]
                 place[name] = value
             path.write_text(json.dumps(config))
-
-
-def choices(cure: str) -> list[str]:
-    """Return the cures of which one is enough."""
-    return list(cure.parts) if isinstance(cure, Cures) else [cure]
 
 
 def typed(text: str, *, as_command: bool = False) -> Typed:
@@ -81,10 +89,13 @@ def typed(text: str, *, as_command: bool = False) -> Typed:
         return steps
     for found in _KEYWORD.finditer(text):
         value = _literal(text[found.end() :])
-        if value is None:
+        try:
+            typed_value = ast.literal_eval(value or "…")
+        except (SyntaxError, ValueError):
             steps.chosen = True
         else:
-            steps.keywords[found[1]] = ast.literal_eval(value)
+            steps.keywords[found[1]] = typed_value
+            steps.chosen |= "…" in str(typed_value)
     return steps
 
 
