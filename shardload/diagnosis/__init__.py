@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shardload._system.gc_freeze import gc_frozen
 from shardload.diagnosis.ambiguous import AmbiguousRule
 from shardload.diagnosis.dropped import DroppedRule
 from shardload.diagnosis.headless import HeadlessRule
@@ -47,6 +48,7 @@ RULES: tuple[FindingRule, ...] = (
 )
 
 
+@gc_frozen
 def diagnose(case: Case) -> tuple[Finding, ...]:
     """Return the findings of every rule: first those that no map cures, then those that one does, then notes."""
     for rules in (SIGNATURES, RULES):

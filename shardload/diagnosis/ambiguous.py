@@ -39,7 +39,7 @@ class AmbiguousRule:
         if not both:
             return ()
         stored = case.solution.stored_names
-        keys = stored(key for olds, _ in both for family in olds for key in family.names())
+        keys = stored(key for olds, _ in both for family in olds for key in family.names)
         return (
             Finding(
                 "E-AMBIGUOUS",
@@ -92,8 +92,8 @@ def _taking(rival: Wrapping, rivals: Sequence[Wrapping]) -> str:
 
 
 def _line(case: Case, olds: Sequence[KeyFamily], news: Sequence[KeyFamily]) -> str:
-    names = case.solution.stored_names(key for family in olds for key in family.names())
+    names = case.solution.stored_names(key for family in olds for key in family.names)
     one = ", ".join(collapse(names))
-    two = ", ".join(collapse(key for family in news for key in family.names()))
+    two = ", ".join(collapse(key for family in news for key in family.names))
     shape = olds[0].shape
     return f"{one} could be {two}" + (f"  {list(shape)}" if shape is not None else "")

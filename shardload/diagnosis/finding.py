@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from shardload.diagnosis.pairing.solution import Solution
 from shardload.diagnosis.rule_text import as_names, rule_text
+from shardload.diagnosis.shape_pairs import mismatched_shapes
 from shardload.errors import Cures, Wording, keyword
 from shardload.errors.wording import plain_keywords
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from shardload.diagnosis.config_fields import Field
     from shardload.diagnosis.pairing.board import Link
+    from shardload.diagnosis.shape_pairs import ShapePair
     from shardload.keymap import Derived, KeyMap, Rule
 
 Shape = tuple[int, ...]
@@ -71,6 +73,11 @@ class Case:
         wanted = {key: shape for key, shape in self.slots.items() if key in open_slots or key in fitting}
         return Solution.of(stored, wanted, self.config, self.module_classes)
 
+    @cached_property
+    def shape_pairs(self) -> list[ShapePair]:
+        """The tensors whose names fit, perhaps after a rename, and whose shapes do not."""
+        return mismatched_shapes(self.solution)
+
     def nbytes(self, keys: Iterable[str]) -> int:
         """Return the bytes of stored tensors."""
         return sum(self.stored[key].nbytes for key in keys if key in self.stored)
@@ -107,8 +114,8 @@ class Finding:
     @classmethod
     def of_links(cls, case: Case, code: str, links: Sequence[Link], cause: str, rules: KeyMap) -> Finding:
         """Return the finding of links of one kind, with the rules that cure them."""
-        stored = {key for link in links for family in link.stored for key in family.names()}
-        made = {key for link in links for family in link.wanted for key in family.names()}
+        stored = {key for link in links for family in link.stored for key in family.names}
+        made = {key for link in links for family in link.wanted for key in family.names}
         return cls(
             code,
             cause,

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
 from shardload.diagnosis.pairing.words import words_of
-from shardload.diagnosis.shape_pairs import mismatched_shapes
+from shardload.diagnosis.shape_pairs import whole_templates
 from shardload.keymap import leaves
 from shardload.keys import collapse, ranges, split_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 
 class IncompleteRule:
@@ -19,13 +19,15 @@ class IncompleteRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding with the exact numbers that are stored, and those that are not."""
-        whole = {split_key(key)[0] for key in whole_keys(case)}
-        routed = {case.slots[key][0] for key in whole_keys(case) if case.slots[key] and is_router(key)}
+        whole = whole_templates(case.solution)
+        routed = {
+            shape[0] for template, shapes in whole.items() if is_router(template) for shape in shapes if shape
+        }
         found = []
-        for key, model, stored in mismatched_shapes(case):
+        for key, model, stored, template in case.shape_pairs:
             if not (model and stored) or model[1:] != stored[1:] or not stored[0] < model[0]:
                 continue
-            if split_key(key)[0] not in whole and model[0] not in routed:
+            if template not in whole and model[0] not in routed:
                 continue
             have = _counted(case, key)
             if have:
@@ -46,13 +48,6 @@ class IncompleteRule:
                 evidence=tuple(f"{key}: {ranges(stored)} are stored" for key, stored, _ in found[:4]),
             ),
         )
-
-
-def whole_keys(case: Case) -> Iterable[str]:
-    """Return the model's keys whose stored tensors have the model's shape."""
-    return (
-        key for key, shape in case.slots.items() if key in case.stored and case.stored[key].shape == shape
-    )
 
 
 def is_router(key: str) -> bool:

@@ -11,7 +11,7 @@ from shardload.keys import collapse, split_key
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector")
+_LORA = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector"})
 
 
 class OtherModelRule:
@@ -19,7 +19,12 @@ class OtherModelRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding; none where over a fifth of the keys have a place."""
-        adapter = [key for key in case.stored if any(part in _LORA for part in key.split("."))]
+        adapter = [
+            key
+            for family in case.solution.stored
+            if not _LORA.isdisjoint(family.segments)
+            for key in family.names
+        ]
         if (
             adapter
             and 2 * len(adapter) >= len(case.stored)
@@ -39,12 +44,12 @@ class OtherModelRule:
         if case.solution.rivals:
             return ()  # the tensors have a place, and several that would take it
         # A family may be in parts by now: layers.0.w and layers.1.w for layers.{}.w.
-        known = {split_key(key)[0] for key in case.slots}
+        known = {family.template for family in case.solution.wanted}
         strange = [
             key
             for family in case.solution.board.stored
-            for key in family.names()
-            if split_key(key)[0] not in known
+            if split_key(family.names[0])[0] not in known
+            for key in family.names
         ]
         left = len(strange)
         if len(case.stored) < 5 or 5 * left < 4 * len(case.stored):

@@ -60,7 +60,8 @@ def _by_keys(case: Case) -> tuple[str, list[str]] | None:
             return name, [key for key in case.unexpected if key.rpartition(".")[2] in signature]
     ends, name = _ENDS
     bases = [{key.removesuffix(end) for key in case.unexpected if key.endswith(end)} for end in ends]
-    packed = [key for key in case.missing if all(key in base for base in bases)]
+    both = set.intersection(*bases)
+    packed = [key for key in case.missing if key in both] if both else []
     return (name, [f"{key}{end}" for key in packed for end in ends]) if packed else None
 
 

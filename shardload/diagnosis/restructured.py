@@ -36,7 +36,7 @@ class RestructuredRule:
                 continue
             finding = Finding.of_links(case, code, links, cause, case.solution.cure.of(kind))
             said = tuple(dict.fromkeys(link.evidence for link in links if link.evidence))
-            keys = [key for link in links for family in link.stored for key in family.names()]
+            keys = [key for link in links for family in link.stored for key in family.names]
             if kind in {"drop", "transpose"}:
                 said += tuple(collapse(keys))
                 finding = replace(finding, evidence=())

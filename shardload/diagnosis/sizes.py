@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.config_fields import Field, explaining, field_of, is_same_change
 from shardload.diagnosis.finding import Case, Finding, change_of_config
-from shardload.diagnosis.incomplete import is_router, whole_keys
+from shardload.diagnosis.incomplete import is_router
 from shardload.diagnosis.pairing.words import words_of
-from shardload.diagnosis.shape_pairs import mismatched_shapes
+from shardload.diagnosis.shape_pairs import whole_templates
 from shardload.diagnosis.vocabulary import vocabulary_of
-from shardload.keys import collapse, split_key
+from shardload.keys import collapse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from shardload.diagnosis.finding import Shape
-    from shardload.diagnosis.shape_pairs import Pair
+    from shardload.diagnosis.pairing.key_family import KeyFamily
+    from shardload.diagnosis.shape_pairs import ShapePair
 
 _FIELDS = {
     "hidden size": ("hidden", "d_model", "n_embd", "dim", "width"),
@@ -32,7 +33,7 @@ class SizesRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding with every size that differs; none where shapes agree or nothing explains them."""
-        pairs = mismatched_shapes(case)
+        pairs = case.shape_pairs
         if not pairs or vocabulary_of(case, pairs):
             return ()  # E-VOCAB reports that
         changes = Changes(case, pairs)
@@ -59,24 +60,31 @@ class Changes:
     Sizes that follow from another change as a multiple of it (three times the hidden size) are no changes of their own.
     """
 
-    def __init__(self, case: Case, pairs: Sequence[Pair]) -> None:
+    def __init__(self, case: Case, pairs: Sequence[ShapePair]) -> None:
         self.found: dict[str, list[Field]] = {}
         self.lines: list[str] = []
         self._case = case
         self._by_the_whole()
         # Where one layer has the model's size and another has not, no number of the config is wrong.
-        self._whole = {split_key(key)[0]: case.slots[key] for key in whole_keys(case)}
-        sizes = {key: _sizes(model, stored) for key, model, stored in pairs}
-        alike: dict[tuple[int, int], list[str]] = {}
-        for key, each in sizes.items():
+        self._whole = whole_templates(case.solution)
+        # Keys of one template and one pair of shapes are judged together.
+        alike: dict[tuple[str, Shape, Shape], list[str]] = {}
+        for key, model, stored, template in pairs:
+            alike.setdefault((template, model, stored), []).append(key)
+        sizes = {group: _sizes(*group[1:]) for group in alike}
+        changed: dict[tuple[int, int], list[str]] = {}
+        for group, each in sizes.items():
             for change in each:
-                alike.setdefault(change, []).append(key)
-        # Of the keys of one template the first stands for all.
-        first = {(split_key(key)[0], change): key for key in reversed(sizes) for change in sizes[key]}
-        for (_, change), key in reversed(first.items()):
-            self._by_name(key, *change, alike[change])
+                changed.setdefault(change, []).extend(alike[group])
+        for template, change in dict.fromkeys(
+            (group[0], change) for group in sizes for change in sizes[group]
+        ):
+            self._by_name(template, *change, changed[change])
         self.explained = [
-            key for key, each in sizes.items() if each and all(self._explains(*change) for change in each)
+            key
+            for group, each in sizes.items()
+            if each and all(self._explains(*change) for change in each)
+            for key in alike[group]
         ]
 
     def _explains(self, model: int, stored: int) -> bool:
@@ -84,8 +92,8 @@ class Changes:
 
     def _by_the_whole(self) -> None:
         """Note the sizes that the shapes of many keys show together."""
-        have = infer_sizes({key: ref.shape for key, ref in self._case.stored.items()})
-        want = infer_sizes(self._case.slots)
+        have = infer_sizes(self._case.solution.stored)
+        want = infer_sizes(self._case.solution.wanted)
         for what, hints in _FIELDS.items():
             model, stored = want.get(what), have.get(what)
             if model is None or stored is None or model == stored:
@@ -95,12 +103,14 @@ class Changes:
             if name or not self._explains(model, stored):
                 self._note(what, [Field(name, model, stored)], what, model, stored)
 
-    def _by_name(self, key: str, model: int, stored: int, alike: Sequence[str]) -> None:
-        """Note the fields that a key's name and one of its sizes point to."""
-        if split_key(key)[0] in self._whole:
+    def _by_name(self, template: str, model: int, stored: int, alike: Sequence[str]) -> None:
+        """Note the fields that the name of some keys and one of their sizes point to."""
+        if template in self._whole:
             return
         fields = [
-            field for field in explaining(self._case.config, key, model, stored) if not self._is_right(field)
+            field
+            for field in explaining(self._case.config, template, model, stored)
+            if not self._is_right(field)
         ]
         known = {field.name for found in self.found.values() for field in found}
         own = [field for field in fields if field.value == model and field.name not in known]
@@ -114,7 +124,8 @@ class Changes:
         """Whether a tensor that fits shows the field's value: with another one it would not fit."""
         return any(
             size == field.value and field in explaining(self._case.config, key, size, field.new)
-            for key, shape in self._whole.items()
+            for key, shapes in self._whole.items()
+            for shape in shapes
             for size in shape
         )
 
@@ -132,7 +143,7 @@ def _sizes(model: Shape, stored: Shape) -> list[tuple[int, int]]:
     return [(one, two) for one, two in zip(model, stored, strict=True) if one != two]
 
 
-def infer_sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
+def infer_sizes(families: Iterable[KeyFamily]) -> dict[str, int]:
     """Return the sizes that keys and shapes show; a size that is not clear is left out.
 
     The hidden size is the most frequent length of a norm, the feed-forward size the columns of the down projection, the
@@ -140,15 +151,16 @@ def infer_sizes(shapes: Mapping[str, Shape]) -> dict[str, int]:
     """
     norms: Counter[int] = Counter()
     found: dict[str, Counter[int]] = {name: Counter() for name in _FIELDS}
-    for key, shape in shapes.items():
-        segments = key.split(".")
+    for family in families:
+        segments = family.segments
         words = {word for segment in segments[-3:] for word in words_of(segment)}
-        if len(shape) == 1 and "norm" in words and segments[-1] == "weight":
-            norms[shape[0]] += 1
-        elif len(shape) == 2:
-            if "down" in words and "experts" not in words:
-                found["feed-forward size"][shape[1]] += 1
-            elif is_router(key):
-                found["number of experts"][shape[0]] += 1
+        for shape, count in Counter(family.members.values()).items():
+            if len(shape) == 1 and "norm" in words and segments[-1] == "weight":
+                norms[shape[0]] += count
+            elif len(shape) == 2:
+                if "down" in words and "experts" not in words:
+                    found["feed-forward size"][shape[1]] += count
+                elif is_router(family.template):
+                    found["number of experts"][shape[0]] += count
     found["hidden size"] = norms
     return {name: counts.most_common(1)[0][0] for name, counts in found.items() if counts}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
 from shardload.diagnosis.pairing.words import words_of
-from shardload.diagnosis.shape_pairs import mismatched_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,14 +20,14 @@ class TensorParallelRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that declines the file: the other ranks' files are needed."""
-        pairs = mismatched_shapes(case)
-        degrees = Counter(_degree(model, stored) for _, model, stored in pairs)
+        pairs = case.shape_pairs
+        degrees = {_degree(*shapes) for shapes in {(pair.model, pair.stored) for pair in pairs}}
         if len(degrees) != 1 or 0 in degrees:
             return ()
         degree = next(iter(degrees))
         matrices = sum(len(ref.shape) == 2 for ref in case.stored.values())
         if 3 * len(pairs) < 2 * matrices and not (
-            degree > 2 and all(_is_embedding(key) for key, _, _ in pairs)
+            degree > 2 and all(_is_embedding(pair.template) for pair in pairs)
         ):
             return ()  # nearly every matrix of a rank is a part
         norms = [
@@ -44,7 +42,7 @@ class TensorParallelRule:
         ]
         if norms and len(whole) < len(norms):
             return ()
-        key, model, stored = pairs[0]
+        key, model, stored, _ = pairs[0]
         return (
             Finding(
                 "E-RANK",

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from shardload.diagnosis.config_fields import Field, explaining, fields_of, is_table
 from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.pairing.words import words_of
-from shardload.diagnosis.shape_pairs import mismatched_shapes
 from shardload.errors import Cures
 from shardload.keys import collapse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardload.diagnosis.shape_pairs import Pair
+    from shardload.diagnosis.shape_pairs import ShapePair
 
 _MOST = 4  # tensors with one row per token: embedding and head, of an encoder and of a decoder
 
@@ -32,11 +31,11 @@ class VocabularyRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that says which vocabulary size the checkpoint has."""
-        pairs = mismatched_shapes(case)
+        pairs = case.shape_pairs
         found = vocabulary_of(case, pairs)
         if found is None:
             return ()
-        keys = [key for key, _, _ in pairs]
+        keys = [pair.key for pair in pairs]
         change = {"the vocabulary size": [Field(found.field, found.wanted, found.have)]}
         cures = [change_of_config(change, " (nothing is lost)")]
         if found.have > found.wanted:
@@ -57,15 +56,15 @@ class VocabularyRule:
         )
 
 
-def vocabulary_of(case: Case, pairs: Sequence[Pair]) -> Vocabulary | None:
+def vocabulary_of(case: Case, pairs: Sequence[ShapePair]) -> Vocabulary | None:
     """Return the two vocabulary sizes where nothing else differs; None where another field fits better."""
-    if not pairs or len(pairs) > _MOST or any(not one or one[1:] != two[1:] for _, one, two in pairs):
+    if not pairs or len(pairs) > _MOST or any(not one or one[1:] != two[1:] for _, one, two, _ in pairs):
         return None
-    rows = {(model[0], stored[0]) for _, model, stored in pairs}
+    rows = {(pair.model[0], pair.stored[0]) for pair in pairs}
     if len(rows) != 1:
         return None
     wanted, have = next(iter(rows))
-    keys = [key for key, _, _ in pairs]
+    keys = [pair.key for pair in pairs]
     named = [
         name
         for name, value in fields_of(case.config)

@@ -44,6 +44,10 @@ class Drop(RuleBase):
         template = key_template(self.pattern)
         return bool(template.placeholders) and "".join(template.placeholders) != self.pattern
 
+    def ends(self) -> tuple[str, str]:
+        """Return what every key that this drops begins and ends with."""
+        return key_template(self.pattern).ends if self._is_template else ("", "")
+
     def apply(self, key: str) -> str | None:
         """Return None for a key that is dropped, else the key. A key that equals the pattern is dropped too."""
         if key == self.pattern:

@@ -67,6 +67,11 @@ class KeyTemplate:
         return self._pattern is None
 
     @property
+    def ends(self) -> tuple[str, str]:
+        """What every key that the template matches begins and ends with."""
+        return self._prefix, self._suffix
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The placeholders in order, offsets as `{}`: both sides of a rule must have the same."""
         return tuple("{}" if p[1] in "+-" else p for p in self.placeholders)

@@ -11,7 +11,7 @@ from shardload.keymap.rule import refuse_clashes
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from shardload.keymap.derived import Derived
     from shardload.keymap.rule import Rule
@@ -58,34 +58,40 @@ class _Run:
     def __init__(self, rules: Sequence[Rename | Drop]) -> None:
         self._rules = rules
         self._literal: dict[str, list[int]] = {}
-        self._others: list[int] = []
+        # With what a key begins and ends: most rules are passed over by that, without a call.
+        self._others: list[tuple[int, str, str, Callable[[str], str | None]]] = []
         for place, rule in enumerate(rules):
             if isinstance(rule, Rename) and not rule.everywhere and "{" not in rule.source:
                 self._literal.setdefault(rule.source, []).append(place)
             else:
-                self._others.append(place)
+                self._others.append((place, *rule.ends(), rule.apply))
 
     def apply(self, key: str, claimed: list[int]) -> str | None:
         """Return the name of a key after all rules, or None where it is dropped."""
         current = key
-        after = -1
-        while True:
-            place = next((at for at in self._literal.get(current, ()) if at > after), len(self._rules))
-            for other in self._others:
-                if after < other < place:
-                    new = self._rules[other].apply(current)
-                    if new is None:
-                        claimed[other] += 1
-                        return None
-                    if new != current:
-                        claimed[other] += 1
-                        current, after = new, other
-                        break
-            else:
-                if place == len(self._rules):
-                    return current
-                claimed[place] += 1
-                current, after = self._rules[place].apply(current) or current, place
+        place = self._next(current, -1)
+        for other, begin, end, change in self._others:
+            while place < other:
+                current, place = self._literally(current, place, claimed)
+            if current.startswith(begin) and current.endswith(end) and (new := change(current)) != current:
+                claimed[other] += 1
+                if new is None:
+                    return None
+                current, place = new, self._next(new, other)
+        while place < len(self._rules):
+            current, place = self._literally(current, place, claimed)
+        return current
+
+    def _next(self, key: str, after: int) -> int:
+        """Return the place of the next rule for this one key."""
+        places = self._literal.get(key)
+        end = len(self._rules)
+        return next((place for place in places if place > after), end) if places else end
+
+    def _literally(self, key: str, place: int, claimed: list[int]) -> tuple[str, int]:
+        claimed[place] += 1
+        new = self._rules[place].apply(key) or key
+        return new, self._next(new, place)
 
 
 def second_views(rules: Iterable[Rule], tensors: Mapping[str, Derived]) -> set[str]:

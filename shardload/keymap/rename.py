@@ -38,6 +38,10 @@ class Rename(RuleBase):
         key_template(self.target).require(offsets=True)
         same_placeholders(self.source, self.target)
 
+    def ends(self) -> tuple[str, str]:
+        """Return what every key that this renames begins and ends with."""
+        return ("", "") if self.everywhere else key_template(self.source).ends
+
     def apply(self, key: str) -> str | None:
         """Return the new key, or the same key where the template does not match."""
         if self.everywhere:

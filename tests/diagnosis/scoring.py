@@ -74,7 +74,7 @@ def score(pair: Pair) -> Score:
         for link in case.solution.board.links
         if link.confidence >= SURE and not link.unproven
         for family in link.wanted
-        for key in family.names()
+        for key in family.names
     }
     wrong = sorted(sure - right)
     missed = [key for key in pair.new if key not in right]

@@ -1,4 +1,4 @@
-"""Ninety thousand keys: how often names are weighed and keys are cut up, and the memory that it takes."""
+"""Ninety thousand keys: how often names are weighed and keys are cut up, the memory, and the calls for each key."""
 
 from __future__ import annotations
 
@@ -61,7 +61,39 @@ def test_ninety_thousand_keys():
     keys = int(count)
     assert keys > 89_000
     assert int(scores) < 2_000  # families are weighed, never keys
-    assert int(splits) <= 3 * keys
+    assert int(splits) <= keys  # a module's tensors share the cut of its path
     assert int(nbytes) < 300 * 2**20
     assert cured == "True"
     assert codes == ["E-WRAP", "E-RENAME"]
+
+
+CALLS = """
+import sys
+from benchmarks.probes.doctor import CONFIG, cases
+from shardload.diagnosis import diagnose
+from shardload.diagnosis.finding import Case
+from tests.diagnosis.headers import refs
+
+def counted(stored, wanted):
+    case, calls = Case.of(wanted, refs(stored), CONFIG), [0]
+    def count(frame, event, argument):
+        calls[0] += event in {"call", "c_call"}
+    sys.setprofile(count)
+    try:
+        diagnose(case)
+    finally:
+        sys.setprofile(None)
+    return calls[0] / len(stored)
+
+for layers in (9, 18):
+    stored, wanted = cases(layers)
+    print(len(stored), *(round(counted(stored, keys), 1) for keys in list(wanted.values())[1:]))
+"""
+
+
+def test_the_calls_for_each_key_are_few_and_do_not_grow():
+    small, large = (list(map(float, line.split())) for line in run_python(CALLS).stdout.splitlines())
+    assert large[0] == 2 * small[0]
+    for calls, most in zip(large[1:], (115, 130, 120), strict=True):
+        assert calls < most, (small, large)
+    assert all(many < few * 1.05 for few, many in zip(small[1:], large[1:], strict=True)), (small, large)

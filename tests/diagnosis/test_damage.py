@@ -22,7 +22,7 @@ def doubtful(case):
         for link in case.solution.board.links
         if link.unproven
         for family in link.wanted
-        for key in family.names()
+        for key in family.names
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from shardload.diagnosis import diagnose, sizes
 from shardload.diagnosis.config_fields import explaining
 from shardload.diagnosis.finding import Case
-from shardload.diagnosis.shape_pairs import mismatched_shapes
+from shardload.diagnosis.pairing.key_family import families_of
 from shardload.diagnosis.sizes import SizesRule, infer_sizes
 from shardload.keymap import KeyMap
 from tests.diagnosis.headers import case_of, refs
@@ -18,7 +18,7 @@ CONFIG = {"hidden_size": 16, "intermediate_size": 44, "vocab_size": 60, "num_loc
 
 @pytest.mark.parametrize("name", ["decoder", "two towers", "experts"])
 def test_sizes_are_those_that_the_keys_were_made_with(name):
-    found = infer_sizes(key_set(name, 2)[0])
+    found = infer_sizes(families_of(key_set(name, 2)[0]))
     assert found["hidden size"] == SIZES["d"]
     if name != "experts":
         assert found["feed-forward size"] == SIZES["f"]
@@ -48,7 +48,7 @@ def test_a_size_that_differs_is_said_with_its_field(monkeypatch, letter, size, w
     assert line.startswith(f"{what}: {size} in the checkpoint, {SIZES[letter]} in the model")
     assert line.endswith(f"config.json says {cure.partition(' ')[0]} = {SIZES[letter]}")
     assert cure in str(finding.cure)
-    assert finding.explained == len(mismatched_shapes(case))
+    assert finding.explained == len(case.shape_pairs)
     assert finding.nbytes == case.nbytes(case.shape_mismatches)
 
 
@@ -61,9 +61,9 @@ def test_no_finding_where_shapes_agree_or_only_the_vocabulary_differs(monkeypatc
 def test_a_shape_is_compared_with_the_slot_that_a_rename_leads_to(monkeypatch):
     wanted = key_set("decoder", 2)[0]
     stored = {f"module.{key}": shape for key, shape in other(monkeypatch, f=64).items()}
-    pairs = mismatched_shapes(case_of(stored, wanted))
-    assert {key.split(".")[-2] for key, _, _ in pairs} == {"gate_proj", "up_proj", "down_proj"}
-    assert all(model == wanted[key] != found for key, model, found in pairs)
+    pairs = case_of(stored, wanted).shape_pairs
+    assert {pair.key.split(".")[-2] for pair in pairs} == {"gate_proj", "up_proj", "down_proj"}
+    assert all(pair.model == wanted[pair.key] != pair.stored for pair in pairs)
 
 
 def stacked(experts: int, layers: int = 2):

@@ -46,7 +46,7 @@ class Cure:
         """Return families without a link that a rule for their neighbours gives a name of the model's."""
         if not self.renames.rules:
             return []
-        open_names = {name for family in board.wanted for name in family.names()}
+        open_names = {name for family in board.wanted for name in family.names}
         return [
             family
             for family in board.stored

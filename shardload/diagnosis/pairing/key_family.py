@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shardload.keys import split_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from shardload.keys import Indices
 
@@ -51,14 +51,17 @@ class KeyFamily:
     @cached_property
     def unordered(self) -> frozenset[tuple[Indices, Shape]]:
         """The signature, with the last two dimensions sorted (of matrices and stacks of matrices)."""
-        if all(len(shape) not in {2, 3} or shape[-2] <= shape[-1] for shape in set(self.members.values())):
+        turned = {shape: _sorted(shape) for shape in set(self.members.values())}
+        if all(before == after for before, after in turned.items()):
             return self.signature
-        return frozenset((indices, _sorted(shape)) for indices, shape in self.members.items())
+        return frozenset((indices, turned[shape]) for indices, shape in self.members.items())
 
     @cached_property
     def from_zero(self) -> frozenset[tuple[Indices, Shape]]:
         """The unordered signature, with the numbers at each position counted from the lowest."""
-        low = tuple(min(indices[place] for indices in self.members) for place in range(self.arity))
+        low = tuple(map(min, zip(*self.members, strict=True)))
+        if not any(low):
+            return self.unordered
         return frozenset(
             (tuple(index - least for index, least in zip(indices, low, strict=True)), shape)
             for indices, shape in self.unordered
@@ -73,9 +76,13 @@ class KeyFamily:
         """Return the key that has the given indices."""
         return fill(self.template, indices)
 
-    def names(self) -> list[str]:
-        """Return its keys."""
-        return [self.key(indices) for indices in self.members]
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """Its keys."""
+        if not self.arity:
+            return [self.template]
+        pattern = self.template.replace("%", "%%").replace("{}", "%d")
+        return [pattern % indices for indices in self.members]
 
     def where(self, indices: Iterable[Indices]) -> KeyFamily:
         """Return the part of the family that has the given indices."""
@@ -117,7 +124,27 @@ def fill(template: str, indices: Indices) -> str:
 def families_of(shapes: Mapping[str, Shape]) -> list[KeyFamily]:
     """Return the families of some keys, in order of first appearance."""
     groups: dict[str, dict[Indices, Shape]] = {}
+    parts: dict[str, tuple[str, Indices]] = {}
     for key, shape in shapes.items():
-        template, indices = split_key(key)
-        groups.setdefault(template, {})[indices] = shape
+        template, indices = _split(key, parts)
+        group = groups.get(template)
+        if group is None:
+            group = groups[template] = {}
+        group[indices] = shape
     return [KeyFamily(template, members) for template, members in groups.items()]
+
+
+def _split(key: str, parts: dict[str, tuple[str, Indices]]) -> tuple[str, Indices]:
+    """Return what `split_key` does. Keys share their paths, and their ends are few: `parts` has what both became."""
+    names = key.rsplit(".", 2)
+    if len(names) < 3 or "{" in key:
+        return split_key(key)
+    path = names[0]
+    end = f"{names[1]}.{names[2]}"
+    first = parts.get(path)
+    if first is None:
+        first = parts[path] = split_key(path)
+    last = parts.get(end)
+    if last is None:
+        last = parts[end] = split_key(end)
+    return f"{first[0]}.{last[0]}", first[1] + last[1]

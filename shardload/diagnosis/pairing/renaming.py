@@ -41,10 +41,19 @@ def pair_renamed(board: Board, *, least: float = 0.35, alone: bool = False) -> N
 
 def pair(board: Board, bucket: Callable[[KeyFamily], Hashable], *, least: float, alone: bool = False) -> None:
     """Link families of the same bucket by their names."""
+    # A bucket is what the numbers and shapes of thousands of keys have in common: each is compared once, then counted.
+    numbers: dict[KeyFamily, int] = {}
+    seen: dict[Hashable, int] = {}
+
+    def number(family: KeyFamily) -> int:
+        if family not in numbers:
+            numbers[family] = seen.setdefault(bucket(family), len(seen))
+        return numbers[family]
+
     for step in _STEPS:
         while True:
             accepted = [
-                choice for choice in _choices(board, bucket) if _is_clear(choice, step, least, alone=alone)
+                choice for choice in _choices(board, number) if _is_clear(choice, step, least, alone=alone)
             ]
             board.add(*[_link(board, choice) for choice in accepted])
             if not accepted:
@@ -82,9 +91,9 @@ def _confidence(score: float, margin: float, words: float) -> float:
     return round(min(sure, 0.5 + 0.5 * min(words * 1.3, 1.0)), 3)
 
 
-def _choices(board: Board, bucket: Callable[[KeyFamily], Hashable]) -> list[Choice]:
+def _choices(board: Board, bucket: Callable[[KeyFamily], int]) -> list[Choice]:
     """Return the pairs that are best for both sides, the widest margin first."""
-    buckets: dict[Hashable, tuple[list[KeyFamily], list[KeyFamily]]] = defaultdict(lambda: ([], []))
+    buckets: dict[int, tuple[list[KeyFamily], list[KeyFamily]]] = defaultdict(lambda: ([], []))
     for family in board.stored:
         buckets[bucket(family)][0].append(family)
     for family in board.wanted:

@@ -134,7 +134,7 @@ class Solution:
         """The stored keys -> their names without wrappings."""
         found: dict[str, str] = {}
         for before, after in zip(self.stored, self.unwrapped, strict=True):
-            found |= dict(zip(before.names(), after.names(), strict=True))
+            found |= dict(zip(before.names, after.names, strict=True))
         return found
 
     def stored_names(self, names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from shardload.diagnosis.pairing.layouts import HALVES, telling_segment
 from shardload.diagnosis.pairing.words import words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily, Shape
@@ -73,7 +73,8 @@ _Layers = dict[tuple[object, int, str], list[tuple["KeyFamily", int]]]
 
 def _candidates(board: Board, *, stacks: bool) -> Iterator[_Found]:
     flats, talls = (board.stored, board.wanted) if stacks else (board.wanted, board.stored)
-    layers = _layers(flats)
+    sizes = {(len(shape), shape[0]) for tall in talls if (shape := tall.shape)}
+    layers = _layers(flats, sizes)
     for tall in talls:
         shape = tall.shape
         if shape is None or len(shape) < 2:
@@ -88,12 +89,16 @@ def _candidates(board: Board, *, stacks: bool) -> Iterator[_Found]:
                 yield from _together(board, tall, pair, counted, shape, stacks=stacks)
 
 
-def _layers(flats: Sequence[KeyFamily]) -> _Layers:
-    """Return families by their other indices and by how far one of their indices counts."""
+def _layers(flats: Sequence[KeyFamily], sizes: Container[tuple[int, int]]) -> _Layers:
+    """Return families by their other indices and by how far one of their indices counts.
+
+    `sizes` are the numbers of dimensions, and the first of them, of the tensors that are looked for.
+    """
     layers: _Layers = defaultdict(list)
     for flat in flats:
         for counted in range(flat.arity if flat.shape is not None else 0):
-            height = _height(flat, counted)
+            count = 1 + max(indices[counted] for indices in flat.members)
+            height = _height(flat, counted) if (len(flat.shape or ()) + 1, count) in sizes else 0
             if height:
                 rest = frozenset((*i[:counted], *i[counted + 1 :]) for i in flat.members)
                 layers[(rest, height, leaf_of(flat.template))].append((flat, counted))

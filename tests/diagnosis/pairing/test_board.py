@@ -9,9 +9,9 @@ from tests.diagnosis.pairing.families import board_of, family
 
 def open_keys(board):
     return (
-        sorted(name for f in board.stored for name in f.names()),
-        sorted(name for f in board.wanted for name in f.names()),
-        sorted(name for f in board.exact for name in f.names()),
+        sorted(name for f in board.stored for name in f.names),
+        sorted(name for f in board.wanted for name in f.names),
+        sorted(name for f in board.exact for name in f.names),
     )
 
 

@@ -24,7 +24,7 @@ def test_keys_become_families_and_families_keys():
     }
     again = {f.key(indices): shape for f in families for indices, shape in f.members.items()}
     assert again == shapes
-    assert [name for f in families for name in f.names()] == list(again)
+    assert [name for f in families for name in f.names] == list(again)
 
 
 def test_a_shape_is_one_only_where_all_are_alike():
@@ -47,7 +47,7 @@ def test_what_makes_two_families_alike():
 def test_parts_by_index():
     whole = family("a.{}.{}", (2,), 2, 3)
     part = whole.where([(0, 1), (1, 2)])
-    assert part.names() == ["a.0.1", "a.1.2"]
+    assert part.names == ["a.0.1", "a.1.2"]
     assert whole.without(part.members).index == whole.index - part.index
     assert whole.without([]) is whole
 

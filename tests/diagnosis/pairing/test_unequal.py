@@ -11,7 +11,7 @@ def test_the_layers_that_both_sides_have_are_linked():
     board = board_of(keys((4, 4), "h.{}.attn.q.weight", 3), keys((4, 4), "layers.{}.attn.q_proj.weight", 2))
     pair_other_layers(board)
     assert links(board) == [("rename", ["h.{}.attn.q.weight"], ["layers.{}.attn.q_proj.weight"])]
-    assert [family.names() for family in board.stored] == [["h.2.attn.q.weight"]]
+    assert [family.names for family in board.stored] == [["h.2.attn.q.weight"]]
 
 
 def test_lists_that_begin_at_different_numbers_are_not_linked_by_equal_ones():

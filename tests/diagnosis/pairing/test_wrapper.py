@@ -15,7 +15,7 @@ MODEL = {f"layers.{n}.{name}": (4, 4) for n in range(3) for name in ("q.weight",
 def unwrapped(stored, wanted=MODEL):
     found = unwrap(families_of(stored), families_of(wanted))
     wrappings, families = found.wrappings, found.families
-    keys = [name for f in families for name in f.names()]
+    keys = [name for f in families for name in f.names]
     for wrapping in wrappings:  # the rule of each does to the keys what was done to the families
         stored = {wrapping.key_map.apply(key): shape for key, shape in stored.items()}
     assert sorted(stored) == sorted(keys)
