@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from shardload.adapters.adapter_report import shown
 from shardload.errors import UsageError
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from shardload.adapters.adapter_report import AdapterFault
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import Derived
-    from shardload.tensor_ref import TensorRef
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,16 @@ class AdapterFile:
     def label(self) -> str:
         """The weight file for messages: folder or `org/name@commit`, then the file."""
         return f"{self.checkpoint.label}/{self.weights}"
+
+    @property
+    def tensors(self) -> dict[str, TensorRef]:
+        """The stored tensors, each in one place. Raises UnsupportedError where one lies in several pieces."""
+        refs = {name: ref for name, ref in self.checkpoint.tensors.items() if isinstance(ref, TensorRef)}
+        if len(refs) != len(self.checkpoint.tensors):
+            from shardload.checkpoint.items import in_one_piece
+
+            return in_one_piece(self.checkpoint.tensors, self.checkpoint.label)
+        return refs
 
     @property
     def config_label(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -11,13 +11,14 @@ from shardload._system.file_identity import file_identity
 from shardload._system.file_kind import HEAD_BYTES
 from shardload.checkpoint.formats import FORMATS
 from shardload.checkpoint.formats.not_a_checkpoint import explain
-from shardload.checkpoint.index import WeightFiles, disagreement, find_weight_files
+from shardload.checkpoint.index import DISTRIBUTED, WeightFiles, disagreement, find_weight_files
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
 from shardload.checkpoint.stage import Stage
 from shardload.checkpoint.unfinished import cure_of
 from shardload.dtypes import FLOATS
 from shardload.errors import AccessError, CorruptError, NotFoundError
+from shardload.keymap.derived import Joined
 from shardload.keys import collapse
 from shardload.keywords import entry_point, place_of
 
@@ -59,7 +60,8 @@ class Checkpoint:
         >>> checkpoint.format, checkpoint.nbytes
         ('safetensors', 40)
 
-    `tensors` maps each key to its TensorRef, in file order. `objects` are entries of pickled state dicts that
+    `tensors` maps each key to its TensorRef, in file order; a tensor that a distributed checkpoint holds in several
+    pieces is a Joined. `objects` are entries of pickled state dicts that
     are not tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
     `metadata` is what the safetensors headers hold besides tensors. `warnings` are lines to show to the user.
     `identities` show whether a local file was replaced after its header was read. `named` is the file that the
@@ -68,7 +70,7 @@ class Checkpoint:
 
     source: Source
     format: str
-    tensors: Mapping[str, TensorRef]
+    tensors: Mapping[str, Derived]
     shards: tuple[ShardInfo, ...]
     config: dict[str, Any] | None = None
     index: str | None = None
@@ -127,11 +129,13 @@ class Checkpoint:
         unknown name, with the nearest ones, UsageError for an invalid region, CorruptError for a file that changed.
         """
         from shardload.checkpoint.items import no_tensor
-        from shardload.checkpoint.shard import read_tensor
+        from shardload.checkpoint.shard import read_region, read_tensor
 
         ref = self.tensors.get(name)
         if ref is None:
             raise no_tensor([name], self.tensors, where=self.label)
+        if isinstance(ref, Joined):
+            return self.read_derived(ref) if region is None else read_region(ref, region, self.read_derived)
         expected = self.identities.get(ref.shard)
         return read_tensor(self.source.open(ref.shard), ref, region, expected, self._mappings)
 
@@ -243,14 +247,26 @@ def read_checkpoint(
     `named` is the file that the caller named: a broken config.json beside it is a warning. `state_dict` names one of
     several in a file, `stage` a part to read.
     """
-    files = files if stage is None else stage.files(files)
+    folder = None
+    if files.index == DISTRIBUTED:
+        from shardload.checkpoint.formats.dcp import DcpFolder
+
+        folder = DcpFolder(source, DISTRIBUTED, state_dict, stage)
+        files = replace(files, shards=folder.files)
+    elif stage is not None:
+        files = stage.files(files)
     shards = _open_shards(source, files)
     # A file on the Hub is named by its commit and can't change.
     identities = {file.name: file_identity(file.local_path()) for file in shards if source.is_local}
-    formats, headers = _read_headers(shards, state_dict, remote=source.revision is not None)
-    if stage is not None:
-        headers = stage.headers(headers, source.label)
-    tensors = _merge(source, files, headers)
+    tensors: Mapping[str, Derived]
+    if folder is not None:
+        names = [folder.format]
+        headers, tensors = folder.read(shards)
+    else:
+        names, headers = _read_headers(shards, state_dict, remote=source.revision is not None)
+        if stage is not None:
+            headers = stage.headers(headers, source.label)
+        tensors = _merge(source, files, headers)
     warnings = [*getattr(source, "warnings", ()), *files.notes]
     if files.weight_map and (unlisted := [key for key in tensors if key not in files.weight_map]):
         warnings.append(f"{files.index} leaves out what is loaded too: {', '.join(collapse(unlisted)[:8])}")
@@ -264,7 +280,7 @@ def read_checkpoint(
         )
     return Checkpoint(
         source=source,
-        format=" + ".join(dict.fromkeys(fmt.name for fmt in formats)),
+        format=" + ".join(dict.fromkeys(names)),
         tensors=MappingProxyType(tensors),
         shards=tuple(
             ShardInfo(file.name, file.size, len(header.tensors), sum(ref.nbytes for ref in header.tensors))
@@ -306,10 +322,10 @@ def _open_shards(source: Source, files: WeightFiles) -> list[SourceFile]:
 
 def _read_headers(
     shards: list[SourceFile], state_dict: str | None, *, remote: bool
-) -> tuple[list[Format], list[Header]]:
-    def read(file: SourceFile) -> tuple[Format, Header]:
+) -> tuple[list[str], list[Header]]:
+    def read(file: SourceFile) -> tuple[str, Header]:
         fmt = format_of(file)
-        return fmt, fmt.read_header(file, state_dict)
+        return fmt.name, fmt.read_header(file, state_dict)
 
     if remote:
         from concurrent.futures import ThreadPoolExecutor
@@ -319,7 +335,7 @@ def _read_headers(
             pairs = list(pool.map(read, shards))
     else:
         pairs = [read(file) for file in shards]
-    return [fmt for fmt, _ in pairs], [header for _, header in pairs]
+    return [name for name, _ in pairs], [header for _, header in pairs]
 
 
 def format_of(file: SourceFile) -> Format:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from shardload.checkpoint.json_file import read_json
 from shardload.checkpoint.unfinished import cure_of
-from shardload.errors import CorruptError, Cures, NotFoundError, ShardloadError, UsageError, Wording
+from shardload.errors import (
+    CorruptError,
+    Cures,
+    NotFoundError,
+    ShardloadError,
+    UnsupportedError,
+    UsageError,
+    Wording,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -18,7 +26,11 @@ if TYPE_CHECKING:
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _INDEX_SUFFIX = ".index.json"
 _NUMBERED = re.compile(r"(?P<stem>.*?)[-_]?(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>\..*)")
+_OF_RANK = re.compile(r"rank[-_]?\d+[._]")
 _SHOWN = 8  # faults of an index
+DISTRIBUTED = ".metadata"
+"""The file that lists the tensors of a distributed checkpoint of torch, whose weight files end in `.distcp`."""
+_PART_OF_DISTRIBUTED = ".distcp"
 NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
 """How the names of a trainer's other files begin."""
 
@@ -45,6 +57,8 @@ def find_weight_files(source: Source, *, only: str | None = None, variant: str |
     Hub. Raises NotFoundError, UsageError or CorruptError.
     """
     if only is not None:
+        if only == DISTRIBUTED or only.endswith(_PART_OF_DISTRIBUTED):
+            return _distributed(source)
         return _read_index(source, only) if only.endswith(_INDEX_SUFFIX) else WeightFiles((only,))
     names = source.names()
     present = set(names)
@@ -110,6 +124,8 @@ def _set_beside(source: Source, names: Sequence[str]) -> WeightFiles | None:
 def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
     """Return weight files with other names if they are unambiguous: one index, one numbered set, or one file."""
     top = [name for name in names if "/" not in name]
+    if any(name.endswith(_PART_OF_DISTRIBUTED) for name in top):
+        return _distributed(source)
     others = [name for name in top if name.endswith(f"weight_map{_INDEX_SUFFIX}")]  # accelerate's
     for suffix in _WEIGHT_SUFFIXES:
         indexes = [name for name in top if name.endswith(suffix + _INDEX_SUFFIX)]
@@ -125,12 +141,28 @@ def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
     raise _no_checkpoint(source, names)
 
 
+def _distributed(source: Source) -> WeightFiles:
+    """Return a distributed checkpoint of torch; its list names the shards. A file of it that was named is all of it."""
+    try:
+        source.open(DISTRIBUTED)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{source.label} holds a distributed checkpoint without its list of tensors",
+            where=f"{source.label}: the hidden file {DISTRIBUTED} is not there",
+            cure=f"copy {DISTRIBUTED} too; where it was never written the save did not end: use an earlier one",
+            code="E-SHARDS",
+        ) from error
+    return WeightFiles((), DISTRIBUTED)
+
+
 def _no_checkpoint(source: Source, names: Sequence[str]) -> NotFoundError:
     usual: str = Wording(
         "pass the folder, the repo or the file that holds the weights ({subfolder} for a folder inside a repo)",
         subfolder=...,
     )
-    weights = [name.rpartition("/") for name in names if "/" in name and name.endswith(_WEIGHT_SUFFIXES)]
+    suffixes = (*_WEIGHT_SUFFIXES, _PART_OF_DISTRIBUTED)
+    weights = [name.rpartition("/") for name in names if "/" in name and name.endswith(suffixes)]
+    weights = [each for each in weights if not each[0].rpartition("/")[2].startswith(NOT_WEIGHTS)] or weights
     inner = [folder for folder, _, name in weights if not name.startswith((*NOT_WEIGHTS, "adapter_"))]
     inner = inner or [folder for folder, _, name in weights if name.startswith("adapter_")]
     if inner:
@@ -140,7 +172,7 @@ def _no_checkpoint(source: Source, names: Sequence[str]) -> NotFoundError:
     else:
         from shardload.checkpoint.other_files import cure_by_names
 
-        usual = cure_by_names(source, names) or usual
+        usual = cure_by_names(names) or usual
     top = sum("/" not in name for name in names)
     among = f"its {top} files" if top == len(names) else f"the {top} files outside its folders"
     return NotFoundError(
@@ -154,6 +186,14 @@ def _numbered_set(source: Source, files: list[str]) -> tuple[str, ...]:
     """Return `x-00001-of-00007` … as shards if the set is whole. Raises UsageError, NotFoundError."""
     matches = [_NUMBERED.fullmatch(name) for name in files]
     sets = {(m["stem"], m["total"], m["rest"]) for m in matches if m}
+    if files and all(map(_OF_RANK.search, files)):
+        raise UnsupportedError(
+            f"{source.label} holds what each rank had, and no list says how the parts make a whole",
+            where=", ".join(files[:8]),
+            cure="save over ranks by torch.distributed.checkpoint.save (FSDP: SHARDED_STATE_DICT), or gather the state "
+            "dict first (FULL_STATE_DICT): both are read",
+            code="E-FORMAT",
+        )
     if len(sets) != 1 or not all(matches):
         raise UsageError(
             f"{source.label} holds several weight files and no index that orders them",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.shard import reading_order
-from shardload.errors import NotFoundError, UsageError, keyword
+from shardload.errors import NotFoundError, UnsupportedError, UsageError, keyword
 from shardload.keymap.assembly import Joins
 from shardload.keys import nearest
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -56,6 +58,22 @@ def no_tensor(names: list[str], tensors: Iterable[str], *, where: str) -> NotFou
         where=where,
         cure=f"the nearest names: {', '.join(map(repr, near))}" if near else None,
     )
+
+
+def in_one_piece(tensors: Mapping[str, Derived], where: str) -> dict[str, TensorRef]:
+    """Return the tensors of the checkpoint `where` by name, each in one place of one file.
+
+    Raises UnsupportedError where a distributed checkpoint holds a tensor in several pieces: `convert` joins them.
+    """
+    refs = {name: ref for name, ref in tensors.items() if isinstance(ref, TensorRef)}
+    if len(refs) != len(tensors):
+        name = next(name for name in tensors if name not in refs)
+        raise UnsupportedError(
+            f"{name} lies in several pieces, and this needs tensors in one piece",
+            where=where,
+            cure=f"join them first: shardload convert {quote(where)} -o joined",
+        )
+    return refs
 
 
 def read_in_order(

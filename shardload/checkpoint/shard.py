@@ -14,10 +14,11 @@ from shardload._system.file_identity import FileIdentity, file_identity
 from shardload._system.file_mapping import Buffer, forget_pages, map_file, private_memory
 from shardload.errors import CorruptError, UnsupportedError, UsageError, Wording
 from shardload.keymap import leaves
+from shardload.keymap.derived import Joined, narrowed
 from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef, torch_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from shardload._system.read_ahead import ReadAhead
     from shardload.checkpoint.sources.source import SourceFile
     from shardload.keymap import Derived
+    from shardload.keymap.derived import Filled
 
 DTYPES: dict[str, torch.dtype] = {
     code: getattr(torch, name) for code, name in TORCH_NAMES.items() if hasattr(torch, name)
@@ -237,6 +239,25 @@ def read_tensor(
     return taken if taken.shape == block.shape else taken.clone()
 
 
+def read_region(tensor: Joined, region: Region, read: Callable[[Derived], torch.Tensor]) -> torch.Tensor:
+    """Return a region of a tensor in several pieces: only pieces that hold some of it are read."""
+    _check_region(region, tensor)
+    torch_dtype(tensor)
+    part: Derived | Filled = tensor
+    steps = []
+    for dim, each in enumerate(region):
+        wanted = range(*each.indices(tensor.shape[dim]))
+        part = (
+            narrowed(part, dim, wanted[0], wanted[-1] + 1 - wanted[0])
+            if wanted
+            else narrowed(part, dim, 0, 0)
+        )
+        steps.append(slice(None, None, wanted.step))
+    if not isinstance(part, TensorRef | Joined):
+        return torch.empty(part.shape, dtype=torch_dtype(tensor), device="cpu")
+    return read(part)[tuple(steps)].clone()
+
+
 _LEAST_RUN = 2**11  # bytes: for fewer, one read per row costs more than reading the rows whole
 
 
@@ -294,7 +315,7 @@ def _read_rows(descriptor: int, ref: TensorRef, row: int, dtype: torch.dtype) ->
     return result.view(ref.shape)
 
 
-def _check_region(region: Region, ref: TensorRef) -> None:
+def _check_region(region: Region, ref: Derived) -> None:
     """Raise UsageError unless a region is a tuple of forward slices, at most one per dimension."""
     if not isinstance(region, tuple) or not all(isinstance(part, slice) for part in region):
         raise UsageError("a region is a tuple of slices", where=f"{ref.name}: {region!r}")

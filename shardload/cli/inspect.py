@@ -12,6 +12,8 @@ from shardload.cli.adapter_view import is_adapter
 from shardload.cli.adapter_view import show as show_adapter
 from shardload.cli.options import json_option, source_keywords, source_options
 from shardload.cli.tree import TensorGroup, build_tree, group_tensors, walk
+from shardload.keymap import Derived, leaves
+from shardload.keymap.derived import Joined
 from shardload.tensor_ref import TORCH_NAMES
 from shardload.where import Where
 
@@ -243,12 +245,17 @@ def _document(checkpoint: Checkpoint, *, list_all: bool) -> dict[str, Any]:
                 "dtype": _dtype_name(ref.dtype),
                 "shape": list(ref.shape),
                 "nbytes": ref.nbytes,
-                "shard": ref.shard,
-                "span": list(ref.span),
+                **_place(ref),
             }
             for name, ref in checkpoint.tensors.items()
         ]
     return document
+
+
+def _place(tensor: Derived) -> dict[str, Any]:
+    if not isinstance(tensor, Joined):
+        return {"shard": tensor.shard, "span": list(tensor.span)}
+    return {"pieces": [{"shard": ref.shard, "span": list(ref.span)} for ref in leaves(tensor)]}
 
 
 def _group_document(group: TensorGroup) -> dict[str, Any]:

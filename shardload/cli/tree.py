@@ -10,7 +10,7 @@ from shardload.keys import group_keys
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from shardload.tensor_ref import TensorRef
+    from shardload.keymap import Derived
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Node:
     nbytes: int = 0
 
 
-def group_tensors(tensors: Mapping[str, TensorRef]) -> list[TensorGroup]:
+def group_tensors(tensors: Mapping[str, Derived]) -> list[TensorGroup]:
     """Collapse tensors into patterns such as `layers.{0-27}.mlp.weight`, in order of first appearance."""
     labels = {name: (ref.dtype, ref.shape) for name, ref in tensors.items()}
     groups = []

@@ -29,7 +29,7 @@ _OF_THE_LOAD = frozenset({"_name_or_path", "_commit_hash", "name_or_path"})
 # Files with weights, in any format, and lists of such files.
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data",
-    ".npz", ".ot", ".pkl", ".tflite", ".index.json", "SHA256SUMS",
+    ".npz", ".ot", ".pkl", ".tflite", ".distcp", ".index.json", "SHA256SUMS",
 )  # fmt: skip
 
 

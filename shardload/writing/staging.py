@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shardload.writing.output import Output
 
 _JOURNAL = ".journal"  # no file of a checkpoint is hidden
-_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index*.json", "*.bin.index*.json")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.distcp", "*.safetensors.index*.json", "*.bin.index*.json")
 _CONTINUED = "free some disk and run it again: the files that are complete are kept"
 _ANEW = "free some disk, or write to another one; the old files are still there"
 _ATTEMPTS = 100

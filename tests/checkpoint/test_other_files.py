@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-import subprocess
-import sys
-
 import pytest
 import torch
-from torch import nn
-from torch.distributed import checkpoint as distributed
 
-from shardload import NotFoundError, from_pretrained, open_checkpoint
+from shardload import NotFoundError, UnsupportedError, open_checkpoint
 from shardload.checkpoint.other_files import cure_by_names
-from shardload.checkpoint.sources import FolderSource
 from tests.tiny import save_safetensors, write_checkpoint
 
 STATE = {"a": torch.ones(2), "b": torch.zeros(3)}
@@ -26,23 +18,23 @@ def refused(folder):
     return caught.value
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_distributed_checkpoint_is_made_one_file_by_the_printed_command(tmp_path):
-    model = nn.Linear(4, 3)
-    distributed.save({"model": model.state_dict(), "step": 3}, checkpoint_id=tmp_path / "saved here")
-    (command,) = re.findall(r"`python (.*?)`", refused(tmp_path / "saved here").cure)
-    made = subprocess.run(
-        [sys.executable, *shlex.split(command)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert made.returncode == 0, made.stderr
-    loaded = from_pretrained(tmp_path / "model.pt", model_class=lambda _: nn.Linear(4, 3), progress=False)
-    assert torch.equal(loaded.weight, model.weight)
+@pytest.mark.parametrize("name", ["pytorch_model_fsdp_rank{}.bin", "model_world_size_2_rank_{}.pt"])
+def test_what_each_rank_had_is_named(tmp_path, name):
+    for rank in range(2):
+        torch.save(STATE, tmp_path / name.format(rank))
+    with pytest.raises(UnsupportedError, match="holds what each rank had"):
+        open_checkpoint(tmp_path)
+
+
+def test_the_whole_state_dict_that_fsdp_gathered_is_read(tmp_path):
+    torch.save(STATE, tmp_path / "pytorch_model_fsdp.bin")
+    assert set(open_checkpoint(tmp_path).tensors) == {"a", "b"}
 
 
 def test_files_of_llama_cpp_are_named(tmp_path):
     (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
     assert "model-q4.gguf is a file of llama.cpp" in refused(tmp_path).cure
-    assert cure_by_names(FolderSource(tmp_path), ["notes.txt"]) is None
+    assert cure_by_names(["notes.txt"]) is None
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def sort_pairs(file: AdapterFile, pattern: re.Pattern[str], spelling: Mapping[st
     """
     part_of = {spelled: part for part, spelled in spelling.items()}
     pairs = Pairs(spelling)
-    for key, ref in file.checkpoint.tensors.items():
+    for key, ref in file.tensors.items():
         found = pattern.fullmatch(key)
         owner, _, attribute = (found["path"] or "", "", "") if found else key.rpartition(".")
         path = canonical(owner)

@@ -146,7 +146,7 @@ class _Sorting:
 
     def _sort(self, file: AdapterFile) -> None:
         """Sort every stored tensor; those of wrapped modules last, because they may be copies of others."""
-        tensors = file.checkpoint.tensors
+        tensors = file.tensors
         parts = {key: _LORA.fullmatch(key) for key in tensors}
         odd = self._odd_ones_out(parts)
         plain: list[TensorRef] = []

@@ -10,6 +10,7 @@ import torch
 from shardload.adapters.merging.change import Change, merged_blocks, row_blocks
 from shardload.adapters.merging.rounding import Rounding, RoundingKind
 from shardload.adapters.merging.survival import MergedTensor, Survival
+from shardload.checkpoint.items import in_one_piece
 from shardload.checkpoint.shard import CODES, DTYPES, Shard
 from shardload.writing import (
     FileRange,
@@ -68,7 +69,7 @@ class MergedOutput:
             info.name: checkpoint.source.open(info.name).local_path() for info in checkpoint.shards
         }
         self._refs: dict[str, list[TensorRef]] = {info.name: [] for info in checkpoint.shards}
-        for ref in checkpoint.tensors.values():
+        for ref in in_one_piece(checkpoint.tensors, checkpoint.label).values():
             self._refs[ref.shard].append(ref)
         for refs in self._refs.values():
             refs.sort(key=lambda ref: ref.span)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from shardload.adapters.module_index import ModuleIndex
+from shardload.checkpoint.items import in_one_piece
 from shardload.checkpoint.shard import DTYPES
 from shardload.errors import UnsupportedError, Wording
 
@@ -40,7 +41,7 @@ def skeleton_of(checkpoint: Checkpoint, content: AdapterContent, config: Mapping
     UnsupportedError for a square weight that may be transposed or not.
     """
     owners: dict[str, Parts] = {}
-    for name, ref in checkpoint.tensors.items():
+    for name, ref in in_one_piece(checkpoint.tensors, checkpoint.label).items():
         path, _, attribute = name.rpartition(".")
         owners.setdefault(path, {})[attribute] = _on_meta(ref)
     root = nn.Module()

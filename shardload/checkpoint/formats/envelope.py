@@ -18,7 +18,7 @@ _DEEPEST = 8  # dicts inside dicts of one state dict
 _MOST = 64  # state dicts that are looked for
 _LISTED = 50
 _SHOWN = 8
-_OTHERS = ("optimizer", "optim", "lr_scheduler", "scheduler", "scaler", "rng", "random")
+OTHERS = ("optimizer", "optim", "lr_scheduler", "scheduler", "scaler", "rng", "random")
 
 State = dict[Any, Any]
 
@@ -158,7 +158,7 @@ def state_dicts(
     With `whole`, dicts of such dicts come too.
     """
     for key, value in top.items():
-        if type(key) is not str or not is_dict(value) or key.lower().startswith(_OTHERS):
+        if type(key) is not str or not is_dict(value) or key.lower().startswith(OTHERS):
             continue
         if {"state", "param_groups"} <= value.keys() or not all(type(name) is str for name in value):
             continue

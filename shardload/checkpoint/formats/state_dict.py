@@ -17,6 +17,7 @@ from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef, stored_shape
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shardload.checkpoint.formats.envelope import Opened
     from shardload.checkpoint.formats.torch_globals import Storage
 
 _MAX_TENSORS = 200_000
@@ -42,7 +43,11 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block], wanted: 
     object that is no state dict, or holds tensors that no TensorRef describes (all of them are named), CorruptError for
     a tensor outside its storage.
     """
-    opened = open_envelope(top, shard, wanted)
+    return header_in(open_envelope(top, shard, wanted), shard, locate)
+
+
+def header_in(opened: Opened, shard: str, locate: Callable[[Storage], Block]) -> Header:
+    """Return the header of a state dict that was found in its envelope: see `header_of`."""
     state = opened.state
     if len(state) > _MAX_TENSORS:
         raise UnsupportedError(
@@ -67,7 +72,7 @@ def header_of(top: Any, shard: str, locate: Callable[[Storage], Block], wanted: 
             )
         met.add(key)
         if type(value) is PickledTensor:
-            tensors.append(_tensor(key, value, shard, locate))
+            tensors.append(tensor_ref(key, value, shard, locate(value.storage)))
             continue
         try:
             objects[key] = _plain(value, budget)
@@ -117,8 +122,8 @@ def _flat(state: dict[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[t
 # Tensors ------------------------------------------------------------------------------------------------------
 
 
-def _tensor(name: str, tensor: PickledTensor, shard: str, locate: Callable[[Storage], Block]) -> TensorRef:
-    block = locate(tensor.storage)
+def tensor_ref(name: str, tensor: PickledTensor, shard: str, block: Block) -> TensorRef:
+    """Return the place of a pickled tensor whose storage lies in `block`. Raises CorruptError where it does not fit."""
     item = max(DTYPE_BITS[tensor.code] // 8, 1)
     shape, strides = tensor.shape, tensor.strides
     numel, last, packed, contiguous = 1, tensor.offset, 1, True

@@ -315,10 +315,16 @@ _NAMES_ONLY = (
 
 ALLOWED = _allowed()
 
+_OF_RANKS = "torch.distributed."
+_PLAIN = "re-save plain tensors: torch.save({name: tensor for name, tensor in model.state_dict().items()})"
+_TOGETHER = (
+    "save it on all ranks by torch.distributed.checkpoint.save, which is read, or save full_tensor() of each"
+)
+
 # Not allowed, but harmless: the error names the kind.
 _KNOWN = (
     ("numpy.", "a NumPy array or number"),
-    ("torch.distributed.", "a distributed tensor (DTensor, ShardedTensor)"),
+    (_OF_RANKS, "a distributed tensor (DTensor, ShardedTensor)"),
     ("torch.nested.", "a nested tensor"),
     ("torchao.", "a tensor subclass of torchao"),
     ("torch.fx.", "a traced module, not a state dict"),
@@ -344,7 +350,7 @@ def lookup(module: str, name: str, where: str) -> Global:
             raise UnsupportedError(
                 f"the checkpoint holds {kind}",
                 where=f"{where}: its pickle names {quote(full)}",
-                cure="re-save plain tensors: torch.save({name: tensor for name, tensor in model.state_dict().items()})",
+                cure=_TOGETHER if prefix == _OF_RANKS else _PLAIN,
                 code="E-FORMAT",
             )
     raise UnsafeError(

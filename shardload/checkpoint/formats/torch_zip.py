@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardload._system.file_kind import REFETCH, RESAVE
 from shardload._system.gc_freeze import gc_frozen
@@ -58,23 +58,28 @@ class TorchZipFormat:
     @gc_frozen
     def read_header(self, file: SourceFile, state_dict: str | None = None) -> Header:
         """Read the directory and the pickle. Raises CorruptError, UnsupportedError or UnsafeError."""
-        archive = ZipDirectory(file)
-        root = _root(archive, file)
-        pickle = archive.entries[f"{root}/data.pkl"]
-        if pickle.size > MAX_PICKLE_BYTES:
-            raise UnsupportedError(
-                f"the checkpoint's pickle has {pickle.size:,} bytes, the limit is {MAX_PICKLE_BYTES:,}",
-                where=file.name,
-                cure=f"split it into shards, or {RESAVE}",
-                code="E-FORMAT",
-            )
-        notes = [archive.entries[name] for note in _NOTES if (name := f"{root}/{note}") in archive.entries]
-        for entry in notes:
-            if entry.size > _LONGEST_NOTE:
-                raise _corrupt(f"{quote(entry.name)} of {entry.size:,} bytes", file)
-        archive.prefetch([pickle, *notes])
-        _check_notes({entry.name.partition("/")[2]: archive.read(entry) for entry in notes}, file)
-        return _header(archive, root, file, archive.read(pickle), state_dict)
+        top, blocks = read_archive(file, ZipDirectory(file))
+        return header_of(top, file.name, lambda storage: blocks[storage.key], state_dict)
+
+
+def read_archive(file: SourceFile, archive: ZipDirectory) -> tuple[Any, dict[str, Block]]:
+    """Return the top object of an archive's pickle, and where each of its storages lies in the file."""
+    root = _root(archive, file)
+    pickle = archive.entries[f"{root}/data.pkl"]
+    if pickle.size > MAX_PICKLE_BYTES:
+        raise UnsupportedError(
+            f"the checkpoint's pickle has {pickle.size:,} bytes, the limit is {MAX_PICKLE_BYTES:,}",
+            where=file.name,
+            cure=f"split it into shards, or {RESAVE}",
+            code="E-FORMAT",
+        )
+    notes = [archive.entries[name] for note in _NOTES if (name := f"{root}/{note}") in archive.entries]
+    for entry in notes:
+        if entry.size > _LONGEST_NOTE:
+            raise _corrupt(f"{quote(entry.name)} of {entry.size:,} bytes", file)
+    archive.prefetch([pickle, *notes])
+    _check_notes({entry.name.partition("/")[2]: archive.read(entry) for entry in notes}, file)
+    return _contents(archive, root, file, archive.read(pickle))
 
 
 def _root(archive: ZipDirectory, file: SourceFile) -> str:
@@ -131,9 +136,9 @@ def _check_notes(notes: dict[str, bytes], file: SourceFile) -> None:
         raise _corrupt("the serialization id is no number", file)
 
 
-def _header(
-    archive: ZipDirectory, root: str, file: SourceFile, pickle: bytes, state_dict: str | None
-) -> Header:
+def _contents(
+    archive: ZipDirectory, root: str, file: SourceFile, pickle: bytes
+) -> tuple[Any, dict[str, Block]]:
     reader = TorchPickle(pickle, file.name)
     try:
         top = reader.load()
@@ -145,8 +150,7 @@ def _header(
         raise CorruptError("bytes follow the checkpoint's pickle", where=file.name, cure=REFETCH)
     entries = {key: _entry_of(archive, root, storage, file) for key, storage in reader.storages().items()}
     starts = archive.starts(entries.values())
-    blocks = {key: Block(starts[entry.name], entry.size) for key, entry in entries.items()}
-    return header_of(top, file.name, lambda storage: blocks[storage.key], state_dict)
+    return top, {key: Block(starts[entry.name], entry.size) for key, entry in entries.items()}
 
 
 def _entry_of(archive: ZipDirectory, root: str, storage: Storage, file: SourceFile) -> Entry:

@@ -48,11 +48,12 @@ class ZipDirectory:
     """The entries of an archive, by name.
 
     Raises CorruptError for a damaged directory, overlapping entries or the same name twice, UnsupportedError for
-    more than 200,000 entries. The tail of the file is read once, the directory with it unless it is longer.
+    more than 200,000 entries. `tail` bytes of the file's end are read once, and the directory too where it is longer.
     """
 
-    def __init__(self, file: SourceFile) -> None:
+    def __init__(self, file: SourceFile, tail: int = _TAIL) -> None:
         self._file = file
+        self._tail = tail
         self._held: list[tuple[int, bytes]] = []
         start, size, count = self._find_directory()
         self.entries = self._read_entries(start, size, count)
@@ -127,7 +128,7 @@ class ZipDirectory:
     def _find_directory(self) -> tuple[int, int, int]:
         """Return where the central directory begins, its size, and how many entries it has."""
         size = self._file.size
-        begin = max(0, size - _TAIL)
+        begin = max(0, size - self._tail)
         tail = self._file.read_at(begin, size - begin)
         self._held.append((begin, tail))
         at = tail.rfind(b"PK\5\6")

@@ -9,6 +9,7 @@ import torch
 from shardload.checkpoint.shard import torch_dtype
 from shardload.compare.verify.report import ValueFinding
 from shardload.errors import CorruptError
+from shardload.keymap import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ def screen_values(checkpoint: Checkpoint, meter: ProgressMeter) -> list[ValueFin
     """
     found: list[ValueFinding] = []
     by_shard: dict[str, list[TensorRef]] = {}
-    for ref in checkpoint.tensors.values():
+    for ref in (ref for tensor in checkpoint.tensors.values() for ref in leaves(tensor)):
         by_shard.setdefault(ref.shard, []).append(ref)
     for name, refs in by_shard.items():
         meter.shard(name)
