@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.checkpoint.index import WeightFiles
+    from shardload.keymap import Names
     from shardload.keywords import ModelKeywords
     from shardload.model.shell import Shell
     from shardload.where import CodeTrust, Where, WhereLike
@@ -51,6 +52,7 @@ def examine(
     like: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     auto_class: str | None = None,
+    key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
     **keywords: Unpack[ModelKeywords],
 ) -> Examination:
     """Say what is wrong with a checkpoint and what cures it. Only headers are read.
@@ -65,10 +67,16 @@ def examine(
 
     Compared with the model of `model_class` (or of the repo's own class, as in `from_pretrained`), or with the keys of
     the checkpoint `like`; without either, and where the repo's code is not trusted, headers and index are
-    judged alone. With `adapter` the adapter is judged on the model. Files that are no checkpoint, absent shards and
+    judged alone. With `adapter` the adapter is judged on the model. `key_map` is a map that you have: its rules come
+    first in the one that is found. Files that are no checkpoint, absent shards and
     contradictions are findings, not errors; raises UsageError, NotFoundError (nothing is there), UnsafeError,
     RemoteCodeError.
     """
+    if key_map is not None and (like is not None or adapter is not None):
+        raise UsageError(
+            Wording("{key_map} is tried on a model's own weights", key_map=...),
+            cure=Wording("leave out {like} and {adapter}", like=..., adapter=...),
+        )
     place = place_of(where, keywords)
     trust = trust_of(place, keywords)
     try:
@@ -85,7 +93,7 @@ def examine(
         return _alone(checkpoint)
     if adapter is not None:
         return _adapted(shell, place.elsewhere(adapter))
-    return _in_model(shell, checkpoint)
+    return _in_model(shell, checkpoint, None if key_map is None else KeyMap.of(key_map))
 
 
 def _opened(
@@ -168,8 +176,8 @@ def _alone(checkpoint: Checkpoint) -> Examination:
     return _examination(checkpoint, found, notes=[alone, *checkpoint.warnings])
 
 
-def _in_model(shell: Shell, checkpoint: Checkpoint) -> Examination:
-    report = check(shell, checkpoint)
+def _in_model(shell: Shell, checkpoint: Checkpoint, given: KeyMap | None) -> Examination:
+    report = check(shell, checkpoint, key_map=given)
     against = report.class_name
     notes = [*report.notes]
     if report.key_map is None:
@@ -178,7 +186,7 @@ def _in_model(shell: Shell, checkpoint: Checkpoint) -> Examination:
             findings = (_unexplained([fault.key for fault in report.faults], report.class_name),)
         result = _examination(checkpoint, findings, against=against, notes=notes)
         result.cure = report.cure
-        if not report.faults:
+        if not report.faults and given is None:
             result.key_map = _of_the_class(shell, checkpoint, result.notes)
         return result
     after = check(shell, checkpoint, key_map=report.key_map)

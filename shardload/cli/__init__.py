@@ -27,6 +27,8 @@ from shardload.errors import RemoteCodeError, ShardloadError, UsageError, keywor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shardload.errors.wording import Words
+
 COMMANDS = (
     "chat",
     "convert",
@@ -114,7 +116,7 @@ def run(arguments: Sequence[str]) -> int:
         _silence_stdout()
         return READER_GONE
     except (ShardloadError, click.ClickException, OSError, SystemExit) as error:
-        return _fail(error, _running(arguments), as_json=as_json)
+        return _fail(error, arguments, as_json=as_json)
     except Exception as error:  # noqa: BLE001 - a defect: Python's own exit code 1 means a mismatch here
         traceback.print_exc()
         if as_json:
@@ -124,21 +126,25 @@ def run(arguments: Sequence[str]) -> int:
         return DEFECT
 
 
-def _running(arguments: Sequence[str]) -> click.Command | None:
-    """Return the command that the arguments name: the group has no option of its own that takes a value."""
-    name = next((text for text in arguments if not text.startswith("-")), "")
-    return commands.get_command(click.Context(commands), name)
+def words_of(arguments: Sequence[str]) -> Words:
+    """Return the words of the command that the arguments name: the group has no option of its own that takes a value.
+
+    A text that is to be typed has the arguments of the command in it.
+    """
+    place = next((place for place, text in enumerate(arguments) if not text.startswith("-")), len(arguments))
+    name, given = "".join(arguments[place : place + 1]), arguments[place + 1 :]
+    return options_of(commands.get_command(click.Context(commands), name), given)
 
 
 def _fail(
     cause: ShardloadError | click.ClickException | OSError | SystemExit,
-    command: click.Command | None,
+    arguments: Sequence[str],
     *,
     as_json: bool,
 ) -> int:
     """Show an error in the command's words, on stdout when it is asked for as JSON, and return its exit code."""
     error = _as_own(cause)
-    words = options_of(command)
+    words = words_of(arguments)
     if as_json:
         named = [words(name, value) for name, value in keywords_of(error.cure).items()]
         options = [option for option in named if option is not None]

@@ -9,7 +9,15 @@ import click
 
 from shardload._system.atomic_file import write_atomically
 from shardload.cli import output
-from shardload.cli.options import json_option, source_keywords, source_options, trust_keywords, trust_options
+from shardload.cli.options import (
+    json_option,
+    key_map_of,
+    key_map_options,
+    source_keywords,
+    source_options,
+    trust_keywords,
+    trust_options,
+)
 from shardload.cli.wording import options_of, worded
 from shardload.errors import UsageError, said
 
@@ -40,6 +48,7 @@ Examples:
 )
 @trust_options
 @click.option("--auto-class", metavar="NAME", help="Entry of the config's auto_map, such as AutoModel.")
+@key_map_options
 @source_options
 @json_option
 def command(
@@ -65,18 +74,21 @@ def command(
         raise UsageError(
             "--like takes the place of a model", cure="pass --like, or --model (with --adapter), not both"
         )
+    own_map = key_map_of(options)
     found = examine(
         where,
         model_class=None if model is None else find_class(model, "--model"),
         like=like,
         adapter=adapter,
+        key_map=own_map if own_map.rules else None,
         **trust_keywords(options),
         **source_keywords(options),
         **options,
     )
     if write_map is not None:
         _write(found, write_map)
-    own, of_load = options_of(command), options_of(load)  # a cure may be for the load
+    # A cure may be for the load.
+    own, of_load = options_of(command), options_of(load)
 
     def words(name: str, value: Any) -> str | None:
         return own(name, value) or of_load(name, value)

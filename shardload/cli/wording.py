@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shardload.errors import Wording, said
+from shardload.errors import OfReport, Wording, said
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from shardload.errors.wording import Words
 
@@ -21,10 +21,11 @@ _PARAMETERS = {
 }
 
 
-def options_of(command: click.Command | None) -> Words:
+def options_of(command: click.Command | None, arguments: Sequence[str] = ()) -> Words:
     """Return the words of a command (of all its subcommands, for a group): its options, shell-quoted.
 
-    They are None for a keyword that the command has no option for, and for a value that no option can give.
+    They are None for a keyword that the command has no option for, and for a value that no option can give. `arguments`
+    are those that the command was called with.
     """
     options = {option.name: option for option in _options(command)}
 
@@ -39,9 +40,30 @@ def options_of(command: click.Command | None) -> Words:
             name, value = f"no_{name}", True
         found = (options.get(parameter) for parameter in _PARAMETERS.get(name, (name,)))
         texts = (_as_option(option, value) for option in found if option is not None)
-        return next((text for text in texts if text is not None), None)
+        text = next((text for text in texts if text is not None), None)
+        if text is not None and isinstance(value, OfReport):
+            return f"{text}, which `{_writing(value, command, arguments)}` writes"
+        return text
 
     return words
+
+
+def _writing(name: str, command: click.Command | None, arguments: Sequence[str]) -> str:
+    """Return the command line that writes the map of what a command was refused: the doctor with its arguments."""
+    from shardload.cli.doctor import command as doctor
+
+    if command is None or not arguments:
+        return f"shardload doctor … --write-map {name}"
+    with command.make_context(command.name, [*arguments], resilient_parsing=True) as context:
+        given = {
+            parameter: value
+            for parameter, value in context.params.items()
+            if context.get_parameter_source(parameter) is click.core.ParameterSource.COMMANDLINE
+        }
+    place = shlex.quote(str(given.pop("where", "…")))
+    words = options_of(doctor)
+    options = (words({"map_file": "key_map"}.get(name, name), value) for name, value in given.items())
+    return " ".join(["shardload doctor", place, *(text for text in options if text), f"--write-map {name}"])
 
 
 def worded(document: Any, words: Words) -> Any:

@@ -10,7 +10,7 @@ from shardload.diagnosis.config_fields import is_table
 from shardload.diagnosis.pairing.solution import Left
 from shardload.diagnosis.pairing.words import words_of
 from shardload.diagnosis.rule_text import as_names
-from shardload.errors import Cures, Wording, joined, keyword
+from shardload.errors import Cures, OfReport, Wording, joined, keyword
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -31,7 +31,8 @@ def whole_cure(
     others = [finding for finding in findings if finding.key_map is None and finding.code.startswith("E-")]
     if any(finding.declines or not finding.settles for finding in others):
         # Its cure is another file, another class or a choice: steps beside it would be of no use.
-        return joined("; ", dict.fromkeys(f.cure for f in others if f.declines or not f.settles))
+        cures = [*dict.fromkeys(f.cure for f in others if f.declines or not f.settles)]
+        return cures[0] if len(cures) == 1 else joined("; ", cures)
     left = _left(case, {key for finding in others for key in finding.settles}, ignored)
     rest = _allowances(case, left)
     if rest is None:
@@ -58,10 +59,10 @@ def _map_step(case: Case) -> str:
         return keyword("key_map", names)
     count = len(rules)
     return Wording(
-        "{0}: write {1} with `shardload doctor … --write-map map.json`, look at {1}, and load with {key_map}",
+        "{0}: look at {1}, and load with {key_map}",
         f"{count} rule{'s' * (count != 1)}",
         "it" if count == 1 else "them",
-        key_map="map.json",
+        key_map=OfReport("map.json"),
     )
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors.wording import Cures as Cures
+from shardload.errors.wording import OfReport as OfReport
 from shardload.errors.wording import Wording as Wording
 from shardload.errors.wording import in_python
 from shardload.errors.wording import joined as joined

@@ -17,6 +17,19 @@ def in_python(name: str, value: Any) -> str:
     return f"{name}=…" if value is ... else f"{name}={value!r}"
 
 
+class OfReport(str):
+    """The name of the file in which `shardload doctor --write-map` puts a report's key map.
+
+    Python has the map at hand, so there it reads `error.report.key_map`.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Return what Python's users type."""
+        return "error.report.key_map"
+
+
 class Wording(str):
     """A text that names keyword arguments, and keeps them as data so that the command line can name its options.
 

@@ -29,7 +29,7 @@ _TABLE = (
     ("merge", "from_pretrained", "call merge(model) after the load, or merge_to_disk on files"),
     ("strict", "from_pretrained fill load_adapter swap_adapter merge_to_disk", _NO_JUDGEMENT),
     ("allow_missing allow_unexpected", "from_pretrained fill", _NO_JUDGEMENT),
-    ("key_map", f"from_pretrained fill check plan_load convert diff save {_ADAPTER}",
+    ("key_map", f"from_pretrained fill check examine plan_load convert diff save {_ADAPTER}",
      "convert the checkpoint first: convert(where, folder, key_map=…)"),
     ("copy", "from_pretrained fill plan_load", "pass it to from_pretrained or fill, which read the weights"),
     ("spill max_memory", "from_pretrained fill", "pass it to from_pretrained or fill, which read the weights"),
@@ -94,10 +94,7 @@ EXCEPTIONS = {
         "dtype": "pass target=OnDevice(dtype=torch.bfloat16)",
         "device": 'pass target=OnDevice("cuda")',
     },
-    "examine": {
-        "config": "pass model_class=lambda _: YourModel(config)",
-        "key_map": "leave it out: examine finds a map; check(shell, checkpoint, key_map) tries one",
-    },
+    "examine": {"config": "pass model_class=lambda _: YourModel(config)"},
     "plan_load": {
         "merge": "leave it out: plan_load counts an adapter as attached",
         "spill": "leave it out: plan_load counts a load without a spill file",

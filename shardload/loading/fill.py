@@ -144,7 +144,9 @@ def fill(
         with PeakSampler() as sampler, _all_or_nothing(comparison.tree) as undo:
             before = sampler.sample()
             if shell.ties:
-                report.notes += compare_stored_copies(shell, comparison.plan, checkpoint, undo, copy=copy)
+                report.notes += compare_stored_copies(
+                    shell, comparison.plan, checkpoint, undo, rules.rules if rules else (), copy=copy
+                )
             with ranks.same_random() if ranks and missing else nullcontext():
                 values = _class_values(shell, missing, comparison.plan.in_place)
             references = References(shell.model) if shell.keeps_references else None

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from shardload.errors import UsageError
+from shardload.errors import UsageError, keyword
 from shardload.keymap import matches
 from shardload.loading.fault import missing_fault
 from shardload.loading.head import HEAD, Heads
@@ -94,7 +94,9 @@ class _Allowed:
 def _check_patterns(argument: str, patterns: Patterns, keys: set[str]) -> None:
     if isinstance(patterns, str) or not isinstance(patterns, Iterable):
         raise UsageError(
-            f"{argument} takes a list of patterns", where=repr(patterns), cure=f"{argument}=[{patterns!r}]"
+            f"{argument} takes a list of patterns",
+            where=repr(patterns),
+            cure=keyword(argument, [patterns]) if isinstance(patterns, str) else None,
         )
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise UsageError(f"{argument} takes a list of texts", where=repr(patterns))

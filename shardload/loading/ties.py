@@ -9,26 +9,33 @@ import torch
 from torch import nn
 
 from shardload.errors import Cures, MismatchError, Wording
+from shardload.keymap import Drop
 from shardload.model.shell import modules_of
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shardload.checkpoint.checkpoint import Checkpoint
-    from shardload.keymap import Derived
+    from shardload.keymap import Derived, Rule
     from shardload.loading.plan import Plan
     from shardload.model.shell import Shell
 
 
 def compare_stored_copies(
-    shell: Shell, plan: Plan, checkpoint: Checkpoint, undo: list[Callable[[], None]], *, copy: bool = False
+    shell: Shell,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    undo: list[Callable[[], None]],
+    rules: Sequence[Rule] = (),
+    *,
+    copy: bool = False,
 ) -> list[str]:
     """Raise MismatchError when a tied parameter is stored twice with different values. Nothing is assigned before.
 
     Classes of transformers are untied instead, where transformers does it; notes say so, and `undo` takes a function
-    that reverts it. Two names of one span of a file (a pickle that kept the tie) are equal without a read. With
-    `copy=True` no file is mapped.
+    that reverts it. Two names of one span of a file (a pickle that kept the tie) are equal without a read. `rules` are
+    those of the caller's key map. With `copy=True` no file is mapped.
     """
     stored = dict(plan.tensors)
     notes: list[str] = []
@@ -46,20 +53,31 @@ def compare_stored_copies(
         untied = untie(shell, group, plan.direct, equal, undo)
         if not untied:
             files = ", ".join(stored[name].shard for name in apart)
-            raise _differ(*apart, f"{files} of {checkpoint.label}")
+            drop = _without(apart[1], stored[apart[1]], rules)
+            raise _differ(*apart, "differ in the checkpoint", shell, drop, f"{files} of {checkpoint.label}")
         notes += untied
     return notes
 
 
-def _differ(one: str, other: str, where: str) -> MismatchError:
+def _differ(
+    one: str, other: str, how: str, shell: Shell, drop: str, where: str | None = None
+) -> MismatchError:
+    says = getattr(getattr(shell.model, "config", None), "tie_word_embeddings", False)
+    untie = "set tie_word_embeddings to false in config.json" if says is True else "untie them in the class"
     return MismatchError(
-        f"{one} and {other} are one parameter in the model, and differ in the checkpoint",
-        where=where,
-        cure=Cures(
-            "untie them in the config (tie_word_embeddings=false)",
-            Wording("drop one: {key_map}", key_map={other: None}),
-        ),
+        f"{one} and {other} are one parameter in the model, and {how}", where=where, cure=Cures(untie, drop)
     )
+
+
+def _without(name: str, tensor: Derived, rules: Sequence[Rule]) -> str:
+    """Return how to load without a tensor: the caller's key map, and a rule more."""
+    from shardload.diagnosis.rule_text import as_names  # for the error alone
+
+    key = name if rules or not isinstance(tensor, TensorRef) else tensor.name
+    names = as_names([*rules, Drop(key)])
+    if names is None:
+        return f"drop one: end the key map with a rule that drops {key}"
+    return Wording("drop one: {key_map}", key_map=names)
 
 
 def _equal(first: Derived, second: Derived, checkpoint: Checkpoint, copy: bool) -> bool:
@@ -95,7 +113,7 @@ def retie(shell: Shell, filled: set[str]) -> None:
             continue
         places = [_place(modules, name) for name in group]
         _refuse_different(
-            [(name, _get(*place)) for name, place in zip(group, places, strict=True) if name in filled]
+            shell, [(name, _get(*place)) for name, place in zip(group, places, strict=True) if name in filled]
         )
         tensor = _get(*places[group.index(loaded)])
         old = next((p for module, leaf in places if (p := module._parameters.get(leaf)) is not None), None)
@@ -109,17 +127,12 @@ def retie(shell: Shell, filled: set[str]) -> None:
                 setattr(module, leaf, tensor)
 
 
-def _refuse_different(loaded: list[tuple[str, torch.Tensor]]) -> None:
+def _refuse_different(shell: Shell, loaded: list[tuple[str, torch.Tensor]]) -> None:
     """Raise MismatchError if load hooks gave the names of one parameter different values."""
     for (first_name, first), (second_name, second) in pairwise(loaded):
         if first is not second and not same_bytes(first, second):
-            raise MismatchError(
-                f"{first_name} and {second_name} are one parameter in the model, and were given different values",
-                cure=Cures(
-                    "untie them in the config (tie_word_embeddings=false)",
-                    Wording("drop one of them by {key_map}", key_map=...),
-                ),
-            )
+            drop = Wording("drop one of them by {key_map}", key_map=...)
+            raise _differ(first_name, second_name, "were given different values", shell, drop)
 
 
 def _place(modules: dict[str, nn.Module], name: str) -> tuple[nn.Module, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -180,8 +181,30 @@ def test_the_cure_of_a_load_says_what_to_type_also_for_names_with_a_sign(tmp_pat
     stored = {f"a=b.{key}": value for key, value in random_state(Net()).items()}
     folder = write_checkpoint(tmp_path / "old", stored)
     done = call_cli("load", folder, "--model-class", model[1])
-    assert "1 rule: write it with `shardload doctor … --write-map map.json`" in done.stderr
-    assert "load with --map map.json" in done.stderr
+    command = f"shardload doctor {folder} --model {model[1]} --write-map map.json"
+    assert f"1 rule: look at it, and load with --map map.json, which `{command}` writes" in done.stderr
     assert "error.report" not in done.stderr
-    call_cli("doctor", folder, *model, "--write-map", "map.json")
+    call_cli(*shlex.split(command)[1:])
     assert call_cli("load", folder, "--model-class", model[1], "--map", "map.json").returncode == 0
+
+
+def test_the_rules_of_an_own_map_come_first_in_the_one_that_is_found(tmp_path, call_cli, model):
+    state = random_state(Net())
+    up = state.pop("layers.0.up.weight")
+    stored = {f"module.{key}": value for key, value in state.items()}
+    stored |= {"upper": up[:4].clone(), "lower": up[4:].clone()}
+    folder = write_checkpoint(tmp_path / "old", stored)
+    own = tmp_path / "own.json"
+    own.write_text(KeyMap().cat(["upper", "lower"], "module.layers.0.up.weight").to_json())
+    done = call_cli("load", folder, "--model-class", model[1], "--map", own)
+    command = f"shardload doctor {folder} --model {model[1]} --map {own} --write-map map.json"
+    assert f"look at them, and load with --map map.json, which `{command}` writes" in done.stderr
+    assert call_cli(*shlex.split(command)[1:]).returncode == 3
+    assert call_cli("load", folder, "--model-class", model[1], "--map", "map.json").returncode == 0
+
+
+def test_an_own_map_is_not_for_another_checkpoint_or_an_adapter(tmp_path, call_cli):
+    folder = write_checkpoint(tmp_path / "old", random_state(Net()))
+    done = call_cli("doctor", folder, "--like", folder, "--key-map", "a=b")
+    assert done.returncode == 2
+    assert "leave out --like OTHER and --adapter WHERE" in done.stderr

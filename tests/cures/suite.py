@@ -13,22 +13,25 @@ import functools
 import inspect
 import io
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import shardload.cli
 import shardload.keywords as front
-from shardload.cli.wording import options_of
 from shardload.errors import Cures, ShardloadError, keywords_of, said
 from tests.cures.kinds import Tally, choices, kind_of
 from tests.cures.truth import differs
-from tests.cures.typed import MAP, Typed, copied, typed
+from tests.cures.typed import REPORT_MAP, Typed, copied, typed
 
 TALLY = Tally()
 _depth = [0]
 _errors: list[Any] = []
 _entry_point, _run, _fail = front.entry_point, shardload.cli.run, shardload.cli._fail
+_WITH_VALUE = frozenset(
+    {"--map", "--key-map", "--allow-missing", "--allow-unexpected", "--state-dict", "--dtype"}
+)
 _MOST_BYTES = 50_000_000  # a folder that is copied so that its config.json can be edited
 
 
@@ -88,8 +91,8 @@ class _Again:
             if not steps.is_whole or not steps.keywords.keys() <= set(self.names):
                 TALLY.printed(kind)
                 continue
-            if MAP in steps.text:
-                steps.keywords["key_map"] = getattr(report, "key_map", None)
+            if steps.keywords.get("key_map") == REPORT_MAP:
+                steps.keywords["key_map"] = report.key_map
             with tempfile.TemporaryDirectory() as scratch:
                 arguments = self._places(steps, Path(scratch))
                 if arguments is None:
@@ -142,17 +145,17 @@ def run(arguments: Any) -> int:
     _errors.clear()
     try:
         code = _run(arguments)
-        for error, command in _errors[:1]:
-            _type_cures(list(arguments), error, options_of(command))
+        for error in _errors[:1]:
+            _type_cures(list(arguments), error, shardload.cli.words_of(arguments))
         return code
     finally:
         _depth[0] -= 1
 
 
-def _seen(cause: Any, command: Any, *, as_json: bool) -> int:
+def _seen(cause: Any, arguments: Any, *, as_json: bool) -> int:
     if isinstance(cause, ShardloadError) and not _errors:
-        _errors.append((cause, command))
-    return _fail(cause, command, as_json=as_json)
+        _errors.append(cause)
+    return _fail(cause, arguments, as_json=as_json)
 
 
 def _type_cures(arguments: list[str], error: ShardloadError, words: Any) -> None:
@@ -163,11 +166,11 @@ def _type_cures(arguments: list[str], error: ShardloadError, words: Any) -> None
             continue  # the command has no words for it, and another one is printed
         kind = kind_of(f"{error.code} $", choice)
         steps = typed(said(choice, words), as_command=True)
-        given = [*arguments, *steps.options]
+        given = [*_without(arguments, steps.options), *steps.options]
         folder = next(
             (n for n, text in enumerate(given) if n and not text.startswith("-") and _folder(text)), None
         )
-        if not steps.is_whole or steps.commands or ((steps.path or steps.changes_files) and folder is None):
+        if not steps.is_whole or ((steps.path or steps.changes_files) and folder is None):
             TALLY.printed(kind)
             continue
         out = io.StringIO()
@@ -176,9 +179,28 @@ def _type_cures(arguments: list[str], error: ShardloadError, words: Any) -> None
                 given[folder] = steps.path or str(copied(Path(given[folder]), Path(scratch) / "copy"))
                 steps.edit(Path(given[folder]))
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                for command in steps.commands:
+                    _run(shlex.split(command)[1:])
                 code = _run(given)
+            if steps.commands:
+                Path("map.json").unlink(missing_ok=True)
         fails = code not in ({0, 1, 3} if arguments[0] in {"doctor", "diff"} else {0})
         TALLY.applied(kind, f"{' '.join(given)}\n    {out.getvalue()[-600:]}" if fails else None)
+
+
+def _without(arguments: list[str], options: list[str]) -> list[str]:
+    """Return the arguments without the options that a cure gives anew: a keyword is given once."""
+    new = {text for text in options if text.startswith("--")}
+    if new & {"--map", "--key-map"}:
+        new |= {"--map", "--key-map"}
+    kept: list[str] = []
+    rest = iter(arguments)
+    for text in rest:
+        if text not in new:
+            kept.append(text)
+        elif text in _WITH_VALUE:
+            next(rest, None)
+    return kept
 
 
 front.entry_point = _watched

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from shardload import ShardloadError, from_pretrained
 from shardload.cli import run
 from tests.cures.kinds import choices
 from tests.cures.provocations import provocations
-from tests.cures.typed import MAP, copied, typed
+from tests.cures.typed import REPORT_MAP, copied, typed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,9 +63,8 @@ def test_every_cure_of_an_error_cures(tmp_path, name):
         folder = copied(tmp_path / "given", tmp_path / f"cure {number}")
         steps.edit(folder)
         keywords = {**case.keywords, **steps.keywords}
-        if MAP in text:
-            (tmp_path / "map.json").write_text(error.report.key_map.to_json())
-            keywords["key_map"] = tmp_path / keywords["key_map"]
+        if keywords.get("key_map") == REPORT_MAP:
+            keywords["key_map"] = error.report.key_map
         where = steps.path or folder
         model = from_pretrained(where, model_class=case.model, progress=False, **keywords)
         assert_right(model, truths, steps)
@@ -94,9 +94,8 @@ def test_every_cure_of_a_command_cures(tmp_path, name, monkeypatch, capsys):
         folder = copied(tmp_path / "given", tmp_path / f"cure {number}")
         steps.edit(folder)
         for command in steps.commands:
-            name_of_tool, verb, *rest = command.split()
-            given = [part for each in rest for part in (["given", *of_model] if each == "…" else [each])]
-            assert (name_of_tool, run([verb, *given]) in {0, 1, 3}) == ("shardload", True)
+            name_of_tool, *given = shlex.split(command)
+            assert (name_of_tool, run(given) in {0, 1, 3}) == ("shardload", True)
         code, said = load(steps.path or folder.name, *steps.options)
         assert code == 0, f"{text}\n{said}"
         applied += 1

@@ -23,7 +23,7 @@ _BY_HAND = re.compile(
     r"\b(leave out|leave [a-z_]+= out|make the model|convert the files|load_adapter|instead of|rather than|"
     r"belong to this|build the base|save (it )?again|beside)\b"
 )
-MAP = "`shardload doctor … --write-map map.json`"
+REPORT_MAP = "error.report.key_map"
 
 
 @dataclass
@@ -89,6 +89,9 @@ def typed(text: str, *, as_command: bool = False) -> Typed:
         return steps
     for found in _KEYWORD.finditer(text):
         value = _literal(text[found.end() :])
+        if value == REPORT_MAP:
+            steps.keywords[found[1]] = REPORT_MAP
+            continue
         try:
             typed_value = ast.literal_eval(value or "…")
         except (SyntaxError, ValueError):

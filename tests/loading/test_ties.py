@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from shardload import MismatchError, OnDevice, build_shell, check, diff, fill, open_checkpoint
+from shardload.keymap import KeyMap
 from shardload.loading.ties import as_bytes, same_bytes
 from tests.tiny import Net, random_state, write_checkpoint
 
@@ -157,3 +158,27 @@ def test_a_single_element_that_was_stored_with_a_stride_is_compared(tmp_path):
         (tmp_path / name).mkdir()
         torch.save({"x": torch.arange(4.0).as_strided((1,), (2,))}, tmp_path / name / "pytorch_model.bin")
     assert not diff(tmp_path / "a", tmp_path / "b", values=True).values
+
+
+@pytest.mark.parametrize("own", [{"model.{...}": "{...}"}, None, "joined"])
+def test_to_drop_one_copy_keeps_the_key_map_of_the_call(tmp_path, own):
+    state = random_state(TiedNet())
+    state["head.weight"] = state["embed.weight"] + 1
+    stored = {f"model.{key}" if own else key: value for key, value in state.items()}
+    key_map = own
+    if own == "joined":
+        key_map = KeyMap().cat(["a", "b"], "model.layers.0.up.weight").rename("model.{...}", "{...}")
+        stored["a"], stored["b"] = stored.pop("model.layers.0.up.weight").chunk(2)
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, stored))
+    with pytest.raises(MismatchError) as caught:
+        fill(build_shell(TiedNet), checkpoint, key_map=key_map)
+    untie, drop = caught.value.cure.parts
+    assert untie == "untie them in the class"
+    if own == "joined":  # no mapping of names says a rule that joins
+        assert drop == "drop one: end the key map with a rule that drops head.weight"
+        key_map = key_map.drop("head.weight")
+    else:
+        key_map = drop.keywords["key_map"]
+    shell = build_shell(TiedNet)
+    fill(shell, checkpoint, key_map=key_map)
+    assert torch.equal(shell.model.head.weight, state["embed.weight"])
