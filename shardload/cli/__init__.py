@@ -21,7 +21,7 @@ from click.shell_completion import shell_complete
 from shardload._system.absent_numpy import without_numpy_warning
 from shardload.cli import output
 from shardload.cli.group import Group
-from shardload.cli.wording import options_of, worded
+from shardload.cli.wording import doctor_line, options_of, worded
 from shardload.errors import RemoteCodeError, ShardloadError, UsageError, keywords_of
 
 if TYPE_CHECKING:
@@ -133,7 +133,10 @@ def words_of(arguments: Sequence[str]) -> Words:
     """
     place = next((place for place, text in enumerate(arguments) if not text.startswith("-")), len(arguments))
     name, given = "".join(arguments[place : place + 1]), arguments[place + 1 :]
-    return options_of(commands.get_command(click.Context(commands), name), given)
+    context = click.Context(commands)
+    command, doctor = (commands.get_command(context, each) for each in (name, "doctor"))
+    assert doctor is not None
+    return options_of(command, doctor_line(command, doctor, given))
 
 
 def _fail(

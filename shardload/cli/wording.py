@@ -19,13 +19,14 @@ _PARAMETERS = {
     "local_files_only": ("offline",),
     "model_class": ("model_class", "model"),
 }
+_DOCTOR = "shardload doctor …"
 
 
-def options_of(command: click.Command | None, arguments: Sequence[str] = ()) -> Words:
+def options_of(command: click.Command | None, doctor: str = _DOCTOR) -> Words:
     """Return the words of a command (of all its subcommands, for a group): its options, shell-quoted.
 
-    They are None for a keyword that the command has no option for, and for a value that no option can give. `arguments`
-    are those that the command was called with.
+    They are None for a keyword that the command has no option for, and for a value that no option can give. `doctor` is
+    the command line that writes a map.
     """
     options = {option.name: option for option in _options(command)}
 
@@ -42,18 +43,16 @@ def options_of(command: click.Command | None, arguments: Sequence[str] = ()) -> 
         texts = (_as_option(option, value) for option in found if option is not None)
         text = next((text for text in texts if text is not None), None)
         if text is not None and isinstance(value, OfReport):
-            return f"{text}, which `{_writing(value, command, arguments)}` writes"
+            return f"{text}, which `{doctor} --write-map {value}` writes"
         return text
 
     return words
 
 
-def _writing(name: str, command: click.Command | None, arguments: Sequence[str]) -> str:
-    """Return the command line that writes the map of what a command was refused: the doctor with its arguments."""
-    from shardload.cli.doctor import command as doctor
-
-    if command is None or not arguments:
-        return f"shardload doctor … --write-map {name}"
+def doctor_line(command: click.Command | None, doctor: click.Command, arguments: Sequence[str]) -> str:
+    """Return the doctor's command line with what a command was called with, as far as the doctor takes it."""
+    if command is None or not any(parameter.name == "where" for parameter in command.params):
+        return _DOCTOR
     with command.make_context(command.name, [*arguments], resilient_parsing=True) as context:
         given = {
             parameter: value
@@ -63,7 +62,7 @@ def _writing(name: str, command: click.Command | None, arguments: Sequence[str])
     place = shlex.quote(str(given.pop("where", "…")))
     words = options_of(doctor)
     options = (words({"map_file": "key_map"}.get(name, name), value) for name, value in given.items())
-    return " ".join(["shardload doctor", place, *(text for text in options if text), f"--write-map {name}"])
+    return " ".join(["shardload doctor", place, *(text for text in options if text)])
 
 
 def worded(document: Any, words: Words) -> Any:

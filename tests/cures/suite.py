@@ -103,17 +103,19 @@ class _Again:
 
     def _places(self, steps: Typed, scratch: Path) -> tuple[Any, ...] | None:
         """Return the arguments, with a copy of the folder where files are to be changed; None where there is none."""
-        first, *others = self.arguments or (None,)
-        if steps.path:
-            return (steps.path, *others)
-        if not steps.changes_files:
+        place = [*self.names].index("where") if "where" in self.names else 0
+        given = list(self.arguments)
+        if not (steps.path or steps.changes_files):
             return self.arguments
-        folder = _folder(first)
+        if steps.path and place < len(given):
+            given[place] = steps.path
+            return tuple(given)
+        folder = _folder(given[place]) if place < len(given) else None
         if folder is None:
             return None
-        with_changes = copied(folder, scratch / "copy")
-        steps.edit(with_changes)
-        return (with_changes, *others)
+        given[place] = copied(folder, scratch / "copy")
+        steps.edit(given[place])
+        return tuple(given)
 
     def _fails(self, arguments: tuple[Any, ...], keywords: dict[str, Any], steps: Typed) -> str | None:
         try:

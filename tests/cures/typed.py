@@ -23,6 +23,9 @@ _BY_HAND = re.compile(
     r"\b(leave out|leave [a-z_]+= out|make the model|convert the files|load_adapter|instead of|rather than|"
     r"belong to this|build the base|save (it )?again|beside)\b"
 )
+FLAGS = frozenset(
+    "--allow-links --copy --verify --trust-remote-code --offline --locked --merge --no-verify --json".split()
+)
 REPORT_MAP = "error.report.key_map"
 
 
@@ -49,7 +52,8 @@ class Typed:
     @property
     def is_whole(self) -> bool:
         """Whether the text can be typed as it is, with nothing to choose or to do by hand."""
-        return self.says_something and not _BY_HAND.search(self.text)
+        other = any(not command.startswith("shardload ") or "…" in command for command in self.commands)
+        return self.says_something and not other and not _BY_HAND.search(self.text)
 
     @property
     def changes_files(self) -> bool:
@@ -84,8 +88,9 @@ def typed(text: str, *, as_command: bool = False) -> Typed:
         steps.path = found[1].split(", ")[0].strip()
     if as_command:
         for name, value in _OPTION.findall(_COMMAND.sub("", text)):
-            steps.options += [name, *shlex.split(value)]
-            steps.chosen |= value.isupper() or ":" in value
+            values = [] if name in FLAGS else shlex.split(value)
+            steps.options += [name, *values]
+            steps.chosen |= bool(values) and (value.isupper() or ":" in value)
         return steps
     for found in _KEYWORD.finditer(text):
         value = _literal(text[found.end() :])
