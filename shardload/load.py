@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shardload import remote_code
 from shardload.checkpoint.checkpoint import open_checkpoint, read_config
@@ -78,6 +78,7 @@ def from_pretrained(
     device_mesh: DeviceMesh | None = None,
     tp_plan: Mapping[str, str] | str | None = None,
     distributed_config: Any = None,
+    read: Literal["slice", "once"] = "slice",
     timeout: float = 3600.0,
     **keywords: Unpack[ModelKeywords],
 ) -> nn.Module:
@@ -151,6 +152,7 @@ def from_pretrained(
             progress=progress,
             copy=copy,
             verify=verify,
+            read=read,
             timeout=timeout,
             **leniency,
         )

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,6 +143,36 @@ class Agreement:
             self._set(key, value or "")
         self.meet(name)
         return self._get(key)
+
+    def gathered(self, name: str, value: str) -> list[str]:
+        """Return the values that all ranks give, in the order of the ranks."""
+        key = f"values/{self._steps}"
+        self._set(f"{key}/{self.rank}", value)
+        self.meet(name)
+        return [self._get(f"{key}/{rank}") for rank in self.ranks]
+
+    def group(self, name: str, ranks: Sequence[int]) -> Any:
+        """Return a process group of some of the ranks, over gloo, that torch knows nothing of; all of them call this.
+
+        When the last reference to it is gone its connections are closed, and what others wait for in it fails.
+        """
+        store = distributed_c10d.PrefixStore(name, self._store)
+        wait = timedelta(seconds=self.timeout)
+        try:
+            return distributed_c10d.ProcessGroupGloo(store, ranks.index(self.rank), len(ranks), wait)
+        except RuntimeError as error:
+            raise self.lost(error) from error
+
+    def lost(self, error: RuntimeError) -> RanksError:
+        """Return the error for a broken connection; raise that of the rank that ended it, once it is known."""
+        ends = time.monotonic() + _LINGERS
+        while time.monotonic() < ends:
+            self.look()
+            time.sleep(_POLL)
+        return RanksError(
+            f"rank {self.rank} lost another rank: {str(error).splitlines()[0]}",
+            cure="look at what the other ranks say",
+        )
 
     def require_same(self, what: str, value: str) -> None:
         """Raise RanksError unless all ranks have the value of the first one; only its digest is told."""

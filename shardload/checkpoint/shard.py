@@ -335,12 +335,15 @@ def _check_region(region: Region, ref: Derived) -> None:
 _LARGE = 2**17  # bytes: from this size on malloc uses mappings too
 
 
-def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
-    # A tensor may be cast and freed at once; a large one has to give its memory back to the kernel then.
+def packed_memory(nbytes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return memory of its own for a tensor that may be cast and freed at once: a large one goes back to the kernel."""
     if nbytes >= _LARGE:
-        flat = torch.frombuffer(private_memory(nbytes), dtype=dtype)
-    else:
-        flat = torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")
+        return torch.frombuffer(private_memory(nbytes), dtype=dtype)
+    return torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")
+
+
+def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
+    flat = packed_memory(nbytes, dtype)
     _read_into(
         descriptor, memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B"), start
     )

@@ -39,6 +39,7 @@ _TABLE = (
     ("tp_plan", "from_pretrained plan_load",
      "shard the model by torch (parallelize_module), then call fill"),
     ("fsdp tp", "plan_load", "pass device_mesh= to from_pretrained, which shards a model over it"),
+    ("read", "from_pretrained fill", "leave it out: {function} loads no model over ranks"),
     ("timeout", "from_pretrained fill save save_adapter", "leave it out: {function} waits for no other rank"),
     ("verify", "from_pretrained fill convert merge_to_disk save save_adapter",
      "call verify(where), which hashes every file"),

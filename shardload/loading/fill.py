@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ from shardload.placement.target import Target
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from shardload._system.agreement import Agreement
     from shardload._system.progress import ProgressOption
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from shardload.loading.class_values import ClassValues
     from shardload.loading.leniency import Patterns
     from shardload.loading.memory_plan import MemoryPlan
+    from shardload.loading.read_once import ReadOnce
     from shardload.model.module_tree import ModuleTree
 
 
@@ -90,6 +92,7 @@ def fill(
     verify: bool = False,
     spill: str | os.PathLike[str] | None = None,
     max_memory: int | None = None,
+    read: Literal["slice", "once"] = "slice",
     timeout: float = 3600.0,
 ) -> Report:
     """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
@@ -117,13 +120,17 @@ def fill(
     system can write the pages of that file out and drop them (see OnDevice).
 
     A model that torch sharded over ranks (`fully_shard`, `parallelize_module`) stays sharded: each rank calls `fill`,
-    reads its own part, and the figures of the report are its own. All ranks succeed, or all raise the error of the one
-    that failed. `timeout` is how many seconds a rank waits for the others. Raises MismatchError, MemoryLimitError,
-    NoSpaceError, UnsupportedError, CorruptError, UsageError, RanksError.
+    reads its own part, and the figures of the report are its own. With `read="once"` the first of the ranks that hold
+    the same part reads it and sends it to the others, into memory; in one process that changes nothing. All ranks
+    succeed, or all raise the error of the one that failed. `timeout` is how many seconds a rank waits for the others.
+    Raises MismatchError, MemoryLimitError, NoSpaceError, UnsupportedError, CorruptError, UsageError, RanksError.
     """
     shell, checkpoint, rules = _as_shell(shell_or_module), _as_checkpoint(checkpoint), _rules(key_map)
     target = _target(target, spill, shell)
-    with unseen(), _prepared(shell, target), _together(shell, checkpoint, target, timeout) as ranks:
+    if read not in ("slice", "once"):
+        raise UsageError(Wording("{read} is no way to read", read=read), cure='pass "slice" or "once"')
+    with unseen(), _prepared(shell, target), _together(shell, checkpoint, target, read, timeout) as ranks:
+        copy = copy or bool(ranks and read == "once")  # what is received lies in memory
         with ranks.judging() if ranks else nullcontext():
             target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
             comparison = Comparison(shell, checkpoint, rules, target)
@@ -150,10 +157,12 @@ def fill(
             with ranks.same_random() if ranks and missing else nullcontext():
                 values = _class_values(shell, missing, comparison.plan.in_place)
             references = References(shell.model) if shell.keeps_references else None
-            with verified or nullcontext():
-                filled = stream(comparison, target, values, copy=copy, progress=progress, verified=verified)
-            if ranks:
-                ranks.meet("filled")
+            with _once(target, ranks, comparison) if read == "once" else nullcontext() as once:
+                with verified or nullcontext():
+                    options: Any = {"progress": progress, "verified": verified, "once": once}
+                    filled = stream(comparison, target, values, copy=copy, **options)
+                if ranks:
+                    ranks.meet("filled")
             report.notes += finish(shell, filled, missing, values, target, references, undo)
             if len(_FLOATS.intersection(report.dtypes)) > 1 and getattr(target, "dtype", None) is None:
                 report.notes += _mixed(shell.model, target.dtypes)
@@ -238,7 +247,7 @@ def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | 
 
 @contextmanager
 def _together(
-    shell: Shell, checkpoint: Checkpoint, target: Target, timeout: float
+    shell: Shell, checkpoint: Checkpoint, target: Target, read: str, timeout: float
 ) -> Iterator[Agreement | None]:
     """Let the ranks over which the model is sharded end the block alike; None for a model of one process."""
     if not _has_ranks():
@@ -255,8 +264,21 @@ def _together(
         headers = sorted((ref.name, ref.dtype, ref.shape) for ref in checkpoint.tensors.values())
         slots = sorted((slot.name, slot.shape, slot.kind) for slot in shell.slots.values())
         ranks.require_same("the headers of the checkpoint", repr(headers))
-        ranks.require_same("the tensors of the model", repr(slots))
+        ranks.require_same("the tensors of the model, or how they are read,", repr((slots, read)))
         yield ranks
+
+
+def _once(
+    target: Target, ranks: Agreement | None, comparison: Comparison
+) -> AbstractContextManager[ReadOnce | None]:
+    """Return what lets ranks that hold the same part share one read of it; nothing for a model of one process."""
+    if ranks is None:
+        return nullcontext()
+    from shardload.loading.read_once import ReadOnce
+    from shardload.placement.sharded import Sharded
+
+    assert isinstance(target, Sharded)
+    return ReadOnce(target, ranks, comparison.plan, comparison.checkpoint.tensors)
 
 
 def _has_ranks() -> bool:

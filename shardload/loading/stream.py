@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from shardload._system.gc_freeze import gc_frozen
-from shardload._system.process_memory import measure
+from shardload._system.process_memory import measure, size_of
 from shardload._system.progress import ProgressMeter
 from shardload._system.read_ahead import ReadAhead
 from shardload.checkpoint.shard import Shard, reading_order
@@ -25,7 +25,7 @@ from shardload.placement.target import Target
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from typing_extensions import Self
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from shardload.compare.verify import VerifiedWhileLoading
     from shardload.loading.class_values import ClassValues
     from shardload.loading.judge import Comparison
+    from shardload.loading.read_once import ReadOnce
     from shardload.placement.target import Release
 
 Pairs = list[tuple[str, TensorRef]]
@@ -48,20 +49,23 @@ def stream(
     copy: bool,
     progress: ProgressOption,
     verified: VerifiedWhileLoading | None = None,
+    once: ReadOnce | None = None,
 ) -> set[str]:
     """Load every tensor of the plan into the model, and return the names that were filled.
 
     The report gets a row per shard. `values` are the class's own, for loaders that fill a parameter in part. `verified`
-    is told about every shard as soon as the shard is on the local disk.
+    is told about every shard as soon as the shard is on the local disk. With `once` a rank may get what another reads.
     """
     by_shard = _by_shard(comparison)
+    if once is not None:
+        by_shard = {name: once.in_order(pairs) for name, pairs in by_shard.items()}
     total = sum(ref.nbytes for pairs in by_shard.values() for _, ref in pairs)
     report = comparison.report
     shows = progress or (progress is None and sys.stderr.isatty())
     with (
         ProgressMeter(progress, total) if shows else nullcontext() as meter,
         ReadAhead() if total >= _WORTH_ASKING and not copy else nullcontext() as ahead,
-        _Stream(comparison, target, values, copy, ahead, verified) as carrier,
+        _Stream(comparison, target, values, copy, ahead, verified, once) as carrier,
     ):
         for name, pairs in by_shard.items():
             started = time.perf_counter()
@@ -75,6 +79,9 @@ def stream(
         carrier.without_parts()
     report.loaded = carrier.loaded
     report.nbytes = total
+    if once is not None:
+        report.nbytes -= once.received
+        report.notes.append(f"{size_of(once.received)} came from ranks that read them")
     report.dtypes = {str(dtype).removeprefix("torch."): n for dtype, n in carrier.dtypes.most_common()}
     report.seconds["fill"] = sum(row.seconds for row in report.shards)
     return carrier.filled
@@ -108,6 +115,7 @@ class _Stream:
         copy: bool,
         ahead: ReadAhead | None,
         verified: VerifiedWhileLoading | None,
+        once: ReadOnce | None,
     ) -> None:
         plan = comparison.plan
         self.comparison = comparison
@@ -119,6 +127,7 @@ class _Stream:
         self.tied = {name: group for group in comparison.shell.ties for name in group}
         self.ahead = ahead
         self.verified = verified
+        self.once = once
         self.joins = Joins(plan.tensors) if plan.held.joined else None
         self.claims = Claims(plan, target) if plan.claims else None
         self.subtrees = (
@@ -138,6 +147,12 @@ class _Stream:
     @gc_frozen
     def shard(self, name: str, pairs: Pairs, meter: ProgressMeter | None) -> None:
         """Load the tensors of one shard, one after another."""
+        once = self.once
+        if once is not None and not any(once.reads(key) for key, _ in pairs):
+            for key, ref in pairs:
+                self._take(key, ref, once.tensor(key, ref, None), None, meter)
+            self.target.wait()
+            return
         checkpoint = self.comparison.checkpoint
         path = checkpoint.source.open(name).local_path()
         if self.verified is not None:
@@ -146,17 +161,29 @@ class _Stream:
             if self.ahead is not None:
                 shard.read_ahead(self.ahead, spans_of(pairs) if self.comparison.plan.parts else None)
             for key, ref in pairs:
-                read = shard.tensor(ref)
-                if self.joins is not None and key in self.joins:
-                    whole = self.joins.pop(key) if self.joins.take(key, ref, read) else None
-                    shard.release(ref)
-                    if whole is not None:
-                        self._deliver(key, whole, None)
-                else:
-                    self._deliver(key, read, partial(shard.release, ref))
-                if meter is not None:
-                    meter.tensor(ref.nbytes)
+                read = shard.tensor(ref) if once is None else once.tensor(key, ref, shard)
+                self._take(key, ref, read, partial(shard.release, ref), meter)
             self.target.wait()
+
+    def _take(
+        self,
+        key: str,
+        ref: TensorRef,
+        read: torch.Tensor,
+        release: Callable[..., None] | None,
+        meter: ProgressMeter | None,
+    ) -> None:
+        """Join a part with the others of its tensor, or load it."""
+        if self.joins is not None and key in self.joins:
+            whole = self.joins.pop(key) if self.joins.take(key, ref, read) else None
+            if release is not None:
+                release()
+            if whole is not None:
+                self._deliver(key, whole, None)
+        else:
+            self._deliver(key, read, release)
+        if meter is not None:
+            meter.tensor(ref.nbytes)
 
     def without_parts(self) -> None:
         """Load what no shard contains: joined tensors of padding alone, and subtrees whose loaders get no tensor."""

@@ -85,6 +85,16 @@ class _Part:
     placements: tuple[object, ...]
     stride: tuple[int, ...]
 
+    def seen(self) -> tuple[tuple[object, ...], tuple[int, ...]]:
+        """Return how the tensor lies over ranks, which all ranks see alike, and this rank's place where it is cut.
+
+        Ranks that have the same place hold the same part.
+        """
+        place = self.mesh.get_coordinate() or ()
+        cut = [hasattr(placement, "dim") for placement in self.placements]
+        kind = self.mesh.mesh_dim_names, tuple(self.mesh.shape), repr(self.placements)
+        return kind, tuple(index for index, is_cut in zip(place, cut, strict=True) if is_cut)
+
     def around(self, local: torch.Tensor) -> DTensor:
         """Return the DTensor whose part on this rank is `local`."""
         with torch.no_grad():
