@@ -1,8 +1,8 @@
-"""`shardload convert`: write a checkpoint as safetensors."""
+"""`shardload convert`: write a checkpoint as safetensors, or as a distributed checkpoint."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -17,6 +17,8 @@ Examples:
   shardload convert ./chatglm2-6b -o ./chatglm2-6b-safetensors
   shardload convert ./model -o ./small-shards --max-shard-size 2GB
   shardload convert ./mixtral -o ./fused --map map.json --dtype bfloat16
+  shardload convert ./step-1000 -o ./model                 # a folder of torch.distributed.checkpoint
+  shardload convert ./model -o ./distributed --format dcp
 """
 
 SCHEMA = "shardload.convert/1"
@@ -35,9 +37,9 @@ SCHEMA = "shardload.convert/1"
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["safetensors"]),
+    type=click.Choice(["safetensors", "dcp"]),
     default="safetensors",
-    help="Format of the new files.",
+    help="safetensors, or dcp: what torch.distributed.checkpoint loads.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not read the new files back.")
 @source_options
@@ -47,12 +49,12 @@ def command(
     out: str,
     dtype: str,
     max_shard_size: str,
-    file_format: str,  # noqa: ARG001 - there is one so far
+    file_format: Literal["safetensors", "dcp"],
     no_verify: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Write the checkpoint WHERE into a new folder: safetensors shards, an index, and the files beside them.
+    """Write the checkpoint WHERE into a new folder: shards, an index, and the files beside them.
 
     Tensors are streamed. Files appear in the folder when all are complete; a run that was stopped goes on where it
     stopped when the same command is given again.
@@ -72,6 +74,7 @@ def command(
         verify=not no_verify,
         progress=False if as_json else None,
         float32=kept,
+        format=file_format,
         **source,
     )
     if as_json:

@@ -53,7 +53,7 @@ _TABLE = (
     ("rounding link", "merge_to_disk", "pass it to merge_to_disk"),
     ("seed", "merge_to_disk attach_lora", "leave it out: {function} draws no random numbers"),
     ("name", "load_adapter swap_adapter save_adapter attach_lora", "leave it out: {function} names no adapter"),
-    ("format", _ADAPTER, "leave it out: {function} finds the format in the files"),
+    ("format", f"{_ADAPTER} convert", "leave it out: {function} finds the format in the files"),
     ("alpha", f"{_ADAPTER} merge_to_disk attach_lora", "pass it to load_adapter"),
     ("enable_lora", f"{_ADAPTER} merge_to_disk", "pass it to load_adapter"),
     ("trainable", "load_adapter", "pass it to load_adapter"),

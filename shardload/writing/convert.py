@@ -1,9 +1,9 @@
-"""convert: writes a checkpoint as safetensors, with other names, tensors, dtypes or shards."""
+"""convert: writes a checkpoint anew, with other names, tensors, dtypes or shards, or in another format."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shardload._system.byte_size import parse_size
 from shardload.checkpoint.opened import opened
@@ -18,7 +18,7 @@ from shardload.writing.repo_files import files_beside, with_dtype
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shardload.keywords import WhereKeywords
     from shardload.where import WhereLike
     from shardload.writing import Written
+    from shardload.writing.output import OutputShard
 
 
 @entry_point
@@ -43,9 +44,10 @@ def convert(
     verify: bool = True,
     progress: ProgressOption = None,
     float32: Collection[str] = (),
+    format: Literal["safetensors", "dcp"] = "safetensors",  # noqa: A002 - as the command has it
     **keywords: Unpack[WhereKeywords],
 ) -> Written:
-    """Write a checkpoint as safetensors shards with an index into a new folder; return what was written.
+    """Write a checkpoint as safetensors shards with an index, or as a distributed checkpoint; return what was written.
 
         >>> import torch, shardload
         >>> torch.save({"module.weight": torch.ones(2, 4)}, "model.bin")
@@ -62,6 +64,9 @@ def convert(
     memory in blocks of at most 64 MiB (or one row, where a row is larger). The repo's settings, tokenizer and code are
     copied, config.json with the new dtype. `verify` reads every file back.
 
+    `format="dcp"` writes a distributed checkpoint, which `torch.distributed.checkpoint.load` reads: `.metadata` and
+    `.distcp` files. A trainer that loads {"model": state_dict} wants key_map={"{...}": "model.{...}"}.
+
     `folder` is new, or holds no weights and no files of these names. Files appear in it when all are complete. After a
     kill the same call continues from the finished files. The other keywords are those of `open_checkpoint`. Raises
     UsageError, UnsupportedError, UnsafeError, NoSpaceError, CorruptError.
@@ -74,21 +79,34 @@ def convert(
     _refuse_objects(checkpoint, rules, mapped.tensors)
     limit = parse_size(max_shard_size)
     _refuse_unknown(float32, mapped.tensors)
+    write = {"safetensors": _output, "dcp": _blocks_of}.get(format)
+    if write is None:
+        raise UsageError(f"{format!r} is no format to write", cure=Wording("pass {format}", format="dcp"))
     tensors = [
-        _output(checkpoint, name, tensor, "F32" if name in float32 else code)
+        write(checkpoint, name, tensor, "F32" if name in float32 else code)
         for name, tensor in mapped.tensors.items()
     ]
     if not tensors:
         raise UsageError("the key map leaves nothing to write", where=checkpoint.label)
-    shards, index = split_into_shards(tensors, limit)
+    shards, index = _arranged(tensors, limit, format)
     config = (
         checkpoint.config and with_dtype(checkpoint.config, TORCH_NAMES[code]) if code else checkpoint.config
     )
     beside = {} if checkpoint.named is not None else files_beside(checkpoint, config)
     output = Output(shards, index, beside, _folders(checkpoint))
     identities = list(checkpoint.identities.items())
-    job = json.dumps([rules.to_json(), code, sorted(float32), limit, checkpoint.label, identities])
+    job = json.dumps([rules.to_json(), code, sorted(float32), limit, checkpoint.label, identities, format])
     return write_output(folder, output, job=job, verify=verify, progress=progress)
+
+
+def _arranged(
+    tensors: Sequence[OutputTensor], limit: int, name: str
+) -> tuple[tuple[OutputShard, ...], tuple[str, bytes] | None]:
+    if name == "safetensors":
+        return split_into_shards(tensors, limit)
+    from shardload.writing.dcp_file import distributed_shards
+
+    return distributed_shards(tensors, limit)
 
 
 def _refuse_unknown(names: Collection[str], tensors: Mapping[str, Derived]) -> None:
@@ -102,9 +120,7 @@ def _refuse_unknown(names: Collection[str], tensors: Mapping[str, Derived]) -> N
 
 def _output(checkpoint: Checkpoint, name: str, tensor: Derived, code: str | None) -> OutputTensor:
     """Return one output tensor: a range of its file where its bytes do not change, else row blocks."""
-    kept = code is None or not tensor.is_floating
-    out_code = tensor.dtype if kept else code
-    assert out_code is not None
+    out_code = tensor.dtype if code is None or not tensor.is_floating else code
     if out_code == "C128":
         raise UnsupportedError("safetensors has no place for complex128", where=name)
     view = as_view(tensor)
@@ -112,6 +128,12 @@ def _output(checkpoint: Checkpoint, name: str, tensor: Derived, code: str | None
         path = checkpoint.source.open(view.shard).local_path()
         content = FileRange(path, view.span.start, checkpoint.identities.get(view.shard))
         return OutputTensor(name, out_code, tensor.shape, content)
+    return _blocks_of(checkpoint, name, tensor, code)
+
+
+def _blocks_of(checkpoint: Checkpoint, name: str, tensor: Derived, code: str | None) -> OutputTensor:
+    """Return one output tensor that passes through memory in blocks of rows."""
+    out_code = tensor.dtype if code is None or not tensor.is_floating else code
 
     def blocks() -> Iterator[torch.Tensor]:
         wanted = torch_dtype(TORCH_NAMES[out_code])

@@ -38,13 +38,13 @@ class Layout:
         tensors = shard.tensors
         if shard.header is None:
             tensors = tuple(sorted(tensors, key=lambda tensor: -DTYPE_BITS[tensor.dtype]))
-        header = shard.header or _header(tensors, dict(shard.metadata))
+        header = _header(tensors, dict(shard.metadata)) if shard.header is None else shard.header
         places = []
         end = len(header)
         for tensor in tensors:
             places.append((tensor, end))
             end += tensor.nbytes
-        if shard.header is not None:
+        if shard.header:
             _check(shard, json.loads(shard.header[8:]), places)
         return cls(header, tuple(places), end)
 

@@ -61,10 +61,11 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class OutputShard:
-    """One safetensors file to write.
+    """One weight file to write.
 
     `header` is the raw header of another file, including the eight bytes of its length, that describes this file too;
-    the tensors are then in the order of their bytes. Without it a header is made from the tensors and `metadata`.
+    the tensors are then in the order of their bytes. Without it a header is made from the tensors and `metadata`. An
+    empty one is that of a file of another format, in which the tensors follow one another.
     """
 
     name: str
@@ -109,6 +110,19 @@ def index_document(weight_map: Mapping[str, str], total_size: int) -> bytes:
     return json.dumps(document, indent=2).encode()
 
 
+def grouped(tensors: Iterable[OutputTensor], limit: int | None) -> list[list[OutputTensor]]:
+    """Return tensors in groups of at most `limit` bytes; a larger tensor stands alone."""
+    groups: list[list[OutputTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if limit is not None and groups[-1] and size + tensor.nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.nbytes
+    return groups
+
+
 def split_into_shards(
     tensors: Iterable[OutputTensor],
     limit: int | None = None,
@@ -118,14 +132,7 @@ def split_into_shards(
     A tensor that is larger than the limit gets a shard of its own. Names are the usual ones: `model.safetensors`, or
     `model-00001-of-00003.safetensors` with `model.safetensors.index.json`.
     """
-    groups: list[list[OutputTensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if limit is not None and groups[-1] and size + tensor.nbytes > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(tensor)
-        size += tensor.nbytes
+    groups = grouped(tensors, limit)
     count = len(groups)
     names = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
     names = names if count > 1 else ["model.safetensors"]

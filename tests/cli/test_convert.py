@@ -33,3 +33,11 @@ def test_a_folder_that_holds_weights_is_refused(tmp_path, call_cli):
     done = call_cli("convert", source, "-o", tmp_path / "b", "--dtype", "fp16")
     assert (done.returncode, done.stdout) == (2, "")
     assert "new or an empty folder" in done.stderr
+
+
+def test_convert_to_a_distributed_checkpoint_and_back(tmp_path, call_cli):
+    torch.save({"a": torch.ones(4), "b": torch.zeros(2, 2)}, tmp_path / "a.bin")
+    assert call_cli("convert", tmp_path / "a.bin", "-o", tmp_path / "b", "--format", "dcp").returncode == 0
+    assert (tmp_path / "b" / ".metadata").is_file()
+    assert call_cli("convert", tmp_path / "b", "-o", tmp_path / "c").returncode == 0
+    assert call_cli("diff", tmp_path / "a.bin", tmp_path / "c", "--values").returncode == 0

@@ -289,7 +289,7 @@ def _allowed() -> dict[str, Global]:
         table[f"torch.{name}"] = Global(f"torch.{name}", code=code)
     for name in _NAMES_ONLY:
         table[f"torch.{name}"] = Global(f"torch.{name}")
-    for name, stored in _STORAGES.items():
+    for name, stored in STORAGES.items():
         # Storages of other devices differ only in the device to restore them to, which the file does not decide here.
         for module in ("torch", "torch.cuda"):
             full = f"{module}.{name}Storage"
@@ -299,11 +299,12 @@ def _allowed() -> dict[str, Global]:
     return table
 
 
-_STORAGES: dict[str, str | None] = {
+STORAGES: dict[str, str | None] = {
     "Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Long": "I64", "Int": "I32",
     "Short": "I16", "Char": "I8", "Byte": "U8", "Bool": "BOOL", "ComplexFloat": "C64", "ComplexDouble": "C128",
     "QInt8": None, "QUInt8": None, "QInt32": None, "QUInt4x2": None, "QUInt2x4": None,
 }  # fmt: skip
+"""The code of each kind of storage, by its name without "Storage"; None where no tensor of it is read."""
 
 _NAMES_ONLY = (
     "Tensor", "complex32", "qint8", "quint8", "qint32", "quint4x2", "quint2x4",

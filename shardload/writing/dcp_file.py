@@ -1,0 +1,210 @@
+"""distributed_shards: plans the files of a distributed checkpoint, as torch.distributed.checkpoint reads them.
+
+A `.distcp` file is a row of archives as torch.save writes them, one a tensor; `.metadata` says where each begins. Here
+each takes a multiple of 64 bytes and so does the place of its data: such a checkpoint can be mapped, while torch's own
+begin anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zlib
+from collections import OrderedDict
+from math import prod
+from struct import pack
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shardload.checkpoint.formats.torch_globals import STORAGES
+from shardload.checkpoint.index import DISTRIBUTED
+from shardload.checkpoint.shard import DTYPES
+from shardload.errors import UnsupportedError
+from shardload.tensor_ref import torch_shape
+from shardload.writing.output import OutputShard, OutputTensor, grouped
+from shardload.writing.shard_file import bytes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from shardload.writing.output import Blocks
+
+_ALIGNMENT = 64
+_PADDING = 0x4246  # "FB", as torch's writer marks room that aligns what follows
+_FULL32 = 0xFFFFFFFF
+_ROOT = "archive"
+_TYPED = {code: name for name, code in STORAGES.items() if code is not None}
+
+
+def distributed_shards(
+    tensors: Sequence[OutputTensor], limit: int
+) -> tuple[tuple[OutputShard, ...], tuple[str, bytes]]:
+    """Return the `.distcp` files, of at most `limit` bytes of tensors each, and `.metadata` with its name.
+
+    Raises UnsupportedError for a dtype that torch lacks.
+    """
+    shards = tuple(
+        OutputShard(f"__{number}_0.distcp", tuple(map(_archived, group)), header=b"")
+        for number, group in enumerate(grouped(tensors, limit))
+    )
+    return shards, (DISTRIBUTED, _metadata({tensor.name: tensor for tensor in tensors}, shards))
+
+
+def _metadata(tensors: dict[str, OutputTensor], shards: Sequence[OutputShard]) -> bytes:
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    listed: dict[str, Any] = {}
+    places: dict[Any, Any] = {}
+    for shard in shards:
+        offset = 0
+        for item in shard.tensors:
+            tensor = tensors[item.name]
+            size = torch.Size(torch_shape(tensor.dtype, tensor.shape))
+            start = torch.Size([0] * len(size))
+            properties = TensorProperties(dtype=DTYPES[tensor.dtype])
+            listed[item.name] = TensorStorageMetadata(properties, size, [ChunkStorageMetadata(start, size)])
+            places[MetadataIndex(item.name, start)] = _StorageInfo(shard.name, offset, item.nbytes)
+            offset += item.nbytes
+    paths = {name: (name,) for name in listed}
+    return pickle.dumps(Metadata(listed, planner_data=paths, storage_data=places), protocol=4)
+
+
+def _archived(tensor: OutputTensor) -> OutputTensor:
+    """Return the archive of a tensor as one tensor of bytes."""
+    before = _before(tensor)
+    room = -(len(before) + tensor.nbytes + len(_after(tensor, before, 0, 0))) % _ALIGNMENT
+    length = len(before) + tensor.nbytes + len(_after(tensor, before, 0, room))
+
+    def blocks() -> Iterator[torch.Tensor]:
+        yield _bytes(before)
+        total = 0
+        for block in _contents(tensor):
+            total = zlib.crc32(bytes_of(block), total)
+            yield block
+        yield _bytes(_after(tensor, before, total, room))
+
+    return OutputTensor(tensor.name, "U8", (length,), blocks)
+
+
+def _contents(tensor: OutputTensor) -> Iterator[torch.Tensor]:
+    content = tensor.content
+    if not callable(content):
+        raise TypeError("the content of an archive is given in blocks")
+    blocks: Blocks = content
+    yield from blocks()
+
+
+def _bytes(raw: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+
+
+# The archive ------------------------------------------------------------------------------------------------------
+
+
+def _small(tensor: OutputTensor) -> dict[str, bytes]:
+    return {"data.pkl": _pickled(tensor), "byteorder": b"little", "version": b"3\n"}
+
+
+def _before(tensor: OutputTensor) -> bytes:
+    """Return all that comes before the tensor's bytes, which begin at a multiple of 64."""
+    raw = b"".join(_local(name, zlib.crc32(data), len(data)) + data for name, data in _small(tensor).items())
+    head = _local("data/0", 0, 0, described=True)
+    padding = -(len(raw) + len(head) + 4) % _ALIGNMENT
+    return raw + _local("data/0", 0, 0, described=True, extra=pack("<2H", _PADDING, padding) + b"Z" * padding)
+
+
+def _after(tensor: OutputTensor, before: bytes, crc: int, room: int) -> bytes:
+    """Return the sum of the tensor's bytes, then the directory, with `room` bytes more."""
+    size = tensor.nbytes
+    wide = size >= _FULL32 - len(before) - 24
+    described = b"PK\7\x08" + pack("<LQQ" if wide else "<3L", crc, size, size)
+    directory, at = b"", 0
+    for name, data in _small(tensor).items():
+        directory += _central(name, zlib.crc32(data), len(data), at)
+        at += len(_local(name, 0, 0)) + len(data)
+    directory += _central("data/0", crc, size, at, described=True, wide=wide)
+    start, count = len(before) + size + len(described), len(_small(tensor)) + 1
+    end = b""
+    if wide:
+        end = b"PK\6\6" + pack("<Q2H2L4Q", 44, 45, 45, 0, 0, count, count, len(directory), start)
+        end += b"PK\6\7" + pack("<LQL", 0, start + len(directory), 1)
+    end += b"PK\5\6" + pack("<4H2LH", 0, 0, count, count, len(directory), _FULL32 if wide else start, room)
+    return described + directory + end + b" " * room
+
+
+def _local(name: str, crc: int, size: int, *, described: bool = False, extra: bytes = b"") -> bytes:
+    path = f"{_ROOT}/{name}".encode()
+    flags = 0x808 if described else 0x800
+    return (
+        b"PK\3\4" + pack("<5H3L2H", 20, flags, 0, 0, 0, crc, size, size, len(path), len(extra)) + path + extra
+    )
+
+
+def _central(
+    name: str, crc: int, size: int, at: int, *, described: bool = False, wide: bool = False
+) -> bytes:
+    path = f"{_ROOT}/{name}".encode()
+    extra = pack("<2H2Q", 1, 16, size, size) if wide else b""
+    told = _FULL32 if wide else size
+    fields = (45 if wide else 20, 20, 0x808 if described else 0x800, 0, 0, 0, crc, told, told)
+    return b"PK\1\2" + pack("<6H3L5H2L", *fields, len(path), len(extra), 0, 0, 0, 0, at) + path + extra
+
+
+# The pickle of a tensor -------------------------------------------------------------------------------------------
+
+
+class _Storage:
+    def __init__(self, kind: type, numel: int) -> None:
+        self.name = ("storage", kind, "0", "cpu", numel)
+
+
+class _Tensor:
+    """Is pickled as torch pickles a tensor."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call[0], self.call[1:]
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> Any:
+        return value.name if isinstance(value, _Storage) else None
+
+
+def _pickled(tensor: OutputTensor) -> bytes:
+    from torch import _utils
+
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise UnsupportedError(
+            f"this torch has no dtype for {tensor.dtype}", where=tensor.name, cure="use a newer torch"
+        )
+    size = torch_shape(tensor.dtype, tensor.shape)
+    place: tuple[Any, ...] = (0, size, _strides(size), False, OrderedDict())
+    if tensor.dtype in _TYPED:
+        storage = _Storage(getattr(torch, f"{_TYPED[tensor.dtype]}Storage"), prod(size))
+        made = _Tensor(_utils._rebuild_tensor_v2, storage, *place)
+    else:
+        untyped = _Storage(torch.UntypedStorage, tensor.nbytes)
+        made = _Tensor(_utils._rebuild_tensor_v3, untyped, *place, dtype)
+    raw = io.BytesIO()
+    _Pickler(raw, protocol=2).dump(made)
+    return raw.getvalue()
+
+
+def _strides(size: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for n in reversed(size):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(reversed(strides))
