@@ -16,7 +16,7 @@ from shardload.cli.options import (
     source_keywords,
     source_options,
 )
-from shardload.errors import UntrustedCodeError
+from shardload.errors import Cures, UntrustedCodeError
 from shardload.where import CodeTrust, Where
 
 if TYPE_CHECKING:
@@ -102,10 +102,15 @@ def _ask(review: CodeReview) -> bool:
 
 
 def _not_approved(review: CodeReview, path: Path, why: str) -> UntrustedCodeError:
+    from shardload.remote_code.trust_lock import approving
+
     return UntrustedCodeError(
         f"the code of {review.source.label} may not run: {why}",
         where=str(path.absolute()),
-        cure="read it, then run `shardload trust` at a terminal and answer yes, or pass --yes",
+        cure=Cures(
+            f"read it, then run `{approving(review.source, path)}` at a terminal and answer yes",
+            f"approve what you have read: {approving(review.source, path)} --yes",
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import Cures, UntrustedCodeError, Wording, joined, keyword
 from shardload.remote_code.lock_place import own_approval_said
-from shardload.remote_code.trust_lock import TrustLock, lock_path, name_of
+from shardload.remote_code.trust_lock import TrustLock, approving, lock_path, name_of
 
 if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
@@ -51,13 +51,16 @@ def require_trust(
         what = f"loading {source.label} would run the repo's own code, and you have not allowed that"
     else:
         what = f"the code of {source.label} may be changed by its owner at any time: name the commit to run"
+    approve = f"approve these bytes with `{approving(source)}`, which shows them"
     raise UntrustedCodeError(
         what,
         where=f"files that would run: {files}",
         cure=Cures(
             Wording("read those files, then pass {0}", joined(" and ", missing)),
             Wording("pass {model_class} and run none of them", model_class=...),
-            f"approve these bytes with `shardload trust {name_of(source)}`, which shows them",
+            Wording("{0}, and pass {trust_remote_code}", approve, trust_remote_code="locked")
+            if trust.trust_remote_code is not True
+            else approve,
         ),
     )
 
@@ -76,7 +79,7 @@ def _require_approval(lock: TrustLock, source: Source, code: Code) -> None:
     if lock.is_foreign(source, code):
         raise _not_by_you(lock, source, code)
     nearest = lock.nearest(source, code)
-    raise _never_approved(lock, source, code) if nearest is None else _changed(nearest, source, code)
+    raise _never_approved(lock, source, code) if nearest is None else _changed(lock, nearest, source, code)
 
 
 def _never_approved(lock: TrustLock, source: Source, code: Code) -> UntrustedCodeError:
@@ -84,7 +87,7 @@ def _never_approved(lock: TrustLock, source: Source, code: Code) -> UntrustedCod
     return UntrustedCodeError(
         f"{lock.path.name} approves no code of {source.label}",
         where=f"{lock.path.absolute()}; files that would run: {names}",
-        cure=f"read the code and approve it: shardload trust {name_of(source)}",
+        cure=f"read the code and approve it: {approving(source, lock.path)}",
     )
 
 
@@ -94,15 +97,15 @@ def _not_by_you(lock: TrustLock, source: Source, code: Code) -> UntrustedCodeErr
     return UntrustedCodeError(
         what,
         where=f"{lock.path.absolute()}; files that would run: {names}",
-        cure=Cures(f"read the code and approve it: shardload trust {name_of(source)}", cure),
+        cure=Cures(f"read the code and approve it: {approving(source, lock.path)}", cure),
     )
 
 
-def _changed(approval: Approval, source: Source, code: Code) -> UntrustedCodeError:
+def _changed(lock: TrustLock, approval: Approval, source: Source, code: Code) -> UntrustedCodeError:
     changes = approval.changes(code)
     lines = [line for change in changes for line in change.lines()]
     at = f" at commit {approval.commit}" if approval.commit else ""
-    cures = [f"read what changed, then approve it: shardload trust {name_of(source)}"]
+    cures = [f"read what changed, then approve it: {approving(source, lock.path)}"]
     if approval.commit and approval.source == name_of(source) and approval.commit != source.revision:
         cures.append(Wording("load what was approved: {revision}", revision=approval.commit))
     error = UntrustedCodeError(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,6 +200,16 @@ def lock_path(given: object = None) -> Path:
 def name_of(source: Source) -> str:
     """Return the name of a source in a lock file: `org/name`, or the folder as it was given."""
     return source.label.rpartition("@")[0] if source.revision else source.label
+
+
+def approving(source: Source, lock: Path | None = None) -> str:
+    """Return the command line that approves the code of a source, in a lock file other than the usual one too."""
+    words = ["shardload", "trust", name_of(source)]
+    if source.revision:
+        words += ["--revision", source.revision]
+    if lock is not None and lock.absolute() != lock_path().absolute():
+        words += ["--lock", str(lock)]
+    return shlex.join(words)
 
 
 def line_hashes(content: bytes) -> tuple[str, ...]:

@@ -17,15 +17,16 @@ _EDIT = re.compile(r"\bset (?P<fields>.+?) in config\.json")
 _FIELD = re.compile(r"([\w.]+) to (\[[^\]]*\]|true|false|null|-?\d+)")
 _DELETE = re.compile(r"\b(?:delete|remove) (\S+\.(?:json|safetensors|bin))")
 _FOLDER = re.compile(r"\bpass the (?:path of one|file|folder): (\S[^;()]*)")
-_COMMAND = re.compile(r"`([^`]+)`")
+_COMMAND = re.compile(r"`([^`]+)`|: (shardload [a-z]+ [^;,]+)")
 # Steps that nothing here can type: the text is a piece of advice, whatever else it names.
 _BY_HAND = re.compile(
     r"\b(leave out|leave [a-z_]+= out|make the model|convert the files|load_adapter|instead of|rather than|"
-    r"belong to this|build the base|save (it )?again|beside)\b"
+    r"belong to this|at a terminal|build the base|save (it )?again|beside)\b"
 )
 FLAGS = frozenset(
     "--allow-links --copy --verify --trust-remote-code --offline --locked --merge --no-verify --json".split()
 )
+_TYPED = re.compile(r"shardload [a-z]+ (?![A-Z]+\b)[^…]+")  # one of ours, with nothing left to the reader
 REPORT_MAP = "error.report.key_map"
 
 
@@ -52,8 +53,8 @@ class Typed:
     @property
     def is_whole(self) -> bool:
         """Whether the text can be typed as it is, with nothing to choose or to do by hand."""
-        other = any(not command.startswith("shardload ") or "…" in command for command in self.commands)
-        return self.says_something and not other and not _BY_HAND.search(self.text)
+        typed_here = all(_TYPED.fullmatch(command) for command in self.commands)
+        return self.says_something and typed_here and not _BY_HAND.search(self.text)
 
     @property
     def changes_files(self) -> bool:
@@ -83,7 +84,7 @@ def typed(text: str, *, as_command: bool = False) -> Typed:
         steps.fields |= {name: json.loads(value) for name, value in _FIELD.findall(found["fields"])}
         steps.chosen |= not steps.fields or " or " in found["fields"]
     steps.deleted += _DELETE.findall(text)
-    steps.commands += _COMMAND.findall(text)
+    steps.commands += [quoted or plain for quoted, plain in _COMMAND.findall(text)]
     if found := _FOLDER.search(text):
         steps.path = found[1].split(", ")[0].strip()
     if as_command:

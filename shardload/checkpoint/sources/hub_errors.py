@@ -114,11 +114,7 @@ def from_client(error: BaseException, asked: Asked) -> ShardloadError:
     return NotFoundError(
         f"the Hub could not be reached: {_one_line(error)}",
         where=asked.place,
-        cure=Wording(
-            "check the path, if a folder of this disk is meant; or the network and HF_ENDPOINT; what was "
-            "downloaded before loads with {local_files_only}",
-            local_files_only=True,
-        ),
+        cure=Cures("check the path, if a folder of this disk is meant", "check the network and HF_ENDPOINT"),
     )
 
 
