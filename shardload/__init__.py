@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from shardload.adapters.merging import MergeReport, merge, merge_to_disk, unmerge
     from shardload.checkpoint.checkpoint import Checkpoint, open_checkpoint
+    from shardload.checkpoint.plain_weights import dequantised
     from shardload.compare.diff import Difference, diff
     from shardload.compare.verify import Verification, verify
     from shardload.diagnosis.examination import Examination
@@ -55,8 +56,9 @@ if TYPE_CHECKING:
     )
     from shardload.forecast import Forecast, plan_load
     from shardload.keymap import KeyMap
-    from shardload.load import from_pretrained, load_config, report_of, resolve_class
+    from shardload.load import from_pretrained, load_config, resolve_class
     from shardload.loading.fill import check, fill
+    from shardload.loading.provenance import report_of
     from shardload.loading.report import Report
     from shardload.model.shell import Shell, Slot, build_shell
     from shardload.placement.device import OnDevice
@@ -88,6 +90,7 @@ _HOMES = {
     ),
     "adapters.merging": ("MergeReport", "merge", "merge_to_disk", "unmerge"),
     "checkpoint.checkpoint": ("Checkpoint", "open_checkpoint"),
+    "checkpoint.plain_weights": ("dequantised",),
     "writing.convert": ("convert",),
     "compare.diff": ("Difference", "diff"),
     "errors": (
@@ -111,8 +114,9 @@ _HOMES = {
     "loading.fill": ("check", "fill"),
     "forecast": ("Forecast", "plan_load"),
     "keymap": ("KeyMap",),
-    "load": ("from_pretrained", "load_config", "report_of", "resolve_class"),
+    "load": ("from_pretrained", "load_config", "resolve_class"),
     "_system.progress": ("Progress",),
+    "loading.provenance": ("report_of",),
     "loading.report": ("Report",),
     "saving": ("save",),
     "model.shell": ("Shell", "Slot", "build_shell"),
@@ -160,6 +164,7 @@ __all__ = [
     "check",
     "convert",
     "delete_adapter",
+    "dequantised",
     "diff",
     "disable_adapter",
     "examine",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardload import remote_code
-from shardload.checkpoint.checkpoint import open_checkpoint, read_config
+from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.checkpoint.index import find_weight_files
+from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.sources import find_source
 from shardload.diagnosis import diagnose
 from shardload.diagnosis.examination import Examination

@@ -163,6 +163,10 @@ def plan_load(
     (checkpoint,) = opened(keywords, where)
     place = place_of(checkpoint.label if isinstance(where, Checkpoint) else where, keywords)
     code = float_code(dtype)
+    if code is not None and checkpoint.may_be_packed and shell is None:
+        from shardload.checkpoint.plain_weights import dequantised
+
+        checkpoint = dequantised(checkpoint, dtype)
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)
     rules.require_fit(checkpoint.tensors, mapped)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardload import remote_code
-from shardload.checkpoint.checkpoint import open_checkpoint, read_config
+from shardload.checkpoint.checkpoint import open_checkpoint
+from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.shard import DTYPES
 from shardload.checkpoint.sources import find_source
 from shardload.dtypes import float_code, parse_dtype
@@ -158,6 +159,10 @@ def from_pretrained(
         )
         model = shell.model
         switch_to_eval(model)
+        if report.packing:
+            from shardload.loading.packed import forget_quantiser
+
+            forget_quantiser(model)
         if hasattr(type(model), "from_pretrained"):
             made.notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report.left_out))
         made.tell(report)
@@ -182,6 +187,10 @@ class _Made:
         """Let all weights have one dtype, as transformers does it for its own classes."""
         from shardload.transformers_classes.one_dtype import cast_note, in_one_dtype
 
+        if noted and checkpoint.may_be_packed:
+            from shardload.loading.packed import refuse_undecided
+
+            refuse_undecided(checkpoint)
         made_in, self.dtype = in_one_dtype(self.loaded.config, self.dtype, checkpoint)
         self.loaded = replace(self.loaded, config=made_in)
         self.one_dtype = True
@@ -306,26 +315,6 @@ def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str |
     from shardload.transformers_classes.generation_settings import take_from_config_json
 
     return take_from_config_json(model, checkpoint.config, f"config.json of {checkpoint.label}")
-
-
-def report_of(model: nn.Module) -> Report:
-    """Return the Report of a model that from_pretrained made.
-
-        >>> import torch, shardload
-        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
-        >>> model = shardload.from_pretrained("tiny", model_class=lambda config: torch.nn.Linear(4, 2))
-        >>> shardload.report_of(model).dtypes
-        {'float32': 2}
-
-    Raises UsageError for any other model.
-    """
-    report: Report | None = REPORTS.of(model)
-    if report is None:
-        raise UsageError(
-            f"this {type(model).__name__} was not made by from_pretrained",
-            cure="fill() and check() return their Report; a copy of a model has none",
-        )
-    return report
 
 
 def _on_top(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shardload.checkpoint.checkpoint import read_config
+from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.sources import find_source
 from shardload.keywords import entry_point, place_of, trust_of
 from shardload.remote_code.tokenizer import make_tokenizer

@@ -15,7 +15,7 @@ PACKAGE = Path(shardload.__file__).parent
 
 FLOORS = [
     {"errors", "keys", "tensor_ref", "where"},
-    {"_system", "dtypes", "keywords", "transformers_shim"},
+    {"_system", "dequantise", "dtypes", "keywords", "transformers_shim"},
     {"keymap", "library_parts", "model"},
     {"checkpoint", "diagnosis", "placement"},
     {"compare", "transformers_classes", "writing"},

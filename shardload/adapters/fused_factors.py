@@ -17,11 +17,10 @@ from shardload.keymap.derived import (
     entries,
     join,
     leaves,
-    strided_view,
-    strides_of,
     transposed,
     unsqueezed,
 )
+from shardload.keymap.views import strided_view, strides_of
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:

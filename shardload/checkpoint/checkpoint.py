@@ -12,15 +12,15 @@ from shardload._system.file_kind import HEAD_BYTES
 from shardload.checkpoint.formats import FORMATS
 from shardload.checkpoint.formats.not_a_checkpoint import explain
 from shardload.checkpoint.index import DISTRIBUTED, WeightFiles, disagreement, find_weight_files
-from shardload.checkpoint.json_file import read_object
+from shardload.checkpoint.json_file import config_beside
 from shardload.checkpoint.sources import find_source
 from shardload.checkpoint.stage import Stage
 from shardload.checkpoint.unfinished import cure_of
 from shardload.dtypes import FLOATS
 from shardload.errors import AccessError, CorruptError, NotFoundError
-from shardload.keymap.derived import Joined
 from shardload.keys import collapse
 from shardload.keywords import entry_point, place_of
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
     import os
@@ -34,8 +34,12 @@ if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source, SourceFile
     from shardload.keymap import Derived, KeyMap, Names
     from shardload.keywords import WhereKeywords
-    from shardload.tensor_ref import Region, TensorRef
+    from shardload.tensor_ref import Region
     from shardload.where import WhereLike
+
+
+_QUANTISERS = frozenset({"quantization_config", "compression_config", "quantization_bit"})
+_PACKED = frozenset({"I32", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Checkpoint:
     are not tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
     `metadata` is what the safetensors headers hold besides tensors. `warnings` are lines to show to the user.
     `identities` show whether a local file was replaced after its header was read. `named` is the file that the
-    caller named, or None where the caller named a folder or a repo. `only` are the patterns of a part.
+    caller named, or None where the caller named a folder or a repo. `only` are the patterns of a part. After
+    `dequantised`, `packing` says how weights are packed whose plain tensors are in `tensors`.
     """
 
     source: Source
@@ -81,6 +86,7 @@ class Checkpoint:
     identities: Mapping[str, FileIdentity] = field(default_factory=dict, repr=False)
     named: str | None = None
     only: tuple[str, ...] = ()
+    packing: str = ""
     _mappings: WeakValueDictionary[Any, Any] = field(
         default_factory=WeakValueDictionary, repr=False, compare=False
     )
@@ -94,6 +100,14 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def may_be_packed(self) -> bool:
+        """Whether dtypes, or a config that names a quantiser, leave room for packed weights."""
+        named = self.config is not None and not _QUANTISERS.isdisjoint(self.config)
+        return not self.packing and (
+            named or not _PACKED.isdisjoint([ref.dtype for ref in self.tensors.values()])
+        )
 
     @property
     def float_code(self) -> str:
@@ -134,7 +148,7 @@ class Checkpoint:
         ref = self.tensors.get(name)
         if ref is None:
             raise no_tensor([name], self.tensors, where=self.label)
-        if isinstance(ref, Joined):
+        if not isinstance(ref, TensorRef):
             return self.read_derived(ref) if region is None else read_region(ref, region, self.read_derived)
         expected = self.identities.get(ref.shard)
         return read_tensor(self.source.open(ref.shard), ref, region, expected, self._mappings)
@@ -270,7 +284,7 @@ def read_checkpoint(
     warnings = [*getattr(source, "warnings", ()), *files.notes]
     if files.weight_map and (unlisted := [key for key in tensors if key not in files.weight_map]):
         warnings.append(f"{files.index} leaves out what is loaded too: {', '.join(collapse(unlisted)[:8])}")
-    config, doubts = _config_beside(source, named)
+    config, doubts = config_beside(source, named)
     warnings += doubts
     stored = sum(ref.nbytes for ref in tensors.values())
     if files.total_size is not None and files.total_size != stored:
@@ -382,19 +396,3 @@ def _merge(source: Source, files: WeightFiles, headers: Sequence[Header]) -> dic
             cure="it was saved without its weights: use another one of the same training, or save again",
         )
     return found
-
-
-def _config_beside(source: Source, named: str | None) -> tuple[dict[str, Any] | None, list[str]]:
-    try:
-        return read_config(source), []
-    except CorruptError as error:
-        if named is None:
-            raise
-        return None, [f"config.json beside {named} is not used: {error.what}"]
-
-
-def read_config(source: Source) -> dict[str, Any] | None:
-    """Return a repo's config.json, or None where there is none. Raises CorruptError unless it is a JSON object."""
-    if "config.json" not in source.names():
-        return None
-    return read_object(source, "config.json")

@@ -89,6 +89,9 @@ def read_in_order(
             for key, part in parts:
                 if key not in joins:
                     yield key, file.tensor(part)
-                elif joins.take(key, part, file.tensor(part)):
-                    yield key, joins.pop(key)
+                    continue
+                joins.take(key, part, file.tensor(part))
+                if (whole := joins.pop(key)) is not None:
+                    yield key, whole
+                    del whole
     yield from joins.without_parts()

@@ -40,3 +40,20 @@ def read_object(source: Source, name: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CorruptError(f"{name} holds no JSON object", where=source.label, cure=REFETCH)
     return document
+
+
+def read_config(source: Source) -> dict[str, Any] | None:
+    """Return a repo's config.json, or None where there is none. Raises CorruptError unless it is a JSON object."""
+    if "config.json" not in source.names():
+        return None
+    return read_object(source, "config.json")
+
+
+def config_beside(source: Source, named: str | None) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return a repo's config.json and warnings: a broken one beside a file that the caller `named` is one."""
+    try:
+        return read_config(source), []
+    except CorruptError as error:
+        if named is None:
+            raise
+        return None, [f"config.json beside {named} is not used: {error.what}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from operator import itemgetter
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -13,8 +14,7 @@ from shardload._system.file_errors import unreadable
 from shardload._system.file_identity import FileIdentity, file_identity
 from shardload._system.file_mapping import Buffer, forget_pages, map_file, private_memory
 from shardload.errors import CorruptError, UnsupportedError, UsageError, Wording
-from shardload.keymap import leaves
-from shardload.keymap.derived import Joined, narrowed
+from shardload.keymap.derived import Filled, narrowed, reading_places
 from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef, torch_shape
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from shardload._system.read_ahead import ReadAhead
     from shardload.checkpoint.sources.source import SourceFile
     from shardload.keymap import Derived
-    from shardload.keymap.derived import Filled
 
 DTYPES: dict[str, torch.dtype] = {
     code: getattr(torch, name) for code, name in TORCH_NAMES.items() if hasattr(torch, name)
@@ -163,18 +162,19 @@ def reading_order(
 ) -> dict[str, list[tuple[str, TensorRef]]]:
     """Return {shard: [(key, stored part)]}, with the parts of each shard in the order of their bytes.
 
-    A part that one tensor contains several times is listed once. Shards without parts are left out.
+    A part that one tensor contains several times is listed once. Parts of one packed weight stand together, in the
+    place of the first. Shards without parts are left out.
     """
-    by_shard: dict[str, list[tuple[str, TensorRef]]] = {shard: [] for shard in shards}
+    by_shard: dict[str, list[tuple[int, str, TensorRef]]] = {shard: [] for shard in shards}
     for key, tensor in tensors:
         if isinstance(tensor, TensorRef):
-            by_shard[tensor.shard].append((key, tensor))
+            by_shard[tensor.shard].append((tensor.span.start, key, tensor))
             continue
-        for part in dict.fromkeys(leaves(tensor)):
-            by_shard[part.shard].append((key, part))
+        for part, place in dict(reading_places(tensor)).items():
+            by_shard[part.shard].append((place, key, part))
     for parts in by_shard.values():
-        parts.sort(key=lambda part: part[1].span.start)
-    return {shard: parts for shard, parts in by_shard.items() if parts}
+        parts.sort(key=itemgetter(0))
+    return {shard: [part[1:] for part in parts] for shard, parts in by_shard.items() if parts}
 
 
 def torch_dtype(ref: Derived) -> torch.dtype:
@@ -239,7 +239,7 @@ def read_tensor(
     return taken if taken.shape == block.shape else taken.clone()
 
 
-def read_region(tensor: Joined, region: Region, read: Callable[[Derived], torch.Tensor]) -> torch.Tensor:
+def read_region(tensor: Derived, region: Region, read: Callable[[Derived], torch.Tensor]) -> torch.Tensor:
     """Return a region of a tensor in several pieces: only pieces that hold some of it are read."""
     _check_region(region, tensor)
     torch_dtype(tensor)
@@ -253,7 +253,7 @@ def read_region(tensor: Joined, region: Region, read: Callable[[Derived], torch.
             else narrowed(part, dim, 0, 0)
         )
         steps.append(slice(None, None, wanted.step))
-    if not isinstance(part, TensorRef | Joined):
+    if isinstance(part, Filled):
         return torch.empty(part.shape, dtype=torch_dtype(tensor), device="cpu")
     return read(part)[tuple(steps)].clone()
 

@@ -26,7 +26,7 @@ _MEANINGS = {
 
 def show(where: Where, *, as_json: bool) -> None:
     """Show the files that loading `where` would run, the names they import, and those that the stand-in lacks."""
-    from shardload.checkpoint.checkpoint import read_config
+    from shardload.checkpoint.json_file import read_config
     from shardload.checkpoint.sources import find_source
     from shardload.library_parts.release import installed
     from shardload.remote_code.asked_names import asked_names, library_files

@@ -13,8 +13,7 @@ from shardload.cli.adapter_view import show as show_adapter
 from shardload.cli.options import json_option, source_keywords, source_options
 from shardload.cli.tree import TensorGroup, build_tree, group_tensors, walk
 from shardload.keymap import Derived, leaves
-from shardload.keymap.derived import Joined
-from shardload.tensor_ref import TORCH_NAMES
+from shardload.tensor_ref import TORCH_NAMES, TensorRef
 from shardload.where import Where
 
 if TYPE_CHECKING:
@@ -253,7 +252,7 @@ def _document(checkpoint: Checkpoint, *, list_all: bool) -> dict[str, Any]:
 
 
 def _place(tensor: Derived) -> dict[str, Any]:
-    if not isinstance(tensor, Joined):
+    if isinstance(tensor, TensorRef):
         return {"shard": tensor.shard, "span": list(tensor.span)}
     return {"pieces": [{"shard": ref.shard, "span": list(ref.span)} for ref in leaves(tensor)]}
 

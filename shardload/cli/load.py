@@ -74,7 +74,8 @@ def command(where: str, model_class: str | None, as_json: bool, **options: Any) 
     WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub. Started by torchrun, it shards the model
     over all ranks by FSDP, and the first rank shows a table of them.
     """
-    from shardload.load import from_pretrained, report_of
+    from shardload.load import from_pretrained
+    from shardload.loading.provenance import report_of
 
     own = None if model_class is None else find_class(model_class)
     several = over_ranks.world() > 1

@@ -85,7 +85,7 @@ def command(
 
 
 def _reviews(where: Where, code_revision: str | None) -> list[CodeReview]:
-    from shardload.checkpoint.checkpoint import read_config
+    from shardload.checkpoint.json_file import read_config
     from shardload.checkpoint.sources import find_source
     from shardload.remote_code.review import review_code
 

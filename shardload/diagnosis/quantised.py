@@ -5,29 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from shardload.dequantise.signatures import ENDS, FP8, READABLE, SIGNATURES
 from shardload.diagnosis.finding import Case, Finding
+from shardload.errors import Cures, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The last segments of the keys that a format writes beside each packed weight, and the name of the format.
-_SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
-    (frozenset({"qweight", "qzeros", "scales", "g_idx"}), "GPTQ"),
-    (frozenset({"qweight", "qzeros", "scales"}), "AWQ or GPTQ"),
-    (frozenset({"codes", "codebooks", "scales"}), "AQLM"),
-    (frozenset({"weight_scale_inv"}), "fp8 blocks"),
-    (frozenset({"absmax", "quant_map"}), "bitsandbytes 4-bit"),
-    (frozenset({"SCB"}), "bitsandbytes 8-bit"),
-    (frozenset({"weight_packed"}), "compressed-tensors"),
-    (frozenset({"W_q"}), "HQQ"),
-    (frozenset({"_data", "_scale"}), "quanto"),
-    (frozenset({"B", "s"}), "Marlin"),
-    (frozenset({"weight_scale", "weight_scale_2"}), "NVFP4"),
-)
-_ENDS = (("_blocks", "_scales"), "MXFP4")  # of a whole parameter's name: experts.gate_up_proj_blocks
 _SCALE = "weight_scale"
-_FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 _CURE = "use the checkpoint's unquantised weights, or a class that defines the quantised modules"
+_PLAIN = Cures(
+    Wording(
+        "pass {dtype}, or float16 or float32: the weights are dequantised while they are read",
+        dtype="bfloat16",
+    ),
+    "write the plain checkpoint once: shardload convert FROM TO --dtype bfloat16",
+    "load into a class that defines the quantised modules",
+)
 
 
 class QuantisedRule:
@@ -46,7 +40,7 @@ class QuantisedRule:
                 "E-QUANT",
                 f"the checkpoint is quantised: {told}; the class has no modules for it",
                 len(keys),
-                _CURE,
+                _PLAIN if name in READABLE else _CURE,
                 declines=True,
                 nbytes=case.nbytes(keys),
             ),
@@ -55,10 +49,10 @@ class QuantisedRule:
 
 def _by_keys(case: Case) -> tuple[str, list[str]] | None:
     leaves = {key.rpartition(".")[2] for key in case.unexpected}
-    for signature, name in _SIGNATURES:
+    for signature, name in SIGNATURES:
         if signature <= leaves:
             return name, [key for key in case.unexpected if key.rpartition(".")[2] in signature]
-    ends, name = _ENDS
+    ends, name = ENDS
     bases = [{key.removesuffix(end) for key in case.unexpected if key.endswith(end)} for end in ends]
     both = set.intersection(*bases)
     packed = [key for key in case.missing if key in both] if both else []
@@ -72,7 +66,7 @@ def _by_scales(case: Case) -> tuple[str, list[str]] | None:
         return None
     weights = [ref for key in scales if (ref := case.stored.get(key.removesuffix("_scale"))) is not None]
     one = all(len(case.stored[key].shape) == 0 or case.stored[key].shape == (1,) for key in scales)
-    if weights and all(ref.dtype in _FP8 for ref in weights):
+    if weights and all(ref.dtype in FP8 for ref in weights):
         return f"fp8 with one scale per {'tensor' if one else 'row'}", scales
     if _method(case) == "bitnet" or (one and any(ref.dtype == "U8" for ref in weights)):
         return "BitNet", scales
@@ -82,7 +76,7 @@ def _by_scales(case: Case) -> tuple[str, list[str]] | None:
 def _by_config(case: Case) -> tuple[str, list[str]] | None:
     """Return fp8 weights that fit the model's by shape, where config.json says that they are quantised."""
     method = _method(case)
-    keys = [key for key, ref in case.stored.items() if ref.dtype in _FP8] if method else []
+    keys = [key for key, ref in case.stored.items() if ref.dtype in FP8] if method else []
     if not method or not keys or any("scale" in key.rpartition(".")[2] for key in case.slots):
         return None
     return "fp8 weights, whose scales are not among the keys", keys

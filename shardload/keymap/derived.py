@@ -3,7 +3,8 @@
 A part, a transpose or a row of one stored tensor is a place in its file again: a TensorRef with another span and
 other strides, read as a view. Only joined tensors (`Joined`) have to be copied. A view of a joined tensor becomes a
 join of views of its parts, and parts that lie side by side in one stored tensor become one view again: a map
-followed by its inverse gives back the header that it started from.
+followed by its inverse gives back the header that it started from. Plain tensors of packed weights (`Dequantised`) are
+views too, of a tensor that is stored nowhere.
 """
 
 from __future__ import annotations
@@ -12,13 +13,21 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from shardload.errors import UnsupportedError
+from shardload.keymap.dequantised import Dequantised
+from shardload.keymap.views import (
+    Shape,
+    narrowed_view,
+    side_by_side,
+    squeezed_view,
+    transposed_view,
+    unsqueezed_view,
+)
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
 
-Shape = tuple[int, ...]
 _FLOATING = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -70,17 +79,48 @@ class Joined:
         return self.dtype in _FLOATING
 
 
-Derived = TensorRef | Joined
-"""A tensor of the model's side: a view of a stored one, or several that are joined."""
+Derived = TensorRef | Joined | Dequantised
+"""A tensor of the model's side: a view of a stored one, several that are joined, or a packed weight made plain."""
+
+
+def pieces(tensor: Derived | Filled) -> Iterator[TensorRef | Dequantised]:
+    """Yield the views, of stored tensors and of packed weights, that a tensor consists of."""
+    if isinstance(tensor, Joined):
+        for part in tensor.parts:
+            yield from pieces(part)
+    elif not isinstance(tensor, Filled):
+        yield tensor
 
 
 def leaves(tensor: Derived | Filled) -> Iterator[TensorRef]:
-    """Yield the views of stored tensors that a tensor consists of."""
-    if isinstance(tensor, TensorRef):
-        yield tensor
-    elif isinstance(tensor, Joined):
-        for part in tensor.parts:
-            yield from leaves(part)
+    """Yield the views of stored tensors that a tensor is made of."""
+    for piece in pieces(tensor):
+        if isinstance(piece, TensorRef):
+            yield piece
+        else:
+            yield from piece.stored.values()
+
+
+def reading_places(tensor: Derived) -> Iterator[tuple[TensorRef, int]]:
+    """Yield the views of stored tensors, each with the place in its file at whose turn a load reads it.
+
+    The parts of a packed weight in a file are read together, with the largest: scales may lie behind all weights.
+    """
+    for piece in pieces(tensor):
+        if isinstance(piece, TensorRef):
+            yield piece, piece.span.start
+            continue
+        first: dict[str, int] = {}
+        for ref in piece.stored.values():
+            yield ref, first.setdefault(ref.shard, ref.span.start)
+
+
+def _viewed(
+    tensor: TensorRef | Dequantised, operation: Callable[..., TensorRef], *arguments: Any
+) -> TensorRef | Dequantised:
+    return (
+        operation(tensor, *arguments) if isinstance(tensor, TensorRef) else tensor.seen(operation, *arguments)
+    )
 
 
 def stored_as(name: str, tensor: Derived) -> TensorRef:
@@ -98,13 +138,8 @@ def narrowed(tensor: Derived | Filled, dim: int, start: int, length: int) -> Der
     shape = (*tensor.shape[:dim], length, *tensor.shape[dim + 1 :])
     if isinstance(tensor, Filled):
         return Filled(tensor.dtype, shape, tensor.value)
-    if isinstance(tensor, TensorRef):
-        if dim == 0 and tensor.strides is None and DTYPE_BITS[tensor.dtype] % 8 == 0:
-            row = tensor.span.nbytes // size
-            span = Span(tensor.span.start + start * row, tensor.span.start + (start + length) * row)
-            return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, span)
-        strides = strides_of(tensor)
-        return strided_view(tensor, shape, strides, start * strides[dim])
+    if not isinstance(tensor, Joined):
+        return _viewed(tensor, narrowed_view, dim, start, length)
     if dim != tensor.dim:
         return join([narrowed(part, dim, start, length) for part in tensor.parts], tensor.dim)
     kept = []
@@ -121,26 +156,19 @@ def transposed(tensor: Derived | Filled, first: int, second: int) -> Derived | F
     """Return the tensor with two dimensions exchanged."""
     order = list(range(len(tensor.shape)))
     order[first], order[second] = order[second], order[first]
-    shape = tuple(tensor.shape[dim] for dim in order)
     if isinstance(tensor, Filled):
-        return Filled(tensor.dtype, shape, tensor.value)
-    if isinstance(tensor, TensorRef):
-        strides = strides_of(tensor)
-        return strided_view(tensor, shape, tuple(strides[dim] for dim in order), 0)
+        return Filled(tensor.dtype, tuple(tensor.shape[dim] for dim in order), tensor.value)
+    if not isinstance(tensor, Joined):
+        return _viewed(tensor, transposed_view, first, second)
     return join([transposed(part, first, second) for part in tensor.parts], order.index(tensor.dim))
 
 
 def unsqueezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
     """Return the tensor with a dimension of size 1 before `dim`."""
-    shape = (*tensor.shape[:dim], 1, *tensor.shape[dim:])
     if isinstance(tensor, Filled):
-        return Filled(tensor.dtype, shape, tensor.value)
-    if isinstance(tensor, TensorRef):
-        if tensor.strides is None:
-            return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, tensor.span)
-        strides = tensor.strides
-        own = strides[dim] * tensor.shape[dim] if dim < len(strides) else 1
-        return strided_view(tensor, shape, (*strides[:dim], own, *strides[dim:]), 0)
+        return Filled(tensor.dtype, (*tensor.shape[:dim], 1, *tensor.shape[dim:]), tensor.value)
+    if not isinstance(tensor, Joined):
+        return _viewed(tensor, unsqueezed_view, dim)
     return join([unsqueezed(part, dim) for part in tensor.parts], tensor.dim + (dim <= tensor.dim))
 
 
@@ -153,13 +181,10 @@ def entries(tensor: Derived | Filled, dim: int) -> list[Derived | Filled]:
 
 def squeezed(tensor: Derived | Filled, dim: int) -> Derived | Filled:
     """Return the tensor without a dimension, whose size is 1."""
-    shape = (*tensor.shape[:dim], *tensor.shape[dim + 1 :])
     if isinstance(tensor, Filled):
-        return Filled(tensor.dtype, shape, tensor.value)
-    if isinstance(tensor, TensorRef):
-        if tensor.strides is None:
-            return TensorRef(tensor.name, tensor.dtype, shape, tensor.shard, tensor.span)
-        return strided_view(tensor, shape, (*tensor.strides[:dim], *tensor.strides[dim + 1 :]), 0)
+        return Filled(tensor.dtype, (*tensor.shape[:dim], *tensor.shape[dim + 1 :]), tensor.value)
+    if not isinstance(tensor, Joined):
+        return _viewed(tensor, squeezed_view, dim)
     # A dimension of size 1 is never the one that is joined along, so the parts lie along another.
     return join([squeezed(part, dim) for part in tensor.parts], tensor.dim - (dim < tensor.dim))
 
@@ -201,12 +226,14 @@ def _common(dtypes: Sequence[str]) -> str:
 def as_view(tensor: Derived) -> TensorRef | None:
     """Return the one contiguous view that covers a tensor, or None where its parts have to be copied together.
 
-    A TensorRef is its own view. The parts of a joined tensor are one view where they lie packed, one behind the other,
-    in one file; the view has the name of the first part. Parts at equal distances would be a strided view: those
-    are copied, because kernels that take all experts in one tensor need it contiguous.
+    A TensorRef is its own view, and a packed weight has none. The parts of a joined tensor are one view where they lie
+    packed, one behind the other, in one file; the view has the name of the first part. Parts at equal distances would
+    be a strided view: those are copied, because kernels that take all experts in one tensor need it contiguous.
     """
     if isinstance(tensor, TensorRef):
         return tensor
+    if isinstance(tensor, Dequantised):
+        return None
     if tensor.dim == 0 and all(isinstance(part, TensorRef) and part.strides is None for part in tensor.parts):
         return _packed(tensor)
     view = _one_view(tensor)
@@ -239,7 +266,7 @@ def _one_view(tensor: Derived | Filled) -> TensorRef | None:
         view = _one_view(part)
         if whole is None or view is None:
             return None
-        whole = _side_by_side(whole, view, tensor.dim)
+        whole = side_by_side(whole, view, tensor.dim)
     return whole
 
 
@@ -248,61 +275,8 @@ def _merged(first: Derived | Filled, second: Derived | Filled, dim: int) -> Deri
         total = first.shape[dim] + second.shape[dim]
         return Filled(first.dtype, (*first.shape[:dim], total, *first.shape[dim + 1 :]), first.value)
     if isinstance(first, TensorRef) and isinstance(second, TensorRef) and first.name == second.name:
-        return _side_by_side(first, second, dim)
+        return side_by_side(first, second, dim)
+    if isinstance(first, Dequantised) and isinstance(second, Dequantised) and first.weight == second.weight:
+        view = side_by_side(first.view, second.view, dim)
+        return None if view is None else Dequantised(view, first.weight)
     return None
-
-
-def _side_by_side(first: TensorRef, second: TensorRef, dim: int) -> TensorRef | None:
-    """Return the view that covers two views of one file where the second continues the first along `dim`, or None."""
-    if first.shard != second.shard or first.dtype != second.dtype or not first.numel or not second.numel:
-        return None
-    bits = DTYPE_BITS[first.dtype]
-    distance = second.span.start - first.span.start
-    if bits % 8 or distance <= 0 or distance % (bits // 8):
-        return None
-    distance //= bits // 8
-    one, other = strides_of(first), strides_of(second)
-    step = one[dim] if first.shape[dim] > 1 else distance
-    if distance != step * first.shape[dim] or (second.shape[dim] > 1 and other[dim] != step):
-        return None
-    for at, size in enumerate(first.shape):
-        if at != dim and size > 1 and one[at] != other[at]:
-            return None
-    total = first.shape[dim] + second.shape[dim]
-    shape = (*first.shape[:dim], total, *first.shape[dim + 1 :])
-    return strided_view(first, shape, (*one[:dim], step, *one[dim + 1 :]), 0)
-
-
-def strides_of(ref: TensorRef) -> Shape:
-    """Return the strides of a ref, in elements."""
-    return contiguous_strides(ref.shape) if ref.strides is None else ref.strides
-
-
-def contiguous_strides(shape: Shape) -> Shape:
-    """Return the strides of a C-contiguous tensor, in elements."""
-    strides = [1] * len(shape)
-    for dim in range(len(shape) - 2, -1, -1):
-        strides[dim] = strides[dim + 1] * max(shape[dim + 1], 1)
-    return tuple(strides)
-
-
-def strided_view(ref: TensorRef, shape: Shape, strides: Shape, offset: int) -> TensorRef:
-    """Return a view of a stored tensor; `offset` and `strides` in elements."""
-    bits = DTYPE_BITS[ref.dtype]
-    packed = all(
-        size == 1 or stride == wanted
-        for size, stride, wanted in zip(shape, strides, contiguous_strides(shape), strict=True)
-    )
-    if bits % 8 and (offset or not packed or prod(shape) != ref.numel):
-        raise UnsupportedError(
-            f"{ref.name} is stored as {ref.dtype}, {bits} bits an element: it can be renamed, not cut or transposed",
-            where=ref.shard,
-        )
-    if bits % 8:
-        return TensorRef(ref.name, ref.dtype, shape, ref.shard, ref.span)
-    start = ref.span.start + offset * bits // 8
-    if not prod(shape):
-        return TensorRef(ref.name, ref.dtype, shape, ref.shard, Span(start, start))
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    span = Span(start, start + extent * bits // 8)
-    return TensorRef(ref.name, ref.dtype, shape, ref.shard, span, None if packed else strides)

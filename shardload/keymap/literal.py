@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import NoInverseError, Wording
-from shardload.keymap.derived import Derived, Filled, Joined, contiguous_strides, leaves, strides_of
+from shardload.keymap.derived import Derived, Filled, Joined, leaves
 from shardload.keymap.drop import Drop
 from shardload.keymap.rename import Rename
 from shardload.keymap.split import Cat, Split
 from shardload.keymap.stack import Stack, Unstack
 from shardload.keymap.transpose import Transpose
+from shardload.keymap.views import contiguous_strides, strides_of
 from shardload.tensor_ref import DTYPE_BITS, TensorRef
 
 if TYPE_CHECKING:

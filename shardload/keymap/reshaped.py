@@ -13,15 +13,16 @@ from shardload.keymap.derived import (
     join,
     narrowed,
     squeezed,
-    strided_view,
-    strides_of,
     transposed,
     unsqueezed,
 )
+from shardload.keymap.views import reshaped_view, strided_view, strides_of
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from shardload.keymap.dequantised import Dequantised
 
 Tensor = Derived | Filled
 
@@ -35,8 +36,12 @@ def reshaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
         raise ValueError(f"shape {list(wanted)} is invalid for a tensor of shape {list(tensor.shape)}")
     if isinstance(tensor, Filled):
         return Filled(tensor.dtype, wanted, tensor.value)
-    if not isinstance(tensor, Joined) and tensor.strides is None:
-        return TensorRef(tensor.name, tensor.dtype, wanted, tensor.shard, tensor.span)
+    if not isinstance(tensor, Joined) and _view(tensor).strides is None:
+        return (
+            reshaped_view(tensor, wanted)
+            if isinstance(tensor, TensorRef)
+            else tensor.seen(reshaped_view, wanted)
+        )
     if not prod(wanted):
         return Filled(tensor.dtype, wanted)
     for dim in reversed(range(len(tensor.shape))):
@@ -83,10 +88,10 @@ def _flattened(tensor: Tensor, dim: int) -> Tensor:
             at = tensor.dim - (tensor.dim > dim)
             return join([_flattened(part, dim) for part in tensor.parts], at)
     else:
-        strides = strides_of(tensor)
+        strides = strides_of(_view(tensor))
         if outer == 1 or inner == 1 or strides[dim] == strides[dim + 1] * inner:
             kept = strides[dim] if inner == 1 else strides[dim + 1]
-            return strided_view(tensor, shape, (*strides[:dim], kept, *strides[dim + 2 :]), 0)
+            return _strided(tensor, shape, (*strides[:dim], kept, *strides[dim + 2 :]))
     return join(entries(tensor, dim), dim)
 
 
@@ -96,9 +101,9 @@ def _unflattened(tensor: Tensor, dim: int, outer: int, inner: int) -> Tensor:
     if isinstance(tensor, Filled):
         return Filled(tensor.dtype, shape, tensor.value)
     if not isinstance(tensor, Joined):
-        strides = strides_of(tensor)
+        strides = strides_of(_view(tensor))
         both = (strides[dim] * inner, strides[dim])
-        return strided_view(tensor, shape, (*strides[:dim], *both, *strides[dim + 1 :]), 0)
+        return _strided(tensor, shape, (*strides[:dim], *both, *strides[dim + 1 :]))
     if tensor.dim != dim:
         at = tensor.dim + (tensor.dim > dim)
         return join([_unflattened(part, dim, outer, inner) for part in tensor.parts], at)
@@ -108,3 +113,15 @@ def _unflattened(tensor: Tensor, dim: int, outer: int, inner: int) -> Tensor:
         return join([_unflattened(part, dim, size // inner, inner) for part, size in parts], dim)
     rows = (narrowed(tensor, dim, row * inner, inner) for row in range(outer))
     return join([unsqueezed(row, dim) for row in rows], dim)
+
+
+def _view(tensor: TensorRef | Dequantised) -> TensorRef:
+    return tensor if isinstance(tensor, TensorRef) else tensor.view
+
+
+def _strided(
+    tensor: TensorRef | Dequantised, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> TensorRef | Dequantised:
+    if isinstance(tensor, TensorRef):
+        return strided_view(tensor, shape, strides, 0)
+    return tensor.seen(strided_view, shape, strides, 0)

@@ -1,11 +1,12 @@
-"""The bytes of joined tensors that are in memory while their parts arrive."""
+"""The bytes of joined and dequantised tensors that are in memory while their parts arrive."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardload.keymap.derived import Joined, as_view, leaves
+from shardload.keymap.derived import as_view, reading_places
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Residence:
-    """Bytes of joined tensors: copies in anonymous memory. Tensors that are not joined stay views and are not counted.
+    """Bytes of joined and dequantised tensors, which are in anonymous memory. Views of files are not counted.
 
     `joined` tensors take `nbytes` when all are complete. `peak` is the most that is begun and incomplete at one moment,
     when every shard is read once in the given order; the parts of `across` tensors lie in several shards.
@@ -33,12 +34,12 @@ def residence(tensors: Mapping[str, Derived] | Iterable[Derived], shards: Sequen
     A tensor whose parts lie side by side in one file is a view and is not counted.
     """
     values = tensors.values() if hasattr(tensors, "values") else tensors
-    joined = [tensor for tensor in values if isinstance(tensor, Joined) and as_view(tensor) is None]
+    joined = [tensor for tensor in values if not isinstance(tensor, TensorRef) and as_view(tensor) is None]
     order = {shard: place for place, shard in enumerate(shards)}
     events: list[tuple[tuple[int, int], int, int]] = []
     across = 0
     for tensor in joined:
-        places = [(order.get(ref.shard, len(order)), ref.span.start) for ref in leaves(tensor)]
+        places = [(order.get(ref.shard, len(order)), place) for ref, place in reading_places(tensor)]
         if places:
             events += [(min(places), 0, tensor.nbytes), (max(places), 1, -tensor.nbytes)]
             across += len({shard for shard, _ in places}) > 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 _ADAPTER = "load_adapter swap_adapter inspect_adapter"
+_LOADED = "load_adapter swap_adapter"
 _REPO = "load_config resolve_class load_tokenizer load_processor"
 _CHECKPOINT = "from_pretrained examine open_checkpoint plan_load convert diff verify merge_to_disk"
 _NO_JUDGEMENT = "leave it out: {function} does not compare a checkpoint with a model"
@@ -21,7 +22,7 @@ _TABLE = (
     ("at_most", "build_shell", "pass it to build_shell, which counts parameters"),
     ("target", "fill", "pass it to fill"),
     ("dtype",
-     "build_shell from_pretrained load_config plan_load convert merge_to_disk load_adapter swap_adapter attach_lora",
+     f"build_shell from_pretrained fill load_config plan_load convert merge_to_disk attach_lora {_LOADED}",
      "leave it out: {function} changes no dtype"),
     ("float32", "convert", "leave it out: {function} asks the class itself"),
     ("device", "from_pretrained plan_load", "leave it out: {function} moves nothing to a device"),
@@ -92,7 +93,6 @@ EXCEPTIONS = {
     "check": {"model_class": "make the model first: build_shell(lambda: YourModel(config))"},
     "fill": {
         "model_class": "make the model first: build_shell(lambda: YourModel(config))",
-        "dtype": "pass target=OnDevice(dtype=torch.bfloat16)",
         "device": 'pass target=OnDevice("cuda")',
     },
     "examine": {"config": "pass model_class=lambda _: YourModel(config)"},

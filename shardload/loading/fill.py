@@ -12,8 +12,9 @@ from torch import nn
 from shardload._system.process_memory import PeakSampler
 from shardload.checkpoint.checkpoint import Checkpoint
 from shardload.checkpoint.shard import DTYPES
+from shardload.dtypes import parse_dtype
 from shardload.errors import UsageError, Wording
-from shardload.keymap import KeyMap
+from shardload.keymap import KeyMap, leaves
 from shardload.keywords import entry_point
 from shardload.loading.finish import finish
 from shardload.loading.judge import Comparison
@@ -94,6 +95,7 @@ def fill(
     max_memory: int | None = None,
     read: Literal["slice", "once"] = "slice",
     timeout: float = 3600.0,
+    dtype: str | torch.dtype = "stored",
 ) -> Report:
     """Load a checkpoint into a shell or into an existing module, shard by shard, by assigning.
 
@@ -117,7 +119,8 @@ def fill(
     afterwards. `max_memory` is the most that the load may add to this process's anonymous memory beside the shell, in
     bytes: a load that states more is refused before a weight is read. The shell, with the buffers that its class
     computes, was built before and is not counted. `spill` is a folder for a file that holds the results of casts: the
-    system can write the pages of that file out and drop them (see OnDevice).
+    system can write the pages of that file out and drop them (see OnDevice). `dtype` casts floating weights; those that
+    a quantiser packed are dequantised to it while they are read, unless the model has modules that take them packed.
 
     A model that torch sharded over ranks (`fully_shard`, `parallelize_module`) stays sharded: each rank calls `fill`,
     reads its own part, and the figures of the report are its own. With `read="once"` the first of the ranks that hold
@@ -126,7 +129,7 @@ def fill(
     Raises MismatchError, MemoryLimitError, NoSpaceError, UnsupportedError, CorruptError, UsageError, RanksError.
     """
     shell, checkpoint, rules = _as_shell(shell_or_module), _as_checkpoint(checkpoint), _rules(key_map)
-    target = _target(target, spill, shell)
+    target = _target(target, spill, shell, dtype)
     if read not in ("slice", "once"):
         raise UsageError(Wording("{read} is no way to read", read=read), cure='pass "slice" or "once"')
     with unseen(), _prepared(shell, target), _together(shell, checkpoint, target, read, timeout) as ranks:
@@ -134,6 +137,7 @@ def fill(
         with ranks.judging() if ranks else nullcontext():
             target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
             comparison = Comparison(shell, checkpoint, rules, target)
+            checkpoint = comparison.checkpoint  # with plain weights where it is quantised
             verdict = comparison.judge(
                 strict=strict, allow_missing=allow_missing, allow_unexpected=allow_unexpected
             )
@@ -278,14 +282,27 @@ def _once(
     from shardload.placement.sharded import Sharded
 
     assert isinstance(target, Sharded)
-    return ReadOnce(target, ranks, comparison.plan, comparison.checkpoint.tensors)
+    stored = comparison.checkpoint.tensors.values()
+    names = dict.fromkeys(ref.name for tensor in stored for ref in leaves(tensor))
+    return ReadOnce(target, ranks, comparison.plan, names)
 
 
 def _has_ranks() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _target(target: Target | None, spill: str | os.PathLike[str] | None, shell: Shell) -> Target:
+def _target(
+    target: Target | None,
+    spill: str | os.PathLike[str] | None,
+    shell: Shell,
+    dtype: str | torch.dtype = "stored",
+) -> Target:
+    code = None if dtype == "stored" else parse_dtype(dtype)
+    if target is not None and code is not None:
+        raise UsageError(
+            Wording("{dtype} applies to the default target only, and a target was given", dtype=dtype),
+            cure=Wording("pass it to the target: OnDevice({dtype})", dtype=...),
+        )
     if target is not None and spill is not None:
         raise UsageError(
             Wording("{spill} applies to the default target only, and a target was given", spill=...),
@@ -296,6 +313,8 @@ def _target(target: Target | None, spill: str | os.PathLike[str] | None, shell: 
             f"a target is wanted, not {type(target).__name__}",
             cure="pass OnDevice(…), or a subclass of shardload.placement.target.Target",
         )
+    if code is not None:
+        target = OnDevice(dtype=code, spill=spill)
     if _has_ranks():
         from shardload.placement.sharded import into_parts, sharded
 

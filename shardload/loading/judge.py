@@ -14,6 +14,7 @@ from shardload._system.gc_freeze import gc_frozen
 from shardload._system.process_memory import size_of
 from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
 from shardload.keymap import KeyMap, leaves
+from shardload.keymap.dequantised import Dequantised
 from shardload.keys import collapse
 from shardload.loading.head import Heads
 from shardload.loading.leniency import Patterns, ignored_by, set_aside
@@ -24,6 +25,7 @@ from shardload.loading.rehearsal import rehearse
 from shardload.loading.report import Report
 from shardload.loading.shared_bytes import sharing_bytes
 from shardload.model.shell import ADAPTERS, modules_of
+from shardload.tensor_ref import TORCH_NAMES
 from shardload.transformers_classes import LIBRARY, STAND_IN, conversions
 
 if TYPE_CHECKING:
@@ -64,6 +66,10 @@ class Comparison:
     @gc_frozen
     def __init__(self, shell: Shell, checkpoint: Checkpoint, key_map: KeyMap | None, target: Target) -> None:
         started = time.perf_counter()
+        if checkpoint.may_be_packed:
+            from shardload.loading.packed import plain_for
+
+            checkpoint = plain_for(checkpoint, shell.slots, getattr(target, "dtype", None))
         self.shell = shell
         self.checkpoint = checkpoint
         self._key_map = key_map
@@ -127,6 +133,7 @@ class Comparison:
             where=self.checkpoint.label,
             revision=self.checkpoint.source.revision,
             format=self.checkpoint.format,
+            packing=self.checkpoint.packing,
             class_name=type(self.shell.model).__name__,
             faults=tuple(plan.faults),
             findings=self._found,
@@ -138,6 +145,7 @@ class Comparison:
             *self.unproven,
             *_notes(plan, self.shell),
             *_kept(plan, self._target.dtypes),
+            *_dequantised(self.checkpoint),
         ]
         return report
 
@@ -256,7 +264,7 @@ class Comparison:
         again = {name for group in self.shell.ties for name in group[1:]}
         slots = self.shell.slots.values()
         model = sum(slot.nbytes for slot in slots if slot.is_stored and slot.name not in again)
-        stored = self.checkpoint.nbytes
+        stored = sum(tensor.nbytes for tensor in self.checkpoint.tensors.values())
         if not rest or self.shell.make is None or model <= max(_TIMES * stored, _LARGE):
             return
         raise MismatchError(
@@ -358,11 +366,20 @@ def _kept(plan: Plan, dtypes: Mapping[str, torch.dtype]) -> list[str]:
     return [f"{pattern}: in float32, where the class keeps it" for pattern in collapse(kept)] if kept else []
 
 
+def _dequantised(checkpoint: Checkpoint) -> list[str]:
+    """Return a note on weights that are made plain, of a checkpoint that has some."""
+    if not checkpoint.packing:
+        return []
+    made = [tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, Dequantised)]
+    dtype = TORCH_NAMES[made[0].dtype]
+    return [f"{len(made)} weights are stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
+
+
 def _key_map_notes(plan: Plan) -> list[str]:
     """Return notes on rules without effect, copies, and views that are not contiguous."""
     notes = [f"key map: this rule takes no tensor: {rule}" for rule in plan.idle_rules]
     held = plan.held
-    if held.joined:
+    if held.joined and not any(isinstance(tensor, Dequantised) for _, tensor in plan.tensors):
         notes.append(
             f"key map: {held.joined} tensors are joined in new memory ({size_of(held.nbytes)}, at most "
             f"{size_of(held.peak)} of it incomplete at one time; {held.across} across shards)"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shardload.checkpoint.shard import DTYPES
 from shardload.dtypes import FLOATS, float_code
 from shardload.errors import Cures, Wording, joined
-from shardload.keymap import Joined
+from shardload.keymap import Derived, Joined
 from shardload.loading.memory_plan import state_memory
 from shardload.placement.device import OnDevice
 from shardload.placement.spill import Spill
@@ -109,7 +109,7 @@ class MemoryCures:
         )
 
     def _written(self, key: str, tensor: Any) -> Any:
-        made = isinstance(tensor, Joined)
+        made = not isinstance(tensor, TensorRef) and isinstance(tensor, Derived)
         if key in self._plan.parts or not (isinstance(tensor, TensorRef) or (made and not self._own_rules)):
             return tensor
         code = self._cast_to() if tensor.dtype in FLOATS.values() else ""

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 from shardload._system.process_memory import size_of
 from shardload.errors import MemoryLimitError, UsageError, Wording
-from shardload.keymap import Derived, Joined, leaves
+from shardload.keymap import Derived
+from shardload.keymap.decoding import WORK_SPACE
+from shardload.keymap.dequantised import Dequantised
+from shardload.keymap.derived import pieces, reading_places
 from shardload.placement.taken import Taken
 from shardload.tensor_ref import DTYPE_BITS, TensorRef
 
@@ -131,10 +134,15 @@ class Statement:
             held = sum(tensor.nbytes for tensor in tensors)
             apart = (tensor.nbytes for tensor in tensors if not is_mapped(tensor))
             self._part = max(self._part, max(apart, default=0))
-        parts = [ref for tensor in tensors if isinstance(tensor, Joined) for ref in leaves(tensor)]
-        read = (ref.span.nbytes for ref in parts if self.copy or not is_mapped(ref))
-        self._part = max(self._part, max(read, default=0))
+        parts = [piece for tensor in tensors if not isinstance(tensor, TensorRef) for piece in pieces(tensor)]
+        self._part = max(self._part, max(map(self._read_for, parts), default=0))
         self._steps.append(_Step(tuple(tensors), held, taken))
+
+    def _read_for(self, piece: TensorRef | Dequantised) -> int:
+        """Return the bytes that a piece of a tensor takes until it is copied, or decoded, into its place."""
+        refs = [piece] if isinstance(piece, TensorRef) else list(piece.stored.values())
+        read = sum(ref.span.nbytes for ref in refs if self.copy or not is_mapped(ref))
+        return read + (WORK_SPACE if isinstance(piece, Dequantised) else 0)
 
     def _most_held(self) -> int:
         """Return the most bytes that results and their sources take at one time."""
@@ -144,9 +152,9 @@ class Statement:
         events: list[tuple[tuple[int, int], int, _Step]] = []
         for step in self._steps:
             places = [
-                (order.get(ref.shard, len(order)), ref.span.start)
+                (order.get(ref.shard, len(order)), place)
                 for tensor in step.tensors
-                for ref in leaves(tensor)
+                for ref, place in reading_places(tensor)
             ]
             first, last = (min(places), max(places)) if places else ((len(order), 0),) * 2
             events += [(first, 0, step), (last, 1, step)]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.errors import UsageError
 from shardload.keymap import Derived, Residence, as_view, residence, second_views
-from shardload.keymap.derived import Joined
 from shardload.keymap.rules import RULES
 from shardload.loading.fault import (
     Fault,
@@ -104,7 +103,7 @@ def match(
             _match_one(plan, key, ref, shell.slots.get(key))
     if checkpoint.objects:
         _hand_over_objects(plan, tree, checkpoint, key_map)
-    if key_map is not None or any(type(ref) is Joined for ref in plan.mapped.values()):
+    if key_map is not None or not all(type(ref) is TensorRef for ref in plan.mapped.values()):
         plan.held = residence((ref for _, ref in plan.tensors), [shard.name for shard in checkpoint.shards])
     met = {*plan.direct, *plan.made, *shell.added(), *(fault.key for fault in plan.faults)}
     for name, slot in shell.slots.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shardload._system.file_identity import file_identity
 from shardload.checkpoint.shard import Shard
+from shardload.errors import UsageError
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from shardload._system.file_identity import FileIdentity
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.loading.plan import Plan
+    from shardload.loading.report import Report
 
 T = TypeVar("T")
 
@@ -101,3 +103,23 @@ CONVERSIONS = OfModels[Any]()
 """The rules of a model's own classes that its checkpoint was loaded through."""
 REPORTS = OfModels[Any]()
 """The Report of each model that from_pretrained made."""
+
+
+def report_of(model: nn.Module) -> Report:
+    """Return the Report of a model that from_pretrained made.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> model = shardload.from_pretrained("tiny", model_class=lambda config: torch.nn.Linear(4, 2))
+        >>> shardload.report_of(model).dtypes
+        {'float32': 2}
+
+    Raises UsageError for any other model.
+    """
+    report: Report | None = REPORTS.of(model)
+    if report is None:
+        raise UsageError(
+            f"this {type(model).__name__} was not made by from_pretrained",
+            cure="fill() and check() return their Report; a copy of a model has none",
+        )
+    return report

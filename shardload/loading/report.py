@@ -60,7 +60,8 @@ class Report:
     `faults` stop a strict load; `allowed` are faults that the caller or the class permits, by reason. `notes` are
     remarks that are not faults. `key_map` is a key map that cures faults; it was tried on the headers. `cure` says
     every step that a load needs, with its keyword arguments. `nbytes` counts stored bytes; `seconds` has one figure per
-    stage. `adapters` are AdapterReports. `str()` returns a text for people.
+    stage. `packing` names how weights that were dequantised are packed in the files. `adapters` are AdapterReports.
+    `str()` returns a text for people.
     """
 
     where: str
@@ -84,6 +85,7 @@ class Report:
     memory: MemoryUse | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     adapters: list[Any] = field(default_factory=list)
+    packing: str = ""
 
     @property
     def ok(self) -> bool:
@@ -104,7 +106,9 @@ class Report:
         >>> report.to_dict()["faults"][0]["stored_shape"]
         (2, 4)
         """
-        plain = ("where", "revision", "format", "class_name", "class_from", "config_from", "remote_base")
+        plain = (
+            "where", "revision", "format", "packing", "class_name", "class_from", "config_from", "remote_base"
+        )  # fmt: skip
         return {
             **{name: getattr(self, name) for name in plain},
             "ok": self.ok,

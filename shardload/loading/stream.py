@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +26,7 @@ from shardload.placement.target import Target
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from typing_extensions import Self
 
@@ -96,7 +97,7 @@ def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
 def spans_of(pairs: Pairs) -> list[tuple[int, int]]:
     """Return the bytes of a shard that a load reads, as spans in order; those of parts that touch are one."""
     spans: list[tuple[int, int]] = []
-    for _, ref in pairs:
+    for ref in sorted((ref for _, ref in pairs), key=attrgetter("span")):
         if spans and ref.span.start <= spans[-1][1]:
             spans[-1] = spans[-1][0], max(spans[-1][1], ref.span.stop)
         elif ref.span.nbytes:
@@ -162,7 +163,7 @@ class _Stream:
                 shard.read_ahead(self.ahead, spans_of(pairs) if self.comparison.plan.parts else None)
             for key, ref in pairs:
                 read = shard.tensor(ref) if once is None else once.tensor(key, ref, shard)
-                self._take(key, ref, read, partial(shard.release, ref), meter)
+                self._take(key, ref, read, shard, meter)
             self.target.wait()
 
     def _take(
@@ -170,18 +171,19 @@ class _Stream:
         key: str,
         ref: TensorRef,
         read: torch.Tensor,
-        release: Callable[..., None] | None,
+        shard: Shard | None,
         meter: ProgressMeter | None,
     ) -> None:
         """Join a part with the others of its tensor, or load it."""
         if self.joins is not None and key in self.joins:
-            whole = self.joins.pop(key) if self.joins.take(key, ref, read) else None
-            if release is not None:
-                release()
+            for done in self.joins.take(key, ref, read):
+                if shard is not None and done.shard == ref.shard:
+                    shard.release(done)
+            whole = self.joins.pop(key)
             if whole is not None:
                 self._deliver(key, whole, None)
         else:
-            self._deliver(key, read, release)
+            self._deliver(key, read, None if shard is None else partial(shard.release, ref))
         if meter is not None:
             meter.tensor(ref.nbytes)
 

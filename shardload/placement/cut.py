@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from shardload.keymap import leaves
-from shardload.keymap.derived import Joined, narrowed
+from shardload.keymap.derived import Filled, narrowed
 from shardload.tensor_ref import Span, TensorRef
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Cut:
         part = tensor
         for dim, (start, stop) in enumerate(self.bounds):
             smaller = narrowed(part, dim, start, stop - start)
-            if not isinstance(smaller, TensorRef | Joined) or start == stop:
+            if isinstance(smaller, Filled) or start == stop:
                 first = next(leaves(tensor))
                 nothing = Span(first.span.start, first.span.start)
                 return TensorRef(tensor.name, tensor.dtype, self.shape, first.shard, nothing)

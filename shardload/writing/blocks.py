@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.keymap.derived import Joined, narrowed
-from shardload.tensor_ref import DTYPE_BITS, TensorRef
+from shardload.keymap.derived import Filled, Joined, narrowed
+from shardload.tensor_ref import DTYPE_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,4 @@ def row_blocks(tensor: Derived) -> Iterator[Derived]:
     rows = max(_BLOCK * tensor.shape[0] // tensor.nbytes, 1)
     for start in range(0, tensor.shape[0], rows):
         piece = narrowed(tensor, 0, start, min(rows, tensor.shape[0] - start))
-        if isinstance(piece, (TensorRef, Joined)):
-            yield piece
-        else:
-            yield Joined(piece.dtype, piece.shape, 0, (piece,))
+        yield Joined(piece.dtype, piece.shape, 0, (piece,)) if isinstance(piece, Filled) else piece

@@ -73,6 +73,10 @@ def convert(
     """
     (checkpoint,) = opened(keywords, where)
     code = float_code(dtype)
+    if code is not None and checkpoint.may_be_packed:
+        from shardload.checkpoint.plain_weights import dequantised
+
+        checkpoint = dequantised(checkpoint, dtype)
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)
     rules.require_fit(checkpoint.tensors, mapped)

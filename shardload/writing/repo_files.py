@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.warn import warn_caller
+from shardload.checkpoint.plain_weights import QUANTISER_FILES
 from shardload.checkpoint.sources.names import is_hidden
 from shardload.errors import UsageError
 
@@ -47,7 +48,9 @@ def files_beside(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> di
         for name in names
         if not name.endswith((*_WEIGHTS, "adapter_config.json")) and name.rpartition("/")[0] not in others
     }
-    if "config.json" in files and config != checkpoint.config:
+    if checkpoint.packing:  # what said how the weights were packed
+        files = {name: file for name, file in files.items() if name not in QUANTISER_FILES}
+    if "config.json" in files and (config != checkpoint.config or checkpoint.packing):
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     return files
 

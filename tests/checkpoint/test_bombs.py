@@ -97,7 +97,8 @@ BOMBS = {
 
 CODE = """
 import re, sys, pathlib
-from shardload.checkpoint.checkpoint import open_checkpoint, read_config
+from shardload.checkpoint.checkpoint import open_checkpoint
+from shardload.checkpoint.json_file import read_config
 from shardload.errors import ShardloadError
 from shardload.checkpoint.json_file import read_json
 from shardload.checkpoint.sources import find_source

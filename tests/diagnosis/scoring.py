@@ -9,7 +9,7 @@ import torch
 
 from shardload.diagnosis.finding import Case
 from shardload.keymap import Joined
-from shardload.keymap.derived import contiguous_strides
+from shardload.keymap.views import contiguous_strides
 from tests.diagnosis.headers import refs
 
 if TYPE_CHECKING:

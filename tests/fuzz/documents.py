@@ -8,8 +8,9 @@ from copy import deepcopy
 from typing import Any
 
 from shardload import remote_code
-from shardload.checkpoint.checkpoint import read_checkpoint, read_config
+from shardload.checkpoint.checkpoint import read_checkpoint
 from shardload.checkpoint.index import find_weight_files
+from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.sources.names import check_name
 from shardload.cli.inspect import config_summary
 from shardload.errors import NotFoundError, ShardloadError

@@ -12,7 +12,6 @@ from shardload.keymap.derived import (
     Filled,
     Joined,
     as_view,
-    contiguous_strides,
     entries,
     join,
     leaves,
@@ -21,6 +20,7 @@ from shardload.keymap.derived import (
     transposed,
     unsqueezed,
 )
+from shardload.keymap.views import contiguous_strides
 from shardload.tensor_ref import Span, TensorRef
 from tests.keymap.random_maps import refs_of
 from tests.keymap.stored import Stored

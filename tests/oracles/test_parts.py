@@ -11,7 +11,7 @@ from torch import nn
 
 import shardload
 from shardload import report_of
-from shardload.checkpoint.checkpoint import read_config
+from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.sources import find_source
 from shardload.library_parts import model_files
 from shardload.remote_code.asked_parts import asked_parts

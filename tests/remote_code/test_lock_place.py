@@ -14,7 +14,7 @@ import pytest
 
 import shardload
 from shardload import UnsafeError, UntrustedCodeError, UsageError
-from shardload.checkpoint.checkpoint import read_config
+from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.sources import find_source
 from shardload.remote_code import lock_place
 from shardload.remote_code.review import review_code

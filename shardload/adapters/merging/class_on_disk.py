@@ -165,6 +165,6 @@ def _cut(addition: Addition, place: Derived | Filled, shape: tuple[int, ...]) ->
 def _moved_back(tensor: Derived | Filled, by: int) -> Derived | Filled:
     if isinstance(tensor, Joined):
         return replace(tensor, parts=tuple(_moved_back(part, by) for part in tensor.parts))
-    if isinstance(tensor, Filled):
+    if not isinstance(tensor, TensorRef):
         return tensor
     return replace(tensor, span=Span(tensor.span.start - by, tensor.span.stop - by))

@@ -7,7 +7,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.layers.term import LoraTerm
-from shardload.keymap.derived import Derived, Filled, Joined, narrowed, strides_of
+from shardload.keymap.derived import Derived, Filled, Joined, narrowed
+from shardload.keymap.views import strides_of
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:

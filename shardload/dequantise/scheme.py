@@ -1,0 +1,87 @@
+"""Scheme: how the numbers of a weight are packed, and how any rows of it are made plain again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from shardload.tensor_ref import TensorRef
+
+Shape = tuple[int, ...]
+Cut = tuple[int, int, int]
+"""A part of a tensor: the dimension, the first entry, the number of entries; the arguments of `torch.narrow`."""
+
+
+class BadValuesError(ValueError):
+    """A stored part holds values that no packer writes; `role` names the part."""
+
+    def __init__(self, role: str, why: str) -> None:
+        super().__init__(why)
+        self.role, self.why = role, why
+
+
+class Scheme:
+    """The packing of one weight, as a matrix: all dimensions but the last are its rows.
+
+    A scheme is a frozen dataclass of the settings that say how to read the parts. Rows and columns are ranges in the
+    whole weight, so that a block of a weight is decoded as it would be in the whole.
+    """
+
+    label: ClassVar[str]
+
+    def window(self, rows: range, columns: range) -> tuple[range, range]:
+        """Return the smallest block around these rows and columns that can be decoded alone."""
+        return rows, columns
+
+    def cuts(self, rows: range, columns: range) -> Mapping[str, tuple[Cut, ...]]:
+        """Return what to cut of each part for a block that `window` returned; parts without an entry stay whole."""
+        raise NotImplementedError
+
+    def decode(self, parts: Mapping[str, torch.Tensor], rows: range, columns: range) -> torch.Tensor:
+        """Return the numbers of a block, in the dtype in which the maker's own code computes them.
+
+        `parts` are those that `cuts` cut. Raises BadValuesError.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A packed weight that was recognised: the name of the plain weight, its shape, and its stored parts by role.
+
+    The first part is the one with the packed numbers. `turned`: the model holds the matrix with its last two dimensions
+    exchanged. `beside` are stored tensors of the packing that nothing is read from.
+    """
+
+    name: str
+    scheme: Scheme
+    shape: Shape
+    parts: tuple[tuple[str, TensorRef], ...]
+    turned: bool = False
+    beside: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the weight as a matrix."""
+        return prod(self.shape[:-1])
+
+    @property
+    def columns(self) -> int:
+        """Columns of the weight as a matrix."""
+        return self.shape[-1]
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The names of all stored tensors that belong to the weight."""
+        return (*(ref.name for _, ref in self.parts), *self.beside)
+
+
+def whole_groups(part: range, size: int, end: int) -> range:
+    """Return the smallest range of whole groups of `size` around a part of `range(end)`; the last may be shorter."""
+    return range(part.start // size * size, min(-(-part.stop // size) * size, end))

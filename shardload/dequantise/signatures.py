@@ -1,0 +1,27 @@
+"""Signatures: the names that quantisers give to the tensors beside each packed weight, and to their formats."""
+
+from __future__ import annotations
+
+SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"qweight", "qzeros", "scales", "g_idx"}), "GPTQ"),
+    (frozenset({"qweight", "qzeros", "scales"}), "AWQ or GPTQ"),
+    (frozenset({"codes", "codebooks", "scales"}), "AQLM"),
+    (frozenset({"weight_scale_inv"}), "fp8 blocks"),
+    (frozenset({"absmax", "quant_map"}), "bitsandbytes 4-bit"),
+    (frozenset({"SCB"}), "bitsandbytes 8-bit"),
+    (frozenset({"weight_packed"}), "compressed-tensors"),
+    (frozenset({"W_q"}), "HQQ"),
+    (frozenset({"_data", "_scale"}), "quanto"),
+    (frozenset({"B", "s"}), "Marlin"),
+    (frozenset({"weight_scale", "weight_scale_2"}), "NVFP4"),
+)
+"""The last segments of the keys that a format writes beside each packed weight, and the name of the format."""
+
+ENDS = (("_blocks", "_scales"), "MXFP4")
+"""The same for ends of a whole parameter's name: experts.gate_up_proj_blocks."""
+
+FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
+"""The dtypes in which weights are numbers by themselves, up to a scale."""
+
+READABLE = frozenset({"GPTQ", "AWQ or GPTQ"})
+"""The formats whose weights a load can make plain, where a dtype is asked for."""

@@ -1,0 +1,70 @@
+"""Packed weights on their way into a model: made plain where the model has no modules that take them as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardload.checkpoint.plain_weights import weights_in, with_plain
+from shardload.errors import Cures, UnsupportedError, Wording
+from shardload.tensor_ref import TORCH_NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    import torch
+    from torch import nn
+
+    from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.dequantise import Weight
+
+_COMMON = frozenset({"weight", "scale", "scales"})  # last segments that other modules have too
+_CODES = {f"torch.{name}": code for code, name in TORCH_NAMES.items()}
+
+
+def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype | None) -> Checkpoint:
+    """Return the checkpoint that a model takes: with plain weights of `dtype`, or as it is stored.
+
+    It is as it is stored where no dtype is asked for, or where the model's slots are those of the packed parts.
+    """
+    code = _CODES.get(str(dtype))
+    if code is None:
+        return checkpoint
+    weights = weights_in(checkpoint)
+    if not weights or _takes(slots, weights):
+        return checkpoint
+    return with_plain(checkpoint, weights, code)
+
+
+def refuse_undecided(checkpoint: Checkpoint) -> None:
+    """Raise UnsupportedError for a checkpoint with packed weights, for a model that takes plain ones of a dtype."""
+    weights = weights_in(checkpoint)
+    if not weights:
+        return
+    label = weights[0].scheme.label
+    raise UnsupportedError(
+        f"the checkpoint is quantised: {label}; in which dtype its weights are to be made plain is not said",
+        where=checkpoint.label,
+        cure=Cures(
+            Wording(
+                "pass {dtype}, or float16 or float32: weights are dequantised while they are read",
+                dtype="bfloat16",
+            ),
+            f"write the plain checkpoint once: shardload convert {checkpoint.label} OUT --dtype bfloat16",
+        ),
+        code="E-QUANT",
+    )
+
+
+def forget_quantiser(model: nn.Module) -> None:
+    """Take the quantiser out of the config of a model whose weights are plain now: a saved one would name it."""
+    config = getattr(model, "config", None)
+    for name in ("quantization_config", "compression_config"):
+        if name in getattr(config, "__dict__", ()):
+            delattr(config, name)
+
+
+def _takes(slots: Collection[str], weights: Sequence[Weight]) -> bool:
+    """Whether a model has places for the parts of packed weights, whatever the names before them are."""
+    names = {name for weight in weights for name in weight.stored if name != weight.name}
+    last = {name.rpartition(".")[2] for name in names} - _COMMON
+    return any(slot in names or slot.rpartition(".")[2] in last for slot in slots)
