@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from shardload.library_parts.completed_config import complete
-from shardload.library_parts.old_calls import dress_attention, dress_layer, dress_stack
+from shardload.library_parts.old_calls import KEEPS_ITS_CACHE, dress_attention, dress_layer, dress_stack
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -20,7 +20,7 @@ def dress(module: ModuleType) -> None:
     own = [kind for kind in vars(module).values() if _is_module(kind) and kind.__module__ == module.__name__]
     rotary = next((kind for kind in own if kind.__name__.endswith("RotaryEmbedding")), None)
     for kind in own:
-        _complete_configs(kind)
+        _take_older_constructions(kind)
         if "forward" not in vars(kind):
             continue
         rotates = "position_embeddings" in _parameters(kind.forward)
@@ -42,10 +42,15 @@ def _parameters(function: Any) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def _complete_configs(kind: Any) -> None:
-    """Complete the config that a class's constructor takes, where it says of which class that is."""
+def _take_older_constructions(kind: Any) -> None:
+    """Complete the config that a class's constructor takes, where it says of which class that is.
+
+    Until 4.35 layers had no numbers, and each kept a cache of its own: such a layer is the first of its cache.
+    """
     construct = vars(kind).get("__init__")
-    parameter = inspect.signature(construct).parameters.get("config") if construct else None
+    parameters = inspect.signature(construct).parameters if construct else {}
+    numbered = "layer_idx" in parameters and parameters["layer_idx"].default is inspect.Parameter.empty
+    parameter = parameters.get("config")
     family = parameter.annotation if parameter is not None else None
     if not isinstance(family, type):
         return
@@ -53,6 +58,9 @@ def _complete_configs(kind: Any) -> None:
     @functools.wraps(construct)
     def completed(self: Any, *args: Any, **kwargs: Any) -> None:
         complete(args[0] if args else kwargs.get("config"), family)
-        construct(self, *args, **kwargs)
+        alone = numbered and len(args) < 2 and "layer_idx" not in kwargs
+        construct(self, *args, **kwargs, **({"layer_idx": 0} if alone else {}))
+        if alone:
+            vars(self)[KEEPS_ITS_CACHE] = True
 
     kind.__init__ = completed

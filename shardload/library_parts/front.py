@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.library_parts import bridges
 from shardload.library_parts.importer import part_module
 from shardload.library_parts.model_files import defines, home_of, is_model_file
+from shardload.library_parts.old_stars import star_of_part
 from shardload.library_parts.release import installed
 from shardload.transformers_shim import front as shim
 from shardload.transformers_shim.host import host
@@ -91,14 +92,22 @@ def import_for(name: str, frame: FrameType, fromlist: Iterable[str] | None = ())
         part = _part_or_none(inside)
         if part is not None:
             _require_names(name, part, frame, fromlist)
-            return part
+            return star_of_part(part, frame) if "*" in (fromlist or ()) else part
     front = _front(inside, for_part=False)
     unserved = [each for each in fromlist or () if each == "*" or _for_repo(inside, each) is None]
     if unserved or not fromlist:
         stand_in = shim.import_for(name, frame, unserved)
         if "*" in unserved:
-            return stand_in
+            return stand_in if inside else _star_of_top(frame)
     return front
+
+
+def _star_of_top(frame: FrameType) -> ModuleType:
+    def find(name: str) -> Any:
+        found = _for_repo("", name)
+        return shim.answer(shim.module_of(""), name, frame) if found is None else found
+
+    return shim.star_module("transformers", frame, find, vars(shim.module_of("")))
 
 
 def transformers() -> ModuleType:

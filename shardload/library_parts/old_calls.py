@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardload.transformers_shim.cache_utils import DynamicCache
 from shardload.transformers_shim.front import unpacks_two
 from shardload.transformers_shim.host import is_repo_module
 from shardload.transformers_shim.modeling_layers import GradientCheckpointingLayer
@@ -38,6 +39,9 @@ _OLDER_ATTRIBUTES = {
     "max_position_embeddings": "max_position_embeddings",
     "rope_theta": "rope_theta",
 }
+KEEPS_ITS_CACHE = "_keeps_its_cache"
+"""An attribute of layers that were made without a number: their cache is a pair of keys and values, theirs alone."""
+
 # The attention weights of the layer that is called as of old, where it is asked for them.
 _weights: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("weights", default=None)
 
@@ -90,6 +94,10 @@ def dress_layer(kind: Any, rotary: Any) -> None:
             output = forward(self, *args, **kwargs)
             return (output,) if isinstance(output, torch.Tensor) and _is_older(_caller()) else output
         given = _named(_OLD_ORDER, args, kwargs)
+        keeps_its_cache = vars(self).get(KEEPS_ITS_CACHE, False)
+        if keeps_its_cache and given.get("use_cache"):
+            pair = given.pop("past_key_value", None)
+            given["past_key_value"] = DynamicCache.from_legacy_cache(pair and (pair,))
         cache = _renamed_cache(given, names)
         if given.get("position_embeddings") is None and rotary is not None:
             given["position_embeddings"] = _tables(self, rotary, given, cache)
@@ -102,7 +110,8 @@ def dress_layer(kind: Any, rotary: Any) -> None:
             _weights.reset(token)
         if not isinstance(output, torch.Tensor):
             return output
-        return (output, *(weights[:1] if weights else ()), *((cache,) if given.get("use_cache") else ()))
+        kept = cache[0] if keeps_its_cache and cache is not None else cache
+        return (output, *(weights[:1] if weights else ()), *((kept,) if given.get("use_cache") else ()))
 
     kind.forward = answering
 

@@ -168,7 +168,7 @@ def _from_code(repo: RepoCode, ref: ClassRef) -> ResolvedClass:
         # Constructors change their config, and this one may have to give way to another.
         untouched = _copy_of(config)
         try:
-            return _tied(_constructed(cls, convert_config(repo, config, namespace)))
+            return _tied(_constructed(cls, convert_config(repo, config, namespace, cls)))
         except (Exception, SystemExit) as error:
             if _needs_values(error):
                 raise

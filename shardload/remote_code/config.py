@@ -193,31 +193,44 @@ def _construct(cls: Any, settings: dict[str, Any]) -> Any:
         ) from error
 
 
-def convert_config(repo: RepoCode, config: Any, namespace: Namespace) -> Any:
-    """Return the config for a class of a namespace of the repo, remade where it was made for another base.
+def convert_config(repo: RepoCode, config: Any, namespace: Namespace, cls: Any) -> Any:
+    """Return the config for a model class of a namespace of the repo, remade where its class is another one there.
 
     A config may have been made before the model's code turned out to need parts of transformers or all of it, which
-    then serves the whole repo, the config included.
+    then serves the whole repo, the config included. Where the repo's `auto_map` has no config class, the config is
+    remade by the one that the model's class names: it knows other names of the settings, and their defaults.
     """
-    if namespace.base == "shim" or (
-        repo.owns(config) and type(config).__module__.startswith(namespace.package)
-    ):
-        return config
+    try:
+        kind = _class_for(repo, config, namespace, cls)
+        return config if kind is None else _remade(kind, config)
+    except (Exception, SystemExit) as error:
+        raise explain(error, namespace, "remaking the config for its model", repo.written_for) from error
+
+
+def _class_for(repo: RepoCode, config: Any, namespace: Namespace, cls: Any) -> Any:
+    """Return the class that a config should be of, or None where it stays as it is."""
     from shardload.transformers_shim.configuration_utils import PretrainedConfig
 
-    if not isinstance(config, (PlainConfig, PretrainedConfig)):
-        return config
-    if not repo.owns(config):
-        if namespace.base == "parts":
-            return config
-        return library().PretrainedConfig.from_dict(config.to_dict())
-    module = type(config).__module__.split(".h", 1)[1].partition(".")[2]
-    try:
-        cls = getattr(importlib.import_module(f"{namespace.package}.{module}"), type(config).__name__)
-        return _make(cls, config.to_dict())
-    except (Exception, SystemExit) as error:
-        doing = "remaking the config for transformers"
-        raise explain(error, namespace, doing, repo.written_for) from error
+    if repo.owns(config):
+        if type(config).__module__.startswith(namespace.package):
+            return None
+        module = type(config).__module__.split(".h", 1)[1].partition(".")[2]
+        return getattr(importlib.import_module(f"{namespace.package}.{module}"), type(config).__name__)
+    if type(config) not in (PlainConfig, PretrainedConfig):
+        return None
+    base = library().PretrainedConfig if namespace.base == "transformers" else PretrainedConfig
+    named = getattr(cls, "config_class", None)
+    if isinstance(named, type) and issubclass(named, base) and named is not PretrainedConfig:
+        return named
+    return base if namespace.base == "transformers" else None
+
+
+def _remade(kind: Any, config: Any) -> Any:
+    made = _make(kind, config.to_dict())
+    chosen = getattr(config, "_attn_implementation_internal", None)
+    if chosen is not None:  # the caller's choice: config.json does not say it
+        made._attn_implementation = chosen
+    return made
 
 
 def attach_generation_config(model: nn.Module, source: Source) -> str | None:

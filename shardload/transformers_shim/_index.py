@@ -12,7 +12,13 @@ SHIM = "shardload.transformers_shim"
 # imported from them is a placeholder, which names itself in the error when it is used.
 PLACEHOLDER_MODULES = frozenset(
     {
+        "data",
         "data.data_collator",
+        "data.metrics",
+        "data.processors",
+        "data.processors.glue",
+        "data.processors.squad",
+        "data.processors.utils",
         "generation.beam_constraints",
         "generation.candidate_generator",
         "generation.watermarking",

@@ -19,6 +19,7 @@ from shardload.transformers_shim._placeholders import (
     placeholder,
     probe,
 )
+from shardload.transformers_shim._stars import star_module
 from shardload.transformers_shim.host import host, is_repo_module
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def import_for(name: str, frame: FrameType, fromlist: Iterable[str] | None = ())
             raise lacking(MissingFromShimError, f"{name}.*")
         if item != "*" and answer(module, item, frame) is None:
             raise lacking(MissingFromShimError, f"{name}.{item}")
+    if not inside and "*" in (fromlist or ()):  # the library's own brings whatever there is
+        return star_module(name, frame, lambda each: answer(module, each, frame), vars(module))
     return module
 
 

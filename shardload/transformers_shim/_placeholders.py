@@ -20,7 +20,9 @@ _NO_MODEL = re.compile(
     r"(Aqlm|Awq|BitNetQuant|BitsAndBytes|CompressedTensors|Eetq|Fbgemm|FineGrained|FPQuant|Generation|GPTQ|Higgs|Hqq"
     r"|Mxfp4|Onnx|Quanto|Quark|SpQR|SynthIDText|TorchAo|Vptq|Watermarking)\w*Config"
 )
-_TABLE = re.compile(r"[A-Z][A-Z_]*_MAPPING(?:_NAMES)?")  # of the auto classes: the class for each config
+# Of the auto classes, the class for each config; and tables of the old example tasks, which code adds its own to.
+_TABLE = re.compile(r"[A-Z][A-Z_]*_MAPPING(?:_NAMES)?")
+_TASKS = re.compile(r"(?:glue|xnli)_(?:processors|output_modes|tasks_num_labels)")
 _DOCUMENTATION: dict[str, Any] = {"DOCSTRING": "", "_FOR_DOC": "", "ARCHIVE_LIST": (), "ARCHIVE_MAP": {}}
 
 
@@ -41,7 +43,7 @@ class _Unavailable:
 
 
 class _Table(dict[Any, Any]):
-    """A table of the auto classes by name only: any lookup raises an error with that name."""
+    """A table of classes by name only: any lookup raises an error with that name."""
 
     def __init__(self, full: str) -> None:
         super().__init__()
@@ -105,7 +107,8 @@ def placeholder(module: str, name: str) -> Any:
         if name.endswith(ending):
             return type(text)(text)
     bare = name.lstrip("_")
-    if _TABLE.fullmatch(name) and (not module or module.startswith("models.auto")):
+    home = "models.auto" if _TABLE.fullmatch(name) else "data" if _TASKS.fullmatch(name) else None
+    if home is not None and (not module or module.startswith(home)):
         return _Table(f"transformers.{module}.{name}" if module else f"transformers.{name}")
     full = f"transformers.{module}.{name}" if module else f"transformers.{name}"
     if is_model_base(module, name):
@@ -115,7 +118,7 @@ def placeholder(module: str, name: str) -> Any:
         return model_base(name, full)
     if bare[:1].isupper() and not bare.isupper():
         return _class(name, full)
-    if module.startswith(("models.", "utils.hub")) and bare[:1].islower():
+    if module.startswith(("models.", "utils.hub", "data")) and bare[:1].islower():
         return _function(name, full)
     return None
 

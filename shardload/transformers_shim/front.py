@@ -19,6 +19,7 @@ from shardload.transformers_shim._module import (
 from shardload.transformers_shim._placeholders import placeholder_of_any
 from shardload.transformers_shim._special_tokens import ATTRIBUTES as SPECIAL_TOKENS
 from shardload.transformers_shim._special_tokens import AddedToken, as_token
+from shardload.transformers_shim._stars import star_module
 from shardload.transformers_shim.models.auto import _auto as auto_class
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "module_of",
     "offered",
     "placeholder_of_any",
+    "star_module",
     "unpacks_two",
     "with_choices",
 ]

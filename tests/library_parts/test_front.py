@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from shardload.errors import RemoteCodeError
 from shardload.library_parts import front
@@ -10,7 +11,7 @@ from shardload.library_parts.importer import part_module
 from shardload.library_parts.release import is_part
 from shardload.transformers_shim.configuration_utils import PretrainedConfig
 from shardload.transformers_shim.modeling_utils import PreTrainedModel
-from tests.remote_code.repos import build, tiny
+from tests.remote_code.repos import build, tiny, write
 
 transformers = pytest.importorskip("transformers")
 
@@ -84,3 +85,47 @@ def test_a_part_sees_its_own_spelling():
     assert front.module_for_part("modeling_utils").PreTrainedModel is not PreTrainedModel
     assert issubclass(front.module_for_part("modeling_utils").PreTrainedModel, PreTrainedModel)
     assert front.module_for_part("utils").is_no_such_thing_available() is False
+
+
+STAR = """
+from transformers.models.llama.modeling_llama import *
+from transformers.modeling_outputs import TokenClassifierOutput
+from transformers import *
+
+def _mask(size: torch.Size, dtype: torch.dtype, length: Optional[int] = None):
+    return None
+
+@add_start_docstrings("x", LLAMA_START_DOCSTRING)
+class TinyModel(LlamaPreTrainedModel):
+    def __init__(self, config: LlamaConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList([LlamaDecoderLayer(config) for _ in range(2)])
+        self.other = BertPreTrainedModel
+
+    def forward(self, states, past_key_values=None, use_cache=True):
+        pairs = []
+        for place, layer in enumerate(self.layers):
+            past = past_key_values[place] if past_key_values else None
+            states, pair = layer(states, past_key_value=past, use_cache=use_cache)
+            pairs.append(pair)
+        return states, tuple(pairs)
+"""
+
+
+def test_a_star_import_brings_what_older_files_had(tmp_path):
+    settings = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 19, "model_type": "llama",
+    }  # fmt: skip
+    source = write(tmp_path, {"code.py": STAR}, {**settings, "auto_map": {"AutoModel": "code.TinyModel"}})
+    made = build(*source, remote_base="auto").eval()
+    assert is_part(made.other)
+    assert type(made.config) is part_module("models.llama.configuration_llama").LlamaConfig
+    states = torch.randn(1, 5, 16)
+    with torch.no_grad():
+        whole, pairs = made(states)
+        _, begun = made(states[:, :3])
+        rest, again = made(states[:, 3:4], begun)
+    assert [key.shape for key, _ in pairs] == [(1, 2, 5, 4)] * 2
+    assert torch.allclose(rest, whole[:, 3:4], atol=1e-6)
+    assert again[0][0].shape == (1, 2, 4, 4)

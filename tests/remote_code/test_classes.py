@@ -91,3 +91,26 @@ def test_the_folder_of_an_adapter_is_no_model(tmp_path):
     with pytest.raises(UsageError, match="this is an adapter") as caught:
         resolve_class(source, None)
     assert caught.value.cure.keywords == {"adapter": source.label}
+
+
+BY_ITS_CLASS = """
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.gpt2.configuration_gpt2 import GPT2Config
+
+class TinyModel(PreTrainedModel):
+    config_class = GPT2Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.linear = nn.Linear(config.hidden_size, config.hidden_size)
+"""
+
+
+def test_a_config_without_a_class_in_auto_map_is_of_the_models_config_class(tmp_path):
+    settings = {"n_embd": 8, "model_type": "gpt2", "auto_map": {"AutoModel": "code.TinyModel"}}
+    source = write(tmp_path, {"code.py": BY_ITS_CLASS}, settings)
+    for base in ("shim", "parts", "transformers") if importlib.util.find_spec("transformers") else ("shim",):
+        made = build(*source, remote_base=base)
+        assert made.linear.weight.shape == (8, 8)
+        assert type(made.config).__name__ == "GPT2Config"

@@ -6,6 +6,7 @@ import builtins
 import typing
 
 import pytest
+import torch
 
 from shardload.errors import RemoteCodeError
 from tests.remote_code.repos import MODEL, build, module_of, tiny
@@ -34,3 +35,12 @@ def test_a_module_without_a_star_import_gets_nothing(tmp_path):
         build(*tiny(tmp_path, model=f"from .other import x\n{MODEL}{USES}", other_py=other + "x = 1\n"))
     with pytest.raises(RemoteCodeError, match="name 'List' is not defined"):
         build(*tiny(tmp_path / "math", model=f"from math import *\n{MODEL}{USES}"))
+
+
+def test_all_of_transformers_is_what_the_code_reads_of_it(tmp_path):
+    code = "from torch import nn\nfrom transformers import *\n" + MODEL.split("\n\n", 1)[1]
+    code += "\nclass Other(BertPreTrainedModel): pass\nKIND, TASKS = BertModel, glue_processors\nTASKS.update(x=1)\n"
+    code = code.replace("CausalLMOutputWithPast(logits=", "dict(logits=")
+    module = module_of(build(*tiny(tmp_path, model="import torch\n" + code), remote_base="shim"))
+    assert module.KIND.__name__ == "BertModel"
+    assert module.nn is torch.nn
