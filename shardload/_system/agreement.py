@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
 
+from shardload._system import opening, presence
 from shardload.errors import RanksError, ShardloadError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _POLL = 0.02  # seconds between two looks at the store while a rank waits
 _SLOWEST_POLL = 0.1
 _SELDOM = 0.3  # seconds between two looks while a rank reads
 _LINGERS = 2.0  # seconds that a rank which failed waits for the others to see it
+_TRIES_AGAIN = 2.0  # seconds in which a rank that could not open its checkpoint may begin to open another one
 _TURNS: dict[tuple[int, ...], int] = {}
 """How many agreements this process has begun with each set of ranks: all of a set begin them in the same order."""
 
@@ -47,11 +49,12 @@ def together(ranks: Sequence[int], timeout: float) -> Iterator[Agreement]:
         return
     own = _OPEN[over] = Agreement(over, timeout)
     try:
-        with own.told():
+        with opening.in_a_load(), own.told():
             yield own
         own.leave()
     finally:
         del _OPEN[over]
+        own.watch.close()
 
 
 class Agreement:
@@ -65,12 +68,27 @@ class Agreement:
         self.ranks = tuple(ranks)
         self.rank = distributed.get_rank()
         self.timeout = timeout
-        turn = _TURNS[self.ranks] = _TURNS.get(self.ranks, -1) + 1
-        name = f"shardload/{'-'.join(map(str, self.ranks))}/{turn}"
-        self._store: Store = distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
         self._looked = time.monotonic()
         self._failed = False
+        self._lost = 0  # ranks that won't come any more
         self._steps = 0
+        self._asks = 0.0
+        self._noticed: tuple[tuple[int, str], float] | None = None
+        self._store = self._next_store()
+        while self._has(
+            f"without/{self.rank}"
+        ):  # the others ended it when this rank could not open a checkpoint
+            self._store = self._next_store()
+        following = self.ranks[(self.ranks.index(self.rank) + 1) % len(self.ranks)]
+        common = opening.common_store()
+        self.watch = presence.Watch(common, following)
+        with self._reached():
+            presence.announce(common, self.rank)
+
+    def _next_store(self) -> Store:
+        turn = _TURNS[self.ranks] = _TURNS.get(self.ranks, -1) + 1
+        name = f"shardload/{'-'.join(map(str, self.ranks))}/{turn}"
+        return distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
 
     @property
     def is_first(self) -> bool:
@@ -86,7 +104,8 @@ class Agreement:
         ends = time.monotonic() + self.timeout
         pause = _POLL
         while count < len(self.ranks):
-            self.look()
+            self.look(place)
+            self._look_for_notices(place)
             if time.monotonic() > ends:
                 raise self._alone(place)
             time.sleep(pause)
@@ -104,7 +123,7 @@ class Agreement:
         ends = time.monotonic() + _LINGERS
         with suppress(RanksError):
             count = self._add(key, 1)
-            while wait and count < len(self.ranks) and time.monotonic() < ends:
+            while wait and count < len(self.ranks) - self._lost and time.monotonic() < ends:
                 time.sleep(_POLL)
                 count = self._add(key, 0)
 
@@ -192,8 +211,11 @@ class Agreement:
             torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
             yield
 
-    def look(self, *, seldom: bool = False) -> None:
-        """Raise the error of another rank, if one has failed. `seldom`: not if that was asked a moment ago."""
+    def look(self, place: str = "", *, seldom: bool = False) -> None:
+        """Raise the error of another rank, if one has failed or its process has ended before it came to `place`.
+
+        `seldom`: not if that was asked a moment ago.
+        """
         now = time.monotonic()
         if self._failed or (seldom and now - self._looked < _SELDOM):
             return
@@ -201,6 +223,32 @@ class Agreement:
         if self._add("failed", 0):
             self._gone("known", wait=False)
             raise self._error_of(json.loads(self._get("error")))
+        with self._reached():
+            ended = self.watch.has_ended()
+        if ended and not (place and self._has(f"{place}/{self.watch.rank}")):
+            cure = "look at what that rank says, and at what ended it: the system does, where memory runs out"
+            ends = RanksError("its process has ended", cure=cure).to_dict()
+            raise self._without(json.dumps({**ends, "known": True, "rank": self.watch.rank}))
+
+    def _look_for_notices(self, place: str) -> None:
+        """Raise the error of a rank that could not open its checkpoint, and does not try again."""
+        now = time.monotonic()
+        if self._steps > 1 or now < self._asks:
+            return  # all have come to the first place
+        self._asks = now + _SELDOM
+        with self._reached():
+            found = opening.notice_among(lambda: self._late(place))
+        if found is None or self._noticed is None or self._noticed[0] != found:
+            self._noticed = None if found is None else (found, now)
+        elif now - self._noticed[1] > _TRIES_AGAIN:
+            self._set(f"without/{found[0]}", "")
+            raise self._without(found[1])
+
+    def _without(self, said: str) -> ShardloadError:
+        """Tell all what ended another rank, and return its error."""
+        self._lost = 1
+        self._tell(said)
+        return self._error_of(json.loads(self._get("error")))
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -239,7 +287,7 @@ class Agreement:
 
     def _error_of(self, said: dict[str, Any]) -> ShardloadError:
         self._failed = True
-        rank, what = said["rank"], said["what"]
+        rank, what = said["rank"], said["what"].removeprefix(f"rank {said['rank']}: ")
         kind = _kinds(ShardloadError).get(said["kind"], RanksError) if said["known"] else RanksError
         if not said["known"]:
             what = f"it ended by {said['kind']}: {what}"
@@ -250,7 +298,7 @@ class Agreement:
         return error
 
     def _alone(self, place: str) -> RanksError:
-        late = [rank for rank in self.ranks if not self._has(f"{place}/{rank}")]
+        late = self._late(place)
         place = place.split(" ", 1)[1]
         shown = ", ".join(map(str, late[:16])) + (f" and {len(late) - 16} more" if len(late) > 16 else "")
         return RanksError(
@@ -258,6 +306,9 @@ class Agreement:
             where=f"rank {self.rank} waits at {place!r}",
             cure="look at what these ranks say; pass a longer timeout where they are only slower",
         )
+
+    def _late(self, place: str) -> list[int]:
+        return [rank for rank in self.ranks if not self._has(f"{place}/{rank}")]
 
     def _has(self, key: str) -> bool:
         with self._reached():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -65,12 +67,12 @@ class Checkpoint:
         ('safetensors', 40)
 
     `tensors` maps each key to its TensorRef, in file order; a tensor that a distributed checkpoint holds in several
-    pieces is a Joined. `objects` are entries of pickled state dicts that
-    are not tensors. `versions` is the state dict's `_metadata`. `config` is config.json as a dict, or None.
-    `metadata` is what the safetensors headers hold besides tensors. `warnings` are lines to show to the user.
-    `identities` show whether a local file was replaced after its header was read. `named` is the file that the
-    caller named, or None where the caller named a folder or a repo. `only` are the patterns of a part. After
-    `dequantised`, `packing` says how weights are packed whose plain tensors are in `tensors`.
+    pieces is a Joined. `objects` are entries of pickled state dicts that are not tensors. `versions` is the state
+    dict's `_metadata`. `config` is config.json as a dict, or None. `metadata` is what the safetensors headers hold
+    besides tensors. `warnings` are lines to show to the user. `identities` show whether a local file was replaced after
+    its header was read. `named` is the file that the caller named, or None where the caller named a folder or a repo.
+    `only` are the patterns of a part. After `dequantised`, `packing` says how weights are packed whose plain tensors
+    are in `tensors`.
     """
 
     source: Source
@@ -172,27 +174,18 @@ class Checkpoint:
         `names` are exact names or fnmatch patterns on whole names; without them every tensor comes. With a `key_map`
         (a KeyMap, a mapping of names, or the path of a map's JSON file) they are the names that the map gives, and
         its tensors are yielded: one that is joined from several comes when its last part has been read.
-
         Tensors are in their stored dtype, on the CPU. Those of a local file are views of the mapped file, which take no
         anonymous memory until they are written to; joined ones are copies. With `copy=True` nothing is mapped and
         each tensor has memory of its own. The iterator keeps no tensor that it has yielded. A shard of a Hub repo is
         downloaded when its first tensor is wanted, and a shard of which nothing is wanted is not opened. Entries that
         are not tensors (`objects`) are left out. `close()` of the iterator closes the shard.
-
         Raises, before anything is read, NotFoundError for names that no tensor has, UnsupportedError for a dtype
         that torch lacks, and UsageError for a map that does not fit; CorruptError for a file that has changed.
         """
-        from shardload.checkpoint.items import chosen, read_in_order
-        from shardload.checkpoint.shard import Shard, torch_dtype
-        from shardload.keymap import KeyMap, as_view
+        from shardload.checkpoint.items import read_in_order, wanted
+        from shardload.checkpoint.shard import Shard
 
-        rules = KeyMap.of(key_map)
-        mapped = rules.map_headers(self.tensors)
-        rules.require_fit(self.tensors, mapped)
-        views = {key: as_view(tensor) or tensor for key, tensor in mapped.tensors.items()}
-        tensors = chosen(views, names, where=self.label)
-        for tensor in tensors.values():
-            torch_dtype(tensor)
+        tensors = wanted(self.tensors, key_map, names, where=self.label)
 
         def opened(name: str) -> Shard:
             path = self.source.open(name).local_path()
@@ -203,11 +196,10 @@ class Checkpoint:
     def read_derived(self, tensor: Derived, *, copy: bool = False) -> torch.Tensor:
         """Return what a key map makes of stored tensors: an entry of `KeyMap.map_headers(checkpoint.tensors).tensors`.
 
-            >>> import torch
-            >>> from shardload import KeyMap, open_checkpoint
+            >>> import torch, shardload
             >>> torch.save({"gate": torch.ones(2), "up": torch.zeros(2)}, "model.bin")
-            >>> checkpoint = open_checkpoint("model.bin")
-            >>> mapped = KeyMap().cat(["gate", "up"], "gate_up").map_headers(checkpoint.tensors)
+            >>> checkpoint = shardload.open_checkpoint("model.bin")
+            >>> mapped = shardload.KeyMap().cat(["gate", "up"], "gate_up").map_headers(checkpoint.tensors)
             >>> checkpoint.read_derived(mapped.tensors["gate_up"])
             tensor([1., 1., 0., 0.])
 
@@ -241,11 +233,21 @@ def open_checkpoint(
     stage of a pipeline, say; a segment "0-13" is a range, and other shards are not opened. Raises NotFoundError,
     CorruptError (no checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
     """
-    place = place_of(where, keywords)
-    source, named = find_source(place)
-    files = find_weight_files(source, only=named, variant=place.variant)
-    stage = None if only is None else Stage(only)
-    return read_checkpoint(source, files, named=named, state_dict=place.state_dict, stage=stage)
+    with _noticed_by_ranks():
+        place = place_of(where, keywords)
+        source, named = find_source(place)
+        files = find_weight_files(source, only=named, variant=place.variant)
+        stage = None if only is None else Stage(only)
+        return read_checkpoint(source, files, named=named, state_dict=place.state_dict, stage=stage)
+
+
+def _noticed_by_ranks() -> Any:
+    """Let the other ranks of a process group, where there is one, know of an error that ends the block."""
+    if not getattr(sys.modules.get("torch.distributed.distributed_c10d"), "is_initialized", bool)():
+        return nullcontext()
+    from shardload._system.opening import noticed
+
+    return noticed()
 
 
 def read_checkpoint(
@@ -281,13 +283,11 @@ def read_checkpoint(
         if stage is not None:
             headers = stage.headers(headers, source.label)
         tensors = _merge(source, files, headers)
-    warnings = [*getattr(source, "warnings", ()), *files.notes]
+    config, doubts = config_beside(source, named)
+    warnings = [*getattr(source, "warnings", ()), *files.notes, *doubts]
     if files.weight_map and (unlisted := [key for key in tensors if key not in files.weight_map]):
         warnings.append(f"{files.index} leaves out what is loaded too: {', '.join(collapse(unlisted)[:8])}")
-    config, doubts = config_beside(source, named)
-    warnings += doubts
-    stored = sum(ref.nbytes for ref in tensors.values())
-    if files.total_size is not None and files.total_size != stored:
+    if files.total_size not in (None, stored := sum(ref.nbytes for ref in tensors.values())):
         # ChatGLM-6B v1.1 was published with a wrong total, which nothing depends on: the headers decide.
         warnings.append(
             f"{files.index} says total_size {files.total_size:,}; the shards hold {stored:,} bytes"

@@ -6,21 +6,44 @@ from fnmatch import fnmatchcase
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from shardload.checkpoint.shard import reading_order
+from shardload.checkpoint.shard import reading_order, torch_dtype
 from shardload.errors import NotFoundError, UnsupportedError, UsageError, keyword
+from shardload.keymap import KeyMap, as_view
 from shardload.keymap.assembly import Joins
 from shardload.keys import nearest
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Generator, Iterable, Mapping
 
     import torch
 
     from shardload.checkpoint.shard import Shard
-    from shardload.keymap import Derived
+    from shardload.keymap import Derived, Names
 
 _SHOWN = 4
+
+
+def wanted(
+    stored: Mapping[str, Derived],
+    key_map: KeyMap | Names | str | os.PathLike[str] | None,
+    names: Iterable[str] | None,
+    *,
+    where: str,
+) -> dict[str, Derived]:
+    """Return what a key map makes of stored tensors, those that match `names`; views, where they can be.
+
+    Raises what `chosen` raises, UsageError for a map that does not fit, UnsupportedError for a dtype that torch lacks.
+    """
+    rules = KeyMap.of(key_map)
+    mapped = rules.map_headers(stored)
+    rules.require_fit(stored, mapped)
+    views = {key: as_view(tensor) or tensor for key, tensor in mapped.tensors.items()}
+    tensors = chosen(views, names, where=where)
+    for tensor in tensors.values():
+        torch_dtype(tensor)
+    return tensors
 
 
 def chosen(tensors: Mapping[str, Derived], names: Iterable[str] | None, *, where: str) -> dict[str, Derived]:

@@ -22,6 +22,7 @@ from shardload import (
     open_checkpoint,
 )
 from shardload._system.file_mapping import PrivateMappings
+from shardload.checkpoint.items import wanted
 from shardload.checkpoint.sources import ranges
 from tests.hub_server import HubServer, forget_connections
 from tests.keymap.random_maps import RandomMap, in_torch
@@ -69,6 +70,12 @@ def test_safetensors_pairs_are_those_of_safe_open_in_file_order(tmp_path, copy):
     for (_, ours), (_, theirs) in zip(got, expected, strict=True):
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)
+
+
+def test_names_are_those_that_the_map_gives(tmp_path):
+    tensors = open_checkpoint(write_checkpoint(tmp_path, STATE)).tensors
+    name = next(iter(tensors))
+    assert wanted(tensors, {name: "new"}, ["new"], where="here") == {"new": tensors[name]}
 
 
 @pytest.mark.parametrize("kind", ["bin", "legacy"])
