@@ -2,6 +2,7 @@
 
     python scripts/doctor_families.py development
     python scripts/doctor_families.py held-out > table.md
+    python scripts/doctor_families.py held-out first    # of the first split, which is used up
 
 Needs transformers (the extra `oracles`). tests/diagnosis/halves.py has the rule of the split and of the counts.
 """
@@ -16,26 +17,30 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from shardload.keys import collapse
 from tests.diagnosis import corpus
-from tests.diagnosis.halves import is_held_out
+from tests.diagnosis.halves import is_held_out, is_held_out_again
 from tests.diagnosis.scoring import Score, score
+
+_SPLITS = {"first": is_held_out, "second": is_held_out_again}
 
 
 def main() -> None:
     """Print the table of one half and its sums."""
-    half = sys.argv[1] if len(sys.argv) > 1 else "development"
-    if half not in {"development", "held-out"}:
+    half, split = (*sys.argv[1:], *("development", "second")[len(sys.argv) - 1 :])[:2]
+    if half not in {"development", "held-out"} or split not in _SPLITS:
         sys.exit(__doc__)
-    chosen, shared = [], set()
+    held_out = _SPLITS[split]
+    chosen, shared, unseen = [], set(), []
     for family, package in corpus.families().items():
         pair = corpus.build(family)
         if pair is None:
             continue
-        if is_held_out(package) == (half == "held-out"):
+        if held_out(package) == (half == "held-out"):
             chosen.append((_scored(pair), pair.shared_with))
+            unseen += [chosen[-1][0]] if is_held_out(package) and is_held_out_again(package) else []
         else:
             shared.add(pair.shared_with)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-    print(f"half: {half}; engine: commit {commit.strip()}; transformers {_version()}\n")
+    print(f"half: {half}; split: {split}; engine: commit {commit.strip()}; transformers {_version()}\n")
     print("| family | keys | right | applied | wrong | missed |\n|---|---|---|---|---|---|")
     for result, _ in chosen:
         missed = "; ".join(f"`{pattern}`" for pattern in collapse(result.missed)[:4])
@@ -46,6 +51,8 @@ def main() -> None:
     print(_sums("all", [result for result, _ in chosen]))
     own = [result for result, conversions in chosen if conversions not in shared]
     print(_sums("with a conversion that no family of the other half has", own))
+    if unseen:
+        print(_sums("held out by both splits", unseen))
 
 
 def _scored(pair: corpus.Pair) -> Score:

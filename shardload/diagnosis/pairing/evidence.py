@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from shardload.diagnosis.pairing.words import GENERIC_LEAVES, leaf_word, opposed, words_of
+from shardload.diagnosis.pairing.words import GENERIC_LEAVES, leaf_word, opposed, said_by
 from shardload.keys import split_key
 
 if TYPE_CHECKING:
@@ -31,34 +31,41 @@ Move = tuple[str, str]
 
 
 class Name(NamedTuple):
-    """What a template says: the words of its last module that has any, those before, and what it is of the module."""
+    """What a template says: the words of its last module that has any, those before, and what it is of the module.
+
+    `own` says that the last segment is a name of its own, such as `sinks` or `attention_sink_bias`.
+    """
 
     telling: frozenset[str]
     before: frozenset[str]
     near: frozenset[str]
     generic: bool
     leaf: str
+    own: bool
 
 
 @lru_cache(maxsize=20_000)
 def name_of(template: str) -> Name:
     """Return what a template says by its words."""
-    segments = [segment for segment in template.split(".") if segment != "{}"] or [""]
+    segments = template.split(".")
     leaf = leaf_word(segments[-1])
+    said = [frozenset(words) for words in said_by(segments)]
     if segments[-1] in GENERIC_LEAVES and len(segments) > 1:
-        segments.pop()
-    said = [frozenset(words_of(segment)) for segment in segments]
+        said.pop()
+    said = [words for words, segment in zip(said, segments, strict=False) if segment != "{}"] or [frozenset()]
     spoken = [words for words in said if words]
     telling = spoken[-1] if spoken else frozenset()
     near = frozenset().union(*spoken[-2:-1])
-    return Name(telling, frozenset().union(*spoken[:-1]), near, not said[-1], leaf)
+    own = segments[-1] not in GENERIC_LEAVES
+    return Name(telling, frozenset().union(*spoken[:-1]), near, not said[-1], leaf, own)
 
 
 def withdraw_guesses(board: Board) -> None:
     """Take back the links for which nothing speaks that does not speak for another pair as well.
 
     Names, the pairs around a link, and its place are evidence. Where all tensors of a list of layers have a partner,
-    the last pair of it stays without a name, as an unproven one; elsewhere such tensors are open again.
+    or lists hold as many open tensors of each shape on both sides, the last pair of a shape stays without a name, as an
+    unproven one; elsewhere such tensors are open again.
     """
     board.withdraw(_uneven(board))
     proof = _Proof(board)
@@ -70,7 +77,7 @@ def withdraw_guesses(board: Board) -> None:
             proof.accept(link)
     guesses = proof.open_links()
     while True:
-        lists = _lists(board.stored), _lists(board.wanted)
+        lists = _open_in(board.stored), _open_in(board.wanted)
         gone = {id(link): link for link in guesses if not proof.is_last(link, lists)}
         if not gone:
             break
@@ -84,8 +91,12 @@ def withdraw_guesses(board: Board) -> None:
     board.links = [doubted.get(id(link), link) for link in board.links]
 
 
-def _lists(families: Sequence[KeyFamily]) -> set[str]:
-    return {_list_of(family) for family in families}
+def _open_in(families: Sequence[KeyFamily]) -> dict[str, Counter[object]]:
+    """Return {list of layers: how many open families of each signature it holds}."""
+    found: dict[str, Counter[object]] = defaultdict(Counter)
+    for family in families:
+        found[_list_of(family)][family.unordered] += 1
+    return dict(found)
 
 
 def _uneven(board: Board) -> list[Link]:
@@ -183,10 +194,11 @@ class _Proof:
             agree = link.kind not in _NAMED or self._agree(old, new)
         return agree and not any(self._has_rival(old, new) for old, new in _pairs(link))
 
-    def is_last(self, link: Link, lists: tuple[set[str], set[str]]) -> bool:
-        """Whether a link leaves nothing open where it stands, and no word contradicts it.
+    def is_last(self, link: Link, lists: Sequence[Mapping[str, Counter[object]]]) -> bool:
+        """Whether a link leaves nothing open that it could have taken where it stands, and no word contradicts it.
 
-        `lists` are the lists of layers, of both sides, in which something is open.
+        `lists` are the lists of layers, of both sides, in which something is open: as much of the same shapes on both
+        sides, or two blocks are not built alike.
         """
         old, new = link.stored[0], link.wanted[0]
         if link.kind not in _NAMED or link.shape_mismatch or contradicts(old, new):
@@ -194,8 +206,8 @@ class _Proof:
         if not old.arity:
             alike = name_of(old.template).telling == name_of(new.template).telling
             return not any(lists) and (alike or self._is_distinct(link)) and not self._has_rival(old, new)
-        is_open = _list_of(old) in lists[0] or _list_of(new) in lists[1]
-        return not is_open and not self._has_rival(old, new)
+        have, lacking = lists[0].get(_list_of(old), Counter()), lists[1].get(_list_of(new), Counter())
+        return have == lacking and old.unordered not in have and not self._has_rival(old, new)
 
     def _is_distinct(self, link: Link) -> bool:
         """Whether no other tensor has the shape of a link's, or that of one of the same module."""
@@ -210,7 +222,7 @@ class _Proof:
             return False
         one, two = name_of(old.template), name_of(new.template)
         common = one.telling & two.telling - {"token"}
-        if one.generic != two.generic:
+        if one.generic != two.generic and one.telling != two.telling:
             # `attention.dense` for `attention.o_proj`: a linear layer's name that says nothing, in its place.
             return self._in_place(old, new) and bool((two if one.generic else one).telling & _LINEAR)
         if common <= _WEAK and self._shared(old, new) <= len(common) and (one.before or two.before):
@@ -272,7 +284,8 @@ class _Proof:
 def contradicts(old: KeyFamily, new: KeyFamily) -> bool:
     """Whether names say that two families differ: a weight and a bias, an encoder's and a decoder's."""
     one, two = name_of(old.template), name_of(new.template)
-    return one.leaf != two.leaf or opposed(one.before | one.telling, two.before | two.telling)
+    same = one.leaf == two.leaf or (one.own and two.own and bool(one.telling & two.telling & _CONTENT))
+    return not same or opposed(one.before | one.telling, two.before | two.telling)
 
 
 def _pairs(link: Link) -> list[tuple[KeyFamily, KeyFamily]]:

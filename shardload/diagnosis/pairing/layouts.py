@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 _LEAVES = frozenset({"weight", "bias"})
 
+_NATIVE = ("wq", "wk")
+
 HEADS = "whether the rows of q, k and v follow one another or are interleaved per head"
 ORDER = "which of the equal parts is which"
 ROTARY = "whether the rows of q and k are permuted for another rotary layout"
@@ -37,6 +39,6 @@ def layout_doubt(old: KeyFamily, new: KeyFamily) -> str:
     if {"gate", "up"} <= (one | two) and ({"gate", "up"} <= one or {"gate", "up"} <= two):
         return HALVES
     # The native layout of rotary models has wq and wk; q_proj and k_proj of other code are permuted against it.
-    if before.startswith(("wq", "wk")) and not after.startswith(("wq", "wk")):
+    if before.startswith(_NATIVE) != after.startswith(_NATIVE):
         return ROTARY
     return ""

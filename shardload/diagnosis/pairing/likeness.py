@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.pairing.words import words_of
+from shardload.diagnosis.pairing.words import said_by, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +22,10 @@ _TELLING = frozenset({
     "head", "router", "experts", "shared", "conv", "sink", "scale", "position", "token", "class",
     "patch", "lambda", "cross", "vision", "text", "audio", "encoder", "decoder", "final",
 })  # fmt: skip
+_FIRST_OF_TWO = frozenset(
+    {"up", "pre"}
+)  # of two linear layers: `proj_in` and `proj_out`, `linear_1` and `linear_2`
+_SECOND_OF_TWO = frozenset({"down", "post"})
 _LEAVES = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
 _OTHER_LEAVES = {"gamma": "weight", "beta": "bias", "kernel": "weight", "g": "weight", "b": "bias"}
 
@@ -33,6 +37,7 @@ def _weighted(template: str, ranks: tuple[str, ...]) -> dict[str, float]:
     bag: dict[str, float] = defaultdict(float)
     leaf = segments[-1]
     depth = len(segments)
+    said = said_by(segments)
     for place, segment in enumerate(segments):
         last = place == depth - 1
         if segment == "{}":
@@ -44,7 +49,7 @@ def _weighted(template: str, ranks: tuple[str, ...]) -> dict[str, float]:
             bag["leaf:" + _OTHER_LEAVES[leaf]] += 3
             continue
         nearness = 1.0 if depth - place <= 3 else 0.6
-        for word in words_of(segment):
+        for word in said[place]:
             bag[word] = max(bag[word], (3 if word in _TELLING else 1.5) * nearness)
     for rank in ranks:
         bag[rank] += 3
@@ -180,8 +185,8 @@ def _ordinal(module: str) -> tuple[str, int | None]:
         return "norm", _place_of_norm(set(words), numbers)
     if len(numbers) == 1:
         return "linear", numbers[0]
-    if words and words[-1] in {"up", "down"}:
-        return "linear", 1 if words[-1] == "up" else 2
+    if words and words[-1] in _FIRST_OF_TWO | _SECOND_OF_TWO:
+        return "linear", 1 if words[-1] in _FIRST_OF_TWO else 2
     return "", None
 
 

@@ -55,7 +55,7 @@ def pair(board: Board, bucket: Callable[[KeyFamily], Hashable], *, least: float,
             accepted = [
                 choice for choice in _choices(board, number) if _is_clear(choice, step, least, alone=alone)
             ]
-            board.add(*[_link(board, choice) for choice in accepted])
+            board.add(*[link_of(board, choice) for choice in accepted])
             if not accepted:
                 break
 
@@ -71,7 +71,8 @@ def is_turned(old: KeyFamily, new: KeyFamily) -> bool:
     return next(iter(old.members.values())) != next(iter(new.members.values()))
 
 
-def _link(board: Board, choice: Choice) -> Link:
+def link_of(board: Board, choice: Choice) -> Link:
+    """Return the link of two families whose signatures are equal, perhaps after a transpose."""
     score, margin, old, new = choice
     words = board.likeness.names_agree(old.template, new.template)
     shift = tuple(after - before for before, after in zip(min(old.members), min(new.members), strict=True))

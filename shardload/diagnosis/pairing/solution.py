@@ -12,12 +12,14 @@ from shardload.diagnosis.pairing.cure import Cure
 from shardload.diagnosis.pairing.evidence import withdraw_guesses
 from shardload.diagnosis.pairing.fused import pair_fused
 from shardload.diagnosis.pairing.key_family import KeyFamily, families_of
+from shardload.diagnosis.pairing.left_over import pair_left_over
 from shardload.diagnosis.pairing.moved import pair_moved_trees
 from shardload.diagnosis.pairing.numbered import pair_named_parts, pair_shifted
 from shardload.diagnosis.pairing.renaming import pair_renamed
 from shardload.diagnosis.pairing.stacked import pair_stacked
 from shardload.diagnosis.pairing.tied import pair_tied
 from shardload.diagnosis.pairing.transposed import turn_squares
+from shardload.diagnosis.pairing.twin_trees import pair_twin_trees
 from shardload.diagnosis.pairing.unequal import pair_other_layers, pair_shape_mismatches
 from shardload.diagnosis.pairing.wrapper import Wrapping, unwrap
 from shardload.errors import UsageError
@@ -40,6 +42,7 @@ def solve(
     """Return the board after all stages: links for the pairs that were found, the other families open."""
     board = Board.of(stored, wanted, module_classes)
     pair_moved_trees(board)
+    pair_twin_trees(board)
     pair_renamed(board)
     pair_stacked(board)
     pair_fused(board)
@@ -49,6 +52,7 @@ def solve(
     pair_other_layers(board)
     pair_named_parts(board)
     pair_shape_mismatches(board)
+    pair_left_over(board)
     withdraw_guesses(board)
     pair_tied(board, config or {})
     turn_squares(board)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _CLEAR = 0.05
 
 
+_ROLES = frozenset({"gate", "up", "down", "q", "k", "v", "o", "qkv"})
+
+
 class _Found(NamedTuple):
     score: float
     tall: KeyFamily
@@ -142,9 +145,10 @@ def _together(
 ) -> Iterator[_Found]:
     roles = roles_in(telling_segment(tall.template))
     words = [set(words_of(telling_segment(flat.template))) for flat in pair]
-    if not all(role in own for role, own in zip(roles or ("gate", "up"), words, strict=False)):
+    named = [role in own for role, own in zip(roles or ("gate", "up"), words, strict=False)]
+    if not all(one or (any(named) and not own & _ROLES) for one, own in zip(named, words, strict=False)):
         return
-    spelled = len(roles) == 2
+    spelled = len(roles) == 2 and all(named)  # where one name says nothing, it is the other half
     for turned in (False, True):
         parts = [(flat.shape or ())[:: -1 if turned else 1] for flat in pair]
         for dim in range(len(shape) - 1):

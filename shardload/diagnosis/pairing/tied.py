@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from shardload.diagnosis.pairing.board import Link
-from shardload.diagnosis.pairing.words import words_of
+from shardload.diagnosis.pairing.words import said_by
 
 if TYPE_CHECKING:
     from shardload.diagnosis.pairing.board import Board
@@ -40,6 +40,8 @@ def heads_without_weights(board: Board) -> list[tuple[KeyFamily, KeyFamily]]:
     for new in board.wanted:
         if new.arity or len(new.shape or ()) != 2 or not {"head"} & _words(new.template):
             continue
+        if any(family.shape == new.shape and not family.arity for family in board.stored):
+            continue  # a stored tensor that has no partner may be the output layer
         rows = [family for family in _placed(board) if family.shape == new.shape and _is_embedding(family)]
         if len(rows) == 1:
             found.append((new, rows[0]))
@@ -65,4 +67,4 @@ def _is_embedding(family: KeyFamily) -> bool:
 
 
 def _words(template: str) -> set[str]:
-    return {word for segment in template.split(".") for word in words_of(segment)}
+    return {word for words in said_by(template.split(".")) for word in words}

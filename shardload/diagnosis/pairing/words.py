@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
 # A word, and its spellings in published code.
@@ -17,7 +18,7 @@ _SPELLINGS = {
     "o": "o wo",
     "qkv": "qkv wqkv",
     "gate": "gate gating g",
-    "up": "up",
+    "up": "up intermediate",
     "down": "down",
     "attn": "attn attention atten mha selfattention",
     "cross": "cross crossattention encdec encdecattention xattn",
@@ -162,6 +163,20 @@ _LEAF_WORDS = {
 _LEAF_OF = {spelling: leaf for leaf, text in _LEAF_WORDS.items() for spelling in text.split()}
 GENERIC_LEAVES = frozenset(_LEAF_OF)
 """Last segments that say which tensor of its module a tensor is, and nothing about the module."""
+
+
+def said_by(segments: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the words of each segment of a template.
+
+    A module `output` is an attention's last projection inside of one, and the output layer outside all layers.
+    """
+    said = [words_of(segment) for segment in segments]
+    for place, segment in enumerate(segments[1:], 1):
+        if segment == "output" and "attn" in said[place - 1]:
+            said[place] = ("o", "post")
+    if segments[-2:-1] == ["output"] and segments[-1] in GENERIC_LEAVES and "{}" not in segments:
+        said[-2] = words_of("lm_head")
+    return said
 
 
 def leaf_word(segment: str) -> str:

@@ -1,0 +1,95 @@
+"""Whole subtrees that are built alike, such as the towers of images and of videos: told apart by what holds them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+from shardload.diagnosis.pairing.board import Link
+from shardload.diagnosis.pairing.words import opposed, words_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardload.diagnosis.pairing.board import Board
+    from shardload.diagnosis.pairing.key_family import KeyFamily
+
+_LEAST = 8  # families of a tree: fewer are one module, and a block has several of those
+_MOST_ALIKE = 32  # families of one end and one signature; more are no towers
+Pairs = list[tuple["KeyFamily", "KeyFamily"]]
+
+
+class _Tree(NamedTuple):
+    """A path of each side below which all open families have the same ends, numbers and shapes."""
+
+    old: str
+    new: str
+    pairs: Pairs
+
+    @property
+    def shared(self) -> int:
+        """How many whole segments the two paths have in common."""
+        return len(set(self.old.split(".")) & set(self.new.split(".")))
+
+
+def pair_twin_trees(board: Board) -> None:
+    """Link whole subtrees that fit several others, where their paths share a segment that no other pair shares.
+
+    Words alone would weigh `video_tower.vision_model` against two towers of the model's; a whole tree has one place.
+    """
+    trees = [tree for tree in _trees(board) if not _is_opposed(tree)]
+    links = []
+    for tree in trees:
+        rivals = [
+            other
+            for other in trees
+            if (other.old == tree.old) != (other.new == tree.new) and tree is not other
+        ]
+        if rivals and all(tree.shared > rival.shared for rival in rivals):
+            links += [Link("rename", (old,), (new,), confidence=0.96) for old, new in tree.pairs]
+    used = {id(family) for link in links for family in (*link.stored, *link.wanted)}
+    if len(used) == 2 * len(links):  # a tree inside another would give a family two partners
+        board.add(*links)
+
+
+def _trees(board: Board) -> list[_Tree]:
+    """Return the pairs of paths below which everything fits."""
+    ends: dict[tuple[str, ...], list[KeyFamily]] = defaultdict(list)
+    for family in board.wanted:
+        ends[_end(family)].append(family)
+    moves: dict[tuple[str, str], Pairs] = defaultdict(list)
+    for old in board.stored:
+        partners = ends.get(_end(old), ())
+        for new in partners if len(partners) <= _MOST_ALIKE else ():
+            if old.members == new.members and (move := _move(old.template, new.template)):
+                moves[move].append((old, new))
+    return [
+        _Tree(*move, pairs)
+        for move, pairs in moves.items()
+        if len(pairs) >= _LEAST
+        and len(pairs) == _count_below(board.stored, move[0]) == _count_below(board.wanted, move[1])
+    ]
+
+
+def _end(family: KeyFamily) -> tuple[str, ...]:
+    return tuple(family.segments[-2:])
+
+
+def _move(old: str, new: str) -> tuple[str, str] | None:
+    """Return the paths that are left without the segments that both templates end with."""
+    first, second = old.split("."), new.split(".")
+    while first and second and first[-1] == second[-1]:
+        first.pop()
+        second.pop()
+    return (".".join(first), ".".join(second)) if first and second else None
+
+
+def _count_below(families: Sequence[KeyFamily], path: str) -> int:
+    return sum(family.template.startswith(f"{path}.") for family in families)
+
+
+def _is_opposed(tree: _Tree) -> bool:
+    one, two = (
+        {word for part in path.split(".") for word in words_of(part)} for path in (tree.old, tree.new)
+    )
+    return opposed(one, two)
