@@ -67,6 +67,7 @@ def from_pretrained(
     device: str | torch.device = "cpu",
     adapter: str | os.PathLike[str] | None = None,
     merge: bool = False,
+    prefix: str | os.PathLike[str] | None = None,
     strict: bool = True,
     allow_missing: Patterns = (),
     allow_unexpected: Patterns = (),
@@ -106,13 +107,14 @@ def from_pretrained(
     `dtype="stored"` keeps every tensor's stored dtype, and so does "auto", but for classes of transformers: these are
     loaded in one dtype, as there, which is the config's. Another dtype casts floating parameters and persistent
     buffers, and the constructor sees it as `config.torch_dtype`. What the constructor computes in torch's default dtype
-    comes out in that dtype, or in the one that most bytes are stored in; where the class names a dtype itself, it keeps
-    it.
+    comes out in that dtype, or in the one that most bytes are stored in; a dtype that the class names it keeps.
+
     `adapter` is a LoRA adapter to attach on top, judged before the base is loaded; with `merge=True` it is added to
-    the weights while they are read, before their only cast, and the model has no adapter layers. `revision` is a
-    branch, tag or commit, `code_revision` the commit of code that another repo holds, `subfolder` a folder inside the
-    repo, `variant` a part of the weight files' names such as "fp16"; `allow_links` follows links that lead out of a
-    folder, the base's or the adapter's. The other keywords are those of `fill`.
+    the weights while they are read, before their only cast, and the model has no adapter layers. `prefix` is a file of
+    P-Tuning v2: its weights are for the model's `prefix_encoder`, which the class makes as the config then has the
+    file's `pre_seq_len` and `prefix_projection`. `revision` is a branch, tag or commit, `code_revision` the commit of
+    code that another repo holds, `subfolder` a folder inside the repo, `variant` a part of the weight files' names such
+    as "fp16"; `allow_links` follows links that lead out of a folder. The other keywords are those of `fill`.
 
     With `device_mesh` (of `init_device_mesh`) or `distributed_config` (transformers' DistributedConfig, or any object
     or dict with `fsdp_size`, `tp_size`, `dp_replicate_size`), each rank of a process group calls this, and gets its
@@ -123,22 +125,31 @@ def from_pretrained(
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     place = place_of(where, keywords)
-    layout = _layout(device_mesh, tp_plan, distributed_config, adapter)
+    layout = _layout(device_mesh, tp_plan, distributed_config, adapter=adapter, prefix=prefix)
     wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
     device = device if layout is None else layout.device(device)
     target = OnDevice(device, wanted, spill)
     made_of = place, keywords, wanted, config, model_class, auto_class
     leniency: Any = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
-    clock = _Clock()
+    clock, in_front = _Clock(), None
     with _together(layout, timeout) as judging:
         with judging():
             checkpoint = _opened(place, lambda each: _shell_of(each, *made_of), key_map)
+            if prefix is not None:
+                from shardload.loading.prefix_on_load import PrefixOnLoad
+
+                in_front = PrefixOnLoad(place.elsewhere(prefix))
+                checkpoint, config = in_front.on(checkpoint, config)
+                made_of = place, keywords, wanted, config, model_class, auto_class
             clock.stage("open")
             made = _Made(*_made_of(checkpoint, *made_of), wanted)
             if made.resolved.of_library and dtype != "stored":
                 made.take_one_dtype(checkpoint, noted=dtype == "auto")
                 target = OnDevice(device, made.dtype, spill)
             shell = made.build(checkpoint, key_map, leniency)
+            if in_front:
+                in_front.judge(shell, target)
+                leniency["allow_missing"] = in_front.allowed(allow_missing)
             if layout is not None:
                 layout.shard(shell)
             clock.stage("shell")
@@ -157,6 +168,8 @@ def from_pretrained(
             timeout=timeout,
             **leniency,
         )
+        if in_front:
+            in_front.finish(shell, OnDevice(device, made.dtype), report)
         model = shell.model
         switch_to_eval(model)
         if report.packing:
@@ -351,16 +364,12 @@ def _opened(
         return open_checkpoint(state_that_fits(error, place, shell_of, key_map))
 
 
-def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, adapter: object) -> Layout | None:
+def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, **on_top: object) -> Layout | None:
     if mesh is None and plan is None and config is None:
         return None
-    from shardload.placement.layout import Layout
+    from shardload.placement.layout import Layout, refuse_on_top
 
-    if adapter is not None:
-        raise UnsupportedError(
-            Wording("{adapter} is not attached to a model that is sharded while it is loaded", adapter=...),
-            cure="attach it to a shell (build_shell, load_adapter), shard that, then fill it",
-        )
+    refuse_on_top(on_top)
     return Layout.of(mesh, plan, config)
 
 

@@ -52,6 +52,7 @@ _REPOS = "shardload.remote_code.repos."  # the modules of a repo's code
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--raw", is_flag=True, help="No chat: continue the text as it is.")
 @click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach.")
+@click.option("--prefix", metavar="WHERE", help="Prefix of P-Tuning v2 for the model's prefix_encoder.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="The most tokens of an answer."
 )

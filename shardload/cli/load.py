@@ -41,6 +41,7 @@ Examples:
 @click.argument("where")
 @click.option("--adapter", metavar="WHERE", help="LoRA adapter to attach.")
 @click.option("--merge", is_flag=True, help="Merge the adapter into the weights while they are loaded.")
+@click.option("--prefix", metavar="WHERE", help="Prefix of P-Tuning v2 for the model's prefix_encoder.")
 @click.option(
     "--dtype",
     default="auto",

@@ -27,6 +27,7 @@ _TABLE = (
     ("float32", "convert", "leave it out: {function} asks the class itself"),
     ("device", "from_pretrained plan_load", "leave it out: {function} moves nothing to a device"),
     ("adapter", "from_pretrained plan_load examine", "call load_adapter(model, where), or merge_to_disk on files"),
+    ("prefix", "from_pretrained", "pass it to from_pretrained, which makes the model for it"),
     ("merge", "from_pretrained", "call merge(model) after the load, or merge_to_disk on files"),
     ("strict", "from_pretrained fill load_adapter swap_adapter merge_to_disk", _NO_JUDGEMENT),
     ("allow_missing allow_unexpected", "from_pretrained fill", _NO_JUDGEMENT),

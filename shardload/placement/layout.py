@@ -23,7 +23,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from shardload.errors import Cures, UnsupportedError, UsageError, Wording
+from shardload.errors import Cures, UnsupportedError, UsageError, Wording, keyword
 from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
@@ -302,3 +302,16 @@ def _tie_again(model: nn.Module, ties: tuple[tuple[str, ...], ...]) -> None:
             )
         for module, leaf in places[1:]:
             setattr(module, leaf, found[0])
+
+
+def refuse_on_top(wanted: Mapping[str, object]) -> None:
+    """Raise UnsupportedError for what a model that is sharded while it is loaded does not get: an adapter, a prefix."""
+    given = next((name for name, value in wanted.items() if value is not None), None)
+    if given is None:
+        return
+    raise UnsupportedError(
+        Wording("{0} is not for a model that is sharded while it is loaded", keyword(given)),
+        cure="attach it to a shell (build_shell, load_adapter), shard that, then fill it"
+        if given == "adapter"
+        else "load the model with it, then shard that by torch (fully_shard, parallelize_module)",
+    )

@@ -192,7 +192,8 @@ def _type_cures(arguments: list[str], error: ShardloadError, words: Any) -> None
                 contextlib.redirect_stderr(out),
             ):
                 code = _run(given)
-        fails = code not in ({0, 1, 3} if arguments[0] in {"doctor", "diff"} else {0})
+        ran = error.code == "E-UNTRUSTED" and "the repo's own code failed" in out.getvalue()
+        fails = not ran and code not in ({0, 1, 3} if arguments[0] in {"doctor", "diff"} else {0})
         TALLY.applied(kind, f"{' '.join(given)}\n    {out.getvalue()[-600:]}" if fails else None)
 
 

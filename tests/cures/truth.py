@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shardload import open_checkpoint
+from shardload import ShardloadError, open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,8 +64,8 @@ def _stored(where: Any, keywords: Mapping[str, Any]) -> dict[str, torch.Tensor] 
         checkpoint = where if hasattr(where, "tensors") else open_checkpoint(where, **place)
         if sum(ref.nbytes for ref in checkpoint.tensors.values()) > 4 * _MOST_NUMBERS:
             return None
-        return {name: checkpoint.read(name, copy=True) for name in checkpoint.tensors}
-    except Exception:
+        return {name: checkpoint.read(name).clone() for name in checkpoint.tensors}
+    except ShardloadError:
         return None  # what could not be opened alone, as a Hub's repo, is not compared
 
 

@@ -21,10 +21,11 @@ _COMMAND = re.compile(r"`([^`]+)`|: (shardload [a-z]+ [^;,]+)")
 # Steps that nothing here can type: the text is a piece of advice, whatever else it names.
 _BY_HAND = re.compile(
     r"\b(leave out|leave [a-z_]+= out|make the model|convert the files|load_adapter|instead of|rather than|"
-    r"belong to this|at a terminal|build the base|save (it )?again|beside)\b"
+    r"belong to this|at a terminal|not both|build the base|save (it )?again|beside)\b"
 )
 FLAGS = frozenset(
-    "--allow-links --copy --verify --trust-remote-code --offline --locked --merge --no-verify --json".split()
+    "--allow-links --check --copy --greedy --json --locked --merge --no-verify --offline --raw --trust-remote-code "
+    "--verify --yes".split()
 )
 _TYPED = re.compile(r"shardload [a-z]+ (?![A-Z]+\b)[^…]+")  # one of ours, with nothing left to the reader
 REPORT_MAP = "error.report.key_map"

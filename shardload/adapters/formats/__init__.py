@@ -61,7 +61,7 @@ def other_format(file: AdapterFile, wanted: str) -> AdapterFormat:
         raise UnsupportedError(
             f"the adapter is in the format of {tool}, which this version does not read",
             where=f"{file.label}: {shown(key)}",
-            cure=cure_of(tool),
+            cure=cure_of(tool, file.label),
         )
     raise UnsupportedError(
         "the file is no adapter of a known format: no key ends in lora_A.weight",

@@ -27,11 +27,6 @@ _CURES = {
     "AdaLoRA": "merge it into its base with PEFT and load the result",
     "another PEFT method": "merge it into its base with PEFT and load the result",
     "prompt tuning": "run it with PEFT: it adds to the input, and there is no weight to merge it into",
-    "P-Tuning v2 (a prefix encoder)": Wording(
-        "it is a part of the model: build the base with pre_seq_len in its config and {allow_missing}, then fill its "
-        "prefix_encoder from this file with a key map",
-        allow_missing=["*prefix_encoder*"],
-    ),
 }
 
 
@@ -45,6 +40,10 @@ def foreign_style(keys: Collection[str]) -> tuple[str, str] | None:
     return None
 
 
-def cure_of(tool: str) -> str:
-    """Return what to do with a file of such a tool."""
+def cure_of(tool: str, place: str) -> str:
+    """Return what to do with a file of such a tool at such a place."""
+    if tool.startswith("P-Tuning"):
+        return Wording(
+            "it is a part of the model: load the base by from_pretrained with {prefix}", prefix=place
+        )
     return _CURES.get(tool, _CONVERT)
