@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardload.dequantise.awq import awq_weights
+from shardload.dequantise.bitsandbytes import eight_bit_weights, four_bit_weights
+from shardload.dequantise.chatglm import chatglm_weights
+from shardload.dequantise.compressed_tensors import eight_bit_ints, packed_ints
+from shardload.dequantise.fp8 import fp8_weights
 from shardload.dequantise.gptq import gptq_weights
+from shardload.dequantise.mxfp4 import mxfp4_weights
 from shardload.dequantise.scheme import BadValuesError, Scheme, Weight
 from shardload.dequantise.stored import Stored
 
@@ -13,7 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["BadValuesError", "Scheme", "Stored", "Weight", "packed_weights"]
 
-_RECOGNISERS: tuple[Callable[[Stored], Iterator[Weight]], ...] = (gptq_weights,)
+_RECOGNISERS: tuple[Callable[[Stored], Iterator[Weight]], ...] = (
+    gptq_weights,
+    awq_weights,
+    fp8_weights,
+    mxfp4_weights,
+    four_bit_weights,
+    eight_bit_weights,
+    packed_ints,
+    eight_bit_ints,
+    chatglm_weights,
+)
 
 
 def packed_weights(stored: Stored) -> list[Weight]:

@@ -44,6 +44,8 @@ def numbers(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Return the numbers in 32-bit words as float32: 32 / bits of them in a word, or 32 in three words of 3 bits."""
     import torch
 
+    if bits == 3 and words.shape[-1] % 3:
+        words = torch.nn.functional.pad(words, (0, -words.shape[-1] % 3))
     packed = words.contiguous().view(-1).view(torch.uint8).view(*words.shape[:-1], -1)
     if bits == 8:
         return packed.float()

@@ -6,11 +6,11 @@ unless `checkpoint_format` is "gptq_v2". With `desc_act`, `g_idx` tells the grou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from shardload.dequantise.bits import numbers
-from shardload.dequantise.scheme import BadValuesError, Scheme, Weight, whole_groups
+from shardload.dequantise.scheme import BadValuesError, Scheme, Weight, require_finite, whole_groups
 from shardload.dequantise.stored import require, whole_setting
 from shardload.errors import UnsupportedError
 
@@ -29,12 +29,11 @@ _FORMATS = {"gptq": 1, "gptq_v2": 0}
 class Gptq(Scheme):
     """`lift` is added to a stored zero; `group` inputs have one scale where `ordered` is False, else `g_idx` says."""
 
-    label: ClassVar[str] = "GPTQ"
-
     bits: int
     group: int
     lift: int
     ordered: bool
+    label: str = field(default="GPTQ", init=False)
 
     @property
     def grain(self) -> int:
@@ -66,8 +65,7 @@ class Gptq(Scheme):
 
         values = numbers(parts["qweight"].t(), self.bits)  # [rows, columns]
         stored = parts["scales"]
-        if not bool(torch.isfinite(stored).all()):
-            raise BadValuesError("scales", "holds values that are not finite")
+        require_finite("scales", stored)
         scales, zeros = stored.float(), numbers(parts["qzeros"], self.bits) + self.lift  # [groups, rows]
         index = torch.arange(columns.start, columns.stop, device="cpu") // self.group
         in_order = not self.ordered or torch.equal(parts["g_idx"].to(index.dtype), index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,10 +30,10 @@ class Scheme:
     """The packing of one weight, as a matrix: all dimensions but the last are its rows.
 
     A scheme is a frozen dataclass of the settings that say how to read the parts. Rows and columns are ranges in the
-    whole weight, so that a block of a weight is decoded as it would be in the whole.
+    whole weight, so that a block of a weight is decoded as it would be in the whole. `label` names the format.
     """
 
-    label: ClassVar[str]
+    label: str
 
     def window(self, rows: range, columns: range) -> tuple[range, range]:
         """Return the smallest block around these rows and columns that can be decoded alone."""
@@ -85,3 +85,25 @@ class Weight:
 def whole_groups(part: range, size: int, end: int) -> range:
     """Return the smallest range of whole groups of `size` around a part of `range(end)`; the last may be shorter."""
     return range(part.start // size * size, min(-(-part.stop // size) * size, end))
+
+
+def require_finite(role: str, values: torch.Tensor) -> None:
+    """Raise BadValuesError for scales that are infinite or no numbers."""
+    if not bool(values.isfinite().all()):
+        raise BadValuesError(role, "holds values that are not finite")
+
+
+def grouped(values: torch.Tensor, size: int, first: int) -> list[tuple[torch.Tensor, slice]]:
+    """Return views of a matrix by groups of its columns, [rows, groups, size], each with the numbers of its groups.
+
+    `first` is the number of the first group. The last group may be shorter: it comes in a view of its own.
+    """
+    rows, columns = values.shape
+    count = columns // size
+    views = []
+    if count:
+        whole = values[:, : count * size].view(rows, count, size)
+        views.append((whole, slice(first, first + count)))
+    if columns % size:
+        views.append((values[:, None, count * size :], slice(first + count, first + count + 1)))
+    return views

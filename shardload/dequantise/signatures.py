@@ -23,5 +23,18 @@ ENDS = (("_blocks", "_scales"), "MXFP4")
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 """The dtypes in which weights are numbers by themselves, up to a scale."""
 
-READABLE = frozenset({"GPTQ", "AWQ or GPTQ"})
+READABLE = frozenset(
+    {
+        "GPTQ",
+        "AWQ or GPTQ",
+        "fp8 blocks",
+        "fp8 with one scale per tensor",
+        "fp8 with one scale per row",
+        "int4/int8 weights with one scale per row",
+        "bitsandbytes 4-bit",
+        "bitsandbytes 8-bit",
+        "compressed-tensors",
+        "MXFP4",
+    }
+)
 """The formats whose weights a load can make plain, where a dtype is asked for."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shardload.errors import CorruptError, UnsupportedError
-
-if TYPE_CHECKING:
-    from shardload.tensor_ref import TensorRef
+from shardload.tensor_ref import TensorRef
 
 Read = Callable[["TensorRef"], bytes]
 """Reads the bytes of one small stored tensor."""
@@ -62,6 +60,11 @@ def require(ref: TensorRef, shape: tuple[int, ...], dtypes: str, of: TensorRef) 
     if ref.strides is not None:
         raise UnsupportedError(f"{ref.name} is stored transposed", where=f"{ref.shard}: {ref.name}")
     return ref
+
+
+def reshaped(ref: TensorRef, shape: tuple[int, ...], dtype: str | None = None) -> TensorRef:
+    """Return the header of the same bytes in another shape, or as another dtype."""
+    return TensorRef(ref.name, dtype or ref.dtype, shape, ref.shard, ref.span)
 
 
 def whole_setting(stored: Stored, name: str, default: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
+from shardload.diagnosis.quantised import PLAIN
+from shardload.errors import Cures
 from shardload.keys import collapse
 
 if TYPE_CHECKING:
@@ -39,8 +41,11 @@ class PackedRule:
                 f"{len(halved)} matrices are packed int4: bytes with half the model's columns",
                 explained=len(halved),
                 nbytes=case.nbytes(halved),
-                cure="use the config and code of the int4 repo itself (they define the packed modules), "
-                "or the repo's unquantised weights",
+                cure=Cures(
+                    *(PLAIN.parts[:2] if f"{key}_scale" in case.unexpected else ()),
+                    "use the config and code of the int4 repo itself (they define the packed modules), "
+                    "or the repo's unquantised weights",
+                ),
                 evidence=(
                     shown + f", the model's is {list(case.slots[key])}",
                     *([f"config.json says quantization_bit = {bits}"] if bits else []),

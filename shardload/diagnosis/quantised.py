@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _SCALE = "weight_scale"
 _CURE = "use the checkpoint's unquantised weights, or a class that defines the quantised modules"
-_PLAIN = Cures(
+PLAIN = Cures(
     Wording(
         "pass {dtype}, or float16 or float32: the weights are dequantised while they are read",
         dtype="bfloat16",
@@ -22,6 +22,7 @@ _PLAIN = Cures(
     "write the plain checkpoint once: shardload convert FROM TO --dtype bfloat16",
     "load into a class that defines the quantised modules",
 )
+"""What to do about weights that a load can make plain."""
 
 
 class QuantisedRule:
@@ -40,7 +41,7 @@ class QuantisedRule:
                 "E-QUANT",
                 f"the checkpoint is quantised: {told}; the class has no modules for it",
                 len(keys),
-                _PLAIN if name in READABLE else _CURE,
+                PLAIN if name in READABLE else _CURE,
                 declines=True,
                 nbytes=case.nbytes(keys),
             ),

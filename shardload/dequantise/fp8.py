@@ -1,0 +1,111 @@
+"""fp8: weights that are numbers by themselves, with a scale for each block, row or tensor.
+
+Sources: the checkpoints of DeepSeek V3 (`weight_scale_inv`, blocks of 128 x 128), of DeepSeek V4 (`scale`, powers of
+two; experts in fp4 with a scale for 32 numbers), of compressed-tensors and ModelOpt (`weight_scale`).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from shardload.dequantise.scaled import Scaled
+from shardload.dequantise.scheme import Weight
+from shardload.dequantise.stored import require, reshaped
+from shardload.errors import CorruptError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardload.dequantise.stored import Stored
+    from shardload.tensor_ref import TensorRef
+
+_FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+_USUAL = 128
+_SCALES = "F32 BF16 F16 F8_E8M0 U8"
+
+
+def fp8_weights(stored: Stored) -> Iterator[Weight]:
+    """Yield the weights in fp8, and those in fp4 that have scales of their kind. Raises CorruptError."""
+    for end in ("_scale_inv", ".scale", "_scale"):
+        for base, scales in stored.ending(end):
+            name = f"{base}.weight" if end == ".scale" else base
+            packed = stored.tensors.get(name)
+            if packed is None or f"{name}_scale_2" in stored.tensors:
+                continue
+            if packed.dtype in _FP8:
+                yield _weight(stored, name, packed, scales, "fp8", end)
+            elif end == ".scale" and packed.dtype in {"I8", "F4"}:
+                yield _weight(stored, name, packed, scales, "fp4", end)
+
+
+def _weight(
+    stored: Stored, name: str, packed: TensorRef, scales: TensorRef, numbers: str, end: str
+) -> Weight:
+    shape = (*packed.shape[:-1], 2 * packed.shape[-1]) if packed.dtype == "I8" else packed.shape
+    if len(shape) < 2:
+        raise _odd(packed, scales)
+    height, width = shape[-2:]
+    count = prod(shape[:-2])
+    if scales.numel == 1:  # of all matrices together
+        height, count = count * height, 1
+    grid = _grid(packed, scales, shape)
+    block = (
+        _block(stored, packed, scales, height, grid[0], 0),
+        _block(stored, packed, scales, width, grid[1], 1),
+    )
+    require(packed, packed.shape, packed.dtype, scales)
+    require(scales, scales.shape, _SCALES, packed)
+    in_bytes = (count * height, width // 2) if numbers == "fp4" else (count * height, width)
+    parts = (
+        ("numbers", reshaped(packed, in_bytes, "U8" if numbers == "fp4" else None)),
+        ("scales", reshaped(scales, (count * grid[0], grid[1]))),
+    )
+    in_scales_dtype = end == "_scale" and scales.dtype in {"F16", "BF16"}
+    scheme = Scaled(numbers, numbers, height, width, block, in_scales_dtype=in_scales_dtype)
+    before = name.removesuffix("weight")
+    beside = [f"{before}{other}" for other in ("input_scale", "activation_scale")]
+    return Weight(name, scheme, shape, parts, beside=tuple(each for each in beside if each in stored.tensors))
+
+
+def _grid(packed: TensorRef, scales: TensorRef, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the rows and columns of the scales of one matrix."""
+    if scales.numel == 1:
+        return 1, 1
+    if len(shape) == len(scales.shape) and scales.shape[:-2] == shape[:-2]:
+        return scales.shape[-2], scales.shape[-1]
+    if scales.shape == shape[:1] and len(shape) == 2:
+        return shape[0], 1
+    raise _odd(packed, scales)
+
+
+def _block(stored: Stored, packed: TensorRef, scales: TensorRef, size: int, many: int, dim: int) -> int:
+    """Return the size of a block along a dimension: what the settings say, else the only one that fits."""
+    named = stored.settings.get("weight_block_size")
+    told = named[dim] if isinstance(named, list) and len(named) == 2 else None
+    fitting = {size} if many == 1 else {size // many} if many and size % many == 0 else set()
+    if type(told) is int and told > 0:
+        if -(-size // told) == many:
+            fitting = {told}
+        elif many > 1 and packed.dtype in _FP8:
+            raise _odd(packed, scales)
+    elif -(-size // _USUAL) == many > 1:
+        fitting.add(_USUAL)
+    if len(fitting) > 1:
+        raise UnsupportedError(
+            f"blocks of {' or '.join(map(str, sorted(fitting)))} fit {scales.name} {list(scales.shape)} beside "
+            f"{packed.name} {list(packed.shape)}, and nothing says which",
+            where=f"{scales.shard}: {scales.name}",
+            cure='name it in config.json: "quantization_config": {"weight_block_size": [128, 128]}',
+        )
+    if not fitting:
+        raise _odd(packed, scales)
+    return fitting.pop()
+
+
+def _odd(packed: TensorRef, scales: TensorRef) -> CorruptError:
+    return CorruptError(
+        f"{scales.name} {list(scales.shape)} is no grid of scales for {packed.name} {list(packed.shape)}",
+        where=f"{scales.shard}: {scales.name}",
+        cure="fetch the file again; if it stays so, the checkpoint was packed wrongly",
+    )

@@ -1,0 +1,109 @@
+"""compressed-tensors: packed whole numbers and int8, against a plain reading and the maker's own functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import shardload
+from shardload.dequantise.compressed_tensors import PackedInts
+from tests.dequantise.packed import folder_of, holds, words
+
+SETTINGS = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+ROWS = 64
+
+
+def packed(bits=4, width=128, group=32, *, zeros=False, order=False, scales=torch.bfloat16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    groups = width // group
+    half = 1 << (bits - 1)
+    numbers = torch.randint(-half, half, (ROWS, width), generator=generator)
+    scale = (torch.rand(ROWS, groups, generator=generator) + 0.01).to(scales)
+    padded = -width * bits % 32 // bits if bits != 3 else 0
+    filled = torch.cat([numbers + half, torch.zeros(ROWS, padded, dtype=torch.int64)], 1)
+    tensors = {
+        "layer.weight_packed": words(filled, bits, 1),
+        "layer.weight_scale": scale,
+        "layer.weight_shape": torch.tensor([ROWS, width]),
+    }
+    index = torch.arange(width) // group
+    if order:
+        index = index[torch.randperm(width, generator=generator)]
+        tensors["layer.weight_g_idx"] = index.int()
+    zero = torch.zeros(ROWS, groups, dtype=torch.int64)
+    if zeros:
+        zero = torch.randint(-half, half, (ROWS, groups), generator=generator)
+        tensors["layer.weight_zero_point"] = words(zero + half, bits, 0)
+    return tensors, (numbers - zero[:, index]).to(scales) * scale[:, index]
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_every_width_with_zeros_and_orders(tmp_path, bits, zeros, order):
+    tensors, wanted = packed(bits, zeros=zeros, order=order)
+    holds(folder_of(tmp_path / "packed", tensors, SETTINGS), wanted, tries=6)
+
+
+@pytest.mark.parametrize(("width", "group"), [(100, 100), (100, 50), (36, 12)])
+def test_groups_that_do_not_end_with_a_word(tmp_path, width, group):
+    tensors, wanted = packed(4, width, group, scales=torch.float16)
+    holds(folder_of(tmp_path / "packed", tensors, SETTINGS), wanted, tries=6)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("grid", [(64, 1), (64, 4), (1,)])
+def test_int8_with_a_scale_for_each_row_group_or_tensor(tmp_path, grid, zeros):
+    generator = torch.Generator().manual_seed(1)
+    numbers = torch.randint(-128, 128, (ROWS, 80), generator=generator)
+    scale = (torch.rand(grid, generator=generator) + 0.1).bfloat16()
+    tensors = {"layer.weight": numbers.to(torch.int8), "layer.weight_scale": scale}
+    zero = torch.zeros(grid, dtype=torch.int64)
+    if zeros:
+        zero = torch.randint(-20, 20, grid, generator=generator)
+        tensors["layer.weight_zero_point"] = zero.to(torch.int8)
+    wide = 80 // (grid[1] if len(grid) == 2 else 1)
+    spread = [each.view(-1, each.shape[-1]).repeat_interleave(wide, 1) for each in (scale, zero)]
+    wanted = (numbers - spread[1]).float() * spread[0].float()
+    holds(folder_of(tmp_path / "packed", tensors, SETTINGS), wanted.bfloat16(), tries=6)
+
+
+@pytest.mark.parametrize(("bits", "zeros"), [(4, False), (4, True), (8, True), (3, False)])
+def test_numbers_are_those_of_compressed_tensors(tmp_path, bits, zeros):
+    own = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    tensors, wanted = packed(bits, zeros=zeros)
+    numbers = own.unpack_from_int32(tensors["layer.weight_packed"], bits, torch.Size([ROWS, 128]))
+    zero = torch.zeros(ROWS, 4, dtype=torch.int8)
+    if zeros:
+        zero = own.unpack_from_int32(
+            tensors["layer.weight_zero_point"], bits, torch.Size([ROWS, 4]), packed_dim=0
+        )
+    scale = tensors["layer.weight_scale"].repeat_interleave(32, 1)
+    theirs = (numbers.to(scale.dtype) - zero.to(scale.dtype).repeat_interleave(32, 1)) * scale
+    assert torch.equal(theirs, wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t["layer.weight_scale"].__setitem__((1, 1), float("nan")), "layer.weight_scale"),
+        (lambda t: t["layer.weight_g_idx"].__setitem__(5, 4), "layer.weight_g_idx"),
+        (lambda t: t["layer.weight_shape"].__setitem__(1, 4000), "layer.weight_shape"),
+        (lambda t: t["layer.weight_shape"].__setitem__(0, 63), "layer.weight_shape"),
+        (lambda t: t.pop("layer.weight_shape"), "layer.weight_shape"),
+        (lambda t: t.__setitem__("layer.weight_scale", t["layer.weight_scale"][:-1]), "layer.weight_scale"),
+        (lambda t: t.__setitem__("layer.weight_zero_point", t["layer.weight_zero_point"][:-1]), "zero_point"),
+    ],
+)
+def test_changed_parts_are_refused_by_name(tmp_path, change, named):
+    tensors, _ = packed(zeros=True, order=True)
+    change(tensors)
+    checkpoint = shardload.open_checkpoint(folder_of(tmp_path / "packed", tensors, SETTINGS))
+    with pytest.raises(shardload.CorruptError) as caught:
+        dict(shardload.dequantised(checkpoint, "bfloat16").items())
+    assert named in caught.value.what + str(caught.value.where)
+
+
+def test_an_order_needs_whole_rows():
+    scheme = PackedInts(4, 128, 32, zeros=False, ordered=True)
+    assert scheme.window(range(3, 4), range(5, 6)) == (range(3, 4), range(128))
