@@ -1,6 +1,6 @@
-"""One row of the matrix, run on every rank: a way to shard, every model and every way to fill it.
+"""Rows of the matrix, run on every rank: a way to shard, every model and every way to fill it.
 
-    python -m tests.distributed.row LAYOUT FOLDER
+    python -m tests.distributed.row LAYOUT,LAYOUT FOLDER
 
 Each model is built on meta, sharded by torch, and filled; every parameter has to be equal, bit for bit, to that of the
 same model filled in one process, and the forward equal too.
@@ -23,6 +23,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import shardload
 from shardload import OnDevice, build_shell, fill, open_checkpoint
 from tests.distributed.nets import NETS
+from tests.distributed.pipeline import stage_cell
 from tests.distributed.spawn import say
 
 WAYS = {
@@ -68,12 +69,14 @@ LAYOUTS = {
     "hsdp-4": (4, fsdp2, (2, 2), ("replicate", "shard")),
     "experts-2": (2, experts, (2,), ("ep",)),
     "experts-4": (4, experts, (4,), ("ep",)),
+    "pipeline-2": (2, None, (2,), ("pp",)),  # see pipeline.py
 }
 
 
 NO_CELLS = {
     ("fsdp2-2", "once"): "no two ranks hold the same part",
     ("fsdp2-4", "once"): "no two ranks hold the same part",
+    ("pipeline-2", "once"): "each rank fills a model of its own",
 }
 """Cells of the matrix that make no sense, and why."""
 
@@ -109,6 +112,8 @@ def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
     options = {name: value() if callable(value) else value for name, value in WAYS[way].items()}
     if hasattr(kind, "key_map"):
         options["key_map"] = kind.key_map
+    if layout.startswith("pipeline"):
+        return stage_cell(net, kind, folder / net, options)
     one = build_shell(kind)
     fill(one, checkpoint, **options)
     if "target" in options:
@@ -143,17 +148,18 @@ def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
     return figures
 
 
-def main(layout: str, folder: str) -> None:
+def main(layouts: str, folder: str) -> None:
     dist.init_process_group("gloo")
-    _, _, shape, names = LAYOUTS[layout]
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
-    for net, way in cells(layout):
-        figures = {}
-        try:
-            figures, said = cell(layout, mesh, net, way, Path(folder)), "ok"
-        except (AssertionError, shardload.ShardloadError) as error:
-            said = f"{type(error).__name__}: {error}"
-        say(cell=f"{net} {way}", said=said, net=net, way=way, **figures)
+    for layout in layouts.split(","):
+        _, _, shape, names = LAYOUTS[layout]
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+        for net, way in cells(layout):
+            figures = {}
+            try:
+                figures, said = cell(layout, mesh, net, way, Path(folder)), "ok"
+            except (AssertionError, shardload.ShardloadError) as error:
+                said = f"{type(error).__name__}: {error}"
+            say(cell=f"{net} {way}", said=said, layout=layout, net=net, way=way, **figures)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 import torch
 
-from shardload import open_checkpoint, save
+from shardload import build_shell, open_checkpoint, save
 from tests.distributed.nets import NETS
 from tests.distributed.row import LAYOUTS, NO_CELLS, cells
 from tests.distributed.spawn import run_ranks
 
 # What every run of the suite has time for; `make test-ranks` sets SHARDLOAD_RANKS=all.
-SLICE = ("fsdp2-2", "tp-2", "fsdp2+tp-4")
-CHOSEN = LAYOUTS if os.environ.get("SHARDLOAD_RANKS") == "all" else SLICE
+SLICE = ("fsdp2-2", "tp-2", "pipeline-2", "fsdp2+tp-4")
+CHOSEN = tuple(LAYOUTS) if os.environ.get("SHARDLOAD_RANKS") == "all" else SLICE
 
 
 @pytest.fixture(scope="module")
@@ -23,28 +24,51 @@ def folder(tmp_path_factory):
     for name, kind in NETS.items():
         torch.manual_seed(7)
         save(kind(), folder / name, key_map=getattr(kind, "key_map", None), max_shard_size="40kB")
+        config = {"tie_word_embeddings": name != "Uneven"}
+        (folder / name / "config.json").write_text(json.dumps(config))
     return folder
 
 
-@pytest.mark.parametrize("layout", CHOSEN)
-def test_every_part_is_that_of_one_process(layout, folder):
-    world = LAYOUTS[layout][0]
-    ranks = run_ranks("tests.distributed.row", world, layout, folder)
+@pytest.fixture(scope="module", params=sorted({LAYOUTS[layout][0] for layout in CHOSEN}))
+def rows(request, folder):
+    """The lines of each rank, by layout: all layouts of as many ranks are rows of the same processes."""
+    world = request.param
+    layouts = [layout for layout in CHOSEN if LAYOUTS[layout][0] == world]
+    ranks = run_ranks("tests.distributed.row", world, ",".join(layouts), folder, timeout=1200)
     assert [rank.code for rank in ranks] == [0] * world, "\n".join(rank.said[-3000:] for rank in ranks)
-    wrong = {
-        f"rank {number}: {line['cell']}": line["said"]
-        for number, rank in enumerate(ranks)
-        for line in rank.lines
-        if not line["said"].startswith("ok")
+    return {
+        layout: [[line for line in rank.lines if line["layout"] == layout] for rank in ranks]
+        for layout in layouts
     }
-    assert not wrong
-    assert all(len(rank.lines) == len(list(cells(layout))) for rank in ranks)
-    if (layout, "once") in NO_CELLS:
-        return
-    for net in NETS:
-        stored = open_checkpoint(folder / net).nbytes
-        once = [line for rank in ranks for line in rank.lines if (line["net"], line["way"]) == (net, "once")]
-        assert sum(line["nbytes"] for line in once) == stored
-        # Columns that are short are read with what lies between them.
-        if "tp" not in layout and not hasattr(NETS[net], "key_map"):
-            assert sum(line["asked"] for line in once) == stored
+
+
+def test_every_part_is_that_of_one_process(rows):
+    for layout, ranks in rows.items():
+        wrong = {
+            f"{layout}, rank {number}: {line['cell']}": line["said"]
+            for number, lines in enumerate(ranks)
+            for line in lines
+            if line["said"] != "ok"
+        }
+        assert not wrong
+        assert all(len(lines) == len(list(cells(layout))) for lines in ranks)
+
+
+def test_read_once_asks_for_each_byte_once(rows, folder):
+    for layout, ranks in rows.items():
+        for net in NETS if (layout, "once") not in NO_CELLS else ():
+            stored = open_checkpoint(folder / net).nbytes
+            once = [line for lines in ranks for line in lines if (line["net"], line["way"]) == (net, "once")]
+            assert sum(line["nbytes"] for line in once) == stored
+            # Columns that are short are read with what lies between them.
+            if "tp" not in layout and not hasattr(NETS[net], "key_map"):
+                assert sum(line["asked"] for line in once) == stored
+
+
+def test_the_stages_of_a_pipeline_make_a_whole(rows):
+    for layout, ranks in rows.items():
+        if layout.startswith("pipeline"):
+            for first, last in zip(*ranks, strict=True):
+                assert not set(first["names"]) & set(last["names"])
+                names = {*first["names"], *last["names"]}
+                assert names == set(build_shell(NETS[first["net"]]).model.state_dict())

@@ -1,0 +1,76 @@
+"""Two stages of a pipeline, each a rank: the first has the embedding and the first block, the last one all else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from shardload import build_shell, fill, open_checkpoint
+
+STAGES = (["embed*", "layers.0.*"], ["layers.1-9.*"])
+OF_LAST = {
+    "Uneven": ["head*"],
+    "Experts": ["experts", "gains"],
+    "Fused": ["qkv*"],
+    "Renamed": ["[qkv].*"],
+    "Buffers": ["norm*"],
+    "OwnLoader": ["own*"],
+}
+"""What a model has beside its blocks, in the last stage. The others have their embedding there too, as output layer."""
+NO_FORWARD = {"Fused", "Renamed", "OwnLoader"}
+"""Models that use their embedding at the end too: the last stage has none."""
+
+
+def stage_of(model, number: int):
+    """Leave in a model what belongs to a stage, under its own names."""
+    others = ["layers.1", "head", "qkv", "norm", "own"] if number == 0 else ["embed", "layers.0"]
+    for name in others:
+        parent, _, leaf = name.rpartition(".")
+        if leaf in model.get_submodule(parent)._modules:
+            model.get_submodule(parent)._modules[leaf] = nn.Identity()
+    if number == 0:
+        for name in ("experts", "gains", "positions"):
+            model._parameters.pop(name, None)
+            model._buffers.pop(name, None)
+    return model
+
+
+def stage_cell(net: str, kind: type[nn.Module], folder: Path, options: dict) -> dict:
+    """Fill this rank's stage; compare it with the model that is filled in one process."""
+    number = dist.get_rank()
+    before = "old." if hasattr(kind, "key_map") else ""
+    patterns = list(STAGES[number])
+    if number == 1:
+        patterns += OF_LAST.get(net, [])
+        patterns += ["embed*"] if net != "Uneven" else []
+    only = [before + pattern for pattern in patterns]
+    one = build_shell(kind)
+    fill(one, open_checkpoint(folder), **options)
+    shell = build_shell(lambda: stage_of(kind(), number))
+    report = fill(shell, open_checkpoint(folder, only=only), **options)
+    assert not report.left_out, report.left_out
+    wanted = one.model.state_dict(keep_vars=True)
+    found = shell.model.state_dict(keep_vars=True)
+    assert found.keys() <= wanted.keys()
+    assert ("head.weight" in found) == (number == 1)
+    for name, tensor in found.items():
+        assert tensor.dtype == wanted[name].dtype, f"{name} is {tensor.dtype}"
+        assert torch.equal(tensor, wanted[name]), f"{name} differs"
+    if net not in NO_FORWARD:
+        compare_forward(number, shell.model.eval(), one.model.eval())
+    return {"nbytes": report.nbytes, "names": sorted(found)}
+
+
+def compare_forward(number: int, stage, one) -> None:
+    x = torch.arange(12).view(2, 6) * 40
+    with torch.no_grad():
+        right = one(x)
+        if number == 0:
+            dist.send(stage.layers[0](stage.embed(x)), 1)
+            return
+        x = torch.empty(2, 6, 32, dtype=right.dtype)
+        dist.recv(x, 0)
+        assert torch.equal(stage(x), right), "the forward differs"
