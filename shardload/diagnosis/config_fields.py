@@ -28,6 +28,8 @@ _ABOUT: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
 )
 _GENERAL = _ABOUT[-1][1]
 _SILENT = frozenset({"num", "n", "max", "size", "len", "length", "dim", "d", "weight", "bias"})
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+_WIDTHS = ("head_dim", "kv_channels", "attention_head_dim", "d_kv")
 _LEAST_FACTOR = 8  # a smaller number divides almost any size
 _DEEPEST = 4
 
@@ -59,6 +61,9 @@ def explaining(config: Mapping[str, Any], key: str, model: int, stored: int) -> 
 
     A field explains a size that it equals, or of which it is a factor. Several that fit equally well are all returned.
     """
+    grouped = list(_groups_of_heads(config, key, model, stored))
+    if grouped:
+        return grouped
     scored = []
     for name, value in fields_of(config):
         fit = _fit(name, key)
@@ -68,6 +73,25 @@ def explaining(config: Mapping[str, Any], key: str, model: int, stored: int) -> 
             scored.append((2 * fit + (value == model), Field(name, value, stored // (model // value))))
     best = max((score for score, _ in scored), default=0)
     return [field for score, field in scored if score == best]
+
+
+def _groups_of_heads(config: Mapping[str, Any], key: str, model: int, stored: int) -> Iterator[Field]:
+    """Yield the fields that count the groups of keys and values in a fused qkv: rows are (heads + 2 groups) * width."""
+    if "qkv" not in {word for segment in key.split(".") for word in words_of(segment)}:
+        return
+    levels: dict[str, dict[str, int]] = {}
+    for name, value in fields_of(config):
+        path, _, own = name.rpartition(".")
+        levels.setdefault(path, {})[own] = value
+    for path, numbers in levels.items():
+        heads = next((numbers[name] for name in _HEADS if numbers.get(name, 0) > 0), 0)
+        width = next((numbers[name] for name in _WIDTHS if numbers.get(name, 0) > 0), 0)
+        if not heads or not (width := width or numbers.get("hidden_size", numbers.get("n_embd", 0)) // heads):
+            continue
+        new, rest = divmod(stored - heads * width, 2 * width)
+        for name, value in numbers.items():
+            if _counts_groups(name) and not rest and new > 0 and model == (heads + 2 * value) * width:
+                yield Field(f"{path}.{name}" if path else name, value, new)
 
 
 def is_same_change(field: Field, model: int, stored: int) -> bool:

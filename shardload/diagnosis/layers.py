@@ -23,7 +23,13 @@ class LayersRule:
         stored = _layers(case.solution.unwrapped)
         wanted = _layers(case.solution.wanted)
         found = []
-        for path in wanted.keys() & stored.keys():
+        shifted = {
+            family.template.partition("{}")[0]
+            for link in case.solution.board.links
+            if link.offset
+            for family in link.stored
+        }  # E-OFFSET reports these: the layers are all there
+        for path in (wanted.keys() & stored.keys()) - shifted:
             lacking, extra = wanted[path] - stored[path], stored[path] - wanted[path]
             if lacking and lacking <= set(range(max(stored[path]))):
                 found.append(_holes(case, path, lacking, stored[path]))

@@ -28,13 +28,13 @@ class PackedRule:
             and len(ref.shape) == 2
             and case.slots.get(key) == (ref.shape[0], 2 * ref.shape[1])
         ]
-        if not halved or 2 * len(halved) < len(case.shape_mismatches):
+        bits = case.config.get("quantization_bit")
+        if not halved or (not bits and 2 * len(halved) < len(case.shape_mismatches)):
             return ()
         if any(key.endswith(".weight_scale_2") for key in case.unexpected):
             return ()  # numbers of another kind: E-QUANT
         key = halved[0]
         shown = f"{collapse(halved)[0]}: {key} {list(case.stored[key].shape)} {case.stored[key].dtype}"
-        bits = case.config.get("quantization_bit")
         return (
             Finding(
                 "E-INT4",

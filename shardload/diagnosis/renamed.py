@@ -22,7 +22,7 @@ class RenamedRule:
         changed = [
             link
             for link in solution.links("rename", "transpose")
-            if link.stored[0].template != link.wanted[0].template
+            if link.stored[0].template != link.wanted[0].template or link.offset
         ]
         moved = [link for link in changed if link.offset]
         plain = [link for link in changed if not link.offset]

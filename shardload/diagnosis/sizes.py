@@ -63,6 +63,7 @@ class Changes:
     def __init__(self, case: Case, pairs: Sequence[ShapePair]) -> None:
         self.found: dict[str, list[Field]] = {}
         self.lines: list[str] = []
+        self._told: set[tuple[int, int]] = set()
         self._case = case
         self._by_the_whole()
         # Where one layer has the model's size and another has not, no number of the config is wrong.
@@ -88,7 +89,9 @@ class Changes:
         ]
 
     def _explains(self, model: int, stored: int) -> bool:
-        return any(is_same_change(field, model, stored) for fields in self.found.values() for field in fields)
+        return (model, stored) in self._told or any(
+            is_same_change(field, model, stored) for fields in self.found.values() for field in fields
+        )
 
     def _by_the_whole(self) -> None:
         """Note the sizes that the shapes of many keys show together."""
@@ -119,6 +122,7 @@ class Changes:
             shown = collapse(alike)
             what = f"{', '.join(shown[:3])}{' …' if len(shown) > 3 else ''}"
             self._note(" or ".join(field.name for field in fields), fields, what, model, stored)
+            self._told.add((model, stored))
 
     def _is_right(self, field: Field) -> bool:
         """Whether a tensor that fits shows the field's value: with another one it would not fit."""

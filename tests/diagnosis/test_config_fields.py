@@ -31,6 +31,20 @@ def test_the_field_that_fits_by_value_and_name(key, model, stored, field, new):
     assert found == Field(field, CONFIG[field], new)
 
 
+GLM = {"hidden_size": 4096, "num_attention_heads": 32, "kv_channels": 128, "multi_query_group_num": 2}
+
+
+@pytest.mark.parametrize("config", [GLM, {"text_config": GLM}], ids=["flat", "nested"])
+def test_the_groups_of_a_fused_qkv_are_counted_by_its_rows(config):
+    (found,) = explaining(config, "layers.0.self_attention.query_key_value.weight", 4608, 5120)
+    assert (found.name.rpartition(".")[2], found.value, found.new) == ("multi_query_group_num", 2, 4)
+    assert not [
+        field
+        for field in explaining(config, "layers.0.self_attention.query_key_value.weight", 4608, 4700)
+        if "group" in field.name
+    ]
+
+
 def test_nothing_is_named_that_no_name_connects():
     assert explaining(CONFIG, "wte.weight", 2, 3) == []
     assert explaining(CONFIG, "gamma.weight", 50, 60) == []
