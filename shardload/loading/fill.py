@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 _MAPPED_AND_MIRRORED = (
     "DistributedDataParallel's first broadcast writes to every page of mapped weights, which then takes memory on each "
-    "rank: DistributedDataParallel(model, init_sync=False) keeps them mapped, where all ranks have the same weights"
+    "rank: shardload.data_parallel(model) wraps the model and keeps them mapped"
 )
 
 
