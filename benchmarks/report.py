@@ -69,7 +69,8 @@ def _ratios(table: Table, row: Row, rows: list[Row]) -> dict[str, float]:
     found = {}
     for column in table.columns:
         figure, times, loader = column.name.partition(" x ")
-        other = next((r for r in rows if getattr(r.what, "loader", "") == loader), None) if times else None
+        same = (row for row in rows if times and loader in (getattr(row.what, "loader", ""), row.label))
+        other = next(same, None)
         if (
             other
             and row.runs

@@ -94,7 +94,8 @@ class Probe:
 class Column:
     """A figure and its unit: "s", "ms", "us" for seconds, "MB" for bytes, "n" for a count, "x" for a ratio.
 
-    "FIGURE x LOADER" is the median over the rounds of this row's figure divided by the same figure of the loader.
+    "FIGURE x LOADER" is the median over the rounds of this row's figure divided by the same figure of the loader, or of
+    the row of that label.
     """
 
     name: str
@@ -389,6 +390,7 @@ _PARTIAL = Table(
 )
 
 
+_RANKS_PEER, _RANKS_DCP = "transformers, DistributedConfig", "DCP, HuggingFaceStorageReader"
 _RANKS = Table(
     "ranks",
     "FSDP over 2 ranks, 1.9 GB in 7 `.safetensors` shards, cold page cache, stored dtype",
@@ -396,16 +398,18 @@ _RANKS = Table(
     "page of its part was read. Asked: bytes that both read by calls, by those of the file (mapped pages are no "
     "calls). Anonymous: the most that one process took; its part is 0.95 GB. All give the same sum of all weights.",
     (
-        Probe("shardload, mapped", ("ranks", "{llama.safetensors}", "mapped", "2"), most=3),
-        Probe("shardload, `copy=True`", ("ranks", "{llama.safetensors}", "copy", "2"), most=3),
-        Probe(
-            "transformers, DistributedConfig", ("ranks", "{llama.safetensors}", "transformers", "2"), most=3
-        ),
-        Probe("DCP, HuggingFaceStorageReader", ("ranks", "{llama.safetensors}", "dcp", "2"), most=3),
+        Probe("shardload, mapped", ("ranks", "{llama.safetensors}", "mapped", "2"), most=9),
+        Probe("shardload, `copy=True`", ("ranks", "{llama.safetensors}", "copy", "2"), most=9),
+        Probe(_RANKS_PEER, ("ranks", "{llama.safetensors}", "transformers", "2"), most=9),
+        Probe(_RANKS_DCP, ("ranks", "{llama.safetensors}", "dcp", "2"), most=9),
     ),
+    file="ranks",
     columns=(
         Column("load_s", "load", "s"),
         Column("touched_s", "load and first touch", "s"),
+        Column(f"touched_s x {_RANKS_PEER}", "x transformers", "x"),
+        Column(f"touched_s x {_RANKS_DCP}", "x DCP", "x"),
+        Column("cpu_s", "CPU, both", "s"),
         Column("asked", "asked / file", "x"),
         Column("anon", "anonymous", "MB"),
         Column("part", "its part", "MB"),

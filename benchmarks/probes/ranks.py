@@ -1,8 +1,9 @@
 """Measures one way to load a Llama into FSDP over ranks: `python -m benchmarks.probes.ranks FOLDER WAY RANKS`.
 
 Every rank is a process of its own with gloo. Printed are, after the page cache was emptied of the checkpoint: seconds
-until the slowest rank is ready, and until every weight of its part was touched; bytes that all ranks asked for by
-calls; and the highest anonymous memory of a rank above what its imports and its shell took, beside its part.
+until the slowest rank is ready, and until every weight of its part was touched; the processors' seconds until then, of
+all ranks; bytes that all ranks asked for by calls; and the highest anonymous memory of a rank above what its imports and
+its shell took, beside its part.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def main() -> None:
         json.dumps({
             "load_s": max(line["load_s"] for line in lines),
             "touched_s": max(line["touched_s"] for line in lines),
+            "cpu_s": sum(line["cpu_s"] for line in lines),
             "asked": sum(line["asked"] for line in lines) / _size(folder),
             "anon": max(line["peak"] - line["before"] for line in lines),
             "part": max(line["part"] for line in lines),
@@ -70,18 +72,19 @@ def _rank(folder: str, way: str) -> None:
     load = WAYS[way](folder)
     distributed.barrier()
     before, asked, peak = _anonymous(), _asked(), _Peak()
-    started = time.monotonic()
+    started, processor = time.monotonic(), time.process_time()
     model = load()
     ready = time.monotonic()
     total = 0.0
     parts = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     for part in parts:
         total += float(part.detach().view(-1)[::2048].float().sum())  # an element of each page
-    touched = time.monotonic()
+    touched, processor = time.monotonic(), time.process_time() - processor
     print(
         json.dumps({
             "load_s": ready - started,
             "touched_s": touched - started,
+            "cpu_s": processor,
             "asked": _asked() - asked,
             "before": before,
             "peak": max(peak.end(), _anonymous()),
