@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from operator import itemgetter
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -120,8 +121,15 @@ class Shard:
 
     def read_ahead(self, ahead: ReadAhead, spans: Sequence[tuple[int, int]] | None = None) -> None:
         """Ask the kernel to read the file, or spans of it, in the background, where it is cold and there is room."""
-        if self._map is not None:
-            ahead.begin(self._file.fileno(), self._map, spans)
+        mapping = self._only_seen() if self._map is None else self._map
+        if mapping is not None:
+            ahead.begin(self._file.fileno(), mapping, spans)
+
+    def _only_seen(self) -> Buffer | None:
+        """Return a mapping of a file that is copied: it shows which pages are cached, and none of it is read."""
+        with suppress(OSError, ValueError):
+            return map_file(self._file.fileno(), self._opened[1]) if self._opened[1] else None
+        return None
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """Return the stored tensor in its stored dtype; its storage covers this tensor alone."""

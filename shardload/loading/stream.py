@@ -65,7 +65,7 @@ def stream(
     shows = progress or (progress is None and sys.stderr.isatty())
     with (
         ProgressMeter(progress, total) if shows else nullcontext() as meter,
-        ReadAhead() if total >= _WORTH_ASKING and not copy else nullcontext() as ahead,
+        ReadAhead() if total >= _WORTH_ASKING else nullcontext() as ahead,
         _Stream(comparison, target, values, copy, ahead, verified, once) as carrier,
     ):
         for name, pairs in by_shard.items():

@@ -11,6 +11,7 @@ import torch
 
 from shardload import build_shell, fill, open_checkpoint
 from shardload._system.read_ahead import ReadAhead, free_memory, is_cold
+from shardload.checkpoint.shard import Shard
 from tests.tiny import write_checkpoint
 
 SIZE = 32 * 2**20
@@ -118,3 +119,17 @@ def test_a_load_asks_for_its_cold_shards(tmp_path):
         mapping = cold_mapping(file.fileno())
         fill(build_shell(lambda: torch.nn.Linear(2048, 2048)), checkpoint)  # same dtype: no weight is touched
         assert becomes_warm(mapping)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_of_a_shard_only_the_spans_of_a_rank_are_asked_for(tmp_path, copy):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(os.urandom(SIZE))
+    with path.open("rb") as file:
+        mapping = cold_mapping(file.fileno())
+        front, back = memoryview(mapping)[: SIZE // 4], memoryview(mapping)[SIZE // 2 :]
+        with Shard(path, copy=copy) as shard, ReadAhead(room=SIZE) as ahead:
+            shard.read_ahead(ahead, [(0, SIZE // 4)])
+            assert becomes_warm(front)
+        assert is_cold(back)
+        front.release(), back.release()
