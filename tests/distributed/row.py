@@ -26,6 +26,9 @@ from tests.distributed.nets import NETS
 from tests.distributed.pipeline import stage_cell
 from tests.distributed.spawn import say
 
+DEVICE = os.environ.get("SHARDLOAD_TEST_DEVICE", "cpu")
+"""Where the models lie: scripts/device_check.py runs the rows on a GPU."""
+
 WAYS = {
     "mapped": {},
     "copy": {"copy": True},
@@ -116,8 +119,8 @@ def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
         return stage_cell(net, kind, folder / net, options)
     one = build_shell(kind)
     fill(one, checkpoint, **options)
-    if "target" in options:
-        options["target"] = WAYS[way]["target"]()
+    if "target" in options or DEVICE != "cpu":
+        options["target"] = OnDevice(DEVICE, dtype=torch.bfloat16 if way == "bf16" else None)
     shell = build_shell(kind)
     LAYOUTS[layout][1](shell.model, mesh)
     kinds = {name: type(tensor) for name, tensor in shell.model.named_parameters()}
@@ -129,7 +132,7 @@ def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
         if isinstance(tensor, DTensor):
             local = sum(1 for size in tensor.to_local().shape if size == 0)
             assert local or tensor.to_local().is_contiguous(), f"{name} is not contiguous"
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
         assert kinds.get(name, type(tensor)) is type(tensor), f"{name} is a {type(tensor).__name__} now"
         assert whole.dtype == wanted[name].dtype, f"{name} is {whole.dtype}"
         assert torch.equal(whole, wanted[name]), f"{name} differs"
@@ -140,7 +143,7 @@ def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
         if layout.startswith("experts"):
             return figures  # a plain tensor meets a DTensor: the model would have to route
         shell.model.eval(), one.model.eval()
-        made, right = shell.model(x), one.model(x)
+        made, right = shell.model(x.to(DEVICE)).cpu(), one.model(x)
     close = 1e-4 if way != "bf16" else 1.0
     assert torch.allclose(made, right, atol=close, rtol=close), (
         f"forward differs by {(made - right).abs().max()}"
@@ -149,10 +152,13 @@ def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
 
 
 def main(layouts: str, folder: str) -> None:
-    dist.init_process_group("gloo")
+    if DEVICE == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo")
     for layout in layouts.split(","):
         _, _, shape, names = LAYOUTS[layout]
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+        shape = shape if dist.get_world_size() > 1 else (1,) * len(shape)  # where there is but one GPU
+        mesh = init_device_mesh(DEVICE, shape, mesh_dim_names=names)
         for net, way in cells(layout):
             figures = {}
             try:
