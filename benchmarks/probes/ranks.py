@@ -2,8 +2,8 @@
 
 Every rank is a process of its own with gloo. Printed are, after the page cache was emptied of the checkpoint: seconds
 until the slowest rank is ready, and until every weight of its part was touched; the processors' seconds until then, of
-all ranks; bytes that all ranks asked for by calls; and the highest anonymous memory of a rank above what its imports and
-its shell took, beside its part.
+all ranks; bytes that all ranks asked for by calls; and the highest anonymous memory of a rank above what its imports
+and its shell took, beside its part.
 """
 
 from __future__ import annotations
