@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import traceback
 from pathlib import Path
@@ -217,7 +218,9 @@ def decode(family: Family, model: nn.Module, ids: torch.Tensor, steps: int) -> d
     """Choose the most likely token `steps` times with the class's own hooks, called as `generate` calls them."""
     kwargs: dict[str, Any] = {"use_cache": True, "attention_mask": torch.ones_like(ids)}
     if hasattr(model, "_initial_cache"):
-        kwargs = model._initial_cache(kwargs)
+        settings = copy.copy(model.generation_config)
+        settings.max_length = ids.shape[1] + steps
+        kwargs = model._initial_cache(settings, len(ids), kwargs)
     if "cache_position" in inspect.signature(model.prepare_inputs_for_generation).parameters:
         kwargs["cache_position"] = torch.arange(ids.shape[1])
     results = {}

@@ -34,6 +34,22 @@ class _OnCpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _Event:
+    """An event of a stream: nothing waits, and no time passes."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+    def record(self, *_: Any) -> None:
+        """Note nothing."""
+
+    synchronize = wait = record
+
+    def elapsed_time(self, _end: Any) -> float:
+        """Return 0 milliseconds."""
+        return 0.0
+
+
 def on_cpu(value: Any) -> Any:
     """Return "cpu" for a CUDA device in any form, and any other value unchanged."""
     is_name = isinstance(value, str) and value.startswith("cuda")
@@ -46,6 +62,7 @@ def begin() -> None:
     _OnCpu().__enter__()
     torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
     torch.cuda.current_device = lambda: NUMBER
+    torch.cuda.Event = _Event  # type: ignore[misc,assignment]
     for name in ("stream", "device"):
         setattr(torch.cuda, name, lambda *_: contextlib.nullcontext())
     for name in ("default_stream", "current_stream", "synchronize"):

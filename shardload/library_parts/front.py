@@ -14,6 +14,7 @@ from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from shardload.library_parts import bridges
+from shardload.library_parts.bridges.caches import fixed_cache
 from shardload.library_parts.importer import part_module
 from shardload.library_parts.model_files import defines, home_of, is_model_file
 from shardload.library_parts.old_stars import star_of_part
@@ -48,7 +49,8 @@ RUN_FOR_WANT_OF_OTHERS = frozenset(
 _THE_STAND_INS = frozenset({"ModelOutput", "ExplicitEnum", "PaddingStrategy", "TensorType", "logging"})
 _GENERIC = ("can_return_tuple", "is_flash_attention_requested", "maybe_autocast", "GeneralInterface")
 _REAL_ENDINGS = ("Tokenizer", "TokenizerFast", "Processor", "ProcessorFast", "FeatureExtractor")
-_NAMES_ONLY = frozenset({"HybridCache", "QuantizedCache", "SinkCache", "SlidingWindowCache", "StaticCache"})
+_FIXED_CACHES = frozenset({"HybridCache", "SlidingWindowCache", "StaticCache"})
+_NAMES_ONLY = _FIXED_CACHES | {"QuantizedCache", "SinkCache"}
 _REAL_AUTO = frozenset({"AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor"})
 
 
@@ -166,6 +168,8 @@ def _for_part(inside: str, name: str) -> Any:
 def _answers_for_part(inside: str, name: str) -> Iterator[Any]:
     own = f"{inside}.{name}" if inside else name
     yield bridges.for_part(inside, name)
+    if name in _FIXED_CACHES:
+        yield fixed_cache(name)
     if is_model_file(own) and not own.startswith("models.auto."):
         yield part_module(own)
     if own == "models" or inside == "models":

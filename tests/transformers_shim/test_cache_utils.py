@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shardload.errors import UnsupportedError
-from shardload.transformers_shim.cache_utils import Cache, DynamicCache, StaticCache
+from shardload.transformers_shim.cache_utils import Cache, DynamicCache, SinkCache
 
 
 def filled(layers=2, length=3):
@@ -83,10 +83,10 @@ def test_it_can_be_copied_and_pickled():
 
 
 def test_other_caches_are_names():
-    assert not isinstance(filled(), StaticCache)
+    assert not isinstance(filled(), SinkCache)
     assert isinstance(filled(), Cache)
-    with pytest.raises(UnsupportedError, match="StaticCache"):
-        StaticCache()
+    with pytest.raises(UnsupportedError, match="SinkCache"):
+        SinkCache()
 
 
 def test_a_cache_of_a_repos_own_says_what_it_holds():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shardload.library_parts.model_files import defines
+from shardload.transformers_shim import cache_utils
 from shardload.transformers_shim.cache_utils import DynamicCache as StandIn
 
 
@@ -31,3 +32,8 @@ class DynamicCache(StandIn, metaclass=_AnyOfTheStandIn):
 def dynamic_cache() -> Any:
     """Return the class for the installed release."""
     return DynamicCache if defines("cache_utils", "DynamicLayer") else StandIn
+
+
+def fixed_cache(name: str) -> Any:
+    """Return a cache of fixed length for a file of a release whose own are as the stand-in's; None for later ones."""
+    return None if defines("cache_utils", "DynamicLayer") else getattr(cache_utils, name)

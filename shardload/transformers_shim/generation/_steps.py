@@ -10,7 +10,7 @@ import torch
 
 from shardload.errors import UnsupportedError
 from shardload.transformers_shim._callers import unpacks_two
-from shardload.transformers_shim.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from shardload.transformers_shim.cache_utils import Cache, DynamicCache, EncoderDecoderCache, HybridCache
 from shardload.transformers_shim.generation._encoder_decoder import has_encoder
 from shardload.transformers_shim.generation._signatures import (
     accepted,
@@ -33,6 +33,8 @@ class StepsMixin:
 
     config: Any
     forward: Any
+    device: Any
+    dtype: Any
 
     def prepare_inputs_for_generation(
         self,
@@ -59,7 +61,9 @@ class StepsMixin:
             inputs = {"input_ids": None, "inputs_embeds": inputs_embeds}
             length = inputs_embeds.shape[1]
         else:
-            inputs, length = {"decoder_input_ids" if encodes else "input_ids": unseen}, unseen.shape[1]
+            inputs, length = {"decoder_input_ids": unseen}, unseen.shape[1]
+            if not encodes:  # a class's own method looks at both
+                inputs = {"input_ids": unseen, "inputs_embeds": None}
         # With an encoder, its mask is passed as it is, and positions are the decoder's.
         mask, name = attention_mask, "position_ids"
         if encodes:
@@ -193,7 +197,7 @@ class StepsMixin:
         names = parameters(self.forward) & {"logits_to_keep", "num_logits_to_keep"}
         return {**dict.fromkeys(names, 1), **model_kwargs}
 
-    def _initial_cache(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _initial_cache(self, settings: Any, rows: int, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments, with an empty cache object for classes that expect `generate` to make it.
 
         A class that prepares its own inputs makes its own cache, and may take a cache as the sign that the first step
@@ -204,12 +208,17 @@ class StepsMixin:
         leaves_it = prepare is StepsMixin.prepare_inputs_for_generation or (
             written_for(self.config, (4, 42)) and not _makes_a_cache(prepare)
         )
-        made = leaves_it and getattr(self, "_supports_cache_class", False)
+        leaves_it = leaves_it and getattr(self, "_supports_cache_class", False)
+        hybrid = getattr(settings, "cache_implementation", None) == "hybrid"
         absent = model_kwargs.get("past_key_values") is None
-        if not (made and absent and model_kwargs.get("use_cache", True)):
+        if not ((leaves_it or hybrid) and absent and model_kwargs.get("use_cache", True)):
             return model_kwargs
         if "past_key_values" not in parameters(self.forward):
             return model_kwargs
+        if hybrid:
+            config = self.config.get_text_config()
+            made = HybridCache(config, rows, settings.max_length - 1, self.device, self.dtype)
+            return {**model_kwargs, "past_key_values": made}
         if not has_encoder(self.config):
             return {**model_kwargs, "past_key_values": DynamicCache()}
         return {**model_kwargs, "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
@@ -243,4 +252,5 @@ def _makes_a_cache(function: Any) -> bool:
     code = getattr(function, "__code__", None)
     named = (function.__globals__.get(name) for name in code.co_names) if code else ()
     kinds = [found for found in named if isinstance(found, type) and issubclass(found, Cache)]
-    return any(kind.__module__ != Cache.__module__ for kind in kinds)
+    stand_in = Cache.__module__.rpartition(".")[0]
+    return any(not kind.__module__.startswith(f"{stand_in}.") for kind in kinds)

@@ -91,7 +91,7 @@ logger = logging.get_logger(__name__)
 # Settings that change which tokens are chosen, or how the prompt is read; a settings file may have them.
 _LATER_SETTINGS = ("dola_layers", "token_healing", "top_h", "watermarking_config")
 
-# Code looks up the setting `cache_implementation` here; the stand-in makes no cache of such a kind.
+# Code looks up the setting `cache_implementation` here; the stand-in makes none but "hybrid".
 NEED_SETUP_CACHE_CLASSES_MAPPING: dict[str, Any] = {}
 
 
@@ -273,7 +273,7 @@ class GenerationMixin(
         return run(
             settings,
             input_ids,
-            self._last_logits_only(self._initial_cache(model_kwargs)),
+            self._last_logits_only(self._initial_cache(settings, input_ids.shape[0], model_kwargs)),
             logits_processor=made,
             logits_warper=warper,
             stopping_criteria=ends,
