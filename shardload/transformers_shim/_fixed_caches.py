@@ -24,7 +24,8 @@ class StaticCache(Cache):
         **kwargs: Any,
     ) -> None:
         refuse_unknown(type(self).__name__, kwargs, ("batch_size",))
-        self.max_batch_size = kwargs.get("batch_size", max_batch_size)
+        rows: Any = kwargs.get("batch_size", max_batch_size)
+        self.max_batch_size: int = rows
         self.max_cache_len: int = max_cache_len or config.max_position_embeddings
         self.num_key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

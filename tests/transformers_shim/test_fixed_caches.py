@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shardload.transformers_shim.cache_utils import HybridCache, SlidingWindowCache, StaticCache
+from shardload.transformers_shim._fixed_caches import HybridCache, SlidingWindowCache, StaticCache
 from shardload.transformers_shim.configuration_utils import PretrainedConfig
 from tests.remote_code.repos import build, write
 

@@ -126,15 +126,15 @@ def test_a_placeholder_that_a_constructor_uses_hands_over_to_a_part(tmp_path):
 
 def test_a_class_of_which_there_is_the_name_only_hands_over(tmp_path):
     transformers = pytest.importorskip("transformers")
-    model = MODEL.replace("self.linear =", "SinkCache(config); self.linear =")
-    source, config = tiny(tmp_path, model="from transformers import SinkCache\n" + model)
+    model = MODEL.replace("self.linear =", "QuantizedCache(config); self.linear =")
+    source, config = tiny(tmp_path, model="from transformers import QuantizedCache\n" + model)
     config |= {"num_hidden_layers": 1}
     loaded = load_config(source, config, CodeTrust(True))
     resolved = resolve_class(source, config, CodeTrust(True))
     with contextlib.suppress(RemoteCodeError):  # what the real one says about this config is its own affair
         resolved.make(loaded.config)
     assert resolved.remote_base == "transformers"
-    assert transformers.SinkCache is not None
+    assert transformers.QuantizedCache is not None
 
 
 def test_a_name_that_neither_has_is_an_error(tmp_path):
