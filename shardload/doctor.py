@@ -27,6 +27,7 @@ from shardload.keymap import KeyMap
 from shardload.keys import collapse
 from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import check
+from shardload.loading.packed import checked
 from shardload.model.shell import build_shell, modules_of
 from shardload.transformers_classes import conversions
 
@@ -167,7 +168,7 @@ def _made_of(
 def _alone(checkpoint: Checkpoint) -> Examination:
     """Judge a checkpoint without a model, by the signatures in its headers."""
     case = Case.of({}, checkpoint.tensors, checkpoint.config)
-    found = tuple(finding for finding in diagnose(case) if finding.declines)
+    found = checked([finding for finding in diagnose(case) if finding.declines], checkpoint)
     alone = Wording(
         "no model: only headers and index were judged; pass {model_class}, {like} or {trust_remote_code} to compare",
         model_class=...,

@@ -8,7 +8,7 @@ from shardload.adapters.adapter import AdapterFile, ReadOptions
 from shardload.adapters.formats import FORMATS, other_format
 from shardload.adapters.renaming import renamed
 from shardload.checkpoint.checkpoint import read_checkpoint
-from shardload.checkpoint.index import WeightFiles
+from shardload.checkpoint.index import NOT_WEIGHTS, WeightFiles
 from shardload.checkpoint.inner_folders import ADAPTERS, cure_by_folder
 from shardload.checkpoint.json_file import read_object
 from shardload.checkpoint.sources import find_source
@@ -71,7 +71,13 @@ def _weights_in(source: Source, folder: str) -> str:
     for weights in _WEIGHTS:
         if folder + weights in names:
             return folder + weights
-    single = [name for name in names if name.endswith(_SUFFIXES) and "/" not in name[len(folder) :]]
+    single = [
+        name
+        for name in names
+        if name.endswith(_SUFFIXES)
+        and "/" not in name[len(folder) :]
+        and not name[len(folder) :].startswith(NOT_WEIGHTS)
+    ]
     if len(single) == 1:
         return single[0]
     inner = [name.removesuffix(f"/{_CONFIG}") for name in names if name.endswith(f"/{_CONFIG}")]

@@ -41,6 +41,7 @@ Examples:
 @click.option(
     "--max-shard-size", metavar="SIZE", help="Split the tensors into new shards of this size, such as 5GB."
 )
+@click.option("--alpha", type=float, metavar="ALPHA", help="The scale of an adapter without a config.")
 @click.option("--no-verify", is_flag=True, help="Do not read the new files back.")
 @click.option("--no-link", is_flag=True, help="Copy unchanged shards instead of linking them.")
 @source_options

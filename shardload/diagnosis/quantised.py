@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SCALE = "weight_scale"
-_CURE = "use the checkpoint's unquantised weights, or a class that defines the quantised modules"
+UNREADABLE = "use the checkpoint's unquantised weights, or a class that defines the quantised modules"
 PLAIN = Cures(
     Wording(
         "pass {dtype}, or float16 or float32: the weights are dequantised while they are read",
@@ -41,7 +41,7 @@ class QuantisedRule:
                 "E-QUANT",
                 f"the checkpoint is quantised: {told}; the class has no modules for it",
                 len(keys),
-                PLAIN if name in READABLE else _CURE,
+                PLAIN if name in READABLE else UNREADABLE,
                 declines=True,
                 nbytes=case.nbytes(keys),
             ),

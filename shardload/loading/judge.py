@@ -175,6 +175,10 @@ class Comparison:
             own_rules=self._key_map.rules if self._key_map else (),
         )
         findings = diagnose(case)
+        if any(finding.code == "E-QUANT" for finding in findings):
+            from shardload.loading.packed import checked
+
+            findings = checked(findings, self.checkpoint)
         if not any(finding.declines for finding in findings) and case.solution.key_map.rules:
             self._cure = proposed(self._key_map, case.solution.key_map, findings)
         return findings

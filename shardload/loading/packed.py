@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.plain_weights import weights_in, with_plain
-from shardload.errors import Cures, UnsupportedError, Wording
+from shardload.diagnosis.quantised import PLAIN, UNREADABLE
+from shardload.errors import Cures, ShardloadError, UnsupportedError, Wording
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.dequantise import Weight
+    from shardload.diagnosis.finding import Finding
 
 _COMMON = frozenset({"weight", "scale", "scales"})  # last segments that other modules have too
 _CODES = {f"torch.{name}": code for code, name in TORCH_NAMES.items()}
@@ -52,6 +56,18 @@ def refuse_undecided(checkpoint: Checkpoint) -> None:
             f"write the plain checkpoint once: shardload convert {checkpoint.label} OUT --dtype bfloat16",
         ),
         code="E-QUANT",
+    )
+
+
+def checked(findings: Sequence[Finding], checkpoint: Checkpoint) -> tuple[Finding, ...]:
+    """Return findings whose cure makes no weight plain that can't be: the kind may be known, and not these headers."""
+    if not any(finding.cure is PLAIN for finding in findings):
+        return tuple(findings)
+    with suppress(ShardloadError):
+        if weights_in(checkpoint):
+            return tuple(findings)
+    return tuple(
+        replace(finding, cure=UNREADABLE) if finding.cure is PLAIN else finding for finding in findings
     )
 
 

@@ -37,13 +37,13 @@ def require_trust(
     if trust.asks_for_lock:
         _require_approval(_lock_of(trust), source, code)
         return
-    missing = [] if trust.trust_remote_code is True else [keyword("trust_remote_code", True)]
+    missing: list[str] = [] if trust.trust_remote_code is True else [keyword("trust_remote_code", True)]
     given = trust.revision if argument == "revision" else trust.code_revision
     pinned = is_commit(given) and source.revision in (None, given)
     if not source.is_local and not pinned:
         if trust.trust_remote_code is True and _approved_by_the_usual_lock(source, code):
             return
-        missing.append(keyword(argument, source.revision or ...))
+        missing.append(_pinned(source, trust, argument))
     if not missing:
         return
     files = ", ".join(f"{file.name} (sha256 {file.sha256[:12]}…)" for file in code.files)
@@ -63,6 +63,13 @@ def require_trust(
             else approve,
         ),
     )
+
+
+def _pinned(source: Source, trust: CodeTrust, argument: str) -> str:
+    """Return how to name the commit: where the place names a revision itself, in the place."""
+    if argument == "revision" and source.revision and trust.hub and "@" in str(trust.hub.name):
+        return f"{name_of(source)}@{source.revision} as the place"
+    return keyword(argument, source.revision or ...)
 
 
 def _approved_by_the_usual_lock(source: Source, code: Code) -> bool:

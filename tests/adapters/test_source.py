@@ -8,11 +8,14 @@ import pickle
 import pytest
 import torch
 
+from shardload import from_pretrained
 from shardload.adapters import load_adapter
 from shardload.errors import (
     CorruptError,
+    MismatchError,
     NotFoundError,
     ShardloadError,
+    UsageError,
 )
 from tests.adapters.tiny import (
     TOKENS,
@@ -25,6 +28,7 @@ from tests.adapters.tiny import (
     write,
 )
 from tests.hub_server import HubServer
+from tests.tiny import write_checkpoint
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
@@ -178,3 +182,36 @@ def test_a_file_without_any_weight_was_saved_without_them(tmp_path):
     with pytest.raises(CorruptError, match="holds no tensor") as caught:
         load_adapter(Tiny(), folder)
     assert "saved without its weights" in caught.value.cure
+
+
+def test_what_a_trainer_leaves_beside_the_weights_is_no_choice(tmp_path):
+    """A checkpoint of a trainer that saved the whole state dict under another name, with its optimizer."""
+    model = Tiny()
+    tensors = lora_tensors(model)
+    whole = {f"base_model.model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({**whole, **tensors}, tmp_path / "pytorch_model.bin")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
+        torch.save({"state": 1}, tmp_path / name)
+    with pytest.raises(MismatchError) as caught:
+        load_adapter(model, tmp_path, alpha=6)
+    assert "pass strict=False to leave out what is no LoRA tensor" in caught.value.cure
+    load_adapter(model, tmp_path, alpha=6, **caught.value.cure.keywords)
+    held = dict(model.named_parameters())
+    assert all(torch.equal(held[_in_model(key)], value) for key, value in tensors.items())
+
+
+def test_an_adapter_in_the_place_of_a_model_names_its_base(tmp_path):
+    base = write_checkpoint(tmp_path / "base", Tiny().state_dict())
+    folder = write(tmp_path / "lora", lora_tensors(Tiny()), config(base_model_name_or_path=str(base)))
+    with pytest.raises(UsageError, match="this is an adapter, not a model") as caught:
+        from_pretrained(folder)
+    assert caught.value.cure == f"pass {base} as the place and adapter={str(folder)!r}"
+    model = from_pretrained(base, model_class=lambda _: Tiny(), progress=False, **caught.value.cure.keywords)
+    assert model.state_dict().keys() > Tiny().state_dict().keys() - {"layers.0.up.weight"}
+    unnamed = write(tmp_path / "unnamed", lora_tensors(Tiny()))
+    with pytest.raises(UsageError, match="load its base, with the adapter on top"):
+        from_pretrained(unnamed)
+
+
+def _in_model(key):
+    return key.removeprefix("base_model.model.").replace(".weight", ".default.weight")

@@ -67,3 +67,12 @@ def test_exit_codes(tmp_path, call_cli):
     )
     assert call_cli("merge", base, large, "-o", tmp_path / "out").returncode == 4
     assert not (tmp_path / "out").exists()
+
+
+def test_the_scale_of_an_adapter_without_a_config_is_given(tmp_path, call_cli):
+    base, adapter = files(tmp_path)
+    (adapter / "adapter_config.json").unlink()
+    done = call_cli("merge", base, adapter, "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "or pass --alpha ALPHA" in done.stderr
+    assert call_cli("merge", base, adapter, "-o", tmp_path / "out", "--alpha", "6").returncode == 0

@@ -16,12 +16,12 @@ _OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)(?: ('[^']*'|[^\s;,']+))?")
 _EDIT = re.compile(r"\bset (?P<fields>.+?) in config\.json")
 _FIELD = re.compile(r"([\w.]+) to (\[[^\]]*\]|true|false|null|-?\d+)")
 _DELETE = re.compile(r"\b(?:delete|remove) (\S+\.(?:json|safetensors|bin))")
-_FOLDER = re.compile(r"\bpass the (?:path of one|file|folder): (\S[^;()]*)")
+_FOLDER = re.compile(r"\bpass the (?:path of one|file|folder): (\S[^;()]*)|(?:pass|and) (\S+) as the place")
 _COMMAND = re.compile(r"`([^`]+)`|: (shardload [a-z]+ [^;,]+)")
 # Steps that nothing here can type: the text is a piece of advice, whatever else it names.
 _BY_HAND = re.compile(
     r"\b(leave out|leave [a-z_]+= out|make the model|convert the files|load_adapter|instead of|rather than|"
-    r"belong to this|at a terminal|not both|build the base|save (it )?again|beside)\b"
+    r"belong to this|at a terminal|not both|load its base|load the base|build the base|save (it )?again|beside)\b"
 )
 FLAGS = frozenset(
     "--allow-links --check --copy --greedy --json --locked --merge --no-verify --offline --raw --trust-remote-code "
@@ -87,7 +87,7 @@ def typed(text: str, *, as_command: bool = False) -> Typed:
     steps.deleted += _DELETE.findall(text)
     steps.commands += [quoted or plain for quoted, plain in _COMMAND.findall(text)]
     if found := _FOLDER.search(text):
-        steps.path = found[1].split(", ")[0].strip()
+        steps.path = found[2] or found[1].split(", ")[0].strip()
     if as_command:
         for name, value in _OPTION.findall(_COMMAND.sub("", text)):
             values = [] if name in FLAGS else shlex.split(value)

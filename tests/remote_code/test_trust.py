@@ -11,7 +11,7 @@ from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import UnsafeError, UntrustedCodeError
 from shardload.remote_code import code_files, load_config, resolve_class
 from shardload.remote_code.trust import require_trust
-from shardload.where import CodeTrust
+from shardload.where import CodeTrust, Where
 
 from .repos import AUTO_MAP, COMMIT, CONFIG, MODEL, HubLike, build, tiny, write
 
@@ -59,6 +59,14 @@ def test_hub_code_needs_the_commit_and_the_error_prints_it(tmp_path):
         assert f"revision='{COMMIT}'" in caught.value.cure
         assert "trust_remote_code" not in caught.value.cure
     assert load_config(source, config, CodeTrust(True, COMMIT)).config.hidden_size == 4
+
+
+def test_a_place_that_names_a_branch_gets_the_commit_in_its_stead(tmp_path):
+    _, config = tiny(tmp_path)
+    with pytest.raises(UntrustedCodeError) as caught:
+        load_config(HubLike(tmp_path), config, CodeTrust(True, "main", hub=Where("org/name@main")))
+    assert f"@{COMMIT} as the place" in caught.value.cure
+    assert "revision=" not in caught.value.cure
 
 
 @pytest.mark.parametrize("text", [f"{COMMIT}0", f"0{COMMIT}", f"{COMMIT}\n", COMMIT[:39], "g" * 40, "", None])
