@@ -47,9 +47,8 @@ class Awq(Scheme):
 
     def decode(self, parts: Mapping[str, torch.Tensor], rows: range, columns: range) -> torch.Tensor:  # noqa: ARG002
         """Return (number - zero) x scale, in the dtype of the scales."""
-        require_finite("scales", parts["scales"])
+        scales = require_finite("scales", parts["scales"].float()).t()
         values, zeros = _turned(parts["qweight"]), _turned(parts["qzeros"])
-        scales = parts["scales"].t().float()
         for view, groups in grouped(values, self.group, 0):
             view.sub_(zeros[:, groups, None])
             view.mul_(scales[:, groups, None])
@@ -58,10 +57,15 @@ class Awq(Scheme):
 
 def _turned(words: torch.Tensor) -> torch.Tensor:
     """Return the numbers in words as float32, [outputs, inputs]."""
-    turned = words.t().contiguous()
-    result = turned.new_empty((turned.shape[0], 8, turned.shape[1])).float()
+    import torch
+
+    inputs, outputs = words.shape
+    packed = words.t().contiguous().view(-1).view(torch.uint8).view(outputs, inputs, 4)
+    packed = packed.permute(0, 2, 1).contiguous()  # [outputs / 8, byte, inputs]
+    halves = packed & 15, packed >> 4
+    result = torch.empty((outputs, 8, inputs), dtype=torch.float32, device="cpu")
     for place, output in enumerate(_ORDER):
-        result[:, output] = (turned >> (4 * place)) & 15
+        result[:, output] = halves[place % 2][:, place // 2]
     return result.flatten(0, 1)
 
 

@@ -22,6 +22,7 @@ def looked_up(packed: torch.Tensor, values: Sequence[float], *, high_first: bool
     table = _table(tuple(values), high_first)
     many = table.shape[1]
     pieces = table.view(torch.int64 if many % 2 == 0 else torch.int32)
+    pieces = pieces.view(-1) if pieces.shape[1] == 1 else pieces  # several times as fast
     index = packed.reshape(-1).to(torch.int32)
     found = pieces.index_select(0, index)
     return found.view(torch.float32).view(*packed.shape[:-1], packed.shape[-1] * many)

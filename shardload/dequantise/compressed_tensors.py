@@ -76,13 +76,12 @@ class PackedInts(Scheme):
     def decode(self, parts: Mapping[str, torch.Tensor], rows: range, columns: range) -> torch.Tensor:  # noqa: ARG002
         """Return (number - zero) x scale, in the dtype of the scales."""
         stored = parts["scales"]
-        require_finite("scales", stored)
         values = numbers(parts["packed"], self.bits)[:, : len(columns)]
         # Numbers and zeros have half the range added: only a missing zero has to be made up for.
         zeros = numbers(parts["zeros"].t(), self.bits).t() if self.zeros else None
         if zeros is None:
             values = values - (1 << (self.bits - 1))
-        scales = stored.float()
+        scales = require_finite("scales", stored.float())
         if self.ordered:
             index = parts["g_idx"].long()
             if bool((index < 0).any()) or bool((index >= scales.shape[1]).any()):

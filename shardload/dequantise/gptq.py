@@ -7,6 +7,7 @@ unless `checkpoint_format` is "gptq_v2". With `desc_act`, `g_idx` tells the grou
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from shardload.dequantise.bits import numbers
@@ -65,9 +66,9 @@ class Gptq(Scheme):
 
         values = numbers(parts["qweight"].t(), self.bits)  # [rows, columns]
         stored = parts["scales"]
-        require_finite("scales", stored)
-        scales, zeros = stored.float(), numbers(parts["qzeros"], self.bits) + self.lift  # [groups, rows]
-        index = torch.arange(columns.start, columns.stop, device="cpu") // self.group
+        scales = require_finite("scales", stored.float())
+        zeros = numbers(parts["qzeros"], self.bits) + self.lift  # [groups, rows]
+        index = _in_order(columns.start, columns.stop, self.group)
         in_order = not self.ordered or torch.equal(parts["g_idx"].to(index.dtype), index)
         if in_order and columns.start % self.group == 0 and len(columns) % self.group == 0:
             groups = slice(columns.start // self.group, columns.stop // self.group)
@@ -75,12 +76,21 @@ class Gptq(Scheme):
             grouped -= zeros[groups].t()[..., None]
             grouped *= scales[groups].t()[..., None]
             return values.to(stored.dtype)
-        index = index if in_order else parts["g_idx"].long()
+        index = index if in_order else parts["g_idx"].to(index.dtype)
         if bool((index < 0).any()) or bool((index >= len(scales)).any()):
             raise BadValuesError("g_idx", f"names groups outside 0 to {len(scales) - 1}")
         values -= zeros.index_select(0, index).t()
         values *= scales.index_select(0, index).t()
         return values.to(stored.dtype)
+
+
+@lru_cache(maxsize=8)
+def _in_order(start: int, stop: int, group: int) -> torch.Tensor:
+    """Return the groups of inputs in their own order."""
+    import torch
+
+    with torch.inference_mode(mode=False):
+        return torch.arange(start, stop, dtype=torch.int32, device="cpu").div_(group, rounding_mode="floor")
 
 
 def gptq_weights(stored: Stored) -> Iterator[Weight]:

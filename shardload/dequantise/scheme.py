@@ -87,10 +87,11 @@ def whole_groups(part: range, size: int, end: int) -> range:
     return range(part.start // size * size, min(-(-part.stop // size) * size, end))
 
 
-def require_finite(role: str, values: torch.Tensor) -> None:
-    """Raise BadValuesError for scales that are infinite or no numbers."""
+def require_finite(role: str, values: torch.Tensor) -> torch.Tensor:
+    """Return scales, of float32. Raises BadValuesError where they are infinite or no numbers."""
     if not bool(values.isfinite().all()):
         raise BadValuesError(role, "holds values that are not finite")
+    return values
 
 
 def grouped(values: torch.Tensor, size: int, first: int) -> list[tuple[torch.Tensor, slice]]:

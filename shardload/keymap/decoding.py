@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shardload.keymap.dequantised import Dequantised
     from shardload.tensor_ref import TensorRef
 
-_PIECE = 2**18  # elements that are decoded at a time: what a core's own cache holds
+_PIECE = 2**17  # elements that are decoded at a time: what a core's own cache holds
 WORK_SPACE = 16 * _PIECE
 """Bytes that decoding takes beside the stored parts and the result."""
 
