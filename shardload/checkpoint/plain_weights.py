@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ def weights_in(checkpoint: Checkpoint) -> list[Weight]:
     def read(ref: TensorRef) -> bytes:
         return checkpoint.source.open(ref.shard).read_at(ref.span.start, ref.span.nbytes)
 
-    return packed_weights(Stored(stored, _settings(checkpoint, config), read, config))
+    kinds = json.loads(checkpoint.metadata["gguf"])["types"] if "gguf" in checkpoint.metadata else {}
+    return packed_weights(Stored(stored, _settings(checkpoint, config), read, config, kinds))
 
 
 def with_plain(checkpoint: Checkpoint, weights: Sequence[Weight], code: str) -> Checkpoint:

@@ -9,6 +9,7 @@ from shardload.dequantise.bitsandbytes import eight_bit_weights, four_bit_weight
 from shardload.dequantise.chatglm import chatglm_weights
 from shardload.dequantise.compressed_tensors import eight_bit_ints, packed_ints
 from shardload.dequantise.fp8 import fp8_weights
+from shardload.dequantise.gguf_blocks import gguf_weights
 from shardload.dequantise.gptq import gptq_weights
 from shardload.dequantise.mxfp4 import mxfp4_weights
 from shardload.dequantise.scheme import BadValuesError, Scheme, Weight
@@ -37,4 +38,6 @@ def packed_weights(stored: Stored) -> list[Weight]:
 
     Raises CorruptError for parts that do not fit together, UnsupportedError for a variant that is known by name only.
     """
+    if stored.kinds:
+        return list(gguf_weights(stored))
     return [weight for recogniser in _RECOGNISERS for weight in recogniser(stored)]

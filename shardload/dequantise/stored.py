@@ -15,12 +15,17 @@ Read = Callable[["TensorRef"], bytes]
 
 @dataclass(frozen=True)
 class Stored:
-    """The headers of a checkpoint, `settings` (the quantiser's own, "" values where none are known), and `read`."""
+    """The headers of a checkpoint, and `read`.
+
+    `settings` are the quantiser's own, empty where none are known; `config` is config.json. `kinds` are the types of
+    packed tensors that a format itself names.
+    """
 
     tensors: Mapping[str, TensorRef]
     settings: Mapping[str, Any]
     read: Read
     config: Mapping[str, Any] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def method(self) -> str:

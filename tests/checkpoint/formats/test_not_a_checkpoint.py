@@ -119,4 +119,4 @@ def test_a_text_that_attacks_the_terminal_is_escaped(tmp_path):
 
 
 def test_the_order_of_formats():
-    assert [fmt.name for fmt in FORMATS] == ["safetensors", "torch zip", "torch legacy"]
+    assert [fmt.name for fmt in FORMATS] == ["safetensors", "torch zip", "torch legacy", "gguf"]
