@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from shardload.errors import ShardloadError, Wording
+from shardload.errors import ShardloadError, UnsafeError, Wording
 from shardload.keymap import KeyMap
 from shardload.loading.judge import Comparison
 from shardload.placement.target import Target
@@ -54,9 +54,13 @@ def fitting_class(
         other = named.resolve() if wrong else None
         other_shell = build(other) if other is not None else None
         other_wrong = faults(other_shell) if other_shell is not None else wrong
+    except UnsafeError:
+        raise
     except ShardloadError:  # what is wrong with the first is told by the load itself
+        named.put_back()
         return resolved, shell, f"architectures names {named.name}, which does not serve here"
     if other is None or other_shell is None or other_wrong >= wrong:
+        named.put_back()
         return (
             resolved,
             shell,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.checkpoint import open_checkpoint
-from shardload.errors import Cures, ShardloadError, Wording
+from shardload.errors import Cures, ShardloadError, UnsafeError, Wording
 from shardload.loading.fill import check
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def state_that_fits(
         checkpoint = open_checkpoint(chosen)
         try:
             fits = check(shell(checkpoint), checkpoint, key_map).ok
+        except UnsafeError:  # says nothing of the state dict, and is the caller's to decide
+            raise
         except ShardloadError:
             fits = False
         if fits:

@@ -39,11 +39,15 @@ _SAY = Wording("pass {model_class} (a class or a function that takes the config)
 
 @dataclass(frozen=True, slots=True)
 class NamedClass:
-    """The class that `architectures` names, where `auto_map` has it under another entry than the one that was taken."""
+    """The class that `architectures` names, where `auto_map` has it under another entry than the one that was taken.
+
+    Trying it may show that the repo needs another base; `put_back` forgets that where the class is not taken after all.
+    """
 
     name: str
     auto_class: str
     resolve: Callable[[], ResolvedClass]
+    put_back: Callable[[], None]
 
 
 @dataclass
@@ -98,7 +102,13 @@ def resolve_class(
         resolved = resolve(chosen[1])
         other = choose_named(config_json, chosen[1]) if auto_class is None else None
         if other is not None:
-            resolved.named = NamedClass(other[1].name, other[0], lambda: resolve(other[1]))
+            base = code.base
+            resolved.named = NamedClass(
+                other[1].name,
+                other[0],
+                lambda: resolve(other[1]),
+                lambda: code.serve_by(resolved.remote_base or base),
+            )
         return resolved
     if trust.remote_base == "parts":
         require_base(trust.remote_base)

@@ -18,7 +18,7 @@ from shardload.transformers_classes.config_part import settings_for
 from shardload.where import UNTRUSTED, CodeTrust
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
@@ -134,12 +134,22 @@ def refuse_other_repos(settings: Mapping[str, Any], *, inside: str = "") -> None
     """
     for name, value in settings.items():
         place = name if name.endswith("_implementation") else inside
-        if isinstance(value, dict):
-            refuse_other_repos(value, inside=place)
-        elif place and isinstance(value, str) and ("/" in value or _is_fetched(value)):
-            raise _other_repo(f"config.json asks for the code of another repo, {value}", place)
-        elif name in ("backbone", "architecture") and isinstance(value, str) and _looks_up(settings, value):
-            raise _other_repo(f"config.json makes transformers look up another repo, {value}", name)
+        for each in _leaves(value):
+            if isinstance(each, dict):
+                refuse_other_repos(each, inside=place)
+            elif place and isinstance(each, str) and ("/" in each or _is_fetched(each)):
+                raise _other_repo(f"config.json asks for the code of another repo, {each}", place)
+            elif name in ("backbone", "architecture") and isinstance(each, str) and _looks_up(settings, each):
+                raise _other_repo(f"config.json makes transformers look up another repo, {each}", name)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield a setting's value; for lists, in each other too, what they hold."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
 
 
 def _other_repo(what: str, entry: str) -> UntrustedCodeError:

@@ -95,6 +95,12 @@ class RepoCode:
                 _found_base[code] = "parts" if namespace.base == "shim" else "transformers"
         return True
 
+    def serve_by(self, base: Base) -> None:
+        """Let this base serve the repo again, where the tries of a class that was not taken have moved it on."""
+        if self.wanted == "auto":
+            with _lock:
+                _found_base[self.code.sha256("shim")] = base
+
     def _parts_failed(self, error: BaseException, namespace: Namespace) -> bool:
         """Return whether code failed in a way that the library as a whole may not: its parts are its files alone."""
         return (

@@ -105,3 +105,18 @@ def test_a_bare_class_of_a_checkpoint_with_a_head(tmp_path):
     assert "TinyModel" in caught.value.what
     with pytest.raises(UsageError, match="no entry"):
         shardload.from_pretrained(folder, trust_remote_code=True, auto_class="AutoModelForFun")
+
+
+def test_the_tries_of_a_class_that_is_not_taken_move_no_base(tmp_path):
+    pytest.importorskip("transformers")
+    code = MODEL + "\nfrom transformers import LlamaModel\nclass TinyLlama(TinyModel):\n"
+    code += "    def __init__(self, config):\n        super().__init__(config)\n        LlamaModel(config)\n"
+    files = {"configuration_tiny.py": repos.CONFIG, "modeling_tiny.py": code}
+    auto_map = {**AUTO_MAP, "AutoModelForMaskedLM": "modeling_tiny.TinyLlama"}
+    repos.write(tmp_path, files, {"auto_map": auto_map, "architectures": ["TinyLlama"], "hidden_size": 4})
+    folder = write_checkpoint(tmp_path, BARE)
+    with pytest.raises(MismatchError):  # the other is tried, and fits no better
+        shardload.from_pretrained(folder, trust_remote_code=True)
+    write_checkpoint(tmp_path, CAUSAL)
+    model = shardload.from_pretrained(folder, trust_remote_code=True)
+    assert shardload.report_of(model).remote_base == "shim"

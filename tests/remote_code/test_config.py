@@ -211,7 +211,7 @@ def test_settings_of_generation_are_of_the_loop_that_reads_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
-@pytest.mark.parametrize("part", [None, "text_config"])
+@pytest.mark.parametrize("part", [None, "text_config", "parts_in_a_list"])
 def test_a_repo_of_kernels_that_a_file_names_is_refused(tmp_path, name, part):
     """transformers fetches such a repo and imports its code when it makes the model."""
     transformers = pytest.importorskip("transformers")
@@ -220,7 +220,7 @@ def test_a_repo_of_kernels_that_a_file_names_is_refused(tmp_path, name, part):
         "architectures": ["LlamaForCausalLM"],
     }
     named = {name: "kernels-community/anything@main"}
-    settings |= named if part is None else {part: named}
+    settings |= named if part is None else {part: [1, [named]] if part == "parts_in_a_list" else named}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UntrustedCodeError, match="kernels-community/anything") as refused:
         shardload.load_config(tmp_path)
