@@ -125,7 +125,7 @@ def from_pretrained(
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     place = place_of(where, keywords)
-    layout = _layout(device_mesh, tp_plan, distributed_config, adapter=adapter, prefix=prefix)
+    layout = _layout(device_mesh, tp_plan, distributed_config, merge=merge or None, prefix=prefix)
     wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
     device = device if layout is None else layout.device(device)
     target = OnDevice(device, wanted, spill)
@@ -150,11 +150,11 @@ def from_pretrained(
             if in_front:
                 in_front.judge(shell, target)
                 leniency["allow_missing"] = in_front.allowed(allow_missing)
+            on_it = None if adapter is None else place.elsewhere(adapter)
+            on_top = _on_top(shell, checkpoint, on_it, target, merge=merge, early=layout is not None)
             if layout is not None:
                 layout.shard(shell)
             clock.stage("shell")
-        on_it = None if adapter is None else place.elsewhere(adapter)
-        on_top = _on_top(shell, checkpoint, on_it, target, merge=merge)
         report = fill(
             shell,
             checkpoint,
@@ -331,9 +331,9 @@ def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str |
 
 
 def _on_top(
-    shell: Shell, checkpoint: Checkpoint, adapter: Where | None, target: OnDevice, *, merge: bool
+    shell: Shell, checkpoint: Checkpoint, adapter: Where | None, target: OnDevice, *, merge: bool, early: bool
 ) -> AdapterOnLoad | None:
-    """Judge the adapter that the caller wants on the model, if any, and let the load's statement count it."""
+    """Judge the adapter that is wanted on the model, if any; attach it (`early`), or let the statement count it."""
     if adapter is None:
         if merge:
             raise UsageError(
@@ -343,7 +343,7 @@ def _on_top(
         return None
     from shardload.adapters.on_load import AdapterOnLoad  # for those who have some
 
-    on_top = AdapterOnLoad(shell, adapter, target, merge=merge)
+    on_top = AdapterOnLoad(shell, adapter, target, merge=merge, early=early)
     on_top.state(checkpoint.tensors, float_code(target.dtype), target.device.type)
     return on_top
 

@@ -28,17 +28,24 @@ if TYPE_CHECKING:
 class AdapterOnLoad:
     """An adapter for a model that is about to be filled: merged into the weights as they stream by, or attached after.
 
-    Judged when it is made: raises what `load_adapter` raises.
+    Judged when it is made: raises what `load_adapter` raises. A shell that is sharded next gets it then (`early`): what
+    is attached later does not belong to the engine that shards.
     """
 
-    def __init__(self, shell: Shell, where: Where, target: Target, *, merge: bool) -> None:
+    def __init__(
+        self, shell: Shell, where: Where, target: Target, *, merge: bool, early: bool = False
+    ) -> None:
         self._where = where
         self._file = open_adapter(where)
         self._merging: MergingTarget | None = None
         self.target = target
-        if merge:
+        self._attached: AdapterReport | None = None
+        self._tensors: list[Derived] = []
+        if early:
+            self._attached = load_adapter(shell.model, where)
+        elif merge:
             changes, self._report = plan_merge(shell, self._file)
-            self._tensors: list[Derived] = list(self._file.checkpoint.tensors.values())
+            self._tensors = list(self._file.checkpoint.tensors.values())
             self._merging = self.target = MergingTarget(target, getattr(target, "dtype", None), changes)
         else:
             self._tensors = judge_before_load(shell.model, self._file)
@@ -49,6 +56,8 @@ class AdapterOnLoad:
 
     def finish(self, model: nn.Module) -> AdapterReport:
         """Attach what was not merged; return the adapter's report."""
+        if self._attached is not None:
+            return self._attached
         if self._merging is None:
             return load_adapter(model, self._where)
         return finish_report(self._report, self._merging)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from shardload.errors import Cures, UnsupportedError, UsageError, Wording, keywo
 from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from shardload.model.shell import Shell
 
@@ -147,9 +148,10 @@ class Layout:
         styles = _expanded(shell.model, self.plan)
         _refuse_what_stays_cut(shell.model, styles)
         ties = shell.ties
-        parallelize_module(
-            shell.model, self._along(_OF_TP), {name: _style_of(style) for name, style in styles.items()}
-        )
+        with _without_adapters(shell.model, styles):
+            parallelize_module(
+                shell.model, self._along(_OF_TP), {name: _style_of(style) for name, style in styles.items()}
+            )
         _tie_again(shell.model, ties)
 
     def _fully_shard(self, model: nn.Module) -> None:
@@ -258,6 +260,24 @@ def _expanded(model: nn.Module, plan: Mapping[str, str | ParallelStyle]) -> dict
     return styles
 
 
+@contextmanager
+def _without_adapters(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Take the adapters out of layers while torch cuts these, which it takes for leaves: factors stay whole."""
+    taken = []
+    for name in names:
+        children = model.get_submodule(name)._modules
+        taken.append((children, dict(children)))
+        for leaf, child in list(children.items()):
+            if getattr(child, "of_an_adapter", False):
+                del children[leaf]
+    try:
+        yield
+    finally:
+        for children, before in taken:
+            children.clear()
+            children.update(before)
+
+
 def _refuse_what_stays_cut(model: nn.Module, styles: Mapping[str, str | ParallelStyle]) -> None:
     """Refuse a layer whose cut output nothing takes as it is: what follows would compute something else.
 
@@ -305,13 +325,13 @@ def _tie_again(model: nn.Module, ties: tuple[tuple[str, ...], ...]) -> None:
 
 
 def refuse_on_top(wanted: Mapping[str, object]) -> None:
-    """Raise UnsupportedError for what a model that is sharded while it is loaded does not get: an adapter, a prefix."""
+    """Raise UnsupportedError for what a model that is sharded while it is loaded does not get: a merge, a prefix."""
     given = next((name for name, value in wanted.items() if value is not None), None)
     if given is None:
         return
     raise UnsupportedError(
         Wording("{0} is not for a model that is sharded while it is loaded", keyword(given)),
-        cure="attach it to a shell (build_shell, load_adapter), shard that, then fill it"
-        if given == "adapter"
+        cure="write a merged checkpoint first, by merge_to_disk"
+        if given == "merge"
         else "load the model with it, then shard that by torch (fully_shard, parallelize_module)",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shardload import load_adapter, open_checkpoint, save
+from shardload import UnsupportedError, attach_lora, load_adapter, open_checkpoint, save
 from tests.distributed.nets import NETS
 from tests.distributed.spawn import run_ranks
 
@@ -17,6 +17,7 @@ def ended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     torch.manual_seed(1)
     save(NETS["Uneven"](), folder / "base")
+    (folder / "base" / "config.json").write_text("{}")
     ranks = run_ranks("tests.distributed.adapters", 2, folder)
     assert [rank.code for rank in ranks] == [0, 0], "\n".join(rank.said[-3000:] for rank in ranks)
     return folder, [rank.lines[0] for rank in ranks]
@@ -27,6 +28,26 @@ def test_three_steps_on_other_data_are_those_of_the_joined_batch(ended):
     assert all(line["same"] for line in lines)
     assert [line["far"] for line in lines] == [lines[0]["far"]] * 2
     assert lines[0]["far"] < 1e-5
+
+
+def test_an_adapter_of_layers_that_are_cut_trains_as_in_one_process(ended):
+    _, lines = ended
+    assert all(line["cut_same"] and line["cut_far"] < 1e-5 for line in lines)
+
+
+def test_torch_itself_is_told_that_a_layer_with_an_adapter_is_no_leaf():
+    model = NETS["Uneven"]()
+    attach_lora(model, r=2, targets=["layers.0.up"])
+    layer = model.layers[0].up
+    for name, parameter in list(layer.named_parameters()):
+        if "lora" in name:
+            with pytest.raises(UnsupportedError, match="parallelize_module can't cut"):
+                layer.register_parameter(name, parameter)
+        else:
+            layer.register_parameter(name, parameter)
+    assert not hasattr(layer.lora_A, "weight")
+    with pytest.raises(UnsupportedError, match="parallelize_module can't cut"):
+        _ = layer.lora_A.weight
 
 
 def test_the_saved_adapter_is_that_of_one_process(ended):

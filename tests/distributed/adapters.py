@@ -42,6 +42,28 @@ def attached(folder: Path):
     return shell
 
 
+def trained_when_cut(folder: Path, mesh) -> dict:
+    """Train the saved adapter on a base under tensor parallelism, and in one process; compare the two."""
+    given = {"model_class": lambda _: NETS["Uneven"](), "adapter": folder / "saved"}
+    plan = {"layers.*.up": "colwise", "layers.*.down": "rowwise"}
+    models = [
+        shardload.from_pretrained(folder / "base", device_mesh=mesh, tp_plan=plan, timeout=60, **given),
+        shardload.from_pretrained(folder / "base", **given),
+    ]
+    factors = []
+    for model in models:
+        own = {name: parameter for name, parameter in model.named_parameters() if "lora" in name}
+        for parameter in own.values():
+            parameter.requires_grad_()
+        before = {name: parameter.detach().clone() for name, parameter in own.items()}
+        trained(model.train(), lambda step: batch(step, 0))
+        assert not any(torch.equal(before[name], parameter) for name, parameter in own.items())
+        factors.append(torch.cat([parameter.detach().flatten() for parameter in own.values()]))
+    both = [torch.empty_like(factors[0]) for _ in range(dist.get_world_size())]
+    dist.all_gather(both, factors[0])
+    return {"cut_far": float((factors[0] - factors[1]).abs().max()), "cut_same": torch.equal(*both)}
+
+
 def main(where: str) -> None:
     dist.init_process_group("gloo")
     folder = Path(where)
@@ -77,7 +99,10 @@ def main(where: str) -> None:
     files = shardload.save_adapter(shell.model, folder / "saved")
     shardload.save_adapter(one.model, folder / f"one{rank}")
     saved = shardload.save(shell.model, folder / "model", timeout=60)
-    say(far=far, same=same, nbytes=report.nbytes, files=[file.name for file in files], saved=len(saved))
+    cut = trained_when_cut(folder, mesh)
+    say(
+        **cut, far=far, same=same, nbytes=report.nbytes, files=[file.name for file in files], saved=len(saved)
+    )
     dist.barrier()
     dist.destroy_process_group()
 

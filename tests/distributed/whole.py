@@ -25,6 +25,7 @@ def whole(tensor):
 
 def load(case: str, folder: Path, mesh) -> str:
     repo, how = case.split(":")
+    adapter, how = how.startswith("lora+"), how.removeprefix("lora+")
     plan = {
         "layers.*.up": "colwise",
         "layers.*.down": "rowwise",
@@ -45,6 +46,7 @@ def load(case: str, folder: Path, mesh) -> str:
             },
         },
         "half": {"device_mesh": mesh, "tp_plan": {"embed": "rowwise_rep"}},
+        "merge": {"device_mesh": mesh, "merge": True},
         "nowhere": {"device_mesh": mesh, "tp_plan": {"layers.*.upp": "colwise"}},
     }[how]
     common = (
@@ -52,9 +54,12 @@ def load(case: str, folder: Path, mesh) -> str:
     )
     if repo in NETS:
         common["model_class"] = lambda _config: NETS[repo]()
+    if adapter:
+        common["adapter"] = folder / "adapter"
     model = shardload.from_pretrained(folder / repo, **common, **given, timeout=60)
     one = shardload.from_pretrained(folder / repo, **common)
     assert not model.training
+    assert [each.name for each in shardload.report_of(model).adapters] == ["default"] * adapter
     parts = [name for name, tensor in model.named_parameters() if isinstance(tensor, DTensor)]
     assert parts, "nothing is sharded"
     wanted = {**dict(one.named_parameters()), **dict(one.named_buffers())}

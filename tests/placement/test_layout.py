@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shardload import UsageError, from_pretrained, save
+from shardload import UsageError, attach_lora, from_pretrained, save, save_adapter
 from shardload.cli.demo_repo import write_demo_repo
 from shardload.placement.layout import blocks_of
 from tests.distributed.nets import NETS
@@ -19,6 +19,9 @@ CASES = {
     "Tied:sizes": "ok",
     "Tied:tp": "ok",
     "Fused:fsdp": "ok",
+    "Uneven:lora+fsdp": "ok",
+    "Uneven:lora+tp": "ok",
+    "Uneven:lora+merge": "UnsupportedError: merge=… is not for a model that is sharded while it is loaded",
     "glm:fsdp": "ok",
     "glm:tp": "ok",
     "glm:fused": "UnsupportedError: the output of transformer.encoder.layers.0.mlp.dense_h_to_4h is fused of several",
@@ -33,10 +36,17 @@ OF_TRANSFORMERS = {"llama:auto": "ok", "llama:fsdp": "ok"}
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    for name in ("Tied", "Fused"):
+    for name in ("Tied", "Fused", "Uneven"):
         torch.manual_seed(3)
         save(NETS[name](), folder / name)
         (folder / name / "config.json").write_text("{}")
+    torch.manual_seed(3)
+    model = NETS["Uneven"]()
+    attach_lora(model, r=3, targets=["layers.0.up", "layers.1.down"])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    save_adapter(model, folder / "adapter")
     write_demo_repo(folder / "glm", formats=["safetensors"])
     cases = dict(CASES)
     if find_spec("transformers"):

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from shardload.adapters.layers.term import DORA_CACHE, Factors, LoraTerm
-from shardload.errors import UnsupportedError
+from shardload.errors import UnsupportedError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -60,6 +60,28 @@ class Factor(nn.Module):
         return f"{tuple(self.weight.shape)}, {self.weight.dtype}, bias={self.bias is not None}"
 
 
+class NoLeafError(UnsupportedError, AttributeError):
+    """torch's ColwiseParallel and RowwiseParallel take a layer for a leaf, and this one has adapters."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "parallelize_module can't cut a layer that has an adapter",
+            cure=Wording("let from_pretrained do it: {adapter}, {tp_plan}", adapter=..., tp_plan=...),
+        )
+
+
+class OfAdapters(nn.ModuleDict):
+    """One part of the adapters of a layer: a child for each adapter."""
+
+    of_an_adapter = True
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a child, as any module does. Raises NoLeafError for what a Linear has."""
+        if name in ("weight", "bias"):
+            raise NoLeafError
+        return super().__getattr__(name)
+
+
 class LoraLayer(nn.Module):
     """A layer that adds every active adapter's term to its own output.
 
@@ -91,6 +113,12 @@ class LoraLayer(nn.Module):
                     out = term.add(self, name, weight, input, out)
         return out if out.dtype == dtype else out.to(dtype)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter of the layer's own. Raises NoLeafError for one of an adapter."""
+        if name.startswith(LORA_PARTS):
+            raise NoLeafError
+        super().register_parameter(name, param)
+
     def lora_changes(self, name: str) -> Iterator[tuple[nn.Module, LoraTerm, Factors]]:
         """Yield the owning module, the term and the factors for each base tensor that an adapter changes here."""
         if name in self.lora_terms:
@@ -113,7 +141,7 @@ class LoraLayer(nn.Module):
             self.lora_B._modules[name] = Factor(factors.b, factors.bias)  # type: ignore[arg-type]
         if factors.magnitude is not None:
             if "lora_magnitude_vector" not in self._modules:
-                self.lora_magnitude_vector = nn.ModuleDict()
+                self.lora_magnitude_vector = OfAdapters()
             self.lora_magnitude_vector[name] = Factor(factors.magnitude)  # type: ignore[arg-type]
         self.lora_terms[name] = term
 
@@ -257,7 +285,7 @@ def adapt(module: nn.Module, host: type[LoraLayer], switch: Switch) -> LoraLayer
     try:
         module.__dict__.update(lora_terms={}, lora_switch=switch)
         module.__class__ = lora_class(host, type(module))
-        module._modules.update(lora_A=nn.ModuleDict(), lora_B=nn.ModuleDict())
+        module._modules.update(lora_A=OfAdapters(), lora_B=OfAdapters())
     except BaseException as error:
         restore(module)
         if not isinstance(error, TypeError):

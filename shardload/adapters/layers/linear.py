@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from shardload.adapters.layers.layer import LayerKind, LoraLayer
-from shardload.adapters.layers.term import LoraTerm, dora_factor
+from shardload.adapters.layers.term import LoraTerm, dora_factor, whole_beside
 
 if TYPE_CHECKING:
     from shardload.adapters.adapter import LoraEntry
@@ -36,11 +36,14 @@ class LinearTerm(LoraTerm):
         modules = layer._modules
         up: Any = modules["lora_B"]._modules[name]  # type: ignore[union-attr]
         down: Any = modules["lora_A"]._modules[name].weight  # type: ignore[union-attr]
+        over, bias = up.weight, up.bias
+        if type(x) is not torch.Tensor:
+            down, over, bias = (whole_beside(x, each) for each in (down, over, bias))
         x = x if x.dtype == down.dtype else x.to(down.dtype)
         dropped = bool(self.dropout) and layer.training
         if dropped:
             x = functional.dropout(x, self.dropout)
-        delta = functional.linear(functional.linear(x, down), up.weight, up.bias)
+        delta = functional.linear(functional.linear(x, down), over, bias)
         magnitudes = modules.get("lora_magnitude_vector")
         if magnitudes is None or name not in magnitudes._modules:
             return torch.add(out, delta, alpha=self.scale * weight)

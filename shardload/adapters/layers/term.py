@@ -164,3 +164,17 @@ def dora_factor(layer: AdaptedLayer, name: str, term: LoraTerm, base: torch.Tens
     if keep:
         cache[name] = (stamp, factor.detach())
     return factor
+
+
+def whole_beside(x: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a factor as a tensor that is whole on each rank, where the layer's input lies over ranks and it does not.
+
+    Tensor parallelism by rows cuts the layer's own parameters alone.
+    """
+    mesh = getattr(x, "device_mesh", None)
+    if mesh is None or factor is None or hasattr(factor, "device_mesh"):
+        return factor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    whole: torch.Tensor = DTensor.from_local(factor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return whole
