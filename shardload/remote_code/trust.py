@@ -68,7 +68,8 @@ def require_trust(
 def _pinned(source: Source, trust: CodeTrust, argument: str) -> str:
     """Return how to name the commit: where the place names a revision itself, in the place."""
     if argument == "revision" and source.revision and trust.hub and "@" in str(trust.hub.name):
-        return f"{name_of(source)}@{source.revision} as the place"
+        instead = " instead of both" if trust.hub.revision else ""
+        return f"{name_of(source)}@{source.revision} as the place{instead}"
     return keyword(argument, source.revision or ...)
 
 

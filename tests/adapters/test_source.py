@@ -201,12 +201,15 @@ def test_what_a_trainer_leaves_beside_the_weights_is_no_choice(tmp_path):
 
 
 def test_an_adapter_in_the_place_of_a_model_names_its_base(tmp_path):
-    base = write_checkpoint(tmp_path / "base", Tiny().state_dict())
+    auto = {"auto_map": {"AutoModel": "modeling.Model"}}
+    base = write_checkpoint(tmp_path / "base", Tiny().state_dict(), config=auto)
+    code = "from tests.adapters.tiny import Tiny\n\n\ndef Model(config):\n    return Tiny()\n"
+    (base / "modeling.py").write_text(code)
     folder = write(tmp_path / "lora", lora_tensors(Tiny()), config(base_model_name_or_path=str(base)))
     with pytest.raises(UsageError, match="this is an adapter, not a model") as caught:
-        from_pretrained(folder)
+        from_pretrained(folder, trust_remote_code=True)
     assert caught.value.cure == f"pass {base} as the place and adapter={str(folder)!r}"
-    model = from_pretrained(base, model_class=lambda _: Tiny(), progress=False, **caught.value.cure.keywords)
+    model = from_pretrained(base, trust_remote_code=True, progress=False, **caught.value.cure.keywords)
     assert model.state_dict().keys() > Tiny().state_dict().keys() - {"layers.0.up.weight"}
     unnamed = write(tmp_path / "unnamed", lora_tensors(Tiny()))
     with pytest.raises(UsageError, match="load its base, with the adapter on top"):

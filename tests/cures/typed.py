@@ -20,8 +20,9 @@ _FOLDER = re.compile(r"\bpass the (?:path of one|file|folder): (\S[^;()]*)|(?:pa
 _COMMAND = re.compile(r"`([^`]+)`|: (shardload [a-z]+ [^;,]+)")
 # Steps that nothing here can type: the text is a piece of advice, whatever else it names.
 _BY_HAND = re.compile(
-    r"\b(leave out|leave [a-z_]+= out|make the model|convert the files|load_adapter|instead of|rather than|"
-    r"belong to this|at a terminal|not both|load its base|load the base|build the base|save (it )?again|beside)\b"
+    r"\b(leave out [a-z_]+=|leave out --|leave [a-z_]+= out|make the model|convert the files|load_adapter|instead of|"
+    r"rather than|belong to this|at a terminal|not both|load its base|load the base|build the base|save (it )?again|"
+    r"beside)\b"
 )
 FLAGS = frozenset(
     "--allow-links --check --copy --greedy --json --locked --merge --no-verify --offline --raw --trust-remote-code "

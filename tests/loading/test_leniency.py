@@ -10,6 +10,7 @@ from shardload import (
     MismatchError,
     UsageError,
     build_shell,
+    check,
     fill,
     open_checkpoint,
 )
@@ -126,3 +127,23 @@ def test_a_fault_is_set_aside_by_who_allows_it(tmp_path):
         "allow_unexpected": ["extra"],
         "the class's _keys_to_ignore_on_load_unexpected": ["old.a"],
     }
+
+
+_TEMPLATES = (
+    "extra.{}.w", "extra.{...}", "{...}.w", "extra.*", "*.w", "extra.?.w", "extra.[01].w", "extra[.]0.w", "a[*]b",
+    "a*b", "extra.0.w", "extra", "EXTRA.*", "{}.w", "extra.{}.{...}", "x{}y",
+)  # fmt: skip
+_KEYS = ("extra.0.w", "extra.1.w", "extra.10.w", "extra.a.w", "extra.0.b.w", "a*b", "axb", "3.w", "x7y", "xy")
+
+
+@pytest.mark.parametrize("pattern", _TEMPLATES)
+def test_a_pattern_that_is_allowed_and_one_that_a_key_map_drops_mean_the_same_keys(tmp_path, pattern):
+    net = Net()
+    state = {**random_state(net), **{key: torch.ones(1) for key in _KEYS}}
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, state, shards=1))
+    dropped = check(build_shell(Net), checkpoint, key_map={pattern: None})
+    left = {fault.key for fault in dropped.faults}
+    with pytest.raises((UsageError, MismatchError)) as caught:
+        fill(build_shell(Net), checkpoint, allow_unexpected=[pattern])
+    report = getattr(caught.value, "report", None)  # none where the pattern matches no key
+    assert left == ({fault.key for fault in report.faults} if report else set(_KEYS))

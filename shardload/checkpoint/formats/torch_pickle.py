@@ -6,6 +6,7 @@ Measured on one core, the collector paused as the formats do: 100,000 tensors (3
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from shardload._system.file_kind import RESAVE
@@ -17,6 +18,25 @@ from shardload.errors import UnsafeError, UnsupportedError
 
 _LONGEST_NAME = 512
 _PARAMETER = "torch.nn.parameter.Parameter"
+
+
+_OF_PYTHON = sys.stdlib_module_names | {"__builtin__"}  # no module's class lies there
+_OF_MODULES = (
+    b"_parameters",
+    b"_buffers",
+    b"_modules",
+    b"training",
+)  # attributes that every nn.Module is pickled with
+
+
+def _whole_module(name: str, where: str) -> UnsafeError:
+    return UnsafeError(
+        f"the file holds a whole module, pickled by the name of its class {quote(name)}, and not its state dict alone; "
+        "nothing was run",
+        where=where,
+        cure="save it again where its class is, if you trust who made the file: "
+        "torch.save(model.state_dict(), file); to load it as it is runs whatever it names",
+    )
 
 
 class TorchPickle(PickleMachine):
@@ -51,7 +71,13 @@ class TorchPickle(PickleMachine):
                 raise ValueError(f"a global's name is longer than {_LONGEST_NAME} bytes")
             names.append(str(self._data[self.position : end], "utf-8"))
             self.position = end + 1
-        self._stack.append(lookup(names[0], names[1], self._place()))
+        try:
+            self._stack.append(lookup(names[0], names[1], self._place()))
+        except UnsafeError as error:
+            of_python = names[0].partition(".")[0] in _OF_PYTHON
+            if not of_python and all(name in self._data for name in _OF_MODULES):
+                raise _whole_module(".".join(names), self._place()) from error
+            raise
 
     def _place(self) -> str:
         """Return the file and the last text that was read, which is usually the key of the next value."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections import OrderedDict
 
 import pytest
 import torch
 
+from shardload import open_checkpoint
 from shardload.checkpoint.formats.pickle_machine import EndOfDataError
 from shardload.checkpoint.formats.torch_globals import PickledDict, PickledTensor
 from shardload.checkpoint.formats.torch_pickle import TorchPickle
@@ -150,3 +152,29 @@ def test_one_storage_with_two_types(tmp_path):
     )
     with pytest.raises(CorruptError, match="storage '0' is 6 x torch.FloatStorage and 6 x torch.IntStorage"):
         read_bytes(tmp_path, torch_zip(both, {"0": bytes(24)}))
+
+
+class Whole(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(2, 2)
+
+
+class Runs(dict):
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_whole_module_is_named_as_what_it_is(tmp_path, legacy):
+    zipped = {"_use_new_zipfile_serialization": not legacy}
+    torch.save({"model": Whole(), "epoch": 1}, tmp_path / "x.pt", **zipped)
+    with pytest.raises(UnsafeError, match="holds a whole module, pickled by the name of its class") as caught:
+        open_checkpoint(tmp_path / "x.pt")
+    assert "test_torch_pickle.Whole" in caught.value.what
+    assert "torch.save(model.state_dict(), file)" in caught.value.cure
+    # What looks like a module, and would run a function of Python, is called unsafe as ever.
+    words = dict.fromkeys(("_parameters", "_buffers", "_modules", "training"))
+    torch.save({**words, "model": Runs()}, tmp_path / "x.pt", **zipped)
+    with pytest.raises(UnsafeError, match="which no weights need"):
+        open_checkpoint(tmp_path / "x.pt")
