@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import permutations
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardload.diagnosis.pairing.board import Link
@@ -18,6 +19,7 @@ _MOST_PAIRS = 40_000  # of one bucket: scoring all of a larger one takes too lon
 _STEPS = (0.45, 0.3, 0.2, 0.12, 0.07)
 _TURNED = 0.2  # what a transpose costs: names have to speak for it
 _OWN_NAME = 0.4  # what it costs to leave a namesake of another shape behind
+_MOST_ASSIGNED = 5  # families of a bucket whose orders are all tried: 120 of them
 ALONE = 9.0  # the margin where nothing else has that signature
 
 
@@ -129,4 +131,27 @@ def _best_pairs(
         )
         if scores[best] > rival:
             found.append(Choice(scores[best], scores[best] - rival, olds[row], news[best]))
+    taken = {id(choice.old) for choice in found}
+    for row, column, margin in _assigned(table):
+        if id(olds[row]) not in taken:
+            found.append(Choice(table[row][column], margin, olds[row], news[column]))
     return found
+
+
+def _assigned(table: Sequence[Sequence[float]]) -> list[tuple[int, int, float]]:
+    """Return (row, column, margin) of the best way to give each row a column of its own.
+
+    A name that says nothing may be as good for two others: then it is theirs that decide. The margin of a pair is what
+    the best way without it costs.
+    """
+    size = len(table)
+    if not 1 < size <= _MOST_ASSIGNED or size != len(table[0]):
+        return []
+    ways = [
+        (sum(table[row][column] for row, column in enumerate(way)), way) for way in permutations(range(size))
+    ]
+    total, best = max(ways)
+    return [
+        (row, column, total - max(other for other, way in ways if way[row] != column))
+        for row, column in enumerate(best)
+    ]

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.key_family import KeyFamily
 
 _LEAST = 8  # families of a tree: fewer are one module, and a block has several of those
+_MOST_OF = 0.75  # of what is open below both paths; the rest may have other names
 _MOST_ALIKE = 32  # families of one end and one signature; more are no towers
 Pairs = list[tuple["KeyFamily", "KeyFamily"]]
 
 
 class _Tree(NamedTuple):
-    """A path of each side below which all open families have the same ends, numbers and shapes."""
+    """A path of each side below which most open families have the same ends, numbers and shapes."""
 
     old: str
     new: str
@@ -53,7 +54,7 @@ def pair_twin_trees(board: Board) -> None:
 
 
 def _trees(board: Board) -> list[_Tree]:
-    """Return the pairs of paths below which everything fits."""
+    """Return the pairs of paths below which nearly everything fits."""
     ends: dict[tuple[str, ...], list[KeyFamily]] = defaultdict(list)
     for family in board.wanted:
         ends[_end(family)].append(family)
@@ -67,7 +68,8 @@ def _trees(board: Board) -> list[_Tree]:
         _Tree(*move, pairs)
         for move, pairs in moves.items()
         if len(pairs) >= _LEAST
-        and len(pairs) == _count_below(board.stored, move[0]) == _count_below(board.wanted, move[1])
+        and len(pairs) >= _MOST_OF * _count_below(board.stored, move[0])
+        and len(pairs) >= _MOST_OF * _count_below(board.wanted, move[1])
     ]
 
 

@@ -1,5 +1,7 @@
 """Whole subtrees that are built alike, and what is left in blocks whose other tensors have each other."""
 
+import re
+
 import pytest
 
 from tests.diagnosis.headers import case_of, cures, keys
@@ -44,6 +46,29 @@ def test_a_strange_name_in_a_block_takes_nothing_with_it():
     (guess,) = [link for link in case.solution.board.links if "zulu" in link.stored[0].template]
     assert guess.unproven
     assert guess.confidence < 0.95
+
+
+def test_a_strange_name_that_fits_two_places_leaves_the_other_to_the_name_that_says_it():
+    stored = {key.replace("layers", "blocks"): shape for key, shape in tower("a", {"v_proj": "zulu"}).items()}
+    stored = {key.replace("out_proj", "output.dense"): shape for key, shape in stored.items()}
+    wanted = tower("a", {name: f"attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")})
+    stored = {
+        re.sub(r"\b(q_proj|k_proj|zulu|output)\b", r"attention.\1", key): shape
+        for key, shape in stored.items()
+    }
+    case = case_of(stored, wanted)
+    assert cures(case)
+    made = made_from(case)
+    assert made["a.layers.1.attn.v_proj.weight"] == "a.blocks.1.attention.zulu.weight"
+    assert made["a.layers.1.attn.out_proj.weight"] == "a.blocks.1.attention.output.dense.weight"
+
+
+def test_two_towers_with_other_names_inside_keep_their_places():
+    changes = {"fc1": "alpha"}
+    stored = tower("video_tower.vision_model", changes) | tower("image_tower.vision_model", changes)
+    case = case_of(stored, tower("model.image_tower") | tower("model.video_tower"))
+    assert all(key.split(".")[1] == name.split(".")[0] for key, name in made_from(case).items())
+    assert len(made_from(case)) >= 32
 
 
 def test_of_two_strange_names_neither_is_guessed():
