@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.checkpoints import Spec, chatglm, llama, many
+from shardload.dequantise.gguf_blocks import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -296,6 +297,34 @@ _MERGE = Table(
     ),
 )
 
+_DEQUANTISE = Table(
+    "dequantise",
+    "Packed weights made plain while they are loaded, into bfloat16 with one thread",
+    "`fill` of eight weights of 4096x2048, files in the page cache; GB of the result per second of CPU, best of three. "
+    "Over the result: peak anonymous memory less the result. Theirs is `gguf.dequantize`, to float32 and in memory.",
+    tuple(
+        Probe(label, ("dequantise", name))
+        for name, label in (
+            ("gptq", "GPTQ, 4 bits"),
+            ("gptq-order", "GPTQ, 4 bits, an order of inputs"),
+            ("awq", "AWQ"),
+            ("fp8", "fp8, blocks of 128x128"),
+            ("nf4", "bitsandbytes nf4"),
+            ("int8", "bitsandbytes int8"),
+            ("mxfp4", "MXFP4, turned"),
+            ("compressed-tensors", "compressed-tensors, 4 bits"),
+            *((kind, f"GGUF {kind}") for kind in KINDS),
+        )
+    ),
+    columns=(
+        Column("rate", "GB/s a core", "x"),
+        Column("theirs", "theirs", "x"),
+        Column("over", "over the result", "MB"),
+        Column("stated", "stated", "MB"),
+    ),
+    file="dequantise",
+)
+
 _SECONDS = Column("load_s", "load alone", "s")
 _PEAK = Column("anon_peak", "peak anonymous", "MB")
 _CPU = Column("cpu_s", "CPU to ready, imports too", "s")
@@ -483,6 +512,7 @@ TABLES = (
     _PARTIAL,
     _RANKS,
     *_SCALING,
+    _DEQUANTISE,
     _COMMANDS,
     _FULL_SIZE,
     _ATTACH,

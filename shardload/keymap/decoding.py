@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardload._system.fresh_pages import FreshPages
 from shardload.dequantise import BadValuesError
 from shardload.errors import CorruptError
 from shardload.keymap.dequantised import block_of
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from shardload.tensor_ref import TensorRef
 
 _PIECE = 2**17  # elements that are decoded at a time: what a core's own cache holds
-WORK_SPACE = 16 * _PIECE
+WORK_SPACE = 32 * _PIECE
 """Bytes that decoding takes beside the stored parts and the result."""
+_PAGES = FreshPages()  # of results: half of the time would go into the first touch of small ones
 
 
 class Decoding:
@@ -53,6 +55,8 @@ def decode(tensor: Dequantised, parts: Mapping[str, torch.Tensor], place: torch.
     try:
         # A tensor that was made in inference mode can be written to only in it.
         with torch.inference_mode():
+            if place.is_contiguous() and place.is_cpu:
+                _PAGES.touch(place.data_ptr(), place.nbytes)
             _Writer(tensor, parts).write(tensor.view, place)
     except BadValuesError as error:
         ref = dict(weight.parts)[error.role]
@@ -88,6 +92,8 @@ class _Writer:
         numbers = self._numbers(block.rows, block.columns)
         if numbers.dtype != place.dtype and numbers.itemsize == place.itemsize:
             numbers = numbers.float()  # torch casts float16 to bfloat16 one number at a time
+        if view.strides is not None and numbers.dtype != place.dtype:
+            numbers = numbers.to(place.dtype)  # and is slow at a cast that turns too
         place.copy_(numbers.as_strided(view.shape, block.strides, block.offset))
 
     def _numbers(self, rows: range, columns: range) -> torch.Tensor:
