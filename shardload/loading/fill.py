@@ -168,8 +168,8 @@ def fill(
                 if ranks:
                     ranks.meet("filled")
             report.notes += finish(shell, filled, missing, values, target, references, undo)
-            if len(_FLOATS.intersection(report.dtypes)) > 1 and getattr(target, "dtype", None) is None:
-                report.notes += _mixed(shell.model, target.dtypes)
+            if getattr(target, "dtype", None) is None:
+                report.notes += _dtype_notes(comparison, target.dtypes)
         remember_origin(shell.model, checkpoint, comparison.plan)
         if comparison.conversions:
             CONVERSIONS.remember(shell.model, comparison.conversions)
@@ -198,10 +198,15 @@ def stated_for(
     return comparison.memory(comparison.unfilled(verdict), copy=copy)
 
 
-def _mixed(model: nn.Module, kept: Collection[str]) -> list[str]:
-    from shardload.loading.mixed_dtypes import mixed_notes
+def _dtype_notes(comparison: Comparison, kept: Collection[str]) -> list[str]:
+    """Return notes on weights of several dtypes, for a load that keeps each one's own."""
+    several, joined = len(_FLOATS.intersection(comparison.report.dtypes)) > 1, comparison.plan.held.joined
+    if not several and not joined:
+        return []
+    from shardload.loading.mixed_dtypes import joined_notes, mixed_notes
 
-    return mixed_notes(model, kept)
+    notes = joined_notes(comparison.plan.tensors) if joined else []
+    return [*notes, *(mixed_notes(comparison.shell.model, kept) if several else [])]
 
 
 def _loaded_in(target: Target, checkpoint: Checkpoint) -> torch.dtype | None:

@@ -9,16 +9,34 @@ import torch
 from torch import nn
 
 from shardload.errors import Wording
+from shardload.keymap import Joined, leaves
 from shardload.keys import collapse
 from shardload.model.shell import modules_of
+from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
+
+    from shardload.keymap import Derived
 
 _COMPUTE = frozenset({nn.Linear, nn.Bilinear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d})
 """Modules that compute in the dtype of their weights: an input in another one is an error, a result in it the next."""
 
 _SHOWN = 4
+
+
+def joined_notes(tensors: Iterable[tuple[str, Derived]]) -> list[str]:
+    """Return notes on tensors that are joined from parts of several dtypes, in one that holds them all."""
+    wider: dict[tuple[str, str], list[str]] = {}
+    for name, tensor in tensors:
+        parts = {ref.dtype for ref in leaves(tensor)} if isinstance(tensor, Joined) else set()
+        if len(parts) > 1:
+            shown = " and ".join(sorted(TORCH_NAMES.get(code, code) for code in parts))
+            wider.setdefault((shown, TORCH_NAMES.get(tensor.dtype, tensor.dtype)), []).append(name)
+    return [
+        f"{', '.join(collapse(names)[:_SHOWN])}: joined in {into} from parts that are stored in {parts}"
+        for (parts, into), names in wider.items()
+    ]
 
 
 def mixed_notes(model: nn.Module, kept: Collection[str]) -> list[str]:

@@ -209,8 +209,9 @@ def _commanded(steps: Typed, scratch: Path) -> Iterator[None]:
     if not steps.commands:
         yield
         return
-    usual = os.environ.get("SHARDLOAD_LOCK")
-    os.environ["SHARDLOAD_LOCK"] = str(scratch / "shardload.lock")
+    has_usual = "SHARDLOAD_LOCK" in os.environ or Path("shardload.lock").exists()
+    if not has_usual:
+        os.environ["SHARDLOAD_LOCK"] = str(scratch / "shardload.lock")
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for command in steps.commands:
@@ -219,9 +220,8 @@ def _commanded(steps: Typed, scratch: Path) -> Iterator[None]:
         yield
     finally:
         Path("map.json").unlink(missing_ok=True)
-        os.environ.pop("SHARDLOAD_LOCK")
-        if usual is not None:
-            os.environ["SHARDLOAD_LOCK"] = usual
+        if not has_usual:
+            os.environ.pop("SHARDLOAD_LOCK")
 
 
 def _without(arguments: list[str], options: list[str]) -> list[str]:

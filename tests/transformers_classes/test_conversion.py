@@ -244,3 +244,20 @@ def test_a_map_with_the_classes_rules_says_that_no_file_can_hold_it(published):
 def test_models_of_other_libraries_have_no_such_rules():
     shell = build_shell(lambda: torch.nn.Linear(2, 2))
     assert conversions(shell.tree.kinds, modules_of(shell.model), shell.slots) == ()
+
+
+def test_experts_of_two_dtypes_are_joined_in_the_wider_one_and_noted(published, tmp_path):
+    """One expert was left in float32, as some quantisers and merges leave them."""
+    state = {key: value.bfloat16() for key, value in load_file(published / "model.safetensors").items()}
+    odd = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    state[odd] = load_file(published / "model.safetensors")[odd]
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((published / "config.json").read_text())
+    model = shardload.from_pretrained(tmp_path, dtype="stored")
+    joined = "model.layers.1.mlp.experts.down_proj"
+    assert torch.equal(model.state_dict()[joined][3], state[odd])
+    note = f"{joined}: joined in float32 from parts that are stored in bfloat16 and float32"
+    assert note in report_of(model).notes
+    assert not any(
+        "joined in float32" in each for each in report_of(shardload.from_pretrained(published)).notes
+    )
