@@ -7,13 +7,10 @@ begin anywhere.
 
 from __future__ import annotations
 
-import io
-import pickle
 import zlib
-from collections import OrderedDict
 from math import prod
 from struct import pack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,8 +18,9 @@ from shardload.checkpoint.formats.torch_globals import STORAGES
 from shardload.checkpoint.index import DISTRIBUTED
 from shardload.checkpoint.shard import DTYPES
 from shardload.errors import UnsupportedError
-from shardload.tensor_ref import torch_shape
+from shardload.tensor_ref import TORCH_NAMES, torch_shape
 from shardload.writing.output import OutputShard, OutputTensor, grouped
+from shardload.writing.pickle_writer import Call, Name, Object, Outside, pickled
 from shardload.writing.shard_file import bytes_of
 
 if TYPE_CHECKING:
@@ -34,6 +32,7 @@ _ALIGNMENT = 64
 _PADDING = 0x4246  # "FB", as torch's writer marks room that aligns what follows
 _FULL32 = 0xFFFFFFFF
 _ROOT = "archive"
+_LISTED = "torch.distributed.checkpoint.metadata"
 _TYPED = {code: name for name, code in STORAGES.items() if code is not None}
 
 
@@ -52,29 +51,43 @@ def distributed_shards(
 
 
 def _metadata(tensors: dict[str, OutputTensor], shards: Sequence[OutputShard]) -> bytes:
-    from torch.distributed.checkpoint.filesystem import _StorageInfo
-    from torch.distributed.checkpoint.metadata import (
-        ChunkStorageMetadata,
-        Metadata,
-        MetadataIndex,
-        TensorProperties,
-        TensorStorageMetadata,
-    )
-
-    listed: dict[str, Any] = {}
-    places: dict[Any, Any] = {}
+    listed: dict[str, Object] = {}
+    places: dict[Object, Object] = {}
     for shard in shards:
         offset = 0
         for item in shard.tensors:
             tensor = tensors[item.name]
-            size = torch.Size(torch_shape(tensor.dtype, tensor.shape))
-            start = torch.Size([0] * len(size))
-            properties = TensorProperties(dtype=DTYPES[tensor.dtype])
-            listed[item.name] = TensorStorageMetadata(properties, size, [ChunkStorageMetadata(start, size)])
-            places[MetadataIndex(item.name, start)] = _StorageInfo(shard.name, offset, item.nbytes)
+            size = torch_shape(tensor.dtype, tensor.shape)
+            start = (0,) * len(size)
+            piece = {"offsets": _size(start), "sizes": _size(size)}
+            chunks = [Object(Name(_LISTED, "ChunkStorageMetadata"), piece)]
+            about = {"properties": _properties(tensor), "size": _size(size), "chunks": chunks}
+            listed[item.name] = Object(Name(_LISTED, "TensorStorageMetadata"), about)
+            index = {"fqn": item.name, "index": None, "offset": _size(start)}
+            place = {"relative_path": shard.name, "offset": offset, "length": item.nbytes}
+            places[Object(Name(_LISTED, "MetadataIndex"), index)] = Object(
+                Name("torch.distributed.checkpoint.filesystem", "_StorageInfo"), place
+            )
             offset += item.nbytes
     paths = {name: (name,) for name in listed}
-    return pickle.dumps(Metadata(listed, planner_data=paths, storage_data=places), protocol=4)
+    whole = {
+        "state_dict_metadata": listed,
+        "planner_data": paths,
+        "storage_data": places,
+        "storage_meta": None,
+    }
+    return pickled(Object(Name(_LISTED, "Metadata"), whole))
+
+
+def _properties(tensor: OutputTensor) -> Object:
+    layout = Call(Name("torch.serialization", "_get_layout"), ("torch.strided",))
+    contiguous = Call(Name(_LISTED, "_MEM_FORMAT_ENCODING"), (0,))
+    state = (Name("torch", TORCH_NAMES[tensor.dtype]), layout, False, contiguous, False)
+    return Object(Name(_LISTED, "TensorProperties"), state)
+
+
+def _size(size: tuple[int, ...]) -> Call:
+    return Call(Name("torch", "Size"), (size,))
 
 
 def _archived(tensor: OutputTensor) -> OutputTensor:
@@ -161,45 +174,21 @@ def _central(
 # The pickle of a tensor -------------------------------------------------------------------------------------------
 
 
-class _Storage:
-    def __init__(self, kind: type, numel: int) -> None:
-        self.name = ("storage", kind, "0", "cpu", numel)
-
-
-class _Tensor:
-    """Is pickled as torch pickles a tensor."""
-
-    def __init__(self, *call: Any) -> None:
-        self.call = call
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call[0], self.call[1:]
-
-
-class _Pickler(pickle.Pickler):
-    def persistent_id(self, value: Any) -> Any:
-        return value.name if isinstance(value, _Storage) else None
-
-
 def _pickled(tensor: OutputTensor) -> bytes:
-    from torch import _utils
-
-    dtype = DTYPES.get(tensor.dtype)
-    if dtype is None:
+    if tensor.dtype not in DTYPES:
         raise UnsupportedError(
             f"this torch has no dtype for {tensor.dtype}", where=tensor.name, cure="use a newer torch"
         )
     size = torch_shape(tensor.dtype, tensor.shape)
-    place: tuple[Any, ...] = (0, size, _strides(size), False, OrderedDict())
+    place = (0, size, _strides(size), False, Call(Name("collections", "OrderedDict"), ()))
     if tensor.dtype in _TYPED:
-        storage = _Storage(getattr(torch, f"{_TYPED[tensor.dtype]}Storage"), prod(size))
-        made = _Tensor(_utils._rebuild_tensor_v2, storage, *place)
-    else:
-        untyped = _Storage(torch.UntypedStorage, tensor.nbytes)
-        made = _Tensor(_utils._rebuild_tensor_v3, untyped, *place, dtype)
-    raw = io.BytesIO()
-    _Pickler(raw, protocol=2).dump(made)
-    return raw.getvalue()
+        storage = Outside(
+            ("storage", Name("torch", f"{_TYPED[tensor.dtype]}Storage"), "0", "cpu", prod(size))
+        )
+        return pickled(Call(Name("torch._utils", "_rebuild_tensor_v2"), (storage, *place)))
+    storage = Outside(("storage", Name("torch.storage", "UntypedStorage"), "0", "cpu", tensor.nbytes))
+    dtype = Name("torch", TORCH_NAMES[tensor.dtype])
+    return pickled(Call(Name("torch._utils", "_rebuild_tensor_v3"), (storage, *place, dtype)))
 
 
 def _strides(size: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,8 +15,10 @@ from torch.distributed import checkpoint
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+import shardload
 from tests.distributed.nets import NETS
-from tests.distributed.row import fsdp2_tp
+from tests.distributed.row import fsdp2, fsdp2_tp
+from tests.distributed.spawn import say
 
 CUTS = {
     "grid": ((7, 5), (Shard(0), Shard(1))),
@@ -44,7 +46,22 @@ def main(folder: str) -> None:
     if dist.get_rank() == 0:
         torch.save(whole, Path(folder).parent / "whole.pt")
     dist.barrier()
+    say(**filled_again(folder, whole))
     dist.destroy_process_group()
+
+
+def filled_again(folder: str, whole: dict[str, torch.Tensor]) -> dict:
+    """Fill a model that is cut in another way than the one that was saved."""
+    shell = shardload.build_shell(NETS["Uneven"])
+    fsdp2(shell.model, init_device_mesh("cpu", (dist.get_world_size(),)))
+    checkpoint = shardload.open_checkpoint(folder, only=["net.*"])
+    report = shardload.fill(shell, checkpoint, key_map={"net.{...}": "{...}"})
+    wrong = [
+        name
+        for name, tensor in shell.model.state_dict().items()
+        if not torch.equal(tensor.full_tensor(), whole[f"net.{name}"])
+    ]
+    return {"wrong": wrong, "read": report.nbytes, "stored": checkpoint.nbytes}
 
 
 if __name__ == "__main__":

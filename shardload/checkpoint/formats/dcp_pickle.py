@@ -12,7 +12,7 @@ from typing import Any
 from shardload._system.file_kind import RESAVE
 from shardload.checkpoint.formats.aside import Aside
 from shardload.checkpoint.formats.pickle_machine import add_opcodes
-from shardload.checkpoint.formats.torch_globals import Global, PickledKey, lookup
+from shardload.checkpoint.formats.torch_globals import Global, PickledKey
 from shardload.checkpoint.formats.torch_pickle import TorchPickle
 from shardload.errors import UnsupportedError
 
@@ -99,7 +99,13 @@ class DcpPickle(TorchPickle):
         module = self._stack.pop()
         if type(name) is not str or type(module) is not str:
             raise TypeError("a global without a name")
-        self._stack.append(_lookup(module, name, self._place()))
+        self._stack.append(self._named(module, name))
+
+    def _named(self, module: str, name: str) -> Global:
+        full = f"{module}.{name}"
+        if full.startswith(_RECORDS):
+            return Global(full, lambda *_: Record(full))
+        return super()._named(module, name)
 
     def _newobj(self) -> None:
         made = self._stack[-2] if len(self._stack) > 1 else None
@@ -128,13 +134,6 @@ class DcpPickle(TorchPickle):
 
 
 _RECORDS = "torch.distributed."
-
-
-def _lookup(module: str, name: str, where: str) -> Global:
-    full = f"{module}.{name}"
-    if full.startswith(_RECORDS):
-        return Global(full, lambda *_: Record(full))
-    return lookup(module, name, where)
 
 
 add_opcodes(

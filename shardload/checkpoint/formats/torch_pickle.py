@@ -71,12 +71,15 @@ class TorchPickle(PickleMachine):
                 raise ValueError(f"a global's name is longer than {_LONGEST_NAME} bytes")
             names.append(str(self._data[self.position : end], "utf-8"))
             self.position = end + 1
+        self._stack.append(self._named(names[0], names[1]))
+
+    def _named(self, module: str, name: str) -> Global:
         try:
-            self._stack.append(lookup(names[0], names[1], self._place()))
+            return lookup(module, name, self._place())
         except UnsafeError as error:
-            of_python = names[0].partition(".")[0] in _OF_PYTHON
-            if not of_python and all(name in self._data for name in _OF_MODULES):
-                raise _whole_module(".".join(names), self._place()) from error
+            of_python = module.partition(".")[0] in _OF_PYTHON
+            if not of_python and all(each in self._data for each in _OF_MODULES):
+                raise _whole_module(f"{module}.{name}", self._place()) from error
             raise
 
     def _place(self) -> str:

@@ -35,12 +35,23 @@ def net():
 
 
 @pytest.fixture(scope="module")
-def over_ranks(tmp_path_factory):
+def by_four(tmp_path_factory):
     pytest.importorskip("numpy", reason="torch saves over ranks through NumPy")
     folder = tmp_path_factory.mktemp("dcp")
     ranks = run_ranks("tests.distributed.dcp", 4, folder / "saved")
     assert [rank.code for rank in ranks] == [0] * 4, ranks[0].said[-3000:]
-    return folder
+    return folder, [rank.lines[0] for rank in ranks]
+
+
+@pytest.fixture(scope="module")
+def over_ranks(by_four):
+    return by_four[0]
+
+
+def test_ranks_that_cut_a_model_in_another_way_read_their_parts(by_four):
+    _, lines = by_four
+    assert [line["wrong"] for line in lines] == [[]] * 4
+    assert sum(line["read"] for line in lines) == lines[0]["stored"]
 
 
 def test_pieces_of_ranks_are_joined_and_nothing_else_is_read(over_ranks):
