@@ -205,10 +205,7 @@ class Rounds:
                 work.wait()
         except RuntimeError as error:
             self._ended = True
-            raise RanksError(
-                f"rank {self._ranks.rank} lost another rank: {str(error).splitlines()[0]}",
-                cure="look at what the other ranks say; nothing was saved",
-            ) from error
+            raise self._ranks.lost(error) from error
         for view, part in arriving:
             view.copy_(part.view(view.dtype).view(view.shape))
         self._at += 1

@@ -37,6 +37,7 @@ def load(case: str, folder: Path, mesh) -> str:
         "fsdp": {"device_mesh": mesh},
         "sizes": {"distributed_config": {"fsdp_size": 2}},
         "tp": {"device_mesh": mesh, "tp_plan": glm if repo == "glm" else plan},
+        "once": {"device_mesh": mesh, "tp_plan": plan, "read": "once"},
         "auto": {"device_mesh": mesh, "tp_plan": "auto"},
         "fused": {
             "device_mesh": mesh,

@@ -18,6 +18,7 @@ CASES = {
     "Tied:fsdp": "ok",
     "Tied:sizes": "ok",
     "Tied:tp": "ok",
+    "Tied:once": "ok",
     "Fused:fsdp": "ok",
     "Uneven:lora+fsdp": "ok",
     "Uneven:lora+tp": "ok",
