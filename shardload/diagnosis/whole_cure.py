@@ -98,8 +98,8 @@ def _allowances(case: Case, left: Left) -> list[str] | None:
 def _akin(case: Case, left: Left) -> bool:
     """Whether a tensor that is left may be what a missing one wants.
 
-    It has as many elements or lies in the same part of the model; or so much is left on both sides that names and sizes
-    say nothing.
+    It has as many elements, or lies in the same part of the model, or may be joined to it in the same layer; or so much
+    is left on both sides that names and sizes say nothing.
     """
     if not left.missing or not left.unexpected:
         return False
@@ -108,10 +108,29 @@ def _akin(case: Case, left: Left) -> bool:
     sizes = {prod(shape) for shape in left.missing.values()}
     if any(prod(shape) in sizes for shape in left.unexpected.values()):
         return True
+    if any(
+        _block(one) == _block(other) != "" and _may_be_joined(shape, part)
+        for one, shape in left.missing.items()
+        for other, part in left.unexpected.items()
+    ):
+        return True
     homes = [{key.rpartition(".")[0] for key in side} - {""} for side in (left.missing, left.unexpected)]
     return any(_is_below(key, homes[0]) for key in left.unexpected) or any(
         _is_below(key, homes[1]) for key in left.missing
     )
+
+
+def _block(key: str) -> str:
+    """Return the path of the first numbered part that a key lies in: "model.layers.0"; "" for none."""
+    parts = key.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), -1)
+    return ".".join(parts[: number + 1])
+
+
+def _may_be_joined(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether one tensor may be a stack or a row of tensors like the other: matrices whose sizes divide one another."""
+    large, small = sorted((prod(one), prod(other)), reverse=True)
+    return min(len(one), len(other)) > 1 and small > 0 and large % small == 0
 
 
 def _has_twin(case: Case, left: Left) -> bool:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
-from shardload.errors import Cures, NotFoundError, UnsupportedError, UntrustedCodeError, UsageError, keyword
+from shardload.errors import (
+    Cures,
+    NotFoundError,
+    UnsafeError,
+    UnsupportedError,
+    UntrustedCodeError,
+    UsageError,
+    keyword,
+)
 from shardload.remote_code.auto_map import entries
 from shardload.remote_code.failures import explain
 from shardload.remote_code.importer import open_code
@@ -174,6 +183,8 @@ class ProcessorRepo:
 
     def _by_name(self, name: Any, kind: str) -> Any:
         """Return the processor of an installed transformers' class of that name and kind, or None."""
+        if isinstance(name, str):
+            self._refuse_file_of_another_repo()
         cls = processor_class(name, kind) if isinstance(name, str) else None
         if cls is None:
             return None
@@ -196,6 +207,19 @@ class ProcessorRepo:
                 "the repo's settings make transformers load an audio tokenizer, a model, from a place that they name",
                 where=f"{self.source.label}/{named}",
                 cure="remove it from the settings, load it by itself, and make the processor from its parts",
+            )
+
+    def _refuse_file_of_another_repo(self) -> None:
+        """Raise UnsafeError where a class would fetch a table of names from another repo, as OneFormer's does."""
+        for name, settings in self.files.items():
+            table, place = settings.get("class_info_file"), settings.get("repo_path")
+            if not isinstance(table, str) or (isinstance(place, str) and Path(place, table).is_file()):
+                continue
+            raise UnsafeError(
+                f"the settings make transformers fetch {table} from another repo, "
+                f"{place or 'which its class names'}",
+                where=f"{self.source.label}/{name}, repo_path",
+                cure=f"download that file, and set repo_path to its folder in {name}",
             )
 
     def _has_code(self) -> bool:

@@ -28,6 +28,9 @@ def differs(
     if stored is None:
         return None
     table = _renamed(stored, keywords.get("key_map"))
+    base = (
+        f"{getattr(model, 'base_model_prefix', '')}."  # patterns may have the names of the class with a head
+    )
     free = [*_patterns(keywords.get("allow_missing"))]
     numbers: torch.Tensor | None = None
     for name, value in model.state_dict().items():
@@ -40,7 +43,7 @@ def differs(
             continue
         if (
             not value.numel()
-            or any(pattern.fullmatch(name) for pattern in free)
+            or any(pattern.fullmatch(full) for pattern in free for full in (name, base + name))
             or keywords.get("allow_missing") == "head"
         ):
             continue

@@ -60,3 +60,12 @@ def test_a_tensor_that_the_model_can_do_without_has_a_place():
     case = case_of({f"module.{key}": shape for key, shape in WANTED.items()} | {"module.steps": ()}, WANTED)
     case = replace(case, slots=WANTED | {"steps": ()})  # and it is not missing
     assert whole_cure(case, diagnose(case)) == "key_map={'module.{...}': '{...}'}"
+
+
+def test_experts_that_are_stored_apart_are_not_left_out_for_a_stack_that_is_missing():
+    stack, expert = "layers.0.mlp.experts.down_proj", "layers.0.moe.experts.{}.w2.weight"
+    wanted = WANTED | {stack: (3, 4, 6)}
+    assert cure_of(WANTED | {expert.format(0): (4, 6)}, wanted).startswith(NO_CURE)
+    # A table of the same layer is no part of the matrix.
+    cure = cure_of(WANTED | {"layers.0.rotary.inv": (4,)}, wanted)
+    assert cure == f"allow_missing=['{stack}'] and allow_unexpected=['layers.0.rotary.inv']"

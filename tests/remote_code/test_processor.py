@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from shardload import (
     CorruptError,
     NotFoundError,
     RemoteCodeError,
+    UnsafeError,
     UnsupportedError,
     UntrustedCodeError,
     UsageError,
@@ -288,3 +290,23 @@ def test_a_library_class_without_its_packages_says_which(tmp_path):
     with pytest.raises(RemoteCodeError, match="CLIPImageProcessor needs") as caught:
         load_processor(folder)
     assert caught.value.cure.startswith("pip install ")
+
+
+@pytest.mark.parametrize("place", ["org/other", None])
+def test_no_class_fetches_a_file_of_a_repo_that_settings_name(tmp_path, place):
+    """OneFormer's image processor asks the Hub for a table of names, whatever local_files_only says."""
+    pytest.importorskip("transformers")
+    settings = {"image_processor_type": "OneFormerImageProcessor", "class_info_file": "names.json"}
+    file = tmp_path / "preprocessor_config.json"
+    (tmp_path / "config.json").write_text("{}")
+    file.write_text(json.dumps({**settings, **({"repo_path": place} if place else {})}))
+    with pytest.raises(UnsafeError, match="fetch names.json from another repo") as caught:
+        load_processor(tmp_path)
+    assert "set repo_path to its folder in preprocessor_config.json" in caught.value.cure
+    (tmp_path / "names.json").write_text('{"0": {"name": "wall", "isthing": 0}}')
+    file.write_text(json.dumps({**settings, "num_text": 3, "repo_path": str(tmp_path)}))
+    if find_spec("torchvision") is None:
+        with pytest.raises(RemoteCodeError, match="which is not installed"):
+            load_processor(tmp_path)
+    else:
+        assert load_processor(tmp_path).metadata["class_names"] == ["wall"]
