@@ -135,7 +135,7 @@ def test_the_real_transformers_is_chosen_in_every_function_that_runs_code():
         ("load_in_8bit", True, "dtype="),
         ("load_in_4bit", False, "dtype="),
         ("quantization_config", {}, "dtype="),
-        ("gguf_file", "x.gguf", "safetensors"),
+        ("gguf_file", "x.gguf", "pass the file itself"),
     ],
 )
 def test_what_is_not_built_is_declined_by_name(folder, name, value, cure):

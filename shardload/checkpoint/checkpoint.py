@@ -108,7 +108,9 @@ class Checkpoint:
         """Whether dtypes, or a config that names a quantiser, leave room for packed weights."""
         named = self.config is not None and not _QUANTISERS.isdisjoint(self.config)
         return not self.packing and (
-            named or not _PACKED.isdisjoint([ref.dtype for ref in self.tensors.values()])
+            named
+            or self.format == "gguf"
+            or not _PACKED.isdisjoint([ref.dtype for ref in self.tensors.values()])
         )
 
     @property
@@ -283,7 +285,8 @@ def read_checkpoint(
         if stage is not None:
             headers = stage.headers(headers, source.label)
         tensors = _merge(source, files, headers)
-    config, doubts = config_beside(source, named)
+    metadata = {key: value for header in headers for key, value in header.metadata.items()}
+    config, doubts = config_beside(source, named, metadata, tensors)
     warnings = [*getattr(source, "warnings", ()), *files.notes, *doubts]
     if files.weight_map and (unlisted := [key for key in tensors if key not in files.weight_map]):
         warnings.append(f"{files.index} leaves out what is loaded too: {', '.join(collapse(unlisted)[:8])}")
@@ -303,7 +306,7 @@ def read_checkpoint(
         config=config,
         index=files.index,
         objects={key: value for header in headers for key, value in header.objects.items()},
-        metadata={key: value for header in headers for key, value in header.metadata.items()},
+        metadata=metadata,
         versions={path: entry for header in headers for path, entry in header.versions.items()},
         warnings=(*warnings, *(note for header in headers for note in header.notes)),
         identities=identities,

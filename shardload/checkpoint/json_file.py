@@ -9,7 +9,10 @@ from shardload._system.json_text import NoJsonError, parse_json
 from shardload.errors import CorruptError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shardload.checkpoint.sources.source import Source
+    from shardload.keymap import Derived
 
 _LARGEST = 64 * 2**20  # bytes; the index of 92,000 tensors has 9 MB
 
@@ -49,10 +52,20 @@ def read_config(source: Source) -> dict[str, Any] | None:
     return read_object(source, "config.json")
 
 
-def config_beside(source: Source, named: str | None) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return a repo's config.json and warnings: a broken one beside a file that the caller `named` is one."""
+def config_beside(
+    source: Source, named: str | None, metadata: Mapping[str, str], tensors: Mapping[str, Derived]
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return a repo's config.json and warnings: a broken one beside a file that the caller `named` is one.
+
+    Without one it is what a GGUF file says of its model.
+    """
     try:
-        return read_config(source), []
+        config = read_config(source)
+        if config is None and "gguf" in metadata:
+            from shardload.checkpoint.gguf_model import gguf_config
+
+            config = gguf_config(metadata, tensors)
+        return config, []
     except CorruptError as error:
         if named is None:
             raise

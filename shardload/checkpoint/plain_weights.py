@@ -44,6 +44,7 @@ def dequantised(checkpoint: Checkpoint, dtype: str | torch.dtype) -> Checkpoint:
         ('GPTQ', [-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
 
     `fill`, `convert`, `plan_load` and `items` take the result as any other checkpoint; its config names no quantiser.
+    The tensors of a GGUF file of an architecture that is known get the names that transformers has.
     Any rows of a weight are decoded alone. A checkpoint without packed weights is returned as it is. Raises
     CorruptError for parts that do not fit together, UnsupportedError for a packing that is known by name only.
     """
@@ -54,7 +55,7 @@ def dequantised(checkpoint: Checkpoint, dtype: str | torch.dtype) -> Checkpoint:
             cure='pass "bfloat16", "float16" or "float32"',
         )
     weights = weights_in(checkpoint)
-    return with_plain(checkpoint, weights, code) if weights else checkpoint
+    return with_plain(checkpoint, weights, code) if weights or checkpoint.format == "gguf" else checkpoint
 
 
 def weights_in(checkpoint: Checkpoint) -> list[Weight]:
@@ -91,7 +92,11 @@ def with_plain(checkpoint: Checkpoint, weights: Sequence[Weight], code: str) -> 
     config = checkpoint.config
     if config is not None:
         config = _without_settings(config)
-    labels = dict.fromkeys(weight.scheme.label for weight in weights)
+    labels = dict.fromkeys(weight.scheme.label for weight in weights) or ["GGUF"]
+    if "gguf" in checkpoint.metadata:
+        from shardload.checkpoint.gguf_model import with_model_names
+
+        made = with_model_names(checkpoint.metadata, made)
     return replace(checkpoint, tensors=MappingProxyType(made), packing=" and ".join(labels), config=config)
 
 

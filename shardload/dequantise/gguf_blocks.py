@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardload.dequantise.bits import looked_up
 from shardload.dequantise.scaled import FP4
 from shardload.dequantise.scheme import Scheme, Weight, require_finite, whole_groups
+from shardload.dequantise.stored import reshaped
 from shardload.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -91,9 +93,9 @@ def gguf_weights(stored: Stored) -> Iterator[Weight]:
                 cure="pip install gguf",
             )
         width = ref.shape[-1] // size * count
-        yield Weight(
-            name, GgufBlocks(f"GGUF {kind}", kind, width), (*ref.shape[:-1], width), (("blocks", ref),)
-        )
+        blocks = reshaped(ref, (prod(ref.shape[:-1]), ref.shape[-1]))
+        scheme = GgufBlocks(f"GGUF {kind}", kind, width)
+        yield Weight(name, scheme, (*ref.shape[:-1], width), (("blocks", blocks),))
 
 
 def _half(blocks: torch.Tensor, at: int) -> torch.Tensor:

@@ -31,10 +31,12 @@ def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype
     It is as it is stored where no dtype is asked for, or where the model's slots are those of the packed parts.
     """
     code = _CODES.get(str(dtype))
-    if code is None:
-        return checkpoint
-    weights = weights_in(checkpoint)
-    if not weights or _takes(slots, weights):
+    weights = weights_in(checkpoint) if code is not None or checkpoint.format == "gguf" else []
+    if checkpoint.format == "gguf":
+        if (weights and code is None) or not checkpoint.tensors.keys().isdisjoint(slots):
+            return checkpoint
+        return with_plain(checkpoint, weights, code or "")
+    if not weights or code is None or _takes(slots, weights):
         return checkpoint
     return with_plain(checkpoint, weights, code)
 

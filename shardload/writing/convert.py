@@ -96,7 +96,11 @@ def convert(
     config = (
         checkpoint.config and with_dtype(checkpoint.config, TORCH_NAMES[code]) if code else checkpoint.config
     )
-    beside = {} if checkpoint.named is not None else files_beside(checkpoint, config)
+    beside: dict[str, bytes | Path] = {}
+    if checkpoint.named is None:
+        beside = files_beside(checkpoint, config)
+    elif checkpoint.format == "gguf" and config:
+        beside = {"config.json": json.dumps(config, indent=2).encode()}
     output = Output(shards, index, beside, _folders(checkpoint))
     identities = list(checkpoint.identities.items())
     job = json.dumps([rules.to_json(), code, sorted(float32), limit, checkpoint.label, identities, format])

@@ -185,7 +185,8 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
         raise UnsupportedError(
             f"the base is quantised ({method}): its packed weights have no room for a delta",
             where=f"{checkpoint.label}: config.json",
-            cure="merge into the full-precision base and quantise the result, or attach the adapter unmerged",
+            cure="merge into the full-precision base, or into one that is made plain first (shardload convert "
+            f"{checkpoint.label} OUT --dtype bfloat16), and quantise the result; or attach the adapter unmerged",
         )
 
 
