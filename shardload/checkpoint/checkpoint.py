@@ -106,11 +106,9 @@ class Checkpoint:
     @property
     def may_be_packed(self) -> bool:
         """Whether dtypes, or a config that names a quantiser, leave room for packed weights."""
-        named = self.config is not None and not _QUANTISERS.isdisjoint(self.config)
+        named = self.format == "gguf" or not _QUANTISERS.isdisjoint(self.config or ())
         return not self.packing and (
-            named
-            or self.format == "gguf"
-            or not _PACKED.isdisjoint([ref.dtype for ref in self.tensors.values()])
+            named or not _PACKED.isdisjoint([r.dtype for r in self.tensors.values()])
         )
 
     @property
