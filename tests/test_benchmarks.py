@@ -120,7 +120,7 @@ def test_the_full_checkpoints_are_as_the_tables_say():
     assert len(many.shapes) == 46_000
 
 
-@pytest.mark.parametrize("name", ["bench", "full", "adapters"])
+@pytest.mark.parametrize("name", ["bench", "full", "adapters", "ranks"])
 def test_the_committed_table_is_made_from_the_committed_figures(name):
     if not (RESULTS / f"{name}.json").exists():
         pytest.skip("no run has been committed")
@@ -128,6 +128,13 @@ def test_the_committed_table_is_made_from_the_committed_figures(name):
     assert (RESULTS / f"{name}.md").read_text() == markdown_of(data)
     for plot, svg in plots_of(data).items():
         assert (RESULTS / plot).read_text() == svg
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/scale.md"])
+def test_the_table_of_ranks_stands_in_the_docs(page):
+    lines = (RESULTS / "ranks.md").read_text().splitlines()
+    table = "\n".join(line for line in lines if line.startswith("|"))
+    assert table in (ROOT / page).read_text()
 
 
 def test_a_scaling_table_has_a_plot_of_all_its_rows(tmp_path):
