@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from shardload.errors import UsageError, keyword
-from shardload.keymap import matches
+from shardload.keymap import leaves, matches
 from shardload.loading.fault import missing_fault
 from shardload.loading.head import HEAD, Heads
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from shardload.keymap import Derived
     from shardload.loading.fault import Fault
     from shardload.loading.plan import Plan
     from shardload.model.shell import Shell
@@ -25,7 +27,7 @@ Patterns: TypeAlias = "Sequence[str] | Literal['head']"
 def set_aside(
     plan: Plan,
     shell: Shell,
-    stored: Iterable[str],
+    stored: Mapping[str, Derived],
     *,
     strict: bool = True,
     allow_missing: Patterns = (),
@@ -37,12 +39,13 @@ def set_aside(
     has that name, stands for those of a head. Raises UsageError for a pattern that matches no key or every key.
     """
     fillable = [name for name, slot in shell.slots.items() if slot.is_stored]
-    stored = list(stored)
+    # The parts of what was made plain while it is read are stored under names of their own.
+    parts = (ref.name for made in stored.values() if not isinstance(made, TensorRef) for ref in leaves(made))
     faulty = [fault.key for fault in plan.faults]
     heads = Heads(shell.model, fillable, stored)
     patterns = {
         "missing": _Allowed("allow_missing", allow_missing, {*fillable, *faulty}, heads),
-        "unexpected": _Allowed("allow_unexpected", allow_unexpected, {*stored, *faulty}, heads),
+        "unexpected": _Allowed("allow_unexpected", allow_unexpected, {*stored, *parts, *faulty}, heads),
     }
     ignored = ignored_by(shell)
     faults: list[Fault] = []

@@ -63,6 +63,15 @@ def require_own_project(lock: Path, source: Source, code: Code) -> None:
         )
 
 
+def may_be_approved(lock: Path, source: Source, code: Code) -> bool:
+    """Whether an approval that this user makes here, in this lock file, would count."""
+    try:
+        require_own_project(lock, source, code)
+    except UnsafeError:
+        return False
+    return not lock.is_symlink() and _note_of(lock, "").is_absolute()
+
+
 def note(lock: Path, approved: str, *, needed: bool) -> None:
     """Note outside of every project what this user approved in this lock file: the text names the bytes.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import Cures, UntrustedCodeError, Wording, joined, keyword
-from shardload.remote_code.lock_place import own_approval_said
+from shardload.remote_code.lock_place import may_be_approved, own_approval_said
 from shardload.remote_code.trust_lock import TrustLock, approving, lock_path, name_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ def _not_by_you(lock: TrustLock, source: Source, code: Code) -> UntrustedCodeErr
     return UntrustedCodeError(
         what,
         where=f"{lock.path.absolute()}; files that would run: {names}",
-        cure=Cures(f"read the code and approve it: {approving(source, lock.path)}", cure),
+        cure=Cures(f"read the code and approve it: {approving(source, lock.path)}", cure)
+        if may_be_approved(lock.path, source, code)
+        else cure,
     )
 
 

@@ -90,8 +90,9 @@ def test_nor_does_one_elsewhere_in_the_same_repo(clone, monkeypatch, marker, pla
 
 def test_nor_a_link_in_the_users_folder_to_one_that_came_with_the_code(clone, work):
     (work / LOCK).symlink_to(clone / LOCK)
-    with pytest.raises(UntrustedCodeError, match="may have come with it"):
+    with pytest.raises(UntrustedCodeError, match="may have come with it") as caught:
         load(clone / "nested/model")
+    assert "shardload trust" not in caught.value.cure  # an approval in it would not count either
 
 
 def test_nor_a_link_in_the_copied_repo_that_leads_out_of_it(clone, tmp_path, monkeypatch):
