@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WHAT_INSTALLS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-plain test-oracles test-lowest lint bench bench-full fuzz test-ranks disturb memory mutants clean
+.PHONY: demo test test-plain test-oracles test-lowest lint bench bench-full fuzz test-ranks disturb memory mutants cures clean
 
 demo: .venv/installed
 	.venv/bin/shardload demo
@@ -82,6 +82,10 @@ memory: .venv/installed
 # Takes the guards of every known trap out, one change at a time, and writes docs/traps.md; four minutes of one core.
 mutants: .venv/installed
 	nice .venv/bin/python -W ignore -m tests.mutants --write docs/traps.md
+
+# Applies every cure that the suite prints, and loads; writes the table of docs/doctor.md; some ten minutes of one core.
+cures: .venv-oracles/installed
+	nice .venv-oracles/bin/python -W ignore -m tests.cures
 
 clean:
 	rm -rf .venv .venv-oracles .venv-lowest .venv-lint build *.egg-info

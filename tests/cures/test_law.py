@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
-from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,18 +13,16 @@ import torch
 
 from shardload import ShardloadError, from_pretrained
 from shardload.cli import run
-from tests.cures.kinds import choices
+from tests.cures.kinds import choices, kind_of
 from tests.cures.provocations import provocations
 from tests.cures.typed import REPORT_MAP, copied, typed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.cures.provocations import Provocation, State
     from tests.cures.typed import Typed
 
 ALL = {each.name: each for each in provocations()}
-COUNTS: Counter[tuple[str, str]] = Counter()
+WORKED = json.loads((Path(__file__).parent / "worked.json").read_text())
 
 
 def refusal(case: Provocation, folder: Path) -> ShardloadError:
@@ -57,7 +56,6 @@ def test_every_cure_of_an_error_cures(tmp_path, name):
     applied = 0
     for number, text in enumerate(choices(error.cure)):
         steps = typed(str(text))
-        COUNTS[case.code, "printed"] += 1
         if not steps.says_something:
             continue
         folder = copied(tmp_path / "given", tmp_path / f"cure {number}")
@@ -69,7 +67,6 @@ def test_every_cure_of_an_error_cures(tmp_path, name):
         model = from_pretrained(where, model_class=case.model, progress=False, **keywords)
         assert_right(model, truths, steps)
         applied += 1
-        COUNTS[case.code, "worked"] += 1
     assert applied or case.needs_choice or "no cure is known" in error.cure, error.cure
 
 
@@ -100,3 +97,20 @@ def test_every_cure_of_a_command_cures(tmp_path, name, monkeypatch, capsys):
         assert code == 0, f"{text}\n{said}"
         applied += 1
     assert applied or case.needs_choice or "no cure is known" in line, line
+
+
+def kinds_by_code(folder: Path) -> dict[str, int]:
+    """Return how many kinds of cures can be typed, by the code of what provokes them here."""
+    kinds: dict[str, set[object]] = {}
+    for case in ALL.values():
+        case.write(folder / case.name)
+        error = refusal(case, folder / case.name)
+        whole = [choice for choice in choices(error.cure) if typed(str(choice)).is_whole]
+        kinds.setdefault(error.code, set()).update(kind_of(error.code, choice) for choice in whole)
+    return {code: len(found) for code, found in sorted(kinds.items())}
+
+
+def test_the_causes_with_a_cure_do_not_become_fewer(tmp_path):
+    """`python -m tests.cures` counts them in the whole suite, and writes the numbers when they grow."""
+    found = kinds_by_code(tmp_path)
+    assert all(found.get(code, 0) >= count for code, count in WORKED["law"].items()), found
