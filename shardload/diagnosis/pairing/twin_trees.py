@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardload.diagnosis.pairing.board import Link
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LEAST = 8  # families of a tree: fewer are one module, and a block has several of those
 _MOST_OF = 0.75  # of what is open below both paths; the rest may have other names
+_DEEPEST = 16  # segments of a path
 _MOST_ALIKE = 32  # families of one end and one signature; more are no towers
 Pairs = list[tuple["KeyFamily", "KeyFamily"]]
 
@@ -39,13 +40,13 @@ def pair_twin_trees(board: Board) -> None:
     Words alone would weigh `video_tower.vision_model` against two towers of the model's; a whole tree has one place.
     """
     trees = [tree for tree in _trees(board) if not _is_opposed(tree)]
+    fitting: dict[tuple[int, str], list[_Tree]] = defaultdict(list)
+    for tree in trees:
+        fitting[0, tree.old].append(tree)
+        fitting[1, tree.new].append(tree)
     links = []
     for tree in trees:
-        rivals = [
-            other
-            for other in trees
-            if (other.old == tree.old) != (other.new == tree.new) and tree is not other
-        ]
+        rivals = [other for other in (*fitting[0, tree.old], *fitting[1, tree.new]) if other is not tree]
         if rivals and all(tree.shared > rival.shared for rival in rivals):
             links += [Link("rename", (old,), (new,), confidence=0.96) for old, new in tree.pairs]
     used = {id(family) for link in links for family in (*link.stored, *link.wanted)}
@@ -64,12 +65,11 @@ def _trees(board: Board) -> list[_Tree]:
         for new in partners if len(partners) <= _MOST_ALIKE else ():
             if old.members == new.members and (move := _move(old.template, new.template)):
                 moves[move].append((old, new))
+    stored, wanted = _counted(board.stored), _counted(board.wanted)
     return [
-        _Tree(*move, pairs)
-        for move, pairs in moves.items()
-        if len(pairs) >= _LEAST
-        and len(pairs) >= _MOST_OF * _count_below(board.stored, move[0])
-        and len(pairs) >= _MOST_OF * _count_below(board.wanted, move[1])
+        _Tree(old_path, new_path, pairs)
+        for (old_path, new_path), pairs in moves.items()
+        if len(pairs) >= _LEAST and len(pairs) >= _MOST_OF * max(stored[old_path], wanted[new_path])
     ]
 
 
@@ -86,8 +86,13 @@ def _move(old: str, new: str) -> tuple[str, str] | None:
     return (".".join(first), ".".join(second)) if first and second else None
 
 
-def _count_below(families: Sequence[KeyFamily], path: str) -> int:
-    return sum(family.template.startswith(f"{path}.") for family in families)
+def _counted(families: Sequence[KeyFamily]) -> Counter[str]:
+    """Return {path: how many families stand below it}."""
+    counts: Counter[str] = Counter()
+    for family in families:
+        segments = family.segments
+        counts.update(".".join(segments[:length]) for length in range(1, min(len(segments), _DEEPEST)))
+    return counts
 
 
 def _is_opposed(tree: _Tree) -> bool:

@@ -4,6 +4,9 @@ import re
 
 import pytest
 
+from shardload.diagnosis.pairing.board import Board
+from shardload.diagnosis.pairing.key_family import families_of
+from shardload.diagnosis.pairing.twin_trees import pair_twin_trees
 from tests.diagnosis.headers import case_of, cures, keys
 
 BLOCK = {
@@ -30,6 +33,13 @@ def test_two_towers_that_are_built_alike_keep_their_places():
     case = case_of(stored, wanted)
     assert cures(case)
     assert all(key.split(".")[1] == name.split(".")[0] for key, name in made_from(case).items())
+
+
+def test_a_tree_without_a_rival_is_left_to_its_names():
+    stored, wanted = (families_of(tower(path)) for path in ("video_tower", "model.video_tower"))
+    board = Board.of(stored, wanted)
+    pair_twin_trees(board)
+    assert not board.links
 
 
 @pytest.mark.parametrize("names", [("first", "second"), ("student", "teacher")])
