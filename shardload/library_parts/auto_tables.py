@@ -33,7 +33,8 @@ def auto_name(name: str) -> Any:
         return CONFIG_MAPPING
     if name == "AutoConfig":
         return AUTO_CONFIG
-    tables = _tables_installed()
+    may_be_one = name.startswith("Auto") or "_MAPPING" in name  # the tables are not read for others
+    tables = _tables_installed() if may_be_one else {}
     if name.endswith("_MAPPING_NAMES"):
         return tables.get(name)
     if name.endswith("_MAPPING") and f"{name}_NAMES" in tables:

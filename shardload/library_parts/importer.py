@@ -131,10 +131,13 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def get_source(self, fullname: str) -> str:  # noqa: ARG002 - the import system's signature
         return importlib.util.decode_source(self.get_data(self.path))
 
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002
+        """Compile the bytes that were read: Python's own cache beside the file is not among what was hashed."""
+        return compile(self.get_data(self.path), self.path, "exec", dont_inherit=True)
+
     def exec_module(self, module: ModuleType) -> None:
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
-        code: CodeType | None = self.get_code(module.__name__)
-        assert code is not None
+        code = self.get_code(module.__name__)
         # torch.jit.script and inspect read these lines: they must be the ones that ran.
         source = self.get_source(module.__name__)
         lines: Any = (len(source), None, source.splitlines(keepends=True), self.path)

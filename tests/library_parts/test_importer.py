@@ -105,3 +105,25 @@ def test_nothing_is_written_into_the_librarys_folder():
     before = set((release.folder / "models" / "albert").rglob("*"))
     part_module("models.albert.modeling_albert")
     assert set((release.folder / "models" / "albert").rglob("*")) == before
+
+
+def test_the_bytes_that_were_hashed_run_and_not_a_cache_of_pythons(tmp_path):
+    code = """
+import importlib.util, marshal, os, pathlib, sys
+sys.pycache_prefix = sys.argv[1]
+from shardload.library_parts.importer import part_module
+from shardload.library_parts.release import installed
+path = str(installed().file("models.llama.configuration_llama"))
+cache = pathlib.Path(importlib.util.cache_from_source(path))
+cache.parent.mkdir(parents=True)
+found = os.stat(path)
+head = [0, int(found.st_mtime), found.st_size & 0xFFFFFFFF]
+body = marshal.dumps(compile("LlamaConfig = 'another'", path, "exec"))
+numbers = b"".join(number.to_bytes(4, "little") for number in head)
+cache.write_bytes(importlib.util.MAGIC_NUMBER + numbers + body)
+print(part_module("models.llama.configuration_llama").LlamaConfig.__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.stdout == "LlamaConfig\n", done.stderr

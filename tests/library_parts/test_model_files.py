@@ -61,3 +61,35 @@ def test_all_model_files_are_listed():
     assert not any(
         ".auto." in module or "modular_" in module or "modeling_tf_" in module for module in modules
     )
+
+
+def test_what_a_file_defines_is_what_its_syntax_tree_says():
+    for module in (
+        "models.llama.modeling_llama",
+        "models.bert.configuration_bert",
+        "cache_utils",
+        "masking_utils",
+    ):
+        tree = ast.parse(model_files.read(module))
+        kinds = (ast.ClassDef, ast.FunctionDef)
+        top = {node.name for node in tree.body if isinstance(node, kinds)}
+        top |= {
+            target.id
+            for node in tree.body
+            if isinstance(node, (ast.Assign, ast.AnnAssign))
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        }
+        every = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        every |= {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+        assert {name for name in every | top if model_files.defines(module, name)} == top
+
+
+def test_a_definition_inside_a_text_is_none(monkeypatch):
+    text = b'x = """\nclass A:\n"""\nclass B:\n    pass\n'
+    monkeypatch.setattr(model_files, "read", lambda _module: text)
+    model_files.defines.cache_clear()
+    assert [model_files.defines("cache_utils", name) for name in "ABx"] == [False, True, True]
+    model_files.defines.cache_clear()
+    model_files._names.cache_clear()
+    model_files._tree.cache_clear()

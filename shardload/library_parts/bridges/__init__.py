@@ -23,6 +23,7 @@ _FOR_PARTS = {
     **_NEW,
     "TransformGetItemToIndex": "small_names.TransformGetItemToIndex",
     "strict": "config_base.strict",
+    "as_validated_field": "config_base.as_validated_field",
     "PreTrainedModel": "model_base.PreTrainedModel",
     "PreTrainedAudioTokenizerBase": "model_base.PreTrainedAudioTokenizerBase",
     "ALL_ATTENTION_FUNCTIONS": "attention.all_attention_functions()",

@@ -91,6 +91,15 @@ def strict(cls: Any = None, **_options: Any) -> Any:
     return (lambda decorated: decorated) if cls is None else cls
 
 
+def as_validated_field(_validator: Any) -> Any:
+    """Return a maker of fields of a config, which are not checked either."""
+
+    def made(default: Any = dataclasses.MISSING, **options: Any) -> Any:
+        return dataclasses.field(default=default, **options)
+
+    return made
+
+
 class _OfTheClass(property):
     """A property of the class itself."""
 
