@@ -72,8 +72,13 @@ def weights_in(checkpoint: Checkpoint) -> list[Weight]:
     return packed_weights(Stored(stored, _settings(checkpoint, config), read, config, kinds))
 
 
-def with_plain(checkpoint: Checkpoint, weights: Sequence[Weight], code: str) -> Checkpoint:
-    """Return the checkpoint with these weights plain, in the dtype of a code, and without what names a quantiser."""
+def with_plain(
+    checkpoint: Checkpoint, weights: Sequence[Weight], code: str, *, renamed: bool = True
+) -> Checkpoint:
+    """Return the checkpoint with these weights plain, in the dtype of a code, and without what names a quantiser.
+
+    `renamed`: the tensors of a GGUF file get the names that transformers has.
+    """
     made: dict[str, Derived] = {}
     first = {weight.parts[0][1].name: weight for weight in weights}
     parts = {name for weight in weights for name in weight.stored}
@@ -93,7 +98,7 @@ def with_plain(checkpoint: Checkpoint, weights: Sequence[Weight], code: str) -> 
     if config is not None:
         config = _without_settings(config)
     labels = dict.fromkeys(weight.scheme.label for weight in weights) or ["GGUF"]
-    if "gguf" in checkpoint.metadata:
+    if renamed and "gguf" in checkpoint.metadata:
         from shardload.checkpoint.gguf_model import with_model_names
 
         made = with_model_names(checkpoint.metadata, made)

@@ -19,7 +19,7 @@ PLAIN = Cures(
         "pass {dtype}, or float16 or float32: the weights are dequantised while they are read",
         dtype="bfloat16",
     ),
-    "write the plain checkpoint once: shardload convert FROM TO --dtype bfloat16",
+    "write the plain checkpoint once: shardload convert … -o plain --dtype bfloat16",
     "load into a class that defines the quantised modules",
 )
 """What to do about weights that a load can make plain."""

@@ -92,9 +92,13 @@ class _Writer:
         numbers = self._numbers(block.rows, block.columns)
         if numbers.dtype != place.dtype and numbers.itemsize == place.itemsize:
             numbers = numbers.float()  # torch casts float16 to bfloat16 one number at a time
-        if view.strides is not None and numbers.dtype != place.dtype:
-            numbers = numbers.to(place.dtype)  # and is slow at a cast that turns too
-        place.copy_(numbers.as_strided(view.shape, block.strides, block.offset))
+        turned = view.strides is not None and len(view.shape) > 1
+        if (
+            turned
+        ):  # a cast that turns is slow, and so is turning anything but a matrix into one that is packed
+            numbers = numbers.to(place.dtype)
+        found = numbers.as_strided(view.shape, block.strides, block.offset)
+        place.copy_(found.squeeze().contiguous().view(view.shape) if turned else found)
 
     def _numbers(self, rows: range, columns: range) -> torch.Tensor:
         scheme = self.weight.scheme

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.plain_weights import weights_in, with_plain
@@ -33,9 +34,10 @@ def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype
     code = _CODES.get(str(dtype))
     weights = weights_in(checkpoint) if code is not None or checkpoint.format == "gguf" else []
     if checkpoint.format == "gguf":
-        if (weights and code is None) or not checkpoint.tensors.keys().isdisjoint(slots):
+        if weights and code is None:
             return checkpoint
-        return with_plain(checkpoint, weights, code or "")
+        own_names = not checkpoint.tensors.keys().isdisjoint(slots)
+        return with_plain(checkpoint, weights, code or "", renamed=not own_names)
     if not weights or code is None or _takes(slots, weights):
         return checkpoint
     return with_plain(checkpoint, weights, code)
@@ -55,7 +57,7 @@ def refuse_undecided(checkpoint: Checkpoint) -> None:
                 "pass {dtype}, or float16 or float32: weights are dequantised while they are read",
                 dtype="bfloat16",
             ),
-            f"write the plain checkpoint once: shardload convert {checkpoint.label} OUT --dtype bfloat16",
+            f"write the plain checkpoint once: shardload convert {quote(checkpoint.label)} -o plain --dtype bfloat16",
         ),
         code="E-QUANT",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -185,8 +186,12 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
         raise UnsupportedError(
             f"the base is quantised ({method}): its packed weights have no room for a delta",
             where=f"{checkpoint.label}: config.json",
-            cure="merge into the full-precision base, or into one that is made plain first (shardload convert "
-            f"{checkpoint.label} OUT --dtype bfloat16), and quantise the result; or attach the adapter unmerged",
+            cure=Cures(
+                "merge into the full-precision base",
+                "make the base plain first, and merge into that: "
+                f"shardload convert {quote(checkpoint.label)} -o plain --dtype bfloat16",
+                "attach the adapter unmerged",
+            ),
         )
 
 

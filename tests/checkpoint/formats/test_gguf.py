@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -113,3 +114,22 @@ def test_what_is_not_read_is_declined_by_name(tmp_path):
         shardload.open_checkpoint(tmp_path / "split.gguf")
     assert "llama-gguf-split" in caught.value.cure
     assert not GgufFormat().matches(b"GGUF\1\0\0\0" + bytes(24))
+
+
+@pytest.mark.skipif(find_spec("gguf") is not None, reason="the package is there")
+def test_a_type_whose_tables_are_in_the_package_says_what_to_install(tmp_path):
+    path = by_hand(tmp_path / "m.gguf", [("a", (1, 256), 16, 0, bytes(66))])
+    with pytest.raises(shardload.UnsupportedError, match="IQ2_XXS") as caught:
+        shardload.dequantised(shardload.open_checkpoint(path), "bfloat16")
+    assert caught.value.cure == "pip install gguf"
+
+
+def test_a_class_with_the_names_of_the_file_is_filled_under_them(tmp_path):
+    path = by_hand(
+        tmp_path / "m.gguf",
+        [("blk.weight", (2, 32), 8, 0, b"\0\x3c" + bytes(range(32)) + b"\0\x40" + bytes(range(32)))],
+        [("general.architecture", 8, text("llama"))],
+    )
+    model = torch.nn.ModuleDict({"blk": torch.nn.Linear(32, 2, bias=False)})
+    shardload.fill(model, shardload.open_checkpoint(path), dtype="float32")
+    assert torch.equal(model["blk"].weight, torch.arange(32.0) * torch.tensor([[1.0], [2.0]]))
