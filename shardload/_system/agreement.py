@@ -226,9 +226,17 @@ class Agreement:
         with self._reached():
             ended = self.watch.has_ended()
         if ended and not (place and self._has(f"{place}/{self.watch.rank}")):
-            cure = "look at what that rank says, and at what ended it: the system does, where memory runs out"
-            ends = RanksError("its process has ended", cure=cure).to_dict()
-            raise self._without(json.dumps({**ends, "known": True, "rank": self.watch.rank}))
+            raise self._without(self._last_words(self.watch.rank))
+
+    def _last_words(self, rank: int) -> str:
+        """Return the error of a rank whose process has ended: that of its checkpoint, where it could not open it."""
+        with self._reached():
+            notice = opening.notice_among(lambda: [rank])
+        if notice is not None:
+            return notice[1]
+        cure = "look at what that rank says, and at what ended it: the system does, where memory runs out"
+        said = RanksError("its process has ended", cure=cure).to_dict()
+        return json.dumps({**said, "known": True, "rank": rank})
 
     def _look_for_notices(self, place: str) -> None:
         """Raise the error of a rank that could not open its checkpoint, and does not try again."""

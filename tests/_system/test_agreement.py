@@ -28,7 +28,7 @@ KINDS = {
     "once-corrupt": "CorruptError",
     "late": "RanksError",
 }
-KILLED = ("early-killed", "killed", "once-killed")
+KILLED = ("early-killed", "unopened-killed", "killed", "once-killed")
 
 
 def run(folder, kinds, world):
@@ -92,13 +92,15 @@ def test_a_rank_that_does_not_come_ends_the_others_in_time(ended):
 
 def test_a_killed_rank_ends_the_others_at_once(tmp_path):
     """Before it comes to the load, while it reads, and while others wait for what it sends them."""
-    lines, said = run(tmp_path, KILLED, 4)
+    lines, said = run(tmp_path, KILLED, 5)
     for number, kind in enumerate(KILLED):
-        killed = 3 - number
+        killed = 4 - number
         assert len(lines[kind]) == killed, said
         for line in lines[kind]:
-            assert (line["error"], line["rank"]) == ("RanksError", killed), line
-            assert f"rank {killed}: its process has ended" in line["text"]
+            wanted = "NotFoundError" if kind == "unopened-killed" else "RanksError"
+            assert (line["error"], line["rank"]) == (wanted, killed), line
+            assert f"rank {killed}: " in line["text"]
+            assert ("its process has ended" in line["text"]) == (wanted == "RanksError")
             assert line["looks"] < SOON
             assert line["as_before"]
             assert line["on_meta"]

@@ -47,7 +47,7 @@ def shards(folder: Path) -> list[Path]:
 def spoil_before(kind: str, folder: Path) -> None:
     """Do to the own copy of the checkpoint what `kind` says, before it is opened."""
     last = shards(folder)[-1]
-    if kind == "unopened":
+    if kind in ("unopened", "unopened-killed"):
         last.unlink()
     elif kind == "garbled":
         last.write_bytes(b"\xff" * 64)
@@ -120,6 +120,8 @@ def load(kind: str, folder: Path, mesh: DeviceMesh) -> None:
         shardload.fill(shell, checkpoint, **options(kind, fails=fails))
     except shardload.ShardloadError as error:
         said = {"error": type(error).__name__, "rank": error.rank, "text": str(error)}
+        if kind == "unopened-killed" and fails:
+            die()  # as a process ends by an error that nobody catches
     now = dict(shell.model.named_parameters())
     extra = getattr(shell.model, "extra", None)
     say(
