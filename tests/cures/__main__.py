@@ -29,7 +29,8 @@ ROOMS = {
     "loads": "tests/cures tests/loading tests/errors tests/keywords tests/test_load.py tests/test_load_config.py",
     "diagnosis": "tests/diagnosis tests/test_doctor.py -k not (budget or damage or families or strangers)",
     "adapters": "tests/adapters -k not (ranks or matrix or oracle or merging or layers)",
-    "checkpoints": "tests/checkpoint tests/test_load_hub.py -k not (bombs or region or inner or contradictions)",
+    "checkpoints": "tests/checkpoint/test_index.py tests/checkpoint/test_checkpoint.py tests/test_load_hub.py "
+    "tests/checkpoint/test_other_files.py tests/checkpoint/formats/test_envelope.py",
     "writing": "tests/test_saving.py tests/test_forecast.py tests/writing/test_convert.py tests/compare/test_diff.py",
 }
 
