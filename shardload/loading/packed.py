@@ -32,6 +32,8 @@ def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype
     It is as it is stored where no dtype is asked for, or where the model's slots are those of the packed parts.
     """
     code = _CODES.get(str(dtype))
+    if checkpoint.format != "gguf" and all(name in slots for name in checkpoint.tensors):
+        return checkpoint  # whatever they hold, the model has a place for each
     weights = weights_in(checkpoint) if code is not None or checkpoint.format == "gguf" else []
     if checkpoint.format == "gguf":
         if weights and code is None:

@@ -146,3 +146,20 @@ def test_a_weight_that_is_stored_twice_is_refused(tmp_path):
     folder = folder_of(tmp_path / "packed", tensors, SETTINGS)
     with pytest.raises(shardload.CorruptError, match="stored plain, and packed too"):
         dequantised(shardload.open_checkpoint(folder), "float32")
+
+
+def test_numbers_of_a_class_of_its_own_are_not_taken_for_packed_weights(tmp_path):
+    """Whole numbers and a scale beside them could be of 4 bits or of 8: the class knows, and has a place for both."""
+    tensors = {"layer.weight": torch.ones(8, 8, dtype=torch.int8), "layer.weight_scale": torch.ones(8)}
+    save_safetensors(tensors, tmp_path / "model.safetensors")
+
+    class Own(nn.Module):
+        def __init__(self, config=None):
+            super().__init__()
+            self.layer = nn.Module()
+            self.layer.register_buffer("weight", torch.zeros(8, 8, dtype=torch.int8))
+            self.layer.register_buffer("weight_scale", torch.zeros(8))
+
+    model = shardload.from_pretrained(tmp_path, model_class=Own, dtype="bfloat16")
+    assert torch.equal(model.layer.weight, tensors["layer.weight"])
+    assert model.layer.weight_scale.dtype == torch.bfloat16
