@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -134,8 +135,14 @@ def _summary(checkpoint: Checkpoint) -> list[str]:
     elif dtypes:
         rows.append(("dtype", next(iter(dtypes))))
     rows += _config_rows(config_summary(checkpoint.config))
-    if checkpoint.metadata:
-        rows.append(("metadata", ", ".join(f"{key}={value}" for key, value in checkpoint.metadata.items())))
+    told = {key: value for key, value in checkpoint.metadata.items() if key != "gguf"}
+    if told:
+        rows.append(("metadata", ", ".join(f"{key}={value}" for key, value in told.items())))
+    if "gguf" in checkpoint.metadata:
+        types = Counter(json.loads(checkpoint.metadata["gguf"])["types"].values())
+        rows.append(
+            ("packed", ", ".join(f"{count:,} {kind}" for kind, count in types.most_common()) or "nothing")
+        )
     if checkpoint.objects:
         rows.append(("objects", ", ".join(checkpoint.objects) + " (not tensors)"))
     title = output.paint(output.escape(checkpoint.label), bold=True)

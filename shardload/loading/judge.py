@@ -25,7 +25,6 @@ from shardload.loading.rehearsal import rehearse
 from shardload.loading.report import Report
 from shardload.loading.shared_bytes import sharing_bytes
 from shardload.model.shell import ADAPTERS, modules_of
-from shardload.tensor_ref import TORCH_NAMES
 from shardload.transformers_classes import LIBRARY, STAND_IN, conversions
 
 if TYPE_CHECKING:
@@ -145,8 +144,11 @@ class Comparison:
             *self.unproven,
             *_notes(plan, self.shell),
             *_kept(plan, self._target.dtypes),
-            *_dequantised(self.checkpoint),
         ]
+        if self.checkpoint.packing:
+            from shardload.loading.packed import packed_notes
+
+            report.notes += packed_notes(self.checkpoint)
         return report
 
     def _findings(self) -> tuple[Finding, ...]:
@@ -368,15 +370,6 @@ def _kept(plan: Plan, dtypes: Mapping[str, torch.dtype]) -> list[str]:
     """Return notes on weights that the class keeps in float32 though they are stored, or loaded, in less."""
     kept = [key for key, _ in plan.tensors if dtypes.get(key) is torch.float32]
     return [f"{pattern}: in float32, where the class keeps it" for pattern in collapse(kept)] if kept else []
-
-
-def _dequantised(checkpoint: Checkpoint) -> list[str]:
-    """Return a note on weights that are made plain, of a checkpoint that has some."""
-    if not checkpoint.packing:
-        return []
-    made = [tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, Dequantised)]
-    dtype = TORCH_NAMES[made[0].dtype]
-    return [f"{len(made)} weights are stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
 
 
 def _key_map_notes(plan: Plan) -> list[str]:

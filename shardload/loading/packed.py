@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from shardload.checkpoint.plain_weights import weights_in, with_plain
 from shardload.diagnosis.quantised import PLAIN, UNREADABLE
 from shardload.errors import Cures, ShardloadError, UnsupportedError, Wording
+from shardload.keymap.dequantised import Dequantised
+from shardload.keymap.derived import pieces
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
@@ -43,6 +45,16 @@ def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype
     if not weights or code is None or _takes(slots, weights):
         return checkpoint
     return with_plain(checkpoint, weights, code)
+
+
+def packed_notes(checkpoint: Checkpoint) -> list[str]:
+    """Return a note on the weights of a checkpoint that are made plain."""
+    parts = (piece for tensor in checkpoint.tensors.values() for piece in pieces(tensor))
+    made = {piece.weight.name: piece.dtype for piece in parts if isinstance(piece, Dequantised)}
+    if not made:
+        return []
+    dtype = TORCH_NAMES[next(iter(made.values()))]
+    return [f"{len(made)} weights are stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
 
 
 def refuse_undecided(checkpoint: Checkpoint) -> None:

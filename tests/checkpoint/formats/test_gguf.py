@@ -133,3 +133,16 @@ def test_a_class_with_the_names_of_the_file_is_filled_under_them(tmp_path):
     model = torch.nn.ModuleDict({"blk": torch.nn.Linear(32, 2, bias=False)})
     shardload.fill(model, shardload.open_checkpoint(path), dtype="float32")
     assert torch.equal(model["blk"].weight, torch.arange(32.0) * torch.tensor([[1.0], [2.0]]))
+
+
+def test_a_file_without_packed_weights_is_loaded_as_it_is(tmp_path):
+    path = by_hand(
+        tmp_path / "m.gguf",
+        [("output_norm.weight", (4,), 0, 0, floats(1, 2, 3, 4))],
+        [("general.architecture", 8, text("llama"))],
+    )
+    model = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(4, bias=False)})})
+    report = shardload.fill(model, shardload.open_checkpoint(path))
+    assert model["model"]["norm"].weight.tolist() == [1, 2, 3, 4]
+    assert report.packing == "GGUF"
+    assert not any("packed" in note for note in report.notes)
