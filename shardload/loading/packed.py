@@ -54,7 +54,8 @@ def packed_notes(checkpoint: Checkpoint) -> list[str]:
     if not made:
         return []
     dtype = TORCH_NAMES[next(iter(made.values()))]
-    return [f"{len(made)} weights are stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
+    count = "1 weight is" if len(made) == 1 else f"{len(made):,} weights are"
+    return [f"{count} stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
 
 
 def refuse_undecided(checkpoint: Checkpoint) -> None:
