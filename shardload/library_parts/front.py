@@ -239,4 +239,4 @@ def home_of_processor(name: str) -> bool:
 
 def _real(name: str) -> Any:
     """Return a tokenizer or processor of the library itself: these hold no weights, and know of no model."""
-    return getattr(importlib.import_module("transformers"), name, None)
+    return host().guarded(getattr(importlib.import_module("transformers"), name, None))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.remote_code.imports import home_of
 from shardload.remote_code.star_imports import bring_old_names
+from shardload.transformers_shim.host import host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,9 @@ class _Importer:
                 return importlib.import_module("shardload.library_parts.front").transformers()  # type: ignore[no-any-return]
             top = self.target_of(name.split(".", maxsplit=1)[0], importer)
             return module if fromlist else sys.modules[top or target]
-        return builtins.__import__(name, globals, locals, fromlist or (), level)
+        module = builtins.__import__(name, globals, locals, fromlist or (), level)
+        of_library = level == 0 and name.split(".", maxsplit=1)[0] == "transformers"
+        return _of_library(module, "*" in (fromlist or ())) if of_library else module
 
     def target_of(self, name: str, importer: Mapping[str, Any]) -> str | None:
         """Return the module that the code means by `name`, or None where the name is the real one."""
@@ -107,6 +110,17 @@ def _import_from_shim(
     from shardload.transformers_shim.front import import_for
 
     return import_for(name, asker, fromlist)
+
+
+def _of_library(module: ModuleType, star: bool = False) -> ModuleType:
+    """Return a module of the installed transformers with loaders that run no code which was not approved."""
+    front: Any = host().guarded(module)
+    if not star:
+        return front  # type: ignore[no-any-return]
+    made = ModuleType(module.__name__)
+    public = getattr(module, "__all__", None) or [each for each in vars(module) if not each.startswith("_")]
+    vars(made).update({each: getattr(front, each) for each in public})
+    return made
 
 
 class _StandIn(ModuleType):
@@ -155,7 +169,8 @@ def _import_module_for(importer: _Importer) -> Callable[..., ModuleType]:
             return importlib.import_module(name)
         target = importer.target_of(name, sys._getframe(1).f_globals)
         if target is None:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
+            return _of_library(module) if name.split(".", maxsplit=1)[0] == "transformers" else module
         return (
             _import_from_shim(name, sys._getframe(1), (), parts=importer.namespace.base == "parts")
             if target.startswith(SHIM)

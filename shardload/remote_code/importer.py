@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from shardload.errors import Cures, RemoteCodeError, ShardloadError, UnsafeError, UsageError, Wording, keyword
 from shardload.remote_code.auto_map import ClassRef, config_entry, model_entries
 from shardload.remote_code.code import collect, file_of
+from shardload.remote_code.consents import Consent, note
 from shardload.remote_code.failures import as_lacking, explain, lacks_a_name, release_of
 from shardload.remote_code.library import is_installed
 from shardload.remote_code.namespaces import namespace_of
@@ -149,6 +150,7 @@ def open_code(
         home, _modules_beside(ref, source, home, all_refs(source, config_json) if beside is None else beside)
     )
     require_trust(home, code, trust, argument)
+    note(code, Consent(source, config_json, trust))
     return RepoCode(home, code, trust.remote_base, config_json)
 
 

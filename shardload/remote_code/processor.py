@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,13 +57,19 @@ _NOT_ARGUMENTS = ("auto_map", "processor_class", *_TYPES.values())
 
 
 def make_processor(
-    source: Source, config_json: Mapping[str, Any] | None, trust: CodeTrust, *, auto_class: str | None = None
+    source: Source,
+    config_json: Mapping[str, Any] | None,
+    trust: CodeTrust,
+    *,
+    auto_class: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return the processor of a repo.
 
     In this order: the class that `auto_map` names under AutoProcessor, AutoImageProcessor, AutoFeatureExtractor or
     AutoVideoProcessor (`auto_class` picks one; its code runs: the caller's consent is needed); the class of an
     installed transformers that the settings name, in the same order. Parts of a processor are made in the same way.
+    `options` overrule the settings that the repo's own class gets.
 
     Raises NotFoundError when there is none of these; UntrustedCodeError; RemoteCodeError; CorruptError.
     """
@@ -74,7 +80,7 @@ def make_processor(
             cure=f"choose one of: {', '.join(KINDS)}",
         )
     files = {name: read_object(source, name) for name in FILES if name in source.names()}
-    repo = ProcessorRepo(source, config_json or {}, trust, files)
+    repo = ProcessorRepo(source, config_json or {}, trust, files, options or {})
     for kind in KINDS if auto_class is None else (auto_class,):
         made = repo.make(kind)
         if made is not None:
@@ -82,10 +88,10 @@ def make_processor(
     raise repo.nothing(auto_class)
 
 
-def processor_refs(source: Source, config_json: Mapping[str, Any] | None) -> list[ClassRef]:
-    """Return the processor classes that `auto_map` names in any of a repo's files."""
+def processor_refs(source: Source, config_json: Mapping[str, Any] | None) -> dict[str, ClassRef]:
+    """Return the processor classes that `auto_map` names in any of a repo's files, by kind."""
     files = {name: read_object(source, name) for name in FILES if name in source.names()}
-    return list(ProcessorRepo(source, config_json or {}, None, files).refs.values())
+    return ProcessorRepo(source, config_json or {}, None, files).refs
 
 
 @dataclass
@@ -96,6 +102,7 @@ class ProcessorRepo:
     config_json: Mapping[str, Any]
     trust: CodeTrust | None
     files: dict[str, dict[str, Any]]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def refs(self) -> dict[str, ClassRef]:
@@ -132,13 +139,13 @@ class ProcessorRepo:
 
     def _settings(self, kind: str) -> dict[str, Any]:
         wanted = FILES[2] if kind == "AutoVideoProcessor" and FILES[2] in self.files else FILES[1]
-        settings = self.files.get(wanted, {})
+        settings = {**self.files.get(wanted, {}), **self.options}
         return {name: value for name, value in settings.items() if name not in _NOT_ARGUMENTS}
 
     def _own_settings(self, cls: Any) -> dict[str, Any]:
         """Return the entries of processor_config.json that the constructor names."""
         named = {name for owner in cls.__mro__ if "__init__" in vars(owner) for name in _named(owner)}
-        own = self.files.get(FILES[0], {})
+        own = {**self.files.get(FILES[0], {}), **self.options}
         return {n: v for n, v in own.items() if n in named and n not in _PARTS and n not in _NOT_ARGUMENTS}
 
     def _parts(self, cls: Any, base: str) -> dict[str, Any]:

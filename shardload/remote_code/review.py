@@ -10,8 +10,7 @@ from shardload.remote_code.code import Code, collect, has_file
 from shardload.remote_code.importer import all_refs, is_own, other_source
 from shardload.remote_code.processor import processor_refs
 from shardload.remote_code.reach import Contents, contents_of
-from shardload.remote_code.tokenizer import tokenizer_entry
-from shardload.remote_code.tokenizer_files import SETTINGS, tokenizer_settings
+from shardload.remote_code.tokenizer import tokenizer_ref
 from shardload.remote_code.trust_lock import TrustLock
 from shardload.where import UNTRUSTED, CodeTrust
 
@@ -59,10 +58,11 @@ def review_code(
     Code of other repos is fetched for review: at `trust.code_revision`, or else at the present commit of `main`.
     Nothing is run. Raises RemoteCodeError where a file is not valid Python, UnsafeError, NotFoundError.
     """
+    tokenizer = tokenizer_ref(source, config_json)
     refs = [
         *all_refs(source, config_json),
-        *_tokenizer_refs(source, config_json),
-        *processor_refs(source, config_json),
+        *([] if tokenizer is None else [tokenizer]),
+        *processor_refs(source, config_json).values(),
     ]
     own = [ref for ref in refs if is_own(ref, source)]
     found = [_review(source, own)] if own else []
@@ -71,13 +71,6 @@ def review_code(
         if not is_own(ref, source):
             others.setdefault(str(ref.repo), []).append(ref)
     return [*found, *(_review(other_source(refs[0], trust), refs) for refs in others.values())]
-
-
-def _tokenizer_refs(source: Source, config_json: Mapping[str, Any] | None) -> list[ClassRef]:
-    ref = tokenizer_entry(tokenizer_settings(source), SETTINGS) or tokenizer_entry(
-        config_json or {}, "config.json"
-    )
-    return [] if ref is None else [ref]
 
 
 def _review(source: Source, refs: Iterable[ClassRef]) -> CodeReview:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.checkpoint.sources import find_source
 from shardload.model.meta_init import constructing
 from shardload.remote_code.code import PACKAGE
+from shardload.remote_code.guarded_library import guarded, own_object
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.tokenizer_files import constructor_arguments
 from shardload.transformers_shim.host import ClassCode, Host
@@ -31,4 +32,4 @@ def _code_of(cls: type[Any]) -> ClassCode | None:
 
 def host_with(save: Callable[..., object]) -> Host:
     """Return the loader that the stand-in serves, as one object; `save` stands above this room and is given."""
-    return Host(save, constructing, _tokenizer_arguments, _code_of, f"{PACKAGE}.")
+    return Host(save, constructing, _tokenizer_arguments, _code_of, f"{PACKAGE}.", own_object, guarded)

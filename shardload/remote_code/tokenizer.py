@@ -30,26 +30,40 @@ EXTRAS = ("sentencepiece", "tiktoken", "tokenizers")
 """Packages that tokenizers need; shardload has an extra of each name."""
 
 
-def make_tokenizer(source: Source, config_json: Mapping[str, Any] | None, trust: CodeTrust) -> Any:
+def make_tokenizer(
+    source: Source,
+    config_json: Mapping[str, Any] | None,
+    trust: CodeTrust,
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
     """Return the tokenizer of a repo.
 
     In this order: the class that `auto_map` names under AutoTokenizer, in tokenizer_config.json or config.json
     (its code runs: the caller's consent is needed); tokenizer.json through the tokenizers library; the class of an
-    installed transformers that tokenizer_config.json names.
+    installed transformers that tokenizer_config.json names. `options` overrule the settings that the first gets.
 
     Raises NotFoundError when there is none of these; UntrustedCodeError; RemoteCodeError; CorruptError.
     """
-    settings = tokenizer_settings(source)
-    ref = tokenizer_entry(settings, SETTINGS) or tokenizer_entry(config_json or {}, "config.json")
+    ref = tokenizer_ref(source, config_json)
     if ref is not None:
         with for_no_model():
-            return _from_code(open_code(source, None, ref, trust, beside=()), ref, source)
+            return _from_code(
+                open_code(source, None, ref, trust, beside=()), ref, source, dict(options or {})
+            )
+    settings = tokenizer_settings(source)
     if FAST_FILE in source.names():
         return _fast(source)
     found = _from_library(source, settings)
     if found is None:
         raise _nothing(source, settings)
     return found
+
+
+def tokenizer_ref(source: Source, config_json: Mapping[str, Any] | None) -> ClassRef | None:
+    """Return the tokenizer class that a repo's `auto_map` names, in tokenizer_config.json or config.json."""
+    own = tokenizer_entry(tokenizer_settings(source), SETTINGS)
+    return own or tokenizer_entry(config_json or {}, "config.json")
 
 
 @contextlib.contextmanager
@@ -87,7 +101,7 @@ def needs_package(package: str, where: str | None = None) -> RemoteCodeError:
     )
 
 
-def _from_code(repo: RepoCode, ref: ClassRef, source: Source) -> Any:
+def _from_code(repo: RepoCode, ref: ClassRef, source: Source, options: dict[str, Any]) -> Any:
     try:
         cls, namespace = repo.loaded(ref)
     except RemoteCodeError as error:
@@ -95,11 +109,11 @@ def _from_code(repo: RepoCode, ref: ClassRef, source: Source) -> Any:
     try:
         if namespace.base == "transformers":
             vocabulary_files(source, getattr(cls, "vocab_files_names", {}))
-            return cls.from_pretrained(folder_of(source))
-        return cls(**constructor_arguments(source, cls))
+            return cls.from_pretrained(folder_of(source), **options)
+        return cls(**{**constructor_arguments(source, cls), **options})
     except Exception as error:
         if repo.fall_back(error, namespace):
-            return _from_code(repo, ref, source)
+            return _from_code(repo, ref, source, options)
         explained = explain(error, namespace, f"making the tokenizer {ref}")
         if not isinstance(error, (ShardloadError, ImportError)):
             explained.cure = _cure_of_own_code(getattr(cls, "vocab_files_names", {}).values())

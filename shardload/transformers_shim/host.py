@@ -21,7 +21,9 @@ class Host(NamedTuple):
     `save(model, folder, max_shard_size=…)` writes weights and config. `is_constructing()` says whether this thread is
     building a model without weights. `tokenizer_arguments(where, cls, **hub)` returns the keyword arguments that
     construct a tokenizer class from a folder or a Hub repo. `code_of(cls)` returns the repo code of a class, or None.
-    The modules of all repos have names that begin with `repos`.
+    The modules of all repos have names that begin with `repos`. `own_object(kind, place, options)` returns what the
+    asking repo's own code stands for under an auto class, or None where the place is another. `guarded(value)` returns
+    what a repo's code gets for a value of an installed transformers: its loaders run no code that was not approved.
     """
 
     save: Callable[..., object]
@@ -29,6 +31,8 @@ class Host(NamedTuple):
     tokenizer_arguments: Callable[..., dict[str, Any]]
     code_of: Callable[[type[Any]], ClassCode | None]
     repos: str
+    own_object: Callable[[str, Any, dict[str, Any]], Any]
+    guarded: Callable[[Any], Any]
 
 
 _giver: Callable[[], Host] | None = None

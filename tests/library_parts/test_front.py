@@ -54,7 +54,9 @@ def test_a_repo_gets_the_stand_in_parts_real_tokenizers_and_placeholders(tmp_pat
     for part in (code.LlamaConfig, code.LlamaModel, code.LlamaRMSNorm, code.Qwen2Model, code.bert.BertModel):
         assert is_part(part)
     assert code.bert is code.modeling_bert
-    assert code.AutoTokenizer is transformers.AutoTokenizer
+    assert (
+        code.AutoTokenizer._guarded is transformers.AutoTokenizer
+    )  # which runs no code that was not approved
     assert code.LlamaTokenizerFast is transformers.LlamaTokenizerFast
     assert code.LlamaNoSuchThing is None
     assert code.HAS == (True, False)

@@ -9,6 +9,7 @@ import pytest
 
 import shardload
 from shardload import CorruptError, NotFoundError, UnsafeError, UntrustedCodeError
+from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.sources import find_source
 from shardload.remote_code.review import review_code
 from shardload.remote_code.trust_lock import TrustLock, lock_path
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("work")
 def approve(where, path=None) -> Path:
     source, _ = find_source(where)
     path = lock_path(path)
-    for review in review_code(source, shardload.checkpoint.checkpoint.read_config(source)):
+    for review in review_code(source, read_config(source)):
         review.approve(path)
     return path
 
@@ -238,7 +239,7 @@ def test_code_of_another_repo_is_an_approval_of_its_own(hub, work):
     path = work / "shardload.lock"
     TrustLock(path).write()
     source, _ = find_source("org/weights")
-    (review,) = review_code(source, shardload.checkpoint.checkpoint.read_config(source))
+    (review,) = review_code(source, read_config(source))
     assert review.source.label == f"org/code@{code}"
     with pytest.raises(UntrustedCodeError, match="approves no code of org/code"):
         shardload.load_config("org/weights", trust_remote_code="locked")

@@ -45,7 +45,7 @@ def test_a_guarded_name_that_is_lacking_falls_through(tmp_path, guarded):
     [
         ("from transformers.modeling_utils import PretrainedConfig as found", "configuration_utils"),
         ("from transformers.models.x.modeling_x import ModelOutput as found", "utils.generic"),
-        ("import transformers; found = transformers.utils.Cache", "cache_utils"),
+        ("import transformers; found = transformers.utils.Cache", "_cache"),
     ],
 )
 def test_a_name_is_found_wherever_releases_had_it(tmp_path, line, home):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardload.transformers_shim._missing import later_class
+from shardload.transformers_shim.host import host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,13 @@ def _auto(name: str, home: str, otherwise: Callable[[Any], Any] | None = None) -
         options.pop("trust_remote_code", None)
         return refuse(config) if found is None else found._from_config(config, **options)
 
+    def from_pretrained(_cls: type[Any], /, place: Any = None, *args: Any, **options: Any) -> Any:
+        """Return what the asking repo's own code stands for under this class; raise for other places."""
+        own = host().own_object(name, place, options)
+        return refuse(place, *args, **options) if own is None else own
+
     kind.register = classmethod(register)
+    kind.from_pretrained = classmethod(from_pretrained)
     kind.from_config = classmethod(from_config)
     return kind
 
