@@ -545,6 +545,39 @@ print(torch.equal(shardload.open_checkpoint(sys.argv[1]).read("weight"), whole))
     assert said == "True"
 
 
+def test_a_sharded_model_is_saved_with_the_files_of_the_same_model_in_one_piece(tmp_path):
+    code = """
+import sys, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+import shardload
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+mesh = init_device_mesh("cpu", (1,))
+repo, out = sys.argv[1:]
+
+def nameless():
+    model = torch.nn.Linear(4, 2)
+    model.config = {"architectures": None}
+    return model
+
+for name, make in {"repo": lambda: shardload.from_pretrained(repo, trust_remote_code=True), "given": nameless}.items():
+    torch.manual_seed(0)
+    model = make()
+    shardload.save(model, f"{out}/{name}/whole")
+    fully_shard(model, mesh=mesh)
+    shardload.save(model, f"{out}/{name}/sharded")
+"""
+    run_python(code, str(remote(tmp_path / "repo")), str(tmp_path / "out"))
+    for name, beside in (("repo", "modeling_tiny.py"), ("given", "config.json")):
+        whole, sharded = (
+            {path.name: path.read_bytes() for path in (tmp_path / "out" / name / kind).iterdir()}
+            for kind in ("whole", "sharded")
+        )
+        assert beside in whole
+        assert sharded == whole
+    from_pretrained(tmp_path / "out" / "repo" / "sharded", trust_remote_code=True)
+
+
 MEMORY = """
 import json, sys, threading, time, torch
 from torch import nn

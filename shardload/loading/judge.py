@@ -308,7 +308,9 @@ def _renamed_versions(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[str,
 
 
 def _module_classes(model: nn.Module) -> dict[str, str]:
-    return {path: type(module).__name__ for path, module in model.named_modules()}
+    from shardload.model.wrapper_tensors import class_of
+
+    return {path: class_of(module).__name__ for path, module in model.named_modules()}
 
 
 def _refuse_own_load_state_dict(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,3 +69,14 @@ def refuse_sharded(model: nn.Module, doing: str) -> None:
             where=found or f"the model is inside {around[0]}",
             cure="do it first, then call fully_shard, parallelize_module or DistributedDataParallel",
         )
+
+
+def class_of(module: object) -> type:
+    """Return the class that a module was made of: torch puts one of its own before it to shard or parametrize it."""
+    made = (kind for kind in type(module).__mro__ if issubclass(kind, nn.Module) and not _put_before(kind))
+    return next(made, type(module))
+
+
+def _put_before(kind: type) -> bool:
+    home = kind.__module__
+    return home.startswith("torch.") and getattr(sys.modules.get(home), kind.__name__, None) is not kind

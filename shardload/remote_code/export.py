@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import ShardloadError
+from shardload.model.wrapper_tensors import class_of
 from shardload.remote_code.auto_map import parse_reference
 from shardload.remote_code.code import file_of
 from shardload.remote_code.namespaces import namespace_of
@@ -21,7 +22,7 @@ def exported_code(model: nn.Module, auto_map: Mapping[str, Any]) -> tuple[dict[s
     Entries that named another repo now name the files beside the weights. Entries of files that did not run (a
     tokenizer's, for example) are left out. Both are empty for a class that is not a repo's.
     """
-    namespace = namespace_of(type(model).__module__)
+    namespace = namespace_of(class_of(model).__module__)
     if namespace is None:
         return {}, {}
     files = {file.name: file.content for file in namespace.code.files}

@@ -23,11 +23,10 @@ def pretrained_model(home: str) -> Any:
 
 
 def library_class(model: nn.Module) -> str | None:
-    """Return the name by which an installed transformers has the class of a model, or None.
+    """Return the name by which an installed transformers has the class of a model, or None."""
+    from shardload.model.wrapper_tensors import class_of
 
-    `fully_shard` puts a class of its own before it.
-    """
-    name = type(model).__name__.removeprefix("FSDP")
+    name = class_of(model).__name__
     kind = getattr(sys.modules.get("transformers"), name, None)
     return name if isinstance(kind, type) and isinstance(model, kind) else None
 

@@ -102,7 +102,9 @@ def repo_files(
     if untied:
         config = _untied(config)
     if "architectures" in config and (architecture or not config["architectures"]):
-        config["architectures"] = [architecture or type(model).__name__]
+        from shardload.model.wrapper_tensors import class_of
+
+        config["architectures"] = [architecture or class_of(model).__name__]
     auto_map = config.pop("auto_map", None)
     if isinstance(auto_map, Mapping) and auto_map:
         code, kept = _export(model, auto_map, exported)
@@ -129,8 +131,10 @@ def _export(
     files, kept = exported(model, auto_map)
     if kept:
         return files, kept
+    from shardload.model.wrapper_tensors import class_of
+
     warn_caller(
-        f"auto_map is left out of config.json: {type(model).__name__} does not come from the code that it names; "
+        f"auto_map is left out of config.json: {class_of(model).__name__} does not come from the code that it names; "
         "pass model_class to load the saved model",
     )
     return {}, {}
