@@ -6,8 +6,10 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
-from shardload.diagnosis.rule_text import rule_text
-from shardload.errors import Cures, Wording
+from shardload.diagnosis.pairing.solution import Left
+from shardload.diagnosis.rule_text import as_names, rule_text
+from shardload.diagnosis.whole_cure import NO_CURE, allowed
+from shardload.errors import Cures, Wording, joined, keyword
 from shardload.keys import collapse
 
 if TYPE_CHECKING:
@@ -60,13 +62,14 @@ def _of_sets(case: Case, rivals: Sequence[Wrapping]) -> Finding:
     what = (
         "the model has several whole sets of tensors" if adds else "several whole sets of weights are stored"
     )
+    cures = [cure for rival in rivals[:_MOST] if (cure := _taking(case, rival, rivals))]
     keys = [key for key in case.stored if adds or any(_has(key, rival.segments) for rival in rivals)]
     return Finding(
         "E-AMBIGUOUS",
         f"{what}, under {' and '.join(names)}, and nothing says which one is meant: this is not guessed",
         explained=len(keys),
         nbytes=case.nbytes(keys),
-        cure=Cures(*(_taking(rival, rivals) for rival in rivals[:_MOST])),
+        cure=Cures(*cures) if cures else NO_CURE,
         evidence=tuple(f"{rule_text(rival.key_map.rules[0])}: {rival.gained} keys fit" for rival in rivals),
         confidence=0.0,
         margin=0.0,
@@ -77,18 +80,28 @@ def _has(key: str, segments: str) -> bool:
     return f".{segments}." in f".{key}"
 
 
-def _taking(rival: Wrapping, rivals: Sequence[Wrapping]) -> str:
-    """Return the cure that takes one of the sets and leaves the others out."""
-    rule = rival.key_map.rules[0].to_dict()
-    others = [f"{other.segments}.*" for other in rivals if other is not rival]
-    names, taken = {rule["source"]: rule["target"]}, f'"{rival.segments}."'
-    if rival.adds:
-        return Wording(
-            "to take {0}: {key_map} and {allow_missing}", taken, key_map=names, allow_missing=others
-        )
-    return Wording(
-        "to take {0}: {key_map} and {allow_unexpected}", taken, key_map=names, allow_unexpected=others
-    )
+def _taking(case: Case, rival: Wrapping, rivals: Sequence[Wrapping]) -> str | None:
+    """Return the cure that takes one of the sets, and leaves out the others and what has no place besides.
+
+    None where what is left besides may belong together.
+    """
+    others = [other.segments for other in rivals if other is not rival]
+    sets = [f"{segments}.*" for segments in others]
+    table = rival.key_map.map_headers(dict(case.stored)).tensors
+    lacking = {key: shape for key, shape in case.slots.items() if key in case.missing and key not in table}
+    strange = {key: ref.shape for key, ref in table.items() if key not in case.slots}
+    of_others = lacking if rival.adds else strange
+    for key in [key for key in of_others if any(_has(key, each) for each in others)]:
+        del of_others[key]
+    found = allowed(case, Left(lacking, strange, ()))
+    if found is None:
+        return None
+    name = "allow_missing" if rival.adds else "allow_unexpected"
+    found[name] = [*sets, *found.get(name, ())]
+    names = as_names((*case.own_rules, *rival.key_map.rules))
+    steps = [keyword("key_map", ... if names is None else names)]
+    steps += [keyword(step, found[step]) for step in sorted(found)]
+    return Wording("to take {0}: {1}", f'"{rival.segments}."', joined(" and ", steps))
 
 
 def _line(case: Case, olds: Sequence[KeyFamily], news: Sequence[KeyFamily]) -> str:

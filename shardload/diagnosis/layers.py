@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.config_fields import Field, field_of
 from shardload.diagnosis.finding import Case, Finding, change_of_config
+from shardload.diagnosis.pairing.key_family import families_of
 from shardload.keys import ranges
 
 if TYPE_CHECKING:
@@ -20,8 +21,12 @@ class LayersRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return a finding for layers without weights, and one for weights without layers."""
-        stored = _layers(case.solution.unwrapped)
-        wanted = _layers(case.solution.wanted)
+        left = case.solution.left
+        if not (left.missing or left.unexpected):
+            return ()
+        # The names that the map gives: a list of layers may have another path in the checkpoint.
+        made = families_of({key: ref.shape for key, ref in case.solution.table.items()})
+        stored, wanted = _layers(made), _layers(case.solution.wanted)
         found = []
         shifted = {
             family.template.partition("{}")[0]
@@ -34,7 +39,8 @@ class LayersRule:
             if lacking and lacking <= set(range(max(stored[path]))):
                 found.append(_holes(case, path, lacking, stored[path]))
             elif lacking or extra:
-                found.append(_other_count(case, path, lacking, extra, stored[path], wanted[path]))
+                below = _below(case.solution.wanted if lacking else made, path, lacking or extra)
+                found.append(_other_count(case, path, below, stored[path], wanted[path]))
         return found
 
 
@@ -68,20 +74,17 @@ def _holes(case: Case, path: str, lacking: set[int], stored: set[int]) -> Findin
     )
 
 
-def _other_count(
-    case: Case, path: str, lacking: set[int], extra: set[int], stored: set[int], wanted: set[int]
-) -> Finding:
-    count, model = max(stored) + 1, max(wanted) + 1
-    solution = case.solution
-    keys = _below(solution.wanted, path, lacking) if lacking else _below(solution.unwrapped, path, extra)
+def _other_count(case: Case, path: str, keys: Sequence[str], stored: set[int], wanted: set[int]) -> Finding:
+    count, model, table = max(stored) + 1, max(wanted) + 1, case.solution.table
+    lacking = wanted - stored
     field = field_of(case.config, model, "layer") or field_of(case.config, model, "depth")
     says = f"; config.json says {field} = {model}" if field else ""
     return Finding(
         "E-LAYERS",
         f"the checkpoint has {count} layers in {path}{ranges(stored)}, the model {model}{says}",
         explained=len(keys),
-        nbytes=0 if lacking else case.nbytes(solution.stored_names(keys)),
+        nbytes=0 if lacking else sum(table[key].nbytes for key in keys),
         cure=change_of_config({"the number of layers": [Field(field or "", model, count)]}),
-        evidence=(f"{'missing' if lacking else 'unexpected'}: {path}{ranges(lacking or extra)}",),
-        settles=frozenset({*keys, *filter(None, map(solution.cure.renames.apply, keys))}),
+        evidence=(f"{'missing' if lacking else 'unexpected'}: {path}{ranges(lacking or stored - wanted)}",),
+        settles=frozenset(keys),
     )

@@ -34,8 +34,8 @@ def whole_cure(
         cures = [*dict.fromkeys(f.cure for f in others if f.declines or not f.settles)]
         return cures[0] if len(cures) == 1 else joined("; ", cures)
     left = _left(case, {key for finding in others for key in finding.settles}, ignored)
-    rest = _allowances(case, left)
-    if rest is None:
+    rest = None if _is_most(case, left) else _allowances(case, left)
+    if rest is None or not (others or case.solution.key_map.rules or rest):
         rules = len(case.solution.key_map.rules)
         known = f"a part of the keys has {rules} rule{'s' * (rules != 1)} of a map; " if rules else ""
         which = Wording("say which key is which: {key_map}", key_map=...)
@@ -46,6 +46,15 @@ def whole_cure(
     if case.solution.key_map.rules:
         steps.append(_map_step(case))
     return joined(" and ", [*steps, *rest])
+
+
+def _is_most(case: Case, left: Left) -> bool:
+    """Whether most of one side would be left out while the other side lacks something: that loads next to nothing."""
+    found = case.solution.left
+    return bool(
+        (found.missing and 2 * len(left.unexpected) > len(case.stored))
+        or (found.unexpected and 2 * len(left.missing) > len(case.slots))
+    )
 
 
 def _first(cure: str) -> str:
@@ -80,26 +89,47 @@ def _left(case: Case, settled: set[str], ignored: Callable[[str, str], bool] | N
 
 def _allowances(case: Case, left: Left) -> list[str] | None:
     """Return the keywords that allow what is left; None where that would hide weights that belong together."""
+    found = allowed(case, left)
+    return None if found is None else [keyword(name, patterns) for name, patterns in found.items()]
+
+
+def allowed(case: Case, left: Left) -> dict[str, list[str]] | None:
+    """Return the patterns of what is left, by keyword; None where allowing it would hide weights of one model."""
     if left.misshapen or _akin(case, left) or _has_twin(case, left):
         return None
-    steps: list[str] = []
+    steps: dict[str, list[str]] = {}
+    strange = {**left.unexpected, **_entries(case)}
     for name, keys, others in (
         ("allow_missing", left.missing, case.slots),
-        ("allow_unexpected", left.unexpected, [*case.stored, *case.solution.table]),
+        ("allow_unexpected", strange, [*case.stored, *case.solution.table]),
     ):
         patterns = _patterns(keys, others)
         if len(patterns) > _MOST_PATTERNS:
             return None
         if patterns:
-            steps.append(keyword(name, patterns))
+            steps[name] = patterns
     return steps
+
+
+def _entries(case: Case) -> dict[str, Sequence[int]]:
+    """Return the entries that are no tensors, and have no place, by the names that the map gives them."""
+    entries = [key for key in case.unexpected if key not in case.stored]
+    if not entries:
+        return {}
+    named = case.solution.key_map.map_objects(entries, {})
+    # Below a name of the model's, a module may take its own state.
+    return {
+        new: ()
+        for old, new in named.items()
+        if new is not None and (new == old or not new.endswith("_extra_state"))
+    }
 
 
 def _akin(case: Case, left: Left) -> bool:
     """Whether a tensor that is left may be what a missing one wants.
 
-    It has as many elements, or lies in the same part of the model, or may be joined to it in the same layer; or so much
-    is left on both sides that names and sizes say nothing.
+    It has as many elements, or lies in the same part of the model, or may be joined to it in the same layer or
+    module; or so much is left on both sides that names and sizes say nothing.
     """
     if not left.missing or not left.unexpected:
         return False
@@ -109,7 +139,8 @@ def _akin(case: Case, left: Left) -> bool:
     if any(prod(shape) in sizes for shape in left.unexpected.values()):
         return True
     if any(
-        _block(one) == _block(other) != "" and _may_be_joined(shape, part)
+        (_block(one) == _block(other) != "" or _parent(one) == _parent(other) != "")
+        and _may_be_joined(shape, part)
         for one, shape in left.missing.items()
         for other, part in left.unexpected.items()
     ):
@@ -125,6 +156,11 @@ def _block(key: str) -> str:
     parts = key.split(".")
     number = next((place for place, part in enumerate(parts) if part.isdigit()), -1)
     return ".".join(parts[: number + 1])
+
+
+def _parent(key: str) -> str:
+    """Return the path of the module that has a tensor's own module as a child; "" at the top."""
+    return ".".join(key.split(".")[:-2])
 
 
 def _may_be_joined(one: Sequence[int], other: Sequence[int]) -> bool:

@@ -82,6 +82,32 @@ def _two_sets(folder: Path) -> list[State]:
     return [one, two]
 
 
+def _pickled(change: Callable[[State], dict[str, Any]]) -> Callable[[Path], list[State]]:
+    def write(folder: Path) -> list[State]:
+        state = random_state(models.Net())
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        torch.save(change(state), folder / "pytorch_model.bin")
+        return [state]
+
+    return write
+
+
+def _two_sets_and_a_loss(folder: Path) -> list[State]:
+    one, two = random_state(models.Net()), random_state(models.Net(), seed=1)
+    both = {**_in_front("student")(one), **_in_front("teacher")(two)}
+    write_checkpoint(folder, {**both, "loss.center": torch.ones(3)}, shards=1)
+    return [one, two]
+
+
+def _halves(folder: Path) -> list[State]:
+    state = random_state(models.Stacked())
+    one, two = state["mlp.gate_up_proj.weight"].chunk(2)
+    rest = {key: value for key, value in state.items() if "gate_up" not in key}
+    write_checkpoint(folder, {**rest, "mlp.a.weight": one, "mlp.b.weight": two}, shards=1)
+    return [state]
+
+
 def _sized(field_name: str, stored: int) -> Callable[[Path], list[State]]:
     def write(folder: Path) -> list[State]:
         state = random_state(models.Sized({**models.SIZED, field_name: stored}))
@@ -154,4 +180,28 @@ def provocations() -> Iterator[Provocation]:
         "E-CONFIG",
         models.Decoder,
         _decoder(_in_front("module"), hidden_size=64),
+    )
+    yield Provocation(
+        "more layers of other sizes behind a prefix",
+        "E-LAYERS",
+        models.Decoder,
+        _decoder(_in_front("model"), num_hidden_layers=3, num_key_value_heads=1, vocab_size=64),
+    )
+    yield Provocation(
+        "more layers of another width behind a prefix",
+        "E-CONFIG",
+        models.Decoder,
+        _decoder(_in_front("model"), num_hidden_layers=3, hidden_size=64),
+        needs_choice=True,
+    )
+    yield Provocation("two whole sets, and a loss", "E-AMBIGUOUS", net, _two_sets_and_a_loss)
+    yield Provocation("halves whose names say nothing", "E-MISMATCH", models.Stacked, _halves)
+    yield Provocation(
+        "numbers beside the tensors", "E-MISMATCH", net, _pickled(lambda state: {**state, "epoch": 3})
+    )
+    yield Provocation(
+        "a prefix, and a dict beside the tensors",
+        "E-WRAP",
+        net,
+        _pickled(lambda state: {**_in_front("module")(state), "module.extra": {}, "meta": {"a": 1}}),
     )
