@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from shardload.loading.report import Report
     from shardload.model.shell import Shell, Slot, build_shell
     from shardload.placement.device import OnDevice
+    from shardload.placement.quantised import Quantised
     from shardload.processor import load_processor
     from shardload.saving import save
     from shardload.tensor_ref import TensorRef
@@ -122,6 +123,7 @@ _HOMES = {
     "model.shell": ("Shell", "Slot", "build_shell"),
     "placement.data_parallel": ("data_parallel",),
     "placement.device": ("OnDevice",),
+    "placement.quantised": ("Quantised",),
     "tensor_ref": ("TensorRef",),
     "processor": ("load_processor",),
     "tokenizer": ("load_tokenizer",),
@@ -146,6 +148,7 @@ __all__ = [
     "NotFoundError",
     "OnDevice",
     "Progress",
+    "Quantised",
     "RanksError",
     "RemoteCodeError",
     "Report",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +12,8 @@ from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.shard import DTYPES
 from shardload.checkpoint.sources import find_source
-from shardload.dtypes import float_code, parse_dtype
-from shardload.errors import UnsupportedError, UsageError, Wording
+from shardload.dtypes import parse_dtype
+from shardload.errors import UnsupportedError
 from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
@@ -21,6 +21,7 @@ from shardload.loading.fitting_class import fitting_class
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
+from shardload.placement.quantisation import Quantisation
 from shardload.remote_code.plain_config import (
     GIVEN,
     called_with_config,
@@ -32,8 +33,7 @@ from shardload.remote_code.plain_config import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import nn
@@ -82,6 +82,9 @@ def from_pretrained(
     distributed_config: Any = None,
     read: Literal["slice", "once"] = "slice",
     timeout: float = 3600.0,
+    quantization_config: Any = None,
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
     **keywords: Unpack[ModelKeywords],
 ) -> nn.Module:
     """Load a checkpoint into the model that it belongs to, and return the model in eval mode.
@@ -114,7 +117,9 @@ def from_pretrained(
     P-Tuning v2: its weights are for the model's `prefix_encoder`, which the class makes as the config then has the
     file's `pre_seq_len` and `prefix_projection`. `revision` is a branch, tag or commit, `code_revision` the commit of
     code that another repo holds, `subfolder` a folder inside the repo, `variant` a part of the weight files' names such
-    as "fp16"; `allow_links` follows links that lead out of a folder. The other keywords are those of `fill`.
+    as "fp16"; `allow_links` follows links that lead out of a folder. `load_in_8bit`, `load_in_4bit` and
+    `quantization_config` (transformers' BitsAndBytesConfig, or a mapping of its options) quantise the weights of
+    Linears by bitsandbytes while they are read: see docs/quantised.md. The other keywords are those of `fill`.
 
     With `device_mesh` (of `init_device_mesh`) or `distributed_config` (transformers' DistributedConfig, or any object
     or dict with `fsdp_size`, `tp_size`, `dp_replicate_size`), each rank of a process group calls this, and gets its
@@ -125,14 +130,16 @@ def from_pretrained(
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     place = place_of(where, keywords)
-    layout = _layout(device_mesh, tp_plan, distributed_config, merge=merge or None, prefix=prefix)
+    asked = quantization_config is not None or load_in_8bit or load_in_4bit
+    quantised = Quantisation.of(quantization_config, load_in_8bit, load_in_4bit) if asked else None
+    beside: Any = {"merge": merge or None, "prefix": prefix, "quantization_config": quantised}
+    layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
     wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
     device = device if layout is None else layout.device(device)
-    target = OnDevice(device, wanted, spill)
     made_of = place, keywords, wanted, config, model_class, auto_class
     leniency: Any = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
     clock, in_front = _Clock(), None
-    with _together(layout, timeout) as judging:
+    with layout.together(timeout) if layout else nullcontext(nullcontext) as judging:
         with judging():
             checkpoint = _opened(place, lambda each: _shell_of(each, *made_of), key_map)
             if prefix is not None:
@@ -142,10 +149,12 @@ def from_pretrained(
                 checkpoint, config = in_front.on(checkpoint, config)
                 made_of = place, keywords, wanted, config, model_class, auto_class
             clock.stage("open")
+            as_stored = checkpoint.may_be_packed and not wanted and not layout
+            stored_so = Quantisation.stored(checkpoint.config) if as_stored else None
             made = _Made(*_made_of(checkpoint, *made_of), wanted)
             if made.resolved.of_library and dtype != "stored":
-                made.take_one_dtype(checkpoint, noted=dtype == "auto")
-                target = OnDevice(device, made.dtype, spill)
+                made.take_one_dtype(checkpoint, noted=dtype == "auto" and stored_so is None)
+            target = made.target(quantised or stored_so, device, spill)
             shell = made.build(checkpoint, key_map, leniency)
             if in_front:
                 in_front.judge(shell, target)
@@ -172,7 +181,7 @@ def from_pretrained(
             in_front.finish(shell, OnDevice(device, made.dtype), report)
         model = shell.model
         switch_to_eval(model)
-        if report.packing:
+        if report.packing and not quantised:
             from shardload.loading.packed import forget_quantiser
 
             forget_quantiser(model)
@@ -209,6 +218,14 @@ class _Made:
         self.one_dtype = True
         if noted:
             self.notes.append(cast_note(checkpoint, self.dtype))
+
+    def target(self, quantised: Quantisation | None, device: str | torch.device, spill: Any) -> OnDevice:
+        """Return where the weights go."""
+        if quantised is None:
+            return OnDevice(device, self.dtype, spill)
+        from shardload.placement.quantised import Quantised
+
+        return Quantised(quantised, device, self.dtype, spill)
 
     def build(self, checkpoint: Checkpoint, key_map: Any, leniency: Mapping[str, Any]) -> Shell:
         """Return the shell; of two classes that a repo names, the one that the keys fit."""
@@ -333,19 +350,11 @@ def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str |
 def _on_top(
     shell: Shell, checkpoint: Checkpoint, adapter: Where | None, target: OnDevice, *, merge: bool, early: bool
 ) -> AdapterOnLoad | None:
-    """Judge the adapter that is wanted on the model, if any; attach it (`early`), or let the statement count it."""
-    if adapter is None:
-        if merge:
-            raise UsageError(
-                Wording("{merge} merges an adapter, and there is none", merge=True),
-                cure=Wording("pass {adapter}", adapter=...),
-            )
+    if adapter is None and not merge:
         return None
-    from shardload.adapters.on_load import AdapterOnLoad  # for those who have some
+    from shardload.adapters.on_load import adapter_on_load  # for those who have some
 
-    on_top = AdapterOnLoad(shell, adapter, target, merge=merge, early=early)
-    on_top.state(checkpoint.tensors, float_code(target.dtype), target.device.type)
-    return on_top
+    return adapter_on_load(shell, checkpoint, adapter, target, merge=merge, early=early)
 
 
 def _opened(
@@ -371,18 +380,6 @@ def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, **on_top: object) -
 
     refuse_on_top(on_top)
     return Layout.of(mesh, plan, config)
-
-
-@contextmanager
-def _together(layout: Layout | None, timeout: float) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Let the ranks of a layout end the block alike; yield what makes a block of it one that all pass, or none."""
-    if layout is None or len(layout.ranks) < 2:
-        yield nullcontext
-        return
-    from shardload._system.agreement import together
-
-    with together(layout.ranks, timeout) as ranks:
-        yield ranks.judging
 
 
 class _Clock:

@@ -132,9 +132,6 @@ def test_the_real_transformers_is_chosen_in_every_function_that_runs_code():
     [
         ("device_map", "auto", "device="),
         ("offload_folder", "x", "mapped"),
-        ("load_in_8bit", True, "dtype="),
-        ("load_in_4bit", False, "dtype="),
-        ("quantization_config", {}, "dtype="),
         ("gguf_file", "x.gguf", "pass the file itself"),
     ],
 )

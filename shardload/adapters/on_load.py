@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from shardload.adapters import load_adapter
 from shardload.adapters.merging.at_load import MergingTarget, finish_report, judge_before_load, plan_merge
 from shardload.adapters.source import open_adapter
+from shardload.dtypes import float_code
+from shardload.errors import UsageError, Wording
 from shardload.loading.memory_plan import Statement
 from shardload.placement.taken import code_after_cast, taken_on_device
 from shardload.tensor_ref import DTYPE_BITS
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shardload.adapters.adapter_report import AdapterReport
+    from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import Derived
     from shardload.loading.memory_plan import MemoryPlan
     from shardload.model.shell import Shell
+    from shardload.placement.device import OnDevice
     from shardload.placement.target import Target
     from shardload.where import Where
 
@@ -28,8 +32,7 @@ if TYPE_CHECKING:
 class AdapterOnLoad:
     """An adapter for a model that is about to be filled: merged into the weights as they stream by, or attached after.
 
-    Judged when it is made: raises what `load_adapter` raises. A shell that is sharded next gets it then (`early`): what
-    is attached later does not belong to the engine that shards.
+    Judged when it is made: raises what `load_adapter` raises. A shell that an engine shards next gets it `early`.
     """
 
     def __init__(
@@ -61,6 +64,18 @@ class AdapterOnLoad:
         if self._merging is None:
             return load_adapter(model, self._where)
         return finish_report(self._report, self._merging)
+
+
+def adapter_on_load(
+    shell: Shell, checkpoint: Checkpoint, adapter: Where | None, target: OnDevice, *, merge: bool, early: bool
+) -> AdapterOnLoad:
+    """Judge the adapter that is wanted on a model; attach it (`early`), or let the statement count it."""
+    if adapter is None:
+        what = Wording("{merge} merges an adapter, and there is none", merge=True)
+        raise UsageError(what, cure=Wording("pass {adapter}", adapter=...))
+    on_top = AdapterOnLoad(shell, adapter, target, merge=merge, early=early)
+    on_top.state(checkpoint.tensors, float_code(target.dtype), target.device.type)
+    return on_top
 
 
 def adapter_memory(

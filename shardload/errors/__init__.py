@@ -196,9 +196,9 @@ class UnsupportedError(ShardloadError):
 
     >>> import torch, shardload
     >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
-    >>> shardload.from_pretrained("tiny", model_class=torch.nn.Linear, load_in_8bit=True)
+    >>> shardload.from_pretrained("tiny", model_class=torch.nn.Linear, gguf_file="x.gguf")
     Traceback (most recent call last):
-    shardload.errors.UnsupportedError: from_pretrained does not do load_in_8bit= in this version
+    shardload.errors.UnsupportedError: from_pretrained does not do gguf_file= in this version
       ...
     """
 

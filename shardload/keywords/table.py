@@ -36,6 +36,8 @@ _TABLE = (
     ("copy", "from_pretrained fill plan_load", "pass it to from_pretrained or fill, which read the weights"),
     ("spill max_memory", "from_pretrained fill", "pass it to from_pretrained or fill, which read the weights"),
     ("only", "open_checkpoint", "pass it to open_checkpoint, which opens a part of a checkpoint"),
+    ("quantization_config load_in_8bit load_in_4bit", "from_pretrained",
+     "quantise on load: from_pretrained(…, load_in_8bit=True), or fill(…, target=Quantised(load_in_8bit=True))"),
     ("device_mesh distributed_config", "from_pretrained",
      "shard the model by torch (fully_shard, parallelize_module), then call fill"),
     ("tp_plan", "from_pretrained plan_load",
@@ -160,14 +162,12 @@ NOT_NEEDED = {
 
 _ONE_DEVICE = "pass device= to from_pretrained, such as device='cuda:1': a model goes to one device"
 _NO_OFFLOAD = f"{_ONE_DEVICE}; on the CPU weights stay mapped files, which the system reads and drops by need"
-_NO_QUANTISING = "weights are loaded as they are stored, or cast by dtype="
 _OTHER_FORMAT = "use a checkpoint in safetensors or torch's own format"
 
 NOT_BUILT = {
     "tp_size": "pass device_mesh=init_device_mesh(…) to from_pretrained, or distributed_config=dict(tp_size=…)",
     **dict.fromkeys(("device_map",), _ONE_DEVICE),
     **dict.fromkeys(("offload_folder", "offload_state_dict", "offload_buffers"), _NO_OFFLOAD),
-    **dict.fromkeys(("load_in_8bit", "load_in_4bit", "quantization_config"), _NO_QUANTISING),
     "gguf_file": "pass the file itself: from_pretrained('model.gguf', dtype='bfloat16')",
     **dict.fromkeys(("from_tf", "from_flax"), _OTHER_FORMAT),
     "ignore_mismatched_sizes": "correct the config: a tensor of another shape is never skipped",

@@ -55,7 +55,11 @@ class ClassValues:
             )
         for name, old in lacking.items():
             prefix, _, leaf = name.rpartition(".")
-            made = nn.Parameter(target.place(name, self.values[name]), requires_grad=old.requires_grad)
+            placed = target.place(name, self.values[name])
+            is_parameter = (
+                isinstance(placed, nn.Parameter) and type(placed) is not nn.Parameter
+            )  # a quantised one
+            made = placed if is_parameter else nn.Parameter(placed, requires_grad=old.requires_grad)
             setattr(modules[f"{prefix}." if prefix else ""], leaf, made)
         retie(shell, set(lacking))
         kept = [name for name in names if name not in lacking]

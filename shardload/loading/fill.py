@@ -168,6 +168,7 @@ def fill(
                 if ranks:
                     ranks.meet("filled")
             report.notes += finish(shell, filled, missing, values, target, references, undo)
+            report.notes += target.notes
             if getattr(target, "dtype", None) is None:
                 report.notes += _dtype_notes(comparison, target.dtypes)
         remember_origin(shell.model, checkpoint, comparison.plan)

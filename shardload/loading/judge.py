@@ -65,7 +65,7 @@ class Comparison:
     @gc_frozen
     def __init__(self, shell: Shell, checkpoint: Checkpoint, key_map: KeyMap | None, target: Target) -> None:
         started = time.perf_counter()
-        if checkpoint.may_be_packed:
+        if checkpoint.may_be_packed and not target.takes(checkpoint.tensors):
             from shardload.loading.packed import plain_for
 
             checkpoint = plain_for(checkpoint, shell.slots, getattr(target, "dtype", None))

@@ -235,8 +235,8 @@ class _Stream:
         prefix, _, name = key.rpartition(".")
         module = self._module(f"{prefix}." if prefix else "")
         shape = self.comparison.shell.slots[key].shape
-        if tensor.shape != shape and key not in self.comparison.plan.parts:
-            tensor = tensor.view(shape)
+        if tensor.shape != shape and type(tensor) is torch.Tensor and key not in self.comparison.plan.parts:
+            tensor = tensor.view(shape)  # one of another class has the shape that its target gave it
         if self.put is not None:
             self.put(module, name, tensor)
             return

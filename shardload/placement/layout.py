@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from shardload.model.shell import Shell
 
@@ -103,6 +104,17 @@ class Layout:
         if kind == "cpu" or self.offloads or torch.device(asked).type != "cpu":
             return asked
         return torch.device(kind, torch.get_device_module(kind).current_device())
+
+    @contextmanager
+    def together(self, timeout: float) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+        """Let the ranks end the block alike; yield what makes a block of it one that all pass, or none."""
+        if len(self.ranks) < 2:
+            yield nullcontext
+            return
+        from shardload._system.agreement import together
+
+        with together(self.ranks, timeout) as ranks:
+            yield ranks.judging
 
     def shard(self, shell: Shell) -> None:
         """Shard a shell: tensor parallelism first, then FSDP."""

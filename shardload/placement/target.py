@@ -57,6 +57,8 @@ class Target:
     """Bytes of anonymous memory that the load takes beside all slots, for an adapter, say."""
     work_space: int = 0
     """Bytes of anonymous memory that the target computes in, beside tensors and their results."""
+    notes: Sequence[str] = ()
+    """What the report says of the load, once it is done."""
     dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
     """The dtypes that the model itself wants by slot (`Shell.dtypes`), set by the load after `prepare`."""
 
@@ -69,6 +71,10 @@ class Target:
 
     def prepare(self, model: nn.Module) -> None:
         """Change modules before the slots are surveyed (Linear to int8 Linear, say); a refused load reverts this."""
+
+    def takes(self, stored: Mapping[str, Derived]) -> bool:  # noqa: ARG002
+        """Whether the target takes packed weights as they are stored; else they are made plain, if a dtype is given."""
+        return False
 
     def claims(self, slots: Mapping[str, Slot], stored: Mapping[str, Derived]) -> Sequence[Claim]:  # noqa: ARG002
         """Return claims: the stored tensors that this target takes out of the pairing, and the slots that they fill."""
@@ -150,6 +156,15 @@ class TargetAround(Target):
     @dtypes.setter
     def dtypes(self, wanted: Mapping[str, torch.dtype]) -> None:
         self.inner.dtypes = wanted
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the target inside says."""
+        return self.inner.notes
+
+    @notes.setter
+    def notes(self, said: Sequence[str]) -> None:
+        self.inner.notes = said
 
     def prepare(self, model: nn.Module) -> None:
         """Let the target inside change modules."""

@@ -1,0 +1,191 @@
+"""Quantisation: into what the weights of a load are quantised, and which modules are left alone.
+
+The options are those of transformers' BitsAndBytesConfig, by which the field asks for bitsandbytes. They are read by
+their names from any object or mapping, as they stand in config.json too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from shardload.dtypes import parse_dtype
+from shardload.errors import UnsupportedError, UsageError, Wording
+from shardload.model.shell import modules_of
+from shardload.placement.quantisers import is_installed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_METHOD = "bitsandbytes"
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """What bitsandbytes makes of weights: `kind` is "int8", "nf4" or "fp4".
+
+    `skip` are names of modules that are left alone; None leaves the output layer alone. Inputs above `threshold` are
+    computed in float16 (int8). `compute_dtype`, `nested` (scales are quantised too) and `storage` are for four bits.
+    """
+
+    kind: str
+    skip: tuple[str, ...] | None = None
+    threshold: float = 6.0
+    compute_dtype: torch.dtype = torch.float32
+    nested: bool = False
+    storage: torch.dtype = torch.uint8
+
+    @classmethod
+    def of(cls, config: Any = None, load_in_8bit: bool = False, load_in_4bit: bool = False) -> Quantisation:
+        """Return what a caller asks for. Raises UsageError, UnsupportedError."""
+        if isinstance(config, cls):
+            return config
+        if config is None:
+            config = {"load_in_8bit": load_in_8bit, "load_in_4bit": load_in_4bit}
+        elif load_in_8bit or load_in_4bit:
+            raise UsageError(
+                Wording("{quantization_config} says what to quantise to already", quantization_config=...),
+                cure=Wording(
+                    "leave {load_in_8bit} and {load_in_4bit} out", load_in_8bit=..., load_in_4bit=...
+                ),
+            )
+        return cls._read(_Options(config))
+
+    @classmethod
+    def stored(cls, config: Mapping[str, Any] | None) -> Quantisation | None:
+        """Return how bitsandbytes quantised the weights of a checkpoint, as its config.json says.
+
+        None for another quantiser, and where bitsandbytes is not installed to take them.
+        """
+        told = (config or {}).get("quantization_config")
+        if not isinstance(told, Mapping) or told.get("quant_method", _METHOD) != _METHOD:
+            return None
+        options = _Options(told)
+        return cls._read(options) if options.asks and is_installed(_METHOD) else None
+
+    @classmethod
+    def _read(cls, options: _Options) -> Quantisation:
+        options.require_known()
+        eight, four = bool(options["load_in_8bit"]), bool(options["load_in_4bit"])
+        if eight == four:
+            raise UsageError(
+                Wording(
+                    "{0} asks for {1}", options.name, "8 and 4 bits" if eight else "neither 8 nor 4 bits"
+                ),
+                cure="set one of load_in_8bit and load_in_4bit",
+            )
+        kind = "int8" if eight else str(options["bnb_4bit_quant_type"] or "fp4")
+        if kind not in ("int8", "nf4", "fp4"):
+            raise UsageError(f"bnb_4bit_quant_type is {kind!r}", cure='set it to "nf4" or "fp4"')
+        skip, threshold = options["llm_int8_skip_modules"], options["llm_int8_threshold"]
+        return cls(
+            kind,
+            None if skip is None else tuple(map(str, skip)),
+            6.0 if threshold is None else float(threshold),
+            _dtype(options["bnb_4bit_compute_dtype"], torch.float32),
+            bool(options["bnb_4bit_use_double_quant"]),
+            _dtype(options["bnb_4bit_quant_storage"], torch.uint8),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as config.json has them."""
+        return {
+            "quant_method": _METHOD,
+            "load_in_8bit": self.kind == "int8",
+            "load_in_4bit": self.kind != "int8",
+            "llm_int8_threshold": self.threshold,
+            "llm_int8_skip_modules": None if self.skip is None else list(self.skip),
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+            "bnb_4bit_quant_type": "fp4" if self.kind == "int8" else self.kind,
+            "bnb_4bit_use_double_quant": self.nested,
+            "bnb_4bit_compute_dtype": str(self.compute_dtype).removeprefix("torch."),
+            "bnb_4bit_quant_storage": str(self.storage).removeprefix("torch."),
+        }
+
+    def chosen(self, model: nn.Module) -> dict[str, nn.Linear]:
+        """Return the modules to quantise by path: every nn.Linear but those that are tied or left alone.
+
+        Without `skip` the model's output layer is left alone, and the module of its last parameter; always the modules
+        that the class keeps in float32.
+        """
+        kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
+        kept += _outputs(model) if self.skip is None else self.skip
+        return {name: each for name, each in linears(model).items() if not is_skipped(name, kept)}
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return every plain nn.Linear by path, but those whose weight has a second name."""
+    modules = list(modules_of(model))
+    names = Counter(id(each) for _, module in modules for each in module._parameters.values())
+    return {
+        path[:-1]: module
+        for path, module in modules
+        if type(module) is nn.Linear and path and module.weight.numel() and names[id(module.weight)] == 1
+    }
+
+
+def is_skipped(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a module is meant: by the end of its name, or by a regular expression for its first segments."""
+    return any(name.endswith(each) or _first_segments(each).match(name) for each in patterns)
+
+
+def _first_segments(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(?:{pattern})(?:(?<=\.)|\.|$)")
+    except re.error:
+        return re.compile(rf"{re.escape(pattern)}(?:\.|$)")
+
+
+def _outputs(model: nn.Module) -> set[str]:
+    """Return the paths of the output layer and of the module that has the model's last parameter."""
+    found = {name.rpartition(".")[0] for name in list(dict(model.named_parameters()))[-1:]}
+    ask = getattr(model, "get_output_embeddings", None)
+    output = ask() if callable(ask) else None
+    return {*found, *(name for name, each in model.named_modules() if each is output)} - {""}
+
+
+class _Options:
+    """The options of a quantiser's config, by name: attributes of an object, or entries of a mapping."""
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self.name = "quantization_config" if isinstance(config, Mapping) else type(config).__name__
+
+    def __getitem__(self, name: str) -> Any:
+        if isinstance(self._config, Mapping):
+            return self._config.get(name)
+        return getattr(self._config, name, None)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the config asks for either width."""
+        return bool(self["load_in_8bit"]) != bool(self["load_in_4bit"])
+
+    def require_known(self) -> None:
+        """Raise UnsupportedError for another quantiser, or for an option that is not done."""
+        told = self["quant_method"]
+        method = str(getattr(told, "value", told or _METHOD))
+        if method != _METHOD or (self["load_in_8bit"] is None and self["load_in_4bit"] is None):
+            raise UnsupportedError(
+                f"{self.name} is for {method if told else 'another quantiser'}, "
+                "and weights are quantised by bitsandbytes only",
+                cure=Wording("pass {load_in_8bit}, or transformers' BitsAndBytesConfig", load_in_8bit=True),
+                code="E-QUANT",
+            )
+        for name in ("llm_int8_has_fp16_weight", "llm_int8_enable_fp32_cpu_offload"):
+            if self[name]:
+                raise UnsupportedError(f"{name}=True is not done", cure="leave it out", code="E-QUANT")
+
+
+def _dtype(told: object, default: torch.dtype) -> torch.dtype:
+    if told is None or isinstance(told, torch.dtype):
+        return told or default
+    found = getattr(torch, str(told).removeprefix("torch."), None)
+    return found if isinstance(found, torch.dtype) else parse_dtype(str(told)) or default

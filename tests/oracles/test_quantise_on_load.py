@@ -1,0 +1,56 @@
+"""Quantised on load: the bytes and logits of transformers with bitsandbytes; each reads what the other saved."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import shardload
+from tests.placement.test_quantised import KINDS, same
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("bitsandbytes")
+pytest.importorskip("accelerate")
+
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 96,
+}  # fmt: skip
+IDS = torch.arange(24).view(2, 12)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def folder(request, tmp_path_factory):
+    where = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=request.param, dtype="bfloat16")
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(where)
+    return where
+
+
+def by_transformers(where, **keywords):
+    return transformers.AutoModelForCausalLM.from_pretrained(where, **keywords)
+
+
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes says that it casts inputs to float16
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
+def test_bytes_and_logits_are_those_of_transformers(folder, tmp_path, kind):
+    config = transformers.BitsAndBytesConfig(**KINDS[kind])
+    ours = shardload.from_pretrained(folder, quantization_config=config)
+    theirs = by_transformers(folder, quantization_config=config)
+    same(ours.state_dict(), theirs.state_dict())
+    with torch.no_grad():
+        logits = ours(IDS).logits
+        if kind == "int8":  # 4 bits run by another function of bitsandbytes on some processors
+            assert torch.equal(logits, theirs(IDS).logits)
+    shardload.save(ours, tmp_path / "ours")
+    again = shardload.from_pretrained(tmp_path / "ours")
+    same(again.state_dict(), ours.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, logits)
+    same(by_transformers(tmp_path / "ours").state_dict(), ours.state_dict())
+    by_transformers(folder, quantization_config=config).save_pretrained(tmp_path / "theirs")
+    same(shardload.from_pretrained(tmp_path / "theirs").state_dict(), ours.state_dict())
+    plain = shardload.from_pretrained(tmp_path / "theirs", dtype="float32")
+    assert not hasattr(plain.config, "quantization_config")
+    assert type(plain.model.layers[0].mlp.up_proj) is torch.nn.Linear
