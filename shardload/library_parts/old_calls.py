@@ -7,6 +7,7 @@ A call from the library's own files is answered as its file is written.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import copy
 import functools
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shardload.library_parts.attention_weights import call_keeping_weights, is_cross
 from shardload.transformers_shim.cache_utils import DynamicCache
 from shardload.transformers_shim.front import unpacks_two
 from shardload.transformers_shim.host import is_repo_module
@@ -23,8 +25,10 @@ from shardload.transformers_shim.modeling_layers import GradientCheckpointingLay
 from shardload.transformers_shim.utils import ModelOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
+
+    from torch import nn
 
 # A file with one of these was written for layers as they are since 5.0.
 _NEW_SPELLING = ("capture_outputs", "merge_with_config_defaults", "PreTrainedConfig")
@@ -91,6 +95,10 @@ def dress_layer(kind: Any, rotary: Any) -> None:
         renamed = "past_key_value" in kwargs and not takes_one_cache
         told = not rotates or "position_embeddings" in kwargs or _has_tables(args, names)
         if told and not renamed:
+            if kwargs.get("output_attentions") and _is_older(_caller()):
+                output, kept = call_keeping_weights(self, forward, args, kwargs)
+                weighed = tuple(each for _, each in kept)
+                return (output, *weighed) if isinstance(output, torch.Tensor) else output
             output = forward(self, *args, **kwargs)
             return (output,) if isinstance(output, torch.Tensor) and _is_older(_caller()) else output
         given = _named(_OLD_ORDER, args, kwargs)
@@ -117,34 +125,52 @@ def dress_layer(kind: Any, rotary: Any) -> None:
 
 
 def dress_stack(kind: Any) -> None:
-    """Let a stack of layers return its hidden states to code that asks for them: since 5.0 whole models alone do."""
+    """Let a stack return hidden states and attention weights to code that asks: since 5.0 whole models alone do."""
     forward = kind.forward
     if "output_hidden_states" in inspect.signature(forward).parameters:
         return
 
     @functools.wraps(forward)
     def answering(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs.get("output_hidden_states") or not _is_older(_caller()):
+        states, weights = (kwargs.get(f"output_{name}") for name in ("hidden_states", "attentions"))
+        if not (states or weights) or not _is_older(_caller()):
             return forward(self, *args, **kwargs)
-        found: list[Any] = []
-        hooks = [
-            layer.register_forward_pre_hook(
-                lambda _layer, given, named: found.append(given[0] if given else named["hidden_states"]),
-                with_kwargs=True,
-            )
-            for layer in self.modules()
-            if isinstance(layer, GradientCheckpointingLayer)
-        ]
-        try:
-            output = forward(self, *args, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if isinstance(output, ModelOutput) and output.get("hidden_states") is None:
+        kept: list[tuple[str, torch.Tensor]] = []
+        with _inputs_of_layers(self) if states else contextlib.nullcontext() as found:
+            if weights:
+                output, kept = call_keeping_weights(self, forward, args, kwargs)
+            else:
+                output = forward(self, *args, **kwargs)
+        if not isinstance(output, ModelOutput):
+            return output
+        if found is not None and output.get("hidden_states") is None:
             output["hidden_states"] = (*found, output[0])
+        if kept and not output.get("attentions"):
+            output["attentions"] = tuple(each for name, each in kept if not is_cross(name))
+        crossed = tuple(each for name, each in kept if is_cross(name))
+        if crossed and not output.get("cross_attentions"):
+            output["cross_attentions"] = crossed
         return output
 
     kind.forward = answering
+
+
+@contextlib.contextmanager
+def _inputs_of_layers(stack: nn.Module) -> Iterator[list[Any]]:
+    found: list[Any] = []
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _layer, given, named: found.append(given[0] if given else named["hidden_states"]),
+            with_kwargs=True,
+        )
+        for layer in stack.modules()
+        if isinstance(layer, GradientCheckpointingLayer)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _has_tables(args: tuple[Any, ...], names: list[str]) -> bool:

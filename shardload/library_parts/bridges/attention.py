@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from shardload.library_parts.attention_weights import KEPT, attention_for
 from shardload.library_parts.importer import part_module
 from shardload.library_parts.release import installed
 from shardload.transformers_shim.modeling_utils import ALL_ATTENTION_FUNCTIONS as OF_THE_STAND_IN
@@ -21,6 +22,8 @@ class AttentionInterface(StandIn):
     """Attention functions by the names of `config._attn_implementation`; a file may replace some for itself."""
 
     def __missing__(self, name: str) -> Any:
+        if name == KEPT:
+            return attention_for()
         if name in _HOMES:
             return _of_the_library(name)
         return OF_THE_STAND_IN[name]
@@ -30,6 +33,8 @@ class AttentionInterface(StandIn):
 
     def get_interface(self, attn_implementation: str, default: Any) -> Any:
         """Return the function of that name; the default, which is the model's own, for "eager" and unknown names."""
+        if attn_implementation == KEPT:
+            return attention_for(default)
         known = attn_implementation in self
         return self[attn_implementation] if known else default  # `get` would not ask `__missing__`
 
