@@ -14,7 +14,7 @@ from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
 from shardload.keywords import entry_point, place_of
 from shardload.loading.memory_plan import MemoryPlan, Statement
-from shardload.loading.rank_amounts import RankAmounts, Ranks, plan_of
+from shardload.loading.rank_amounts import RankAmounts, Ranks, idle, plan_of
 from shardload.placement.taken import code_after_cast, taken_on_device
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES
 
@@ -191,12 +191,13 @@ def plan_load(
     notes = _notes(rules, mapped, checkpoint, copies)
     ranks = []
     if fsdp != 1 or tp != 1:
-        over = Ranks(fsdp, tp, plan_of(checkpoint.config, tp_plan, tp), on, code, copy)
+        over = Ranks(fsdp, tp, plan_of(checkpoint.config, tp_plan, tp, tensors), on, code, copy)
         ranks = over.amounts(tensors, shards)
         if tp > 1:
             notes.append(
                 f"the plan cuts {len(over.cut_names(tensors)):,} of {len(tensors):,} tensors {tp} ways"
             )
+            notes += [f"the plan names {name!r}, which no tensor is" for name in idle(tp_plan or {}, tensors)]
     return Forecast(
         where=checkpoint.label,
         revision=checkpoint.source.revision,

@@ -177,7 +177,7 @@ def _no_checkpoint(source: Source, names: Sequence[str]) -> NotFoundError:
     among = f"its {top} files" if top == len(names) else f"the {top} files outside its folders"
     return NotFoundError(
         f"{source.label} holds no checkpoint",
-        where=f"no *.safetensors, *.bin, *.pth or *.pt among {among}",
+        where=f"no *{', *'.join(suffixes[:-1])} or *{suffixes[-1]} among {among}",
         cure=cure_of(source, usual),
     )
 

@@ -10,7 +10,7 @@ from shardload.checkpoint.shard import reading_order, torch_dtype
 from shardload.errors import NotFoundError, UnsupportedError, UsageError, keyword
 from shardload.keymap import KeyMap, as_view
 from shardload.keymap.assembly import Joins
-from shardload.keys import nearest
+from shardload.keys import nearest, split_key
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
@@ -73,13 +73,20 @@ def chosen(tensors: Mapping[str, Derived], names: Iterable[str] | None, *, where
 
 
 def no_tensor(names: list[str], tensors: Iterable[str], *, where: str) -> NotFoundError:
-    """Return the error for names that no tensor has; it suggests the names that are most similar to the first one."""
+    """Return the error for names that no tensor has; it suggests the names that are most similar to the first one.
+
+    Where none is similar it shows one name of each kind.
+    """
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    tensors = list(tensors)
     near = nearest(names[0], tensors)
+    shown = near or [*{split_key(key)[0]: key for key in tensors}.values()][:_SHOWN]
     return NotFoundError(
         f"the checkpoint has no tensor {', '.join(map(repr, names[:_SHOWN]))}{more}",
         where=where,
-        cure=f"the nearest names: {', '.join(map(repr, near))}" if near else None,
+        cure=f"{'the nearest names' if near else 'names that it has'}: {', '.join(map(repr, shown))}"
+        if shown
+        else None,
     )
 
 

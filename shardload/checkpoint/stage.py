@@ -7,8 +7,7 @@ from dataclasses import replace
 from fnmatch import translate
 from typing import TYPE_CHECKING
 
-from shardload.errors import NotFoundError, UsageError, Wording
-from shardload.keys import nearest
+from shardload.errors import UsageError, Wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -69,12 +68,9 @@ class Stage:
             if not any(map(compiled.match, kept))
         ]
         if idle:
-            near = nearest(idle[0], names)
-            raise NotFoundError(
-                f"no tensor of the checkpoint is {', '.join(map(repr, idle[:4]))}",
-                where=where,
-                cure=f"the nearest names: {', '.join(map(repr, near))}" if near else None,
-            )
+            from shardload.checkpoint.items import no_tensor
+
+            raise no_tensor(idle, names, where=where)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

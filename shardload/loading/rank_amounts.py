@@ -6,6 +6,7 @@ together, so 256 ranks of 90,000 tensors take as long as a few.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from shardload.placement.taken import NOTHING, Taken, taken_on_device
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from shardload.keymap import Derived
 
 _ROWS = ("colwise", "colwise_rep", "colwise_gather_output")
 _COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input")
+_SHOWN = 8  # modules of a message
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,19 @@ class Ranks:
         return statement.plan().staging
 
 
-def plan_of(config: Mapping[str, Any] | None, given: Mapping[str, str] | None, tp: int) -> Mapping[str, str]:
-    """Return the caller's plan for tensor parallelism, or that of the class of transformers that a config names."""
-    if given is not None or tp == 1:
-        return given or {}
+def plan_of(
+    config: Mapping[str, Any] | None, given: Mapping[str, str] | None, tp: int, names: Iterable[str]
+) -> Mapping[str, str]:
+    """Return the caller's plan for tensor parallelism, or that of the class of transformers that a config names.
+
+    `names` are those of the tensors. Raises UsageError for a plan of the caller's that takes none of them or has an
+    unknown style, and UnsupportedError where nobody has a plan.
+    """
+    if given is not None:
+        _check(given, names)
+        return given
+    if tp == 1:
+        return {}
     kind = (config or {}).get("model_type")
     try:
         from transformers import CONFIG_MAPPING
@@ -139,14 +150,43 @@ def plan_of(config: Mapping[str, Any] | None, given: Mapping[str, str] | None, t
     except (ImportError, KeyError, AttributeError):
         plan = {}
     if not plan:
+        modules = _modules(names)
+        more = f" and {len(modules) - _SHOWN} more" if len(modules) > _SHOWN else ""
         raise UnsupportedError(
             "which layers tensor parallelism cuts is not in the headers, and no class of transformers says it",
-            where=f"model_type {kind!r}",
+            where=f"model_type {kind!r}, modules {', '.join(modules[:_SHOWN])}{more}",
             cure=Wording(
                 "name them: {tp_plan}", tp_plan={"layers.*.up": "colwise", "layers.*.down": "rowwise"}
             ),
         )
     return plan
+
+
+def idle(plan: Mapping[str, str], names: Iterable[str]) -> list[str]:
+    """Return the names of a plan that take no tensor: the head of a model whose head is tied, or a slip."""
+    modules = {name.rpartition(".")[0] for name in names}
+    return [pattern for pattern in plan if not any(map(_pattern(pattern).search, modules))]
+
+
+def _check(plan: Mapping[str, str], names: Iterable[str]) -> None:
+    for pattern, style in plan.items():
+        if style not in (*_ROWS, *_COLUMNS):
+            cure = f"use one of {', '.join((*_ROWS, *_COLUMNS))}"
+            raise UsageError(f"{style!r} is no style", where=pattern, cure=cure)
+    names = list(names)
+    if plan and len(idle(plan, names)) == len(plan):
+        modules = _modules(names)
+        near = [each for name in plan for each in difflib.get_close_matches(name, modules, 2, 0.4)]
+        shown = ", ".join([*dict.fromkeys(near or modules)][:_SHOWN])
+        raise UsageError(
+            f"no module of the checkpoint is {' or '.join(map(repr, plan))}",
+            where=Wording("{tp_plan}", tp_plan=...),
+            cure=f"the nearest: {shown}" if near else f"name some of {shown}",
+        )
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    return [*dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name.rpartition(".")[0]) for name in names)]
 
 
 _COMPILED: dict[str, re.Pattern[str]] = {}

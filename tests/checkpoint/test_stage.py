@@ -91,6 +91,9 @@ def test_a_range_is_of_whole_segments():
 def test_patterns_without_a_tensor_and_other_values_are_refused(folder):
     with pytest.raises(NotFoundError, match="'layer.0"):
         open_checkpoint(folder, only=["layers.0.*", "layer.0.*"])
+    with pytest.raises(NotFoundError) as caught:
+        open_checkpoint(folder, only=["h.0-13.*"])
+    assert "'embed.weight'" in caught.value.cure
     for wrong in ("layers.0.*", [], [3]):
         with pytest.raises(UsageError, match="only"):
             open_checkpoint(folder, only=wrong)

@@ -79,3 +79,4 @@ def test_ranks_are_a_table(tmp_path, call_cli):
     done = call_cli("plan", where, "--tp", "2")
     assert done.returncode == 2
     assert "--tp-plan" in done.stderr
+    assert "modules layers.*.up" in done.stderr

@@ -46,7 +46,19 @@ def test_what_is_no_plan_is_refused(tmp_path):
         plan_load(tmp_path, tp=2)
     with pytest.raises(UsageError, match="no number of ranks"):
         plan_load(tmp_path, fsdp=0)
-    assert plan_of(None, None, 1) == {}
+    assert plan_of(None, None, 1, []) == {}
+    with pytest.raises(UsageError, match="'layers.*.upp' or 'head'") as caught:
+        plan_load(tmp_path, tp=2, tp_plan={"layers.*.upp": "colwise", "head": "colwise_rep"})
+    assert "layers.*.up" in caught.value.cure
+    with pytest.raises(UsageError, match="'column' is no style"):
+        plan_load(tmp_path, tp=2, tp_plan={"layers.*.up": "column"})
+
+
+def test_the_tied_head_of_a_plan_is_noted(tmp_path):
+    save(NETS["Tied"](), tmp_path)
+    assert [note for note in plan_load(tmp_path, tp=2, tp_plan=PLAN).notes if "head" in note] == [
+        "the plan names 'head', which no tensor is"
+    ]
 
 
 def deepseek_v3():

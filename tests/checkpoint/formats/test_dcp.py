@@ -143,7 +143,7 @@ def test_a_part_of_it_opens_only_its_files(tmp_path):
     writer = dcp.FileSystemWriter(tmp_path, thread_count=2, single_file_per_rank=False)
     dcp.save(net().state_dict(), storage_writer=writer)
     assert len(open_checkpoint(tmp_path, only=["0.weight"]).shards) == 1
-    with pytest.raises(NotFoundError, match="no tensor of the checkpoint is '3"):
+    with pytest.raises(NotFoundError, match="the checkpoint has no tensor '3"):
         open_checkpoint(tmp_path, only=["3.*"])
 
 
