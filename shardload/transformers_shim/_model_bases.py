@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from shardload.transformers_shim._missing import MissingAttributeError, MissingFromShimError, lacking
-from shardload.transformers_shim.configuration_utils import PretrainedConfig
+from shardload.transformers_shim.configuration_utils import DEFAULTS, GENERATION_DEFAULTS, PretrainedConfig
 from shardload.transformers_shim.modeling_utils import PreTrainedModel
 
 # The standard names that every config has, through `attribute_map` where its own names differ.
@@ -31,11 +31,23 @@ class ModelConfig(PretrainedConfig):
     """
 
     _stands_for: str
+    _unsaid: frozenset[str] = frozenset()
 
     def __init__(self, *positional: Any, **kwargs: Any) -> None:
         if positional:  # only the model's own class knows their names
             raise lacking(MissingFromShimError, f"{self._stands_for}(…) with settings by position")
+        said = {type(self).attribute_map.get(name, name) for name in (*vars(self), *kwargs)}
         super().__init__(**kwargs)
+        self._unsaid = frozenset({*DEFAULTS, *GENERATION_DEFAULTS} - said)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in vars(self).get("_unsaid", ()):
+            vars(self)["_unsaid"] -= {name}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that were said: the model's own class has other defaults than every config has."""
+        return {name: value for name, value in super().to_dict().items() if name not in self._unsaid}
 
     def __getattr__(self, name: str) -> Any:
         for other in _STANDARD.get(name, ()):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import os
 
 # Attributes of every old config, which code reads without checking. The entries of config.json override them.
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "return_dict": True,
     "output_hidden_states": False,
     "output_attentions": False,
@@ -70,7 +70,7 @@ GENERATION_DEFAULTS: dict[str, Any] = {
 }
 _PRIVATE = (
     "_auto_class", "_commit_hash", "_attn_implementation_internal", "_completed_for", "_experts_implementation",
-    "_name_or_path",
+    "_name_or_path", "_is_made", "_unsaid", "ignore_keys_at_rope_validation",
 )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ class PretrainedConfig:
     def __init__(self, **kwargs: Any) -> None:
         # Code for 5.x says it in the class, or before this is called.
         kwargs.setdefault("tie_word_embeddings", getattr(self, "tie_word_embeddings", True))
-        for name, default in {**_DEFAULTS, **GENERATION_DEFAULTS}.items():
+        for name, default in {**DEFAULTS, **GENERATION_DEFAULTS}.items():
             setattr(self, name, kwargs.pop(name, default))
         self.torch_dtype = as_dtype(self.torch_dtype)
         self.pruned_heads = {int(layer): heads for layer, heads in self.pruned_heads.items()}
@@ -213,6 +213,9 @@ class PretrainedConfig:
         """Return the nested text config where there is one, else this config."""
         return getattr(self, "text_config", None) or self
 
+    def standardize_rope_params(self) -> None:
+        """Do nothing: functions of 5.x call it, and a config of 4.x that reaches them has its `rope_parameters`."""
+
     def update(self, config_dict: dict[str, Any]) -> None:
         """Set attributes from a dictionary."""
         for name, value in config_dict.items():
@@ -232,7 +235,7 @@ class PretrainedConfig:
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the settings that differ from the base class's defaults."""
-        defaults = {**_DEFAULTS, **GENERATION_DEFAULTS, "id2label": {0: "LABEL_0", 1: "LABEL_1"}}
+        defaults = {**DEFAULTS, **GENERATION_DEFAULTS, "id2label": {0: "LABEL_0", 1: "LABEL_1"}}
         defaults["label2id"] = {"LABEL_0": 0, "LABEL_1": 1}
         absent = object()
         return {name: value for name, value in self.to_dict().items() if value != defaults.get(name, absent)}

@@ -76,3 +76,37 @@ def test_such_a_repo_loads(tmp_path):
     model = shardload.from_pretrained(tmp_path, trust_remote_code=True)
     assert shardload.report_of(model).remote_base == "shim"
     assert torch.equal(model(torch.eye(4)).last_hidden_state, weight.T)
+
+
+def test_defaults_of_every_config_are_not_the_models_own(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    code = """
+from torch import nn
+from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel, Qwen2Config
+
+class TinyConfig(PretrainedConfig):
+    def __init__(self, text=None, image=None, **kwargs):
+        self.text, self.image = Qwen2Config(**(text or {})), BertConfig(**(image or {}))
+        super().__init__(**kwargs)
+
+class Tiny(PreTrainedModel):
+    config_class = TinyConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bert = BertModel(config.image)
+        self.x = nn.Linear(4, 2, bias=False)
+"""
+    text = {"eos_token_id": None}
+    image = {
+        "hidden_size": 4, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 4,
+    }  # fmt: skip
+    auto_map = {"AutoConfig": "modeling_tiny.TinyConfig", "AutoModel": "modeling_tiny.Tiny"}
+    settings = {"auto_map": auto_map, "text": text, "image": image}
+    made = build(*write(tmp_path, {"modeling_tiny.py": code}, settings)).config
+    for part, expected in (
+        (made.text, transformers.Qwen2Config(**text)),
+        (made.image, transformers.BertConfig(**image)),
+    ):
+        for name in ("tie_word_embeddings", "pad_token_id", "eos_token_id", "use_cache"):
+            assert getattr(part, name) == getattr(expected, name), name

@@ -22,6 +22,8 @@ _RENAMED_LAYERS = {
     "mamba": "linear_attention",
     "qwen_sparse_attention": "indexed_attention",
 }
+# Settings that releases of 4 read at the top of a config, and 5 in `rope_parameters`.
+_OLD_ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 # What every config has; the class's own setting of that name is not to be overwritten by the default for all.
 _OF_EVERY_CONFIG = frozenset(name for name in vars(PretrainedConfig()) if not name.startswith("_"))
 
@@ -111,11 +113,19 @@ class _OfTheClass(property):
 @functools.cache
 def config_base() -> Any:
     """Return `PreTrainedConfig`; the library's own mixin makes the settings of rotary embeddings."""
+    rotary = part_module("modeling_rope_utils").RotaryEmbeddingConfigMixin
+    standardize = (
+        rotary.standardize_rope_params
+    )  # the stand-in has one for configs of 4.x, which does nothing
     return dataclasses.make_dataclass(
         "PreTrainedConfig",
         [],
-        bases=(_Fields, part_module("modeling_rope_utils").RotaryEmbeddingConfigMixin),
-        namespace={"__module__": __name__, "__doc__": _Fields.__doc__},
+        bases=(_Fields, rotary),
+        namespace={
+            "__module__": __name__,
+            "__doc__": _Fields.__doc__,
+            "standardize_rope_params": standardize,
+        },
         init=False,
         repr=False,
         eq=False,
@@ -139,6 +149,8 @@ class _Fields(PretrainedConfig):
     is_encoder_decoder: bool = False
 
     convert_rope_params_to_dict: ClassVar[Callable[..., dict[str, Any]]]
+    nested_rope_parameter_keys: ClassVar[Callable[..., list[str]]]
+    _is_made: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -163,6 +175,7 @@ class _Fields(PretrainedConfig):
                 raise TypeError(f"{type(self).__name__} needs {field.name}")
             setattr(self, field.name, value)
         self.__post_init__(**kwargs)
+        vars(self)["_is_made"] = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Make parts and rotary settings of what was given, then set what every config has."""
@@ -197,6 +210,28 @@ class _Fields(PretrainedConfig):
         old.setdefault("rope_theta", made.get("rope_theta", getattr(self, "rope_theta", None)))
         old.setdefault("rope_scaling", made if scaled else None)
         return {**rest, **{name: value for name, value in old.items() if name not in vars(type(self))}}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _OLD_ROTARY and self._is_made:
+            self._follow(name, value)
+
+    def _follow(self, name: str, value: Any) -> None:
+        """Let `rope_parameters` follow an older setting that code changes afterwards, as releases of 4 read it."""
+        now = getattr(self, "rope_parameters", None)
+        if not isinstance(now, dict) or self.nested_rope_parameter_keys(now):
+            return
+        if name == "rope_scaling":
+            kept = {key: now[key] for key in _OLD_ROTARY if key in now}
+            value = value or {}
+            self.rope_parameters = {
+                **kept,
+                **value,
+                "rope_type": value.get("rope_type", value.get("type", "default")),
+            }
+        else:
+            self.rope_parameters = {**now, name: value}
+        self.standardize_rope_params()
 
     def _settable(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the keywords without those that are read-only properties of the class."""

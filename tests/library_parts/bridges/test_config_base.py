@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
+import torch
 
 from shardload.library_parts.importer import part_module
 from shardload.transformers_shim.configuration_utils import PretrainedConfig
@@ -95,3 +97,26 @@ def test_a_part_of_a_config_is_made_of_what_is_said_of_it():
     assert (made.hidden_size, rest) == (8, {"other": 1})
     with pytest.raises(TypeError, match="vision_config is a int"):
         spec.create_subconfig("vision_config", 3)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rope_theta": 500.0},
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "rope_theta": 700.0},
+        {"rope_scaling": None},
+        {"partial_rotary_factor": 0.25},
+    ],
+)
+def test_rotary_settings_that_code_changes_afterwards_count(changed):
+    base = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    base |= {"vocab_size": 7, "partial_rotary_factor": 0.5, "max_position_embeddings": 64, "rope_theta": 90.0}
+    config = config_class("PhiConfig")(**base)
+    for name, value in changed.items():
+        setattr(config, name, value)
+    expected = transformers.PhiModel(transformers.PhiConfig(**{**base, **changed})).rotary_emb
+    made = part_module("models.phi.modeling_phi").PhiModel(config).rotary_emb
+    assert torch.equal(made.inv_freq, expected.inv_freq)
+    assert made.attention_scaling == expected.attention_scaling
+    assert json.loads(config.to_json_string())["rope_parameters"] == config.rope_parameters
