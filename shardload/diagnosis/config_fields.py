@@ -30,6 +30,7 @@ _GENERAL = _ABOUT[-1][1]
 _SILENT = frozenset({"num", "n", "max", "size", "len", "length", "dim", "d", "weight", "bias"})
 _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _WIDTHS = ("head_dim", "kv_channels", "attention_head_dim", "d_kv")
+_LABELS = ("id2label", "label2id")
 _LEAST_FACTOR = 8  # a smaller number divides almost any size
 _DEEPEST = 4
 
@@ -43,9 +44,15 @@ class Field(NamedTuple):
 
 
 def fields_of(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
-    """Yield (name, value) of the whole numbers of a config; a dot for nested fields."""
+    """Yield (name, value) of the whole numbers of a config; a dot for nested fields.
+
+    The names of labels count as `num_labels`, the field that may say another number; the numbers in them are no sizes.
+    """
     for name, value in config.items():
-        if isinstance(value, Mapping) and path.count(".") < _DEEPEST:
+        if isinstance(value, Mapping) and name in _LABELS:
+            if name == "id2label" and "num_labels" not in config:
+                yield f"{path}num_labels", len(value)
+        elif isinstance(value, Mapping) and path.count(".") < _DEEPEST:
             yield from fields_of(value, f"{path}{name}.")
         elif isinstance(value, int) and not isinstance(value, bool):
             yield f"{path}{name}", value
@@ -69,7 +76,7 @@ def explaining(config: Mapping[str, Any], key: str, model: int, stored: int) -> 
         fit = _fit(name, key)
         if not fit or value < 1 or model % value or stored % (model // value):
             continue
-        if value == model or value >= _LEAST_FACTOR or _counts_groups(name):
+        if value == model or value >= _LEAST_FACTOR or counts_groups(name):
             scored.append((2 * fit + (value == model), Field(name, value, stored // (model // value))))
     best = max((score for score, _ in scored), default=0)
     return [field for score, field in scored if score == best]
@@ -90,22 +97,27 @@ def _groups_of_heads(config: Mapping[str, Any], key: str, model: int, stored: in
             continue
         new, rest = divmod(stored - heads * width, 2 * width)
         for name, value in numbers.items():
-            if _counts_groups(name) and not rest and new > 0 and model == (heads + 2 * value) * width:
+            if counts_groups(name) and not rest and new > 0 and model == (heads + 2 * value) * width:
                 yield Field(f"{path}.{name}" if path else name, value, new)
 
 
-def is_same_change(field: Field, model: int, stored: int) -> bool:
-    """Whether a change of a field changes a size too: it equals the field, or is its multiple or a part of it."""
+def is_same_change(field: Field, key: str, model: int, stored: int) -> bool:
+    """Whether a change of a field changes a size of a key too: it equals the field, or is its multiple or a part of it.
+
+    The number of groups is a factor of many sizes: those that it sets have a name that fits it.
+    """
     if model * field.new != stored * field.value:
         return False
     if model == field.value:
         return True
-    if field.value < _LEAST_FACTOR and not _counts_groups(field.name):
+    counts = counts_groups(field.name)
+    if (counts and not _fit(field.name, key)) or (field.value < _LEAST_FACTOR and not counts):
         return False
     return not model % field.value or not field.value % model
 
 
-def _counts_groups(name: str) -> bool:
+def counts_groups(name: str) -> bool:
+    """Whether a field counts groups of heads, or experts: numbers that are small factors of sizes."""
     return any(hint in name for hint in ("key_value", "kv", "group", "expert"))
 
 

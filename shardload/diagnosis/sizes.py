@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.config_fields import Field, explaining, field_of, is_same_change
+from shardload.diagnosis.config_fields import Field, counts_groups, explaining, field_of, is_same_change
 from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.incomplete import is_router
 from shardload.diagnosis.pairing.words import words_of
@@ -63,7 +64,7 @@ class Changes:
     def __init__(self, case: Case, pairs: Sequence[ShapePair]) -> None:
         self.found: dict[str, list[Field]] = {}
         self.lines: list[str] = []
-        self._told: set[tuple[int, int]] = set()
+        self._told: set[tuple[str, int, int]] = set()
         self._case = case
         self._by_the_whole()
         # Where one layer has the model's size and another has not, no number of the config is wrong.
@@ -73,24 +74,33 @@ class Changes:
         for key, model, stored, template in pairs:
             alike.setdefault((template, model, stored), []).append(key)
         sizes = {group: _sizes(*group[1:]) for group in alike}
+        changes = [(group[0], *change) for group in sizes for change in sizes[group]]
+        # Where q has changed like k and v, each head is wider, and the number of heads is right.
+        self._of_heads = {
+            Fraction(model, stored) for template, model, stored in changes if stored and _is_query(template)
+        }
+        self._kept: dict[str, set[int]] = {}
+        for template, *shapes in alike:
+            kept = {one for one, two in zip(*shapes, strict=False) if one == two}
+            self._kept.setdefault(template, set()).update(kept)
         changed: dict[tuple[int, int], list[str]] = {}
         for group, each in sizes.items():
             for change in each:
                 changed.setdefault(change, []).extend(alike[group])
-        for template, change in dict.fromkeys(
-            (group[0], change) for group in sizes for change in sizes[group]
-        ):
-            self._by_name(template, *change, changed[change])
+        for template, one, two in dict.fromkeys(changes):
+            self._by_name(template, one, two, changed[one, two])
         self.explained = [
             key
             for group, each in sizes.items()
-            if each and all(self._explains(*change) for change in each)
+            if each and all(self._explains(group[0], *change) for change in each)
             for key in alike[group]
         ]
 
-    def _explains(self, model: int, stored: int) -> bool:
-        return (model, stored) in self._told or any(
-            is_same_change(field, model, stored) for fields in self.found.values() for field in fields
+    def _explains(self, template: str, model: int, stored: int) -> bool:
+        return (template, model, stored) in self._told or any(
+            is_same_change(field, template, model, stored)
+            for fields in self.found.values()
+            for field in fields
         )
 
     def _by_the_whole(self) -> None:
@@ -103,7 +113,7 @@ class Changes:
                 continue
             config = self._case.config
             name = next((found for hint in hints if (found := field_of(config, model, hint))), "")
-            if name or not self._explains(model, stored):
+            if name or not self._explains(what, model, stored):
                 self._note(what, [Field(name, model, stored)], what, model, stored)
 
     def _by_name(self, template: str, model: int, stored: int, alike: Sequence[str]) -> None:
@@ -114,15 +124,20 @@ class Changes:
             field
             for field in explaining(self._case.config, template, model, stored)
             if not self._is_right(field)
+            and not (stored and counts_groups(field.name) and Fraction(model, stored) in self._of_heads)
         ]
         known = {field.name for found in self.found.values() for field in found}
-        own = [field for field in fields if field.value == model and field.name not in known]
-        if own or (fields and not self._explains(model, stored)):
-            fields = own or fields
+        if self._explains(template, model, stored):
+            # Of two sizes of one number, that of the tensor's own name may be the one that has not changed.
+            fields = [
+                each for each in fields if each.value == model and each.value not in self._kept[template]
+            ]
+        if fields and known.isdisjoint(field.name for field in fields):
             shown = collapse(alike)
             what = f"{', '.join(shown[:3])}{' …' if len(shown) > 3 else ''}"
             self._note(" or ".join(field.name for field in fields), fields, what, model, stored)
-            self._told.add((model, stored))
+        if fields:
+            self._told.add((template, model, stored))
 
     def _is_right(self, field: Field) -> bool:
         """Whether a tensor that fits shows the field's value: with another one it would not fit."""
@@ -138,6 +153,10 @@ class Changes:
         told = f", config.json says {says}" if says else ""
         self.lines.append(f"{what}: {stored} in the checkpoint, {model} in the model{told}")
         self.found[name] = fields
+
+
+def _is_query(template: str) -> bool:
+    return "q" in {word for segment in template.split(".")[-2:] for word in words_of(segment)}
 
 
 def _sizes(model: Shape, stored: Shape) -> list[tuple[int, int]]:

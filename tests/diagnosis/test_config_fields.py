@@ -60,17 +60,18 @@ def test_two_fields_that_fit_equally_are_both_named():
 
 
 @pytest.mark.parametrize(
-    ("field", "model", "stored", "same"),
+    ("field", "name", "model", "stored", "same"),
     [
-        (Field("hidden_size", 32, 64), 96, 192, True),
-        (Field("hidden_size", 32, 64), 16, 32, True),
-        (Field("hidden_size", 32, 64), 96, 128, False),
-        (Field("num_labels", 2, 4), 8, 16, False),
-        (Field("num_key_value_heads", 2, 4), 8, 16, True),
+        (Field("hidden_size", 32, 64), "q_proj", 96, 192, True),
+        (Field("hidden_size", 32, 64), "q_proj", 16, 32, True),
+        (Field("hidden_size", 32, 64), "q_proj", 96, 128, False),
+        (Field("num_labels", 2, 4), "classifier", 8, 16, False),
+        (Field("num_key_value_heads", 2, 4), "k_proj", 8, 16, True),
+        (Field("num_key_value_heads", 2, 4), "q_proj", 8, 16, False),
     ],
 )
-def test_a_change_changes_its_multiples_too(field, model, stored, same):
-    assert is_same_change(field, model, stored) is same
+def test_a_change_changes_its_multiples_too(field, name, model, stored, same):
+    assert is_same_change(field, f"layers.0.{name}.weight", model, stored) is same
 
 
 def test_tables_have_a_row_for_each_token():
