@@ -101,9 +101,12 @@ def _over_ranks(
     """Return the ranks that a state dict lies over, and the state dict: plain where this process holds all of it."""
     if not any(map(is_wrapper, state.values())) or not torch.distributed.is_available():
         return (), state
-    from shardload.writing.collective import local, ranks_over
+    from torch.distributed.tensor import DTensor
 
-    ranks = ranks_over(state)
+    from shardload.placement.sharded import ranks_over
+    from shardload.writing.collective import local
+
+    ranks = ranks_over(value for value in state.values() if isinstance(value, DTensor))
     return ranks, local(state) if len(ranks) == 1 else state
 
 

@@ -193,13 +193,15 @@ class Agreement:
             cure="look at what the other ranks say",
         )
 
-    def require_same(self, what: str, value: str) -> None:
+    def require_same(
+        self, what: str, value: str, cure: str = "let all ranks read the same checkpoint into the same model"
+    ) -> None:
         """Raise RanksError unless all ranks have the value of the first one; only its digest is told."""
         own = hashlib.sha256(value.encode()).hexdigest()
         if self.share(what, own) != own:
             raise RanksError(
                 f"{what} differ from those of rank {self.ranks[0]}",
-                cure="let all ranks read the same checkpoint into the same model",
+                cure=cure,
             )
 
     @contextmanager

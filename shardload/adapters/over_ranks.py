@@ -27,12 +27,12 @@ def gathered(
     from torch.distributed.tensor import DTensor
 
     from shardload._system.agreement import together
-    from shardload.placement.sharded import into_parts, ranks_of
+    from shardload.placement.sharded import into_parts, ranks_over
 
     into_parts(model)
     tensors = tensors_of()
     parts = {key: each for key, each in tensors.items() if isinstance(each, DTensor)}
-    ranks = sorted({rank for each in parts.values() for rank in ranks_of(each.device_mesh)})
+    ranks = ranks_over(parts.values())
     whole = {**tensors, **{key: each.full_tensor().detach() for key, each in parts.items()}}
     if len(ranks) < 2:
         yield whole, True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -128,11 +128,18 @@ def fill(
     succeed, or all raise the error of the one that failed. `timeout` is how many seconds a rank waits for the others.
     Raises MismatchError, MemoryLimitError, NoSpaceError, UnsupportedError, CorruptError, UsageError, RanksError.
     """
-    shell, checkpoint, rules = _as_shell(shell_or_module), _as_checkpoint(checkpoint), _rules(key_map)
-    target = _target(target, spill, shell, dtype)
-    if read not in ("slice", "once"):
-        raise UsageError(Wording("{read} is no way to read", read=read), cure='pass "slice" or "once"')
-    with unseen(), _prepared(shell, target), _together(shell, checkpoint, target, read, timeout) as ranks:
+    shell = _as_shell(shell_or_module)
+    with unseen(), _together(shell, timeout) as ranks, ExitStack() as prepared:
+        with ranks.judging() if ranks else nullcontext():
+            checkpoint, rules = _as_checkpoint(checkpoint), _rules(key_map)
+            target = _target(target, spill, shell, dtype)
+            if read not in ("slice", "once"):
+                raise UsageError(
+                    Wording("{read} is no way to read", read=read), cure='pass "slice" or "once"'
+                )
+            prepared.enter_context(_prepared(shell, target))
+        if ranks:
+            _require_same(ranks, shell, checkpoint, rules, target, read)
         copy = copy or bool(ranks and read == "once")  # what is received lies in memory
         with ranks.judging() if ranks else nullcontext():
             target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
@@ -158,7 +165,8 @@ def fill(
                 report.notes += compare_stored_copies(
                     shell, comparison.plan, checkpoint, undo, rules.rules if rules else (), copy=copy
                 )
-            with ranks.same_random() if ranks and missing else nullcontext():
+            drawn = missing or comparison.plan.in_place  # a loader may fill a part of what the class draws
+            with ranks.same_random() if ranks and drawn else nullcontext():
                 values = _class_values(shell, missing, comparison.plan.in_place)
             references = References(shell.model) if shell.keeps_references else None
             with _once(target, ranks, comparison) if read == "once" else nullcontext() as once:
@@ -256,26 +264,36 @@ def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | 
 
 
 @contextmanager
-def _together(
-    shell: Shell, checkpoint: Checkpoint, target: Target, read: str, timeout: float
-) -> Iterator[Agreement | None]:
+def _together(shell: Shell, timeout: float) -> Iterator[Agreement | None]:
     """Let the ranks over which the model is sharded end the block alike; None for a model of one process."""
     if not _has_ranks():
         yield None
         return
     from shardload._system.agreement import together
-    from shardload.placement.sharded import Sharded
+    from shardload.placement.sharded import parts_in, ranks_over
 
-    if not isinstance(target, Sharded) or len(target.ranks) < 2:
+    over = ranks_over(parts_in(shell).values())
+    if len(over) < 2:
         yield None
         return
-    with together(target.ranks, timeout) as ranks:
-        target.look = partial(ranks.look, seldom=True)
-        headers = sorted((ref.name, ref.dtype, ref.shape) for ref in checkpoint.tensors.values())
-        slots = sorted((slot.name, slot.shape, slot.kind) for slot in shell.slots.values())
-        ranks.require_same("the headers of the checkpoint", repr(headers))
-        ranks.require_same("the tensors of the model, or how they are read,", repr((slots, read)))
+    with together(over, timeout) as ranks:
         yield ranks
+
+
+def _require_same(
+    ranks: Agreement, shell: Shell, checkpoint: Checkpoint, rules: KeyMap | None, target: Target, read: str
+) -> None:
+    """Raise RanksError unless all ranks fill the same model from the same headers, and make the same of these."""
+    from shardload.placement.sharded import Sharded
+
+    assert isinstance(target, Sharded)
+    target.look = partial(ranks.look, seldom=True)
+    headers = sorted((ref.name, ref.dtype, ref.shape) for ref in checkpoint.tensors.values())
+    slots = sorted((slot.name, slot.shape, slot.kind) for slot in shell.slots.values())
+    ranks.require_same("the headers of the checkpoint", repr(headers))
+    ranks.require_same("the tensors of the model, or how they are read,", repr((slots, read)))
+    made = target.dtype, rules.to_json() if rules else None
+    ranks.require_same("the dtype or the key map", repr(made), cure="pass the same ones on all ranks")
 
 
 def _once(
@@ -322,15 +340,17 @@ def _target(
     if code is not None:
         target = OnDevice(dtype=code, spill=spill)
     if _has_ranks():
-        from shardload.placement.sharded import into_parts, sharded
+        from shardload.placement.sharded import sharded
 
-        if into_parts(shell.model):
-            shell.surveyed()
         target = sharded(shell, target, spill)
     return target or OnDevice(spill=spill)
 
 
 def _as_shell(shell_or_module: Shell | nn.Module) -> Shell:
+    if _has_ranks() and isinstance(shell_or_module, Shell | nn.Module):
+        from shardload.placement.sharded import into_parts
+
+        into_parts(shell_or_module.model if isinstance(shell_or_module, Shell) else shell_or_module)
     if isinstance(shell_or_module, Shell):
         return shell_or_module.surveyed()
     if isinstance(shell_or_module, nn.Module):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from shardload.keymap import leaves
-from shardload.keymap.derived import Filled, narrowed
+from shardload.keymap.derived import Filled, Joined, narrowed
 from shardload.tensor_ref import Span, TensorRef
 
 if TYPE_CHECKING:
@@ -52,15 +52,15 @@ class Cut:
 
     def of(self, tensor: Derived) -> Derived:
         """Return the part of a stored tensor as a header of its own; an empty part has no bytes."""
-        part = tensor
+        if not all(self.shape):
+            first = next(leaves(tensor), None)
+            at, shard = (first.span.start, first.shard) if first else (0, tensor.shard)
+            return TensorRef(tensor.name, tensor.dtype, self.shape, shard, Span(at, at))
+        part: Derived | Filled = tensor
         for dim, (start, stop) in enumerate(self.bounds):
-            smaller = narrowed(part, dim, start, stop - start)
-            if isinstance(smaller, Filled) or start == stop:
-                first = next(leaves(tensor))
-                nothing = Span(first.span.start, first.span.start)
-                return TensorRef(tensor.name, tensor.dtype, self.shape, first.shard, nothing)
-            part = smaller
-        return part
+            part = narrowed(part, dim, start, stop - start)
+        # Rows that a key map adds are in no file: a part of them alone is joined of nothing else.
+        return Joined(part.dtype, part.shape, 0, (part,)) if isinstance(part, Filled) else part
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part of a tensor in memory, as a view."""

@@ -42,15 +42,8 @@ def sharded(shell: Shell, inner: Target | None, spill: str | os.PathLike[str] | 
 
     `inner` places the parts as it places whole tensors; None leaves them on the device of the model's mesh.
     """
-    parts = {
-        path + name: tensor
-        for path, module in modules_of(shell.model)
-        for table in (module._parameters, module._buffers)
-        for name, tensor in table.items()
-        if isinstance(tensor, DTensor)
-    }
-    others = shell.tree.tensors - PLAIN - {DTensor, type(None)}
-    if not parts or others or any("DataParallel" in kind.__name__ for kind in shell.tree.kinds):
+    parts = parts_in(shell)
+    if not parts:
         return inner
     padded = {
         path + name
@@ -61,15 +54,25 @@ def sharded(shell: Shell, inner: Target | None, spill: str | os.PathLike[str] | 
     return Sharded(parts, inner or OnDevice(_device_of(parts.values(), shell.model), spill=spill), padded)
 
 
-def into_parts(model: nn.Module) -> bool:
-    """Let FSDP put this rank's parts in the place of the whole parameters that a forward left; return if there are any.
+def parts_in(shell: Shell) -> dict[str, DTensor]:
+    """Return the slots of a model that torch sharded, by name; none where it has tensors of other classes as well."""
+    others = shell.tree.tensors - PLAIN - {DTensor, type(None)}
+    if others or any("DataParallel" in kind.__name__ for kind in shell.tree.kinds):
+        return {}
+    return {
+        path + name: tensor
+        for path, module in modules_of(shell.model)
+        for table in (module._parameters, module._buffers)
+        for name, tensor in table.items()
+        if isinstance(tensor, DTensor)
+    }
 
-    A model of one process has none.
-    """
-    modules = [module for _, module in modules_of(model) if isinstance(module, FSDPModule)]
-    for module in modules:
-        module.reshard()
-    return bool(modules)
+
+def into_parts(model: nn.Module) -> None:
+    """Let FSDP put this rank's parts in the place of the whole parameters that a forward left, if there are any."""
+    for _, module in modules_of(model):
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,6 @@ class Sharded(TargetAround):
     def work_space(self) -> int:  # type: ignore[override]
         """What the inner target computes in."""
         return self.inner.work_space
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The ranks over which the model is sharded, in order."""
-        return tuple(sorted({rank for part in self.parts.values() for rank in ranks_of(part.mesh)}))
 
     def part(self, key: str, tensor: Derived) -> Derived:
         """Return this rank's part of a stored tensor."""
@@ -267,8 +265,13 @@ def _device_of(tensors: Iterable[DTensor], model: nn.Module) -> torch.device | s
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
-def ranks_of(mesh: DeviceMesh) -> list[int]:
-    """Return all ranks of the mesh that a mesh was sliced from."""
+def ranks_over(tensors: Iterable[DTensor]) -> tuple[int, ...]:
+    """Return all ranks of the meshes from which the meshes of tensors were sliced, in order."""
+    meshes = {id(each.device_mesh): each.device_mesh for each in tensors}
+    return tuple(sorted({rank for mesh in meshes.values() for rank in _ranks_of(mesh)}))
+
+
+def _ranks_of(mesh: DeviceMesh) -> list[int]:
     whole: Callable[[], DeviceMesh] | None = getattr(mesh, "_get_root_mesh", None)
     ranks: list[int] = (whole() if whole is not None else mesh).mesh.flatten().tolist()
     return ranks

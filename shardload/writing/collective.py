@@ -23,7 +23,7 @@ from shardload._system.progress import ProgressMeter
 from shardload.checkpoint.sources.names import STAGING
 from shardload.errors import RanksError, UnsupportedError
 from shardload.keymap import leaves
-from shardload.placement.sharded import part_of, ranks_of
+from shardload.placement.sharded import part_of
 from shardload.writing.layout import Layout
 from shardload.writing.model_output import model_output
 from shardload.writing.output import OutputShard
@@ -41,12 +41,6 @@ if TYPE_CHECKING:
     from shardload.writing.output import Output
 
 Bounds = tuple[tuple[int, int], ...]
-
-
-def ranks_over(state: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
-    """Return the ranks over which the tensors of a state dict lie, in order; none for one of this process alone."""
-    meshes = {id(each.device_mesh): each.device_mesh for each in state.values() if isinstance(each, DTensor)}
-    return tuple(sorted({rank for mesh in meshes.values() for rank in ranks_of(mesh)}))
 
 
 def local(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import shardload
+from shardload import KeyMap
 from tests.distributed.nets import Uneven
 from tests.distributed.spawn import say
 
@@ -55,7 +56,27 @@ class Wide(Uneven):
         self.wide = nn.Linear(1024, 1024, bias=False)
 
 
-KINDS = {"hooks": Hooked, "extra": Extra, "spill": Wide, "limit": Uneven}
+class Padded(Uneven):
+    """Has more rows than are stored: the last ranks hold nothing but rows that a key map adds."""
+
+    rows = 1100
+    key_map = KeyMap().pad_rows("embed.weight", 1100, value=3).pad_rows("head.weight", 1100)
+
+
+class Begun(Uneven):
+    """A module whose loader fills some rows of its weight, and leaves the others as the class draws them."""
+
+    class Some(nn.Linear):
+        def _load_from_state_dict(self, state, prefix, *_rest):
+            with torch.no_grad():
+                self.weight[:2].copy_(state[prefix + "some"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = self.Some(4, 6, bias=False)
+
+
+KINDS = {"hooks": Hooked, "extra": Extra, "spill": Wide, "limit": Uneven, "padded": Padded, "begun": Begun}
 HOWS = ("fsdp", "tp")
 
 
@@ -78,7 +99,10 @@ def filled(case: str, how: str | None, folder: Path, mesh=None):
         place = folder / f"spill-{how}-{dist.get_rank()}"
         place.mkdir(exist_ok=True)
         given["target"] = shardload.OnDevice(dtype=torch.bfloat16, spill=place)
+    if case == "padded":
+        given["key_map"] = Padded.key_map
     checkpoint = shardload.open_checkpoint(folder / case)
+    torch.manual_seed(dist.get_rank() if how else 0)
     report = shardload.fill(shell, checkpoint, timeout=60, **given)
     return shell.model, report
 
@@ -89,13 +113,36 @@ def run(case: str, how: str, folder: Path, mesh) -> dict:
     wanted = dict(one.named_parameters())
     for name, tensor in model.named_parameters():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        assert torch.equal(whole, wanted[name]), f"{name} differs"
+        rows = 2 if (case, how, name) == ("begun", "fsdp", "begun.weight") else None  # drawn in another order
+        assert torch.equal(whole[:rows], wanted[name][:rows]), f"{name} differs"
     said = {"spilled": report.stated.spilled, "steps": getattr(model, "steps", None)}
     if case == "hooks":
         said["calls"] = [len(model.calls), len(one.calls)]
     if case == "limit":
+        said["refused"] = [differing(how, folder, mesh, **each) for each in DIFFERING]
         said |= limited(how, folder, mesh, report.stated.peak)
     return said
+
+
+DIFFERING = (
+    {"dtype": "bfloat16"},
+    {"key_map": {"none": "other"}},
+    {"key_map": "nowhere.json"},
+    {"read": "some"},
+)
+"""Arguments that one rank alone passes."""
+
+
+def differing(how: str, folder: Path, mesh, **arguments) -> list:
+    """Pass arguments on the last rank alone: no rank loads."""
+    shell = shardload.build_shell(Uneven)
+    shard(how, shell.model, mesh)
+    try:
+        given = arguments if dist.get_rank() else {}
+        shardload.fill(shell, shardload.open_checkpoint(folder / "limit"), timeout=60, **given)
+    except shardload.ShardloadError as error:
+        return [type(error).__name__, error.rank]
+    return []
 
 
 def limited(how: str, folder: Path, mesh, peak: int) -> dict:

@@ -25,6 +25,10 @@ def ended(tmp_path_factory):
     model = Extra()
     model.steps = 7
     torch.save(model.state_dict(), folder / "extra" / "pytorch_model.bin")
+    save(NETS["Uneven"](), folder / "padded")
+    (folder / "begun").mkdir()
+    state = {**NETS["Uneven"]().state_dict(), "begun.some": torch.ones(2, 4)}
+    torch.save(state, folder / "begun" / "pytorch_model.bin")
     ranks = run_ranks("tests.distributed.options", 2, ",".join(KINDS), folder, timeout=240)
     assert [rank.code for rank in ranks] == [0, 0], "\n".join(rank.said[-3000:] for rank in ranks)
     return {
@@ -63,3 +67,9 @@ def test_each_rank_spills_its_part(ended):
 @pytest.mark.parametrize("how", HOWS)
 def test_the_limit_of_one_rank_refuses_all_and_names_it(ended, how):
     assert [(line["less"], line["rank"]) for line in ended["limit", how]] == [(1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_arguments_of_one_rank_alone_are_refused_on_all(ended, how):
+    wanted = [["RanksError", 1], ["RanksError", 1], ["NotFoundError", 1], ["UsageError", 1]]
+    assert [line["refused"] for line in ended["limit", how]] == [wanted, wanted]

@@ -83,3 +83,15 @@ def test_a_part_of_rows_has_the_bytes_of_its_rows_alone(tmp_path):
     nothing = cut_by((10, 4), (Split(0, 16, 15),)).of(tensors["ab"])
     assert isinstance(nothing, TensorRef)
     assert (nothing.shape, nothing.nbytes) == ((0, 4), 0)
+
+
+def test_a_part_of_added_rows_alone_is_these_rows(tmp_path):
+    torch.save({"a": torch.arange(24).view(6, 4)}, tmp_path / "model.bin")
+    checkpoint = open_checkpoint(tmp_path / "model.bin")
+    padded = KeyMap().pad_rows("a", 16, value=7).map_headers(checkpoint.tensors).tensors["a"]
+    whole = checkpoint.read_derived(padded)
+    for split, index in itertools.product((1, 2, 4, 5), range(5)):
+        cut = cut_by((16, 4), (Split(0, split, min(index, split - 1)), Split(1, 3, index % 3)))
+        part = cut.of(padded)
+        assert part.shape == cut.shape
+        assert torch.equal(checkpoint.read_derived(part), cut.view(whole))

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from shardload import open_checkpoint, save
-from shardload.writing import collective
 from tests.distributed.nets import NETS
 from tests.distributed.spawn import run_ranks
 
@@ -87,7 +86,3 @@ def test_nothing_is_left_where_a_rank_fails(folder, trouble):
     assert not out.exists() or not [
         path for path in out.iterdir() if path.suffix in (".safetensors", ".json")
     ]
-
-
-def test_a_plain_state_dict_lies_over_no_ranks():
-    assert collective.ranks_over({"a": torch.zeros(2)}) == ()
