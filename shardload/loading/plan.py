@@ -135,7 +135,7 @@ def narrow(plan: Plan, target: Target, shards: Sequence[str]) -> None:
         if part is not whole:
             plan.direct[key] = as_view(part) or part
             plan.parts.add(key)
-    if plan.held.joined:
+    if plan.held.joined or any(not isinstance(plan.direct[key], TensorRef) for key in plan.parts):
         plan.held = residence((ref for _, ref in plan.tensors), shards)
 
 

@@ -230,7 +230,10 @@ def part_of(name: str, tensor: DTensor) -> _Part:
     """Return what a DTensor is a part of, and which. Raises UnsupportedError for placements that can't be filled."""
     mesh, shape = tensor.device_mesh, tuple(tensor.shape)
     splits = splits_of(mesh, tensor.placements, len(shape))
-    cut = None if splits is None else cut_by(shape, splits)
+    even = splits is not None and all(
+        shape[each.dim] % (each.pieces * each.count) == 0 for each in splits if each.pieces > 1
+    )
+    cut = cut_by(shape, splits) if splits is not None and even else None
     if splits is None or cut is None or cut.shape != tuple(tensor._local_tensor.shape):
         raise UnsupportedError(
             "a part of a tensor that is placed so can't be read from a checkpoint",
@@ -245,16 +248,24 @@ def part_of(name: str, tensor: DTensor) -> _Part:
 
 def splits_of(mesh: DeviceMesh, placements: Iterable[object], dims: int) -> tuple[Split, ...] | None:
     """Return how placements split a tensor, as this rank sees it; None where it holds nothing, or a sum is due."""
-    place = mesh.get_coordinate()
-    if place is None:
+    place, placements = mesh.get_coordinate(), tuple(placements)
+    if place is None or any(isinstance(each, Partial) for each in placements):
         return None
+    cut = [
+        (getattr(each, "dim", 0) % (dims or 1), size, index, getattr(each, "split_factor", 1))
+        for size, index, each in zip(mesh.shape, place, placements, strict=True)
+        if hasattr(each, "dim")
+    ]
     splits = []
-    for size, index, placement in zip(mesh.shape, place, placements, strict=True):
-        if isinstance(placement, Partial):
+    for number, (dim, size, index, factor) in enumerate(cut):
+        before, after = (
+            [each for each in cut[part] if each[0] == dim]
+            for part in (slice(number), slice(number + 1, None))
+        )
+        outer = factor > 1 and factor == prod(each[1] for each in after)
+        if factor > 1 and not outer and (before or after):
             return None
-        dim: int | None = getattr(placement, "dim", None)
-        if dim is not None:
-            splits.append(Split(dim % dims, size, index, outer=hasattr(placement, "split_factor")))
+        splits.append(Split(dim, size, index, outer=outer, pieces=1 if outer else factor))
     return tuple(splits)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import accumulate, product
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,9 +39,8 @@ if TYPE_CHECKING:
     from shardload._system.agreement import Agreement
     from shardload._system.progress import ProgressOption
     from shardload.keymap import Derived, KeyMap
+    from shardload.placement.cut import Ranges
     from shardload.writing.output import Output
-
-Bounds = tuple[tuple[int, int], ...]
 
 
 def local(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -119,13 +119,16 @@ class Rounds:
         self._group = (
             distributed.new_group(list(ranks.ranks), use_local_synchronization=True) if subset else None
         )
-        bounds = {
-            key: part_of(key, value).cut.bounds if isinstance(value, DTensor) else _whole(value)
+        held = {
+            key: part_of(key, value).cut.ranges if isinstance(value, DTensor) else _whole(value)
             for key, value in state.items()
         }
-        told = zip(ranks.ranks, gathered(bounds, self._group), strict=True)
-        self._held: dict[int, dict[str, Bounds]] = {
-            rank: {key: tuple((first, last) for first, last in pairs) for key, pairs in held.items()}
+        told = zip(ranks.ranks, gathered(held, self._group), strict=True)
+        self._held: dict[int, dict[str, Ranges]] = {
+            rank: {
+                key: tuple(tuple((first, last) for first, last in each) for each in ranges)
+                for key, ranges in held.items()
+            }
             for rank, held in told
         }
         own = next((value for value in state.values() if isinstance(value, DTensor)), None)
@@ -190,7 +193,7 @@ class Rounds:
         try:
             self._begin(failed=False)
             operations: list[distributed.P2POp] = []
-            arriving: list[tuple[torch.Tensor, torch.Tensor]] = []
+            arriving: list[tuple[torch.Tensor, Ranges, torch.Tensor]] = []
             for writer, queue in self._queues.items():
                 if self._at < len(queue):
                     for key in dict.fromkeys(ref.name for ref in leaves(queue[self._at])):
@@ -200,8 +203,8 @@ class Rounds:
         except RuntimeError as error:
             self._ended = True
             raise self._ranks.lost(error) from error
-        for view, part in arriving:
-            view.copy_(part.view(view.dtype).view(view.shape))
+        for whole, ranges, part in arriving:
+            _put(part.view(whole.dtype).view(_shape(ranges)), whole, ranges)
         self._at += 1
 
     def _exchange(
@@ -209,47 +212,60 @@ class Rounds:
         key: str,
         writer: int,
         operations: list[distributed.P2POp],
-        arriving: list[tuple[torch.Tensor, torch.Tensor]],
+        arriving: list[tuple[torch.Tensor, Ranges, torch.Tensor]],
     ) -> None:
         """Add what this rank has to send or receive for one tensor of a writer."""
         value, own = self._state[key], self._ranks.rank
         whole = None
         if own == writer:
             whole = self.whole[key] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
-        for bounds, holder in self._holders(key, writer).items():
+        for ranges, holder in self._holders(key, writer).items():
             if holder == own:
                 part = (value.to_local() if isinstance(value, DTensor) else value).detach()
                 if whole is not None:
-                    _view(whole, bounds).copy_(part)
+                    _put(part, whole, ranges)
                 else:
                     operations.append(distributed.P2POp(distributed.isend, _flat(part), writer, self._group))
             elif whole is not None:
-                count = prod(stop - start for start, stop in bounds) * value.element_size()
+                count = prod(_shape(ranges)) * value.element_size()
                 part = torch.empty(count, dtype=torch.uint8, device=self._device)
                 operations.append(distributed.P2POp(distributed.irecv, part, holder, self._group))
-                arriving.append((_view(whole, bounds), part))
+                arriving.append((whole, ranges, part))
 
-    def _holders(self, key: str, writer: int) -> dict[Bounds, int]:
+    def _holders(self, key: str, writer: int) -> dict[Ranges, int]:
         """Return the parts of a tensor, and who sends each: the writer itself where it holds one."""
-        parts: dict[Bounds, int] = {}
+        parts: dict[Ranges, int] = {}
         for rank in (writer, *self._ranks.ranks):
-            bounds = self._held[rank][key]
-            if all(stop > start for start, stop in bounds):
-                parts.setdefault(bounds, rank)
+            ranges = self._held[rank][key]
+            if all(_shape(ranges)):
+                parts.setdefault(ranges, rank)
         shape = self._state[key].shape
-        if sum(prod(stop - start for start, stop in bounds) for bounds in parts) != prod(shape):
+        if sum(prod(_shape(ranges)) for ranges in parts) != prod(shape):
             raise UnsupportedError(
                 f"the ranks do not hold {key} in parts that make a whole", where=str(list(parts)[:4])
             )
         return parts
 
 
-def _whole(tensor: torch.Tensor) -> Bounds:
-    return tuple((0, size) for size in tensor.shape)
+def _whole(tensor: torch.Tensor) -> Ranges:
+    return tuple(((0, size),) for size in tensor.shape)
 
 
-def _view(tensor: torch.Tensor, bounds: Bounds) -> torch.Tensor:
-    return tensor[tuple(slice(start, stop) for start, stop in bounds)] if bounds else tensor
+def _shape(ranges: Ranges) -> tuple[int, ...]:
+    return tuple(sum(stop - start for start, stop in each) for each in ranges)
+
+
+def _put(part: torch.Tensor, whole: torch.Tensor, ranges: Ranges) -> None:
+    """Copy a part to its places in a whole tensor: one for each choice of a range in every dimension."""
+    along = []
+    for each in ranges:
+        ends = list(accumulate(stop - start for start, stop in each))
+        starts = [0, *ends[:-1]]
+        along.append(
+            [(slice(*to), slice(*of)) for to, of in zip(each, zip(starts, ends, strict=True), strict=True)]
+        )
+    for block in product(*along):
+        whole[tuple(to for to, _ in block)].copy_(part[tuple(of for _, of in block)])
 
 
 def _flat(part: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.placement_types import _StridedShard
 
 import shardload
 from shardload import OnDevice, build_shell, fill, open_checkpoint
@@ -63,6 +64,18 @@ def experts(model, mesh):
         model.head.weight = model.embed.weight
 
 
+def packed(model, mesh):
+    """Cut what is packed of two halves so that every rank holds some of both, as transformers cuts gate and up."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.dim() == 2 and parameter.shape[0] % 4 == 0:
+                how = [_StridedShard(0, split_factor=2)]
+                cut = distribute_tensor(parameter, mesh, how, src_data_rank=None)
+                module._parameters[name] = torch.nn.Parameter(cut)
+    if not isinstance(model, NETS["Uneven"]):
+        model.head.weight = model.embed.weight
+
+
 LAYOUTS = {
     "fsdp2-2": (2, fsdp2, (2,), ("dp",)),
     "fsdp2-4": (4, fsdp2, (4,), ("dp",)),
@@ -72,6 +85,7 @@ LAYOUTS = {
     "hsdp-4": (4, fsdp2, (2, 2), ("replicate", "shard")),
     "experts-2": (2, experts, (2,), ("ep",)),
     "experts-4": (4, experts, (4,), ("ep",)),
+    "packed-2": (2, packed, (2,), ("tp",)),
     "pipeline-2": (2, None, (2,), ("pp",)),  # see pipeline.py
 }
 
@@ -79,6 +93,7 @@ LAYOUTS = {
 NO_CELLS = {
     ("fsdp2-2", "once"): "no two ranks hold the same part",
     ("fsdp2-4", "once"): "no two ranks hold the same part",
+    ("packed-2", "once"): "what is cut is held once",
     ("pipeline-2", "once"): "each rank fills a model of its own",
 }
 """Cells of the matrix that make no sense, and why."""
@@ -140,7 +155,7 @@ def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
         assert shell.model.head.weight is shell.model.embed.weight, "untied"
     x = torch.arange(12).view(2, 6) * 40
     with torch.no_grad():
-        if layout.startswith("experts"):
+        if layout.startswith(("experts", "packed")):
             return figures  # a plain tensor meets a DTensor: the model would have to route
         shell.model.eval(), one.model.eval()
         made, right = shell.model(x.to(DEVICE)).cpu(), one.model(x)

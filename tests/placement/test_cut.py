@@ -95,3 +95,17 @@ def test_a_part_of_added_rows_alone_is_these_rows(tmp_path):
         part = cut.of(padded)
         assert part.shape == cut.shape
         assert torch.equal(checkpoint.read_derived(part), cut.view(whole))
+
+
+@pytest.mark.parametrize(("pieces", "count"), [(2, 2), (3, 2), (2, 4), (1, 3)])
+def test_a_split_in_pieces_takes_a_chunk_of_each(tmp_path, pieces, count):
+    torch.save({"a": torch.arange(24 * 6).view(24, 6)}, tmp_path / "model.bin")
+    checkpoint = open_checkpoint(tmp_path / "model.bin")
+    stored = checkpoint.tensors["a"]
+    whole = checkpoint.read_derived(stored)
+    for index, other in itertools.product(range(count), range(2)):
+        cut = cut_by((24, 6), (Split(0, count, index, pieces=pieces), Split(1, 2, other)))
+        right = torch.cat([torch.chunk(each, count)[index] for each in torch.chunk(whole, pieces)])
+        right = torch.chunk(right, 2, 1)[other]
+        assert torch.equal(cut.view(whole), right)
+        assert torch.equal(checkpoint.read_derived(cut.of(stored)), right)

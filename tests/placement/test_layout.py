@@ -31,7 +31,7 @@ CASES = {
     "Tied:auto": "UnsupportedError: Tied brings no plan",
     "none:fsdp": "NotFoundError",
 }
-OF_TRANSFORMERS = {"llama:auto": "ok", "llama:fsdp": "ok"}
+OF_TRANSFORMERS = {"llama:auto": "ok", "llama:fsdp": "ok", "mixtral:auto": "ok"}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,12 @@ def said(tmp_path_factory):
     write_demo_repo(folder / "glm", formats=["safetensors"])
     cases = dict(CASES)
     if find_spec("transformers"):
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100)).save_pretrained(folder / "llama")
+        experts = MixtralConfig(**sizes, vocab_size=100, num_key_value_heads=2, num_local_experts=3)
+        MixtralForCausalLM(experts).save_pretrained(folder / "mixtral")
         cases |= OF_TRANSFORMERS
     ranks = run_ranks("tests.distributed.whole", 2, ",".join(cases), folder)
     assert all(rank.code == 0 for rank in ranks), "\n".join(rank.said[-2000:] for rank in ranks)

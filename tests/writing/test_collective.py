@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from shardload import open_checkpoint, save
+from shardload.writing import collective
 from tests.distributed.nets import NETS
 from tests.distributed.spawn import run_ranks
 
@@ -17,6 +18,7 @@ CASES = [
     "tp-2:Tied",
     "fsdp2-2:Renamed",
     "fsdp2-2:Buffers",
+    "packed-2:Fused",
     "tp-2:Renamed:again",
 ]
 
@@ -86,3 +88,9 @@ def test_nothing_is_left_where_a_rank_fails(folder, trouble):
     assert not out.exists() or not [
         path for path in out.iterdir() if path.suffix in (".safetensors", ".json")
     ]
+
+
+def test_what_lies_over_no_ranks_is_held_as_it_is():
+    weight = torch.zeros(2)
+    held = collective.local({"a": weight, "b": weight})
+    assert held["a"] is held["b"] is weight
