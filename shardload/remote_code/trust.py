@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from shardload.checkpoint.sources.names import is_commit
 from shardload.errors import Cures, UntrustedCodeError, Wording, joined, keyword
 from shardload.remote_code.lock_place import may_be_approved, own_approval_said
-from shardload.remote_code.trust_lock import TrustLock, approving, lock_path, name_of
+from shardload.remote_code.trust_lock import TrustLock, approving, approving_repo, lock_path, name_of
 
 if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import Source
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
 def locked_commit(trust: CodeTrust, repo: str) -> str | None:
     """Return the commit at which a lock file approves the code of a Hub repo; None where no lock file is to decide."""
-    return _lock_of(trust).commit_of(repo) if trust.asks_for_lock else None
-
-
-def _lock_of(trust: CodeTrust) -> TrustLock:
-    return TrustLock.read(lock_path(trust.trust_remote_code))
+    if not trust.asks_for_lock:
+        return None
+    path = lock_path(trust.trust_remote_code)
+    return TrustLock.read(path, approving_repo(repo, None, path)).commit_of(repo)
 
 
 def require_trust(
@@ -35,7 +34,8 @@ def require_trust(
     approves these bytes. With "locked", or the path of a lock file, only what that file approves runs.
     """
     if trust.asks_for_lock:
-        _require_approval(_lock_of(trust), source, code)
+        path = lock_path(trust.trust_remote_code)
+        _require_approval(TrustLock.read(path, approving(source, path)), source, code)
         return
     missing: list[str] = [] if trust.trust_remote_code is True else [keyword("trust_remote_code", True)]
     given = trust.revision if argument == "revision" else trust.code_revision

@@ -94,8 +94,11 @@ class TrustLock:
     approvals: tuple[Approval, ...] = ()
 
     @classmethod
-    def read(cls, path: Path) -> TrustLock:
-        """Read a lock file. Raises NotFoundError, AccessError, and CorruptError for a file that is not one."""
+    def read(cls, path: Path, approve: str = "shardload trust") -> TrustLock:
+        """Read a lock file, which the command `approve` would write where there is none.
+
+        Raises NotFoundError, AccessError, and CorruptError for a file that is not one.
+        """
         try:
             file = LocalFile(path.name, path)
         except NotFoundError as error:
@@ -104,7 +107,7 @@ class TrustLock:
             raise NotFoundError(
                 f"there is no lock file {path.name}",
                 where=str(path.absolute()),
-                cure="approve the code first: `shardload trust WHERE` writes one",
+                cure=f"approve the code first: `{approve}` writes one",
             ) from error
         content = file.read_at(0, file.size)
         try:
@@ -204,9 +207,14 @@ def name_of(source: Source) -> str:
 
 def approving(source: Source, lock: Path | None = None) -> str:
     """Return the command line that approves the code of a source, in a lock file other than the usual one too."""
-    words = ["shardload", "trust", name_of(source)]
-    if source.revision:
-        words += ["--revision", source.revision]
+    return approving_repo(name_of(source), source.revision, lock)
+
+
+def approving_repo(name: str, revision: str | None, lock: Path | None) -> str:
+    """Return the same for a folder or a repo by name."""
+    words = ["shardload", "trust", name]
+    if revision:
+        words += ["--revision", revision]
     if lock is not None and lock.absolute() != lock_path().absolute():
         words += ["--lock", str(lock)]
     return shlex.join(words)

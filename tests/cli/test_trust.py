@@ -71,7 +71,9 @@ def test_load_runs_what_the_lock_approves_and_no_more(repo, call_cli, tmp_path):
     from tests.tiny import write_checkpoint
 
     write_checkpoint(repo, {"linear.weight": torch.ones(4, 4), "linear.bias": torch.ones(4)}, shards=1)
-    assert call_cli("load", repo, "--locked").returncode == 2  # there is no lock file
+    refused = call_cli("load", repo, "--locked")
+    assert refused.returncode == 2  # there is no lock file
+    assert f"`shardload trust {repo}` writes one" in refused.stderr
     assert call_cli("trust", repo, "--yes", "--lock", tmp_path / "ci.lock").returncode == 0
     assert call_cli("load", repo, "--lock", tmp_path / "ci.lock").returncode == 0
     (repo / "modeling_tiny.py").write_text("raise SystemExit('ran')\n")
