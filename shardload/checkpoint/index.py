@@ -27,6 +27,8 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _INDEX_SUFFIX = ".index.json"
 _NUMBERED = re.compile(r"(?P<stem>.*?)[-_]?(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>\..*)")
 _OF_RANK = re.compile(r"rank[-_]?\d+[._]")
+_OPTIMIZER = "optim_states.pt"
+"""How the names of DeepSpeed's files of optimizers end: `mp_rank_00_model_states.pt` beside them has the weights."""
 _SHOWN = 8  # faults of an index
 DISTRIBUTED = ".metadata"
 """The file that lists the tensors of a distributed checkpoint of torch, whose weight files end in `.distcp`."""
@@ -131,7 +133,7 @@ def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
         indexes = [name for name in top if name.endswith(suffix + _INDEX_SUFFIX)]
         if len(indexes) == 1:
             return _read_index(source, indexes[0])
-        files = [name for name in top if name.endswith(suffix) and not name.startswith(NOT_WEIGHTS)]
+        files = [name for name in top if name.endswith(suffix) and not _is_beside_weights(name)]
         if len(files) > 1 and len(others) == 1:
             return _read_index(source, others[0])
         if len(files) == 1 and not _NUMBERED.fullmatch(files[0]):
@@ -139,6 +141,10 @@ def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
         if files:
             return WeightFiles(_numbered_set(source, files))
     raise _no_checkpoint(source, names)
+
+
+def _is_beside_weights(name: str) -> bool:
+    return name.startswith(NOT_WEIGHTS) or name.endswith(_OPTIMIZER)
 
 
 def _distributed(source: Source) -> WeightFiles:
@@ -166,9 +172,9 @@ def _no_checkpoint(source: Source, names: Sequence[str]) -> NotFoundError:
     inner = [folder for folder, _, name in weights if not name.startswith((*NOT_WEIGHTS, "adapter_"))]
     inner = inner or [folder for folder, _, name in weights if name.startswith("adapter_")]
     if inner:
-        from shardload.checkpoint.inner_folders import cure_by_folder
+        from shardload.checkpoint.inner_folders import WEIGHTS, cure_by_folder
 
-        usual = cure_by_folder(source, inner, "weights")
+        usual = cure_by_folder(source, inner, WEIGHTS)
     else:
         from shardload.checkpoint.other_files import cure_by_names
 
@@ -190,7 +196,9 @@ def _numbered_set(source: Source, files: list[str]) -> tuple[str, ...]:
         raise UnsupportedError(
             f"{source.label} holds what each rank had, and no list says how the parts make a whole",
             where=", ".join(files[:8]),
-            cure="save over ranks by torch.distributed.checkpoint.save (FSDP: SHARDED_STATE_DICT), or gather the state "
+            cure="gather them with DeepSpeed's zero_to_fp32.py from the folder of the same checkpoint"
+            if any(name.startswith("zero_pp_rank") for name in files)
+            else "save over ranks by torch.distributed.checkpoint.save (FSDP: SHARDED_STATE_DICT), or gather the state "
             "dict first (FULL_STATE_DICT): both are read",
             code="E-FORMAT",
         )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 3
 ADAPTERS = "adapters"
+WEIGHTS = "weights"
 
 
 def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
@@ -27,6 +28,9 @@ def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
     paths = [os.path.join(source.label, folder) if source.is_local else folder for folder in found[:_SHOWN]]  # noqa: PTH118
     more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
     listed = ", ".join(paths) + more
+    if source.is_local and what == WEIGHTS and _has_the_config_alone(source, found):
+        inside = f"it holds {what} in folders of their own, which have no config.json"
+        return f"{inside}: copy the one of {source.label} into the folder that you mean, and pass that folder: {listed}"
     if source.is_local:
         return f"it holds {what} in folders of their own: pass the path of one: {listed}"
     if what == ADAPTERS:
@@ -36,3 +40,9 @@ def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
     return Wording(
         "it holds {0} in folders of their own: pass {subfolder}, one of {1}", what, listed, subfolder=...
     )
+
+
+def _has_the_config_alone(source: Source, folders: Iterable[str]) -> bool:
+    """Whether the config lies beside the inner folders, and in none of them: trainers keep it there."""
+    names = set(source.names())
+    return "config.json" in names and not any(f"{folder}/config.json" in names for folder in folders)

@@ -29,8 +29,9 @@ class Case:
 
     `own_rules` are those of the caller's key map. `slots` are the model's keys that a checkpoint has to fill; `stored`
     are the checkpoint's tensors under the names that were compared. `missing`, `unexpected` and `shape_mismatches` are
-    the keys of faults; `dropped` are missing keys that are stored under these names, and that the caller's key map
-    drops. `module_classes` maps the path of a module to the name of its class, where there is a model. `config` is
+    the keys of faults, and so are those `refused`, which their slots can't take for another reason than their shape;
+    `dropped` are missing keys that are stored under these names, and that the caller's key map drops.
+    `module_classes` maps the path of a module to the name of its class, where there is a model. `config` is
     config.json.
     """
 
@@ -40,6 +41,7 @@ class Case:
     unexpected: Sequence[str] = ()
     shape_mismatches: Sequence[str] = ()
     dropped: Sequence[str] = ()
+    refused: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     module_classes: Mapping[str, str] = field(default_factory=dict)
     own_rules: tuple[Rule, ...] = ()

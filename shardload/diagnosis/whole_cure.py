@@ -34,7 +34,7 @@ def whole_cure(
         cures = [*dict.fromkeys(f.cure for f in others if f.declines or not f.settles)]
         return cures[0] if len(cures) == 1 else joined("; ", cures)
     left = _left(case, {key for finding in others for key in finding.settles}, ignored)
-    rest = None if _is_most(case, left) else _allowances(case, left)
+    rest = None if case.refused or _is_most(case, left) else _allowances(case, left)
     if rest is None or not (others or case.solution.key_map.rules or rest):
         rules = len(case.solution.key_map.rules)
         known = f"a part of the keys has {rules} rule{'s' * (rules != 1)} of a map; " if rules else ""

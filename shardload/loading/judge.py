@@ -172,6 +172,7 @@ class Comparison:
             dropped=[key for key in missing if key in dropped],
             unexpected=keys.get("unexpected", ()),
             shape_mismatches=keys.get("misshapen", ()),
+            refused=keys.get("refused", ()),
             config=self._config(),
             module_classes=_module_classes(self.shell.model),
             own_rules=self._key_map.rules if self._key_map else (),

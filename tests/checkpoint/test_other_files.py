@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
-from shardload import NotFoundError, UnsupportedError, open_checkpoint
+from shardload import NotFoundError, UnsupportedError, from_pretrained, open_checkpoint
 from shardload.checkpoint.other_files import cure_by_names
 from tests.tiny import save_safetensors, write_checkpoint
 
@@ -64,3 +66,53 @@ def test_the_index_that_accelerate_names_in_its_own_way(tmp_path):
 def test_a_single_file_of_a_trainer_is_found(tmp_path, suffix):
     torch.save({"state_dict": STATE}, tmp_path / f"last.{suffix}")
     assert set(open_checkpoint(tmp_path).tensors) == {"a", "b"}
+
+
+def deepspeed(folder, stage):
+    """The files of one rank, as DeepSpeed writes them."""
+    folder.mkdir()
+    before = "zero_pp_rank_0_" if stage == 3 else ""
+    shapes = {key: value.shape for key, value in STATE.items()}
+    module = {key: torch.empty(0) for key in STATE} if stage == 3 else STATE
+    torch.save(
+        {"module": module, "param_shapes": [shapes], "ds_version": "0.15"},
+        folder / f"{before}mp_rank_00_model_states.pt",
+    )
+    torch.save({"optimizer_state_dict": {}}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+
+
+def test_the_model_of_deepspeed_is_read_beside_the_files_of_its_optimizer(tmp_path):
+    deepspeed(tmp_path / "global_step10", 2)
+    checkpoint = open_checkpoint(tmp_path / "global_step10")
+    assert {key: checkpoint.read(key).tolist() for key in checkpoint.tensors} == {
+        key: value.tolist() for key, value in STATE.items()
+    }
+
+
+def test_parts_of_zero_3_are_gathered_by_deepspeed(tmp_path):
+    deepspeed(tmp_path / "global_step10", 3)
+    one = tmp_path / "global_step10" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    (one.parent / one.name.replace("rank_0_", "rank_1_")).write_bytes(one.read_bytes())
+    with pytest.raises(UnsupportedError, match="holds what each rank had") as caught:
+        open_checkpoint(one.parent)
+    assert "zero_to_fp32.py" in caught.value.cure
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["beside the folder", "in the folder"])
+def test_the_config_that_lies_beside_an_inner_folder_is_copied_into_it(tmp_path, inside):
+    class Pair(torch.nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.a, self.b = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.ones(3))
+
+    deepspeed(tmp_path / "global_step10", 2)
+    (tmp_path / "config.json").write_text("{}")
+    if inside:
+        shutil.copy(tmp_path / "config.json", tmp_path / "global_step10")
+    cure = refused(tmp_path).cure
+    assert cure.endswith(f": {tmp_path / 'global_step10'}")
+    assert (f"copy the one of {tmp_path} into the folder" in cure) == (not inside)
+    if not inside:
+        shutil.copy(tmp_path / "config.json", tmp_path / "global_step10")
+    model = from_pretrained(tmp_path / "global_step10", model_class=Pair, progress=False)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in STATE.items())

@@ -108,6 +108,16 @@ def _halves(folder: Path) -> list[State]:
     return [state]
 
 
+def _eight_bits(state: State) -> State:
+    """Whole numbers with scales under a name that no known quantiser has."""
+    found = {}
+    for key, value in state.items():
+        found[key] = (value * 9).to(torch.int8) if "q_proj" in key else value
+        if "q_proj" in key:
+            found[f"{key}_steps"] = torch.ones(len(value))
+    return found
+
+
 def _sized(field_name: str, stored: int) -> Callable[[Path], list[State]]:
     def write(folder: Path) -> list[State]:
         state = random_state(models.Sized({**models.SIZED, field_name: stored}))
@@ -205,3 +215,4 @@ def provocations() -> Iterator[Provocation]:
         net,
         _pickled(lambda state: {**_in_front("module")(state), "module.extra": {}, "meta": {"a": 1}}),
     )
+    yield Provocation("whole numbers with scales", "E-MISMATCH", models.Decoder, _decoder(_eight_bits))
