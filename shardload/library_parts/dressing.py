@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from shardload.library_parts.completed_config import complete
+from shardload.library_parts.gone_arguments import take_gone_arguments
 from shardload.library_parts.old_calls import KEEPS_ITS_CACHE, dress_attention, dress_layer, dress_stack
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def dress(module: ModuleType) -> None:
             dress_layer(kind, rotary)
         elif kind.__name__.endswith(("Encoder", "Decoder", "Transformer")):
             dress_stack(kind)
+        take_gone_arguments(kind)
 
 
 def _is_module(kind: Any) -> bool:

@@ -43,6 +43,7 @@ _OLDER_ATTRIBUTES = {
     "max_position_embeddings": "max_position_embeddings",
     "rope_theta": "rope_theta",
 }
+_BETWEEN = (".old_calls", ".gone_arguments", ".modeling_layers")
 KEEPS_ITS_CACHE = "_keeps_its_cache"
 """An attribute of layers that were made without a number: their cache is a pair of keys and values, theirs alone."""
 
@@ -240,14 +241,19 @@ def _add_older_attributes(kind: Any, rotary: Any) -> None:
 
 
 def _caller() -> FrameType | None:
-    """Return the frame that called the module: the nearest that is neither torch's nor this file's."""
+    """Return the frame that called the module: the nearest that is neither torch's nor of what parts are dressed in."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
-        if not name.startswith("torch.") and name != __name__ and not name.endswith(".modeling_layers"):
+        if not name.startswith("torch.") and not name.endswith(_BETWEEN):
             return frame
         frame = frame.f_back
     return None
+
+
+def called_by_older() -> bool:
+    """Return whether the call of a module comes from a repo's code in the spelling of transformers 4."""
+    return _is_older(_caller())
 
 
 def _is_older(caller: FrameType | None) -> bool:

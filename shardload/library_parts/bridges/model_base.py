@@ -12,6 +12,7 @@ from torch import nn
 
 from shardload.library_parts.completed_config import complete
 from shardload.library_parts.importer import part_module
+from shardload.library_parts.own_masks import use_own_mask
 from shardload.library_parts.release import installed
 from shardload.transformers_shim.modeling_utils import PreTrainedModel as StandIn
 
@@ -44,6 +45,7 @@ class PreTrainedModel(StandIn):
                 family = None
         if "config_class" not in vars(cls) and isinstance(family, type):
             cls.config_class = family
+        use_own_mask(cls)
 
     def __init__(self, config: Any, *inputs: Any, **kwargs: Any) -> None:
         complete(config, self.config_class)
