@@ -121,6 +121,10 @@ class ClassConversion(RuleBase):
                 if new.pattern is None:
                     if old == new.name or new.name not in sources:  # a tensor keeps the name that it has
                         sources[new.name] = name
+                    elif (
+                        new.name in self._buffers
+                    ):  # a table that every layer held once, and the model holds now
+                        ignored.append(name)
                 else:
                     group = groups.setdefault(new.name, Group(owner[new.pattern]))
                     group.sources.setdefault(new.pattern, []).append(name)
@@ -168,10 +172,14 @@ class ClassConversion(RuleBase):
         return made
 
     @cached_property
+    def _buffers(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.model.named_buffers())
+
+    @cached_property
     def _ignored(self) -> re.Pattern[str]:
         """Names that the class ignores where nothing wants them, as in its `_adjust_missing_and_unexpected_keys`."""
         patterns = set(getattr(self.model, "_keys_to_ignore_on_load_unexpected", None) or ())
-        buffers = [name for name, _ in self.model.named_buffers()]
+        buffers = self._buffers
         if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
             patterns.add(r"rotary_emb\.inv_freq")
         if any(name.endswith("position_ids") for name in buffers):

@@ -261,3 +261,25 @@ def test_experts_of_two_dtypes_are_joined_in_the_wider_one_and_noted(published, 
     assert not any(
         "joined in float32" in each for each in report_of(shardload.from_pretrained(published)).notes
     )
+
+
+def test_a_table_that_every_layer_held_is_the_models_own(tmp_path):
+    config = transformers.EsmConfig(
+        hidden_size=16, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2, vocab_size=33,
+        max_position_embeddings=40, pad_token_id=1, mask_token_id=32, position_embedding_type="rotary",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.EsmForMaskedLM(config).eval()
+    model.save_pretrained(tmp_path)
+    state = {name: tensor for name, tensor in model.state_dict().items() if "inv_freq" not in name}
+    state = {name: tensor.clone() for name, tensor in state.items() if name != "lm_head.decoder.weight"}
+    for layer in range(3):  # as releases of 4 wrote it
+        name = f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"
+        state[name] = model.esm.rotary_embeddings.inv_freq * 2
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expected = transformers.EsmForMaskedLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(2, 14).reshape(2, 6)
+    for base in ("auto", "parts"):
+        made = shardload.from_pretrained(tmp_path, remote_base=base).eval()
+        assert torch.equal(made.esm.rotary_embeddings.inv_freq, expected.esm.rotary_embeddings.inv_freq)
+        assert torch.equal(made(ids).logits, expected(ids).logits)
