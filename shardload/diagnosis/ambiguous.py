@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.wrapper import Wrapping
 
 _MOST = 6  # groups that are shown
+_MOST_NAMES = 12  # of one side of a group
 
 
 class AmbiguousRule:
@@ -38,17 +39,23 @@ class AmbiguousRule:
                 if family.template not in namesakes:
                     groups[family.signature][side].append(family)
         both = [(olds, news) for olds, news in groups.values() if olds and news]
-        if not both:
+        many = board.passed_over
+        if not both and not many:
             return ()
-        stored = case.solution.stored_names
-        keys = stored(key for olds, _ in both for family in olds for key in family.names)
+        unclear = {id(family): family for family in (*many, *(old for olds, _ in both for old in olds))}
+        keys = case.solution.stored_names(key for family in unclear.values() for key in family.names)
+        cause = "equal shapes, and no name says which is which: this is not guessed"
+        cure: str = Wording("say which is which: {key_map}", key_map=...)
+        if many:
+            cause = f"{len(many)} names that may be others, more than are all compared: this is not guessed"
+            cure = Cures(NO_CURE, cure)
         return (
             Finding(
                 "E-AMBIGUOUS",
-                "equal shapes, and no name says which is which: this is not guessed",
+                cause,
                 explained=len(keys),
                 nbytes=case.nbytes(keys),
-                cure=Wording("say which is which: {key_map}", key_map=...),
+                cure=cure,
                 evidence=tuple(_line(case, olds, news) for olds, news in both[:_MOST]),
                 confidence=0.0,
                 margin=0.0,
@@ -106,7 +113,12 @@ def _taking(case: Case, rival: Wrapping, rivals: Sequence[Wrapping]) -> str | No
 
 def _line(case: Case, olds: Sequence[KeyFamily], news: Sequence[KeyFamily]) -> str:
     names = case.solution.stored_names(key for family in olds for key in family.names)
-    one = ", ".join(collapse(names))
-    two = ", ".join(collapse(key for family in news for key in family.names))
+    one = _shown(collapse(names))
+    two = _shown(collapse(key for family in news for key in family.names))
     shape = olds[0].shape
     return f"{one} could be {two}" + (f"  {list(shape)}" if shape is not None else "")
+
+
+def _shown(patterns: Sequence[str]) -> str:
+    more = f" and {len(patterns) - _MOST_NAMES} more" if len(patterns) > _MOST_NAMES else ""
+    return ", ".join(patterns[:_MOST_NAMES]) + more

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from shardload.diagnosis.finding import Case, Finding
+    from shardload.diagnosis.pairing.key_family import Shape
 
 _MOST_PATTERNS = 12
 NO_CURE = "no cure is known: use the class and config that belong to this checkpoint"
@@ -138,17 +139,28 @@ def _akin(case: Case, left: Left) -> bool:
     sizes = {prod(shape) for shape in left.missing.values()}
     if any(prod(shape) in sizes for shape in left.unexpected.values()):
         return True
+    places = _by_place(left.missing), _by_place(left.unexpected)
     if any(
-        (_block(one) == _block(other) != "" or _parent(one) == _parent(other) != "")
-        and _may_be_joined(shape, part)
-        for one, shape in left.missing.items()
-        for other, part in left.unexpected.items()
+        _may_be_joined(shape, part)
+        for place in places[0].keys() & places[1].keys()
+        for shape in places[0][place]
+        for part in places[1][place]
     ):
         return True
     homes = [{key.rpartition(".")[0] for key in side} - {""} for side in (left.missing, left.unexpected)]
     return any(_is_below(key, homes[0]) for key in left.unexpected) or any(
         _is_below(key, homes[1]) for key in left.missing
     )
+
+
+def _by_place(shapes: Mapping[str, Shape]) -> dict[tuple[str, str], set[Shape]]:
+    """Return the shapes of keys by the numbered part that they lie in, and by the module that holds them."""
+    found: dict[tuple[str, str], set[Shape]] = defaultdict(set)
+    for key, shape in shapes.items():
+        for kind, path in (("block", _block(key)), ("module", _parent(key))):
+            if path:
+                found[kind, path].add(shape)
+    return found
 
 
 def _block(key: str) -> str:

@@ -9,8 +9,10 @@ import pytest
 
 from shardload.diagnosis import diagnose
 from shardload.diagnosis.ambiguous import AmbiguousRule
+from shardload.diagnosis.whole_cure import NO_CURE
 from tests.diagnosis.headers import case_of
 from tests.diagnosis.key_sets import key_set
+from tests.diagnosis.many_names import MANY
 
 if TYPE_CHECKING:
     from shardload.diagnosis.finding import Case
@@ -87,3 +89,11 @@ def test_the_choices_are_shown_with_what_takes_each():
     (finding,) = AmbiguousRule().examine(case)
     assert len(finding.cure.parts) == 2
     assert all({"key_map", "allow_unexpected"} == part.keywords.keys() for part in finding.cure.parts)
+
+
+def test_more_names_than_are_compared_have_no_cure():
+    found = diagnose(case_of(*MANY["an unknown rule"](300)))
+    finding = next(finding for finding in found if finding.code == "E-AMBIGUOUS")
+    assert "300 names" in finding.cause
+    assert NO_CURE in finding.cure
+    assert not any(finding.key_map for finding in found)

@@ -97,3 +97,37 @@ def test_the_calls_for_each_key_are_few_and_do_not_grow():
     for calls, most in zip(large[1:], (115, 130, 120), strict=True):
         assert calls < most, (small, large)
     assert all(many < few * 1.05 for few, many in zip(small[1:], large[1:], strict=True)), (small, large)
+
+
+MANY = """
+import sys
+from shardload.diagnosis import diagnose
+from shardload.diagnosis.finding import Case
+from shardload.diagnosis.pairing import board
+from tests.diagnosis.headers import refs
+from tests.diagnosis.many_names import MANY
+
+board._COMPARED = 0  # what a small model may take as well is left out: growth is seen at once
+
+for name, make in MANY.items():
+    calls = []
+    for count in (400, 800):
+        stored, wanted = make(count)
+        case = Case.of(wanted, refs(stored))
+        calls.append(0)
+        def counted(frame, event, argument):
+            calls[-1] += event in {"call", "c_call"}
+        sys.setprofile(counted)
+        try:
+            diagnose(case)
+        finally:
+            sys.setprofile(None)
+    print(name, *(each // count for each, count in zip(calls, (400, 800))), sep="; ")
+"""
+
+
+def test_the_calls_for_each_key_do_not_grow_where_every_key_has_a_name_of_its_own():
+    for line in run_python(MANY).stdout.splitlines():
+        small, large = map(int, line.split("; ")[1:])
+        assert large < 1.25 * small + 50, line
+        assert large < 8_000, line

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from shardload.diagnosis.pairing.likeness import Likeness
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from shardload.diagnosis.pairing.key_family import KeyFamily
     from shardload.keys import Indices
@@ -41,21 +41,78 @@ class Link:
     evidence: str = ""
 
 
+_COMPARED = 60_000  # pairs of names for every board, however small
+_AT_ONCE = 40_000  # of one shape: comparing all of a larger group takes too long
+_COMPARED_EACH = 20  # and so many more for each family
+
+
 @dataclass
+class Effort:
+    """How many pairs of names are still compared: `left`, and the families that there were too many of.
+
+    It is counted and not timed, so that one checkpoint has one answer. What is not compared has no partner.
+    """
+
+    left: int
+    passed_over: dict[int, KeyFamily] = field(default_factory=dict)
+
+    def allows(self, pairs: int, families: Iterable[KeyFamily]) -> bool:
+        """Whether so many pairs may be compared now; if not, their families are noted."""
+        if pairs <= min(self.left, _AT_ONCE):
+            self.left -= pairs
+            return True
+        self.passed_over |= {id(family): family for family in families}
+        return False
+
+
+class _Open:
+    """The open families of one side. Changes are made when the families are next asked for, all at once."""
+
+    def __init__(self, families: Iterable[KeyFamily]) -> None:
+        self._families = list(families)
+        self._instead: dict[int, Sequence[KeyFamily]] = {}
+
+    @property
+    def families(self) -> list[KeyFamily]:
+        if self._instead:
+            self._families = list(self._now(self._families))
+            self._instead = {}
+        return self._families
+
+    def replace(self, family: KeyFamily, parts: Sequence[KeyFamily] = ()) -> None:
+        self._instead[id(family)] = parts
+
+    def _now(self, families: Iterable[KeyFamily]) -> Iterator[KeyFamily]:
+        for family in families:
+            parts = self._instead.get(id(family))
+            if parts is None:
+                yield family
+            else:
+                yield from self._now(parts)
+
+
 class Board:
     """The families of both sides that nothing explains yet (`stored`, `wanted`), and the links found so far.
 
-    `first_stored` and `first_wanted` are those that were open in the beginning.
+    `first_stored` and `first_wanted` are those that were open in the beginning. `effort` is for finding pairs,
+    `proving` for what speaks for them.
     """
 
-    stored: list[KeyFamily]
-    wanted: list[KeyFamily]
-    likeness: Likeness
-    links: list[Link] = field(default_factory=list)
-    exact: list[KeyFamily] = field(default_factory=list)
-    module_classes: Mapping[str, str] = field(default_factory=dict)
-    first_stored: Sequence[KeyFamily] = ()
-    first_wanted: Sequence[KeyFamily] = ()
+    def __init__(
+        self,
+        stored: Iterable[KeyFamily],
+        wanted: Iterable[KeyFamily],
+        likeness: Likeness,
+        module_classes: Mapping[str, str] | None = None,
+    ) -> None:
+        self._stored, self._wanted = _Open(stored), _Open(wanted)
+        self.likeness = likeness
+        self.module_classes = module_classes or {}
+        self.links: list[Link] = []
+        self.exact: list[KeyFamily] = []
+        self.first_stored, self.first_wanted = tuple(self.stored), tuple(self.wanted)
+        most = _COMPARED + _COMPARED_EACH * (len(self.stored) + len(self.wanted))
+        self.effort, self.proving = Effort(most), Effort(most)
 
     @classmethod
     def of(
@@ -65,53 +122,68 @@ class Board:
         module_classes: Mapping[str, str] | None = None,
     ) -> Board:
         """Return the board of two sides; keys with equal names and shapes are `exact`, and not open."""
-        board = cls([], [], Likeness(stored, wanted), module_classes=module_classes or {})
         there = {family.template: family for family in wanted}
+        exact: list[KeyFamily] = []
+        left: list[KeyFamily] = []
         for family in stored:
             other = there.get(family.template)
             same = _same(family, other) if other is not None else []
             if len(same) == len(family.members):
-                board.exact.append(family)
+                exact.append(family)
             elif same:
-                board.exact.append(family.where(same))
+                exact.append(family.where(same))
             if len(same) < len(family.members):
-                left = family.without(same)
-                board.stored.append(left)
+                left.append(family.without(same))
             if other is not None and same:
                 there[family.template] = other.without(same)
-        board.wanted = [family for name in there if (family := there[name]).members]
-        for family in board.exact:
+        lacking = [family for family in there.values() if family.members]
+        board = cls(left, lacking, Likeness(stored, wanted), module_classes)
+        board.exact = exact
+        for family in exact:
             board.likeness.learn(family.template, family.template)
-        board.first_stored, board.first_wanted = tuple(board.stored), tuple(board.wanted)
         return board
+
+    @property
+    def stored(self) -> list[KeyFamily]:
+        """The checkpoint's families without a partner."""
+        return self._stored.families
+
+    @property
+    def wanted(self) -> list[KeyFamily]:
+        """The model's families that nothing fills."""
+        return self._wanted.families
 
     def add(self, *links: Link) -> None:
         """Add links; their families are no longer open."""
         self.links += links
-        used = {id(family) for link in links if link.kind != "alias" for family in link.stored}
-        filled = {id(family) for link in links for family in link.wanted}
-        self.stored = [family for family in self.stored if id(family) not in used]
-        self.wanted = [family for family in self.wanted if id(family) not in filled]
         for link in links:
             for before in link.stored:
+                if link.kind != "alias":
+                    self._stored.replace(before)
                 for after in link.wanted:
                     if before.arity == after.arity:
                         self.likeness.learn(before.template, after.template)
+            for after in link.wanted:
+                self._wanted.replace(after)
+
+    @property
+    def passed_over(self) -> list[KeyFamily]:
+        """The checkpoint's open families that there were too many of to compare them with every other one."""
+        noted = self.effort.passed_over.keys() | self.proving.passed_over.keys()
+        return [family for family in self.stored if id(family) in noted]
 
     def withdraw(self, links: Sequence[Link]) -> None:
         """Take links back; their families are open again."""
         gone = {id(link) for link in links}
         self.links = [link for link in self.links if id(link) not in gone]
-        self.stored += [family for link in links for family in link.stored]
-        self.wanted += [family for link in links for family in link.wanted]
+        self.stored.extend(family for link in links for family in link.stored)
+        self.wanted.extend(family for link in links for family in link.wanted)
 
     def replace(
         self, side: Literal["stored", "wanted"], family: KeyFamily, parts: Sequence[KeyFamily]
     ) -> None:
         """Replace a family by its parts."""
-        families: list[KeyFamily] = getattr(self, side)
-        place = families.index(family)
-        families[place : place + 1] = parts
+        (self._stored if side == "stored" else self._wanted).replace(family, parts)
 
 
 def _same(family: KeyFamily, other: KeyFamily) -> list[Indices]:

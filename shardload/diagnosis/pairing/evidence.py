@@ -255,13 +255,14 @@ class _Proof:
         return self._first[side].get(template, family)
 
     def _is_challenged(self, old: KeyFamily, new: KeyFamily) -> bool:
+        olds, news = self._stored[_kind(old)], self._wanted[_kind(new)]
+        if not self._board.proving.allows(len(olds) + len(news), (old, new)):
+            return True  # not known, and so not proven
         own = self._shared(old, new)
         return any(
-            other.template != old.template and not self._beats(own, old, new, other, new)
-            for other in self._stored[_kind(old)]
+            other.template != old.template and not self._beats(own, old, new, other, new) for other in olds
         ) or any(
-            other.template != new.template and not self._beats(own, old, new, old, other)
-            for other in self._wanted[_kind(new)]
+            other.template != new.template and not self._beats(own, old, new, old, other) for other in news
         )
 
     def _beats(self, own: int, old: KeyFamily, new: KeyFamily, rival: KeyFamily, place: KeyFamily) -> bool:

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily, Shape
+    from shardload.keys import Indices
 
 _ROLES = (("q", "k", "v"), ("gate", "up"), ("k", "v"), ("q", "k"), ("q", "kv"))
 _CLEAR = 0.02  # the least lead of the best candidate
+_ORDERS = 8  # comparisons that siblings and a whole take, at most
 _ATTENTION = frozenset(["q", "k", "v", "kv"])
+_PARTS = frozenset(role for roles in _ROLES for role in roles)
+_Named = dict[str, "KeyFamily"]
 
 
 class _Found(NamedTuple):
@@ -61,8 +65,11 @@ def _candidates(board: Board, *, splits: bool) -> list[_Found]:
     groups = _sibling_groups(parts)
     found: list[_Found] = []
     for whole in wholes:
-        for siblings in groups.get((whole.index, leaf_of(whole.template)), []):
-            for chosen, spelled in _in_order(whole, siblings):
+        siblings = groups.get((whole.index, leaf_of(whole.template), _first(whole)), [])
+        if not board.effort.allows(_ORDERS * len(siblings), (whole,)):
+            continue
+        for named in siblings:
+            for chosen, spelled in _in_order(whole, named):
                 dim = joining_dim(whole, chosen)
                 if dim is not None:
                     score = _score(board, whole, chosen, splits=splits)
@@ -76,15 +83,19 @@ def _strength(item: _Found) -> tuple[bool, int, float]:
 
 
 def _clear(found: Sequence[_Found]) -> list[_Found]:
-    """Return the candidates that beat every other one that shares a family with them."""
+    """Return the candidates that beat every other one that shares a family with them; the strongest come first."""
+    strongest: dict[int, list[_Found]] = defaultdict(list)
+    for item in found:
+        for family in (item.whole, *item.parts):
+            if len(strongest[id(family)]) < 2:
+                strongest[id(family)].append(item)
     return [
         item
         for item in found
         if not any(
-            other is not item
-            and (other.whole is item.whole or set(map(id, other.parts)) & set(map(id, item.parts)))
-            and (*_strength(other)[:2], other.score + _CLEAR) > _strength(item)
-            for other in found
+            other is not item and (*_strength(other)[:2], other.score + _CLEAR) > _strength(item)
+            for family in (item.whole, *item.parts)
+            for other in strongest[id(family)]
         )
     ]
 
@@ -100,33 +111,54 @@ def leaf_of(template: str) -> str:
     return "bias" if leaf == "bias" or leaf.endswith("_bias") else "weight"
 
 
-def _sibling_groups(families: Sequence[KeyFamily]) -> dict[tuple[object, str], list[list[KeyFamily]]]:
-    groups: dict[tuple[object, str, str], list[KeyFamily]] = defaultdict(list)
+def _sibling_groups(families: Sequence[KeyFamily]) -> dict[tuple[object, str, Shape], list[_Named]]:
+    """Return siblings by their numbers, by what they are of their modules, and by the first shape of what they make."""
+    groups: dict[tuple[frozenset[Indices], str, str], list[KeyFamily]] = defaultdict(list)
     for family in families:
         segments = family.template.split(".")
         depth = 2 if segments[-1] in {"weight", "bias"} else 1
         parent = ".".join(segments[:-depth])
         groups[(family.index, leaf_of(family.template), parent)].append(family)
-    result: dict[tuple[object, str], list[list[KeyFamily]]] = defaultdict(list)
+    result: dict[tuple[object, str, Shape], list[_Named]] = defaultdict(list)
     for (index, leaf, _), members in groups.items():
-        if len(members) > 1:
-            result[(index, leaf)].append(members)
+        named = _by_role(members)
+        for shape in _sums(named):
+            result[(index, leaf, shape)].append(named)
     return result
 
 
-def _in_order(
-    whole: KeyFamily, siblings: Sequence[KeyFamily]
-) -> Iterator[tuple[tuple[KeyFamily, ...], bool]]:
+def _by_role(siblings: Sequence[KeyFamily]) -> _Named:
+    """Return the siblings by the role that their name says, where it says it of one alone."""
+    found: dict[str, list[KeyFamily]] = defaultdict(list)
+    for family in siblings:
+        for role in _PARTS.intersection(words_of(telling_segment(family.template))):
+            found[role].append(family)
+    return {role: families[0] for role, families in found.items() if len(families) == 1}
+
+
+def _sums(named: _Named) -> set[Shape]:
+    """Return each shape that some of the siblings have at their first number, joined along one dimension."""
+    found: set[Shape] = set()
+    for count in range(2, len(named) + 1):
+        for chosen in combinations(named.values(), count):
+            shapes = [_first(family) for family in chosen]
+            for dim in range(min(map(len, shapes))):
+                found.add((*shapes[0][:dim], sum(shape[dim] for shape in shapes), *shapes[0][dim + 1 :]))
+    return found
+
+
+def _first(family: KeyFamily) -> Shape:
+    """Return the shape at the lowest numbers."""
+    return family.members[min(family.members)]
+
+
+def _in_order(whole: KeyFamily, named: _Named) -> Iterator[tuple[tuple[KeyFamily, ...], bool]]:
     """Yield siblings in their order inside the whole, and whether the name of the whole spells that order."""
     spelled = roles_in(telling_segment(whole.template))
-    by_role = {
-        role: [family for family in siblings if role in words_of(telling_segment(family.template))]
-        for role in {role for roles in (*_ROLES, spelled) for role in roles}
-    }
     for roles in dict.fromkeys((spelled, *_ROLES)):
-        if len(roles) < 2 or not all(len(by_role[role]) == 1 for role in roles):
+        if len(roles) < 2 or not named.keys() >= set(roles):
             continue
-        chosen = tuple(by_role[role][0] for role in roles)
+        chosen = tuple(named[role] for role in roles)
         if len(set(map(id, chosen))) == len(chosen):
             yield chosen, roles == spelled
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily
 
-_MOST_PAIRS = 40_000  # of one bucket: scoring all of a larger one takes too long
 _STEPS = (0.45, 0.3, 0.2, 0.12, 0.07)
 _TURNED = 0.2  # what a transpose costs: names have to speak for it
 _OWN_NAME = 0.4  # what it costs to leave a namesake of another shape behind
@@ -52,14 +51,11 @@ def pair(board: Board, bucket: Callable[[KeyFamily], Hashable], *, least: float,
             numbers[family] = seen.setdefault(bucket(family), len(seen))
         return numbers[family]
 
+    choices = _choices(board, number)
     for step in _STEPS:
-        while True:
-            accepted = [
-                choice for choice in _choices(board, number) if _is_clear(choice, step, least, alone=alone)
-            ]
+        while accepted := [choice for choice in choices if _is_clear(choice, step, least, alone=alone)]:
             board.add(*[link_of(board, choice) for choice in accepted])
-            if not accepted:
-                break
+            choices = _choices(board, number)
 
 
 def _is_clear(choice: Choice, step: float, least: float, *, alone: bool) -> bool:
@@ -104,7 +100,7 @@ def _choices(board: Board, bucket: Callable[[KeyFamily], int]) -> list[Choice]:
     names = {family.template for family in board.stored} & {family.template for family in board.wanted}
     found: list[Choice] = []
     for olds, news in buckets.values():
-        if olds and news and len(olds) * len(news) <= _MOST_PAIRS:
+        if olds and news and board.effort.allows(len(olds) * len(news), (*olds, *news)):
             found += _best_pairs(board, olds, news, names)
     return sorted(found, key=lambda choice: -choice.margin)
 

@@ -38,15 +38,19 @@ def pair_stacked(board: Board) -> None:
     for stacks in (True, False):
         while True:
             found = sorted(_candidates(board, stacks=stacks), key=lambda item: -item.score)
-            clear = [item for item in found if _is_clear(item, found)]
+            rivals = _rivals(found)
+            clear = [
+                (item, rival)
+                for item, rival in zip(found, rivals, strict=True)
+                if rival is None or item.score - rival >= _CLEAR
+            ]
             if not clear:
                 break
-            board.add(*[_link(item, found, stacks=stacks) for item in clear])
+            board.add(*[_link(item, rival, stacks=stacks) for item, rival in clear])
 
 
-def _link(chosen: _Found, found: Sequence[_Found], *, stacks: bool) -> Link:
+def _link(chosen: _Found, rival: float | None, *, stacks: bool) -> Link:
     stored, wanted = (chosen.flat, (chosen.tall,)) if stacks else ((chosen.tall,), chosen.flat)
-    rival = max((item.score for item in found if _rivals(item, chosen)), default=None)
     margin = 1.0 if rival is None else chosen.score - rival
     return Link(
         "stack" if stacks else "unstack",
@@ -61,14 +65,25 @@ def _link(chosen: _Found, found: Sequence[_Found], *, stacks: bool) -> Link:
     )
 
 
-def _rivals(item: _Found, chosen: _Found) -> bool:
-    return item is not chosen and bool(
-        item.tall is chosen.tall or set(map(id, item.flat)) & set(map(id, chosen.flat))
-    )
-
-
-def _is_clear(item: _Found, found: Sequence[_Found]) -> bool:
-    return all(item.score - other.score >= _CLEAR for other in found if _rivals(other, item))
+def _rivals(found: Sequence[_Found]) -> list[float | None]:
+    """Return for each candidate, the best first, the score of the best other one that shares a family with it."""
+    best: dict[int, list[_Found]] = defaultdict(list)
+    for item in found:
+        for family in (item.tall, *item.flat):
+            if len(best[id(family)]) < 2:
+                best[id(family)].append(item)
+    return [
+        max(
+            (
+                other.score
+                for family in (item.tall, *item.flat)
+                for other in best[id(family)]
+                if other is not item
+            ),
+            default=None,
+        )
+        for item in found
+    ]
 
 
 _Layers = dict[tuple[object, int, str], list[tuple["KeyFamily", int]]]
@@ -78,18 +93,29 @@ def _candidates(board: Board, *, stacks: bool) -> Iterator[_Found]:
     flats, talls = (board.stored, board.wanted) if stacks else (board.wanted, board.stored)
     sizes = {(len(shape), shape[0]) for tall in talls if (shape := tall.shape)}
     layers = _layers(flats, sizes)
+    pairs = {place: _siblings(members) for place, members in layers.items()}
     for tall in talls:
         shape = tall.shape
         if shape is None or len(shape) < 2:
             continue
-        members = layers.get((tall.index, shape[0], leaf_of(tall.template)), [])
-        by_place: dict[tuple[int, str], list[KeyFamily]] = defaultdict(list)
+        place = tall.index, shape[0], leaf_of(tall.template)
+        members = layers.get(place, [])
+        together = pairs.get(place, [])
+        count = sum(len(named) * (len(named) - 1) for _, named in together)
+        if not board.effort.allows(len(members) + count, (tall,)):
+            continue
         for flat, counted in members:
             yield from _alone(board, tall, flat, counted, shape, stacks=stacks)
-            by_place[(counted, _parent(flat, counted))].append(flat)
-        for (counted, _), siblings in by_place.items():
+        for counted, siblings in together:
             for pair in pairs_of(siblings):
                 yield from _together(board, tall, pair, counted, shape, stacks=stacks)
+
+
+def _siblings(members: Sequence[tuple[KeyFamily, int]]) -> list[tuple[int, list[KeyFamily]]]:
+    by_place: dict[tuple[int, str], list[KeyFamily]] = defaultdict(list)
+    for flat, counted in members:
+        by_place[(counted, _parent(flat, counted))].append(flat)
+    return [(counted, siblings) for (counted, _), siblings in by_place.items()]
 
 
 def _layers(flats: Sequence[KeyFamily], sizes: Container[tuple[int, int]]) -> _Layers:
@@ -127,6 +153,8 @@ def _alone(
     board: Board, tall: KeyFamily, flat: KeyFamily, counted: int, shape: Shape, *, stacks: bool
 ) -> Iterator[_Found]:
     own = flat.shape or ()
+    if sorted(own) != sorted(shape[1:]):
+        return
     score = _score(board, tall, (flat,), counted, stacks=stacks)
     if own == shape[1:]:
         yield _Found(score, tall, (flat,), counted, 0, turned=False, spelled=True)

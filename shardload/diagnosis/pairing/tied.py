@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,25 +28,34 @@ def pair_tied(board: Board, config: Mapping[str, Any]) -> None:
     said = f"config.json says so in {', '.join(places)}" if places else ""
     said += f", and the opposite in {', '.join(against)}" if against else ""
     lacking = {family.template for family in board.wanted}
-    for new, rows in heads_without_weights(board):
-        if not sure and f"{new.template.rpartition('.')[0]}.bias" in lacking:
-            continue  # a head that lacks its bias too is not stored at all
-        confidence, doubt = (0.97, "") if sure else (0.6, DOUBT)
-        board.add(Link("alias", (rows,), (new,), confidence, unproven=doubt, evidence=said))
+    confidence, doubt = (0.97, "") if sure else (0.6, DOUBT)
+    board.add(
+        *[
+            Link("alias", (rows,), (new,), confidence, unproven=doubt, evidence=said)
+            for new, rows in heads_without_weights(board)
+            # A head that lacks its bias too is not stored at all.
+            if sure or f"{new.template.rpartition('.')[0]}.bias" not in lacking
+        ]
+    )
 
 
 def heads_without_weights(board: Board) -> list[tuple[KeyFamily, KeyFamily]]:
     """Return the output layers that nothing fills, each with the only stored embedding of its shape."""
-    found = []
-    for new in board.wanted:
-        if new.arity or len(new.shape or ()) != 2 or not {"head"} & _words(new.template):
-            continue
-        if any(family.shape == new.shape and not family.arity for family in board.stored):
-            continue  # a stored tensor that has no partner may be the output layer
-        rows = [family for family in _placed(board) if family.shape == new.shape and _is_embedding(family)]
-        if len(rows) == 1:
-            found.append((new, rows[0]))
-    return found
+    stored = {family.shape for family in board.stored if not family.arity}
+    placed: dict[object, list[KeyFamily]] = defaultdict(list)
+    for family in _placed(board):
+        if _is_embedding(family):
+            placed[family.shape].append(family)
+    return [
+        (new, placed[new.shape][0])
+        for new in board.wanted
+        # A stored tensor that has no partner may be the output layer.
+        if _is_head(new) and new.shape not in stored and len(placed[new.shape]) == 1
+    ]
+
+
+def _is_head(family: KeyFamily) -> bool:
+    return not family.arity and len(family.shape or ()) == 2 and "head" in _words(family.template)
 
 
 def tied_in(config: Mapping[str, Any], path: str = "", *, says: bool = True) -> list[str]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _SURE = 0.75
 _CLEAR = 0.12
-_MOST_PAIRS = 40_000
 
 
 def pair_other_layers(board: Board) -> None:
@@ -50,8 +49,9 @@ def _pair(board: Board, *, same_shape: bool) -> None:
                 shape = family.shape
                 groups[(family.arity, shape if same_shape else len(shape or ()))][side].append(family)
     for olds, news in groups.values():
-        if len(olds) * len(news) > _MOST_PAIRS:
+        if not (olds and news and board.effort.allows(len(olds) * len(news), (*olds, *news))):
             continue
+        taken: set[int] = set()
         for old in olds:
             new, score, margin = _best(board, old, news)
             if new is None or score < _SURE or margin < _CLEAR or _best_old(board, new, olds) is not old:
@@ -59,7 +59,8 @@ def _pair(board: Board, *, same_shape: bool) -> None:
             common = [indices for indices in old.members if indices in new.members]
             if min(old.members) != min(new.members):
                 continue  # counted from another number: equal numbers are not the same layer
-            if common and new in board.wanted and old in board.stored:
+            if common and id(new) not in taken:
+                taken.add(id(new))
                 _link(board, old, new, common, min(score, 1.0), margin)
 
 
