@@ -129,18 +129,17 @@ def from_pretrained(
     `report_of(model)` returns the report of the load. Keywords of other loaders (`device_map`, `torch_dtype`, …) are
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
-    place = place_of(where, keywords)
     asked = quantization_config is not None or load_in_8bit or load_in_4bit
     quantised = Quantisation.of(quantization_config, load_in_8bit, load_in_4bit) if asked else None
     beside: Any = {"merge": merge or None, "prefix": prefix, "quantization_config": quantised}
     layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
-    wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
-    device = device if layout is None else layout.device(device)
-    made_of = place, keywords, wanted, config, model_class, auto_class
     leniency: Any = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
     clock, in_front = _Clock(), None
-    with layout.together(timeout) if layout else nullcontext(nullcontext) as judging:
-        with judging():
+    with layout.together(timeout) if layout else nullcontext() as ranks:
+        with ranks.judging() if ranks else nullcontext():
+            place = place_of(where, keywords)
+            wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
+            made_of = place, keywords, wanted, config, model_class, auto_class
             checkpoint = _opened(place, lambda each: _shell_of(each, *made_of), key_map)
             if prefix is not None:
                 from shardload.loading.prefix_on_load import PrefixOnLoad
@@ -149,12 +148,14 @@ def from_pretrained(
                 checkpoint, config = in_front.on(checkpoint, config)
                 made_of = place, keywords, wanted, config, model_class, auto_class
             clock.stage("open")
+        # What a class draws while it is made, a buffer of random numbers say, is equal on all ranks.
+        with ranks.same_random() if ranks else nullcontext(), ranks.judging() if ranks else nullcontext():
             as_stored = checkpoint.may_be_packed and not wanted and not layout
             stored_so = Quantisation.stored(checkpoint.config) if as_stored else None
             made = _Made(*_made_of(checkpoint, *made_of), wanted)
             if made.resolved.of_library and dtype != "stored":
                 made.take_one_dtype(checkpoint, noted=dtype == "auto" and stored_so is None)
-            target = made.target(quantised or stored_so, device, spill)
+            target = made.target(quantised or stored_so, layout.device(device) if layout else device, spill)
             shell = made.build(checkpoint, key_map, leniency)
             if in_front:
                 in_front.judge(shell, target)

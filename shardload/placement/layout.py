@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -29,8 +29,8 @@ from shardload.model.shell import modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from contextlib import AbstractContextManager
 
+    from shardload._system.agreement import Agreement
     from shardload.model.shell import Shell
 
 _CUT, _JOINED = "colwise", "rowwise"
@@ -46,6 +46,7 @@ _STYLES: dict[str, Callable[[], ParallelStyle]] = {
 }
 """The names that transformers gives to torch's styles."""
 _OF_TP, _OF_REPLICAS = frozenset({"tp"}), frozenset({"dp_replicate", "replicate"})
+_OF_TRANSFORMERS = '"embedding_rowwise" for the embedding, "colwise_gather_output" for the output layer'
 _NOT_DONE = ("pp_size", "ep_size")
 
 
@@ -106,15 +107,15 @@ class Layout:
         return torch.device(kind, torch.get_device_module(kind).current_device())
 
     @contextmanager
-    def together(self, timeout: float) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-        """Let the ranks end the block alike; yield what makes a block of it one that all pass, or none."""
+    def together(self, timeout: float) -> Iterator[Agreement | None]:
+        """Let the ranks end the block alike; None for one rank."""
         if len(self.ranks) < 2:
-            yield nullcontext
+            yield None
             return
         from shardload._system.agreement import together
 
         with together(self.ranks, timeout) as ranks:
-            yield ranks.judging
+            yield ranks
 
     def shard(self, shell: Shell) -> None:
         """Shard a shell: tensor parallelism first, then FSDP."""
@@ -135,8 +136,15 @@ class Layout:
             plan = {} if self.plan in (None, "auto") else {"tp_plan": dict(self.plan)}  # type: ignore[arg-type]
             config = DistributedConfig(**(config or {**self._sizes(), **plan}))
         kind: Any = type(shell.model)
-        config, _, meshes = kind.prepare_distribute_model(config)
-        own(shell.model, config, meshes)
+        try:
+            config, _, meshes = kind.prepare_distribute_model(config)
+            with _untied(shell.model, shell.ties if _is_cut_alone(config) else (), _OF_TRANSFORMERS):
+                own(shell.model, config, meshes)
+        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"transformers can't shard {kind.__name__} so: {error}",
+                cure="choose sizes, and a plan, that it has for the class",
+            ) from error
 
     def _sizes(self) -> dict[str, int]:
         sizes = {"tp_size": 1, "fsdp_size": 1, "dp_replicate_size": 1}
@@ -159,12 +167,15 @@ class Layout:
             )
         styles = _expanded(shell.model, self.plan)
         _refuse_what_stays_cut(shell.model, styles)
-        ties = shell.ties
-        with _without_adapters(shell.model, styles):
+        with (
+            _untied(
+                shell.model, shell.ties, '"rowwise_rep" for the embedding, "colwise_rep" for the output layer'
+            ),
+            _without_adapters(shell.model, styles),
+        ):
             parallelize_module(
                 shell.model, self._along(_OF_TP), {name: _style_of(style) for name, style in styles.items()}
             )
-        _tie_again(shell.model, ties)
 
     def _fully_shard(self, model: nn.Module) -> None:
         names = [name for name in self.mesh.mesh_dim_names or () if name not in _OF_TP]
@@ -319,21 +330,39 @@ def _refuse_what_stays_cut(model: nn.Module, styles: Mapping[str, str | Parallel
             )
 
 
-def _tie_again(model: nn.Module, ties: tuple[tuple[str, ...], ...]) -> None:
-    """Give names that shared one parameter one DTensor again. Raises UnsupportedError where the plan parted them."""
+@contextmanager
+def _untied(model: nn.Module, ties: tuple[tuple[str, ...], ...], styles: str) -> Iterator[None]:
+    """Give each name of a shared parameter one of its own in the block, and all of them one DTensor afterwards.
+
+    Raises UnsupportedError where the plan parted them.
+    """
     for group in ties:
-        places = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in group]
-        found = [getattr(*place) for place in places]
-        if all(each is found[0] for each in found):
-            continue
-        if not all(isinstance(each, DTensor) and each.placements == found[0].placements for each in found):
+        for module, leaf in _places(model, group[1:]):
+            shared = module._parameters.get(leaf)
+            if shared is not None:
+                setattr(module, leaf, nn.Parameter(shared.detach(), requires_grad=shared.requires_grad))
+    yield
+    for group in ties:
+        places = _places(model, group)
+        first, *others = [getattr(*place) for place in places]
+        kinds = {(type(each), getattr(each, "placements", None)) for each in (first, *others)}
+        if len(kinds) > 1:
             raise UnsupportedError(
                 "the plan cuts names of one parameter in different ways",
                 where=", ".join(group),
-                cure='cut them alike ("rowwise_rep" for the embedding, "colwise_rep" for the output layer), or none',
+                cure=f"cut them alike ({styles}), or none",
             )
         for module, leaf in places[1:]:
-            setattr(module, leaf, found[0])
+            setattr(module, leaf, first)
+
+
+def _places(model: nn.Module, names: Iterable[str]) -> list[tuple[nn.Module, str]]:
+    return [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+
+
+def _is_cut_alone(config: Any) -> bool:
+    """Whether tensor parallelism is all that a config of transformers asks for: FSDP has its own way with ties."""
+    return (config.tp_size or 1) > 1 and (config.fsdp_size or 1) * (config.dp_replicate_size or 1) == 1
 
 
 def refuse_on_top(wanted: Mapping[str, object]) -> None:

@@ -19,6 +19,14 @@ from tests.distributed.nets import NETS
 from tests.distributed.spawn import say
 
 
+class Drawn(NETS["Uneven"]):
+    """Has a buffer that no checkpoint holds, and that its class draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("drawn", torch.randn(8), persistent=False)
+
+
 def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -39,6 +47,8 @@ def load(case: str, folder: Path, mesh) -> str:
         "tp": {"device_mesh": mesh, "tp_plan": glm if repo == "glm" else plan},
         "once": {"device_mesh": mesh, "tp_plan": plan, "read": "once"},
         "auto": {"device_mesh": mesh, "tp_plan": "auto"},
+        "alike": {"device_mesh": mesh, "tp_plan": {"model.embed_tokens": "embedding_rowwise"}},
+        "drawn": {"device_mesh": mesh},
         "fused": {
             "device_mesh": mesh,
             "tp_plan": {
@@ -55,9 +65,14 @@ def load(case: str, folder: Path, mesh) -> str:
     )
     if repo in NETS:
         common["model_class"] = lambda _config: NETS[repo]()
+    if how == "drawn":
+        common["model_class"] = lambda _config: Drawn()
+        torch.manual_seed(dist.get_rank())
     if adapter:
         common["adapter"] = folder / "adapter"
     model = shardload.from_pretrained(folder / repo, **common, **given, timeout=60)
+    if how == "drawn":
+        torch.manual_seed(0)  # as on the first rank
     one = shardload.from_pretrained(folder / repo, **common)
     assert not model.training
     assert [each.name for each in shardload.report_of(model).adapters] == ["default"] * adapter

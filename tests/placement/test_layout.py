@@ -30,8 +30,17 @@ CASES = {
     "Tied:nowhere": "UsageError: no module of the model is 'layers.*.upp'",
     "Tied:auto": "UnsupportedError: Tied brings no plan",
     "none:fsdp": "NotFoundError",
+    "Uneven:drawn": "ok",
 }
-OF_TRANSFORMERS = {"llama:auto": "ok", "llama:fsdp": "ok", "mixtral:auto": "ok"}
+OF_TRANSFORMERS = {
+    "llama:auto": "ok",
+    "llama:fsdp": "ok",
+    "mixtral:auto": "ok",
+    "tied:fsdp": "ok",
+    "tied:alike": "ok",
+    "tied:auto": "ok",
+    "tied:half": "UsageError: transformers can't shard LlamaForCausalLM so: `tp_plan` keys ['embed']",
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,8 @@ def said(tmp_path_factory):
 
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=100)).save_pretrained(folder / "llama")
+        tied = LlamaConfig(**sizes, vocab_size=100, tie_word_embeddings=True)
+        LlamaForCausalLM(tied).save_pretrained(folder / "tied")
         experts = MixtralConfig(**sizes, vocab_size=100, num_key_value_heads=2, num_local_experts=3)
         MixtralForCausalLM(experts).save_pretrained(folder / "mixtral")
         cases |= OF_TRANSFORMERS
