@@ -14,8 +14,9 @@ MismatchError NoInverseError NoSpaceError NotFoundError OnDevice Progress Quanti
 ShardloadError Shell Slot TensorRef UnsafeError UnsupportedError UntrustedCodeError UsageError Verification
 active_adapters adapter_batch attach_lora build_shell check convert data_parallel delete_adapter dequantised diff
 disable_adapter examine fill from_pretrained inspect_adapter load_adapter load_config load_processor load_tokenizer
-lora_state_dict mark_only_lora_as_trainable merge merge_to_disk open_checkpoint plan_load report_of resolve_class save
-save_adapter set_adapter swap_adapter trainable_parameters unmerge verify
+lora_state_dict mark_only_lora_as_trainable merge merge_to_disk open_checkpoint plan_load
+prepare_model_for_int8_training prepare_model_for_kbit_training report_of resolve_class save save_adapter set_adapter
+swap_adapter trainable_parameters unmerge verify
 """.split()
 
 

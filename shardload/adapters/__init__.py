@@ -9,6 +9,10 @@ from shardload.adapters.attach import activate, active_adapters, detach
 from shardload.adapters.attach_lora import attach_lora
 from shardload.adapters.formats import FORMATS
 from shardload.adapters.inspection import AdapterInspection, inspect_adapter
+from shardload.adapters.kbit_training import (
+    prepare_model_for_int8_training,
+    prepare_model_for_kbit_training,
+)
 from shardload.adapters.load_adapter import load_adapter
 from shardload.adapters.selection import adapter_batch, delete_adapter, disable_adapter, set_adapter
 from shardload.adapters.source import format_of, open_adapter
@@ -41,6 +45,8 @@ __all__ = [
     "lora_state_dict",
     "mark_only_lora_as_trainable",
     "open_adapter",
+    "prepare_model_for_int8_training",
+    "prepare_model_for_kbit_training",
     "save_adapter",
     "set_adapter",
     "swap_adapter",

@@ -19,7 +19,7 @@ SAID = {
 
 
 def test_all_are_short():
-    assert {path.stem for path in EXAMPLES} == {*SAID, "finetune_lora"}
+    assert {path.stem for path in EXAMPLES} == {*SAID, "finetune_lora", "train_int8"}
     for path in EXAMPLES:
         assert len(path.read_text().splitlines()) <= 50
 
@@ -42,6 +42,16 @@ def test_it_runs_without_arguments_or_a_network(path, cache):
     )
     assert done.returncode == 0, done.stderr
     assert SAID[path.stem] in done.stdout
+
+
+def test_training_on_a_quantised_base_lowers_the_loss(cache):
+    pytest.importorskip("bitsandbytes")
+    environment = {**os.environ, "SHARDLOAD_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(EXAMPLES[0].parent / "train_int8.py"), "--steps", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
+    first, last = re.findall(r"loss ([0-9.]+)", done.stdout)
+    assert float(last) < float(first)
+    assert float(done.stdout.split()[-1]) < 1e-2
 
 
 def test_fine_tuning_lowers_the_loss(cache, tmp_path):
