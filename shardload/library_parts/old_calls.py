@@ -66,6 +66,8 @@ def dress_attention(kind: Any, rotary: Any) -> None:
         cache = _renamed_cache(given, names)
         if given.get("position_embeddings") is None and rotary is not None:
             given["position_embeddings"] = _tables(self, rotary, given, cache)
+        if "attention_mask" in names:
+            given.setdefault("attention_mask", None)
         if given.get("output_attentions"):
             self = _eager(self)  # a copy that shares the weights
         output, weights = forward(self, **given)[:2]
@@ -110,17 +112,18 @@ def dress_layer(kind: Any, rotary: Any) -> None:
         cache = _renamed_cache(given, names)
         if given.get("position_embeddings") is None and rotary is not None:
             given["position_embeddings"] = _tables(self, rotary, given, cache)
-        wants_weights = given.pop("output_attentions", None)
+        wants_weights = "output_attentions" not in names and given.pop("output_attentions", None)
         token = _weights.set([] if wants_weights else None)
         try:
             output = forward(self, **given)
             weights = _weights.get()
         finally:
             _weights.reset(token)
-        if not isinstance(output, torch.Tensor):
+        made = (output,) if isinstance(output, torch.Tensor) else output
+        if not isinstance(made, tuple) or any(each is cache and cache is not None for each in made):
             return output
         kept = cache[0] if keeps_its_cache and cache is not None else cache
-        return (output, *(weights[:1] if weights else ()), *((kept,) if given.get("use_cache") else ()))
+        return (*made, *(weights[:1] if weights else ()), *((kept,) if given.get("use_cache") else ()))
 
     kind.forward = answering
 

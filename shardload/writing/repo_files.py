@@ -27,6 +27,10 @@ Exporter = Callable[["nn.Module", Mapping[str, Any]], tuple[dict[str, bytes], di
 _OF_THE_LOAD = frozenset({"_name_or_path", "_commit_hash", "name_or_path"})
 
 
+# transformers 4.46 to 4.55 note in a config, and in those of its parts, that attention was chosen: a model that reads
+# that chooses none, and computes without SDPA.
+_CHOSEN = "_attn_implementation_autoset"
+
 # Files with weights, in any format, and lists of such files.
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data",
@@ -169,7 +173,7 @@ def _with_named_floats(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {"__float__": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
     if isinstance(value, Mapping):
-        return {key: _with_named_floats(each) for key, each in value.items()}
+        return {key: _with_named_floats(each) for key, each in value.items() if key != _CHOSEN}
     if isinstance(value, (list, tuple)):
         return [_with_named_floats(each) for each in value]
     return value

@@ -54,6 +54,9 @@ def settings_of(model):
     return None if settings is None else settings.to_dict()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*return_dict_in_generate.*output_scores"
+)  # transformers 4 says it at each
 @pytest.mark.parametrize("case", CASES)
 def test_they_are_taken_up_as_transformers_takes_them_up(tmp_path, case):
     name, sizes, more = CASES[case]

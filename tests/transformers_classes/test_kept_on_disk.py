@@ -8,6 +8,7 @@ import torch
 import shardload
 from shardload import build_shell, convert, merge_to_disk, open_checkpoint
 from shardload.transformers_classes.kept_on_disk import kept_on_disk
+from tests.transformers_classes.releases import DTYPE
 
 transformers = pytest.importorskip("transformers")
 
@@ -38,7 +39,9 @@ def test_a_checkpoint_in_float16_loads_as_the_one_in_float32(base, tmp_path):
     kept = kept_on_disk(build_shell(t5), open_checkpoint(base).tensors, torch.float16)
     convert(base, tmp_path / "half", dtype="float16", float32=kept)
     assert float32_of(tmp_path / "half") == wanted_of(base)
-    theirs = transformers.T5ForConditionalGeneration.from_pretrained(base, dtype=torch.float16).state_dict()
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(
+        base, **{DTYPE: torch.float16}
+    ).state_dict()
     ours = shardload.from_pretrained(tmp_path / "half").state_dict()
     assert {name: tensor.dtype for name, tensor in ours.items()} == {
         name: tensor.dtype for name, tensor in theirs.items()

@@ -81,12 +81,20 @@ def test_the_dtype_is_named_wherever_a_config_names_one():
 
 def test_a_model_s_settings_are_written_without_where_they_came_from():
     config = {"a": 1, "_name_or_path": "/home/me", "_commit_hash": "x", "auto_map": {"AutoModel": "m.M"}}
+    config |= {
+        "_attn_implementation_autoset": True,
+        "text_config": {"b": 2, "_attn_implementation_autoset": True},
+    }
     model = SimpleNamespace(config=config, generation_config=SimpleNamespace(to_dict=lambda: {"top_k": 3}))
     files = repo_files(model, lambda model, auto_map: ({"m.py": b"code"}, dict(auto_map)))
     assert files["m.py"] == b"code"
-    assert json.loads(files["config.json"]) == {"a": 1, "auto_map": {"AutoModel": "m.M"}}
+    assert json.loads(files["config.json"]) == {
+        "a": 1,
+        "text_config": {"b": 2},
+        "auto_map": {"AutoModel": "m.M"},
+    }
     assert json.loads(files["generation_config.json"]) == {"top_k": 3}
     with pytest.warns(UserWarning, match="auto_map is left out"):
         files = repo_files(model, lambda model, auto_map: ({}, {}))
-    assert json.loads(files["config.json"]) == {"a": 1}
+    assert json.loads(files["config.json"]) == {"a": 1, "text_config": {"b": 2}}
     assert repo_files(SimpleNamespace(), None) == {}
