@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # The names under which huggingface_hub and transformers keep the repo that they are asked for.
 _ASKED_FOR = ("repo_id", "path_or_repo_id", "pretrained_model_name_or_path")
+_with_parts: dict[str, str] = {}  # what code raised with parts, by the code's hash
 _REPO = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 
 
@@ -51,10 +52,21 @@ def explain(
     own_class = Wording("pass {model_class} with a class of your own", model_class=...)
     cures = ["correct that line of the repo's code", own_class]
     if namespace.base == "transformers" and version() != written_for:
-        failed += f" (served by the installed {version()})"
+        failed += f" (served by the installed {version()}"
+        before = _with_parts.get(namespace.code.sha256("shim"))
+        failed += f"; before, with parts of it: {before})" if before else ")"
         cures = [] if written_for else cures
         cures.append(_other_release(written_for))
     return RemoteCodeError(failed, where=where, cure=Cures(*cures))
+
+
+def note_failure(error: BaseException, namespace: Namespace) -> None:
+    """Keep what code raised with parts of the library, for the error where the whole library fails as well."""
+    if namespace.base == "parts":
+        first = str(error).strip().split("\n", maxsplit=1)[0]
+        line = _line_of(error, namespace)
+        kept = f"{type(error).__name__}: {first}" + (f" at {line}" if line else "")
+        _with_parts[namespace.code.sha256("shim")] = kept
 
 
 def _other_release(written_for: str | None) -> str:

@@ -11,7 +11,7 @@ from shardload.errors import Cures, RemoteCodeError, ShardloadError, UnsafeError
 from shardload.remote_code.auto_map import ClassRef, config_entry, model_entries
 from shardload.remote_code.code import collect, file_of
 from shardload.remote_code.consents import Consent, note
-from shardload.remote_code.failures import as_lacking, explain, lacks_a_name, release_of
+from shardload.remote_code.failures import as_lacking, explain, lacks_a_name, note_failure, release_of
 from shardload.remote_code.library import is_installed
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.namespaces import trust as trusted_namespace
@@ -90,6 +90,7 @@ class RepoCode:
         if self.wanted != "auto" or not is_installed():
             missing = as_lacking(error, namespace, self.written_for)
             raise missing from (None if missing is error else error)
+        note_failure(error, namespace)
         with _lock:
             code = self.code.sha256("shim")
             if _found_base.get(code, "shim") == namespace.base:  # another thread may have moved it on

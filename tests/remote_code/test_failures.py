@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -131,3 +132,18 @@ def test_code_that_asks_for_files_of_another_repo(tmp_path, monkeypatch):
         build(source, {**config, "tower": "org/tower"})
     assert "hf download org/tower" in caught.value.cure
     assert "whose tower is a folder that has it" in caught.value.cure
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+def test_where_parts_and_the_whole_library_fail_the_error_has_both(tmp_path):
+    """A part's own class is not the library's: the code can tell who serves it, and fails in another way each time."""
+    fails = """super().__init__(config)
+        from transformers import LlamaModel
+        LlamaModel.forward
+        raise TypeError("by parts" if "shardload" in LlamaModel.__module__ else "by the library")"""
+    model = MODEL.replace("super().__init__(config)", fails)
+    with pytest.raises(RemoteCodeError) as raised:
+        build(*tiny(tmp_path, model=model))
+    assert "TypeError: by the library" in str(raised.value)
+    assert "with parts of it: TypeError: by parts at" in str(raised.value)
+    assert "modeling_tiny.py:" in str(raised.value)
