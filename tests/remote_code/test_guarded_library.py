@@ -15,6 +15,7 @@ from shardload.remote_code.guarded_library import guarded
 from shardload.remote_code.review import review_code
 from shardload.remote_code.trust_lock import lock_path
 from tests.remote_code.repos import write
+from tests.tiny import save_safetensors
 
 needs_library = pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
 BASES = ["shim", *(["parts", "transformers"] if find_spec("transformers") else [])]
@@ -67,7 +68,6 @@ AUTO = [
 
 
 def repo(folder, asks, effect="", **config):
-    from safetensors.torch import save_file
     from torch import zeros
 
     auto_map = {"AutoConfig": "modeling_a.C", "AutoModel": "modeling_a.M"}
@@ -83,7 +83,7 @@ def repo(folder, asks, effect="", **config):
         },
         {"auto_map": auto_map, "model_type": "asking", **config},
     )
-    save_file({"linear.weight": zeros(2, 2), "linear.bias": zeros(2)}, folder / "model.safetensors")
+    save_safetensors({"linear.weight": zeros(2, 2), "linear.bias": zeros(2)}, folder / "model.safetensors")
     return folder
 
 
