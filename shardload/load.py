@@ -13,11 +13,11 @@ from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.shard import DTYPES
 from shardload.checkpoint.sources import find_source
 from shardload.dtypes import parse_dtype
-from shardload.errors import UnsupportedError
+from shardload.errors import MismatchError, UnsupportedError
 from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
-from shardload.loading.fitting_class import fitting_class
+from shardload.loading.fitting_class import fitting_class, with_unnamed
 from shardload.loading.provenance import REPORTS
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
@@ -165,10 +165,8 @@ def from_pretrained(
             if layout is not None:
                 layout.shard(shell)
             clock.stage("shell")
-        report = fill(
-            shell,
-            checkpoint,
-            key_map=key_map,
+        report = made.fill(
+            *(shell, checkpoint, key_map, leniency),
             target=on_top.target if on_top else target,
             max_memory=max_memory,
             progress=progress,
@@ -176,7 +174,6 @@ def from_pretrained(
             verify=verify,
             read=read,
             timeout=timeout,
-            **leniency,
         )
         if in_front:
             in_front.finish(shell, OnDevice(device, made.dtype), report)
@@ -230,22 +227,29 @@ class _Made:
 
     def build(self, checkpoint: Checkpoint, key_map: Any, leniency: Mapping[str, Any]) -> Shell:
         """Return the shell; of two classes that a repo names, the one that the keys fit."""
-        # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
-        limit = None if leniency["allow_missing"] else _limit(checkpoint)
-        computed_in = self.dtype or DTYPES.get(checkpoint.float_code)
-
-        def build(of: remote_code.ResolvedClass) -> Shell:
-            return build_shell(lambda: of.make(self.loaded.config), at_most=limit, dtype=computed_in)
-
-        shell = build(self.resolved)
+        shell = (build := self.builder(checkpoint, leniency))(self.resolved)
         if self.resolved.named is not None:
-            self.resolved, shell, line = fitting_class(
-                self.resolved, shell, checkpoint, build, key_map, **leniency
-            )
+            made = self.resolved, shell, checkpoint, build, key_map
+            self.resolved, shell, line = fitting_class(*made, **leniency)
             self.notes.append(line)
         shell.one_dtype = self.one_dtype
         self.notes.append(_take_generation_settings(shell.model, checkpoint))
         return shell
+
+    def builder(self, checkpoint: Checkpoint, leniency: Mapping[str, Any]) -> Callable[[Any], Shell]:
+        """Return what makes the shell of a class."""
+        # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
+        limit = None if leniency["allow_missing"] else _limit(checkpoint)
+        computed_in = self.dtype or DTYPES.get(checkpoint.float_code)
+        return lambda of: build_shell(lambda: of.make(self.loaded.config), at_most=limit, dtype=computed_in)
+
+    def fill(self, shell: Shell, checkpoint: Checkpoint, key_map: Any, leniency: Any, **of: Any) -> Report:
+        """Fill the shell; where that is refused, and another class of the repo fits, the error names that one."""
+        try:
+            return fill(shell, checkpoint, key_map=key_map, **of, **leniency)
+        except MismatchError as error:
+            made = self.resolved, checkpoint, self.builder(checkpoint, leniency)
+            raise with_unnamed(error, *made, key_map, **leniency) from None
 
     def tell(self, report: Report) -> None:
         """Say in the report where the config and the class are from, and what was noted."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from shardload.errors import ShardloadError, UnsafeError, Wording
+from shardload.errors import MismatchError, ShardloadError, UnsafeError, Wording
 from shardload.keymap import KeyMap
 from shardload.loading.judge import Comparison
+from shardload.loading.mismatch import mismatch
 from shardload.placement.target import Target
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class Choice(Protocol):
     def name(self) -> str: ...  # noqa: D102
     @property
     def named(self) -> Any: ...  # noqa: D102
+    @property
+    def unnamed(self) -> Any: ...  # noqa: D102
 
 
 C = TypeVar("C", bound=Choice)
@@ -69,3 +72,37 @@ def fitting_class(
     better = "fits" if not other_wrong else "fits better"
     line = f"{other.name}, which architectures names, {better}: auto_map's first, {resolved.name}, has {wrong} faults"
     return other, other_shell, line
+
+
+def with_unnamed(
+    error: MismatchError,
+    resolved: Choice,
+    checkpoint: Checkpoint,
+    build: Callable[[Any], Shell],
+    key_map: Any = None,
+    **leniency: Any,
+) -> MismatchError:
+    """Return the error of a refused load; its cure names a class that `auto_map` lacks, where that has no fault.
+
+    That class is the one that `architectures` names, and lies in the code that runs anyway. Reads no weight.
+    """
+    if error.report is None or resolved.unnamed is None:
+        return error
+    other = resolved.unnamed()
+    if other is None:
+        return error
+    rules = None if key_map is None else KeyMap.of(key_map)
+    try:
+        shell = build(other.resolve())
+        faults = Comparison(shell, checkpoint, rules, Target()).judge(**leniency).faults
+    except ShardloadError:  # what is wrong with the first is told
+        return error
+    finally:
+        other.put_back()
+    if faults:
+        return error
+    cure = (
+        f"the repo's own {other.name}, which architectures names and auto_map lacks, fits: set "
+        f'auto_map.{other.auto_class} to "{other.reference}" in config.json'
+    )
+    return mismatch(error.report, error.report.faults, cure)

@@ -18,7 +18,7 @@ from shardload.remote_code.importer import GENERATE_FILE, RepoCode, open_code, r
 from shardload.remote_code.library import is_installed, model_class_for, version
 from shardload.remote_code.namespaces import namespace_of
 from shardload.remote_code.plain_config import called_with_config, given_class
-from shardload.remote_code.unnamed_class import find_unnamed
+from shardload.remote_code.unnamed_class import find_unnamed, unnamed_entry
 from shardload.transformers_classes.one_dtype import is_library_class
 from shardload.where import UNTRUSTED, CodeTrust
 
@@ -41,13 +41,15 @@ _SAY = Wording("pass {model_class} (a class or a function that takes the config)
 class NamedClass:
     """The class that `architectures` names, where `auto_map` has it under another entry than the one that was taken.
 
-    Trying it may show that the repo needs another base; `put_back` forgets that where the class is not taken after all.
+    Where `auto_map` lacks it, `auto_class` and `reference` are the entry that would name it. Trying it may show that
+    the repo needs another base; `put_back` forgets that where the class is not taken after all.
     """
 
     name: str
     auto_class: str
     resolve: Callable[[], ResolvedClass]
     put_back: Callable[[], None]
+    reference: str
 
 
 @dataclass
@@ -56,7 +58,8 @@ class ResolvedClass:
 
     `remote_base` says who serves the repo's imports of transformers; None where none of its code runs. It is final
     once `make` has returned: a constructor may ask for something that only the real transformers has. `of_library`:
-    the class is one of transformers' own. `named`: another class that may fit the checkpoint better.
+    the class is one of transformers' own. `named`: another class that may fit the checkpoint better. `unnamed` looks
+    for one that lies in the code that was consented to, and not in `auto_map`.
     """
 
     make: Callable[[Any], nn.Module]
@@ -65,6 +68,7 @@ class ResolvedClass:
     remote_base: Base | None = None
     of_library: bool = False
     named: NamedClass | None = None
+    unnamed: Callable[[], NamedClass | None] | None = None
 
 
 def resolve_class(
@@ -100,15 +104,8 @@ def resolve_class(
             return _with_own_generate(_from_code(code, ref), source, config_json, trust)
 
         resolved = resolve(chosen[1])
-        other = choose_named(config_json, chosen[1]) if auto_class is None else None
-        if other is not None:
-            base = code.base
-            resolved.named = NamedClass(
-                other[1].name,
-                other[0],
-                lambda: resolve(other[1]),
-                lambda: code.serve_by(resolved.remote_base or base),
-            )
+        if auto_class is None:
+            _add_others(resolved, code, config_json, chosen[1], resolve)
         return resolved
     if trust.remote_base == "parts":
         require_base(trust.remote_base)
@@ -126,6 +123,32 @@ def resolve_class(
     make = _with_typed_errors(found, source)
     of_library = ResolvedClass(make, found.__qualname__, origin, of_library=True)
     return _with_own_generate(of_library, source, config_json, trust)
+
+
+def _add_others(
+    resolved: ResolvedClass,
+    code: RepoCode,
+    config_json: Mapping[str, Any] | None,
+    chosen: ClassRef,
+    resolve: Callable[[ClassRef], ResolvedClass],
+) -> None:
+    """Let the resolved class know the class that `architectures` names instead, in `auto_map` or outside it."""
+    base = code.base
+
+    def named(found: tuple[str, ClassRef] | None) -> NamedClass | None:
+        if found is None:
+            return None
+        entry, ref = found
+        return NamedClass(
+            ref.name,
+            entry,
+            lambda: resolve(ref),
+            lambda: code.serve_by(resolved.remote_base or base),
+            str(ref),
+        )
+
+    resolved.named = named(choose_named(config_json, chosen))
+    resolved.unnamed = lambda: named(unnamed_entry(code, config_json, chosen))
 
 
 def _with_own_generate(

@@ -6,14 +6,16 @@ import ast
 import json
 from dataclasses import dataclass
 from posixpath import basename
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardload.errors import ShardloadError
+from shardload.remote_code.auto_map import ClassRef, architectures, model_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from shardload.checkpoint.sources.source import Source
+    from shardload.remote_code.importer import RepoCode
 
 _MOST_FILES = 30
 _MOST_BYTES = 4 << 20
@@ -54,6 +56,22 @@ def find_unnamed(source: Source, wanted: Collection[str]) -> UnnamedClass | None
     if config in config_classes:
         auto_map = {"AutoConfig": f"{_module(config_classes[config])}.{config}", **auto_map}
     return UnnamedClass(file, cls.name, auto_map)
+
+
+def unnamed_entry(
+    code: RepoCode, config_json: Mapping[str, Any] | None, chosen: ClassRef
+) -> tuple[str, ClassRef] | None:
+    """Return the entry of `auto_map` that would name the class that `architectures` names and `auto_map` lacks.
+
+    None where no file of the code that was consented to defines it.
+    """
+    listed = {ref.name for ref in model_entries(config_json).values()}
+    here = find_unnamed(code.source, set(architectures(config_json)) - listed)
+    if here is None or all(file.name != here.file for file in code.code.files):
+        return None
+    purpose = here.name.find("For")
+    entry = f"AutoModel{here.name[purpose:]}" if purpose >= 0 else "AutoModel"
+    return entry, ClassRef(_module(here.file), here.name, chosen.repo)
 
 
 def _trees(source: Source) -> Iterator[tuple[str, ast.Module]]:

@@ -14,7 +14,7 @@ from typing import Any
 _KEYWORD = re.compile(r"(?<![\w.'\"-])([a-z_]+)=(?!=)")
 _OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)(?: ('[^']*'|[^\s;,']+))?")
 _EDIT = re.compile(r"\bset (?P<fields>.+?) in config\.json")
-_FIELD = re.compile(r"([\w.]+) to (\[[^\]]*\]|true|false|null|-?\d+)")
+_FIELD = re.compile(r'([\w.]+) to (\[[^\]]*\]|"[^"]*"|true|false|null|-?\d+)')
 _DELETE = re.compile(r"\b(?:delete|remove) (\S+\.(?:json|safetensors|bin))")
 _FOLDER = re.compile(r"\bpass the (?:path of one|file|folder): (\S[^;()]*)|(?:pass|and) (\S+) as the place")
 _COMMAND = re.compile(r"`([^`]+)`|: (shardload [a-z]+ [^;,]+)")

@@ -7,6 +7,8 @@ import torch
 
 import shardload
 from shardload import MismatchError, UsageError
+from shardload.loading.fitting_class import with_unnamed
+from tests.cures.typed import typed
 from tests.remote_code import repos
 from tests.tiny import write_checkpoint
 
@@ -120,3 +122,74 @@ def test_the_tries_of_a_class_that_is_not_taken_move_no_base(tmp_path):
     write_checkpoint(tmp_path, CAUSAL)
     model = shardload.from_pretrained(folder, trust_remote_code=True)
     assert shardload.report_of(model).remote_base == "shim"
+
+
+UNLISTED = """
+
+class TinyForSequenceClassification(PreTrainedModel):
+    config_class = TinyConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = TinyModel(config)
+        self.classifier = nn.Linear(config.hidden_size, 2)
+
+class Bare(TinyForSequenceClassification):
+    def __init__(self, config):
+        super().__init__(config)
+        self.scorer, self.classifier = self.classifier, None
+"""
+SEQUENCES = {f"model.{name}": value for name, value in BARE.items()} | {
+    f"classifier.{name}": torch.randn(shape) for name, shape in (("weight", (2, 4)), ("bias", (2,)))
+}
+BARES = {name.replace("classifier", "scorer"): value for name, value in SEQUENCES.items()}
+
+
+def unlisted(folder, state, named):
+    files = {"configuration_tiny.py": repos.CONFIG, "modeling_tiny.py": MODEL + UNLISTED}
+    auto_map = {name: AUTO_MAP[name] for name in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")}
+    repos.write(folder, files, {"auto_map": auto_map, "architectures": [named], "hidden_size": 4})
+    return write_checkpoint(folder, state)
+
+
+@pytest.mark.parametrize(("state", "named"), [(SEQUENCES, "TinyForSequenceClassification"), (BARES, "Bare")])
+def test_the_entry_for_a_class_that_auto_map_lacks_loads_it_as_printed(tmp_path, state, named):
+    folder = unlisted(tmp_path / "repo", state, named)
+    with pytest.raises(MismatchError) as caught:
+        shardload.from_pretrained(folder, trust_remote_code=True)
+    assert "leave the stored head out" not in str(caught.value)
+    steps = typed(str(caught.value.cure))
+    assert steps.is_whole
+    steps.edit(folder)
+    model = shardload.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__name__ == named
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("state", "named"),
+    [
+        ({**SEQUENCES, "other.weight": torch.ones(1)}, "TinyForSequenceClassification"),  # neither fits
+        (SEQUENCES, "NoClassOfIt"),
+        (SEQUENCES, "TinyModel"),
+    ],
+)
+def test_a_class_that_fits_no_better_is_not_named(tmp_path, state, named):
+    folder = unlisted(tmp_path / "repo", state, named)
+    with pytest.raises(MismatchError) as caught:
+        shardload.from_pretrained(folder, trust_remote_code=True)
+    assert "auto_map" not in str(caught.value.cure)
+    with pytest.raises(MismatchError, match="leave the stored head out"):
+        shardload.from_pretrained(
+            unlisted(tmp_path / "asked", SEQUENCES, "Bare"),
+            trust_remote_code=True,
+            auto_class="AutoModelForCausalLM",
+        )
+
+
+def test_an_error_that_is_not_about_the_keys_stays_as_it_is(tmp_path):
+    source, config = repos.local(unlisted(tmp_path / "repo", SEQUENCES, "Bare")), {"auto_map": AUTO_MAP}
+    resolved = repos.resolve_class(source, config, repos.CodeTrust(trust_remote_code=True))
+    error = MismatchError("too large")
+    assert with_unnamed(error, resolved, None, None) is error
