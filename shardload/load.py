@@ -185,7 +185,7 @@ def from_pretrained(
             forget_quantiser(model)
         if hasattr(type(model), "from_pretrained"):
             made.notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report.left_out))
-        made.tell(report)
+        made.tell(report, model)
         report.seconds = {**clock.seconds, **report.seconds}
         REPORTS.remember(model, report)
         if on_top:
@@ -251,11 +251,12 @@ class _Made:
             made = self.resolved, checkpoint, self.builder(checkpoint, leniency)
             raise with_unnamed(error, *made, key_map, **leniency) from None
 
-    def tell(self, report: Report) -> None:
+    def tell(self, report: Report, model: nn.Module) -> None:
         """Say in the report where the config and the class are from, and what was noted."""
         report.notes += [note for note in self.notes if note]
         report.config_from, report.class_from = self.loaded.origin, self.resolved.origin
         report.remote_base = self.resolved.remote_base
+        report.parts = remote_code.files_run(model) if report.remote_base == "parts" else {}
 
 
 @entry_point
@@ -396,5 +397,4 @@ class _Clock:
 
     def stage(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self._last = now
+        self.seconds[name], self._last = now - self._last, now

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shardload.library_parts.importer import part_module
+from shardload.library_parts.importer import part_module, repo_of
 from shardload.library_parts.model_files import home_of
 from shardload.library_parts.release import Release, installed
 from shardload.transformers_shim.front import auto_class
@@ -101,7 +101,7 @@ class _ConfigTable(Mapping[str, Any]):
 
     def register(self, key: str, value: Any, exist_ok: bool = False) -> None:  # noqa: ARG002 - the interface
         """Record a config class of a repo under its `model_type`."""
-        self._registered[_code_of(value.__module__), key] = value
+        self._registered[repo_of(value.__module__) or value.__module__, key] = value
 
     def __getitem__(self, key: str) -> Any:
         own = self._registered.get((_asking_code(), key))
@@ -129,17 +129,13 @@ class _ConfigTable(Mapping[str, Any]):
 CONFIG_MAPPING = _ConfigTable()
 
 
-def _code_of(module: str) -> str:
-    return ".".join(module.split(".")[:4])
-
-
 def _asking_code() -> str:
     """Return the package of the repo whose code asks: the nearest that is neither a part nor this package."""
     frame = sys._getframe(1)
     while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if module.startswith("shardload.remote_code.repos."):
-            return _code_of(module)
+        repo = repo_of(str(frame.f_globals.get("__name__", "")))
+        if repo:
+            return repo
         frame = frame.f_back  # type: ignore[assignment]
     return ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -29,12 +30,49 @@ if TYPE_CHECKING:
 _BRIDGED = frozenset({"huggingface_hub.dataclasses", "torch._dynamo._trace_wrapped_higher_order_op"})
 
 
+_asked: dict[str, set[str]] = {}  # the parts that a repo's package, or a part, asked for
+_ran: dict[str, str] = {}  # the SHA-256 of each file that ran
+
+
 def part_module(inside: str) -> ModuleType:
     """Import a file of the installed release ("models.llama.modeling_llama") as a part, and return its module."""
     release = installed()
     if release is None:
         raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+    _asked.setdefault(_asker(), set()).add(inside)
     return importlib.import_module(f"{release.package}.{inside}")
+
+
+def files_run(module: str) -> dict[str, str]:
+    """Return the library's files that have run for a module of a repo, or for a part: their SHA-256, by their names.
+
+    They are those that its code has asked for so far, in whatever way, and those that these asked for.
+    """
+    inside = _split(module)[1] if module.startswith(f"{PACKAGE}.v") else ""
+    waiting, found = [inside or repo_of(module)], set[str]()
+    while waiting:
+        asker = waiting.pop()
+        if asker not in found:
+            found.add(asker)
+            waiting += _asked.get(asker, ())
+    return {name: _ran[name] for name in sorted(found) if name in _ran}
+
+
+def repo_of(module: str) -> str:
+    """Return the package of a repo's code that a module lies in; "" for other modules."""
+    return ".".join(module.split(".")[:4]) if module.startswith("shardload.remote_code.repos.") else ""
+
+
+def _asker() -> str:
+    """Return the repo's package or the part whose line asks for a part: the nearest in the stack."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        asker = _split(module)[1] if module.startswith(f"{PACKAGE}.v") else repo_of(module)
+        if asker:
+            return asker
+        frame = frame.f_back
+    return ""
 
 
 class World(NamedTuple):
@@ -142,6 +180,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         source = self.get_source(module.__name__)
         lines: Any = (len(source), None, source.splitlines(keepends=True), self.path)
         linecache.cache.setdefault(self.path, lines)
+        _ran[_split(module.__name__)[1]] = hashlib.sha256(self.get_data(self.path)).hexdigest()
         exec(code, vars(module))  # noqa: S102 - a file of the installed library
         _world().dress(module)
 

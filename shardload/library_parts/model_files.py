@@ -12,15 +12,18 @@ import hashlib
 import re
 from typing import TYPE_CHECKING
 
+from shardload.errors import CorruptError
 from shardload.library_parts.release import Release, installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 _KINDS = ("modeling_", "configuration_", "generation_")
 _DEFINITION = re.compile(rb"(?:class|def) \w+[ (:\[]|\w+(?: = |: )")
 _ALL = re.compile(rb"^__all__ = (\[[^\]]*\])", re.MULTILINE)
 _OTHER_FRAMEWORKS = ("modeling_flax_", "modeling_tf_")  # until 4.57
+_first_read: dict[Path, str] = {}  # the SHA-256 of what was read of each file
 
 
 def home_of(name: str, within: str = "") -> str | None:
@@ -72,11 +75,22 @@ def model_modules() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=256)
 def read(module: str) -> bytes:
-    """Return the bytes of a file of the installed release. They are read once: what is hashed is what runs."""
+    """Return the bytes of a file of the installed release: what is hashed is what runs.
+
+    Raises CorruptError where the file is not what this process read of it before.
+    """
     release = installed()
     path = release.file(module) if release is not None else None
     assert path is not None, module
-    return path.read_bytes()
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if _first_read.setdefault(path, sha256) != sha256:
+        raise CorruptError(
+            "a file of the installed transformers has changed since this process read it first",
+            where=str(path),
+            cure="start the process again",
+        )
+    return content
 
 
 @functools.lru_cache(maxsize=4096)

@@ -61,7 +61,8 @@ class Report:
     remarks that are not faults. `key_map` is a key map that cures faults; it was tried on the headers. `cure` says
     every step that a load needs, with its keyword arguments. `nbytes` counts stored bytes; `seconds` has one figure per
     stage. `packing` names how weights that were dequantised are packed in the files. `adapters` are AdapterReports.
-    `str()` returns a text for people.
+    `parts` has the SHA-256 of the installed transformers' files that ran beside a repo's code until the end of the
+    load, by their modules. `str()` returns a text for people.
     """
 
     where: str
@@ -71,6 +72,7 @@ class Report:
     class_from: str = ""
     config_from: str = ""
     remote_base: str | None = None
+    parts: dict[str, str] = field(default_factory=dict)
     shards: list[ShardRow] = field(default_factory=list)
     loaded: int = 0
     nbytes: int = 0
@@ -111,6 +113,7 @@ class Report:
         )  # fmt: skip
         return {
             **{name: getattr(self, name) for name in plain},
+            "parts": [{"module": module, "sha256": sha256} for module, sha256 in self.parts.items()],
             "ok": self.ok,
             "loaded": self.loaded,
             "nbytes": self.nbytes,
@@ -156,7 +159,8 @@ class Report:
     def _origins(self) -> list[tuple[str, str]]:
         base = {
             "shim": "shardload's own stand-in for transformers",
-            "parts": "shardload's own stand-in, with parts of the installed transformers",
+            "parts": "shardload's own stand-in, with parts of the installed transformers"
+            + (f" ({len(self.parts)} of its files)" if self.parts else ""),
             "transformers": "the installed transformers",
         }.get(self.remote_base or "", "")
         return [

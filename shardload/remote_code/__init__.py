@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardload.remote_code.classes import ResolvedClass, finish_by_its_class, resolve_class
+from shardload.remote_code.classes import ResolvedClass, files_run, finish_by_its_class, resolve_class
 from shardload.remote_code.config import attach_generation_config, load_config
 from shardload.remote_code.listing import ListedFile, code_files
 from shardload.remote_code.plain_config import LoadedConfig
@@ -13,6 +13,7 @@ __all__ = [
     "ResolvedClass",
     "attach_generation_config",
     "code_files",
+    "files_run",
     "finish_by_its_class",
     "load_config",
     "resolve_class",

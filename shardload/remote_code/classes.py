@@ -272,6 +272,13 @@ def finish_by_its_class(model: nn.Module, source: Source, left_out: Iterable[Lef
     return run_around(model, source, left_out, override, namespace)
 
 
+def files_run(model: nn.Module) -> dict[str, str]:
+    """Return the SHA-256 of the library's files that have run as parts for a model so far, by their modules."""
+    from shardload.library_parts import importer
+
+    return importer.files_run(type(model).__module__)
+
+
 def _own_from_pretrained(cls: type[Any]) -> tuple[CodeType | None, Namespace | None]:
     """Return the code of the repo's own `from_pretrained` and its namespace; (None, None) where the class has none."""
     for owner in cls.__mro__:

@@ -6,8 +6,9 @@ import ast
 
 import pytest
 
+from shardload.errors import CorruptError
 from shardload.library_parts import model_files
-from shardload.library_parts.release import installed
+from shardload.library_parts.release import Release, installed
 
 from .test_importer import run
 
@@ -93,3 +94,15 @@ def test_a_definition_inside_a_text_is_none(monkeypatch):
     model_files.defines.cache_clear()
     model_files._names.cache_clear()
     model_files._tree.cache_clear()
+
+
+def test_a_file_that_changes_while_the_process_runs_is_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_files, "installed", lambda: Release("0", tmp_path))
+    (tmp_path / "changing.py").write_text("a = 1")
+    assert model_files.read("changing") == b"a = 1"
+    model_files.read.cache_clear()  # as where many other files were read
+    assert model_files.read("changing") == b"a = 1"
+    (tmp_path / "changing.py").write_text("a = 2")
+    model_files.read.cache_clear()
+    with pytest.raises(CorruptError, match="has changed since this process read it"):
+        model_files.read("changing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,8 @@ from shardload import report_of
 from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.sources import find_source
 from shardload.library_parts import model_files
+from shardload.library_parts.release import installed
+from shardload.remote_code.asked_names import library_files
 from shardload.remote_code.asked_parts import asked_parts
 from shardload.remote_code.importer import own_code
 from tests.tiny import run_python
@@ -297,3 +300,27 @@ def test_a_class_of_the_librarys_own_is_a_part_by_choice(tmp_path, name):
     shardload.save(made, tmp_path / "saved")
     again = kind.from_pretrained(tmp_path / "saved")
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in real.state_dict().items())
+
+
+def test_the_report_has_the_hash_of_each_file_that_was_found_while_the_code_ran(tmp_path):
+    chat(tmp_path / "early")
+    chat(tmp_path / "late")
+    late = "LATE = getattr(transformers, 'Bert' + 'Config'), transformers.AutoConfig.for_model('vit')"
+    (tmp_path / "late" / "modeling_own.py").write_text(f"{CHAT}\nimport transformers\n{late}\n")
+    reports = [report_of(load(tmp_path / name)) for name in ("late", "early", "late")]
+    found = {f"models.{name}.configuration_{name}" for name in ("bert", "vit")}
+    assert reports[0].parts == reports[2].parts
+    assert reports[0].parts.keys() - reports[1].parts.keys() >= found
+    assert reports[1].parts.items() <= reports[0].parts.items()
+    assert found.isdisjoint(reports[1].parts)
+    assert "masking_utils" in reports[1].parts
+    assert f"({len(reports[1].parts)} of its files)" in str(reports[1])
+    for name, report in zip(("late", "early"), reports, strict=False):
+        source = find_source(tmp_path / name)[0]
+        before = library_files(source, read_config(source))
+        assert before
+        assert before.items() <= report.parts.items()
+        assert found.isdisjoint(before)
+    for module, sha256 in reports[0].parts.items():
+        assert sha256 == hashlib.sha256(installed().file(module).read_bytes()).hexdigest()
+        assert {"module": module, "sha256": sha256} in reports[0].to_dict()["parts"]
