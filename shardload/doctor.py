@@ -167,7 +167,7 @@ def _made_of(
 
 def _alone(checkpoint: Checkpoint) -> Examination:
     """Judge a checkpoint without a model, by the signatures in its headers."""
-    case = Case.of({}, checkpoint.tensors, checkpoint.config)
+    case = Case.of({}, checkpoint.tensors, checkpoint.config, where=checkpoint.label)
     found = checked([finding for finding in diagnose(case) if finding.declines], checkpoint)
     alone = Wording(
         "no model: only headers and index were judged; pass {model_class}, {like} or {trust_remote_code} to compare",
@@ -215,7 +215,7 @@ def _of_the_class(shell: Shell, checkpoint: Checkpoint, notes: list[str]) -> Key
 
 def _compared(checkpoint: Checkpoint, other: Checkpoint) -> Examination:
     slots = {key: ref.shape for key, ref in other.tensors.items()}
-    case = Case.of(slots, checkpoint.tensors, checkpoint.config)
+    case = Case.of(slots, checkpoint.tensors, checkpoint.config, where=checkpoint.label)
     findings = diagnose(case) if case.missing or case.unexpected or case.shape_mismatches else ()
     result = _examination(checkpoint, findings, against=other.label, notes=[*checkpoint.warnings])
     if not findings and (case.missing or case.unexpected or case.shape_mismatches):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from shardload.errors import Wording
 from shardload.errors.wording import in_python
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from shardload.checkpoint.sources.source import Source
 
 _SHOWN = 3
 ADAPTERS = "adapters"
 WEIGHTS = "weights"
+_RANK = re.compile(r"mp_rank_\d+(?:_\d+)*")
 
 
 def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
@@ -25,6 +27,8 @@ def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
     with, while `subfolder` says something about the base alone.
     """
     found = sorted(set(folders))
+    if what == WEIGHTS and (cure := _of_ranks(found)):
+        return cure
     paths = [os.path.join(source.label, folder) if source.is_local else folder for folder in found[:_SHOWN]]  # noqa: PTH118
     more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
     listed = ", ".join(paths) + more
@@ -39,6 +43,19 @@ def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
         return f"it holds {what} in folders of their own, {listed}: {taken} takes one"
     return Wording(
         "it holds {0} in folders of their own: pass {subfolder}, one of {1}", what, listed, subfolder=...
+    )
+
+
+def _of_ranks(folders: Sequence[str]) -> str | None:
+    """Return the cure for folders that are the parts of one model, as Megatron's ranks write them; None for others."""
+    ranks = [folder for folder in folders if _RANK.fullmatch(folder.rpartition("/")[2])]
+    if len(ranks) < 2 or len({folder.rpartition("/")[0] for folder in ranks}) > 1:
+        return None
+    listed = ", ".join(ranks[:_SHOWN]) + (f" (and {len(ranks) - _SHOWN} more)" if len(ranks) > _SHOWN else "")
+    return (
+        f"{listed} are the {len(ranks)} ranks of one model, as Megatron cut it, and no models of their own: "
+        "merge them with the converter of the program that trained it, and load what that writes; "
+        "no cure is known for the parts alone"
     )
 
 

@@ -18,7 +18,7 @@ from shardload.cli.options import (
     trust_keywords,
     trust_options,
 )
-from shardload.cli.wording import options_of, worded
+from shardload.cli.wording import doctor_line_of, options_of, worded
 from shardload.errors import UsageError, said
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def command(
     if write_map is not None:
         _write(found, write_map)
     # A cure may be for the load.
-    own, of_load = options_of(command), options_of(load)
+    line = doctor_line_of(click.get_current_context(), command)
+    own, of_load = options_of(command, line), options_of(load, line)
 
     def words(name: str, value: Any) -> str | None:
         return own(name, value) or of_load(name, value)

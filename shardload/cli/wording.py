@@ -54,11 +54,17 @@ def doctor_line(command: click.Command | None, doctor: click.Command, arguments:
     if command is None or not any(parameter.name == "where" for parameter in command.params):
         return _DOCTOR
     with command.make_context(command.name, [*arguments], resilient_parsing=True) as context:
-        given = {
-            parameter: value
-            for parameter, value in context.params.items()
-            if context.get_parameter_source(parameter) is click.core.ParameterSource.COMMANDLINE
-        }
+        return doctor_line_of(context, doctor)
+
+
+def doctor_line_of(context: click.Context, doctor: click.Command) -> str:
+    """Return the doctor's command line with what the running command was called with; what it writes is left out."""
+    given = {
+        parameter: value
+        for parameter, value in context.params.items()
+        if parameter not in {"write_map", "as_json"}
+        and context.get_parameter_source(parameter) is click.core.ParameterSource.COMMANDLINE
+    }
     place = shlex.quote(str(given.pop("where", "…")))
     words = options_of(doctor)
     options = (words({"map_file": "key_map"}.get(name, name), value) for name, value in given.items())

@@ -14,6 +14,7 @@ from shardload.diagnosis.layers import LayersRule
 from shardload.diagnosis.other_model import OtherModelRule
 from shardload.diagnosis.packed import PackedRule
 from shardload.diagnosis.placeholders import PlaceholderRule
+from shardload.diagnosis.prefix_encoder import PrefixRule
 from shardload.diagnosis.quantised import QuantisedRule
 from shardload.diagnosis.renamed import RenamedRule
 from shardload.diagnosis.restructured import RestructuredRule
@@ -21,6 +22,7 @@ from shardload.diagnosis.sizes import SizesRule
 from shardload.diagnosis.tensor_parallel import TensorParallelRule
 from shardload.diagnosis.vocabulary import VocabularyRule
 from shardload.diagnosis.whole_cure import whole_cure as whole_cure
+from shardload.diagnosis.with_adapter import WithAdapterRule
 from shardload.diagnosis.wrapped import WrappedRule
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ SIGNATURES: tuple[FindingRule, ...] = (PlaceholderRule(), PackedRule(), Quantise
 RULES: tuple[FindingRule, ...] = (
     DroppedRule(),
     TensorParallelRule(),
+    PrefixRule(),
+    WithAdapterRule(),
     OtherModelRule(),
     VocabularyRule(),
     SizesRule(),

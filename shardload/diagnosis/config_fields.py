@@ -58,6 +58,16 @@ def fields_of(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, 
             yield f"{path}{name}", value
 
 
+def said_by(config: Mapping[str, Any], field: Field) -> str:
+    """Return what config.json says of a field: its value, or the labels that it has for it."""
+    path, _, own = field.name.rpartition(".")
+    for name in path.split(".") if path else ():
+        config = config.get(name, {})
+    if own == "num_labels" and own not in config:
+        return f"{path}{'.' * bool(path)}id2label has {field.value} labels"
+    return f"{field.name} = {field.value}"
+
+
 def field_of(config: Mapping[str, Any], value: int, hint: str) -> str | None:
     """Return the name of a config's field that has this value and the hint in its name; a dot for nested fields."""
     return next((name for name, held in fields_of(config) if held == value and hint in name), None)

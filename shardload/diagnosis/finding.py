@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shardload.diagnosis.adapter_keys import adapter_keys, has_base
 from shardload.diagnosis.pairing.solution import Solution
 from shardload.diagnosis.rule_text import as_names, rule_text
 from shardload.diagnosis.shape_pairs import mismatched_shapes
@@ -32,7 +34,7 @@ class Case:
     the keys of faults, and so are those `refused`, which their slots can't take for another reason than their shape;
     `dropped` are missing keys that are stored under these names, and that the caller's key map drops.
     `module_classes` maps the path of a module to the name of its class, where there is a model. `config` is
-    config.json.
+    config.json, `where` the place of the checkpoint as it is typed, and `files` how many files its weights are in.
     """
 
     slots: Mapping[str, Shape]
@@ -45,6 +47,8 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
     module_classes: Mapping[str, str] = field(default_factory=dict)
     own_rules: tuple[Rule, ...] = ()
+    where: str = ""
+    files: int = 0
 
     @classmethod
     def of(
@@ -53,6 +57,7 @@ class Case:
         stored: Mapping[str, Derived],
         config: Mapping[str, Any] | None = None,
         module_classes: Mapping[str, str] | None = None,
+        where: str = "",
     ) -> Case:
         """Return the case of two sets of keys: the faults follow from names and shapes."""
         return cls(
@@ -63,17 +68,27 @@ class Case:
             shape_mismatches=[key for key in stored if key in slots and slots[key] != stored[key].shape],
             config=config or {},
             module_classes=module_classes or {},
+            where=where,
         )
 
     @cached_property
     def solution(self) -> Solution:
         """What pairing the keys of both sides has found, and the map of it, tried on the headers."""
-        faulty = {*self.unexpected, *self.shape_mismatches}
+        beside = set(
+            self.adapter_keys
+        )  # they have no place in the model, and would outnumber those that have
+        faulty = {*self.unexpected, *self.shape_mismatches} - beside
         open_slots = {*self.missing, *self.shape_mismatches}
         fitting = {key for key, ref in self.stored.items() if self.slots.get(key) == ref.shape}
         stored = {key: ref for key, ref in self.stored.items() if key in faulty or key in fitting}
         wanted = {key: shape for key, shape in self.slots.items() if key in open_slots or key in fitting}
         return Solution.of(stored, wanted, self.config, self.module_classes)
+
+    @cached_property
+    def adapter_keys(self) -> tuple[str, ...]:
+        """The keys of a LoRA adapter that is stored with its base, for a model without layers for it."""
+        keys = adapter_keys(self.unexpected, self.slots)
+        return keys if has_base(self.stored, keys) else ()
 
     @cached_property
     def shape_pairs(self) -> list[ShapePair]:
@@ -95,7 +110,8 @@ class Finding:
     that names keyword arguments is a `Wording`. `key_map` is the cure as a map, where there is one. `unproven` says
     what names and shapes can't show: such a map is never applied unasked. `declines` marks checkpoints that this
     version does not load at all, `unsafe` files that are corrupt. `settles` are the keys that the cure settles without
-    a map; `step` is the choice of the cure that is taken beside other steps, where that is not the first one.
+    a map; `step` is the choice of the cure that is taken beside other steps, where that is not the first one, and
+    `after` what is said after the steps.
     """
 
     code: str
@@ -112,6 +128,7 @@ class Finding:
     unsafe: bool = False
     settles: frozenset[str] = field(default=frozenset(), repr=False)
     step: str = ""
+    after: str = ""
 
     @classmethod
     def of_links(cls, case: Case, code: str, links: Sequence[Link], cause: str, rules: KeyMap) -> Finding:
@@ -134,7 +151,9 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as JSON data, with the keywords that the cure names (None: a value that you choose)."""
         rules = [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None
-        plain = {name: value for name, value in vars(self).items() if name not in {"settles", "step"}}
+        plain = {
+            name: value for name, value in vars(self).items() if name not in {"settles", "step", "after"}
+        }
         return {
             **plain,
             "evidence": list(self.evidence),
@@ -150,7 +169,7 @@ def change_of_config(changes: Mapping[str, Sequence[Field]], note: str = "") -> 
     `changes` maps what is changed to the fields that say it: a field without a name is none that config.json has.
     """
     texts = [
-        " or ".join(f"{field.name or what} to {field.new}" for field in fields)
+        " or ".join(f"{field.name or what} to {json.dumps(field.new)}" for field in fields)
         for what, fields in changes.items()
     ]
     if all(field.name for fields in changes.values() for field in fields):

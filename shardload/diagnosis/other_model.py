@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardload.diagnosis.adapter_keys import LORA
 from shardload.diagnosis.finding import Case, Finding
 from shardload.errors import Wording
 from shardload.keys import collapse, split_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_LORA = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector"})
 
 
 class OtherModelRule:
@@ -22,7 +21,7 @@ class OtherModelRule:
         adapter = [
             key
             for family in case.solution.stored
-            if not _LORA.isdisjoint(family.segments)
+            if not LORA.isdisjoint(family.segments)
             for key in family.names
         ]
         if (

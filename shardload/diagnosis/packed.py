@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.finding import Case, Finding
-from shardload.diagnosis.quantised import PLAIN
+from shardload.diagnosis.quantised import plain_cures
 from shardload.errors import Cures
 from shardload.keys import collapse
 
@@ -42,7 +42,7 @@ class PackedRule:
                 explained=len(halved),
                 nbytes=case.nbytes(halved),
                 cure=Cures(
-                    *(PLAIN.parts[:2] if f"{key}_scale" in case.unexpected else ()),
+                    *(plain_cures(case.where).parts[:2] if f"{key}_scale" in case.unexpected else ()),
                     "use the config and code of the int4 repo itself (they define the packed modules), "
                     "or the repo's unquantised weights",
                 ),

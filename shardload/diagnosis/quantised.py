@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from shardload.dequantise.signatures import ENDS, FP8, READABLE, SIGNATURES
@@ -14,15 +15,18 @@ if TYPE_CHECKING:
 
 _SCALE = "weight_scale"
 UNREADABLE = "use the checkpoint's unquantised weights, or a class that defines the quantised modules"
-PLAIN = Cures(
-    Wording(
-        "pass {dtype}, or float16 or float32: the weights are dequantised while they are read",
-        dtype="bfloat16",
-    ),
-    "write the plain checkpoint once: shardload convert … -o plain --dtype bfloat16",
-    "load into a class that defines the quantised modules",
-)
-"""What to do about weights that a load can make plain."""
+
+
+def plain_cures(where: str) -> Cures:
+    """Return what to do about weights, stored at `where`, that a load can make plain."""
+    return Cures(
+        Wording(
+            "pass {dtype}, or float16 or float32: the weights are dequantised while they are read",
+            dtype="bfloat16",
+        ),
+        f"write the plain checkpoint once: shardload convert {quote(where)} -o plain --dtype bfloat16",
+        "load into a class that defines the quantised modules",
+    )
 
 
 class QuantisedRule:
@@ -30,7 +34,7 @@ class QuantisedRule:
 
     def examine(self, case: Case) -> Sequence[Finding]:
         """Return one finding that declines the checkpoint, when unexpected keys are those of a known format."""
-        found = _by_keys(case) or _by_scales(case) or _by_config(case)
+        found = _by_keys(case) or _by_scales(case) or _eetq(case) or _by_config(case)
         if found is None:
             return ()
         name, keys = found
@@ -41,7 +45,7 @@ class QuantisedRule:
                 "E-QUANT",
                 f"the checkpoint is quantised: {told}; the class has no modules for it",
                 len(keys),
-                PLAIN if name in READABLE else UNREADABLE,
+                plain_cures(case.where) if name in READABLE else UNREADABLE,
                 declines=True,
                 nbytes=case.nbytes(keys),
             ),
@@ -72,6 +76,19 @@ def _by_scales(case: Case) -> tuple[str, list[str]] | None:
     if _method(case) == "bitnet" or (one and any(ref.dtype == "U8" for ref in weights)):
         return "BitNet", scales
     return "int4/int8 weights with one scale per row", scales
+
+
+def _eetq(case: Case) -> tuple[str, list[str]] | None:
+    """Return the scales of EETQ's weights: one for each column of a matrix of bytes, which is transposed."""
+    scales = [
+        key
+        for key in case.unexpected
+        if key.rpartition(".")[2] == f"{_SCALE}s"
+        and (ref := case.stored.get(key.removesuffix("_scales"))) is not None
+        and ref.dtype == "I8"
+        and ref.shape[1:] == case.stored[key].shape
+    ]
+    return ("EETQ int8", scales) if scales else None
 
 
 def _by_config(case: Case) -> tuple[str, list[str]] | None:

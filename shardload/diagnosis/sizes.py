@@ -6,7 +6,14 @@ from collections import Counter
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.config_fields import Field, counts_groups, explaining, field_of, is_same_change
+from shardload.diagnosis.config_fields import (
+    Field,
+    counts_groups,
+    explaining,
+    field_of,
+    is_same_change,
+    said_by,
+)
 from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.incomplete import is_router
 from shardload.diagnosis.pairing.words import words_of
@@ -149,7 +156,7 @@ class Changes:
         )
 
     def _note(self, name: str, fields: list[Field], what: str, model: int, stored: int) -> None:
-        says = ", ".join(f"{field.name} = {field.value}" for field in fields if field.name)
+        says = ", ".join(said_by(self._case.config, field) for field in fields if field.name)
         told = f", config.json says {says}" if says else ""
         self.lines.append(f"{what}: {stored} in the checkpoint, {model} in the model{told}")
         self.found[name] = fields

@@ -46,7 +46,8 @@ def whole_cure(
     steps = [finding.step or _first(finding.cure) for finding in others]
     if case.solution.key_map.rules:
         steps.append(_map_step(case))
-    return joined(" and ", [*steps, *rest])
+    steps = [joined(" and ", [*steps, *rest])]
+    return joined("; ", [*steps, *(finding.after for finding in others if finding.after)])
 
 
 def _is_most(case: Case, left: Left) -> bool:

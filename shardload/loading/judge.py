@@ -176,6 +176,8 @@ class Comparison:
             config=self._config(),
             module_classes=_module_classes(self.shell.model),
             own_rules=self._key_map.rules if self._key_map else (),
+            where=self.checkpoint.label,
+            files=len(self.checkpoint.shards),
         )
         findings = diagnose(case)
         if any(finding.code == "E-QUANT" for finding in findings):

@@ -6,6 +6,7 @@ import copy as copy_module
 import tempfile
 from dataclasses import replace
 from itertools import combinations
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.shard import DTYPES
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Changes = frozenset[str]
 """What a caller can do otherwise: "convert" the files, leave out "copy", keep the "dtype", "spill" casts."""
 
-_CONVERT = "convert the files first (`shardload convert{}`): the new ones are mapped"
+_CONVERT = "convert the files first (`shardload convert {} -o converted{}`): the new ones are mapped"
 
 
 class MemoryCures:
@@ -50,6 +51,7 @@ class MemoryCures:
         own_rules: bool,
     ) -> None:
         self._plan, self._shell, self._target = plan, shell, target
+        self._where = checkpoint.label
         self._shards = [shard.name for shard in checkpoint.shards]
         self._stored_in = DTYPES.get(checkpoint.float_code)
         self._missing, self._copy, self._own_rules = missing, copy, own_rules
@@ -129,7 +131,7 @@ class MemoryCures:
             key_map=...,
         )
         name = TORCH_NAMES.get(self._cast_to(), "")
-        plain = _CONVERT.format(f" … --dtype {name}" if name else "")
+        plain = _CONVERT.format(quote(self._where), f" --dtype {name}" if name else "")
         texts = {
             "convert": convert if joins else plain,
             "dtype": Wording(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.plain_weights import weights_in, with_plain
-from shardload.diagnosis.quantised import PLAIN, UNREADABLE
-from shardload.errors import Cures, ShardloadError, UnsupportedError, Wording
+from shardload.diagnosis.quantised import UNREADABLE, plain_cures
+from shardload.errors import Cures, ShardloadError, UnsupportedError
 from shardload.keymap.dequantised import Dequantised
 from shardload.keymap.derived import pieces
 from shardload.tensor_ref import TORCH_NAMES
@@ -67,26 +66,21 @@ def refuse_undecided(checkpoint: Checkpoint) -> None:
     raise UnsupportedError(
         f"the checkpoint is quantised: {label}; in which dtype its weights are to be made plain is not said",
         where=checkpoint.label,
-        cure=Cures(
-            Wording(
-                "pass {dtype}, or float16 or float32: weights are dequantised while they are read",
-                dtype="bfloat16",
-            ),
-            f"write the plain checkpoint once: shardload convert {quote(checkpoint.label)} -o plain --dtype bfloat16",
-        ),
+        cure=Cures(*plain_cures(checkpoint.label).parts[:2]),
         code="E-QUANT",
     )
 
 
 def checked(findings: Sequence[Finding], checkpoint: Checkpoint) -> tuple[Finding, ...]:
     """Return findings whose cure makes no weight plain that can't be: the kind may be known, and not these headers."""
-    if not any(finding.cure is PLAIN for finding in findings):
+    plain = plain_cures(checkpoint.label)
+    if not any(finding.cure == plain for finding in findings):
         return tuple(findings)
     with suppress(ShardloadError):
         if weights_in(checkpoint):
             return tuple(findings)
     return tuple(
-        replace(finding, cure=UNREADABLE) if finding.cure is PLAIN else finding for finding in findings
+        replace(finding, cure=UNREADABLE) if finding.cure == plain else finding for finding in findings
     )
 
 

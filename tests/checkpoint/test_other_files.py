@@ -116,3 +116,13 @@ def test_the_config_that_lies_beside_an_inner_folder_is_copied_into_it(tmp_path,
         shutil.copy(tmp_path / "config.json", tmp_path / "global_step10")
     model = from_pretrained(tmp_path / "global_step10", model_class=Pair, progress=False)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in STATE.items())
+
+
+def test_the_folders_of_megatrons_ranks_are_parts_of_one_model(tmp_path):
+    for name in ("mp_rank_00", "mp_rank_01"):
+        (tmp_path / name).mkdir()
+        torch.save({"model": STATE}, tmp_path / name / "model_optim_rng.pt")
+    cure = refused(tmp_path).cure
+    assert cure.startswith("mp_rank_00, mp_rank_01 are the 2 ranks of one model")
+    assert "no cure is known for the parts alone" in cure
+    assert "pass the path of one" not in cure

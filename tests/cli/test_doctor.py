@@ -208,3 +208,13 @@ def test_an_own_map_is_not_for_another_checkpoint_or_an_adapter(tmp_path, call_c
     done = call_cli("doctor", folder, "--like", folder, "--key-map", "a=b")
     assert done.returncode == 2
     assert "leave out --like OTHER and --adapter WHERE" in done.stderr
+
+
+def test_the_line_that_writes_the_map_can_be_typed(tmp_path, call_cli, model):
+    stored = {**renamed(random_state(Net())), "loss.center": torch.ones(3)}
+    folder = write_checkpoint(tmp_path / "given one", stored)
+    done = call_cli("doctor", folder, *model, "--write-map", "mine.json")
+    command = f"shardload doctor {shlex.quote(str(folder))} --model {model[1]} --write-map map.json"
+    assert f"`{command}`" in done.stdout
+    assert call_cli(*shlex.split(command)[1:]).returncode in {1, 3}
+    assert (tmp_path / "map.json").read_text() == (tmp_path / "mine.json").read_text()

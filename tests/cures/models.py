@@ -97,3 +97,20 @@ class Stacked(nn.Module):
         self.mlp = nn.Module()
         self.mlp.gate_up_proj = nn.Linear(4, 12, bias=False)
         self.norm = nn.LayerNorm(4)
+
+
+class Prefixed(nn.Module):
+    """A model that has a prefix encoder where the config says how long the prefix is, as ChatGLM's code makes it."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.transformer = Net(config)
+        rows = size(config, "pre_seq_len", 0)
+        if rows:
+            columns = 5 if size(config, "prefix_projection", 0) else 24
+            self.transformer.prefix_encoder = nn.Module()
+            self.transformer.prefix_encoder.embedding = nn.Embedding(rows, columns)
+            if columns == 5:
+                self.transformer.prefix_encoder.trans = nn.Sequential(
+                    nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 24)
+                )

@@ -149,6 +149,32 @@ def _structure(folder: Path) -> list[State]:
     return [state]
 
 
+def _whole_lora(every: bool, base: str = ".base_layer") -> Callable[[State], State]:
+    """Return what names the state of a PEFT model: base and adapter in one file."""
+
+    def change(state: State) -> State:
+        found = {}
+        for key, value in state.items():
+            path = key.removesuffix(".weight")
+            adapted = path.endswith("_proj" if every else "q_proj")
+            found[f"base_model.model.{path}{base if adapted else ''}.weight"] = value
+            if adapted:
+                for part, shape in (("A", (2, value.shape[1])), ("B", (value.shape[0], 2))):
+                    found[f"base_model.model.{path}.lora_{part}.default.weight"] = torch.ones(shape)
+        return found
+
+    return change
+
+
+def _with_prefix(**fields: Any) -> Callable[[Path], list[State]]:
+    def write(folder: Path) -> list[State]:
+        state = random_state(models.Prefixed(fields))
+        write_checkpoint(folder, state, shards=1, config={"hidden_size": 4})
+        return [state]
+
+    return write
+
+
 def provocations() -> Iterator[Provocation]:
     """Yield every provocation."""
     net = models.Net
@@ -214,5 +240,26 @@ def provocations() -> Iterator[Provocation]:
         "E-WRAP",
         net,
         _pickled(lambda state: {**_in_front("module")(state), "module.extra": {}, "meta": {"a": 1}}),
+    )
+    for every in (False, True):
+        yield Provocation(
+            f"a LoRA with its base, on {'each' if every else 'one'} matrix",
+            "E-ADAPTER",
+            models.Decoder,
+            _decoder(_whole_lora(every)),
+        )
+    yield Provocation(
+        "a LoRA with its base, as old releases name it",
+        "E-ADAPTER",
+        models.Decoder,
+        _decoder(_whole_lora(every=True, base="")),
+    )
+    prefixed = models.Prefixed
+    yield Provocation("a prefix that the config has not", "E-CONFIG", prefixed, _with_prefix(pre_seq_len=8))
+    yield Provocation(
+        "a projected prefix that the config has not",
+        "E-CONFIG",
+        prefixed,
+        _with_prefix(pre_seq_len=8, prefix_projection=True),
     )
     yield Provocation("whole numbers with scales", "E-MISMATCH", models.Decoder, _decoder(_eight_bits))

@@ -29,6 +29,7 @@ FLAGS = frozenset(
     "--verify --yes".split()
 )
 _TYPED = re.compile(r"shardload [a-z]+ (?![A-Z]+\b)[^…]+")  # one of ours, with nothing left to the reader
+_CALL = re.compile(r"\bload_adapter\([^)]*\)")  # done to the loaded model
 REPORT_MAP = "error.report.key_map"
 
 
@@ -95,6 +96,7 @@ def typed(text: str, *, as_command: bool = False) -> Typed:
             steps.options += [name, *values]
             steps.chosen |= bool(values) and (value.isupper() or ":" in value)
         return steps
+    text = _CALL.sub("", text)
     for found in _KEYWORD.finditer(text):
         value = _literal(text[found.end() :])
         if value == REPORT_MAP:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+
 import pytest
 import torch
 from torch import nn
 
 from shardload import UnsupportedError, build_shell, fill, from_pretrained, open_checkpoint
+from shardload.cli import run
 from tests.tiny import write_checkpoint
 
 PACKED = {
@@ -34,6 +38,10 @@ PACKED = {
     "fp8 blocks": {
         "head.weight": torch.zeros(4, 4, dtype=torch.float8_e4m3fn),
         "head.weight_scale_inv": torch.zeros(1, 1),
+    },
+    "EETQ int8": {
+        "head.weight": torch.zeros(4, 4, dtype=torch.int8),
+        "head.weight_scales": torch.zeros(4, dtype=torch.float16),
     },
     "HQQ": {"head.W_q": torch.zeros(2, 4, dtype=torch.uint8), "head.scale": torch.zeros(1)},
     "quanto": {
@@ -112,3 +120,22 @@ def test_the_name_that_the_config_gives_is_told_too(tmp_path):
     write_checkpoint(tmp_path, PACKED["AWQ"], shards=1, config=config)
     with pytest.raises(UnsupportedError, match="config.json says 'awq'"):
         from_pretrained(tmp_path, model_class=Head)
+
+
+COUNTED = torch.arange(16).reshape(4, 4) - 8
+READABLE = {
+    "bitsandbytes 8-bit": {"head.weight": COUNTED.to(torch.int8), "head.SCB": torch.full((4,), 127.0)},
+    "fp8 blocks": {"head.weight": COUNTED.to(torch.float8_e4m3fn), "head.weight_scale_inv": torch.ones(1, 1)},
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_the_printed_command_writes_the_plain_checkpoint(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "given one", READABLE[name], shards=1)
+    with pytest.raises(UnsupportedError) as caught:
+        fill(build_shell(Head), open_checkpoint("given one"))
+    (command,) = re.findall(r"shardload convert [^;]*", caught.value.cure)
+    assert run(shlex.split(command)[1:]) == 0
+    model = from_pretrained("plain", model_class=Head, config={}, progress=False)
+    assert torch.equal(model.head.weight.float(), COUNTED.float())

@@ -96,3 +96,13 @@ def test_fields_are_weighed_once_a_template(monkeypatch):
     (finding,) = SizesRule().examine(case_of(stored, wanted, config={"intermediate_size": 6}))
     assert finding.cure.parts[0] == "set intermediate_size to 9 in config.json"
     assert len(weighed) <= 2
+
+
+def test_the_field_that_config_json_has_is_the_one_that_is_quoted():
+    labels = {"id2label": {"0": "a", "1": "b", "2": "c"}}
+    for config, says in ((labels, "id2label has 3 labels"), ({**labels, "num_labels": 3}, "num_labels = 3")):
+        (finding,) = SizesRule().examine(
+            case_of({"classifier.weight": (5, 4)}, {"classifier.weight": (3, 4)}, config=config)
+        )
+        assert finding.evidence[0].endswith(f"config.json says {says}")
+        assert finding.cure.parts[0] == "set num_labels to 5 in config.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from shardload import (
     open_checkpoint,
     report_of,
 )
+from shardload.cli import run
 from shardload.keymap import Cat, KeyMap
 from shardload.loading.memory_cures import MemoryCures
 from shardload.loading.plan import match
@@ -56,15 +59,16 @@ def cure_of(folder, limit=LIMIT, **options):
     return caught.value.cure
 
 
-def test_a_cast_keeps_its_dtype_or_is_spilled(folder, tmp_path):
+def test_a_cast_keeps_its_dtype_or_is_spilled(folder, tmp_path, monkeypatch):
     stored, spilled, converted = cure_of(folder, dtype="float32", limit=60 * 10**6).parts
     assert stored.keywords == {"dtype": "stored"}
     assert spilled.keywords == {"spill": ...}
     load(folder, max_memory=60 * 10**6, **stored.keywords)
     load(folder, max_memory=60 * 10**6, dtype="float32", spill=tmp_path)
-    assert "`shardload convert … --dtype float32`" in converted
-    convert(folder, tmp_path / "new", dtype="float32")
-    load(tmp_path / "new", max_memory=60 * 10**6, dtype="float32")
+    monkeypatch.chdir(tmp_path)
+    _, command, _ = converted.split("`")
+    assert run(shlex.split(command)[1:]) == 0
+    load(tmp_path / "converted", max_memory=60 * 10**6, dtype="float32")
 
 
 def test_a_copy_is_left_out(folder):
@@ -88,7 +92,8 @@ def test_a_file_with_unaligned_tensors_is_converted(tmp_path):
     torch.save(state(torch.float32), path, _use_new_zipfile_serialization=False)
     if report_of(load(path)).stated.mapped == 2 * 4 * WIDTH**2:
         pytest.skip("this torch's legacy file happens to be aligned")
-    assert cure_of(path) == "convert the files first (`shardload convert`): the new ones are mapped"
+    command = f"shardload convert {path} -o converted"
+    assert cure_of(path) == f"convert the files first (`{command}`): the new ones are mapped"
     convert(path, tmp_path / "new")
     load(tmp_path / "new", max_memory=LIMIT)
 
