@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from shardload.diagnosis.adapter_keys import LORA
 from shardload.diagnosis.finding import Case, Finding
 from shardload.errors import Wording
+from shardload.errors.wording import in_python
 from shardload.keys import collapse
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ class WithAdapterRule:
 
 def _to_keep_it(case: Case, keys: Sequence[str]) -> str:
     """Return how the adapter comes on the base: an adapter is one file, with one name in its keys."""
-    names = {
-        tuple(part for part in key.partition(".lora_")[2].split(".")[1:] if part != "weight") for key in keys
-    }
-    if case.files != 1 or not case.where or len(names - {("bias",)}) != 1:
+    leaves = {"weight", "bias"}
+    names = {tuple(p for p in key.partition(".lora_")[2].split(".")[1:] if p not in leaves) for key in keys}
+    if case.files != 1 or not case.where or len(names) != 1:
         return "no cure is known that keeps them, so save the adapter alone with PEFT's save_pretrained"
-    call = f"load_adapter(model, {case.where!r}, alpha=…, strict=False)"
+    # In Python's words: the command's --adapter has no options for these two.
+    given = f"{in_python('alpha', ...)}, {in_python('strict', False)}"
+    call = f"load_adapter(model, {case.where!r}, {given})"
     return f"to keep them, load so and then call {call}, where alpha is the lora_alpha of the training"
