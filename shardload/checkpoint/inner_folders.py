@@ -10,14 +10,14 @@ from shardload.errors import Wording
 from shardload.errors.wording import in_python
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from shardload.checkpoint.sources.source import Source
 
 _SHOWN = 3
 ADAPTERS = "adapters"
 WEIGHTS = "weights"
-_RANK = re.compile(r"mp_rank_\d+(?:_\d+)*")
+_RANK = re.compile(r"(?:^|/)mp_rank_\d+(?:_\d+)*$")
 
 
 def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
@@ -27,8 +27,10 @@ def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
     with, while `subfolder` says something about the base alone.
     """
     found = sorted(set(folders))
-    if what == WEIGHTS and (cure := _of_ranks(found)):
-        return cure
+    ranks = _ranks(found) if what == WEIGHTS else {}
+    found = [folder for folder in found if folder.rpartition("/")[0] not in ranks or not _RANK.search(folder)]
+    if not found:
+        return _of_ranks(ranks)
     paths = [os.path.join(source.label, folder) if source.is_local else folder for folder in found[:_SHOWN]]  # noqa: PTH118
     more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
     listed = ", ".join(paths) + more
@@ -46,15 +48,24 @@ def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
     )
 
 
-def _of_ranks(folders: Sequence[str]) -> str | None:
-    """Return the cure for folders that are the parts of one model, as Megatron's ranks write them; None for others."""
-    ranks = [folder for folder in folders if _RANK.fullmatch(folder.rpartition("/")[2])]
-    if len(ranks) < 2 or len({folder.rpartition("/")[0] for folder in ranks}) > 1:
-        return None
-    listed = ", ".join(ranks[:_SHOWN]) + (f" (and {len(ranks) - _SHOWN} more)" if len(ranks) > _SHOWN else "")
+def _ranks(folders: Iterable[str]) -> dict[str, list[str]]:
+    """Return the folders that are parts of one model, as Megatron's ranks write them, by the folder that holds them."""
+    found: dict[str, list[str]] = {}
+    for folder in folders:
+        if _RANK.search(folder):
+            found.setdefault(folder.rpartition("/")[0], []).append(folder)
+    return {parent: parts for parent, parts in found.items() if len(parts) > 1}
+
+
+def _of_ranks(ranks: Mapping[str, Sequence[str]]) -> str:
+    """Return the cure for models of which each is cut into such folders."""
+    texts = []
+    for parts in ranks.values():
+        more = f" (and {len(parts) - _SHOWN} more)" if len(parts) > _SHOWN else ""
+        texts.append(f"{', '.join(parts[:_SHOWN])}{more} are the {len(parts)} ranks of one model")
     return (
-        f"{listed} are the {len(ranks)} ranks of one model, as Megatron cut it, and no models of their own: "
-        "merge them with the converter of the program that trained it, and load what that writes; "
+        f"{'; '.join(texts[:_SHOWN])}: Megatron cut it, and none is a model of its own. "
+        "Merge them with the converter of the program that trained it, and load what that writes; "
         "no cure is known for the parts alone"
     )
 

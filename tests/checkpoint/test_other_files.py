@@ -119,10 +119,17 @@ def test_the_config_that_lies_beside_an_inner_folder_is_copied_into_it(tmp_path,
 
 
 def test_the_folders_of_megatrons_ranks_are_parts_of_one_model(tmp_path):
-    for name in ("mp_rank_00", "mp_rank_01"):
-        (tmp_path / name).mkdir()
-        torch.save({"model": STATE}, tmp_path / name / "model_optim_rng.pt")
+    def write(*folders):
+        for name in folders:
+            (tmp_path / name).mkdir(parents=True)
+            torch.save({"model": STATE}, tmp_path / name / "model_optim_rng.pt")
+
+    write("iter_01/mp_rank_00", "iter_01/mp_rank_01")
     cure = refused(tmp_path).cure
-    assert cure.startswith("mp_rank_00, mp_rank_01 are the 2 ranks of one model")
+    assert cure.startswith("iter_01/mp_rank_00, iter_01/mp_rank_01 are the 2 ranks of one model: ")
     assert "no cure is known for the parts alone" in cure
     assert "pass the path of one" not in cure
+    write("iter_02/mp_rank_00_000", "iter_02/mp_rank_00_001")
+    assert refused(tmp_path).cure.count("are the 2 ranks of one model") == 2
+    write("mp_rank_00")  # one rank alone is a model
+    assert refused(tmp_path).cure.endswith(f"pass the path of one: {tmp_path / 'mp_rank_00'}")
