@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardload.diagnosis import diagnose
+from shardload.diagnosis.finding_text import finding_lines
 from tests.diagnosis.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,11 @@ def test_its_twin_is_not(kind):
         assert kind.of.code not in codes
     else:
         assert kind.of.says not in text
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_what_is_printed_of_it_fits_a_screen(kind):
+    assert len("\n".join(finding_lines(diagnose(kind.of.case()))).splitlines()) <= 36
 
 
 def test_every_rule_of_the_page_has_a_case():
