@@ -137,6 +137,7 @@ def from_pretrained(
     clock, in_front = _Clock(), None
     with layout.together(timeout) if layout else nullcontext() as ranks:
         with ranks.judging() if ranks else nullcontext():
+            on = OnDevice(layout.device(device) if layout else device).device  # refused here if it is none
             place = place_of(where, keywords)
             wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
             made_of = place, keywords, wanted, config, model_class, auto_class
@@ -155,7 +156,7 @@ def from_pretrained(
             made = _Made(*_made_of(checkpoint, *made_of), wanted)
             if made.resolved.of_library and dtype != "stored":
                 made.take_one_dtype(checkpoint, noted=dtype == "auto" and stored_so is None)
-            target = made.target(quantised or stored_so, layout.device(device) if layout else device, spill)
+            target = made.target(quantised or stored_so, on, spill)
             shell = made.build(checkpoint, key_map, leniency)
             if in_front:
                 in_front.judge(shell, target)
@@ -177,8 +178,7 @@ def from_pretrained(
         )
         if in_front:
             in_front.finish(shell, OnDevice(device, made.dtype), report)
-        model = shell.model
-        switch_to_eval(model)
+        switch_to_eval(model := shell.model)
         if report.packing and not quantised:
             from shardload.loading.packed import forget_quantiser
 

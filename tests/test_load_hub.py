@@ -323,7 +323,8 @@ def test_a_branch_is_no_commit_and_the_error_prints_the_one_to_pass(hub, code, w
     for step in (from_pretrained, load_config, resolve_class):
         with pytest.raises(UntrustedCodeError) as caught:
             step(where, trust_remote_code=True, revision=revision)
-        assert f"revision={code!r}" in caught.value.cure
+        named = f"org/code@{code}" if "@" in where else f"revision={code!r}"
+        assert named in caught.value.cure
 
 
 @pytest.mark.parametrize("revision", [None, "commit"])

@@ -92,4 +92,4 @@ def test_a_broken_bin_is_no_reason_to_try_another_way(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(torch_zip(b"\x80\x02}q\x00."[:-2]))
     with pytest.raises(CorruptError):
         from_pretrained(tmp_path, model_class=lambda _: Net(), config={})
-    assert [fmt.name for fmt in FORMATS] == ["safetensors", "torch zip", "torch legacy"]
+    assert [fmt.name for fmt in FORMATS] == ["safetensors", "torch zip", "torch legacy", "gguf"]
