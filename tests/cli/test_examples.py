@@ -47,7 +47,7 @@ def test_it_runs_without_arguments_or_a_network(path, cache):
 def test_training_on_a_quantised_base_lowers_the_loss(cache):
     pytest.importorskip("bitsandbytes")
     environment = {**os.environ, "SHARDLOAD_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(EXAMPLES[0].parent / "train_int8.py"), "--steps", "2"]
+    command = [sys.executable, str(EXAMPLES[0].parent / "train_int8.py"), "--steps", "4"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=True)
     first, last = re.findall(r"loss ([0-9.]+)", done.stdout)
     assert float(last) < float(first)
