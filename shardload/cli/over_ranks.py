@@ -40,8 +40,8 @@ def local_rank() -> int:
 def gathered(report: Report) -> list[dict[str, Any]] | None:
     """Return what each rank read, took and needed, on the first rank; None on the others.
 
-    It goes by the store and not by a collective: gloo's thread lets go of a collective's tensors when it comes to it, and
-    aborts a process that ends meanwhile.
+    It goes by the store and not by a collective: gloo's thread lets go of a collective's tensors when it comes to it,
+    and aborts a process that ends meanwhile.
     """
     from torch import distributed
     from torch.distributed import distributed_c10d
