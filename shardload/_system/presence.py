@@ -89,9 +89,8 @@ class Watch:
             self._in_vain = True
             return False
         self._socket.setblocking(False)
-        self._socket.setsockopt(
-            socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
-        )  # for hosts that end without a word
+        # For hosts that end without a word.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return False
 
 

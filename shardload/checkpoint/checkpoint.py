@@ -18,6 +18,7 @@ from shardload.checkpoint.json_file import config_beside
 from shardload.checkpoint.sources import find_source
 from shardload.checkpoint.stage import Stage
 from shardload.checkpoint.unfinished import cure_of
+from shardload.dequantise.signatures import CONFIG_FIELDS
 from shardload.dtypes import FLOATS
 from shardload.errors import AccessError, CorruptError, NotFoundError
 from shardload.keys import collapse
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from shardload.where import WhereLike
 
 
-_QUANTISERS = frozenset({"quantization_config", "compression_config", "quantization_bit"})
 _PACKED = frozenset({"I32", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"})
 
 
@@ -106,7 +106,7 @@ class Checkpoint:
     @property
     def may_be_packed(self) -> bool:
         """Whether dtypes, or a config that names a quantiser, leave room for packed weights."""
-        named = self.format == "gguf" or not _QUANTISERS.isdisjoint(self.config or ())
+        named = self.format == "gguf" or any(name in (self.config or ()) for name in CONFIG_FIELDS)
         return not self.packing and (
             named or not _PACKED.isdisjoint([r.dtype for r in self.tensors.values()])
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
 from shardload.dequantise import Stored, Weight, packed_weights
+from shardload.dequantise.signatures import CONFIG_FIELDS
 from shardload.dtypes import float_code
 from shardload.errors import CorruptError, UsageError, Wording
 from shardload.keymap.dequantised import Dequantised
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import Derived
 
-_SETTINGS = ("quantization_config", "compression_config", "quantization_bit")
 QUANTISER_FILES = ("quantize_config.json", "quant_config.json")
 """Files in which older quantisers say what config.json says elsewhere."""
 
@@ -106,7 +106,7 @@ def with_plain(
 
 
 def _settings(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:
-    for name in _SETTINGS[:2]:
+    for name in CONFIG_FIELDS[:2]:
         for each in (config, config.get("text_config")):
             found = each.get(name) if isinstance(each, dict) else None
             if isinstance(found, dict) and found:
@@ -119,5 +119,5 @@ def _without_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _without_settings(value) if isinstance(value, dict) else value
         for key, value in config.items()
-        if key not in _SETTINGS
+        if key not in CONFIG_FIELDS
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shardload.dequantise.scheme import Scheme, Weight, grouped, require_finite, whole_groups
+from shardload.dequantise.scheme import Scheme, Weight, require_finite, scale_groups, whole_groups
 from shardload.dequantise.stored import require
 from shardload.errors import UnsupportedError
 
@@ -49,9 +49,7 @@ class Awq(Scheme):
         """Return (number - zero) x scale, in the dtype of the scales."""
         scales = require_finite("scales", parts["scales"].float()).t()
         values, zeros = _turned(parts["qweight"]), _turned(parts["qzeros"])
-        for view, groups in grouped(values, self.group, 0):
-            view.sub_(zeros[:, groups, None])
-            view.mul_(scales[:, groups, None])
+        scale_groups(values, self.group, 0, scales, zeros)
         return values.to(parts["scales"].dtype)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.dequantise.bits import looked_up
 from shardload.dequantise.scaled import Scaled
 from shardload.dequantise.scheme import Scheme, Weight, require_finite, whole_groups
-from shardload.dequantise.stored import require, reshaped
+from shardload.dequantise.stored import damaged, require, reshaped
 from shardload.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -137,11 +137,7 @@ def _settings(stored: Stored, state: TensorRef) -> dict[str, Any]:
 
 
 def _odd(state: TensorRef, why: str) -> CorruptError:
-    return CorruptError(
-        f"the quantiser's settings {state.name} {why}",
-        where=f"{state.shard}: {state.name}",
-        cure="fetch the file again; if it stays so, the checkpoint was packed wrongly",
-    )
+    return damaged(state, f"the quantiser's settings {state.name} {why}")
 
 
 def eight_bit_weights(stored: Stored) -> Iterator[Weight]:
@@ -151,7 +147,7 @@ def eight_bit_weights(stored: Stored) -> Iterator[Weight]:
         rows, width = packed.shape if len(packed.shape) == 2 else (0, 0)
         require(packed, (rows, width), "I8", scales)
         require(scales, (rows,), "F32", packed)
-        beside = [name for name in (f"{prefix}weight_format",) if name in stored.tensors]
+        beside = stored.there(prefix, "weight_format")
         for name in beside:
             form = stored.tensors[name]
             if form.span.nbytes <= 8 and any(stored.read(form)):
@@ -161,4 +157,4 @@ def eight_bit_weights(stored: Stored) -> Iterator[Weight]:
                 )
         scheme = Scaled("bitsandbytes int8", "int8", rows, width, (1, width), factor=7.874015718698502e-3)
         parts = (("numbers", packed), ("scales", reshaped(scales, (rows, 1))))
-        yield Weight(packed.name, scheme, (rows, width), parts, beside=tuple(beside))
+        yield Weight(packed.name, scheme, (rows, width), parts, beside=beside)

@@ -15,12 +15,12 @@ from shardload.dequantise.scheme import (
     BadValuesError,
     Scheme,
     Weight,
-    grouped,
     require_finite,
+    scale_groups,
     whole_groups,
 )
-from shardload.dequantise.stored import require, reshaped
-from shardload.errors import CorruptError, UnsupportedError
+from shardload.dequantise.stored import damaged, require, reshaped
+from shardload.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,10 +90,7 @@ class PackedInts(Scheme):
                 values = values - zeros.index_select(1, index)
             return (values * scales.index_select(1, index)).to(stored.dtype)
         values = values.contiguous()
-        for view, groups in grouped(values, self.group, 0):
-            if zeros is not None:
-                view.sub_(zeros[:, groups, None])
-            view.mul_(scales[:, groups, None])
+        scale_groups(values, self.group, 0, scales, zeros)
         return values.to(stored.dtype)
 
 
@@ -129,9 +126,8 @@ def _packed(stored: Stored, prefix: str, packed: TensorRef) -> Weight:
     if order is not None:
         parts.append(("g_idx", require(order, (width,), "I32 I64", packed)))
     scheme = PackedInts(bits, width, width // groups, zeros is not None, order is not None)
-    beside = [f"{prefix}{name}" for name in ("weight_shape", "input_scale", "input_zero_point")]
-    beside = [name for name in beside if name in stored.tensors]
-    return Weight(f"{prefix}weight", scheme, (rows, width), tuple(parts), beside=tuple(beside))
+    beside = stored.there(prefix, "weight_shape", "input_scale", "input_zero_point")
+    return Weight(f"{prefix}weight", scheme, (rows, width), tuple(parts), beside=beside)
 
 
 def _shape(stored: Stored, told: TensorRef, packed: TensorRef) -> tuple[int, int]:
@@ -139,11 +135,7 @@ def _shape(stored: Stored, told: TensorRef, packed: TensorRef) -> tuple[int, int
     content, size = stored.read(told), told.span.nbytes // 2
     rows, width = (int.from_bytes(content[at : at + size], "little", signed=True) for at in (0, size))
     if len(packed.shape) != 2 or rows != packed.shape[0] or not 0 < width <= 32 * packed.shape[1]:
-        raise CorruptError(
-            f"{told.name} says {rows} x {width}, and {packed.name} is {list(packed.shape)}",
-            where=f"{told.shard}: {told.name}",
-            cure="fetch the file again; if it stays so, the checkpoint was packed wrongly",
-        )
+        raise damaged(told, f"{told.name} says {rows} x {width}, and {packed.name} is {list(packed.shape)}")
     return rows, width
 
 
@@ -174,12 +166,5 @@ def eight_bit_ints(stored: Stored) -> Iterator[Weight]:
             in_scales_dtype=True,
             zeros=zeros is not None,
         )
-        before = name.removesuffix("weight")
-        beside = [f"{before}{other}" for other in ("input_scale", "input_zero_point")]
-        yield Weight(
-            name,
-            scheme,
-            packed.shape,
-            tuple(parts),
-            beside=tuple(each for each in beside if each in stored.tensors),
-        )
+        beside = stored.there(name.removesuffix("weight"), "input_scale", "input_zero_point")
+        yield Weight(name, scheme, packed.shape, tuple(parts), beside=beside)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shardload.dequantise.scaled import Scaled
 from shardload.dequantise.scheme import Weight
-from shardload.dequantise.stored import require, reshaped
+from shardload.dequantise.stored import damaged, require, reshaped
 from shardload.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ def _weight(
     )
     in_scales_dtype = end == "_scale" and scales.dtype in {"F16", "BF16"}
     scheme = Scaled(numbers, numbers, height, width, block, in_scales_dtype=in_scales_dtype)
-    before = name.removesuffix("weight")
-    beside = [f"{before}{other}" for other in ("input_scale", "activation_scale")]
-    return Weight(name, scheme, shape, parts, beside=tuple(each for each in beside if each in stored.tensors))
+    beside = stored.there(name.removesuffix("weight"), "input_scale", "activation_scale")
+    return Weight(name, scheme, shape, parts, beside=beside)
 
 
 def _grid(packed: TensorRef, scales: TensorRef, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -104,8 +103,7 @@ def _block(stored: Stored, packed: TensorRef, scales: TensorRef, size: int, many
 
 
 def _odd(packed: TensorRef, scales: TensorRef) -> CorruptError:
-    return CorruptError(
+    return damaged(
+        scales,
         f"{scales.name} {list(scales.shape)} is no grid of scales for {packed.name} {list(packed.shape)}",
-        where=f"{scales.shard}: {scales.name}",
-        cure="fetch the file again; if it stays so, the checkpoint was packed wrongly",
     )

@@ -11,7 +11,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from shardload.dequantise.bits import numbers
-from shardload.dequantise.scheme import BadValuesError, Scheme, Weight, require_finite, whole_groups
+from shardload.dequantise.scheme import (
+    BadValuesError,
+    Scheme,
+    Weight,
+    require_finite,
+    scale_groups,
+    whole_groups,
+)
 from shardload.dequantise.stored import require, whole_setting
 from shardload.errors import UnsupportedError
 
@@ -60,7 +67,7 @@ class Gptq(Scheme):
             cuts["g_idx"] = ((0, columns.start, len(columns)),)
         return cuts
 
-    def decode(self, parts: Mapping[str, torch.Tensor], rows: range, columns: range) -> torch.Tensor:
+    def decode(self, parts: Mapping[str, torch.Tensor], rows: range, columns: range) -> torch.Tensor:  # noqa: ARG002
         """Return scale x (number - zero), in the dtype of the scales."""
         import torch
 
@@ -71,10 +78,7 @@ class Gptq(Scheme):
         index = _in_order(columns.start, columns.stop, self.group)
         in_order = not self.ordered or torch.equal(parts["g_idx"].to(index.dtype), index)
         if in_order and columns.start % self.group == 0 and len(columns) % self.group == 0:
-            groups = slice(columns.start // self.group, columns.stop // self.group)
-            grouped = values.view(len(rows), -1, self.group)
-            grouped -= zeros[groups].t()[..., None]
-            grouped *= scales[groups].t()[..., None]
+            scale_groups(values, self.group, columns.start // self.group, scales.t(), zeros.t())
             return values.to(stored.dtype)
         index = index if in_order else parts["g_idx"].to(index.dtype)
         if bool((index < 0).any()) or bool((index >= len(scales)).any()):

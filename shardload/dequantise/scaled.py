@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from shardload.dequantise.bits import looked_up
-from shardload.dequantise.scheme import Scheme, grouped, require_finite, whole_groups
+from shardload.dequantise.scheme import Scheme, require_finite, scale_groups, whole_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,10 +81,7 @@ class Scaled(Scheme):
             index = torch.tensor([self._grid_row(row) - first for row in rows], device="cpu")
             scales = scales.index_select(0, index)
             zeros = None if zeros is None else zeros.index_select(0, index)
-        for view, groups in grouped(values, self.block[1], columns.start // self.block[1]):
-            if zeros is not None:
-                view.sub_(zeros[:, groups, None])
-            view.mul_(scales[:, groups, None])
+        scale_groups(values, self.block[1], columns.start // self.block[1], scales, zeros)
         if self.factor != 1.0:
             values *= self.factor
         return values.to(stored.dtype) if self.in_scales_dtype else values

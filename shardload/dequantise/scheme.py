@@ -108,3 +108,13 @@ def grouped(values: torch.Tensor, size: int, first: int) -> list[tuple[torch.Ten
     if columns % size:
         views.append((values[:, None, count * size :], slice(first + count, first + count + 1)))
     return views
+
+
+def scale_groups(
+    values: torch.Tensor, size: int, first: int, scales: torch.Tensor, zeros: torch.Tensor | None = None
+) -> None:
+    """Make values (value - zero) x scale, in place: `scales` and `zeros` are [rows, groups], groups as in `grouped`."""
+    for view, groups in grouped(values, size, first):
+        if zeros is not None:
+            view.sub_(zeros[:, groups, None])
+        view.mul_(scales[:, groups, None])

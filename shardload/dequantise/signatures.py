@@ -23,6 +23,9 @@ ENDS = (("_blocks", "_scales"), "MXFP4")
 FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
 """The dtypes in which weights are numbers by themselves, up to a scale."""
 
+CONFIG_FIELDS = ("quantization_config", "compression_config", "quantization_bit")
+"""The fields of config.json that name a quantiser."""
+
 READABLE = frozenset(
     {
         "GPTQ",

@@ -38,6 +38,10 @@ class Stored:
             if name.endswith(end):
                 yield name[: -len(end)], ref
 
+    def there(self, prefix: str, *names: str) -> tuple[str, ...]:
+        """Return which of some names, with what stands before them, are stored."""
+        return tuple(name for each in names if (name := f"{prefix}{each}") in self.tensors)
+
     def part(self, name: str, beside: TensorRef) -> TensorRef:
         """Return the header of a part. Raises CorruptError where it is not stored."""
         ref = self.tensors.get(name)
@@ -56,15 +60,23 @@ def require(ref: TensorRef, shape: tuple[int, ...], dtypes: str, of: TensorRef) 
     `dtypes` are codes with spaces between them.
     """
     if ref.shape != shape or ref.dtype not in dtypes.split():
-        raise CorruptError(
+        raise damaged(
+            ref,
             f"{ref.name} is {ref.dtype} {list(ref.shape)}; beside {of.name} {list(of.shape)} it has to be "
             f"{dtypes.replace(' ', ' or ')} {list(shape)}",
-            where=f"{ref.shard}: {ref.name}",
-            cure="fetch the file again; if it stays so, the checkpoint was packed wrongly",
         )
     if ref.strides is not None:
         raise UnsupportedError(f"{ref.name} is stored transposed", where=f"{ref.shard}: {ref.name}")
     return ref
+
+
+def damaged(ref: TensorRef, what: str) -> CorruptError:
+    """Return the error for a stored part that no packer writes."""
+    return CorruptError(
+        what,
+        where=f"{ref.shard}: {ref.name}",
+        cure="fetch the file again; if it stays so, the checkpoint was packed wrongly",
+    )
 
 
 def reshaped(ref: TensorRef, shape: tuple[int, ...], dtype: str | None = None) -> TensorRef:

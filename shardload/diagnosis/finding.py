@@ -74,9 +74,8 @@ class Case:
     @cached_property
     def solution(self) -> Solution:
         """What pairing the keys of both sides has found, and the map of it, tried on the headers."""
-        beside = set(
-            self.adapter_keys
-        )  # they have no place in the model, and would outnumber those that have
+        # These have no place in the model, and would outnumber those that have.
+        beside = set(self.adapter_keys)
         faulty = {*self.unexpected, *self.shape_mismatches} - beside
         open_slots = {*self.missing, *self.shape_mismatches}
         fitting = {key for key, ref in self.stored.items() if self.slots.get(key) == ref.shape}

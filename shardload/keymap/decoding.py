@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from shardload._system.fresh_pages import FreshPages
 from shardload.dequantise import BadValuesError
-from shardload.errors import CorruptError
+from shardload.dequantise.stored import damaged
 from shardload.keymap.dequantised import block_of
 from shardload.keymap.views import narrowed_view, strides_of
 
@@ -60,11 +60,8 @@ def decode(tensor: Dequantised, parts: Mapping[str, torch.Tensor], place: torch.
             _Writer(tensor, parts).write(tensor.view, place)
     except BadValuesError as error:
         ref = dict(weight.parts)[error.role]
-        raise CorruptError(
-            f"{ref.name}, a part of a weight in {weight.scheme.label}, {error.why}",
-            where=f"{ref.shard}: {ref.name}",
-            cure="fetch the file again; if it stays so, the checkpoint was packed wrongly",
-        ) from None
+        what = f"{ref.name}, a part of a weight in {weight.scheme.label}, {error.why}"
+        raise damaged(ref, what) from None
 
 
 class _Writer:
@@ -93,9 +90,8 @@ class _Writer:
         if numbers.dtype != place.dtype and numbers.itemsize == place.itemsize:
             numbers = numbers.float()  # torch casts float16 to bfloat16 one number at a time
         turned = view.strides is not None and len(view.shape) > 1
-        if (
-            turned
-        ):  # a cast that turns is slow, and so is turning anything but a matrix into one that is packed
+        # A cast that turns is slow, and so is turning anything but a matrix into one that is packed.
+        if turned:
             numbers = numbers.to(place.dtype)
         found = numbers.as_strided(view.shape, block.strides, block.offset)
         place.copy_(found.squeeze().contiguous().view(view.shape) if turned else found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from shardload.keymap.views import contiguous_strides, narrowed_view, transposed_view
+from shardload.keymap.views import narrowed_view, strides_of, transposed_view
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Block:
 def block_of(view: TensorRef, weight: Weight) -> Block:
     """Return the smallest block that can be decoded alone and holds a view of the plain weight, which is not empty."""
     width, whole = weight.columns, range(weight.columns)
-    strides = contiguous_strides(view.shape) if view.strides is None else view.strides
+    strides = strides_of(view)
     first = view.span.start * 8 // DTYPE_BITS[view.dtype]
     steps = [(size - 1, stride) for size, stride in zip(view.shape, strides, strict=True) if size > 1]
     last = first + sum(count * stride for count, stride in steps)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from shardload._system.heap import give_back
 from shardload.errors import MismatchError
 from shardload.keys import collapse
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     import torch
+    from torch import nn
 
     from shardload.model.shell import Shell
     from shardload.placement.target import Target
@@ -41,9 +40,7 @@ class ClassValues:
         Raises MismatchError for names that the class leaves uninitialised.
         """
         modules = dict(modules_of(shell.model))
-        lacking = {
-            name: tensor for name in names if (tensor := _get(modules, name)) is not None and tensor.is_meta
-        }
+        lacking = [name for name in names if (old := _get(modules, name)) is not None and old.is_meta]
         # A buffer has its values already, unless the class left its memory uninitialised.
         bad = [name for name in names if name in self.uninitialised]
         bad += [name for name in lacking if name not in self.values]
@@ -53,16 +50,12 @@ class ClassValues:
                 + ("the class leaves it uninitialised" if shell.make else "build_shell did not make it"),
                 cure="initialise it in the class's constructor, or build the module for real and pass it to fill()",
             )
-        for name, old in lacking.items():
+        for name in lacking:
             prefix, _, leaf = name.rpartition(".")
-            placed = target.place(name, self.values[name])
-            is_parameter = (
-                isinstance(placed, nn.Parameter) and type(placed) is not nn.Parameter
-            )  # a quantised one
-            made = placed if is_parameter else nn.Parameter(placed, requires_grad=old.requires_grad)
-            setattr(modules[f"{prefix}." if prefix else ""], leaf, made)
-        retie(shell, set(lacking))
-        kept = [name for name in names if name not in lacking]
+            target.put(modules[f"{prefix}." if prefix else ""], leaf, target.place(name, self.values[name]))
+        made = set(lacking)
+        retie(shell, made)
+        kept = [name for name in names if name not in made]
         return [
             *(f"{pattern}: not in the checkpoint, initialised by the class" for pattern in collapse(lacking)),
             *(f"{pattern}: not in the checkpoint, kept as it was" for pattern in collapse(kept)),

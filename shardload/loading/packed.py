@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.plain_weights import weights_in, with_plain
+from shardload.dequantise.signatures import CONFIG_FIELDS
 from shardload.diagnosis.quantised import UNREADABLE, plain_cures
 from shardload.errors import Cures, ShardloadError, UnsupportedError
 from shardload.keymap.dequantised import Dequantised
@@ -87,7 +88,7 @@ def checked(findings: Sequence[Finding], checkpoint: Checkpoint) -> tuple[Findin
 def forget_quantiser(model: nn.Module) -> None:
     """Take the quantiser out of the config of a model whose weights are plain now: a saved one would name it."""
     config = getattr(model, "config", None)
-    for name in ("quantization_config", "compression_config"):
+    for name in CONFIG_FIELDS[:2]:
         if name in getattr(config, "__dict__", ()):
             delattr(config, name)
 

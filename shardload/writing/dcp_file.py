@@ -18,6 +18,7 @@ from shardload.checkpoint.formats.torch_globals import STORAGES
 from shardload.checkpoint.index import DISTRIBUTED
 from shardload.checkpoint.shard import DTYPES
 from shardload.errors import UnsupportedError
+from shardload.keymap.views import contiguous_strides
 from shardload.tensor_ref import TORCH_NAMES, torch_shape
 from shardload.writing.output import OutputShard, OutputTensor, grouped
 from shardload.writing.pickle_writer import Call, Name, Object, Outside, pickled
@@ -180,7 +181,7 @@ def _pickled(tensor: OutputTensor) -> bytes:
             f"this torch has no dtype for {tensor.dtype}", where=tensor.name, cure="use a newer torch"
         )
     size = torch_shape(tensor.dtype, tensor.shape)
-    place = (0, size, _strides(size), False, Call(Name("collections", "OrderedDict"), ()))
+    place = (0, size, contiguous_strides(size), False, Call(Name("collections", "OrderedDict"), ()))
     if tensor.dtype in _TYPED:
         storage = Outside(
             ("storage", Name("torch", f"{_TYPED[tensor.dtype]}Storage"), "0", "cpu", prod(size))
@@ -189,11 +190,3 @@ def _pickled(tensor: OutputTensor) -> bytes:
     storage = Outside(("storage", Name("torch.storage", "UntypedStorage"), "0", "cpu", tensor.nbytes))
     dtype = Name("torch", TORCH_NAMES[tensor.dtype])
     return pickled(Call(Name("torch._utils", "_rebuild_tensor_v3"), (storage, *place, dtype)))
-
-
-def _strides(size: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for n in reversed(size):
-        strides.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(strides))

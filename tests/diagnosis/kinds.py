@@ -10,6 +10,12 @@ from tests.diagnosis.quantised_kinds import QUANTISED
 from tests.diagnosis.sides import CONFIG, Kind, Shapes, Side, decoder
 
 D = decoder()
+INT4: Shapes = {
+    "embed.weight": (110, 32), "lm_head.weight": (110, 32), "score.weight": (7, 32), "fc.weight": (64, 16),
+}  # fmt: skip
+WITHOUT: Shapes = {
+    "embed.weight": (100, 32), "lm_head.weight": (100, 32), "score.weight": (5, 32), "fc.weight": (64, 32),
+}  # fmt: skip
 LINEAR: Shapes = {"norm.weight": (32,), "fc.weight": (64, 32), "out.weight": (32, 64), "head.weight": (7, 32)}
 
 
@@ -316,36 +322,16 @@ KINDS = [
         "packed int4, and a vocabulary",
         Side(
             "`quantization_bit` is read before sizes are blamed",
-            {
-                "embed.weight": (110, 32),
-                "lm_head.weight": (110, 32),
-                "score.weight": (7, 32),
-                "fc.weight": (64, 16),
-            },
-            {
-                "embed.weight": (100, 32),
-                "lm_head.weight": (100, 32),
-                "score.weight": (5, 32),
-                "fc.weight": (64, 32),
-            },
+            INT4,
+            WITHOUT,
             "E-INT4",
             {**CONFIG, "quantization_bit": 4},
             {"fc.weight": "I8"},
         ),
         Side(
             "without the field, and with most sizes other",
-            {
-                "embed.weight": (110, 32),
-                "lm_head.weight": (110, 32),
-                "score.weight": (7, 32),
-                "fc.weight": (64, 16),
-            },
-            {
-                "embed.weight": (100, 32),
-                "lm_head.weight": (100, 32),
-                "score.weight": (5, 32),
-                "fc.weight": (64, 32),
-            },
+            INT4,
+            WITHOUT,
             "E-CONFIG",
             dtype={"fc.weight": "I8"},
         ),

@@ -18,6 +18,7 @@ from shardload.checkpoint.formats.torch_globals import (
     Unreadable,
 )
 from shardload.errors import CorruptError, UnsupportedError
+from shardload.keymap.views import contiguous_strides
 
 if TYPE_CHECKING:
     from shardload.checkpoint.sources.source import SourceFile
@@ -79,7 +80,7 @@ class DcpIndex:
                 leaf = Unreadable("a tensor of a dtype without a code")
             elif saved is not None:
                 storage = Storage(key, saved.code, "", 0)
-                leaf = PickledTensor(storage, 0, saved.size, _packed(saved.size), saved.code or "")
+                leaf = PickledTensor(storage, 0, saved.size, contiguous_strides(saved.size), saved.code or "")
             place = top
             for part in path[:-1]:
                 inner = place.setdefault(part, {})
@@ -179,11 +180,3 @@ def _path(key: str, path: Any) -> tuple[str, ...]:
     if not all(type(part) in {str, int} for part in path):
         return (key,)
     return tuple(map(str, path))
-
-
-def _packed(size: Numbers) -> Numbers:
-    strides, step = [], 1
-    for n in reversed(size):
-        strides.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(strides))

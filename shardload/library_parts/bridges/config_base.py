@@ -114,9 +114,8 @@ class _OfTheClass(property):
 def config_base() -> Any:
     """Return `PreTrainedConfig`; the library's own mixin makes the settings of rotary embeddings."""
     rotary = part_module("modeling_rope_utils").RotaryEmbeddingConfigMixin
-    standardize = (
-        rotary.standardize_rope_params
-    )  # the stand-in has one for configs of 4.x, which does nothing
+    # The stand-in has one for configs of 4.x, which does nothing.
+    standardize = rotary.standardize_rope_params
     return dataclasses.make_dataclass(
         "PreTrainedConfig",
         [],
