@@ -2,7 +2,7 @@
 
     python scripts/doctor_families.py development
     python scripts/doctor_families.py held-out > table.md
-    python scripts/doctor_families.py held-out first    # of the first split, which is used up
+    python scripts/doctor_families.py held-out first    # of the first split, which is used up; `second` is too
 
 Needs transformers (the extra `oracles`). tests/diagnosis/halves.py has the rule of the split and of the counts.
 """
@@ -17,18 +17,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from shardload.keys import collapse
 from tests.diagnosis import corpus
-from tests.diagnosis.halves import is_held_out, is_held_out_again
+from tests.diagnosis.halves import is_held_out, is_held_out_again, is_held_out_third
 from tests.diagnosis.scoring import Score, score
 
-_SPLITS = {"first": is_held_out, "second": is_held_out_again}
+_SPLITS = {"first": is_held_out, "second": is_held_out_again, "third": is_held_out_third}
 
 
 def main() -> None:
     """Print the table of one half and its sums."""
-    half, split = (*sys.argv[1:], *("development", "second")[len(sys.argv) - 1 :])[:2]
-    if half not in {"development", "held-out"} or split not in _SPLITS:
+    half, name = (*sys.argv[1:], *("development", "third")[len(sys.argv) - 1 :])[:2]
+    if half not in {"development", "held-out"} or name not in _SPLITS:
         sys.exit(__doc__)
-    held_out = _SPLITS[split]
+    held_out = _SPLITS[name]
     chosen, shared, unseen = [], set(), []
     for family, package in corpus.families().items():
         pair = corpus.build(family)
@@ -36,11 +36,11 @@ def main() -> None:
             continue
         if held_out(package) == (half == "held-out"):
             chosen.append((_scored(pair), pair.shared_with))
-            unseen += [chosen[-1][0]] if is_held_out(package) and is_held_out_again(package) else []
+            unseen += [chosen[-1][0]] if all(split(package) for split in _SPLITS.values()) else []
         else:
             shared.add(pair.shared_with)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-    print(f"half: {half}; split: {split}; engine: commit {commit.strip()}; transformers {_version()}\n")
+    print(f"half: {half}; split: {name}; engine: commit {commit.strip()}; transformers {_version()}\n")
     print("| family | keys | right | applied | wrong | missed |\n|---|---|---|---|---|---|")
     for result, _ in chosen:
         missed = "; ".join(f"`{pattern}`" for pattern in collapse(result.missed)[:4])
@@ -52,7 +52,7 @@ def main() -> None:
     own = [result for result, conversions in chosen if conversions not in shared]
     print(_sums("with a conversion that no family of the other half has", own))
     if unseen:
-        print(_sums("held out by both splits", unseen))
+        print(_sums("held out by all splits", unseen))
 
 
 def _scored(pair: corpus.Pair) -> Score:

@@ -19,6 +19,10 @@ are mended by looking at its development half alone, and its held-out half is ru
 its held-out families were in the development half of the first split, so they are held out from what was learnt since,
 not from all that was learnt. Those that were held out both times are counted apart.
 
+The third split asks once more, as the second one's held-out half has been run and its misses printed. It too was
+committed before anything was run on it; rules are mended by looking at its development half alone, and its held-out
+half is run once at the end. The families that all three splits held out are counted apart.
+
 Families that share their conversion with one of the development half are counted in the whole, and once more apart.
 """
 
@@ -35,3 +39,8 @@ def is_held_out(family: str) -> bool:
 def is_held_out_again(family: str) -> bool:
     """Whether a family belongs to the held-out half of the second split: the same byte, of `second split: NAME`."""
     return hashlib.sha256(f"second split: {family}".encode()).digest()[0] % 2 == 1
+
+
+def is_held_out_third(family: str) -> bool:
+    """Whether a family belongs to the held-out half of the third split: the same byte, of `third split: NAME`."""
+    return hashlib.sha256(f"third split: {family}".encode()).digest()[0] % 2 == 1
