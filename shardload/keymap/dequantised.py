@@ -84,6 +84,12 @@ class Dequantised:
         cuts = self.weight.scheme.cuts(block.rows, block.columns)
         return {role: _cut(ref, cuts.get(role, ())) for role, ref in self.weight.parts}
 
+    def decoded_to(self, code: str) -> Dequantised:
+        """Return the same tensor in the dtype of a code."""
+        start = self.view.span.start * DTYPE_BITS[code] // DTYPE_BITS[self.dtype]
+        length = self.view.span.nbytes * DTYPE_BITS[code] // DTYPE_BITS[self.dtype]
+        return replace(self, view=replace(self.view, dtype=code, span=Span(start, start + length)))
+
     def seen(self, operation: Callable[..., TensorRef], *arguments: Any) -> Dequantised:
         """Return the tensor that an operation on views makes of this one."""
         return replace(self, view=operation(self.view, *arguments))

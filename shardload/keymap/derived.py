@@ -128,6 +128,16 @@ def stored_as(name: str, tensor: Derived) -> TensorRef:
     return TensorRef(name, tensor.dtype, tensor.shape, "", Span(0, tensor.nbytes))
 
 
+def decoded_to(tensor: Derived | Filled, code: str) -> Derived | Filled:
+    """Return the tensor with its packed weights decoded to the dtype of a code; stored tensors keep theirs."""
+    if isinstance(tensor, Dequantised):
+        return tensor if tensor.dtype == code else tensor.decoded_to(code)
+    if not isinstance(tensor, Joined) or not any(isinstance(piece, Dequantised) for piece in pieces(tensor)):
+        return tensor
+    parts = tuple(decoded_to(part, code) for part in tensor.parts)
+    return Joined(_common([part.dtype for part in parts]), tensor.shape, tensor.dim, parts)
+
+
 def narrowed(tensor: Derived | Filled, dim: int, start: int, length: int) -> Derived | Filled:
     """Return `length` entries of one dimension, from `start`, as `torch.narrow` does."""
     size = tensor.shape[dim]

@@ -41,8 +41,8 @@ _WEIGHTS = (
 def files_beside(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> dict[str, bytes | Path]:
     """Return the files of a checkpoint's repo that hold no weights, by name, with `config` as config.json.
 
-    An unchanged config keeps its bytes. Subfolders with weights are left out: each is another model, an adapter, a
-    training state or another format.
+    An unchanged config keeps its bytes; a GGUF file's own is written. Subfolders with weights are left out: each is
+    another model, an adapter, a training state or another format.
     """
     source = checkpoint.source
     names = [name for name in source.names() if not is_hidden(name)]
@@ -54,7 +54,8 @@ def files_beside(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> di
     }
     if checkpoint.packing:  # what said how the weights were packed
         files = {name: file for name, file in files.items() if name not in QUANTISER_FILES}
-    if "config.json" in files and (config != checkpoint.config or checkpoint.packing):
+    made = bool(config) and checkpoint.format == "gguf"
+    if made or ("config.json" in files and (config != checkpoint.config or checkpoint.packing)):
         files["config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     return files
 

@@ -111,9 +111,9 @@ def test_a_lora_on_an_int8_base_learns_reloads_and_merges(folder, tmp_path):
     shardload.save(base(load_in_8bit=True), tmp_path / "int8")
     with pytest.raises(shardload.UnsupportedError, match="quantised") as caught:
         shardload.merge_to_disk(tmp_path / "int8", adapter, tmp_path / "merged")
-    assert "shardload convert" in caught.value.cure
+    assert "dtype='bfloat16'" in caught.value.cure
     shardload.convert(tmp_path / "int8", tmp_path / "plain", dtype="float32")
-    shardload.merge_to_disk(tmp_path / "plain", adapter, tmp_path / "merged")
+    shardload.merge_to_disk(tmp_path / "int8", adapter, tmp_path / "merged", dtype="float32")
     plain = dict(shardload.open_checkpoint(tmp_path / "plain").items(copy=True))
     merged = dict(shardload.open_checkpoint(tmp_path / "merged").items(copy=True))
     import bitsandbytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from shardload.adapters.merging.workers import Workers
 from shardload.adapters.source import read_content
 from shardload.adapters.values import read_values
 from shardload.errors import Cures, UnsupportedError, Wording
+from shardload.keymap.derived import decoded_to
 from shardload.placement.taken import Taken
 from shardload.placement.target import TargetAround
 from shardload.tensor_ref import DTYPE_BITS
@@ -72,8 +73,10 @@ class MergingTarget(TargetAround):
         return self.inner.assigns
 
     def part(self, key: str, tensor: Derived) -> Derived:
-        """Return what the target inside reads; all of a tensor that the adapter changes."""
-        return tensor if key in self.changes else self.inner.part(key, tensor)
+        """Return what the target inside reads; all of a tensor that the adapter changes, in float32 if it is packed."""
+        if key not in self.changes:
+            return self.inner.part(key, tensor)
+        return cast("Derived", decoded_to(tensor, "F32"))
 
     def result_bytes(self, key: str, tensor: Derived) -> Taken:
         """Return what the target inside takes; for a changed tensor its result, anonymous or in the spill's file."""

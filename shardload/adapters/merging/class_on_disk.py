@@ -19,7 +19,8 @@ from shardload.adapters.module_index import ModuleIndex
 from shardload.adapters.published import Names
 from shardload.errors import ShardloadError, UnsupportedError, Wording
 from shardload.keymap import leaves
-from shardload.keymap.derived import Derived, Filled, Joined
+from shardload.keymap.dequantised import Dequantised
+from shardload.keymap.derived import Derived, Filled, Joined, pieces
 from shardload.model.shell import Shell, build_shell
 from shardload.remote_code.auto_map import choose_model
 from shardload.remote_code.classes import resolve_class
@@ -74,8 +75,9 @@ class ClassOnDisk:
         parts: dict[str, Change] = {}
         for name, change in changes.items():
             ref = mapped.get(name)
-            if isinstance(ref, TensorRef) and stored.get(ref.name) == ref:
-                moved[ref.name] = replace(change, name=ref.name)
+            key = name if ref is None or isinstance(ref, Joined) else _stored_name(ref)
+            if ref is not None and stored.get(key) == ref:
+                moved[key] = replace(change, name=key)
             else:
                 parts[name] = change
         if parts:
@@ -97,7 +99,7 @@ class ClassOnDisk:
         stored = self.checkpoint.tensors
         other = []
         for name in parts:
-            made_of = {leaf.name for leaf in leaves(mapped[name])} if name in mapped else set()
+            made_of = {_stored_name(piece) for piece in pieces(mapped[name])} if name in mapped else set()
             fits = all(key in back and back[key].shape == stored[key].shape for key in made_of)
             if not made_of or not fits or again.get(name) != names.tensors[name]:
                 other.append(name)
@@ -105,6 +107,10 @@ class ClassOnDisk:
             raise _apart(
                 f"the adapter changes {len(other)} parameters that the base stores in another way", other
             )
+
+
+def _stored_name(piece: TensorRef | Dequantised) -> str:
+    return piece.weight.name if isinstance(piece, Dequantised) else piece.name
 
 
 def _of_parts(parts: Mapping[str, Change], names: Names, back: Mapping[str, Derived]) -> dict[str, Change]:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from shardload.adapters.module_index import ModuleIndex
-from shardload.checkpoint.items import in_one_piece
 from shardload.checkpoint.shard import DTYPES
 from shardload.errors import UnsupportedError, Wording
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from shardload.adapters.adapter import AdapterContent, LoraEntry
     from shardload.checkpoint.checkpoint import Checkpoint
-    from shardload.tensor_ref import TensorRef
+    from shardload.keymap import Derived
 
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -41,7 +40,7 @@ def skeleton_of(checkpoint: Checkpoint, content: AdapterContent, config: Mapping
     UnsupportedError for a square weight that may be transposed or not.
     """
     owners: dict[str, Parts] = {}
-    for name, ref in in_one_piece(checkpoint.tensors, checkpoint.label).items():
+    for name, ref in checkpoint.tensors.items():
         path, _, attribute = name.rpartition(".")
         owners.setdefault(path, {})[attribute] = _on_meta(ref)
     root = nn.Module()
@@ -86,7 +85,7 @@ def _type_embeddings(
             _replace(modules, place, _embedding(parts["weight"], parts))
 
 
-def _on_meta(ref: TensorRef) -> torch.Tensor:
+def _on_meta(ref: Derived) -> torch.Tensor:
     # A dtype that torch lacks can't be merged; it is declined by its stored name later.
     return torch.empty(ref.shape, dtype=DTYPES.get(ref.dtype, torch.uint8), device="meta")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ from shardload.adapters.merging.survival import MergedTensor, warnings_of
 from shardload.adapters.merging.tied import has_to_be_untied
 from shardload.adapters.merging.workers import Workers
 from shardload.checkpoint.checkpoint import open_checkpoint
+from shardload.checkpoint.plain_weights import dequantised, weights_in
 from shardload.dtypes import parse_dtype
 from shardload.errors import Cures, UnsupportedError, Wording
 from shardload.keywords import entry_point, place_of
@@ -74,7 +74,8 @@ def merge_to_disk(
     `base` and each adapter: a folder, a file, or `org/name[@revision]` on the Hub (`revision`, `subfolder` and
     `variant` are the base's). `adapters` is one, or a list of them or of (adapter, weight) pairs; their deltas add
     up. The maths is in fp32 (fp64 where base or adapter are), rounded once to `dtype`: "base" keeps every stored
-    dtype, another casts all floating tensors but for those that the base's class of transformers keeps in float32.
+    dtype, another casts all floating tensors but for those that the base's class of transformers keeps in float32. A
+    quantised base needs one: its packed weights are decoded block by block, and come out plain with the delta in them.
     `rounding="stochastic"` keeps small deltas on average, and is reproducible by `seed`. For one adapter and "nearest"
     the result is bit for bit what PEFT merges.
 
@@ -84,9 +85,9 @@ def merge_to_disk(
     has no weights: a run that was killed is completed by the same call. `verify` reads back what was written. `alpha`
     and `enable_lora` are as in `load_adapter`, for all adapters.
 
-    Raises what `load_adapter` raises for the adapters, UnsupportedError for what can't be merged (quantised bases,
-    tied embeddings that are stored once, convolutions with groups), CorruptError for a result that is not finite or
-    a file that changed meanwhile, UsageError, NoSpaceError.
+    Raises what `load_adapter` raises for the adapters, UnsupportedError for what can't be merged (packings that are not
+    read, tied embeddings that are stored once, convolutions with groups), CorruptError for a result that is not finite
+    or a file that changed meanwhile, UsageError, NoSpaceError.
     """
     start = time.perf_counter()
     options = ReadOptions.of(alpha, enable_lora, strict=strict)
@@ -96,8 +97,7 @@ def merge_to_disk(
     listed = list(adapters) if isinstance(adapters, (list, tuple)) else [adapters]
 
     place = place_of(base, keywords)
-    checkpoint = open_checkpoint(place)
-    refuse_quantised(checkpoint)
+    checkpoint = _plain(open_checkpoint(place), wanted)
     changes, reports, files = changes_on_disk(checkpoint, listed, options, place)
     refuse_packed(checkpoint, changes)
     untied = has_to_be_untied(checkpoint, changes)
@@ -178,21 +178,34 @@ def _changed(
     return changed
 
 
-def refuse_quantised(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedError for a base whose config says that it is quantised."""
+def _plain(checkpoint: Checkpoint, dtype: torch.dtype | None) -> Checkpoint:
+    """Return a base as if its packed weights were stored plain. Raises UnsupportedError for one that stays packed."""
+    if not checkpoint.may_be_packed:
+        return checkpoint
+    if dtype is not None:
+        checkpoint = dequantised(checkpoint, dtype)
+    elif weights := weights_in(checkpoint):
+        raise UnsupportedError(
+            f"the base is quantised ({weights[0].scheme.label}): its packed weights have no room for a delta",
+            where=checkpoint.label,
+            cure=Cures(
+                Wording(
+                    "pass {dtype}, or float16 or float32: the delta is added to the dequantised weights, and the "
+                    "result is plain",
+                    dtype="bfloat16",
+                ),
+                "attach the adapter unmerged",
+            ),
+        )
     settings = (checkpoint.config or {}).get("quantization_config")
     if settings:
         method = settings.get("quant_method", "unnamed") if isinstance(settings, dict) else "unnamed"
         raise UnsupportedError(
-            f"the base is quantised ({method}): its packed weights have no room for a delta",
+            f"the base is quantised ({method}): its packed weights have no room for a delta, and can't be made plain",
             where=f"{checkpoint.label}: config.json",
-            cure=Cures(
-                "merge into the full-precision base",
-                "make the base plain first, and merge into that: "
-                f"shardload convert {quote(checkpoint.label)} -o plain --dtype bfloat16",
-                "attach the adapter unmerged",
-            ),
+            cure=Cures("merge into the full-precision base", "attach the adapter unmerged"),
         )
+    return checkpoint
 
 
 def resized_rows(checkpoint: Checkpoint, changes: Changes) -> tuple[int, int] | None:
