@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     )
     from shardload.forecast import Forecast, plan_load
     from shardload.keymap import KeyMap
-    from shardload.load import from_pretrained, load_config, resolve_class
+    from shardload.load import from_pretrained
     from shardload.loading.fill import check, fill
     from shardload.loading.provenance import report_of
     from shardload.loading.report import Report
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from shardload.placement.device import OnDevice
     from shardload.placement.quantised import Quantised
     from shardload.processor import load_processor
+    from shardload.repo_class import load_config, resolve_class
     from shardload.saving import save
     from shardload.tensor_ref import TensorRef
     from shardload.tokenizer import load_tokenizer
@@ -119,7 +120,7 @@ _HOMES = {
     "loading.fill": ("check", "fill"),
     "forecast": ("Forecast", "plan_load"),
     "keymap": ("KeyMap",),
-    "load": ("from_pretrained", "load_config", "resolve_class"),
+    "load": ("from_pretrained",),
     "_system.progress": ("Progress",),
     "loading.provenance": ("report_of",),
     "loading.report": ("Report",),
@@ -130,6 +131,7 @@ _HOMES = {
     "placement.quantised": ("Quantised",),
     "tensor_ref": ("TensorRef",),
     "processor": ("load_processor",),
+    "repo_class": ("load_config", "resolve_class"),
     "tokenizer": ("load_tokenizer",),
     "compare.verify": ("Verification", "verify"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,6 @@ from shardload import remote_code
 from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.shard import DTYPES
-from shardload.checkpoint.sources import find_source
 from shardload.dtypes import parse_dtype
 from shardload.errors import MismatchError, UnsupportedError
 from shardload.keywords import entry_point, place_of, trust_of
@@ -33,19 +32,21 @@ from shardload.remote_code.plain_config import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import Unpack
 
+    from shardload._system.agreement import Agreement
     from shardload._system.progress import ProgressOption
     from shardload.adapters.on_load import AdapterOnLoad
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import KeyMap, Names
-    from shardload.keywords import ModelKeywords, RepoKeywords
+    from shardload.keywords import ModelKeywords
     from shardload.loading.leniency import Patterns
+    from shardload.loading.prefix_on_load import PrefixOnLoad
     from shardload.loading.report import Report
     from shardload.model.shell import Shell
     from shardload.placement.layout import Layout
@@ -129,212 +130,201 @@ def from_pretrained(
     `report_of(model)` returns the report of the load. Keywords of other loaders (`device_map`, `torch_dtype`, …) are
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
-    asked = quantization_config is not None or load_in_8bit or load_in_4bit
-    quantised = Quantisation.of(quantization_config, load_in_8bit, load_in_4bit) if asked else None
-    beside: Any = {"merge": merge or None, "prefix": prefix, "quantization_config": quantised}
+    quantised = _quantisation(quantization_config, load_in_8bit, load_in_4bit)
+    beside = {"merge": merge or None, "prefix": prefix, "quantization_config": quantised}
     layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
-    leniency: Any = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
-    clock, in_front = _Clock(), None
-    with layout.together(timeout) if layout else nullcontext() as ranks:
-        with ranks.judging() if ranks else nullcontext():
+    leniency = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
+    load = _Load(model_class, auto_class, config, dtype, quantised, key_map, leniency, keywords)
+    with _together(layout, timeout) as ranks:
+        with ranks.judging():
             on = OnDevice(layout.device(device) if layout else device).device  # refused here if it is none
-            place = place_of(where, keywords)
-            wanted = None if dtype in ("auto", "stored") else parse_dtype(dtype)
-            made_of = place, keywords, wanted, config, model_class, auto_class
-            checkpoint = _opened(place, lambda each: _shell_of(each, *made_of), key_map)
+            load.open(where)
             if prefix is not None:
-                from shardload.loading.prefix_on_load import PrefixOnLoad
-
-                in_front = PrefixOnLoad(place.elsewhere(prefix))
-                checkpoint, config = in_front.on(checkpoint, config)
-                made_of = place, keywords, wanted, config, model_class, auto_class
-            clock.stage("open")
+                load.put_in_front(prefix)
+            load.stage("open")
         # What a class draws while it is made, a buffer of random numbers say, is equal on all ranks.
-        with ranks.same_random() if ranks else nullcontext(), ranks.judging() if ranks else nullcontext():
-            as_stored = checkpoint.may_be_packed and not wanted and not layout
-            stored_so = Quantisation.stored(checkpoint.config) if as_stored else None
-            made = _Made(*_made_of(checkpoint, *made_of), wanted)
-            if made.resolved.of_library and dtype != "stored":
-                made.take_one_dtype(checkpoint, noted=dtype == "auto" and stored_so is None)
-            target = made.target(quantised or stored_so, on, spill)
-            shell = made.build(checkpoint, key_map, leniency)
-            if in_front:
-                in_front.judge(shell, target)
-                leniency["allow_missing"] = in_front.allowed(allow_missing)
-            on_it = None if adapter is None else place.elsewhere(adapter)
-            on_top = _on_top(shell, checkpoint, on_it, target, merge=merge, early=layout is not None)
+        with ranks.same_random(), ranks.judging():
+            load.settle_class(stored=layout is None)
+            load.build(on, spill)
+            load.judge_on_top(adapter, merge=merge, early=layout is not None)
             if layout is not None:
-                layout.shard(shell)
-            clock.stage("shell")
-        report = made.fill(
-            *(shell, checkpoint, key_map, leniency),
-            target=on_top.target if on_top else target,
-            max_memory=max_memory,
-            progress=progress,
-            copy=copy,
-            verify=verify,
-            read=read,
-            timeout=timeout,
+                layout.shard(load.shell)
+            load.stage("shell")
+        load.fill(
+            max_memory=max_memory, progress=progress, copy=copy, verify=verify, read=read, timeout=timeout
         )
-        if in_front:
-            in_front.finish(shell, OnDevice(device, made.dtype), report)
-        switch_to_eval(model := shell.model)
-        if report.packing and not quantised:
+        return load.finish(device)
+
+
+class _Load:
+    """One load: what the caller asked for, and what its steps have made so far. The steps are called in their order."""
+
+    place: Where
+    dtype: torch.dtype | None
+    checkpoint: Checkpoint
+    loaded: remote_code.LoadedConfig
+    resolved: remote_code.ResolvedClass
+    target: OnDevice
+    shell: Shell
+    report: Report
+
+    def __init__(
+        self,
+        model_class: Callable[[Any], nn.Module] | None,
+        auto_class: str | None,
+        config: Any,
+        dtype: str | torch.dtype,
+        quantised: Quantisation | None,
+        key_map: KeyMap | Names | str | os.PathLike[str] | None,
+        leniency: dict[str, Any],
+        keywords: ModelKeywords,
+    ) -> None:
+        self._of = model_class, auto_class
+        self._config, self._keywords = config, keywords
+        self._asked = dtype
+        self._quantised, self._key_map, self._leniency = quantised, key_map, leniency
+        self._in_front: PrefixOnLoad | None = None
+        self._on_top: AdapterOnLoad | None = None
+        self._one_dtype = False
+        self._notes: list[str | None] = []
+        self._seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stage(self, name: str) -> None:
+        """Take the seconds since the last stage."""
+        now = time.perf_counter()
+        self._seconds[name], self._last = now - self._last, now
+
+    def open(self, where: WhereLike) -> None:
+        """Open the checkpoint; of a training checkpoint with several state dicts, the one that fits."""
+        self.place = place_of(where, self._keywords)
+        self.dtype = None if self._asked in ("auto", "stored") else parse_dtype(self._asked)
+        try:
+            self.checkpoint = open_checkpoint(self.place)
+        except UnsupportedError as error:
+            if error.code != "E-STATES":
+                raise
+            from shardload.loading.fitting_state import state_that_fits
+
+            fits = state_that_fits(error, self.place, self._trial_shell, self._key_map)
+            self.checkpoint = open_checkpoint(fits)
+
+    def put_in_front(self, prefix: str | os.PathLike[str]) -> None:
+        """Let the config ask for a prefix of P-Tuning v2."""
+        from shardload.loading.prefix_on_load import PrefixOnLoad
+
+        self._in_front = PrefixOnLoad(self.place.elsewhere(prefix))
+        self.checkpoint, self._config = self._in_front.on(self.checkpoint, self._config)
+
+    def settle_class(self, *, stored: bool) -> None:
+        """Settle config and class; with `stored`, weights that bitsandbytes packed may stay packed."""
+        packed = stored and self.dtype is None and self.checkpoint.may_be_packed
+        self._packed = Quantisation.stored(self.checkpoint.config) if packed else None
+        self.loaded, self.resolved = self._made_of(self.checkpoint)
+        if self.resolved.of_library and self._asked != "stored":
+            self._take_one_dtype(noted=self._asked == "auto" and self._packed is None)
+
+    def _made_of(self, checkpoint: Checkpoint) -> tuple[remote_code.LoadedConfig, remote_code.ResolvedClass]:
+        """Return the config and the class: the caller's own, or as the repo and its code say."""
+        (model_class, auto_class), config, dtype = self._of, self._config, self.dtype
+        config_json = checkpoint.config
+        given = None if config is None else remote_code.LoadedConfig(with_dtype(config, dtype), GIVEN)
+        if callable(model_class) and is_plain(model_class, config, config_json, self._keywords):
+            loaded = given or plain_config(checkpoint.source, config_json, dtype)
+            return loaded, remote_code.ResolvedClass(
+                called_with_config(model_class), *given_class(model_class)
+            )
+        if config_json is None and model_class is None:
+            config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
+        repo = checkpoint.source, config_json, trust_of(self.place, self._keywords)
+        loaded = given or remote_code.load_config(*repo, dtype=dtype, model_class=model_class)
+        return loaded, remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
+
+    def _trial_shell(self, checkpoint: Checkpoint) -> Shell:
+        """Return the shell of the model, for a trial."""
+        loaded, resolved = self._made_of(checkpoint)
+        return build_shell(lambda: resolved.make(loaded.config), at_most=_limit(checkpoint))
+
+    def _take_one_dtype(self, *, noted: bool) -> None:
+        """Let all weights have one dtype, as transformers does it for its own classes."""
+        from shardload.transformers_classes.one_dtype import cast_note, in_one_dtype
+
+        if noted and self.checkpoint.may_be_packed:
+            from shardload.loading.packed import refuse_undecided
+
+            refuse_undecided(self.checkpoint)
+        made_in, self.dtype = in_one_dtype(self.loaded.config, self.dtype, self.checkpoint)
+        self.loaded = replace(self.loaded, config=made_in)
+        self._one_dtype = True
+        if noted:
+            self._notes.append(cast_note(self.checkpoint, self.dtype))
+
+    def build(self, device: str | torch.device, spill: str | os.PathLike[str] | None) -> None:
+        """Build the shell, of two classes that a repo names the one that the keys fit; say where its weights go."""
+        self.target = OnDevice(device, self.dtype, spill)
+        if quantised := self._quantised or self._packed:
+            from shardload.placement.quantised import Quantised
+
+            self.target = Quantised(quantised, device, self.dtype, spill)
+        self.shell = self._shell_of(self.resolved)
+        if self.resolved.named is not None:
+            made = self.resolved, self.shell, self.checkpoint, self._shell_of, self._key_map
+            self.resolved, self.shell, line = fitting_class(*made, **self._leniency)
+            self._notes.append(line)
+        self.shell.one_dtype = self._one_dtype
+        self._notes.append(_take_generation_settings(self.shell.model, self.checkpoint))
+
+    def _shell_of(self, resolved: remote_code.ResolvedClass) -> Shell:
+        # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
+        limit = None if self._leniency["allow_missing"] else _limit(self.checkpoint)
+        computed_in = self.dtype or DTYPES.get(self.checkpoint.float_code)
+        return build_shell(lambda: resolved.make(self.loaded.config), at_most=limit, dtype=computed_in)
+
+    def judge_on_top(self, adapter: str | os.PathLike[str] | None, *, merge: bool, early: bool) -> None:
+        """Judge by the shell what else it gets: the prefix, and the adapter, which a shell gets `early`."""
+        if self._in_front:
+            self._in_front.judge(self.shell, self.target)
+            self._leniency["allow_missing"] = self._in_front.allowed(self._leniency["allow_missing"])
+        if adapter is None and not merge:
+            return
+        from shardload.adapters.on_load import adapter_on_load  # for those who have some
+
+        on = None if adapter is None else self.place.elsewhere(adapter)
+        made = self.shell, self.checkpoint, on, self.target
+        self._on_top = adapter_on_load(*made, merge=merge, early=early)
+
+    def fill(self, **of: Any) -> None:
+        """Fill the shell; where that is refused, and another class of the repo fits, the error names that one."""
+        target = self._on_top.target if self._on_top else self.target
+        of = {"key_map": self._key_map, **self._leniency, **of}
+        try:
+            self.report = fill(self.shell, self.checkpoint, target=target, **of)
+        except MismatchError as error:
+            made = self.resolved, self.checkpoint, self._shell_of, self._key_map
+            raise with_unnamed(error, *made, **self._leniency) from None
+
+    def finish(self, device: str | torch.device) -> nn.Module:
+        """Give the model what is not in its checkpoint, and say in the report how it was made."""
+        report, model = self.report, self.shell.model
+        if self._in_front:
+            self._in_front.finish(self.shell, OnDevice(device, self.dtype), report)
+        switch_to_eval(model)
+        if report.packing and not self._quantised:
             from shardload.loading.packed import forget_quantiser
 
             forget_quantiser(model)
         if hasattr(type(model), "from_pretrained"):
-            made.notes.append(remote_code.finish_by_its_class(model, checkpoint.source, report.left_out))
-        made.tell(report, model)
-        report.seconds = {**clock.seconds, **report.seconds}
-        REPORTS.remember(model, report)
-        if on_top:
-            report.adapters.append(on_top.finish(model))
-    return model
-
-
-class _Made:
-    """The config and the class that a model is made of, and what there is to say of them in the report."""
-
-    def __init__(
-        self, loaded: remote_code.LoadedConfig, resolved: remote_code.ResolvedClass, dtype: torch.dtype | None
-    ) -> None:
-        self.loaded, self.resolved, self.dtype = loaded, resolved, dtype
-        self.one_dtype = False
-        self.notes: list[str | None] = []
-
-    def take_one_dtype(self, checkpoint: Checkpoint, *, noted: bool) -> None:
-        """Let all weights have one dtype, as transformers does it for its own classes."""
-        from shardload.transformers_classes.one_dtype import cast_note, in_one_dtype
-
-        if noted and checkpoint.may_be_packed:
-            from shardload.loading.packed import refuse_undecided
-
-            refuse_undecided(checkpoint)
-        made_in, self.dtype = in_one_dtype(self.loaded.config, self.dtype, checkpoint)
-        self.loaded = replace(self.loaded, config=made_in)
-        self.one_dtype = True
-        if noted:
-            self.notes.append(cast_note(checkpoint, self.dtype))
-
-    def target(self, quantised: Quantisation | None, device: str | torch.device, spill: Any) -> OnDevice:
-        """Return where the weights go."""
-        if quantised is None:
-            return OnDevice(device, self.dtype, spill)
-        from shardload.placement.quantised import Quantised
-
-        return Quantised(quantised, device, self.dtype, spill)
-
-    def build(self, checkpoint: Checkpoint, key_map: Any, leniency: Mapping[str, Any]) -> Shell:
-        """Return the shell; of two classes that a repo names, the one that the keys fit."""
-        shell = (build := self.builder(checkpoint, leniency))(self.resolved)
-        if self.resolved.named is not None:
-            made = self.resolved, shell, checkpoint, build, key_map
-            self.resolved, shell, line = fitting_class(*made, **leniency)
-            self.notes.append(line)
-        shell.one_dtype = self.one_dtype
-        self.notes.append(_take_generation_settings(shell.model, checkpoint))
-        return shell
-
-    def builder(self, checkpoint: Checkpoint, leniency: Mapping[str, Any]) -> Callable[[Any], Shell]:
-        """Return what makes the shell of a class."""
-        # Neither a config nor a class may ask for more than the checkpoint can fill, unless the caller says so.
-        limit = None if leniency["allow_missing"] else _limit(checkpoint)
-        computed_in = self.dtype or DTYPES.get(checkpoint.float_code)
-        return lambda of: build_shell(lambda: of.make(self.loaded.config), at_most=limit, dtype=computed_in)
-
-    def fill(self, shell: Shell, checkpoint: Checkpoint, key_map: Any, leniency: Any, **of: Any) -> Report:
-        """Fill the shell; where that is refused, and another class of the repo fits, the error names that one."""
-        try:
-            return fill(shell, checkpoint, key_map=key_map, **of, **leniency)
-        except MismatchError as error:
-            made = self.resolved, checkpoint, self.builder(checkpoint, leniency)
-            raise with_unnamed(error, *made, key_map, **leniency) from None
-
-    def tell(self, report: Report, model: nn.Module) -> None:
-        """Say in the report where the config and the class are from, and what was noted."""
-        report.notes += [note for note in self.notes if note]
+            left_out = report.left_out
+            self._notes.append(remote_code.finish_by_its_class(model, self.checkpoint.source, left_out))
+        report.notes += [note for note in self._notes if note]
         report.config_from, report.class_from = self.loaded.origin, self.resolved.origin
         report.remote_base = self.resolved.remote_base
         report.parts = remote_code.files_run(model) if report.remote_base == "parts" else {}
-
-
-@entry_point
-def load_config(
-    where: WhereLike, *, dtype: str | torch.dtype = "auto", **keywords: Unpack[RepoKeywords]
-) -> Any:
-    """Return the config of a repo: an object of its own configuration class where `auto_map` names one.
-
-        >>> from pathlib import Path
-        >>> import shardload
-        >>> size = Path("config.json").write_text('{"hidden_size": 64}')
-        >>> shardload.load_config(".").hidden_size
-        64
-
-    No weight file is read. Keywords are as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError,
-    RemoteCodeError, UsageError.
-    """
-    place = place_of(where, keywords)
-    source, _ = find_source(place)
-    trust = trust_of(place, keywords)
-    return remote_code.load_config(source, read_config(source), trust, dtype=parse_dtype(dtype)).config
-
-
-@entry_point
-def resolve_class(
-    where: WhereLike, *, auto_class: str | None = None, **keywords: Unpack[RepoKeywords]
-) -> Callable[[Any], nn.Module]:
-    """Return the class or function that makes a repo's model from a config, for `build_shell(lambda: make(config))`.
-
-        >>> from pathlib import Path
-        >>> import shardload
-        >>> code = '''
-        ... from torch import nn
-        ... class Net(nn.Linear):
-        ...     def __init__(self, config):
-        ...         super().__init__(config.width, 2)
-        ... '''
-        >>> size = Path("net.py").write_text(code)
-        >>> size = Path("config.json").write_text('{"width": 4, "auto_map": {"AutoModel": "net.Net"}}')
-        >>> make = shardload.resolve_class(".", trust_remote_code=True)
-        >>> make(shardload.load_config(".", trust_remote_code=True))
-        Net(in_features=4, out_features=2, bias=True)
-
-    The first `auto_map` entry wins over `architectures`; `auto_class` picks another one. Keywords are as in
-    `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError, UsageError.
-    """
-    place = place_of(where, keywords)
-    source, _ = find_source(place)
-    trust = trust_of(place, keywords)
-    return remote_code.resolve_class(source, read_config(source), trust, auto_class=auto_class).make
-
-
-def _made_of(
-    checkpoint: Checkpoint,
-    place: Where,
-    keywords: Mapping[str, Any],
-    dtype: torch.dtype | None,
-    config: Any,
-    model_class: Callable[[Any], nn.Module] | None,
-    auto_class: str | None,
-) -> tuple[remote_code.LoadedConfig, remote_code.ResolvedClass]:
-    """Return the config and the class: the caller's own, or as the repo and its code say."""
-    config_json = checkpoint.config
-    given = None if config is None else remote_code.LoadedConfig(with_dtype(config, dtype), GIVEN)
-    if callable(model_class) and is_plain(model_class, config, config_json, keywords):
-        loaded = given or plain_config(checkpoint.source, config_json, dtype)
-        return loaded, remote_code.ResolvedClass(called_with_config(model_class), *given_class(model_class))
-    if config_json is None and model_class is None:
-        config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
-    repo = checkpoint.source, config_json, trust_of(place, keywords)
-    loaded = given or remote_code.load_config(*repo, dtype=dtype, model_class=model_class)
-    return loaded, remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
-
-
-def _shell_of(checkpoint: Checkpoint, *made_of: Any) -> Shell:
-    """Return the shell of the model, for a trial."""
-    loaded, resolved = _made_of(checkpoint, *made_of)
-    return build_shell(lambda: resolved.make(loaded.config), at_most=_limit(checkpoint))
+        report.seconds = {**self._seconds, **report.seconds}
+        REPORTS.remember(model, report)
+        if self._on_top:
+            report.adapters.append(self._on_top.finish(model))
+        return model
 
 
 def _limit(checkpoint: Checkpoint) -> int:
@@ -353,30 +343,10 @@ def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str |
     return take_from_config_json(model, checkpoint.config, f"config.json of {checkpoint.label}")
 
 
-def _on_top(
-    shell: Shell, checkpoint: Checkpoint, adapter: Where | None, target: OnDevice, *, merge: bool, early: bool
-) -> AdapterOnLoad | None:
-    if adapter is None and not merge:
+def _quantisation(config: Any, load_in_8bit: bool, load_in_4bit: bool) -> Quantisation | None:
+    if config is None and not load_in_8bit and not load_in_4bit:
         return None
-    from shardload.adapters.on_load import adapter_on_load  # for those who have some
-
-    return adapter_on_load(shell, checkpoint, adapter, target, merge=merge, early=early)
-
-
-def _opened(
-    place: Where,
-    shell_of: Callable[[Checkpoint], Shell],
-    key_map: KeyMap | Names | str | os.PathLike[str] | None,
-) -> Checkpoint:
-    """Open a checkpoint; of a training checkpoint with several state dicts, the one that fits."""
-    try:
-        return open_checkpoint(place)
-    except UnsupportedError as error:
-        if error.code != "E-STATES":
-            raise
-        from shardload.loading.fitting_state import state_that_fits
-
-        return open_checkpoint(state_that_fits(error, place, shell_of, key_map))
+    return Quantisation.of(config, load_in_8bit, load_in_4bit)
 
 
 def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, **on_top: object) -> Layout | None:
@@ -388,13 +358,14 @@ def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, **on_top: object) -
     return Layout.of(mesh, plan, config)
 
 
-class _Clock:
-    """Seconds by stage."""
+@contextmanager
+def _together(layout: Layout | None, timeout: float) -> Iterator[Agreement | _OneProcess]:
+    """Let the ranks end the block alike."""
+    with layout.together(timeout) if layout else nullcontext() as ranks:
+        yield ranks or _OneProcess()
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
 
-    def stage(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name], self._last = now - self._last, now
+class _OneProcess:
+    """The process that no other one has to agree with."""
+
+    judging = same_random = staticmethod(nullcontext)

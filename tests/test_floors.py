@@ -21,7 +21,7 @@ FLOORS = [
     {"compare", "transformers_classes", "writing"},
     {"loading", "remote_code"},
     {"adapters"},
-    {"doctor", "forecast", "load", "processor", "saving", "tokenizer"},
+    {"doctor", "forecast", "load", "processor", "repo_class", "saving", "tokenizer"},
     {"cli"},
     {"__main__"},
 ]
