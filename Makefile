@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WHAT_INSTALLS := pyproject.toml constraints.txt
 
-.PHONY: demo test test-plain test-oracles test-lowest lint bench bench-full fuzz test-ranks disturb memory mutants cures clean
+.PHONY: demo test test-plain test-oracles test-lowest lint bench bench-full fuzz test-ranks test-gguf disturb memory mutants cures clean
 
 demo: .venv/installed
 	.venv/bin/shardload demo
@@ -22,6 +22,10 @@ test-oracles: .venv-oracles/installed
 test-ranks: .venv-oracles/installed
 	SHARDLOAD_RANKS=all .venv-oracles/bin/python -m pytest tests/distributed tests/_system/test_agreement.py \
 		tests/placement/test_layout.py tests/writing/test_collective.py tests/adapters/test_over_ranks.py tests/cli/test_over_ranks.py
+
+# A tiny model of every architecture of GGUF that is mapped, as llama.cpp's converter writes it; a minute.
+test-gguf: .venv-oracles/installed
+	SHARDLOAD_GGUF=all .venv-oracles/bin/python -m pytest tests/checkpoint/test_gguf_table.py
 
 # The fast part of the suite on the lowest release of every dependency but torch (docs/versions.md).
 test-lowest: .venv-lowest/installed

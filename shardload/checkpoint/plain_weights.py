@@ -101,7 +101,7 @@ def with_plain(
     if renamed and "gguf" in checkpoint.metadata:
         from shardload.checkpoint.gguf_model import with_model_names
 
-        made = with_model_names(checkpoint.metadata, made)
+        made = with_model_names(checkpoint.metadata, made, code)
     return replace(checkpoint, tensors=MappingProxyType(made), packing=" and ".join(labels), config=config)
 
 

@@ -30,10 +30,12 @@ class Scheme:
     """The packing of one weight, as a matrix: all dimensions but the last are its rows.
 
     A scheme is a frozen dataclass of the settings that say how to read the parts. Rows and columns are ranges in the
-    whole weight, so that a block of a weight is decoded as it would be in the whole. `label` names the format.
+    whole weight, so that a block of a weight is decoded as it would be in the whole. `label` names the format;
+    `is_packed` is False where the numbers are stored plain, and something is computed with them.
     """
 
     label: str
+    is_packed: bool = True
 
     def window(self, rows: range, columns: range) -> tuple[range, range]:
         """Return the smallest block around these rows and columns that can be decoded alone."""

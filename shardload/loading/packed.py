@@ -50,7 +50,10 @@ def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype
 def packed_notes(checkpoint: Checkpoint) -> list[str]:
     """Return a note on the weights of a checkpoint that are made plain."""
     parts = (piece for tensor in checkpoint.tensors.values() for piece in pieces(tensor))
-    made = {piece.weight.name: piece.dtype for piece in parts if isinstance(piece, Dequantised)}
+    of_weights = [
+        piece for piece in parts if isinstance(piece, Dequantised) and piece.weight.scheme.is_packed
+    ]
+    made = {piece.weight.name: piece.dtype for piece in of_weights}
     if not made:
         return []
     dtype = TORCH_NAMES[next(iter(made.values()))]

@@ -27,7 +27,10 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _TEXT, _LIST = 8, 9
 _CHUNK = 1 << 20  # bytes: of a vocabulary's tokens there are several
 _MOST = 1 << 20  # entries of a table, and bytes of a text
-_SHORT = 64  # entries of a list that is kept
+_SHORT = 64  # entries of a list of texts that is kept
+_LAYERS = (
+    1024  # entries of a list of numbers that is kept: one for each layer, or for each pair of rotated rows
+)
 
 
 class GgufFormat:
@@ -157,13 +160,13 @@ class _Cursor:
         inner, count = self.number("I"), self.number("Q")
         if count > 64 * _MOST or inner == _LIST:
             raise self.corrupt(f"has a list of {count:,} entries of the kind {inner}")
-        if inner in _SCALARS and count > _SHORT:
+        if inner in _SCALARS and count > _LAYERS:
             size = struct.calcsize(f"<{_SCALARS[inner]}")
             for rest in range(count * size, 0, -_CHUNK):
                 self.take(min(rest, _CHUNK))
             return None
         found = [self._value(inner) for _ in range(count)]
-        return found if count <= _SHORT else None
+        return found if count <= (_LAYERS if inner in _SCALARS else _SHORT) else None
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Return the next tensor: name, shape as torch has it, type, offset."""
