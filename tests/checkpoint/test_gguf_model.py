@@ -65,25 +65,6 @@ def test_factors_of_rotation_are_the_config_s():
     assert list(with_model_names(*header(names=names))) == ["model.embed_tokens.weight"]
 
 
-@pytest.mark.parametrize(
-    ("heads", "error"),
-    [(None, shardload.UnsupportedError), ([], shardload.UnsupportedError), (3, shardload.CorruptError)],
-)
-def test_rows_of_heads_are_not_left_as_they_lie(heads, error):
-    metadata, tensors = header()
-    told = json.loads(metadata["gguf"])
-    told["values"]["llama.attention.head_count"] = heads
-    with pytest.raises(error, match="attn_q"):
-        with_model_names({"gguf": json.dumps(told)}, tensors)
-
-
-def test_heads_may_differ_from_layer_to_layer():
-    names = ("blk.0.attn_q.weight", "blk.1.attn_q.weight")
-    first, second = with_model_names(*header("deci", names, attention__head_count=[1, 2])).values()
-    assert [part.shape for part in first.parts] == [(4, 4), (4, 4)]
-    assert [part.shape for part in second.parts] == [(2, 4)] * 4
-
-
 def test_a_yarn_is_told_and_other_scalings_are_not_guessed():
     asked = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
     scaled = gguf_config(*header(**asked, rope__scaling__original_context_length=32))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import shardload
+from shardload.checkpoint.gguf_table import ROWS
 from tests.gguf_files import by_the_converter, values_of, write
 
 S = {
@@ -143,6 +144,31 @@ def written(folder, name, *, kind="F32"):
     if name == "falcon-7b":
         values["attention.head_count_kv"] = 1
     return write(folder / "m.gguf", arch, tensors, values, kind=kind), model, config
+
+
+def names_of(row):
+    """Return the names of a row as the `gguf` package writes them, without their ends."""
+    whole = {name[1:].removesuffix(".weight").removesuffix(".bias") for name in row.names if name[0] == "="}
+    inside = {f"blk.{{}}.{name}" for name in (*row.stacks, *(one for pair in row.woven for one in pair))}
+    names = whole | inside | {name for name in row.names if name[0] != "="}
+    return {name.replace("{}", "{bid}") for name in names}
+
+
+@pytest.mark.parametrize("arch", ROWS)
+def test_the_package_has_these_tensors_and_no_others(arch):
+    gguf = pytest.importorskip("gguf")
+    code = next(code for code, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    listed = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[code]}
+    # Factors of rotation, and what no class of transformers has: dense layers of a retriever, experts of deci.
+    absent = {"rope_freqs", "rope_factors_long", "rope_factors_short", "blk.{bid}.attn_rot_embd", "dense_2"}
+    deci = (
+        {name for name in listed if "_exps" in name or name.endswith("gate_inp")} if arch == "deci" else set()
+    )
+    named = {name for row in ROWS[arch] for name in names_of(row)}
+    assert listed - named - absent - deci == set()
+    ends = {name.rpartition(".scale")[0] or name for name in named}
+    assert ends <= set(gguf.TENSOR_NAMES.values())
+    assert arch in {kind for kind, *_ in MODELS.values()} | {"deci"}
 
 
 def settings(config):
