@@ -7,7 +7,7 @@ are those of the whole weight quantised at once. bitsandbytes' modules take the 
 
 from __future__ import annotations
 
-from math import gcd, prod
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,21 +17,19 @@ from shardload.model.module_loaders import own_loader
 from shardload.model.shell import modules_of
 from shardload.placement.device import OnDevice
 from shardload.placement.quantisation import Quantisation, linears
+from shardload.placement.quantiser import Quantiser
 from shardload.placement.quantisers import bitsandbytes
 from shardload.placement.taken import NOTHING, Taken
 from shardload.placement.target import Claim
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from shardload.keymap import Derived
     from shardload.model.shell import Slot
     from shardload.placement.target import Release
 
-_BLOCK = 2**19  # elements that are quantised at one time
-_A_NUMBER = 32  # bytes that bitsandbytes' functions take for each of them: several results in float32
-_GROUP, _OUTER = 64, 256  # numbers with one scale, and scales with one scale, of four bits
 _STATE = "quant_state.bitsandbytes__"
 
 
@@ -66,6 +64,7 @@ class Quantised(OnDevice):
         super().__init__(device, dtype, spill)
         self.quantisation = Quantisation.of(quantization_config, load_in_8bit, load_in_4bit)
         self._package = bitsandbytes()
+        self._quantiser = Quantiser(self.quantisation, self.device, self._package)
         self._linears: dict[str, nn.Linear] = {}
         self._all: dict[str, nn.Linear] = {}
         self._late: dict[str, nn.Linear] = {}
@@ -89,13 +88,11 @@ class Quantised(OnDevice):
 
     def _state(self) -> None:
         """State what is not a tensor's own: the block that is quantised, and what is quantised last."""
-        widest = max(
-            (self._rows(each.in_features) * each.in_features for each in self._linears.values()), default=0
-        )
         late = [(each.out_features, each.in_features) for each in self._late.values()]
+        widths = {each.in_features for each in (self._linears | self._late).values()}
         whole = max((prod(shape) for shape in late), default=0)
-        self.work_space = _A_NUMBER * max(widest, min(whole, _BLOCK)) + (2 * whole)
-        self.beside = sum(self._bytes(shape) for shape in late)
+        self.work_space = self._quantiser.work_space(sorted(widths)) + 2 * whole
+        self.beside = sum(self._quantiser.nbytes(shape) for shape in late)
 
     def takes(self, stored: Mapping[str, Derived]) -> bool:
         """Whether weights are stored as bitsandbytes packs them, in the kind that is wanted."""
@@ -136,17 +133,8 @@ class Quantised(OnDevice):
         """Return the bytes of the quantised weight; for other tensors what OnDevice states."""
         if key not in self._linears:
             return super().result_bytes(key, tensor)
-        nbytes = self._bytes(tensor.shape)
+        nbytes = self._quantiser.nbytes(tensor.shape)
         return Taken(anonymous=nbytes) if self.device.type == "cpu" else Taken(device=nbytes)
-
-    def _bytes(self, shape: Sequence[int]) -> int:
-        numel = prod(shape)
-        if self.quantisation.kind == "int8":
-            return numel + 4 * shape[0]
-        scales = -(-numel // _GROUP)
-        if self.quantisation.nested:
-            return -(-numel // 2) + scales + 4 * (-(-scales // _OUTER) + 256)
-        return -(-numel // 2) + 4 * scales
 
     # While shards are read ------------------------------------------------------------------------------------
 
@@ -154,7 +142,7 @@ class Quantised(OnDevice):
         """Return the quantised weight of a Linear; for other tensors what OnDevice returns."""
         if key not in self._linears:
             return super().place(key, stored)
-        return self._quantised(stored, self._dtype_for(key, stored))
+        return self._quantiser.parameter(stored, self._dtype_for(key, stored))
 
     def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
         """Return what `place` returns; quantised weights are complete at once."""
@@ -184,11 +172,20 @@ class Quantised(OnDevice):
         else:
             super().put(module, name, tensor)
 
+    def close(self) -> None:
+        """End the threads that quantise, cast and copy."""
+        self._quantiser.close()
+        super().close()
+
     def finish(self, model: nn.Module) -> None:
         """Quantise what modules loaded themselves, and put bitsandbytes' modules in the places of the Linears."""
         super().finish(model)
-        for module in self._late.values():
-            module._parameters["weight"] = self._quantised(module.weight.detach(), module.weight.dtype)
+        try:
+            for module in self._late.values():
+                weight = module.weight.detach()
+                module._parameters["weight"] = self._quantiser.parameter(weight, weight.dtype)
+        finally:
+            self._quantiser.close()
         new = {id(module): self._module(module) for module in (self._linears | self._late).values()}
         for parent in model.modules():
             for name, child in parent._modules.items():
@@ -225,58 +222,3 @@ class Quantised(OnDevice):
         made._parameters.update(linear._parameters)
         made.training = linear.training
         return made  # type: ignore[no-any-return]
-
-    # Quantising -----------------------------------------------------------------------------------------------
-
-    def _quantised(self, stored: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
-        if self.quantisation.kind == "int8":
-            return self._eight_bits(stored, dtype)
-        return self._four_bits(stored, dtype if dtype.itemsize <= 4 else torch.float32)
-
-    def _rows(self, width: int) -> int:
-        """Return how many rows are quantised at one time: of four bits, such as begin with a group."""
-        step = 1 if self.quantisation.kind == "int8" else _GROUP // gcd(_GROUP, width)
-        return max(_BLOCK // (step * width), 1) * step
-
-    def _blocks(self, stored: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
-        step = self._rows(stored.shape[1])
-        for start in range(0, stored.shape[0], step):
-            block = stored[start : start + step].to(self.device, dtype)
-            yield slice(start, start + len(block)), block.contiguous()
-
-    def _eight_bits(self, stored: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
-        numbers = torch.empty(stored.shape, dtype=torch.int8, device=self.device)
-        scales = torch.empty(stored.shape[0], dtype=torch.float32, device=self.device)
-        for rows, block in self._blocks(stored, dtype):
-            numbers[rows], scales[rows], _ = self._package.functional.int8_vectorwise_quant(block.half())
-        return self._package.nn.Int8Params(  # type: ignore[no-any-return]
-            numbers, requires_grad=False, has_fp16_weights=False, CB=numbers, SCB=scales
-        )
-
-    def _four_bits(self, stored: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
-        wanted, functional = self.quantisation, self._package.functional
-        width, numel = stored.shape[1], stored.numel()
-        packed = torch.empty(-(-numel // 2), dtype=torch.uint8, device=self.device)
-        scales = torch.empty(-(-numel // _GROUP), dtype=torch.float32, device=self.device)
-        state: Any = None
-        for rows, block in self._blocks(stored, dtype):
-            made, state = functional.quantize_4bit(block, blocksize=_GROUP, quant_type=wanted.kind)
-            first, group = rows.start * width // 2, rows.start * width // _GROUP
-            packed[first : first + made.numel()] = made.view(-1)
-            scales[group : group + state.absmax.numel()] = state.absmax
-        state.absmax, state.shape = scales, stored.shape
-        if wanted.nested:
-            state.offset, state.nested = scales.mean(), True
-            state.absmax, state.state2 = functional.quantize_blockwise(
-                scales - state.offset, blocksize=_OUTER
-            )
-        return self._package.nn.Params4bit(  # type: ignore[no-any-return]
-            packed.view(wanted.storage)[:, None],
-            requires_grad=False,
-            quant_state=state,
-            blocksize=_GROUP,
-            compress_statistics=wanted.nested,
-            quant_type=wanted.kind,
-            quant_storage=wanted.storage,
-            bnb_quantized=True,
-        )
