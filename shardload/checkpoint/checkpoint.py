@@ -18,7 +18,7 @@ from shardload.checkpoint.json_file import config_beside
 from shardload.checkpoint.sources import find_source
 from shardload.checkpoint.stage import Stage
 from shardload.checkpoint.unfinished import cure_of
-from shardload.dequantise.signatures import CONFIG_FIELDS
+from shardload.dequantise.signatures import CONFIG_FIELDS, FP8
 from shardload.dtypes import FLOATS
 from shardload.errors import AccessError, CorruptError, NotFoundError
 from shardload.keys import collapse
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from shardload.where import WhereLike
 
 
-_PACKED = frozenset({"I32", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"})
+_PACKED = FP8 | {"I32", "I8", "U8", "F8_E8M0", "F4"}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shardload.dequantise.scaled import Scaled
 from shardload.dequantise.scheme import Weight
+from shardload.dequantise.signatures import FP8
 from shardload.dequantise.stored import damaged, require, reshaped
 from shardload.errors import CorruptError, UnsupportedError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from shardload.dequantise.stored import Stored
     from shardload.tensor_ref import TensorRef
 
-_FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 _USUAL = 128
 _SCALES = "F32 BF16 F16 F8_E8M0 U8"
 
@@ -33,7 +33,7 @@ def fp8_weights(stored: Stored) -> Iterator[Weight]:
             packed = stored.tensors.get(name)
             if packed is None or f"{name}_scale_2" in stored.tensors:
                 continue
-            if packed.dtype in _FP8:
+            if packed.dtype in FP8:
                 yield _weight(stored, name, packed, scales, "fp8", end)
             elif end == ".scale" and packed.dtype in {"I8", "F4"}:
                 yield _weight(stored, name, packed, scales, "fp4", end)
@@ -86,7 +86,7 @@ def _block(stored: Stored, packed: TensorRef, scales: TensorRef, size: int, many
     if type(told) is int and told > 0:
         if -(-size // told) == many:
             fitting = {told}
-        elif many > 1 and packed.dtype in _FP8:
+        elif many > 1 and packed.dtype in FP8:
             raise _odd(packed, scales)
     elif -(-size // _USUAL) == many > 1:
         fitting.add(_USUAL)

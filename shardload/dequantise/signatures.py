@@ -20,7 +20,7 @@ SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
 ENDS = (("_blocks", "_scales"), "MXFP4")
 """The same for ends of a whole parameter's name: experts.gate_up_proj_blocks."""
 
-FP8 = frozenset({"F8_E4M3", "F8_E5M2"})
+FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 """The dtypes in which weights are numbers by themselves, up to a scale."""
 
 CONFIG_FIELDS = ("quantization_config", "compression_config", "quantization_bit")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -68,19 +70,44 @@ def test_int8_with_a_scale_for_each_row_group_or_tensor(tmp_path, grid, zeros):
     holds(folder_of(tmp_path / "packed", tensors, SETTINGS), wanted.bfloat16(), tries=6)
 
 
-@pytest.mark.parametrize(("bits", "zeros"), [(4, False), (4, True), (8, True), (3, False)])
-def test_numbers_are_those_of_compressed_tensors(tmp_path, bits, zeros):
-    own = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
-    tensors, wanted = packed(bits, zeros=zeros)
-    numbers = own.unpack_from_int32(tensors["layer.weight_packed"], bits, torch.Size([ROWS, 128]))
-    zero = torch.zeros(ROWS, 4, dtype=torch.int8)
-    if zeros:
-        zero = own.unpack_from_int32(
-            tensors["layer.weight_zero_point"], bits, torch.Size([ROWS, 4]), packed_dim=0
+WAYS = {
+    "4 bits": {"num_bits": 4, "strategy": "group", "group_size": 32},
+    "4 bits with zeros": {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": False},
+    "3 bits": {"num_bits": 3, "strategy": "group", "group_size": 32},
+    "8 bits a row": {"num_bits": 8, "strategy": "channel", "symmetric": False},
+    "int8 a row": {"num_bits": 8, "strategy": "channel"},
+    "int8 a tensor": {"num_bits": 8, "strategy": "tensor"},
+    "fp8 a tensor": {"num_bits": 8, "type": "float", "strategy": "tensor"},
+    "fp8 a row": {"num_bits": 8, "type": "float", "strategy": "channel"},
+    "fp8 blocks": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [32, 64]},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", WAYS)
+def test_numbers_are_those_of_the_package(tmp_path, way, dtype):
+    package = pytest.importorskip("compressed_tensors")
+    quantization = importlib.import_module("compressed_tensors.quantization")
+    form = "pack-quantized" if "bits" in way else "int-quantized" if "int8" in way else "float-quantized"
+    scheme = quantization.QuantizationScheme(
+        targets=["Linear"], weights=quantization.QuantizationArgs(**WAYS[way])
+    )
+    maker = package.compressors.BaseCompressor.get_value_from_registry(form)
+    weight = torch.randn(ROWS, 128, generator=torch.Generator().manual_seed(0)).to(dtype)
+    shapes = {"group": (ROWS, 4), "channel": (ROWS, 1), "tensor": (1,), "block": (2, 2)}
+    shape, most = shapes[WAYS[way]["strategy"]], 448 if "fp8" in way else 1 << (WAYS[way]["num_bits"] - 1)
+    scales = (torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 3).to(dtype) / most
+    state = {"weight": weight, "weight_scale": scales}
+    if not WAYS[way].get("symmetric", True):
+        state["weight_zero_point"] = torch.randint(
+            -4, 4, shape, dtype=torch.int8, generator=torch.Generator().manual_seed(2)
         )
-    scale = tensors["layer.weight_scale"].repeat_interleave(32, 1)
-    theirs = (numbers.to(scale.dtype) - zero.to(scale.dtype).repeat_interleave(32, 1)) * scale
-    assert torch.equal(theirs, wanted)
+    stored = maker.compress(state, scheme)
+    wanted = maker.decompress(stored, scheme)["weight"]
+    tensors = {f"layer.{name}": tensor for name, tensor in stored.items()}
+    groups = {"group_0": {"targets": ["Linear"], "weights": WAYS[way], "format": form}}
+    told = {"quant_method": "compressed-tensors", "format": form, "config_groups": groups}
+    holds(folder_of(tmp_path / "packed", tensors, told), wanted, tries=3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from shardload.dequantise.fp8 import fp8_weights
 from tests.dequantise.packed import folder_of, holds
 
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 def numbers(shape, dtype=torch.float8_e4m3fn, seed=0):
