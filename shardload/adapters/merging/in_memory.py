@@ -18,6 +18,7 @@ from shardload.adapters.layers import kind_of
 from shardload.adapters.merging.change import Addition, BiasTerm, Change, merged_blocks
 from shardload.adapters.merging.merge_report import MergeReport
 from shardload.adapters.merging.merged_weight import MergedWeight, Way
+from shardload.adapters.merging.packed_weight import PackedWeight, is_packed, unpackable
 from shardload.adapters.merging.rounding import Rounding
 from shardload.adapters.merging.survival import MergedTensor, Survival, warnings_of
 from shardload.adapters.merging.workers import Workers
@@ -55,11 +56,12 @@ def merge(model: nn.Module, *, keep_copies: bool | None = None) -> MergeReport:
         True
 
     Each delta is computed in fp32 (fp64 where base or factors are) and rounded once; the report has the share of it
-    that survived. What `unmerge` needs costs nothing for weights that came from a shard and are still what it holds:
-    they are read, mapped and cast again, or were mapped and stay so. A weight that was changed since, that never came
-    from a shard, or whose shard has changed, is kept as a copy: `keep_copies=None` warns of the bytes before it keeps
-    them, True keeps them quietly, False raises UsageError. A parameter that other modules share is taken apart: they
-    keep the base's.
+    that survived. Weights of bitsandbytes' modules are dequantised, one at a time, and quantised anew with the delta in
+    them, which the report says: of it survives what so few bits can hold. What `unmerge` needs costs nothing for
+    weights that came from a shard and are still what it holds: they are read, mapped and cast again, or were mapped and
+    stay so. A weight that was changed since, that never came from a shard, or whose shard has changed, is kept as a
+    copy: `keep_copies=None` warns of the bytes before it keeps them, True keeps them quietly, False raises UsageError.
+    A parameter that other modules share is taken apart: they keep the base's.
 
     While it is merged, adapters can't be switched, attached or deleted, and `save` writes the merged weights. Raises
     UsageError (nothing is active, or merged already), UnsupportedError with the reasons for layers that can't be
@@ -85,6 +87,7 @@ def merge(model: nn.Module, *, keep_copies: bool | None = None) -> MergeReport:
         copied_bytes=copied,
         seconds=time.perf_counter() - start,
     )
+    report.warnings += _packed_anew([weight for weight, _ in wanted])
     report.warnings += warnings_of(rows, cure="leave the adapter attached, or load the base in float32 first")
     return report
 
@@ -185,6 +188,8 @@ class _Judge:
     def __call__(self, module: nn.Module, change: Change) -> MergedWeight:
         attribute = change.additions[0].term.attribute
         parameter: Any = module._parameters[attribute]
+        if is_packed(parameter):
+            return PackedWeight.of(change.name, module, self.mappings)
         refs = {} if self.origin is None else self.origin.refs
         stored = next((name for name in self.names.get(id(parameter), ()) if name in refs), change.name)
         return MergedWeight.judge(
@@ -210,6 +215,8 @@ def _changes_of(adapters: Adapters, adapter: str) -> Iterator[tuple[nn.Module, L
 def _why_not(module: nn.Module, term: LoraTerm) -> str | None:
     kind = kind_of(module)
     weight = module._parameters.get(term.attribute)
+    if is_packed(weight):
+        return unpackable(module)
     if weight is not None and is_wrapper(weight):
         return f"has a {type(weight).__name__} as its {term.attribute}, which wraps other tensors"
     if isinstance(term, BiasTerm):
@@ -227,6 +234,17 @@ def _wrapped(factors: Factors) -> str | None:
     return (
         found if found is None else f"has a {type(found).__name__} in its adapter, which wraps other tensors"
     )
+
+
+def _packed_anew(weights: list[MergedWeight]) -> list[str]:
+    """Return a line on weights that are quantised anew."""
+    kinds = [weight.kind for weight in weights if isinstance(weight, PackedWeight)]
+    if not kinds:
+        return []
+    count = "1 weight was" if len(kinds) == 1 else f"{len(kinds)} weights were"
+    return [
+        f"{count} dequantised, and quantised to {', '.join(sorted(set(kinds)))} anew with the delta in them"
+    ]
 
 
 def _once(
@@ -277,7 +295,9 @@ def _change_all(wanted: Wanted) -> list[MergedTensor]:
                 for index, block in merged_blocks(base, change, base.dtype, rounding, survival, workers):
                     result[index] = block
                 weight.put(result)
-                rows.append(change.row(tuple(base.shape), base.dtype, survival))
+                if isinstance(weight, PackedWeight):
+                    survival = weight.survived(result)
+                rows.append(change.row(tuple(base.shape), weight.dtype, survival))
     except BaseException:
         for weight in reversed(done):
             weight.undo()
