@@ -120,7 +120,8 @@ class PackedWeight(MergedWeight):
         settings: Any = {} if eight else {"nested": bool(state.nested), "storage": weight.dtype}
         target = Quantised(Quantisation(self.kind, (), **settings), merged.device, torch.float32)
         try:
-            target.prepare(nn.Sequential(nn.Linear(*reversed(merged.shape), device="meta")))
+            out, into = merged.shape
+            target.prepare(nn.Sequential(nn.Linear(into, out, device="meta")))
             made: Any = target.place("0.weight", merged)
         finally:
             target.close()

@@ -10,7 +10,7 @@ import torch
 import shardload
 from shardload.adapters.merging import change as change_module
 from tests.adapters import tiny
-from tests.checkpoint.test_gguf_model import SMALL, by_the_package
+from tests.checkpoint.test_gguf_table import written
 from tests.dequantise import test_awq as awq
 from tests.dequantise import test_bitsandbytes as bitsandbytes
 from tests.dequantise import test_compressed_tensors as compressed
@@ -116,11 +116,7 @@ def test_while_it_is_loaded_it_is_rounded_once(case, dtype, copy):
 
 
 def test_a_gguf_file_whose_rows_are_put_back_into_their_order(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("gguf")
-    config = transformers.LlamaConfig(**SMALL, tie_word_embeddings=False)
-    model = transformers.LlamaForCausalLM(config)
-    path = by_the_package(tmp_path, "llama", config, model.state_dict())
+    path, model, _ = written(tmp_path, "llama", kind="Q8_0")
     adapter = tiny.write(tmp_path / "lora", tiny.lora_tensors(model, names=("q_proj", "up_proj")))
     shardload.convert(path, tmp_path / "plain", dtype="float32")
     shardload.merge_to_disk(tmp_path / "plain", adapter, tmp_path / "wanted")
