@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from shardload.model.shell import Shell, Slot, build_shell
     from shardload.placement.device import OnDevice
     from shardload.placement.quantised import Quantised
+    from shardload.placement.quantised_by_torchao import QuantisedByTorchao
     from shardload.processor import load_processor
     from shardload.repo_class import load_config, resolve_class
     from shardload.saving import save
@@ -129,6 +130,7 @@ _HOMES = {
     "placement.data_parallel": ("data_parallel",),
     "placement.device": ("OnDevice",),
     "placement.quantised": ("Quantised",),
+    "placement.quantised_by_torchao": ("QuantisedByTorchao",),
     "tensor_ref": ("TensorRef",),
     "processor": ("load_processor",),
     "repo_class": ("load_config", "resolve_class"),
@@ -155,6 +157,7 @@ __all__ = [
     "OnDevice",
     "Progress",
     "Quantised",
+    "QuantisedByTorchao",
     "RanksError",
     "RemoteCodeError",
     "Report",

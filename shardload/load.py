@@ -31,6 +31,9 @@ from shardload.remote_code.plain_config import (
 )
 
 if TYPE_CHECKING:
+    from shardload.placement.quantised_by_torchao import TorchaoQuantisation
+
+    AnyQuantisation = Quantisation | TorchaoQuantisation
     import os
     from collections.abc import Callable, Iterator, Mapping
 
@@ -120,7 +123,8 @@ def from_pretrained(
     code that another repo holds, `subfolder` a folder inside the repo, `variant` a part of the weight files' names such
     as "fp16"; `allow_links` follows links that lead out of a folder. `load_in_8bit`, `load_in_4bit` and
     `quantization_config` (transformers' BitsAndBytesConfig, or a mapping of its options) quantise the weights of
-    Linears by bitsandbytes while they are read: see docs/quantised.md. The other keywords are those of `fill`.
+    Linears by bitsandbytes while they are read, or a configuration of torchao by that: see docs/quantised.md. The other
+    keywords are those of `fill`.
 
     With `device_mesh` (of `init_device_mesh`) or `distributed_config` (transformers' DistributedConfig, or any object
     or dict with `fsdp_size`, `tp_size`, `dp_replicate_size`), each rank of a process group calls this, and gets its
@@ -174,7 +178,7 @@ class _Load:
         auto_class: str | None,
         config: Any,
         dtype: str | torch.dtype,
-        quantised: Quantisation | None,
+        quantised: AnyQuantisation | None,
         key_map: KeyMap | Names | str | os.PathLike[str] | None,
         leniency: dict[str, Any],
         keywords: ModelKeywords,
@@ -264,8 +268,10 @@ class _Load:
         self.target = OnDevice(device, self.dtype, spill)
         if quantised := self._quantised or self._packed:
             from shardload.placement.quantised import Quantised
+            from shardload.placement.quantised_by_torchao import QuantisedByTorchao
 
-            self.target = Quantised(quantised, device, self.dtype, spill)
+            by = Quantised if isinstance(quantised, Quantisation) else QuantisedByTorchao
+            self.target = by(quantised, device, self.dtype, spill)
         self.shell = self._shell_of(self.resolved)
         if self.resolved.named is not None:
             made = self.resolved, self.shell, self.checkpoint, self._shell_of, self._key_map
@@ -343,10 +349,13 @@ def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str |
     return take_from_config_json(model, checkpoint.config, f"config.json of {checkpoint.label}")
 
 
-def _quantisation(config: Any, load_in_8bit: bool, load_in_4bit: bool) -> Quantisation | None:
+def _quantisation(config: Any, load_in_8bit: bool, load_in_4bit: bool) -> AnyQuantisation | None:
     if config is None and not load_in_8bit and not load_in_4bit:
         return None
-    return Quantisation.of(config, load_in_8bit, load_in_4bit)
+    from shardload.placement.quantised_by_torchao import TorchaoQuantisation
+
+    by_torchao = None if load_in_8bit or load_in_4bit else TorchaoQuantisation.of(config)
+    return by_torchao or Quantisation.of(config, load_in_8bit, load_in_4bit)
 
 
 def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, **on_top: object) -> Layout | None:

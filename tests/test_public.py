@@ -10,7 +10,8 @@ from tests.tiny import run_python
 
 NAMES = """
 AccessError AdapterReport Checkpoint CorruptError Difference Examination Forecast KeyMap MemoryLimitError MergeReport
-MismatchError NoInverseError NoSpaceError NotFoundError OnDevice Progress Quantised RanksError RemoteCodeError Report
+MismatchError NoInverseError NoSpaceError NotFoundError OnDevice Progress Quantised QuantisedByTorchao RanksError
+RemoteCodeError Report
 ShardloadError Shell Slot TensorRef UnsafeError UnsupportedError UntrustedCodeError UsageError Verification
 active_adapters adapter_batch attach_lora build_shell check convert data_parallel delete_adapter dequantised diff
 disable_adapter examine fill from_pretrained inspect_adapter load_adapter load_config load_processor load_tokenizer

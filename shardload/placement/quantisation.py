@@ -110,14 +110,19 @@ class Quantisation:
         }
 
     def chosen(self, model: nn.Module) -> dict[str, nn.Linear]:
-        """Return the modules to quantise by path: every nn.Linear but those that are tied or left alone.
+        """Return the modules to quantise by path."""
+        return linears_to_quantise(model, self.skip)
 
-        Without `skip` the model's output layer is left alone, and the module of its last parameter; always the modules
-        that the class keeps in float32.
-        """
-        kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
-        kept += _outputs(model) if self.skip is None else self.skip
-        return {name: each for name, each in linears(model).items() if not is_skipped(name, kept)}
+
+def linears_to_quantise(model: nn.Module, skip: Iterable[str] | None) -> dict[str, nn.Linear]:
+    """Return every nn.Linear by path but those that are tied or left alone.
+
+    Without `skip` the model's output layer is left alone, and the module of its last parameter; always the modules
+    that the class keeps in float32.
+    """
+    kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
+    kept += _outputs(model) if skip is None else skip
+    return {name: each for name, each in linears(model).items() if not is_skipped(name, kept)}
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -175,8 +180,11 @@ class _Options:
         if method != _METHOD or (self["load_in_8bit"] is None and self["load_in_4bit"] is None):
             raise UnsupportedError(
                 f"{self.name} is for {method if told else 'another quantiser'}, "
-                "and weights are quantised by bitsandbytes only",
-                cure=Wording("pass {load_in_8bit}, or transformers' BitsAndBytesConfig", load_in_8bit=True),
+                "and weights are quantised by bitsandbytes or torchao",
+                cure=Wording(
+                    "pass {load_in_8bit}, transformers' BitsAndBytesConfig, or a configuration of torchao",
+                    load_in_8bit=True,
+                ),
                 code="E-QUANT",
             )
         for name in ("llm_int8_has_fp16_weight", "llm_int8_enable_fp32_cpu_offload"):

@@ -36,6 +36,13 @@ def bitsandbytes() -> Any:
         sys.meta_path.remove(finder)
 
 
+def torchao() -> Any:
+    """Return the package torchao. Raises UnsupportedError where it is not installed."""
+    for name in ("torchao.core.config", "torchao.quantization"):
+        _imported(name)
+    return _imported("torchao")
+
+
 def is_installed(package: str) -> bool:
     """Whether a package can be imported."""
     if package in sys.modules:
@@ -47,9 +54,10 @@ def _imported(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
+        extra = package.partition(".")[0]
         raise UnsupportedError(
-            f"weights are quantised by {package}, which can't be imported: {error}",
-            cure=f"pip install {package}",
+            f"weights are quantised by {extra}, which can't be imported: {error}",
+            cure=f"pip install {extra}",
             code="E-QUANT",
         ) from error
 

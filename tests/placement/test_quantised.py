@@ -23,6 +23,16 @@ try:
 except shardload.UnsupportedError as error:
     print(error.cure)
 """
+MISSING_TORCHAO = """
+import sys, shardload
+sys.modules["torchao"] = None
+class AOBaseConfig: pass
+class Int8WeightOnlyConfig(AOBaseConfig): pass
+try:
+    shardload.QuantisedByTorchao(Int8WeightOnlyConfig())
+except shardload.UnsupportedError as error:
+    print(error.cure)
+"""
 FETCHING = """
 import sys, shardload
 shardload.Quantised(load_in_8bit=True)
@@ -221,6 +231,7 @@ def test_hooks_and_attributes_of_a_module_stay(bnb, tmp_path):
 
 def test_without_the_package_the_error_says_what_to_install():
     assert run_python(MISSING).stdout.strip() == "pip install bitsandbytes"
+    assert run_python(MISSING_TORCHAO).stdout.strip() == "pip install torchao"
 
 
 def test_nothing_is_fetched_by_the_import(bnb, tmp_path, monkeypatch):
