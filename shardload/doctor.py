@@ -8,6 +8,7 @@ from shardload import remote_code
 from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.checkpoint.index import find_weight_files
 from shardload.checkpoint.json_file import read_config
+from shardload.checkpoint.place import place_of_opened
 from shardload.checkpoint.sources import find_source
 from shardload.diagnosis import diagnose
 from shardload.diagnosis.examination import Examination
@@ -91,8 +92,8 @@ def examine(
     if like is not None:
         return _compared(checkpoint, open_checkpoint(place.elsewhere(like)))
     shell = _shell(checkpoint, trust, model_class, auto_class)
-    if shell is None:
-        return _alone(checkpoint)
+    if isinstance(shell, UsageError):
+        return _alone(checkpoint, shell)
     if adapter is not None:
         return _adapted(shell, place.elsewhere(adapter))
     return _in_model(shell, checkpoint, None if key_map is None else KeyMap.of(key_map))
@@ -112,7 +113,7 @@ def _opened(
 
     def shell(checkpoint: Checkpoint) -> Shell:
         found = _shell(checkpoint, trust, model_class, auto_class)
-        if found is None:
+        if isinstance(found, UsageError):
             raise several  # no model says which one
         return found
 
@@ -124,11 +125,11 @@ def _shell(
     trust: CodeTrust,
     model_class: Callable[[Any], nn.Module] | None,
     auto_class: str | None,
-) -> Shell | None:
-    """Return the model of the class that fits, or None if no class is given and the repo's own is not trusted."""
+) -> Shell | UsageError:
+    """Return the model of the class that fits, or why no class is known to compare with."""
     made_of = _made_of(checkpoint, trust, model_class, auto_class)
-    if made_of is None:
-        return None
+    if isinstance(made_of, UsageError):
+        return made_of
     config, resolved = made_of
 
     def build(of: remote_code.ResolvedClass) -> Shell:
@@ -147,33 +148,36 @@ def _made_of(
     trust: CodeTrust,
     model_class: Callable[[Any], nn.Module] | None,
     auto_class: str | None,
-) -> tuple[Any, remote_code.ResolvedClass] | None:
-    """Return the config and the class, or None if no class is given and the repo's own is not trusted."""
+) -> tuple[Any, remote_code.ResolvedClass] | UsageError:
+    """Return the config and the class, or why there is none: the repo's own is not trusted, or is not named."""
     config = checkpoint.config
     if model_class is None:
         config = config or read_config(checkpoint.source)
-        if not config or ("auto_map" in config and not trust.trust_remote_code):
-            return None
+        given = Wording("pass {model_class} or {like} to compare", model_class=..., like=...)
+        if not config:
+            return UsageError("no config.json names a class", cure=given)
+        if "auto_map" in config and not trust.trust_remote_code:
+            trusted = Wording("pass {trust_remote_code} to run the repo's own code", trust_remote_code=True)
+            return UsageError(
+                "the class is the repo's own, and its code is not trusted", cure=Cures(given, trusted)
+            )
     try:
         repo = checkpoint.source, config, trust
         loaded = remote_code.load_config(*repo, model_class=model_class)
         resolved = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
-    except UsageError:
+    except UsageError as unnamed:
         if model_class is not None or trust.trust_remote_code:
             raise
-        return None  # config.json names no class, or transformers is not installed
+        return unnamed  # config.json names no class, or transformers is not installed
     return loaded.config, resolved
 
 
-def _alone(checkpoint: Checkpoint) -> Examination:
-    """Judge a checkpoint without a model, by the signatures in its headers."""
-    case = Case.of({}, checkpoint.tensors, checkpoint.config, where=checkpoint.label)
+def _alone(checkpoint: Checkpoint, why: UsageError) -> Examination:
+    """Judge a checkpoint without a model, by the signatures in its headers; a note says how there may be one."""
+    case = Case.of({}, checkpoint.tensors, checkpoint.config, where=place_of_opened(checkpoint))
     found = checked([finding for finding in diagnose(case) if finding.declines], checkpoint)
     alone = Wording(
-        "no model: only headers and index were judged; pass {model_class}, {like} or {trust_remote_code} to compare",
-        model_class=...,
-        like=...,
-        trust_remote_code=True,
+        "no model ({0}): only headers and index were judged; {1}", why.what, why.cure or "pass another config"
     )
     return _examination(checkpoint, found, notes=[alone, *checkpoint.warnings])
 
@@ -215,7 +219,7 @@ def _of_the_class(shell: Shell, checkpoint: Checkpoint, notes: list[str]) -> Key
 
 def _compared(checkpoint: Checkpoint, other: Checkpoint) -> Examination:
     slots = {key: ref.shape for key, ref in other.tensors.items()}
-    case = Case.of(slots, checkpoint.tensors, checkpoint.config, where=checkpoint.label)
+    case = Case.of(slots, checkpoint.tensors, checkpoint.config, where=place_of_opened(checkpoint))
     findings = diagnose(case) if case.missing or case.unexpected or case.shape_mismatches else ()
     result = _examination(checkpoint, findings, against=other.label, notes=[*checkpoint.warnings])
     if not findings and (case.missing or case.unexpected or case.shape_mismatches):

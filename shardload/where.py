@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Trust = bool | Literal["locked"] | os.PathLike[str]
 """The caller's consent: False, True, "locked" (what ./shardload.lock or $SHARDLOAD_LOCK approves), or a lock file."""
 
 RemoteBase = Literal["auto", "shim", "parts", "transformers"]
 """Who serves a repo's imports of transformers; "auto" is the first of the others that lacks no name."""
+
+
+_OPTIONS = {
+    "revision": "--revision",
+    "subfolder": "--subfolder",
+    "variant": "--variant",
+    "state_dict": "--state-dict",
+    "cache_dir": "--cache-dir",
+    "local_files_only": "--offline",
+    "allow_links": "--allow-links",
+}
+"""Fields of a place -> the options of the commands that read one."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,35 @@ class Where:
         if self.revision or not isinstance(self.name, str) or "@" not in self.name:
             return self.revision or None
         return self.name.rpartition("@")[2]
+
+    @property
+    def as_arguments(self) -> str:
+        """The place as a command takes it, shell-quoted, with the options that choose it; never a token.
+
+        >>> Where("org/name", revision="v1", subfolder="text model").as_arguments
+        "org/name --revision v1 --subfolder 'text model'"
+        """
+        options = (
+            _OPTIONS[name] if value is True else f"{_OPTIONS[name]} {shlex.quote(os.fspath(value))}"
+            for name, value in self._chosen()
+        )
+        return " ".join([shlex.quote(os.fspath(self.name)), *options])
+
+    @property
+    def in_python(self) -> str:
+        """The place as Python's first argument and keywords; never a token.
+
+        >>> Where("org/name", revision="v1").in_python
+        "'org/name', revision='v1'"
+        """
+        keywords = (
+            f"{name}={value if value is True else os.fspath(value)!r}" for name, value in self._chosen()
+        )
+        return ", ".join([repr(os.fspath(self.name)), *keywords])
+
+    def _chosen(self) -> Iterator[tuple[str, Any]]:
+        """Yield the fields that differ from the defaults, but for the name and the token."""
+        return ((name, value) for name in _OPTIONS if (value := getattr(self, name)))
 
     def elsewhere(self, name: str | os.PathLike[str], revision: str | None = None) -> Where:
         """Return another checkpoint, reached in the same way: token, cache, offline, links."""

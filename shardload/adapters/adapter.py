@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardload.adapters.adapter_report import shown
+from shardload.checkpoint.place import place_of_opened
 from shardload.errors import UsageError
 from shardload.tensor_ref import TensorRef
 
@@ -42,7 +43,7 @@ class AdapterFile:
         if len(refs) != len(self.checkpoint.tensors):
             from shardload.checkpoint.items import in_one_piece
 
-            return in_one_piece(self.checkpoint.tensors, self.checkpoint.label)
+            return in_one_piece(self.checkpoint.tensors, place_of_opened(self.checkpoint))
         return refs
 
     @property

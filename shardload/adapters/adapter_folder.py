@@ -11,7 +11,7 @@ from torch import nn
 
 from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
-from shardload.adapters.attach import record_of
+from shardload.adapters.attach import not_attached, record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
 from shardload.adapters.layers.experts import LoraParameters, layout_of
 from shardload.adapters.module_index import ModuleIndex
@@ -74,9 +74,7 @@ def save_adapter(
     adapters = record_of(model)
     attached = adapters.attached.get(name)
     if attached is None:
-        raise UsageError(
-            f"no adapter called {name!r} is attached", where=f"attached: {listing(list(adapters.attached))}"
-        )
+        raise not_attached([name], adapters)
     plan = _Plan(ModuleIndex(model), attached)
     with gathered(model, plan.tensors, timeout) as (tensors, writes):
         _check(tensors)

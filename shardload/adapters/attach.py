@@ -43,6 +43,16 @@ def record_of(model: nn.Module) -> Adapters:
     return adapters
 
 
+def not_attached(names: Iterable[str], adapters: Adapters) -> UsageError:
+    """Return the error for names of adapters that are not attached: it lists those that are."""
+    attached = list(adapters.attached)
+    return UsageError(
+        f"no adapter called {listing([repr(str(name)) for name in names])} is attached",
+        where=f"attached: {listing(attached)}",
+        cure=f"name one that is attached: {listing([repr(name) for name in attached])}",
+    )
+
+
 def check_unmerged(adapters: Adapters) -> None:
     """Raise UsageError while adapters are merged into the base's weights: another adapter would be added on top."""
     if adapters.merged is not None:
@@ -217,10 +227,7 @@ def activate(model: nn.Module, weights: Mapping[str, float]) -> None:
         check_unmerged(adapters)
         unknown = [name for name in weights if name not in adapters.attached]
         if unknown:
-            raise UsageError(
-                f"no adapter called {listing(list(map(repr, unknown)))} is attached",
-                where=f"attached: {listing(list(adapters.attached))}",
-            )
+            raise not_attached(unknown, adapters)
         wanted = replacing_of(adapters, weights)
         if wanted or adapters.replacing:
             check_apart(adapters, weights)
@@ -245,10 +252,7 @@ def detach(model: nn.Module, name: str) -> None:
     with LOCK:
         adapters = record_of(model)
         if name not in adapters.attached:
-            raise UsageError(
-                f"no adapter called {name!r} is attached",
-                where=f"attached: {listing(list(adapters.attached))}",
-            )
+            raise not_attached([name], adapters)
         check_unmerged(adapters)
         if any(name in choice.weights for choice in adapters.switch.live):
             raise UsageError(

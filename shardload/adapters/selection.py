@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardload.adapters.adapter import listing
-from shardload.adapters.attach import activate, adapters_of, check_unmerged, detach, record_of, replacing_of
+from shardload.adapters.attach import (
+    activate,
+    adapters_of,
+    check_unmerged,
+    detach,
+    not_attached,
+    record_of,
+    replacing_of,
+)
 from shardload.adapters.batch_rows import BatchRows
 from shardload.adapters.replaced import check_apart, replace_base
 from shardload.adapters.switch import LOCK, Choice, close_scope, open_scope, scoped_choice
@@ -183,10 +191,7 @@ def adapter_batch(
 def _check_names(adapters: Adapters, choice: Choice) -> None:
     unknown = [name for name in choice.weights if name not in adapters.attached]
     if unknown:
-        raise UsageError(
-            f"no adapter called {listing(list(map(str, unknown)))} is attached",
-            where=f"attached: {listing(list(adapters.attached))}",
-        )
+        raise not_attached(unknown, adapters)
     check_apart(adapters, choice.weights)
     rows = choice.rows
     replacing = replacing_of(adapters, choice.weights)

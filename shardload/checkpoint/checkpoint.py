@@ -24,6 +24,7 @@ from shardload.errors import AccessError, CorruptError, NotFoundError
 from shardload.keys import collapse
 from shardload.keywords import entry_point, place_of
 from shardload.tensor_ref import TensorRef
+from shardload.where import Where
 
 if TYPE_CHECKING:
     import os
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from shardload.keywords import WhereKeywords
     from shardload.tensor_ref import Region
     from shardload.where import WhereLike
-
 
 _PACKED = FP8 | {"I32", "I8", "U8", "F8_E8M0", "F4"}
 
@@ -68,11 +68,10 @@ class Checkpoint:
 
     `tensors` maps each key to its TensorRef, in file order; a tensor that a distributed checkpoint holds in several
     pieces is a Joined. `objects` are entries of pickled state dicts that are not tensors. `versions` is the state
-    dict's `_metadata`. `config` is config.json as a dict, or None. `metadata` is what the safetensors headers hold
-    besides tensors. `warnings` are lines to show to the user. `identities` show whether a local file was replaced after
-    its header was read. `named` is the file that the caller named, or None where the caller named a folder or a repo.
-    `only` are the patterns of a part. After `dequantised`, `packing` says how weights are packed whose plain tensors
-    are in `tensors`.
+    dict's `_metadata`. `config` is config.json, or None. `metadata` is what the safetensors headers hold besides
+    tensors. `warnings` are for the user. `identities` show whether a local file was replaced since. `named` is the
+    file that the caller named, None for a folder or a repo. `only`: patterns of a part. After `dequantised`,
+    `packing` says how weights are packed whose plain tensors are in `tensors`. `given` is how the caller named it.
     """
 
     source: Source
@@ -89,6 +88,7 @@ class Checkpoint:
     named: str | None = None
     only: tuple[str, ...] = ()
     packing: str = ""
+    given: Where = field(default=Where(""), repr=False, compare=False)
     _mappings: WeakValueDictionary[Any, Any] = field(
         default_factory=WeakValueDictionary, repr=False, compare=False
     )
@@ -238,7 +238,7 @@ def open_checkpoint(
         source, named = find_source(place)
         files = find_weight_files(source, only=named, variant=place.variant)
         stage = None if only is None else Stage(only)
-        return read_checkpoint(source, files, named=named, state_dict=place.state_dict, stage=stage)
+        return read_checkpoint(source, files, named=named, place=place, stage=stage)
 
 
 def _noticed_by_ranks() -> Any:
@@ -255,19 +255,18 @@ def read_checkpoint(
     files: WeightFiles,
     *,
     named: str | None = None,
-    state_dict: str | None = None,
+    place: Where = Where(""),  # noqa: B008 - it is frozen
     stage: Stage | None = None,
 ) -> Checkpoint:
     """Read the headers of the given weight files and check them against their index, both ways.
 
-    `named` is the file that the caller named: a broken config.json beside it is a warning. `state_dict` names one of
-    several in a file, `stage` a part to read.
+    `named` is a file that the caller named: a broken config.json beside it is a warning. `stage` is a part to read.
     """
     folder = None
     if files.index == DISTRIBUTED:
         from shardload.checkpoint.formats.dcp import DcpFolder
 
-        folder = DcpFolder(source, DISTRIBUTED, state_dict, stage)
+        folder = DcpFolder(source, DISTRIBUTED, place.state_dict, stage)
         files = replace(files, shards=folder.files)
     elif stage is not None:
         files = stage.files(files)
@@ -279,7 +278,7 @@ def read_checkpoint(
         names = [folder.format]
         headers, tensors = folder.read(shards)
     else:
-        names, headers = _read_headers(shards, state_dict, remote=source.revision is not None)
+        names, headers = _read_headers(shards, place.state_dict, remote=source.revision is not None)
         if stage is not None:
             headers = stage.headers(headers, source.label)
         tensors = _merge(source, files, headers)
@@ -309,6 +308,7 @@ def read_checkpoint(
         warnings=(*warnings, *(note for header in headers for note in header.notes)),
         identities=identities,
         named=named,
+        given=place,
         only=stage.patterns if stage else (),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.shard import reading_order, torch_dtype
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from shardload.checkpoint.shard import Shard
     from shardload.keymap import Derived, Names
+    from shardload.where import Where
 
 _SHOWN = 4
 
@@ -90,7 +90,7 @@ def no_tensor(names: list[str], tensors: Iterable[str], *, where: str) -> NotFou
     )
 
 
-def in_one_piece(tensors: Mapping[str, Derived], where: str) -> dict[str, TensorRef]:
+def in_one_piece(tensors: Mapping[str, Derived], where: Where) -> dict[str, TensorRef]:
     """Return the tensors of the checkpoint `where` by name, each in one place of one file.
 
     Raises UnsupportedError where a distributed checkpoint holds a tensor in several pieces: `convert` joins them.
@@ -100,8 +100,8 @@ def in_one_piece(tensors: Mapping[str, Derived], where: str) -> dict[str, Tensor
         name = next(name for name in tensors if name not in refs)
         raise UnsupportedError(
             f"{name} lies in several pieces, and this needs tensors in one piece",
-            where=where,
-            cure=f"join them first: shardload convert {quote(where)} -o joined",
+            where=str(where.name),
+            cure=f"join them first: shardload convert {where.as_arguments} -o joined",
         )
     return refs
 

@@ -20,7 +20,7 @@ import click
 from shardload.cli import output
 from shardload.cli.answering import Stop, choose_answering
 from shardload.cli.options import source_keywords, source_options, trust_keywords, trust_options
-from shardload.cli.wording import options_of
+from shardload.cli.wording import words_in
 from shardload.errors import RemoteCodeError, ShardloadError, UsageError
 from shardload.where import Where
 
@@ -243,7 +243,7 @@ def _at_terminal(talk: _Talk) -> None:
             if not _one(talk, line):
                 return
         except ShardloadError as error:
-            output.complain(error.said(options_of(click.get_current_context().command)))
+            output.complain(error.said(words_in(click.get_current_context())))
 
 
 def _typed() -> str:

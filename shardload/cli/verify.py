@@ -8,7 +8,8 @@ import click
 
 from shardload.cli import output
 from shardload.cli.options import json_option, source_keywords, source_options
-from shardload.errors import CorruptError
+from shardload.cli.wording import options_of, worded
+from shardload.errors import CorruptError, said
 
 if TYPE_CHECKING:
     from shardload.compare.verify import Verification
@@ -49,10 +50,13 @@ def command(where: str, sums: str | None, values: bool, as_json: bool, **options
         if error.report is not None and not as_json:
             output.say("\n".join(_lines(error.report)))
         raise
+    words = options_of(command)
     if as_json:
-        output.say_json(report.to_dict())
+        output.say_json(worded(report.to_dict(), words))
     else:
         output.say("\n".join(_lines(report)))
+        if report.cure:
+            output.say(output.escape(f"  cure:  {said(report.cure, words)}"))
     if not report.ok:
         raise click.exceptions.Exit(1)
 

@@ -49,6 +49,13 @@ def options_of(command: click.Command | None, doctor: str = _DOCTOR) -> Words:
     return words
 
 
+def words_in(context: click.Context) -> Words:
+    """Return the words of the command that runs; the doctor's line has what it was called with."""
+    group = context.find_root().command
+    doctor = group.get_command(context, "doctor") if isinstance(group, click.Group) else None
+    return options_of(context.command, _DOCTOR if doctor is None else doctor_line_of(context, doctor))
+
+
 def doctor_line(command: click.Command | None, doctor: click.Command, arguments: Sequence[str]) -> str:
     """Return the doctor's command line with what a command was called with, as far as the doctor takes it."""
     if command is None or not any(parameter.name == "where" for parameter in command.params):

@@ -10,7 +10,7 @@ from shardload.diagnosis.pairing.solution import Left
 from shardload.diagnosis.rule_text import as_names, rule_text
 from shardload.diagnosis.whole_cure import NO_CURE, allowed
 from shardload.errors import Cures, Wording, joined, keyword
-from shardload.keys import collapse
+from shardload.keys import collapse, split_key
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -31,15 +31,15 @@ class AmbiguousRule:
             return (_of_sets(case, case.solution.rivals),)
         groups: dict[Hashable, tuple[list[KeyFamily], list[KeyFamily]]] = defaultdict(lambda: ([], []))
         board = case.solution.board
-        namesakes = {family.template for family in board.stored} & {
-            family.template for family in board.wanted
-        }
+        # Names that both sides have say which is which, whatever their sizes; so do those of other numbers.
+        names = [{_name(family) for family in families} for families in (board.stored, board.wanted)]
+        namesakes = names[0] & names[1]
         for side, families in enumerate((board.stored, board.wanted)):
             for family in families:
-                if family.template not in namesakes:
+                if _name(family) not in namesakes:
                     groups[family.signature][side].append(family)
         both = [(olds, news) for olds, news in groups.values() if olds and news]
-        many = board.passed_over
+        many = [family for family in board.passed_over if _name(family) not in namesakes]
         if not both and not many:
             return ()
         unclear = {id(family): family for family in (*many, *(old for olds, _ in both for old in olds))}
@@ -61,6 +61,11 @@ class AmbiguousRule:
                 margin=0.0,
             ),
         )
+
+
+def _name(family: KeyFamily) -> str:
+    """Return the template of a family's keys in full: pairing may have made numbers in it literal."""
+    return split_key(family.names[0])[0]
 
 
 def _of_sets(case: Case, rivals: Sequence[Wrapping]) -> Finding:

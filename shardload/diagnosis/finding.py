@@ -15,12 +15,13 @@ from shardload.errors import Cures, Wording, keyword
 from shardload.errors.wording import plain_keywords
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from shardload.diagnosis.config_fields import Field
     from shardload.diagnosis.pairing.board import Link
     from shardload.diagnosis.shape_pairs import ShapePair
     from shardload.keymap import Derived, KeyMap, Rule
+    from shardload.where import Where
 
 Shape = tuple[int, ...]
 
@@ -34,7 +35,8 @@ class Case:
     the keys of faults, and so are those `refused`, which their slots can't take for another reason than their shape;
     `dropped` are missing keys that are stored under these names, and that the caller's key map drops.
     `module_classes` maps the path of a module to the name of its class, where there is a model. `config` is
-    config.json, `where` the place of the checkpoint as it is typed, and `files` how many files its weights are in.
+    config.json, `where` the place of the checkpoint, `files` how many files its weights are in, and `beside` the
+    names of all files there.
     """
 
     slots: Mapping[str, Shape]
@@ -47,8 +49,9 @@ class Case:
     config: Mapping[str, Any] = field(default_factory=dict)
     module_classes: Mapping[str, str] = field(default_factory=dict)
     own_rules: tuple[Rule, ...] = ()
-    where: str = ""
+    where: Where | None = None
     files: int = 0
+    beside: Collection[str] = ()
 
     @classmethod
     def of(
@@ -57,7 +60,7 @@ class Case:
         stored: Mapping[str, Derived],
         config: Mapping[str, Any] | None = None,
         module_classes: Mapping[str, str] | None = None,
-        where: str = "",
+        where: Where | None = None,
     ) -> Case:
         """Return the case of two sets of keys: the faults follow from names and shapes."""
         return cls(

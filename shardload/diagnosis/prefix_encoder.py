@@ -42,7 +42,10 @@ def _alone(case: Case, keys: Sequence[str], rows: int) -> Finding:
         f"this is a prefix of P-Tuning v2, of {rows} tokens, not a model's weights",
         explained=len(keys),
         nbytes=case.nbytes(keys),
-        cure=Wording("load the base model, with this prefix on it: {prefix}", prefix=case.where or ...),
+        cure=Wording(
+            "load the base model, with this prefix on it: {prefix}",
+            prefix=case.where.name if case.where else ...,
+        ),
         evidence=tuple(keys[:2]),
         declines=True,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from shardload.dequantise.signatures import ENDS, FP8, READABLE, SIGNATURES
@@ -13,18 +12,21 @@ from shardload.errors import Cures, Wording
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shardload.where import Where
+
 _SCALE = "weight_scale"
 UNREADABLE = "use the checkpoint's unquantised weights, or a class that defines the quantised modules"
 
 
-def plain_cures(where: str) -> Cures:
+def plain_cures(where: Where | None) -> Cures:
     """Return what to do about weights, stored at `where`, that a load can make plain."""
+    place = "WHERE" if where is None else where.as_arguments
     return Cures(
         Wording(
             "pass {dtype}, or float16 or float32: the weights are dequantised while they are read",
             dtype="bfloat16",
         ),
-        f"write the plain checkpoint once: shardload convert {quote(where)} -o plain --dtype bfloat16",
+        f"write the plain checkpoint once: shardload convert {place} -o plain --dtype bfloat16",
         "load into a class that defines the quantised modules",
     )
 

@@ -47,9 +47,13 @@ def _to_keep_it(case: Case, keys: Sequence[str]) -> str:
     """Return how the adapter comes on the base: an adapter is one file, with one name in its keys."""
     leaves = {"weight", "bias"}
     names = {tuple(p for p in key.partition(".lora_")[2].split(".")[1:] if p not in leaves) for key in keys}
-    if case.files != 1 or not case.where or len(names) != 1:
+    place = case.where
+    if case.files != 1 or place is None or len(names) != 1 or place.state_dict or place.variant:
         return "no cure is known that keeps them, so save the adapter alone with PEFT's save_pretrained"
-    # In Python's words: the command's --adapter has no options for these two.
-    given = f"{in_python('alpha', ...)}, {in_python('strict', False)}"
-    call = f"load_adapter(model, {case.where!r}, {given})"
-    return f"to keep them, load so and then call {call}, where alpha is the lora_alpha of the training"
+    # In Python's words: the command's --adapter has no options for these.
+    strict = in_python("strict", False)
+    if "adapter_config.json" in case.beside:
+        return f"to keep them, load so and then call load_adapter(model, {place.in_python}, {strict})"
+    call = f"load_adapter(model, {place.in_python}, {in_python('alpha', ...)}, {strict})"
+    alpha = "alpha is the lora_alpha of the training, which no file here says"
+    return f"to keep them, load so and then call {call}; {alpha}"

@@ -12,6 +12,7 @@ from torch import nn
 
 from shardload._system.gc_freeze import gc_frozen
 from shardload._system.process_memory import size_of
+from shardload.checkpoint.place import place_of_opened
 from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
 from shardload.keymap import KeyMap, leaves
 from shardload.keymap.dequantised import Dequantised
@@ -176,8 +177,9 @@ class Comparison:
             config=self._config(),
             module_classes=_module_classes(self.shell.model),
             own_rules=self._key_map.rules if self._key_map else (),
-            where=self.checkpoint.label,
+            where=place_of_opened(self.checkpoint),
             files=len(self.checkpoint.shards),
+            beside=self.checkpoint.source.names(),
         )
         findings = diagnose(case)
         if any(finding.code == "E-QUANT" for finding in findings):

@@ -6,9 +6,9 @@ import copy as copy_module
 import tempfile
 from dataclasses import replace
 from itertools import combinations
-from shlex import quote
 from typing import TYPE_CHECKING
 
+from shardload.checkpoint.place import place_of_opened
 from shardload.checkpoint.shard import DTYPES
 from shardload.dtypes import FLOATS, float_code
 from shardload.errors import Cures, Wording, joined
@@ -51,7 +51,7 @@ class MemoryCures:
         own_rules: bool,
     ) -> None:
         self._plan, self._shell, self._target = plan, shell, target
-        self._where = checkpoint.label
+        self._where = place_of_opened(checkpoint).as_arguments
         self._shards = [shard.name for shard in checkpoint.shards]
         self._stored_in = DTYPES.get(checkpoint.float_code)
         self._missing, self._copy, self._own_rules = missing, copy, own_rules
@@ -131,7 +131,7 @@ class MemoryCures:
             key_map=...,
         )
         name = TORCH_NAMES.get(self._cast_to(), "")
-        plain = _CONVERT.format(quote(self._where), f" --dtype {name}" if name else "")
+        plain = _CONVERT.format(self._where, f" --dtype {name}" if name else "")
         texts = {
             "convert": convert if joins else plain,
             "dtype": Wording(

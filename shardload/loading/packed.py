@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shardload.checkpoint.place import place_of_opened
 from shardload.checkpoint.plain_weights import weights_in, with_plain
 from shardload.dequantise.signatures import CONFIG_FIELDS
 from shardload.diagnosis.quantised import UNREADABLE, plain_cures
@@ -70,14 +71,14 @@ def refuse_undecided(checkpoint: Checkpoint) -> None:
     raise UnsupportedError(
         f"the checkpoint is quantised: {label}; in which dtype its weights are to be made plain is not said",
         where=checkpoint.label,
-        cure=Cures(*plain_cures(checkpoint.label).parts[:2]),
+        cure=Cures(*plain_cures(place_of_opened(checkpoint)).parts[:2]),
         code="E-QUANT",
     )
 
 
 def checked(findings: Sequence[Finding], checkpoint: Checkpoint) -> tuple[Finding, ...]:
     """Return findings whose cure makes no weight plain that can't be: the kind may be known, and not these headers."""
-    plain = plain_cures(checkpoint.label)
+    plain = plain_cures(place_of_opened(checkpoint))
     if not any(finding.cure == plain for finding in findings):
         return tuple(findings)
     with suppress(ShardloadError):

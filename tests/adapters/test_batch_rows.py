@@ -68,7 +68,7 @@ def test_a_batch_of_another_length(model):
     with adapter_batch(model, ["a", "b", None, "a"]), pytest.raises(UsageError, match=said):
         model(BATCH)
     assert torch.equal(model(BATCH), before)
-    with pytest.raises(UsageError, match="no adapter called c is attached\n  where: attached: a, b"):
+    with pytest.raises(UsageError, match="no adapter called 'c' is attached\n  where: attached: a, b"):
         adapter_batch(model, ["a", "c"])
 
 

@@ -11,6 +11,7 @@ import torch
 from shardload import fill, open_checkpoint
 from shardload.keymap import KeyMap
 from shardload.model.shell import build_shell
+from tests.remote_code.repos import tiny
 from tests.tiny import Net, assert_same_state, random_state, torch_filled, write_checkpoint
 
 CODE = """
@@ -129,6 +130,19 @@ def test_without_a_model_headers_are_judged_alone(tmp_path, call_cli):
     assert done.returncode == 0
     assert "headers and index are sound" in done.stdout
     assert "no model" in done.stderr
+
+
+def test_a_class_that_no_auto_map_names_has_the_cure_that_a_load_prints(tmp_path, call_cli):
+    tiny(tmp_path)
+    write_checkpoint(tmp_path, {"linear.weight": torch.ones(4, 4), "linear.bias": torch.ones(4)})
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["TinyModel"], "hidden_size": 4}))
+    cure = call_cli("load", tmp_path, "--trust-remote-code").stderr.split("cure:  ")[1].strip()
+    noted = call_cli("doctor", tmp_path).stderr
+    entry = cure.split("add ")[1].split(" to config.json")[0]
+    assert f"add {entry} to config.json, and pass --trust-remote-code" in noted
+    config = json.loads((tmp_path / "config.json").read_text()) | json.loads("{" + entry + "}")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert call_cli("doctor", tmp_path, "--trust-remote-code").returncode == 0
 
 
 def test_never_more_than_forty_lines(tmp_path, call_cli, model):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import subprocess
 
 import pytest
 import torch
@@ -42,6 +44,16 @@ def test_a_hash_that_nobody_knows_is_exit_code_1(folder, call_cli):
     assert (done.returncode, done.stderr) == (1, "")
     assert "of unknown hash" in done.stdout
     assert "not verified: the hashes of 1 weight files are not known" in done.stdout
+
+
+def test_the_printed_command_keeps_the_sums_of_today(tmp_path, call_cli):
+    folder = write_checkpoint(tmp_path / "a repo", STATE, shards=2)
+    done = call_cli("verify", folder)
+    assert done.returncode == 1
+    assert "pass --sums SUMS, a file of SHA-256 sums" in done.stdout
+    (command,) = re.findall(r"\(cd .*\)", done.stdout)
+    subprocess.run(command, shell=True, check=True)
+    assert call_cli("verify", folder).returncode == 0
 
 
 def test_sums_of_another_file(folder, tmp_path, call_cli):

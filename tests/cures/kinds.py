@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 from collections import Counter
@@ -68,7 +69,12 @@ class Tally:
             yield f"FAILED {code}: {text}\n    {why}"
 
     def add_to(self, path: Path) -> None:
-        """Add the counts to those of a file."""
+        """Add the counts to those of a file; processes that were started by tests do so beside the tests."""
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._add_to(path)
+
+    def _add_to(self, path: Path) -> None:
         old: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"counts": [], "failed": []}
         before = {(code, text): Counter(row) for code, text, row in old["counts"]}
         for kind, row in self.counts.items():

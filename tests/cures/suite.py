@@ -3,7 +3,8 @@
 A public function or command that is refused is called again with what the error's cure says: keywords or options, edits
 of config.json, files to delete, another path. What is refused again, or loads weights that the files do not hold, is a
 cure that does not cure. The second calls disturb the tests that provoked them: only the table of this plugin counts.
-With SHARDLOAD_CURES=FILE the counts are added to those of a JSON file (`tests/cures/__main__.py` reads them).
+With SHARDLOAD_CURES=FILE the counts are added to those of a JSON file (`__main__.py` reads them), and so are
+those of commands that the tests start as processes of their own (`process.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import os
 import re
 import shlex
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,6 @@ import shardload.cli
 import shardload.keywords as front
 from shardload.errors import Cures, MismatchError, RemoteCodeError, ShardloadError, keywords_of, said
 from tests.cures.kinds import Tally, choices, kind_of
-from tests.cures.truth import differs
 from tests.cures.typed import REPORT_MAP, Typed, copied, typed
 
 if TYPE_CHECKING:
@@ -38,11 +39,16 @@ _RAN = re.compile("the repo's own code failed|the checkpoint does not fit")
 _WITH_VALUE = frozenset(
     {"--map", "--key-map", "--allow-missing", "--allow-unexpected", "--state-dict", "--dtype"}
 )
+_ROOT = Path(__file__).parents[2]
+_CHANGES_NUMBERS = {"quantization_config", "load_in_8bit", "load_in_4bit"}
 _MOST_BYTES = 50_000_000  # a folder that is copied so that its config.json can be edited
 
 
 def _watched(function: Any) -> Any:
-    made = _entry_point(function)
+    return _with_cures(_entry_point(function))
+
+
+def _with_cures(made: Any) -> Any:
     names = inspect.signature(made).parameters.keys()
 
     @functools.wraps(made)
@@ -137,6 +143,11 @@ class _Again:
         if self.function.__name__ in {"from_pretrained", "fill"} and not _MADE & keywords.keys():
             if code == "E-QUANT":
                 return None  # weights are made plain: what their numbers are is tested beside each format
+            from tests.cures.truth import differs  # imports what is to be watched
+
+            quantises = type(keywords.get("target")).__name__ == "Quantised"
+            if quantises or _CHANGES_NUMBERS & keywords.keys():
+                return None  # the numbers are the quantiser's: tested beside bitsandbytes
             model = result if self.function.__name__ == "from_pretrained" else arguments[0]
             return differs(getattr(model, "model", model), arguments, keywords, self.function.__name__)
         return None
@@ -239,8 +250,43 @@ def _without(arguments: list[str], options: list[str]) -> list[str]:
     return kept
 
 
-front.entry_point = _watched
-shardload.cli.run, shardload.cli._fail = run, _seen
+def _watch_methods(kind: type) -> None:
+    """Apply the cures of what a class's own public methods refuse."""
+    for name, member in list(vars(kind).items()):
+        function = getattr(member, "__func__", member)
+        if name.startswith("_") or not inspect.isfunction(function) or inspect.isgeneratorfunction(function):
+            continue
+        seen = _with_cures(function)
+        setattr(kind, name, type(member)(seen) if isinstance(member, (classmethod, staticmethod)) else seen)
+
+
+class _Popen(subprocess.Popen):  # type: ignore[type-arg]
+    """Starts a command of shardload with this plugin in it."""
+
+    def __init__(self, args: Any, *more: Any, env: Any = None, **keywords: Any) -> None:
+        if (
+            isinstance(args, list)
+            and [*map(str, args[1:2])] == ["-m"]
+            and args[2] in {"shardload", "shardload.cli"}
+        ):
+            args = [args[0], "-m", "tests.cures.process", *args[3:]]
+            env = dict(os.environ if env is None else env)
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), env.get("PYTHONPATH"))))
+            env["SHARDLOAD_CURES"] = os.environ.get("SHARDLOAD_CURES", "")
+        super().__init__(args, *more, env=env, **keywords)
+
+
+def watch() -> None:
+    """Watch public functions, public methods and commands, from here on."""
+    front.entry_point = _watched
+    shardload.cli.run, shardload.cli._fail = run, _seen
+    for name in ("KeyMap", "Checkpoint"):
+        _watch_methods(getattr(shardload, name))
+
+
+watch()
+if os.environ.get("SHARDLOAD_CURES"):
+    subprocess.Popen = _Popen  # type: ignore[misc]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

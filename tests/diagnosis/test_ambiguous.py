@@ -12,7 +12,7 @@ from shardload.diagnosis.ambiguous import AmbiguousRule
 from shardload.diagnosis.whole_cure import NO_CURE
 from tests.diagnosis.headers import case_of
 from tests.diagnosis.key_sets import key_set
-from tests.diagnosis.many_names import MANY
+from tests.diagnosis.many_names import MANY, names
 
 if TYPE_CHECKING:
     from shardload.diagnosis.finding import Case
@@ -97,3 +97,22 @@ def test_more_names_than_are_compared_have_no_cure():
     assert "300 names" in finding.cause
     assert NO_CURE in finding.cure
     assert not any(finding.key_map for finding in found)
+
+
+@pytest.mark.parametrize("layers", [(1, 1), (9, 8), (8, 9)])
+def test_names_of_both_sides_are_not_ambiguous_whatever_their_sizes(layers):
+    """More of them than are all compared; a list of at most eight parts is taken apart on its side only."""
+
+    def heads(labels: int, count: int) -> dict[str, tuple[int, ...]]:
+        own = {
+            f"{name}.{n}.weight": (labels + place % 7, 32)
+            for place, name in enumerate(names(1600 // count))
+            for n in range(count)
+        }
+        return {**own, "classifier.weight": (labels, 32)}
+
+    stored, wanted = (heads(labels, count) for labels, count in zip((11, 13), layers, strict=True))
+    case = case_of(stored, wanted, config={"num_labels": 13, "num_layers": layers[1]})
+    codes = {finding.code for finding in diagnose(case)}
+    assert "E-CONFIG" in codes
+    assert "E-AMBIGUOUS" not in codes

@@ -12,6 +12,7 @@ from torch import nn
 from shardload import UnsupportedError, build_shell, fill, from_pretrained, open_checkpoint
 from shardload.cli import run
 from shardload.diagnosis.quantised import plain_cures
+from shardload.where import Where
 from tests.tiny import write_checkpoint
 
 PACKED = {
@@ -136,7 +137,7 @@ def test_the_printed_command_writes_the_plain_checkpoint(tmp_path, monkeypatch, 
     write_checkpoint(tmp_path / "given one", READABLE[name], shards=1)
     with pytest.raises(UnsupportedError) as caught:
         fill(build_shell(Head), open_checkpoint("given one"))
-    assert caught.value.cure == plain_cures("given one")
+    assert caught.value.cure == plain_cures(Where("given one"))
     (command,) = re.findall(r"shardload convert [^;]*", caught.value.cure)
     assert run(shlex.split(command)[1:]) == 0
     model = from_pretrained("plain", model_class=Head, config={}, progress=False)

@@ -19,7 +19,9 @@ def refusal(folder):
     return caught.value
 
 
-def test_the_printed_lines_load_base_and_adapter(tmp_path):
+@pytest.mark.parametrize("said", [False, True])
+def test_the_printed_lines_load_base_and_adapter(tmp_path, said):
+    """The scale is that of an adapter_config.json beside the weights; without one alpha is a value to choose."""
     peft = pytest.importorskip("peft")
     base = models.Decoder(models.DECODER)
     trained = peft.get_peft_model(
@@ -27,7 +29,10 @@ def test_the_printed_lines_load_base_and_adapter(tmp_path):
     )
     trained.load_state_dict(random_state(trained))
     folder = write_checkpoint(tmp_path / "whole", trained.state_dict(), shards=1, config=models.DECODER)
+    if said:
+        trained.peft_config["default"].save_pretrained(folder)
     error = refusal(folder)
+    assert ("alpha=…" in error.cure) is not said
     assert "the base alone, without the trained lora_A, lora_B" in error.cure
     steps = typed(str(error.cure)).keywords | {"key_map": error.report.key_map}
     model = from_pretrained(folder, model_class=models.Decoder, progress=False, **steps)

@@ -111,7 +111,11 @@ def unmerge(model: nn.Module) -> None:
         adapters = record_of(model)
         merged = adapters.merged
         if not isinstance(merged, Merge):
-            raise UsageError("no adapter is merged into this model", where="model")
+            raise UsageError(
+                "no adapter is merged into this model",
+                where="model",
+                cure="there is nothing to undo: leave it out",
+            )
         lost = [weight.name for weight in merged.changed if not weight.can_be_undone()]
         if lost:
             raise CorruptError(

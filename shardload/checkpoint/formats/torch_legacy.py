@@ -10,6 +10,7 @@ from shardload.checkpoint.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfD
 from shardload.checkpoint.formats.state_dict import Block, header_of
 from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_pickle import TorchPickle
+from shardload.checkpoint.formats.whole_module import load_beside_modules
 from shardload.errors import CorruptError, UnsupportedError
 from shardload.tensor_ref import DTYPE_BITS
 
@@ -43,16 +44,16 @@ class TorchLegacyFormat:
     @gc_frozen
     def read_header(self, file: SourceFile, state_dict: str | None = None) -> Header:
         """Read the pickles and the storages' lengths. Raises CorruptError, UnsupportedError or UnsafeError."""
-        top, storages, keys, end = _read_growing(file)
+        top, storages, keys, end = _read_growing(file, state_dict)
         blocks = _blocks(file, storages, keys, end)
         return header_of(top, file.name, lambda storage: _locate(blocks, storage), state_dict)
 
 
-def _read_growing(file: SourceFile) -> tuple[Any, dict[str, Storage], list[str], int]:
+def _read_growing(file: SourceFile, wanted: str | None) -> tuple[Any, dict[str, Storage], list[str], int]:
     length = _FIRST_READ
     while True:
         try:
-            return _read_pickles(file.read_at(0, length), file.name)
+            return _read_pickles(file.read_at(0, length), file.name, wanted)
         except EndOfDataError:
             if file.size <= length:
                 raise CorruptError(
@@ -70,7 +71,9 @@ def _read_growing(file: SourceFile) -> tuple[Any, dict[str, Storage], list[str],
         length = min(_GROWTH * length, MAX_PICKLE_BYTES)
 
 
-def _read_pickles(data: bytes, where: str) -> tuple[Any, dict[str, Storage], list[str], int]:
+def _read_pickles(
+    data: bytes, where: str, wanted: str | None
+) -> tuple[Any, dict[str, Storage], list[str], int]:
     protocol = TorchPickle(data, where, start=len(_MAGIC))
     if protocol.load() != _PROTOCOL:
         raise CorruptError("the version of the legacy format is unknown", where=where, cure=REFETCH)
@@ -85,8 +88,12 @@ def _read_pickles(data: bytes, where: str) -> tuple[Any, dict[str, Storage], lis
             cure=f"there, {RESAVE}",
             code="E-FORMAT",
         )
-    state = TorchPickle(data, where, start=system.position, with_views=True)
-    top = state.load()
+
+    def read(aside: bool) -> tuple[TorchPickle, Any]:
+        reader = TorchPickle(data, where, start=system.position, with_views=True, modules_aside=aside)
+        return reader, reader.load()
+
+    state, top = load_beside_modules(read, wanted)
     order = TorchPickle(data, where, start=state.position)
     keys = order.load()
     storages = state.storages()

@@ -39,18 +39,32 @@ def _whole_module(name: str, where: str) -> UnsafeError:
     )
 
 
+_BESIDE = Aside("a whole module")
+_MODULE = Global("a class of modules", lambda *_: _BESIDE, is_aside=True)
+
+
 class TorchPickle(PickleMachine):
     """A pickle of torch: plain data, and stand-ins for tensors and storages.
 
     Tensors become PickledTensor or Unreadable, OrderedDicts PickledDict. `with_views`: storages carry view metadata,
     as in files from before torch 1.6. `load` raises UnsafeError, besides what its base raises,
-    for what would run something in another reader.
+    for what would run something in another reader. With `modules_aside` whole modules are left aside instead: nothing
+    of them is made. `has_module` says that one was met.
     """
 
-    __slots__ = ("_storages", "_views", "_with_views")
+    __slots__ = ("_modules_aside", "_storages", "_views", "_with_views", "has_module")
 
-    def __init__(self, data: bytes, where: str, *, start: int = 0, with_views: bool = False) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        where: str,
+        *,
+        start: int = 0,
+        with_views: bool = False,
+        modules_aside: bool = False,
+    ) -> None:
         super().__init__(data, where, start)
+        self._modules_aside, self.has_module = modules_aside, False
         self._storages: dict[str, Storage] = {}
         self._views: dict[str, tuple[str, int, int]] = {}
         self._with_views = with_views
@@ -76,11 +90,16 @@ class TorchPickle(PickleMachine):
     def _named(self, module: str, name: str) -> Global:
         try:
             return lookup(module, name, self._place())
-        except UnsafeError as error:
+        except (UnsafeError, UnsupportedError) as error:
             of_python = module.partition(".")[0] in _OF_PYTHON
-            if not of_python and all(each in self._data for each in _OF_MODULES):
-                raise _whole_module(f"{module}.{name}", self._place()) from error
-            raise
+            if of_python or not all(each in self._data for each in _OF_MODULES):
+                raise
+            self.has_module = True
+            if self._modules_aside:
+                return _MODULE
+            if isinstance(error, UnsupportedError):
+                raise  # a class that torch defines: the error says so
+            raise _whole_module(f"{module}.{name}", self._place()) from error
 
     def _place(self) -> str:
         """Return the file and the last text that was read, which is usually the key of the next value."""
@@ -140,6 +159,10 @@ class TorchPickle(PickleMachine):
         if type(key) is not tuple or not key:
             raise TypeError("a persistent id is no tuple")
         if key[0] == "module":
+            self.has_module = True
+            if self._modules_aside:
+                self._stack.append(_MODULE)
+                return
             raise UnsupportedError(
                 "the file is a whole pickled model, not a state dict",
                 where=self.where,

@@ -10,6 +10,7 @@ from shardload.checkpoint.formats.pickle_machine import MAX_PICKLE_BYTES, EndOfD
 from shardload.checkpoint.formats.state_dict import Block, header_of
 from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_pickle import TorchPickle
+from shardload.checkpoint.formats.whole_module import load_beside_modules
 from shardload.checkpoint.formats.zip_directory import ZipDirectory
 from shardload.errors import CorruptError, UnsupportedError
 from shardload.tensor_ref import DTYPE_BITS
@@ -58,11 +59,13 @@ class TorchZipFormat:
     @gc_frozen
     def read_header(self, file: SourceFile, state_dict: str | None = None) -> Header:
         """Read the directory and the pickle. Raises CorruptError, UnsupportedError or UnsafeError."""
-        top, blocks = read_archive(file, ZipDirectory(file))
+        top, blocks = read_archive(file, ZipDirectory(file), state_dict)
         return header_of(top, file.name, lambda storage: blocks[storage.key], state_dict)
 
 
-def read_archive(file: SourceFile, archive: ZipDirectory) -> tuple[Any, dict[str, Block]]:
+def read_archive(
+    file: SourceFile, archive: ZipDirectory, wanted: str | None = None
+) -> tuple[Any, dict[str, Block]]:
     """Return the top object of an archive's pickle, and where each of its storages lies in the file."""
     root = _root(archive, file)
     pickle = archive.entries[f"{root}/data.pkl"]
@@ -79,7 +82,7 @@ def read_archive(file: SourceFile, archive: ZipDirectory) -> tuple[Any, dict[str
             raise _corrupt(f"{quote(entry.name)} of {entry.size:,} bytes", file)
     archive.prefetch([pickle, *notes])
     _check_notes({entry.name.partition("/")[2]: archive.read(entry) for entry in notes}, file)
-    return _contents(archive, root, file, archive.read(pickle))
+    return _contents(archive, root, file, archive.read(pickle), wanted)
 
 
 def _root(archive: ZipDirectory, file: SourceFile) -> str:
@@ -137,11 +140,14 @@ def _check_notes(notes: dict[str, bytes], file: SourceFile) -> None:
 
 
 def _contents(
-    archive: ZipDirectory, root: str, file: SourceFile, pickle: bytes
+    archive: ZipDirectory, root: str, file: SourceFile, pickle: bytes, wanted: str | None
 ) -> tuple[Any, dict[str, Block]]:
-    reader = TorchPickle(pickle, file.name)
+    def read(aside: bool) -> tuple[TorchPickle, Any]:
+        reader = TorchPickle(pickle, file.name, modules_aside=aside)
+        return reader, reader.load()
+
     try:
-        top = reader.load()
+        reader, top = load_beside_modules(read, wanted)
     except EndOfDataError:
         raise CorruptError(
             "the checkpoint's pickle is damaged: it ends in the middle", where=file.name, cure=REFETCH

@@ -95,7 +95,7 @@ def _structure(
     """Return the checkpoint, or the error in its structure; a hash that differs is reported instead of that error."""
     try:
         files = find_weight_files(source, only=only, variant=place.variant)
-        return read_checkpoint(source, files, named=only, state_dict=place.state_dict), None
+        return read_checkpoint(source, files, named=only, place=place), None
     except (CorruptError, NotFoundError, UnsupportedError) as error:
         return None, error
 

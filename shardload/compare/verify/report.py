@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from shlex import quote
 from typing import Any, Literal
 
-from shardload.errors import CorruptError
+from shardload.errors import CorruptError, Cures, Wording
 
 Status = Literal["ok", "changed", "unknown", "absent"]
 """ok: every known hash matches. changed: one does not. unknown: no hash is known. absent: the file is not here."""
@@ -72,6 +73,30 @@ class Verification:
         changed = any(file.status == "changed" for file in self.files)
         return not changed and not self.unverified and not self.values
 
+    @property
+    def cure(self) -> str | None:
+        """What to do about weight files that were not verified; None where all were.
+
+        >>> import torch, shardload
+        >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
+        >>> shardload.verify("tiny").cure.partition(";")[0]
+        'pass sums=…, a file of SHA-256 sums and names from who made the files'
+        """
+        if any(file.shard and file.status == "absent" for file in self.files):
+            return "download the files that are not here: load the checkpoint once"
+        if not self.unverified:
+            return None
+        given = Wording("pass {sums}, a file of SHA-256 sums and names from who made the files", sums=...)
+        if self.revision is not None:
+            return given
+        names = self.unverified
+        folder = self.where.removesuffix(f"/{names[0]}")
+        return Cures(
+            given,
+            "keep the sums of today, to notice later changes: "
+            f"(cd {quote(folder)} && sha256sum {' '.join(map(quote, names))} >> SHA256SUMS)",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data.
 
@@ -90,6 +115,7 @@ class Verification:
             "values_screened": self.screened,
             "nbytes": self.nbytes,
             "seconds": self.seconds,
+            "cure": self.cure,
         }
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from shardload import open_checkpoint
 from shardload.checkpoint.formats.pickle_machine import EndOfDataError
 from shardload.checkpoint.formats.torch_globals import PickledDict, PickledTensor
 from shardload.checkpoint.formats.torch_pickle import TorchPickle
-from shardload.errors import CorruptError, UnsafeError, UnsupportedError
+from shardload.errors import CorruptError, NotFoundError, UnsafeError, UnsupportedError, keywords_of
 from shardload.tensor_ref import TORCH_NAMES
 
 from .files import read_bytes, torch_zip
@@ -178,3 +178,30 @@ def test_a_whole_module_is_named_as_what_it_is(tmp_path, legacy):
     torch.save({**words, "model": Runs()}, tmp_path / "x.pt", **zipped)
     with pytest.raises(UnsafeError, match="which no weights need"):
         open_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("module", [Whole, lambda: torch.nn.Linear(2, 2)], ids=["own", "torch's"])
+def test_a_state_dict_beside_a_whole_module_is_offered_and_read(tmp_path, legacy, module):
+    ema = {"fc.weight": torch.arange(4.0).reshape(2, 2), "fc.bias": torch.ones(2)}
+    saved = {"model": module(), "ema": {"shadow": ema}, "optimizer": {"state": {}, "param_groups": []}}
+    torch.save(saved, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises((UnsafeError, UnsupportedError), match="a whole module") as caught:
+        open_checkpoint(tmp_path / "x.pt")
+    first, again = caught.value.cure.parts
+    assert keywords_of(first) == {"state_dict": "ema.shadow"}
+    assert "model.state_dict()" in again
+    found = dict(open_checkpoint(tmp_path / "x.pt", **keywords_of(first)).items())
+    assert found.keys() == ema.keys()
+    assert all(torch.equal(found[key], value) for key, value in ema.items())
+    with pytest.raises(NotFoundError, match="no state dict 'model'"):
+        open_checkpoint(tmp_path / "x.pt", state_dict="model")
+
+
+def test_what_would_run_python_beside_a_whole_module_is_unsafe_whatever_is_named(tmp_path):
+    state = {"fc.weight": torch.ones(2, 2)}
+    torch.save({"ema": state, "model": Whole(), "x": Runs()}, tmp_path / "x.pt")
+    for named in (None, "ema"):
+        with pytest.raises(UnsafeError) as caught:
+            open_checkpoint(tmp_path / "x.pt", state_dict=named)
+        assert "state_dict" not in keywords_of(caught.value.cure)
