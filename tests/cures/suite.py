@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import shardload.cli
 import shardload.keywords as front
 from shardload.errors import Cures, MismatchError, RemoteCodeError, ShardloadError, keywords_of, said
+from tests.cures.expects import expects_a_refusal
 from tests.cures.kinds import Tally, choices, kind_of
 from tests.cures.typed import REPORT_MAP, Typed, copied, typed
 
@@ -287,6 +288,13 @@ def watch() -> None:
 watch()
 if os.environ.get("SHARDLOAD_CURES"):
     subprocess.Popen = _Popen  # type: ignore[misc]
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """Run the tests that expect a refusal or a finding: the others provoke none, or they would fail."""
+    kept = {id(item) for item in items if expects_a_refusal(item)}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

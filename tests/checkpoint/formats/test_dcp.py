@@ -23,6 +23,7 @@ from shardload import (
 )
 from shardload.checkpoint.formats.dcp import DcpFolder
 from shardload.checkpoint.items import in_one_piece
+from shardload.checkpoint.place import place_of_opened
 from shardload.keymap.derived import Joined
 from tests.distributed.spawn import run_ranks
 
@@ -92,7 +93,7 @@ def test_pieces_are_filled_and_converted_and_compared(over_ranks, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
     assert diff(over_ranks / "saved", tmp_path / "out", values=True).ok
     with pytest.raises(UnsupportedError, match="in several pieces"):
-        in_one_piece(checkpoint.tensors, checkpoint.label)
+        in_one_piece(checkpoint.tensors, place_of_opened(checkpoint))
 
 
 @pytest.mark.parametrize("shape", ["flat", "model", "module in model"])
