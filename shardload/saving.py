@@ -67,7 +67,8 @@ def save(
     A model that torch sharded over ranks is saved by all of them together: each writes files of its own, at least one
     where there are enough tensors, and the first rank the index and the files beside. No rank gathers more than one
     tensor at a time. Files appear when all ranks are done, and `timeout` is how many seconds a rank waits for the
-    others.
+    others. Stages of a pipeline that lie on slices of one mesh make one checkpoint: all of them call this with one
+    folder, and of a tensor that several have, the first stage's is written.
 
     `max_shard_size` is bytes or a text such as "5GB" (powers of ten) or "5GiB". `progress` works as in
     `from_pretrained`, but the default shows nothing. `verify` reads every shard back from the disk. Raises UsageError,
@@ -103,7 +104,7 @@ def _over_ranks(
         return (), state
     from torch.distributed.tensor import DTensor
 
-    from shardload.placement.sharded import ranks_over
+    from shardload.placement.mesh_ranks import ranks_over
     from shardload.writing.collective import local
 
     ranks = ranks_over(value for value in state.values() if isinstance(value, DTensor))

@@ -114,12 +114,15 @@ class Agreement:
         self.look()
 
     def leave(self) -> None:
-        """End the agreement. The first rank waits a moment for the others: its process often holds the store."""
+        """End the agreement; the first rank waits for the others."""
         self._failed = True
         self._gone("left", wait=self.is_first)
 
     def _gone(self, key: str, *, wait: bool) -> None:
-        """Count this rank as one that has seen the end, and wait a moment for the others: a process may end now."""
+        """Count this rank as one that has seen the end, and wait a moment for the others.
+
+        A process may end now, and the first rank's often holds the store.
+        """
         ends = time.monotonic() + _LINGERS
         with suppress(RanksError):
             count = self._add(key, 1)
@@ -147,6 +150,7 @@ class Agreement:
             return
         self._failed = True
         verdicts = [json.loads(self._get(f"{step}/{rank}") or "null") for rank in self.ranks]
+        self._gone(f"{step}/known", wait=self.is_first)
         told = {(each["kind"], each["what"]) for each in verdicts if each}
         if error is not None and failed == len(self.ranks) and len(told) == 1:
             raise error

@@ -27,7 +27,8 @@ def gathered(
     from torch.distributed.tensor import DTensor
 
     from shardload._system.agreement import together
-    from shardload.placement.sharded import into_parts, ranks_over
+    from shardload.placement.mesh_ranks import ranks_over
+    from shardload.placement.sharded import into_parts
 
     into_parts(model)
     tensors = tensors_of()
@@ -38,5 +39,10 @@ def gathered(
         yield whole, True
         return
     with together(ranks, timeout) as agreed:
+        agreed.require_same(
+            "the tensors of the adapter",
+            repr(sorted(whole)),
+            cure="save that of each stage of a pipeline by itself, from meshes that are not sliced from one",
+        )
         yield whole, agreed.is_first
         agreed.meet("the adapter is written")

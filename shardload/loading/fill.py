@@ -270,9 +270,10 @@ def _together(shell: Shell, timeout: float) -> Iterator[Agreement | None]:
         yield None
         return
     from shardload._system.agreement import together
-    from shardload.placement.sharded import parts_in, ranks_over
+    from shardload.placement.mesh_ranks import ranks_that_hold
+    from shardload.placement.sharded import parts_in
 
-    over = ranks_over(parts_in(shell).values())
+    over = ranks_that_hold(parts_in(shell).values())
     if len(over) < 2:
         yield None
         return

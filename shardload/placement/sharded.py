@@ -276,18 +276,6 @@ def _device_of(tensors: Iterable[DTensor], model: nn.Module) -> torch.device | s
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
-def ranks_over(tensors: Iterable[DTensor]) -> tuple[int, ...]:
-    """Return all ranks of the meshes from which the meshes of tensors were sliced, in order."""
-    meshes = {id(each.device_mesh): each.device_mesh for each in tensors}
-    return tuple(sorted({rank for mesh in meshes.values() for rank in _ranks_of(mesh)}))
-
-
-def _ranks_of(mesh: DeviceMesh) -> list[int]:
-    whole: Callable[[], DeviceMesh] | None = getattr(mesh, "_get_root_mesh", None)
-    ranks: list[int] = (whole() if whole is not None else mesh).mesh.flatten().tolist()
-    return ranks
-
-
 def _stays_on_cpu(model: nn.Module) -> bool:
     """Whether FSDP keeps the parts of the model in host memory (CPUOffloadPolicy)."""
     groups = (

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import accumulate, product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -19,16 +19,15 @@ from torch.distributed.tensor import DTensor
 
 from shardload._system.atomic_file import require_space
 from shardload._system.file_errors import write_errors_said
-from shardload._system.gathered import gathered
 from shardload._system.progress import ProgressMeter
 from shardload.checkpoint.sources.names import STAGING
-from shardload.errors import RanksError, UnsupportedError
+from shardload.errors import RanksError
 from shardload.keymap import leaves
-from shardload.placement.sharded import part_of
 from shardload.writing.layout import Layout
 from shardload.writing.model_output import model_output
 from shardload.writing.output import OutputShard
 from shardload.writing.output_writer import disk_room, write_beside
+from shardload.writing.ranks_state import RanksState, shape_of
 from shardload.writing.shard_file import verify_shard, write_shard
 from shardload.writing.staging import staging
 
@@ -66,13 +65,31 @@ def write_together(
     RanksError where a rank has ended.
     """
     target = Path(folder).absolute()
-    with ranks.judging():
-        rounds = Rounds(state, ranks)
-        total = sum(value.numel() * value.element_size() for value in state.values())
-        output = model_output(state, key_map, min(limit, -(-total // len(ranks.ranks)) or 1), beside, rounds)
-        layouts = {shard.name: Layout.of(shard) for shard in output.shards if isinstance(shard, OutputShard)}
-    ranks.require_same("the tensors that are saved", repr([layout.header for layout in layouts.values()]))
-    rounds.share_out(layouts)
+    with _group_of(ranks) as group:
+        over = RanksState(state, ranks, group)
+        rounds = Rounds(over, ranks, group)
+        with ranks.judging():
+            total = sum(value.numel() * value.element_size() for value in over.tensors.values())
+            limit = min(limit, -(-total // len(ranks.ranks)) or 1)
+            output = model_output(over.tensors, key_map, limit, beside, rounds)
+            layouts = {each.name: Layout.of(each) for each in output.shards if isinstance(each, OutputShard)}
+        headers = [layout.header for layout in layouts.values()]
+        ranks.require_same("the tensors that are saved", repr(headers))
+        rounds.share_out(layouts)
+        return _write(target, output, layouts, rounds, ranks, verify=verify, progress=progress)
+
+
+def _write(
+    target: Path,
+    output: Output,
+    layouts: Mapping[str, Layout],
+    rounds: Rounds,
+    ranks: Agreement,
+    *,
+    verify: bool,
+    progress: ProgressOption,
+) -> Output:
+    beside = output.beside
     with ExitStack() as stack, write_errors_said(target):
         stage = None
         if ranks.is_first:
@@ -102,36 +119,34 @@ def write_together(
     return replace(output, beside=beside)
 
 
+@contextmanager
+def _group_of(ranks: Agreement) -> Iterator[Any]:
+    """Yield a process group of some ranks, None for all of them; one that is made is gone afterwards."""
+    if list(ranks.ranks) == list(range(distributed.get_world_size())):
+        yield None
+        return
+    ranks.meet("a process group")  # torch waits as long as its own time-out says
+    group = distributed.new_group(list(ranks.ranks), use_local_synchronization=True)
+    try:
+        yield group
+    finally:
+        distributed.destroy_process_group(group)
+
+
 class Rounds:
     """Gathers whole tensors on the ranks that write them; an `OverRanks` of `model_output`."""
 
-    def __init__(self, state: Mapping[str, torch.Tensor], ranks: Agreement) -> None:
+    def __init__(self, state: RanksState, ranks: Agreement, group: Any) -> None:
         self.whole: dict[str, torch.Tensor] = {}
         self.made: dict[str, Derived] = {}
         self.files: dict[int, list[str]] = {}
         self._state = state
         self._ranks = ranks
+        self._group = group
         self._queues: dict[int, list[Derived]] = {}
         self._at = 0
         self._ended = False
-        every = list(range(distributed.get_world_size()))
-        subset = list(ranks.ranks) != every
-        self._group = (
-            distributed.new_group(list(ranks.ranks), use_local_synchronization=True) if subset else None
-        )
-        held = {
-            key: part_of(key, value).cut.ranges if isinstance(value, DTensor) else _whole(value)
-            for key, value in state.items()
-        }
-        told = zip(ranks.ranks, gathered(held, self._group), strict=True)
-        self._held: dict[int, dict[str, Ranges]] = {
-            rank: {
-                key: tuple(tuple((first, last) for first, last in each) for each in ranges)
-                for key, ranges in held.items()
-            }
-            for rank, held in told
-        }
-        own = next((value for value in state.values() if isinstance(value, DTensor)), None)
+        own = next((value for value in state.tensors.values() if isinstance(value, DTensor)), None)
         kind = own.device_mesh.device_type if own is not None else "cpu"
         self._device = (
             torch.device(kind)
@@ -141,7 +156,7 @@ class Rounds:
 
     def holds_part(self, key: str) -> bool:
         """Whether the tensor of that name lies over ranks."""
-        return isinstance(self._state[key], DTensor)
+        return isinstance(self._state.tensors[key], DTensor)
 
     def share_out(self, layouts: Mapping[str, Layout]) -> None:
         """Give each file to a rank: the largest first, each to the rank with the fewest bytes."""
@@ -204,7 +219,7 @@ class Rounds:
             self._ended = True
             raise self._ranks.lost(error) from error
         for whole, ranges, part in arriving:
-            _put(part.view(whole.dtype).view(_shape(ranges)), whole, ranges)
+            _put(part.view(whole.dtype).view(shape_of(ranges)), whole, ranges)
         self._at += 1
 
     def _exchange(
@@ -215,11 +230,11 @@ class Rounds:
         arriving: list[tuple[torch.Tensor, Ranges, torch.Tensor]],
     ) -> None:
         """Add what this rank has to send or receive for one tensor of a writer."""
-        value, own = self._state[key], self._ranks.rank
+        value, own = self._state.tensors[key], self._ranks.rank
         whole = None
         if own == writer:
             whole = self.whole[key] = torch.empty(value.shape, dtype=value.dtype, device="cpu")
-        for ranges, holder in self._holders(key, writer).items():
+        for ranges, holder in self._state.holders(key, writer).items():
             if holder == own:
                 part = (value.to_local() if isinstance(value, DTensor) else value).detach()
                 if whole is not None:
@@ -227,32 +242,10 @@ class Rounds:
                 else:
                     operations.append(distributed.P2POp(distributed.isend, _flat(part), writer, self._group))
             elif whole is not None:
-                count = prod(_shape(ranges)) * value.element_size()
+                count = prod(shape_of(ranges)) * value.element_size()
                 part = torch.empty(count, dtype=torch.uint8, device=self._device)
                 operations.append(distributed.P2POp(distributed.irecv, part, holder, self._group))
                 arriving.append((whole, ranges, part))
-
-    def _holders(self, key: str, writer: int) -> dict[Ranges, int]:
-        """Return the parts of a tensor, and who sends each: the writer itself where it holds one."""
-        parts: dict[Ranges, int] = {}
-        for rank in (writer, *self._ranks.ranks):
-            ranges = self._held[rank][key]
-            if all(_shape(ranges)):
-                parts.setdefault(ranges, rank)
-        shape = self._state[key].shape
-        if sum(prod(_shape(ranges)) for ranges in parts) != prod(shape):
-            raise UnsupportedError(
-                f"the ranks do not hold {key} in parts that make a whole", where=str(list(parts)[:4])
-            )
-        return parts
-
-
-def _whole(tensor: torch.Tensor) -> Ranges:
-    return tuple(((0, size),) for size in tensor.shape)
-
-
-def _shape(ranges: Ranges) -> tuple[int, ...]:
-    return tuple(sum(stop - start for start, stop in each) for each in ranges)
 
 
 def _put(part: torch.Tensor, whole: torch.Tensor, ranges: Ranges) -> None:

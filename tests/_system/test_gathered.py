@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.distributed.spawn import run_ranks, say
+from tests.distributed.spawn import leave, run_ranks, say
 
 
 def test_every_rank_hears_every_rank():
@@ -30,7 +30,7 @@ def main():
     own = {"rank": rank, "words": ["é"] * rank, "bounds": ((0, rank),)}
     two = distributed.new_group([0, 1])
     say(all=gathered(own), some=gathered(own, two) if rank < 2 else None)
-    distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 import shardload
 from tests.distributed.nets import NETS
-from tests.distributed.spawn import say
+from tests.distributed.spawn import leave, say
 
 STEPS = 3
 TARGETS = ["layers.0.up", "layers.1.down"]
@@ -103,8 +103,7 @@ def main(where: str) -> None:
     say(
         **cut, far=far, same=same, nbytes=report.nbytes, files=[file.name for file in files], saved=len(saved)
     )
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import shardload
 from tests.distributed.nets import NETS
 from tests.distributed.row import fsdp2, fsdp2_tp
-from tests.distributed.spawn import say
+from tests.distributed.spawn import leave, say
 
 CUTS = {
     "grid": ((7, 5), (Shard(0), Shard(1))),
@@ -47,7 +47,7 @@ def main(folder: str) -> None:
         torch.save(whole, Path(folder).parent / "whole.pt")
     dist.barrier()
     say(**filled_again(folder, whole))
-    dist.destroy_process_group()
+    leave()
 
 
 def filled_again(folder: str, whole: dict[str, torch.Tensor]) -> dict:

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import shardload
 from shardload._system.gathered import gathered
-from tests.distributed.spawn import say
+from tests.distributed.spawn import leave, say
 
 
 def net():
@@ -59,7 +59,7 @@ def main(folder: str) -> None:
         refused = str(error)
     told = gathered(trained)
     say(own=own, theirs=theirs, same=told[0] == told[1], refused=refused, notes=report.notes)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

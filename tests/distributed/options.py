@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import shardload
 from shardload import KeyMap
 from tests.distributed.nets import Uneven
-from tests.distributed.spawn import say
+from tests.distributed.spawn import leave, say
 
 
 class Hooked(Uneven):
@@ -168,8 +168,7 @@ def main(cases: str, where: str) -> None:
             except (AssertionError, shardload.ShardloadError) as error:
                 said = {"ok": False, "text": f"{type(error).__name__}: {error}"}
             say(case=case, how=how, **said)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import shardload
+from tests.distributed.spawn import leave
 
 
 class Net(nn.Module):
@@ -44,7 +45,7 @@ def main():
                 "nbytes": report.nbytes,
             }
             print(json.dumps(line), flush=True)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

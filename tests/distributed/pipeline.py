@@ -1,4 +1,7 @@
-"""Two stages of a pipeline, each a rank: the first has the embedding and the first block, the last one all else."""
+"""Two stages of a pipeline: the first has the embedding and the first block, the last one all else.
+
+Each is a rank, or ranks of its own that hold it together, on a slice of one mesh.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from shardload import build_shell, fill, open_checkpoint
 
@@ -38,29 +42,43 @@ def stage_of(model, number: int):
     return model
 
 
-def stage_cell(net: str, kind: type[nn.Module], folder: Path, options: dict) -> dict:
-    """Fill this rank's stage; compare it with the model that is filled in one process."""
-    number = dist.get_rank()
+def patterns_of(net: str, kind: type[nn.Module], number: int) -> list[str]:
+    """Return what a stage reads of a checkpoint."""
     before = "old." if hasattr(kind, "key_map") else ""
     patterns = list(STAGES[number])
     if number == 1:
         patterns += OF_LAST.get(net, [])
         patterns += ["embed*"] if net != "Uneven" else []
-    only = [before + pattern for pattern in patterns]
+    return [before + pattern for pattern in patterns]
+
+
+def filled_stage(net: str, kind: type[nn.Module], folder: Path, mesh, shard, options: dict):
+    """Return this rank's stage, filled, and the report; `shard` cuts it over the rest of the mesh."""
+    number = mesh.get_coordinate()[0]
+    shell = build_shell(lambda: stage_of(kind(), number))
+    if shard is not None:
+        shard(shell.model, mesh[mesh.mesh_dim_names[1]])
+    checkpoint = open_checkpoint(folder, only=patterns_of(net, kind, number))
+    return shell.model, fill(shell, checkpoint, **options)
+
+
+def stage_cell(net: str, kind: type[nn.Module], folder: Path, mesh, shard, options: dict) -> dict:
+    """Fill this rank's stage; compare it with the model that is filled in one process."""
+    number = mesh.get_coordinate()[0]
     one = build_shell(kind)
     fill(one, open_checkpoint(folder), **options)
-    shell = build_shell(lambda: stage_of(kind(), number))
-    report = fill(shell, open_checkpoint(folder, only=only), **options)
+    stage, report = filled_stage(net, kind, folder, mesh, shard, options)
     assert not report.left_out, report.left_out
     wanted = one.model.state_dict(keep_vars=True)
-    found = shell.model.state_dict(keep_vars=True)
+    found = stage.state_dict(keep_vars=True)
     assert found.keys() <= wanted.keys()
     assert ("head.weight" in found) == (number == 1)
     for name, tensor in found.items():
-        assert tensor.dtype == wanted[name].dtype, f"{name} is {tensor.dtype}"
-        assert torch.equal(tensor, wanted[name]), f"{name} differs"
-    if net not in NO_FORWARD:
-        compare_forward(number, shell.model.eval(), one.model.eval())
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        assert whole.dtype == wanted[name].dtype, f"{name} is {tensor.dtype}"
+        assert torch.equal(whole, wanted[name]), f"{name} differs"
+    if shard is None and net not in NO_FORWARD:
+        compare_forward(number, stage.eval(), one.model.eval())
     return {"nbytes": report.nbytes, "names": sorted(found)}
 
 

@@ -25,7 +25,7 @@ import shardload
 from shardload import OnDevice, build_shell, fill, open_checkpoint
 from tests.distributed.nets import NETS
 from tests.distributed.pipeline import stage_cell
-from tests.distributed.spawn import say
+from tests.distributed.spawn import leave, say
 
 DEVICE = os.environ.get("SHARDLOAD_TEST_DEVICE", "cpu")
 """Where the models lie: scripts/device_check.py runs the rows on a GPU."""
@@ -42,6 +42,20 @@ def fsdp2(model, mesh):
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def stage_fsdp2(model, mesh):
+    """Shard a stage: it has no block where other stages have theirs."""
+    for layer in model.layers:
+        if any(True for _ in layer.parameters()):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def stage_tp(model, mesh):
+    for layer in model.layers:
+        if any(True for _ in layer.parameters()):
+            parallelize_module(layer, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
 
 
 def tp(model, mesh):
@@ -87,6 +101,8 @@ LAYOUTS = {
     "experts-4": (4, experts, (4,), ("ep",)),
     "packed-2": (2, packed, (2,), ("tp",)),
     "pipeline-2": (2, None, (2,), ("pp",)),  # see pipeline.py
+    "pipeline+fsdp2-4": (4, stage_fsdp2, (2, 2), ("pp", "dp")),
+    "pipeline+tp-4": (4, stage_tp, (2, 2), ("pp", "tp")),
 }
 
 
@@ -95,6 +111,7 @@ NO_CELLS = {
     ("fsdp2-4", "once"): "no two ranks hold the same part",
     ("packed-2", "once"): "what is cut is held once",
     ("pipeline-2", "once"): "each rank fills a model of its own",
+    ("pipeline+fsdp2-4", "once"): "no two ranks hold the same part",
 }
 """Cells of the matrix that make no sense, and why."""
 
@@ -131,7 +148,7 @@ def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
     if hasattr(kind, "key_map"):
         options["key_map"] = kind.key_map
     if layout.startswith("pipeline"):
-        return stage_cell(net, kind, folder / net, options)
+        return stage_cell(net, kind, folder / net, mesh, LAYOUTS[layout][1], options)
     one = build_shell(kind)
     fill(one, checkpoint, **options)
     if "target" in options or DEVICE != "cpu":
@@ -181,8 +198,7 @@ def main(layouts: str, folder: str) -> None:
             except (AssertionError, shardload.ShardloadError) as error:
                 said = f"{type(error).__name__}: {error}"
             say(cell=f"{net} {way}", said=said, layout=layout, net=net, way=way, **figures)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

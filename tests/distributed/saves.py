@@ -11,14 +11,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import shardload
 from tests.distributed.nets import NETS
+from tests.distributed.pipeline import filled_stage
 from tests.distributed.row import LAYOUTS
 from tests.distributed.spawn import say
 
 FAILS = 1
+SOME = [1, 2]  # ranks of four that hold a model by themselves
 
 
 def save(case: str, folder: Path) -> dict:
@@ -26,23 +28,36 @@ def save(case: str, folder: Path) -> dict:
     rank = dist.get_rank()
     _, shard, shape, names = LAYOUTS[layout]
     kind = NETS[net]
-    shell = shardload.build_shell(kind)
-    shard(shell.model, init_device_mesh("cpu", shape, mesh_dim_names=names))
+    mesh = (
+        DeviceMesh("cpu", SOME) if "some" in trouble else init_device_mesh("cpu", shape, mesh_dim_names=names)
+    )
+    if mesh.get_coordinate() is None:
+        return {}
     key_map = getattr(kind, "key_map", None)
-    shardload.fill(shell, shardload.open_checkpoint(folder / net), key_map=key_map)
+    if layout.startswith("pipeline"):
+        model, _ = filled_stage(net, kind, folder / net, mesh, shard, {"key_map": key_map})
+    else:
+        shell = shardload.build_shell(kind)
+        shard(shell.model, mesh)
+        shardload.fill(shell, shardload.open_checkpoint(folder / net), key_map=key_map)
+        model = shell.model
     out = folder / "out" / case
+    if "other" in trouble and rank == SOME[1]:
+        model.embed.weight = torch.nn.Parameter(torch.zeros(3, 3))
+    groups = len(dist.distributed_c10d._world.pg_map)
     if "again" in trouble:
-        shardload.save(shell.model, out, key_map=key_map)
+        shardload.save(model, out, key_map=key_map)
     if rank == FAILS and "full" in trouble:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     if rank == FAILS and "killed" in trouble:
         # As a killed process ends: in the middle, and without a word.
         torch.distributed.batch_isend_irecv = lambda _: os._exit(9)
-    files = shardload.save(shell.model, out, key_map=key_map, max_shard_size="60kB", timeout=60)
+    files = shardload.save(model, out, key_map=key_map, max_shard_size="60kB", timeout=60)
     if rank == FAILS and "full" in trouble:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    return {"files": [file.name for file in files]}
+    left = len(dist.distributed_c10d._world.pg_map) - groups
+    return {"files": [file.name for file in files], "groups": left}
 
 
 def main(cases: str, folder: str) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 import shardload
 from tests.distributed.nets import NETS
-from tests.distributed.spawn import say
+from tests.distributed.spawn import leave, say
 
 
 class Drawn(NETS["Uneven"]):
@@ -98,8 +98,7 @@ def main(cases: str, folder: str) -> None:
         except (AssertionError, shardload.ShardloadError) as error:
             said = f"{type(error).__name__}: {error}"
         say(case=case, said=said)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

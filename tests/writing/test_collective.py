@@ -64,13 +64,20 @@ def test_what_is_saved_is_what_one_process_saves(folder, saved, case):
     assert len(set(index["weight_map"].values())) > 1
 
 
-def test_four_ranks_of_two_kinds_and_experts_that_some_lack(folder):
-    cases = ["fsdp2+tp-4:Tied", "hsdp-4:Tied", "experts-4:Experts"]
-    lines, ranks = run(folder, 4, cases)
+def test_four_ranks_of_two_kinds_experts_that_some_lack_and_stages(folder):
+    """Stages of a pipeline make one checkpoint, and so do some of the ranks; torch has the groups it had before."""
+    cases = ["fsdp2+tp-4:Tied", "hsdp-4:Tied", "experts-4:Experts", "fsdp2-2:Tied:some"]
+    stages = ["pipeline+fsdp2-4:Tied", "pipeline+fsdp2-4:Renamed", "pipeline+tp-4:Buffers"]
+    other = "pipeline+fsdp2-4:Tied:other"
+    lines, ranks = run(folder, 4, [*cases, *stages, other])
     assert [rank.code for rank in ranks] == [0] * 4, "\n".join(rank.said[-3000:] for rank in ranks)
-    for case in cases:
+    for case in (*cases, *stages):
         assert [line["error"] for line in lines[case]] == [None] * 4, lines[case]
+        assert {line.get("groups", 0) for line in lines[case]} == {0}
         equal(folder / "out" / case, folder / case.split(":")[1])
+    assert [line["error"] for line in lines[other]] == ["RanksError"] * 4
+    assert "different tensors of the name embed.weight" in lines[other][0]["text"]
+    assert not (folder / "out" / other).exists()
 
 
 @pytest.mark.parametrize("trouble", ["full", "killed"])
