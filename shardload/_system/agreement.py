@@ -174,6 +174,11 @@ class Agreement:
         self.meet(name)
         return [self._get(f"{key}/{rank}") for rank in self.ranks]
 
+    def first_to_say(self, key: str, value: str) -> str:
+        """Return the value of the rank that says one first; nobody waits."""
+        with self._reached():
+            return bytes(self._store.compare_set(f"first/{self._steps}/{key}", "", value)).decode()
+
     def group(self, name: str, ranks: Sequence[int]) -> Any:
         """Return a process group of some of the ranks, over gloo, that torch knows nothing of; all of them call this.
 

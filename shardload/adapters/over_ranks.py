@@ -42,7 +42,7 @@ def gathered(
         agreed.require_same(
             "the tensors of the adapter",
             repr(sorted(whole)),
-            cure="save that of each stage of a pipeline by itself, from meshes that are not sliced from one",
+            cure="shard each stage of a pipeline on a mesh of its own, DeviceMesh(kind, its ranks), and save its adapter",
         )
         yield whole, agreed.is_first
         agreed.meet("the adapter is written")

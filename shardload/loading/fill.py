@@ -14,7 +14,7 @@ from shardload.checkpoint.checkpoint import Checkpoint
 from shardload.checkpoint.shard import DTYPES
 from shardload.dtypes import parse_dtype
 from shardload.errors import UsageError, Wording
-from shardload.keymap import KeyMap, leaves
+from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
 from shardload.loading.finish import finish
 from shardload.loading.judge import Comparison
@@ -169,7 +169,7 @@ def fill(
             with ranks.same_random() if ranks and drawn else nullcontext():
                 values = _class_values(shell, missing, comparison.plan.in_place)
             references = References(shell.model) if shell.keeps_references else None
-            with _once(target, ranks, comparison) if read == "once" else nullcontext() as once:
+            with _reading(target, ranks, comparison, read) as once:
                 with verified or nullcontext():
                     options: Any = {"progress": progress, "verified": verified, "once": once}
                     filled = stream(comparison, target, values, copy=copy, **options)
@@ -263,53 +263,30 @@ def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | 
     return rules if rules.rules or rules.source is not None else None
 
 
-@contextmanager
-def _together(shell: Shell, timeout: float) -> Iterator[Agreement | None]:
-    """Let the ranks over which the model is sharded end the block alike; None for a model of one process."""
+def _together(shell: Shell, timeout: float) -> AbstractContextManager[Agreement | None]:
+    """Return what lets the ranks over which the model is sharded end a block alike."""
     if not _has_ranks():
-        yield None
-        return
-    from shardload._system.agreement import together
-    from shardload.placement.mesh_ranks import ranks_that_hold
-    from shardload.placement.sharded import parts_in
+        return nullcontext()
+    from shardload.loading.over_ranks import together
 
-    over = ranks_that_hold(parts_in(shell).values())
-    if len(over) < 2:
-        yield None
-        return
-    with together(over, timeout) as ranks:
-        yield ranks
+    return together(shell, timeout)
 
 
-def _require_same(
-    ranks: Agreement, shell: Shell, checkpoint: Checkpoint, rules: KeyMap | None, target: Target, read: str
-) -> None:
-    """Raise RanksError unless all ranks fill the same model from the same headers, and make the same of these."""
-    from shardload.placement.sharded import Sharded
+def _require_same(ranks: Agreement, *made: Any) -> None:
+    from shardload.loading.over_ranks import require_same
 
-    assert isinstance(target, Sharded)
-    target.look = partial(ranks.look, seldom=True)
-    headers = sorted((ref.name, ref.dtype, ref.shape) for ref in checkpoint.tensors.values())
-    slots = sorted((slot.name, slot.shape, slot.kind) for slot in shell.slots.values())
-    ranks.require_same("the headers of the checkpoint", repr(headers))
-    ranks.require_same("the tensors of the model, or how they are read,", repr((slots, read)))
-    made = target.dtype, rules.to_json() if rules else None
-    ranks.require_same("the dtype or the key map", repr(made), cure="pass the same ones on all ranks")
+    require_same(ranks, *made)
 
 
-def _once(
-    target: Target, ranks: Agreement | None, comparison: Comparison
+def _reading(
+    target: Target, ranks: Agreement | None, comparison: Comparison, read: str
 ) -> AbstractContextManager[ReadOnce | None]:
     """Return what lets ranks that hold the same part share one read of it; nothing for a model of one process."""
     if ranks is None:
         return nullcontext()
-    from shardload.loading.read_once import ReadOnce
-    from shardload.placement.sharded import Sharded
+    from shardload.loading.over_ranks import reading
 
-    assert isinstance(target, Sharded)
-    stored = comparison.checkpoint.tensors.values()
-    names = dict.fromkeys(ref.name for tensor in stored for ref in leaves(tensor))
-    return ReadOnce(target, ranks, comparison.plan, names)
+    return reading(target, ranks, comparison, read)
 
 
 def _has_ranks() -> bool:

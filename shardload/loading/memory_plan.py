@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from shardload.keymap import Derived
 from shardload.keymap.decoding import WORK_SPACE
 from shardload.keymap.dequantised import Dequantised
 from shardload.keymap.derived import pieces, reading_places
-from shardload.placement.taken import Taken
+from shardload.placement.taken import NOTHING, Taken
 from shardload.tensor_ref import DTYPE_BITS, TensorRef
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Statement:
     tensors: int = 0
     _mapped: int = 0
     _part: int = 0
+    _padding: int = 0
     _steps: list[_Step] = field(default_factory=list)
 
     def add(self, tensor: Derived, taken: Taken, *, copied: bool = False) -> None:
@@ -122,7 +124,7 @@ class Statement:
         room = (ROOM_TO_COMPUTE if works else ROOM_TO_MAP) + A_TENSOR * self.tensors
         return MemoryPlan(
             stays,
-            staging + self.passing + self._part + room,
+            staging + self.passing + self._part + self._padding + room,
             sum(step.taken.spilled for step in self._steps),
             self._mapped,
             sum(step.taken.device for step in self._steps),
@@ -136,6 +138,7 @@ class Statement:
             self._part = max(self._part, max(apart, default=0))
         parts = [piece for tensor in tensors if not isinstance(tensor, TensorRef) for piece in pieces(tensor)]
         self._part = max(self._part, max(map(self._read_for, parts), default=0))
+        self._padding = max(self._padding, taken.passing)
         self._steps.append(_Step(tuple(tensors), held, taken))
 
     def _read_for(self, piece: TensorRef | Dequantised) -> int:
@@ -270,7 +273,7 @@ def _state_subtrees(statement: Statement, plan: Plan, target: Target) -> None:
         tensors = {key: tensor for key, tensor in entries.items() if isinstance(tensor, Derived)}
         copied = not tensors.keys().isdisjoint(plan.copied | plan.turned)
         taken = [target.result_bytes(key, tensor) for key, tensor in tensors.items()]
-        total = Taken(*(sum(amounts) for amounts in zip(*taken, strict=True)))
+        total = reduce(Taken.plus, taken, NOTHING)
         moved = moved or bool(any(total))
         statement.add_together(tensors.values(), total, copied=copied)
     made = sum(plan.own_results.values())

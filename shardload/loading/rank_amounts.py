@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from shardload.errors import UnsupportedError, UsageError, Wording
-from shardload.loading.memory_plan import Statement
+from shardload.loading.memory_plan import ROOM_TO_COMPUTE, ROOM_TO_MAP, Statement
 from shardload.placement.cut import Cut, Split, cut_by
-from shardload.placement.taken import NOTHING, Taken, taken_on_device
+from shardload.placement.taken import NOTHING, Taken, padded, taken_on_device
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
 if TYPE_CHECKING:
@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 
     from shardload.keymap import Derived
 
-_ROWS = ("colwise", "colwise_rep", "colwise_gather_output")
-_COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input")
+_PACKED = ("packed_colwise", "packed_rowwise")  # of gate and up in one weight, each rank has some of both
+_ROWS = ("colwise", "colwise_rep", "colwise_gather_output", "packed_colwise", "embedding_rowwise")
+_COLUMNS = ("rowwise", "rowwise_rep", "rowwise_split_input", "packed_rowwise", "embedding_colwise")
 _SHOWN = 8  # modules of a message
+
+Kind = tuple[tuple[int, ...], str, int | None, int]
+"""Shape, dtype, the dimension that tensor parallelism cuts, and in how many pieces."""
 
 
 @dataclass(frozen=True)
@@ -62,70 +66,90 @@ class Ranks:
 
     def amounts(self, tensors: Mapping[str, Derived], shards: Sequence[str]) -> list[RankAmounts]:
         """Return the amounts of every rank."""
-        kinds: Counter[tuple[tuple[int, ...], str, int | None]] = Counter(
-            (tensor.shape, tensor.dtype, self.dim_of(name, tensor.shape)) for name, tensor in tensors.items()
+        kinds: Counter[Kind] = Counter(
+            (tensor.shape, tensor.dtype, *self.cut_of(name, tensor.shape)) for name, tensor in tensors.items()
         )
         work = self._work_space(tensors, shards)
-        return [self._of_rank(rank, kinds, work) for rank in range(self.fsdp * self.tp)]
+        computes = self._of_rank(0, kinds, 0).anon > 0
+        ranks = [self._of_rank(rank, kinds, work) for rank in range(self.fsdp * self.tp)]
+        if computes:
+            return ranks
+        # FSDP pads the parts of later ranks, so these copy where the first one maps.
+        more = ROOM_TO_COMPUTE - ROOM_TO_MAP
+        return [replace(rank, peak=rank.peak + more) if rank.anon else rank for rank in ranks]
 
-    def cut(self, shape: tuple[int, ...], dim: int | None, rank: int) -> Cut:
+    def cut(self, shape: tuple[int, ...], dim: int | None, pieces: int, rank: int) -> Cut:
         """Return the part of a tensor that a rank holds, where tensor parallelism cuts a dimension, or none."""
         splits = [] if not shape else [Split(0, self.fsdp, rank // self.tp, outer=True)]
         if dim is not None:
-            splits.append(Split(dim, self.tp, rank % self.tp))
+            splits.append(Split(dim, self.tp, rank % self.tp, pieces=pieces))
         return cut_by(shape, tuple(splits))
 
-    def dim_of(self, name: str, shape: tuple[int, ...]) -> int | None:
-        """Return the dimension that tensor parallelism cuts of a tensor, or None."""
+    def cut_of(self, name: str, shape: tuple[int, ...]) -> tuple[int | None, int]:
+        """Return the dimension that tensor parallelism cuts of a tensor, or None, and in how many pieces it is cut.
+
+        A plan names modules, and parameters of their own: experts in one tensor, whose first dimension is theirs.
+        """
         if self.tp == 1 or not shape:
-            return None
+            return None, 1
         module = name.rpartition(".")[0]
-        style = next((style for pattern, style in self._patterns() if pattern.search(module)), None)
-        if style in _ROWS:
-            return 0
-        if style not in _COLUMNS or len(shape) < 2:
-            return None  # the bias of a rowwise layer is added after the sum
-        return 0 if "embed" in module.rpartition(".")[2] else 1
+        style = next(
+            (style for pattern, style in self._patterns() if pattern.search(module) or pattern.search(name)),
+            None,
+        )
+        rows = max(len(shape) - 2, 0)
+        if style in _COLUMNS and len(shape) > 1:
+            torchs_own = style != "embedding_colwise" and "embed" in module.rpartition(".")[2]
+            dim: int | None = rows if torchs_own else rows + 1
+        else:  # the bias of a rowwise layer is added after the sum
+            dim = rows if style in _ROWS else None
+        is_packed = style in _PACKED and dim is not None and shape[dim] % 2 == 0 and len(shape) > 1
+        return dim, 2 if is_packed else 1
 
     def cut_names(self, tensors: Mapping[str, Derived]) -> list[str]:
         """Return the tensors that the plan cuts."""
-        return [name for name, tensor in tensors.items() if self.dim_of(name, tensor.shape) is not None]
+        return [name for name, tensor in tensors.items() if self.cut_of(name, tensor.shape)[0] is not None]
 
     def _patterns(self) -> Iterator[tuple[re.Pattern[str], str]]:
         for pattern, style in self.plan.items():
             yield _pattern(pattern), style
 
-    def _of_rank(
-        self, rank: int, kinds: Counter[tuple[tuple[int, ...], str, int | None]], work: int
-    ) -> RankAmounts:
+    def _of_rank(self, rank: int, kinds: Counter[Kind], work: int) -> RankAmounts:
         read = mapped = 0
         total = NOTHING
-        for (shape, dtype, dim), count in kinds.items():
-            nbytes, taken = self._part(shape, dtype, dim, rank)
+        for (shape, dtype, dim, pieces), count in kinds.items():
+            nbytes, taken = self._part(shape, dtype, dim, pieces, rank)
             read += nbytes * count
             mapped += nbytes * count if not any(taken) else 0
-            total = Taken(*(held + each * count for held, each in zip(total, taken, strict=True)))
-        return RankAmounts(rank, read, total.anonymous, mapped, total.device, total.anonymous + work)
+            total = total.plus(taken, count)
+        peak = total.anonymous + total.passing + work
+        return RankAmounts(rank, read, total.anonymous, mapped, total.device, peak)
 
-    def _part(self, shape: tuple[int, ...], dtype: str, dim: int | None, rank: int) -> tuple[int, Taken]:
+    def _part(
+        self, shape: tuple[int, ...], dtype: str, dim: int | None, pieces: int, rank: int
+    ) -> tuple[int, Taken]:
         """Return the bytes that a rank reads of a tensor, and those that its part takes beside the file."""
-        part = self.cut(shape, dim, rank).shape
-        nbytes = prod(part) * DTYPE_BITS[dtype] // 8
-        taken = taken_on_device(
-            TensorRef("", dtype, part, "", Span(0, nbytes)), self.code, device=self.device
-        )
-        padded = self.cut(shape, dim, rank % self.tp).shape
-        if not any(taken) and nbytes and (self.copy or dim == 1 or padded != part):
-            taken = Taken(anonymous=prod(padded) * DTYPE_BITS[dtype] // 8)
+        part, longest = (self.cut(shape, dim, pieces, each).shape for each in (rank, rank % self.tp))
+        nbytes, taken = self._taken(part, dtype)
+        if part != longest:
+            length, most = self._taken(longest, dtype)
+            return nbytes, padded(taken, most, length)
+        if not any(taken) and nbytes and (self.copy or dim or pieces > 1):
+            taken = Taken(anonymous=nbytes)
         return nbytes, taken
+
+    def _taken(self, part: tuple[int, ...], dtype: str) -> tuple[int, Taken]:
+        nbytes = prod(part) * DTYPE_BITS[dtype] // 8
+        ref = TensorRef("", dtype, part, "", Span(0, nbytes))
+        return nbytes, taken_on_device(ref, self.code, device=self.device)
 
     def _work_space(self, tensors: Mapping[str, Derived], shards: Sequence[str]) -> int:
         """Return what the first rank works in beside its weights: no rank has larger parts."""
         statement = Statement(shards, self.copy)
         for name, tensor in tensors.items():
-            dim = self.dim_of(name, tensor.shape)
-            cut = self.cut(tensor.shape, dim, 0)
-            statement.add(cut.of(tensor), self._part(tensor.shape, tensor.dtype, dim, 0)[1])
+            dim, pieces = self.cut_of(name, tensor.shape)
+            cut = self.cut(tensor.shape, dim, pieces, 0)
+            statement.add(cut.of(tensor), self._part(tensor.shape, tensor.dtype, dim, pieces, 0)[1])
         return statement.plan().staging
 
 
@@ -164,7 +188,7 @@ def plan_of(
 
 def idle(plan: Mapping[str, str], names: Iterable[str]) -> list[str]:
     """Return the names of a plan that take no tensor: the head of a model whose head is tied, or a slip."""
-    modules = {name.rpartition(".")[0] for name in names}
+    modules = {each for name in names for each in (name, name.rpartition(".")[0])}
     return [pattern for pattern in plan if not any(map(_pattern(pattern).search, modules))]
 
 

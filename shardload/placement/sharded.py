@@ -21,9 +21,9 @@ from shardload.model.shell import modules_of
 from shardload.model.wrapper_tensors import PLAIN
 from shardload.placement.cut import Cut, Split, cut_by
 from shardload.placement.device import OnDevice
-from shardload.placement.taken import Taken
+from shardload.placement.taken import Taken, padded
 from shardload.placement.target import TargetAround
-from shardload.tensor_ref import DTYPE_BITS, TensorRef
+from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
 if TYPE_CHECKING:
     import os
@@ -137,7 +137,7 @@ class Sharded(TargetAround):
 
     @property
     def beside(self) -> int:  # type: ignore[override]
-        """What the inner target takes beside all slots, and what FSDP adds to parts that are shorter than others."""
+        """What the inner target takes beside all slots."""
         return self.inner.beside
 
     @property
@@ -163,7 +163,9 @@ class Sharded(TargetAround):
             taken = Taken(anonymous=part.nbytes)
         if key not in self._padded or own.padded == own.cut.shape or taken.device:
             return taken
-        return taken._replace(anonymous=taken.anonymous + prod(own.padded) * DTYPE_BITS[part.dtype] // 8)
+        nbytes = prod(own.padded) * DTYPE_BITS[part.dtype] // 8
+        longest = TensorRef(part.name, part.dtype, own.padded, "", Span(0, nbytes))
+        return padded(taken, self.inner.result_bytes(key, longest), nbytes)
 
     def make(self, claim: Claim, parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Return what the inner target makes, this rank's part of it."""

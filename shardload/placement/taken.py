@@ -14,11 +14,24 @@ SMALL = 2**15
 
 
 class Taken(NamedTuple):
-    """Bytes of anonymous memory, of the spill file, and of another device. All are 0 for a view of the file."""
+    """Bytes of anonymous memory, of the spill file, and of another device. All are 0 for a view of the file.
+
+    `passing` is anonymous memory that is needed in addition until the tensor is complete, for one tensor at a time.
+    """
 
     anonymous: int = 0
     spilled: int = 0
     device: int = 0
+    passing: int = 0
+
+    def plus(self, other: Taken, count: int = 1) -> Taken:
+        """Return the sum with that of `count` other tensors."""
+        return Taken(
+            self.anonymous + other.anonymous * count,
+            self.spilled + other.spilled * count,
+            self.device + other.device * count,
+            max(self.passing, other.passing),
+        )
 
 
 NOTHING = Taken()
@@ -44,3 +57,14 @@ def taken_as(tensor: Derived, wanted: str, *, device: str = "cpu", spills: bool 
         return NOTHING
     packed = not isinstance(tensor, TensorRef) or tensor.strides is None
     return Taken(spilled=nbytes) if spills and packed and tensor.numel > SMALL else Taken(anonymous=nbytes)
+
+
+def padded(taken: Taken, longest: Taken, nbytes: int) -> Taken:
+    """Return the memory of a part that FSDP copies into as much as the longest part takes, when all parts are there.
+
+    `longest` is what such a part takes beside the file, `nbytes` how many bytes it has there.
+    """
+    if longest.device:
+        return longest._replace(passing=0)
+    held = longest.anonymous + longest.spilled or nbytes
+    return Taken(anonymous=held, spilled=taken.spilled, passing=held)

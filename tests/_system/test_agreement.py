@@ -22,6 +22,7 @@ KINDS = {
     "memory": "MemoryLimitError",
     "mismatch": "MismatchError",
     "other": "RanksError",
+    "values": "RanksError",
     "random": None,
     "unopened": "NotFoundError",
     "garbled": "CorruptError",
@@ -72,6 +73,14 @@ def test_a_fault_of_one_rank_names_it(ended, kind):
     assert [line["rank"] for line in lines] == [fails] * 2
     assert all(f"rank {fails}: " in line["text"] for line in lines), lines
     assert lines[0]["text"] == lines[1]["text"]
+
+
+def test_files_of_two_versions_are_refused_by_name(ended):
+    first, second = ended["values"]
+    assert first["text"] == second["text"]
+    assert first["rank"] in (0, 1)
+    assert f"rank {first['rank']}: the model-" in first["text"]
+    assert f"is not that of rank {1 - first['rank']}" in first["text"]
 
 
 def test_a_fault_of_all_ranks_names_none(ended):

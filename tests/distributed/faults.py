@@ -51,6 +51,9 @@ def spoil_before(kind: str, folder: Path) -> None:
         last.unlink()
     elif kind == "garbled":
         last.write_bytes(b"\xff" * 64)
+    elif kind == "values":  # of another version, with the same headers
+        stored = last.read_bytes()
+        last.write_bytes(stored[:-1] + bytes([stored[-1] ^ 1]))
 
 
 def spoil(kind: str, folder: Path) -> None:

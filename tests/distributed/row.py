@@ -141,6 +141,13 @@ def counted():
         os.preadv = read
 
 
+def held(model) -> int:
+    """Return the bytes of memory that the parameters of this rank take."""
+    parts = [each.to_local() if isinstance(each, DTensor) else each for each in model.parameters()]
+    memory = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+    return sum(memory.values())
+
+
 def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
     kind = NETS[net]
     checkpoint = open_checkpoint(folder / net)
@@ -158,7 +165,12 @@ def cell(layout: str, mesh, net: str, way: str, folder: Path) -> dict:
     kinds = {name: type(tensor) for name, tensor in shell.model.named_parameters()}
     with counted() as asked:
         report = fill(shell, checkpoint, **options)
-    figures = {"nbytes": report.nbytes, "asked": asked[0]}
+    figures = {
+        "nbytes": report.nbytes,
+        "asked": asked[0],
+        "stated": vars(report.stated),
+        "held": held(shell.model),
+    }
     wanted = {**dict(one.model.named_parameters()), **dict(one.model.named_buffers())}
     for name, tensor in (*shell.model.named_parameters(), *shell.model.named_buffers()):
         if isinstance(tensor, DTensor):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import product
 
 import pytest
 import torch
 
-from shardload import build_shell, open_checkpoint, save
+from shardload import build_shell, open_checkpoint, plan_load, save
 from tests.distributed.nets import NETS
 from tests.distributed.row import LAYOUTS, NO_CELLS, cells
 from tests.distributed.spawn import run_ranks
@@ -64,6 +65,27 @@ def test_read_once_asks_for_each_byte_once(rows, folder):
             # Columns that are short are read with what lies between them.
             if "tp" not in layout and not hasattr(NETS[net], "key_map"):
                 assert sum(line["asked"] for line in once) == stored
+
+
+def test_what_is_stated_before_is_what_plan_states_and_what_is_held(rows, folder):
+    """FSDP pads rows that no number of ranks divides, and dimensions that are shorter than the ranks are many."""
+    plan = {"layers.*.up": "colwise", "layers.*.down": "rowwise"}
+    sizes = {"fsdp2-2": (2, 1), "fsdp2-4": (4, 1), "tp-2": (1, 2), "tp-4": (1, 4), "fsdp2+tp-4": (2, 2)}
+    ways = {"mapped": {}, "bf16": {"dtype": "bfloat16"}, "copy": {"copy": True}}
+    for layout in sizes.keys() & rows.keys():
+        fsdp, tp = sizes[layout]
+        for net, (way, given) in product(("Tied", "Uneven", "Experts", "Fused"), ways.items()):
+            planned = plan_load(
+                folder / net, fsdp=fsdp, tp=tp, tp_plan=plan if tp > 1 else None, **given
+            ).ranks
+            for rank, lines in zip(planned, rows[layout], strict=True):
+                (line,) = [line for line in lines if (line["net"], line["way"]) == (net, way)]
+                stated, cell = line["stated"], (layout, net, way, rank)
+                assert stated["anonymous"] == rank.anon, cell
+                assert stated["mapped"] == rank.file, cell
+                assert abs(stated["anonymous"] + stated["staging"] - rank.peak) < 100_000, cell
+                if way == "bf16":
+                    assert line["held"] == rank.anon, cell
 
 
 def test_the_stages_of_a_pipeline_make_a_whole(rows):
