@@ -42,7 +42,7 @@ def gathered(
         agreed.require_same(
             "the tensors of the adapter",
             repr(sorted(whole)),
-            cure="shard each stage of a pipeline on a mesh of its own, DeviceMesh(kind, its ranks), and save its adapter",
+            cure="shard each stage of a pipeline on a mesh of its own: DeviceMesh(kind, its ranks)",
         )
         yield whole, agreed.is_first
         agreed.meet("the adapter is written")
