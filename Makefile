@@ -87,7 +87,7 @@ memory: .venv/installed
 mutants: .venv/installed
 	nice .venv/bin/python -W ignore -m tests.mutants --write docs/traps.md
 
-# Applies the cures that rooms of the suite print, and loads; writes the table of docs/doctor.md; some ten minutes of one core.
+# Applies the cures that the rooms of the suite print, and loads; writes the table of docs/doctor.md.
 cures: .venv-oracles/installed
 	nice .venv-oracles/bin/python -W ignore -m tests.cures
 
