@@ -19,7 +19,15 @@ import click
 
 from shardload.cli import output
 from shardload.cli.answering import Stop, choose_answering
-from shardload.cli.options import source_keywords, source_options, trust_keywords, trust_options
+from shardload.cli.options import (
+    key_map_of,
+    key_map_options,
+    leniency_options,
+    source_keywords,
+    source_options,
+    trust_keywords,
+    trust_options,
+)
 from shardload.cli.wording import words_in
 from shardload.errors import RemoteCodeError, ShardloadError, UsageError
 from shardload.where import Where
@@ -64,6 +72,8 @@ _REPOS = "shardload.remote_code.repos."  # the modules of a repo's code
 @click.option("--dtype", default="auto", metavar="DTYPE", help="Cast floating weights.")
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @trust_options
+@leniency_options
+@key_map_options
 @source_options
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON line per turn.")
 def command(where: str, prompt: str | None, system: str | None, as_json: bool, **options: Any) -> None:
@@ -117,11 +127,11 @@ def _load(where: str, options: dict[str, Any]) -> tuple[Any, Any]:
     from shardload.tokenizer import load_tokenizer
 
     place = Where(where, **source_keywords(options))
-    trust = trust_keywords(options)
+    trust, key_map = trust_keywords(options), key_map_of(options)
     # The tokenizer first: it loads quickly, and may be refused.
     tokenizer = load_tokenizer(place, **trust)
     progress = None if not sys.stderr.isatty() else True
-    return from_pretrained(place, progress=progress, **trust, **options), tokenizer
+    return from_pretrained(place, key_map=key_map, progress=progress, **trust, **options), tokenizer
 
 
 class _Talk:

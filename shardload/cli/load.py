@@ -15,6 +15,7 @@ from shardload.cli.options import (
     json_option,
     key_map_of,
     key_map_options,
+    leniency_options,
     source_keywords,
     source_options,
     trust_keywords,
@@ -52,18 +53,7 @@ Examples:
 @trust_options
 @click.option("--auto-class", metavar="NAME", help="Entry of the config's auto_map, such as AutoModel.")
 @click.option("--model-class", metavar="MODULE:CLASS", help="Your own class, which takes the config.")
-@click.option(
-    "--allow-missing",
-    multiple=True,
-    metavar="PATTERN",
-    help="Keys that may be missing (head: of a new head).",
-)
-@click.option(
-    "--allow-unexpected",
-    multiple=True,
-    metavar="PATTERN",
-    help="Keys that may be left over (head: of an old head).",
-)
+@leniency_options
 @click.option("--verify", is_flag=True, help="Hash the weight files during the load; refuse changed bytes.")
 @key_map_options
 @click.option("--copy", is_flag=True, help="Read the weights into memory instead of mapping the files.")

@@ -88,6 +88,26 @@ def key_map_options(function: Command) -> Command:
     return function
 
 
+def leniency_options(function: Command) -> Command:
+    """Add the options that name keys in which checkpoint and model may differ."""
+    for option in (
+        click.option(
+            "--allow-unexpected",
+            multiple=True,
+            metavar="PATTERN",
+            help="Keys that may be left over (head: of an old head).",
+        ),
+        click.option(
+            "--allow-missing",
+            multiple=True,
+            metavar="PATTERN",
+            help="Keys that may be missing (head: of a new head).",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def trust_keywords(options: dict[str, Any]) -> TrustKeywords:
     """Take the trust options out of a command's options and return them as keywords. Raises UsageError."""
     trusted, locked, lock = (options.pop(name) for name in ("trust_remote_code", "locked", "lock"))

@@ -9,15 +9,19 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
+from shardload import open_checkpoint
 from tests.cli import chatty
 from tests.cli.conftest import COMMAND, INTERRUPTIBLE
+from tests.tiny import save_safetensors
 
 
 @pytest.fixture
@@ -43,6 +47,22 @@ def test_a_line_in_is_an_answer_out_with_history_and_reset(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "cba0\ned1\ngf0\n"
+
+
+def test_the_cure_of_a_model_that_does_not_fit_is_in_options_of_the_chat(tmp_path, chat):
+    folder = chatty.write(tmp_path, method=chatty.STREAM)
+    table = open_checkpoint(folder).read("table.weight").clone()
+    save_safetensors(
+        {"module.table.weight": table, "loss.a": torch.ones(3), "loss.b": torch.ones(5)},
+        folder / "model.safetensors",
+    )
+    refused = chat(folder, "--prompt", "abc")
+    assert refused.returncode != 0
+    cure = refused.stderr.split("cure:  ")[1].strip()
+    options = shlex.split(cure.replace(" and ", " "))
+    assert all(text.startswith("--") for text in options[::2]), cure
+    done = chat(folder, "--prompt", "abc", *options)
+    assert (done.returncode, done.stdout) == (0, "cba0\n")
 
 
 def test_json_is_a_line_a_turn(tmp_path, chat):

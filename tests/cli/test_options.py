@@ -30,7 +30,7 @@ SOURCE = {
 TRUST = {"--trust-remote-code", "--locked", "--lock", "--code-revision", "--remote-base"}
 KEY_MAP = {"--map", "--key-map"}
 RUN_CODE = {"load", "chat", "doctor"}
-TAKE_A_KEY_MAP = {"load", "doctor", "plan", "convert", "diff"}
+TAKE_A_KEY_MAP = {"load", "chat", "doctor", "plan", "convert", "diff"}
 
 
 def options_of(name):

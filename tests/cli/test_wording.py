@@ -6,12 +6,13 @@ import json
 import os
 import shlex
 
+import click
 import pytest
 import torch
 
 from shardload.cli import COMMANDS, commands
-from shardload.cli.wording import options_of, worded
-from shardload.errors import Cures, Wording, keyword, said
+from shardload.cli.wording import options_of, worded, words_in
+from shardload.errors import Cures, OfReport, Wording, keyword, said
 from tests.tiny import write_checkpoint
 
 CASES = [
@@ -101,3 +102,13 @@ def test_an_error_names_its_option_in_text_and_as_data(tmp_path, call_cli):
     assert error["cure"].endswith("pass --allow-links if you made the link")
     assert "pass --allow-links if you made the link" in call_cli("inspect", where).stderr
     assert call_cli("inspect", where, *error["options"]).returncode == 0
+
+
+def test_a_session_names_the_doctor_with_what_the_command_was_called_with():
+    group = click.Context(commands, info_name="shardload")
+    chat = commands.get_command(group, "chat")
+    given = ["./a b", "--trust-remote-code", "--prompt", "x", "--revision", "v1"]
+    with chat.make_context("chat", given, parent=group) as context:
+        said = words_in(context)("key_map", OfReport("map.json"))
+    line = "shardload doctor './a b' --trust-remote-code --revision v1"
+    assert said == f"--map map.json, which `{line} --write-map map.json` writes"
