@@ -11,6 +11,7 @@ REFETCH = "download or copy the file again"
 RESAVE = "re-save it as safetensors on a machine that trusts it"
 _CONVERT = "convert it to safetensors with the tool that wrote it"
 _UNPACK = "unpack it and use the file inside"
+_LITTLE = "pip install gguf, and turn the file around in place: gguf-convert-endian FILE little"
 _LLAMA = "use the repo that it was converted from"
 
 
@@ -44,6 +45,8 @@ _PICKLE = FileKind(
 # (offset, first bytes, kind)
 _MAGIC = (
     (0, b"version https://git-lfs.github.com/spec/", _POINTER),
+    (0, b"GGUF\1\0\0\0", FileKind("a GGUF file of version 1, which llama.cpp reads no more", _LLAMA)),
+    (0, b"GGUF\0\0\0", FileKind("a GGUF file for big-endian machines", _LITTLE)),
     (0, b"GGUF", FileKind("a GGUF file (llama.cpp)", _LLAMA)),
     (0, b"lmgg", FileKind("a GGML file (llama.cpp, old)", _LLAMA)),
     (0, b"tjgg", FileKind("a GGML file (llama.cpp, old)", _LLAMA)),

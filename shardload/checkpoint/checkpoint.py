@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from shardload._system.file_identity import file_identity
 from shardload._system.file_kind import HEAD_BYTES
 from shardload.checkpoint.formats import FORMATS
+from shardload.checkpoint.formats.gguf_parts import joined_parts
 from shardload.checkpoint.formats.not_a_checkpoint import explain
 from shardload.checkpoint.index import DISTRIBUTED, WeightFiles, disagreement, find_weight_files
 from shardload.checkpoint.json_file import config_beside
@@ -350,7 +351,7 @@ def _read_headers(
             pairs = list(pool.map(read, shards))
     else:
         pairs = [read(file) for file in shards]
-    return [name for name, _ in pairs], [header for _, header in pairs]
+    return [name for name, _ in pairs], joined_parts([header for _, header in pairs], shards)
 
 
 def format_of(file: SourceFile) -> Format:

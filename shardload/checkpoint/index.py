@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from shardload.checkpoint.formats.gguf_parts import parts_of
 from shardload.checkpoint.json_file import read_json
 from shardload.checkpoint.unfinished import cure_of
 from shardload.errors import (
@@ -61,7 +62,7 @@ def find_weight_files(source: Source, *, only: str | None = None, variant: str |
     if only is not None:
         if only == DISTRIBUTED or only.endswith(_PART_OF_DISTRIBUTED):
             return _distributed(source)
-        return _read_index(source, only) if only.endswith(_INDEX_SUFFIX) else WeightFiles((only,))
+        return _read_index(source, only) if only.endswith(_INDEX_SUFFIX) else WeightFiles(parts_of(only))
     names = source.names()
     present = set(names)
     stale: list[WeightFiles] = []
@@ -73,6 +74,10 @@ def find_weight_files(source: Source, *, only: str | None = None, variant: str |
     if stale:
         other = _set_beside(source, names)
         return _beside(other, stale) if other else stale[0]
+    if not any(name.endswith(_WEIGHT_SUFFIXES) for name in names) and (
+        quantised := _gguf(source, names, variant)
+    ):
+        return quantised
     if variant is not None:
         raise NotFoundError(
             f"{source.label} has no weights of variant {variant!r}",
@@ -141,6 +146,33 @@ def _unusual_names(source: Source, names: Sequence[str]) -> WeightFiles:
         if files:
             return WeightFiles(_numbered_set(source, files))
     raise _no_checkpoint(source, names)
+
+
+def _gguf(source: Source, names: Sequence[str], variant: str | None) -> WeightFiles | None:
+    """Return the one GGUF file of a source, or the one whose name has the variant in it; None where there is none.
+
+    A projector of images is another model. Raises UsageError for several.
+    """
+    files = [name for name in names if name.endswith(".gguf") and "/" not in name and "mmproj" not in name]
+    sets = _named(dict.fromkeys(map(parts_of, files)), variant)
+    if len(sets) < 2:
+        return WeightFiles(sets[0]) if sets else None
+    kinds = [
+        re.split(r"[-.]", parts[0].removesuffix(".gguf").partition("-00001-of-")[0])[-1] for parts in sets
+    ]
+    kind = next((kind for kind in kinds if len(_named(sets, kind)) == 1), None)
+    cure: str = "pass the file you mean"
+    raise UsageError(
+        f"{source.label} holds several GGUF files",
+        where=", ".join(parts[0] for parts in sets[:8]),
+        cure=Wording("{0}, or a part of its name: {variant}", cure, variant=kind) if kind else cure,
+    )
+
+
+def _named(sets: Iterable[tuple[str, ...]], variant: str | None) -> list[tuple[str, ...]]:
+    """Return the sets of files with a variant in their name, as a whole word."""
+    word = re.compile(rf"(^|[-._]){re.escape(variant or '')}(?=[-.])", re.IGNORECASE)
+    return [parts for parts in sets if variant is None or word.search(parts[0])]
 
 
 def _is_beside_weights(name: str) -> bool:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def cure_by_names(names: Sequence[str]) -> str | None:
     """Return the cure for weights in a format that is known by its files' names; None for any other."""
-    others = [name for name in names if name.endswith((".gguf", ".ggml"))]
+    others = [name for name in names if name.endswith(".ggml")]
     if others:
-        return f"{others[0]} is a file of llama.cpp: pass that file itself, or use the repo that it was converted from"
+        return f"{others[0]} is a file of llama.cpp: use the repo that it was converted from"
     return None

@@ -34,8 +34,8 @@ def test_the_whole_state_dict_that_fsdp_gathered_is_read(tmp_path):
 
 
 def test_files_of_llama_cpp_are_named(tmp_path):
-    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
-    assert "model-q4.gguf is a file of llama.cpp" in refused(tmp_path).cure
+    (tmp_path / "model-q4.ggml").write_bytes(b"tjgg")
+    assert "model-q4.ggml is a file of llama.cpp" in refused(tmp_path).cure
     assert cure_by_names(["notes.txt"]) is None
 
 

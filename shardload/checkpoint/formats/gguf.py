@@ -40,10 +40,10 @@ class GgufFormat:
 
     def matches(self, head: bytes) -> bool:
         """Whether `head` begins a file of a known version; others are named by `file_kind`."""
-        return head[:4] == b"GGUF" and len(head) >= 24 and head[4:8] in (b"\2\0\0\0", b"\3\0\0\0")
+        return head[:4] == b"GGUF" and head[4:8] in (b"\2\0\0\0", b"\3\0\0\0")
 
     def read_header(self, file: SourceFile, state_dict: str | None = None) -> Header:
-        """Read both tables. Raises CorruptError, and UnsupportedError for a type that is not known, or split files."""
+        """Read both tables. Raises CorruptError, and UnsupportedError for a type that is not known."""
         if state_dict is not None:
             raise UsageError(
                 Wording("{0} chooses among the state dicts of a file", keyword("state_dict")),
@@ -56,16 +56,15 @@ class GgufFormat:
         if max(tensors, values) > _MOST:
             raise cursor.corrupt(f"says that it holds {tensors:,} tensors and {values:,} values")
         table = dict(cursor.entry() for _ in range(values))
-        if table.get("split.count", 1) not in (0, 1):
-            raise UnsupportedError(
-                "one model in several GGUF files is not read",
-                where=file.name,
-                cure="join them first: llama-gguf-split --merge FIRST.gguf OUT.gguf",
-            )
         infos = [cursor.tensor() for _ in range(tensors)]
         alignment = table.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= _MOST:
             raise cursor.corrupt(f"says general.alignment {alignment!r}")
+        for name, _, _, offset in infos:
+            if offset % alignment:
+                raise cursor.corrupt(
+                    f"has {name!r} at byte {offset:,} of its tensors, aligned to {alignment}"
+                )
         start = -(-cursor.at // alignment) * alignment
         refs, types = _refs(infos, start, cursor)
         content = {

@@ -88,6 +88,8 @@ LONG = struct.pack("<Q", 1 << 40)
     "write",
     [
         lambda path: by_hand(path, GOOD, cut=60),
+        lambda path: by_hand(path, GOOD, cut=12),
+        lambda path: by_hand(path, [("a", (2,), 0, 4, floats(1, 2))]),
         lambda path: by_hand(path, GOOD, cut=-4),
         lambda path: by_hand(path, [*GOOD, ("a", (1,), 0, 32, floats(1))]),
         lambda path: by_hand(path, [*GOOD, ("b", (2,), 0, 16, floats(1, 2))]),
@@ -109,10 +111,10 @@ def test_what_is_not_read_is_declined_by_name(tmp_path):
     by_hand(tmp_path / "type.gguf", [("a", (32,), 99, 0, bytes(64))])
     with pytest.raises(shardload.UnsupportedError, match="type 99"):
         shardload.open_checkpoint(tmp_path / "type.gguf")
-    by_hand(tmp_path / "split.gguf", GOOD, [("split.count", 2, struct.pack("<H", 3))])
-    with pytest.raises(shardload.UnsupportedError, match="several GGUF files") as caught:
-        shardload.open_checkpoint(tmp_path / "split.gguf")
-    assert "llama-gguf-split" in caught.value.cure
+    for begin, what in ((b"GGUF\1\0\0\0", "version 1"), (b"GGUF\0\0\0\3", "big-endian")):
+        (tmp_path / "other.gguf").write_bytes(begin + bytes(40))
+        with pytest.raises(shardload.UnsupportedError, match=what):
+            shardload.open_checkpoint(tmp_path / "other.gguf")
     assert not GgufFormat().matches(b"GGUF\1\0\0\0" + bytes(24))
 
 

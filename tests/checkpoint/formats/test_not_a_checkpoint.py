@@ -59,8 +59,8 @@ BROKEN = {
 }
 
 KNOWN = {
-    "gguf": ("model.gguf", b"GGUF\3\0\0\0", "a GGUF file"),
-    "gguf in disguise": ("model.bin", b"GGUF\3\0\0\0", "a GGUF file"),
+    "gguf": ("model.gguf", b"GGUF\1\0\0\0", "a GGUF file of version 1"),
+    "gguf in disguise": ("model.bin", b"GGUF\0\0\0\3", "a GGUF file for big-endian"),
     "ggml": ("ggml.bin", b"tjgg\1\0\0\0", "a GGML file"),
     "hdf5": ("tf_model.h5", b"\x89HDF\r\n\x1a\n\0", "an HDF5 file"),
     "npy": ("a.npy", b"\x93NUMPY\1\0", r"a NumPy \.npy array"),
