@@ -351,7 +351,8 @@ def _read_headers(
             pairs = list(pool.map(read, shards))
     else:
         pairs = [read(file) for file in shards]
-    return [name for name, _ in pairs], joined_parts([header for _, header in pairs], shards)
+    names, headers = [name for name, _ in pairs], [header for _, header in pairs]
+    return names, joined_parts(headers, shards) if "gguf" in names else headers
 
 
 def format_of(file: SourceFile) -> Format:

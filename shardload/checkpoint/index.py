@@ -62,7 +62,9 @@ def find_weight_files(source: Source, *, only: str | None = None, variant: str |
     if only is not None:
         if only == DISTRIBUTED or only.endswith(_PART_OF_DISTRIBUTED):
             return _distributed(source)
-        return _read_index(source, only) if only.endswith(_INDEX_SUFFIX) else WeightFiles(parts_of(only))
+        if only.endswith(_INDEX_SUFFIX):
+            return _read_index(source, only)
+        return WeightFiles(parts_of(only) if only.endswith(".gguf") else (only,))
     names = source.names()
     present = set(names)
     stale: list[WeightFiles] = []
