@@ -60,11 +60,7 @@ def find_weight_files(source: Source, *, only: str | None = None, variant: str |
     Hub. Raises NotFoundError, UsageError or CorruptError.
     """
     if only is not None:
-        if only == DISTRIBUTED or only.endswith(_PART_OF_DISTRIBUTED):
-            return _distributed(source)
-        if only.endswith(_INDEX_SUFFIX):
-            return _read_index(source, only)
-        return WeightFiles(parts_of(only) if only.endswith(".gguf") else (only,))
+        return _of_file(source, only)
     names = source.names()
     present = set(names)
     stale: list[WeightFiles] = []
@@ -87,6 +83,15 @@ def find_weight_files(source: Source, *, only: str | None = None, variant: str |
             or "no weight files at all",
         )
     return _unusual_names(source, names)
+
+
+def _of_file(source: Source, name: str) -> WeightFiles:
+    """Return the weight files that a file stands for that the caller named."""
+    if name == DISTRIBUTED or name.endswith(_PART_OF_DISTRIBUTED):
+        return _distributed(source)
+    if name.endswith(_INDEX_SUFFIX):
+        return _read_index(source, name)
+    return WeightFiles(parts_of(name) if name.endswith(".gguf") else (name,))
 
 
 def _usual_names(variant: str | None) -> list[tuple[str, str]]:
