@@ -340,8 +340,7 @@ def _read_headers(
     shards: list[SourceFile], state_dict: str | None, *, remote: bool
 ) -> tuple[list[str], list[Header]]:
     def read(file: SourceFile) -> tuple[str, Header]:
-        fmt = format_of(file)
-        return fmt.name, fmt.read_header(file, state_dict)
+        return (fmt := format_of(file)).name, fmt.read_header(file, state_dict)
 
     if remote:
         from concurrent.futures import ThreadPoolExecutor
