@@ -18,6 +18,7 @@ from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
 from shardload.loading.fitting_class import fitting_class, with_unnamed
 from shardload.loading.provenance import REPORTS
+from shardload.loading.stream import expected_ahead
 from shardload.model.shell import build_shell
 from shardload.placement.device import OnDevice
 from shardload.placement.quantisation import Quantisation
@@ -146,18 +147,19 @@ def from_pretrained(
             if prefix is not None:
                 load.put_in_front(prefix)
             load.stage("open")
-        # What a class draws while it is made, a buffer of random numbers say, is equal on all ranks.
-        with ranks.same_random(), ranks.judging():
-            load.settle_class(stored=layout is None)
-            load.build(on, spill)
-            load.judge_on_top(adapter, merge=merge, early=layout is not None)
-            if layout is not None:
-                layout.shard(load.shell)
-            load.stage("shell")
-        load.fill(
-            max_memory=max_memory, progress=progress, copy=copy, verify=verify, read=read, timeout=timeout
-        )
-        return load.finish(device)
+        with expected_ahead(load.checkpoint, layout, read):
+            # What a class draws while it is made, a buffer of random numbers say, is equal on all ranks.
+            with ranks.same_random(), ranks.judging():
+                load.settle_class(stored=layout is None)
+                load.build(on, spill)
+                load.judge_on_top(adapter, merge=merge, early=layout is not None)
+                if layout is not None:
+                    layout.shard(load.shell)
+                load.stage("shell")
+            load.fill(
+                max_memory=max_memory, progress=progress, copy=copy, verify=verify, read=read, timeout=timeout
+            )
+            return load.finish(device)
 
 
 class _Load:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.distributed_c10d import Store
 
-_POLL = 0.02  # seconds between two looks at the store while a rank waits
+_POLL = 0.002  # seconds between two looks at the store while a rank waits, the first time
 _SLOWEST_POLL = 0.1
 _SELDOM = 0.3  # seconds between two looks while a rank reads
 _LINGERS = 2.0  # seconds that a rank which failed waits for the others to see it

@@ -9,107 +9,134 @@ from __future__ import annotations
 
 import _thread
 import ctypes
-import io
 import mmap
 import os
 import sys
 import weakref
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from shardload._system.file_mapping import map_file
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Self
 
     from shardload._system.file_mapping import Buffer
 
+Spans = list[tuple[int, int]]
+"""Parts of a file, from start to stop, in order."""
+
 _SAMPLES = 16
 _PATIENCE = 0.5  # seconds between two looks at whether anybody still needs the threads
 # bytes per request: the kernel cuts a request to the largest one that the device takes, which may be this small.
 _STEP = 512 * 2**10
+_PIECE = 2**24  # bytes of a file that one thread looks at, and asks for at once
 # One thread is as fast when memory is free, and half as fast when the kernel has to free memory first.
 _THREADS = 2
 _SHARE = 0.5  # of the free memory: the model's own work needs some too
 
 
 class ReadAhead:
-    """Asks the kernel for the files of one load, on two threads; skips files that are cached or too large.
+    """Asks the kernel for the files of one load, on two threads; skips what is cached, and files that are too large.
 
     `room` is the number of bytes to ask for at most; None means half of the free memory. Use the object as a `with`
-    block. The threads may run on after the block: the model's own work will touch the remaining pages.
+    block. The threads may run on after the block: the model's own work will touch the remaining pages. After an error
+    they ask for nothing more.
     """
 
     def __init__(self, room: int | None = None) -> None:
         self._room = room
-        self._files: SimpleQueue[tuple[io.FileIO, Sequence[int]] | None] = SimpleQueue()
+        self._pieces: SimpleQueue[tuple[Path, Spans] | None] = SimpleQueue()
         self._threads = 0
 
-    def begin(self, descriptor: int, mapping: Buffer, spans: Sequence[tuple[int, int]] | None = None) -> bool:
-        """Ask the kernel to read a mapped file, or these spans of it; return False when the file is skipped."""
-        spans = [(0, len(mapping))] if spans is None else spans
+    def begin(self, path: Path, spans: Sequence[tuple[int, int]]) -> bool:
+        """Ask the kernel to read these spans of a file; return False when there is no room for them."""
         size = sum(stop - start for start, stop in spans)
-        if not hasattr(os, "posix_fadvise") or not is_cold(mapping):
+        if not hasattr(os, "posix_fadvise"):
             return False
         if self._room is None:
             self._room = int(free_memory() * _SHARE)
         if size > self._room:
             return False
         self._room -= size
+        for piece in _pieces(spans):
+            self._pieces.put((path, piece))
         while self._threads < _THREADS:
             # The threads do not hold this object, and end with it: Ctrl-C may come before the `with` block ends.
             self._threads += 1
-            _thread.start_new_thread(_ask, (self._files, weakref.ref(self)))
-        for turn in range(_THREADS):
-            file = next(
-                map(io.FileIO, map(os.dup, (descriptor,)))
-            )  # in C: Ctrl-C leaves no descriptor behind
-            steps = [start for span in spans for start in range(*span, _STEP)]
-            self._files.put((file, steps[turn::_THREADS]))
+            _thread.start_new_thread(_ask, (self._pieces, weakref.ref(self)))
         return True
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_details: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_details: object) -> None:
+        if kind is not None:
+            with suppress(Empty):
+                while True:
+                    self._pieces.get_nowait()
         for _ in range(self._threads):
-            self._files.put(None)
+            self._pieces.put(None)
 
 
-def _ask(files: SimpleQueue[tuple[io.FileIO, Sequence[int]] | None], owner: weakref.ref[ReadAhead]) -> None:
+def _pieces(spans: Sequence[tuple[int, int]]) -> Iterator[Spans]:
+    """Cut spans into steps, and yield them by the piece."""
+    piece: Spans = []
+    nbytes = 0
+    for start, stop in spans:
+        for at in range(start, stop, _STEP):
+            piece.append((at, min(at + _STEP, stop)))
+            nbytes += piece[-1][1] - at
+            if nbytes >= _PIECE:
+                yield piece
+                piece, nbytes = [], 0
+    if piece:
+        yield piece
+
+
+def _ask(pieces: SimpleQueue[tuple[Path, Spans] | None], owner: weakref.ref[ReadAhead]) -> None:
     while True:
         try:
-            entry = files.get(timeout=_PATIENCE)
+            entry = pieces.get(timeout=_PATIENCE)
         except Empty:
             if owner() is None:
                 return
             continue
         if entry is None:
             return
-        with entry[0] as file:
-            for start in entry[1]:
-                os.posix_fadvise(file.fileno(), start, _STEP, os.POSIX_FADV_WILLNEED)
+        path, steps = entry
+        # A file that is gone, or shorter now, is the load's to complain about.
+        with suppress(OSError, ValueError), path.open("rb", buffering=0) as file:
+            mapping = map_file(file.fileno(), os.fstat(file.fileno()).st_size)
+            if is_cold(mapping, [start for start, _ in steps]):
+                for start, stop in steps:
+                    os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
 
 
-def is_cold(mapping: Buffer) -> bool:
-    """Whether most of a mapped file is outside the page cache: mincore(2) tells for 16 of its pages.
+def is_cold(mapping: Buffer, places: Sequence[int] | None = None) -> bool:
+    """Whether one of at most 16 pages of a mapped file is outside the page cache, as mincore(2) tells.
 
-    False when mincore can't tell: for a file of another user the kernel reports every page as resident.
+    `places` are bytes in some of these pages; without them the pages lie evenly over the file. False when mincore can't
+    tell: for a file of another user the kernel reports every page as resident.
     """
     mincore = _mincore()
     if mincore is None:
         return False
+    places = range(0, len(mapping), mmap.PAGESIZE) if places is None else places
     start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     resident = ctypes.c_ubyte()
-    absent = 0
-    for sample in range(_SAMPLES):
-        page = len(mapping) * sample // _SAMPLES // mmap.PAGESIZE * mmap.PAGESIZE
-        if mincore(ctypes.c_void_p(start + page), ctypes.c_size_t(1), ctypes.byref(resident)) != 0:
+    for place in places[:: -(-len(places) // _SAMPLES) or 1]:
+        page = start + place // mmap.PAGESIZE * mmap.PAGESIZE
+        if mincore(ctypes.c_void_p(page), ctypes.c_size_t(1), ctypes.byref(resident)) != 0:
             return False
-        absent += not resident.value & 1
-    return absent > _SAMPLES // 2
+        if not resident.value & 1:
+            return True
+    return False
 
 
 @lru_cache(maxsize=1)
@@ -117,7 +144,8 @@ def _mincore() -> Callable[..., int] | None:
     # preadv2 with RWF_NOWAIT would tell as well, but the call makes the kernel start reading.
     if sys.platform != "linux":
         return None
-    found: Callable[..., int] = ctypes.CDLL(None).mincore
+    # The call takes a microsecond: PyDLL keeps the interpreter's lock, which takes longer to get back.
+    found: Callable[..., int] = ctypes.PyDLL(None).mincore
     return found
 
 

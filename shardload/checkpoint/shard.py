@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from contextlib import suppress
 from operator import itemgetter
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -14,18 +13,18 @@ import torch
 from shardload._system.file_errors import unreadable
 from shardload._system.file_identity import FileIdentity, file_identity
 from shardload._system.file_mapping import Buffer, forget_pages, map_file, private_memory
+from shardload._system.fresh_pages import FreshPages
 from shardload.errors import CorruptError, UnsupportedError, UsageError, Wording
 from shardload.keymap.derived import Filled, narrowed, reading_places
 from shardload.tensor_ref import TORCH_NAMES, Region, TensorRef, torch_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
     from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from shardload._system.read_ahead import ReadAhead
     from shardload.checkpoint.sources.source import SourceFile
     from shardload.keymap import Derived
 
@@ -118,18 +117,6 @@ class Shard:
             where=str(self.path),
             cure="open it again when nothing writes to it",
         )
-
-    def read_ahead(self, ahead: ReadAhead, spans: Sequence[tuple[int, int]] | None = None) -> None:
-        """Ask the kernel to read the file, or spans of it, in the background, where it is cold and there is room."""
-        mapping = self._only_seen() if self._map is None else self._map
-        if mapping is not None:
-            ahead.begin(self._file.fileno(), mapping, spans)
-
-    def _only_seen(self) -> Buffer | None:
-        """Return a mapping of a file that is copied: it shows which pages are cached, and none of it is read."""
-        with suppress(OSError, ValueError):
-            return map_file(self._file.fileno(), self._opened[1]) if self._opened[1] else None
-        return None
 
     def tensor(self, ref: TensorRef) -> torch.Tensor:
         """Return the stored tensor in its stored dtype; its storage covers this tensor alone."""
@@ -350,11 +337,18 @@ def packed_memory(nbytes: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")
 
 
+_AT_ONCE = 2**23  # bytes: the processor has some of them in its cache still when they are written to
+_fresh_pages = FreshPages()
+
+
 def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
     flat = packed_memory(nbytes, dtype)
-    _read_into(
-        descriptor, memoryview((ctypes.c_char * nbytes).from_address(flat.data_ptr())).cast("B"), start
-    )
+    address = flat.data_ptr()
+    memory = memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
+    for at in range(0, nbytes, _AT_ONCE):
+        part = memory[at : at + _AT_ONCE]
+        _fresh_pages.touch(address + at, len(part))
+        _read_into(descriptor, part, start + at)
     return flat
 
 

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,25 +15,29 @@ from torch import nn
 from shardload._system.gc_freeze import gc_frozen
 from shardload._system.process_memory import measure, size_of
 from shardload._system.progress import ProgressMeter
-from shardload._system.read_ahead import ReadAhead
 from shardload.checkpoint.shard import Shard, reading_order
 from shardload.keymap.assembly import Joins
 from shardload.loading.claims import Claims
 from shardload.loading.report import ShardRow
+from shardload.loading.spans import asked_ahead, expected_spans, spans_of, whole_shards
 from shardload.loading.subtrees import Subtrees
 from shardload.placement.target import Target
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Self
 
     from shardload._system.progress import ProgressOption
+    from shardload._system.read_ahead import ReadAhead
+    from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.compare.verify import VerifiedWhileLoading
     from shardload.loading.class_values import ClassValues
     from shardload.loading.judge import Comparison
     from shardload.loading.read_once import ReadOnce
+    from shardload.placement.layout import Layout
     from shardload.placement.target import Release
 
 Pairs = list[tuple[str, TensorRef]]
@@ -65,8 +68,8 @@ def stream(
     shows = progress or (progress is None and sys.stderr.isatty())
     with (
         ProgressMeter(progress, total) if shows else nullcontext() as meter,
-        ReadAhead() if total >= _WORTH_ASKING else nullcontext() as ahead,
-        _Stream(comparison, target, values, copy, ahead, verified, once) as carrier,
+        _Stream(comparison, target, values, copy, verified, once) as carrier,
+        _asked_ahead(comparison, by_shard, once) if total >= _WORTH_ASKING else nullcontext(),
     ):
         for name, pairs in by_shard.items():
             started = time.perf_counter()
@@ -94,15 +97,28 @@ def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
     return reading_order(comparison.plan.tensors, (shard.name for shard in comparison.checkpoint.shards))
 
 
-def spans_of(pairs: Pairs) -> list[tuple[int, int]]:
-    """Return the bytes of a shard that a load reads, as spans in order; those of parts that touch are one."""
-    spans: list[tuple[int, int]] = []
-    for ref in sorted((ref for _, ref in pairs), key=attrgetter("span")):
-        if spans and ref.span.start <= spans[-1][1]:
-            spans[-1] = spans[-1][0], max(spans[-1][1], ref.span.stop)
-        elif ref.span.nbytes:
-            spans.append((ref.span.start, ref.span.stop))
-    return spans
+def expected_ahead(
+    checkpoint: Checkpoint, layout: Layout | None, read: str
+) -> AbstractContextManager[ReadAhead | None]:
+    """Ask the kernel for what headers say that a load will read, while its model is built and judged in the block.
+
+    An error ends that. `stream` then asks for what the plan says, and finds most of it read.
+    """
+    if checkpoint.nbytes < _WORTH_ASKING:
+        return nullcontext()
+    return asked_ahead(checkpoint, expected_spans(checkpoint, layout, read))
+
+
+def _asked_ahead(comparison: Comparison, by_shard: Mapping[str, Pairs], once: ReadOnce | None) -> ReadAhead:
+    """Ask the kernel for the bytes that this process reads."""
+    checkpoint = comparison.checkpoint
+    if not comparison.plan.parts:
+        return asked_ahead(checkpoint, whole_shards(checkpoint, by_shard))
+    spans = {
+        name: spans_of(ref for key, ref in pairs if once is None or once.reads(key))
+        for name, pairs in by_shard.items()
+    }
+    return asked_ahead(checkpoint, spans)
 
 
 class _Stream:
@@ -114,7 +130,6 @@ class _Stream:
         target: Target,
         values: ClassValues | None,
         copy: bool,
-        ahead: ReadAhead | None,
         verified: VerifiedWhileLoading | None,
         once: ReadOnce | None,
     ) -> None:
@@ -126,7 +141,6 @@ class _Stream:
         self.loaded = 0
         self.dtypes: Counter[torch.dtype] = Counter()
         self.tied = {name: group for group in comparison.shell.ties for name in group}
-        self.ahead = ahead
         self.verified = verified
         self.once = once
         self.joins = Joins(plan.tensors) if plan.held.joined else None
@@ -159,8 +173,6 @@ class _Stream:
         if self.verified is not None:
             self.verified.begin(name, path)
         with Shard(path, copy=self.copy, expected=checkpoint.identities.get(name)) as shard:
-            if self.ahead is not None:
-                shard.read_ahead(self.ahead, spans_of(pairs) if self.comparison.plan.parts else None)
             for key, ref in pairs:
                 read = shard.tensor(ref) if once is None else once.tensor(key, ref, shard)
                 self._take(key, ref, read, shard, meter)

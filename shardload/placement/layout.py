@@ -26,11 +26,13 @@ from torch.distributed.tensor.parallel import (
 
 from shardload.errors import Cures, UnsupportedError, UsageError, Wording, keyword
 from shardload.model.shell import modules_of
+from shardload.placement.cut import Split, cut_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from shardload._system.agreement import Agreement
+    from shardload.keymap import Derived
     from shardload.model.shell import Shell
 
 _CUT, _JOINED = "colwise", "rowwise"
@@ -116,6 +118,18 @@ class Layout:
 
         with together(self.ranks, timeout) as ranks:
             yield ranks
+
+    def own_rows(self) -> Callable[[Derived], Derived] | None:
+        """Return what gives this rank's part of a stored tensor where FSDP alone cuts the model, by rows; else None.
+
+        There may be no model yet.
+        """
+        fsdp = [at for at, name in enumerate(self.mesh.mesh_dim_names or ()) if name not in _OF_TP]
+        place = self.mesh.get_coordinate()
+        if self.plan is not None or self._sizes()["tp_size"] > 1 or not fsdp or place is None:
+            return None
+        rows = (Split(0, self.mesh.shape[fsdp[-1]], place[fsdp[-1]]),)
+        return lambda tensor: cut_by(tensor.shape, rows).of(tensor) if tensor.shape else tensor
 
     def shard(self, shell: Shell) -> None:
         """Shard a shell: tensor parallelism first, then FSDP."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 import torch
 
-from shardload import build_shell, fill, open_checkpoint
+from shardload import build_shell, fill, from_pretrained, open_checkpoint
 from shardload._system.read_ahead import ReadAhead, free_memory, is_cold
 from shardload.checkpoint.shard import Shard
 from tests.tiny import write_checkpoint
@@ -19,11 +21,26 @@ SIZE = 32 * 2**20
 
 @pytest.fixture
 def cold(tmp_path):
-    """The descriptor and a mapping of a file that has no page in the page cache."""
+    """A file that has no page in the page cache, and a mapping of it."""
     path = tmp_path / "file"
     path.write_bytes(os.urandom(SIZE))
     with path.open("rb") as file:
-        yield file.fileno(), cold_mapping(file.fileno())
+        yield path, cold_mapping(file.fileno())
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The spans that the kernel was asked for, by file: (inode, start, stop)."""
+    calls = []
+    ask = os.posix_fadvise
+
+    def noting(descriptor: int, start: int, length: int, advice: int) -> None:
+        if advice == os.POSIX_FADV_WILLNEED:
+            calls.append((os.fstat(descriptor).st_ino, start, start + length))
+        ask(descriptor, start, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", noting)
+    return calls
 
 
 def cold_mapping(descriptor: int) -> mmap.mmap:
@@ -47,32 +64,65 @@ def becomes_warm(mapping: mmap.mmap, seconds: float = 600) -> bool:
 
 
 def test_a_cold_file_is_read_without_being_touched(cold):
-    descriptor, mapping = cold
+    path, mapping = cold
     with ReadAhead(room=SIZE) as ahead:
-        assert ahead.begin(descriptor, mapping)
+        assert ahead.begin(path, [(0, SIZE)])
         assert becomes_warm(mapping)
 
 
-def test_a_warm_file_is_left_alone(cold):
-    descriptor, mapping = cold
-    while os.read(descriptor, 2**20):
-        pass
-    assert not ReadAhead(room=SIZE).begin(descriptor, mapping)
+def test_a_warm_file_is_left_alone(cold, asked):
+    path, _ = cold
+    path.read_bytes()
+    tasks = count_of("task")
+    with ReadAhead(room=SIZE) as ahead:
+        ahead.begin(path, [(0, SIZE)])
+    wait_until(lambda: count_of("task") == tasks)
+    assert not asked
 
 
 def test_a_file_too_large_for_what_is_free_is_left_alone(cold):
-    descriptor, mapping = cold
-    assert not ReadAhead(room=SIZE - 1).begin(descriptor, mapping)
-    assert is_cold(mapping)
+    path, mapping = cold
+    assert not ReadAhead(room=SIZE - 1).begin(path, [(0, SIZE)])
+    assert is_cold(mapping, range(0, SIZE, SIZE // 16))
 
 
 def test_room_is_used_up(cold):
-    descriptor, mapping = cold
+    path, _ = cold
     with ReadAhead(room=SIZE + 1) as ahead:
-        assert ahead.begin(descriptor, mapping)
-        assert becomes_warm(mapping)
-        evict(descriptor)
-        assert not ahead.begin(descriptor, mapping)
+        assert ahead.begin(path, [(0, SIZE)])
+        assert not ahead.begin(path, [(0, SIZE)])
+
+
+def test_after_an_error_nothing_more_is_asked_for(cold, monkeypatch):
+    """Both threads are held in their first request; of 16 MB pieces each has begun one then."""
+    path, _ = cold
+    calls, gate, tasks = [], threading.Event(), count_of("task")
+    held = threading.Semaphore(0)
+
+    def ask(_descriptor: int, start: int, length: int, _advice: int) -> None:
+        calls.append((start, length))
+        held.release()
+        gate.wait()
+
+    monkeypatch.setattr(os, "posix_fadvise", ask)
+    with suppress(ZeroDivisionError), ReadAhead(room=100 * SIZE) as ahead:
+        for _ in range(10):
+            ahead.begin(path, [(0, SIZE)])
+        held.acquire(), held.acquire()
+        raise ZeroDivisionError
+    gate.set()
+    wait_until(lambda: count_of("task") == tasks)
+    assert sum(length for _, length in calls) <= SIZE
+
+
+def test_a_file_that_is_gone_or_shorter_is_no_error(tmp_path, cold, asked):
+    path, _ = cold
+    tasks = count_of("task")
+    with ReadAhead(room=10 * SIZE) as ahead:
+        ahead.begin(tmp_path / "gone", [(0, SIZE)])
+        ahead.begin(path, [(SIZE, 2 * SIZE)])
+    wait_until(lambda: count_of("task") == tasks)
+    assert all(start >= SIZE for _, start, _ in asked)
 
 
 def count_of(kind: str) -> int:
@@ -89,19 +139,19 @@ def wait_until(holds) -> None:
 
 
 def test_threads_end_with_a_block_that_never_ended(cold):
-    descriptor, mapping = cold
+    path, _ = cold
     before, tasks = count_of("fd"), count_of("task")
     ahead = ReadAhead(room=SIZE)
-    ahead.begin(descriptor, mapping)
+    ahead.begin(path, [(0, SIZE)])
     del ahead
     wait_until(lambda: count_of("task") == tasks and count_of("fd") == before)
 
 
 def test_no_descriptor_and_no_thread_is_left(cold):
-    descriptor, mapping = cold
+    path, _ = cold
     before, tasks = count_of("fd"), count_of("task")
     with ReadAhead(room=SIZE) as ahead:
-        ahead.begin(descriptor, mapping)
+        ahead.begin(path, [(0, SIZE)])
         assert count_of("task") > tasks
     wait_until(lambda: count_of("task") == tasks and count_of("fd") == before)
 
@@ -122,14 +172,50 @@ def test_a_load_asks_for_its_cold_shards(tmp_path):
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_of_a_shard_only_the_spans_of_a_rank_are_asked_for(tmp_path, copy):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(os.urandom(SIZE))
-    with path.open("rb") as file:
+def test_all_shards_are_asked_for_before_the_first_one_is_read(tmp_path, asked, monkeypatch, copy):
+    """A copy that asked shard by shard would wait for the disk at each of them."""
+    state = {f"{number}.weight": torch.randn(1024, 1024) for number in range(4)}
+    folder = write_checkpoint(tmp_path, state, shards=4)
+    checkpoint = open_checkpoint(folder)
+    shards = {path.stat().st_ino for path in folder.glob("*.safetensors")}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            cold_mapping(file.fileno())
+    shell, take = (
+        build_shell(
+            lambda: torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(4)))
+        ),
+        Shard.tensor,
+    )
+
+    def tensor(shard: Shard, ref) -> torch.Tensor:
+        wait_until(lambda: {inode for inode, _, _ in asked} == shards)
+        return take(shard, ref)
+
+    monkeypatch.setattr(Shard, "tensor", tensor)
+    fill(shell, checkpoint, copy=copy)
+
+
+def test_a_part_of_a_file_is_asked_for_alone(cold):
+    path, mapping = cold
+    with ReadAhead(room=SIZE) as ahead:
+        ahead.begin(path, [(0, SIZE // 4)])
+        front = memoryview(mapping)[: SIZE // 4]
+        assert becomes_warm(front)
+        front.release()
+    assert is_cold(mapping, range(SIZE // 2, SIZE, SIZE // 16))
+
+
+def test_a_load_asks_while_its_model_is_built_and_no_longer_when_that_fails(tmp_path):
+    folder = write_checkpoint(tmp_path, {"weight": torch.randn(2048, 2048)}, shards=1)
+    with (folder / "model.safetensors").open("rb") as file:
         mapping = cold_mapping(file.fileno())
-        front, back = memoryview(mapping)[: SIZE // 4], memoryview(mapping)[SIZE // 2 :]
-        with Shard(path, copy=copy) as shard, ReadAhead(room=SIZE) as ahead:
-            shard.read_ahead(ahead, [(0, SIZE // 4)])
-            assert becomes_warm(front)
-        assert is_cold(back)
-        front.release(), back.release()
+        tasks = count_of("task")
+
+        def make(_config: object) -> torch.nn.Module:
+            assert becomes_warm(mapping)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            from_pretrained(folder, model_class=make)
+        wait_until(lambda: count_of("task") == tasks)

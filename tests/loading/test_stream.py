@@ -10,8 +10,7 @@ from torch import nn
 
 from shardload import CorruptError, OnDevice, build_shell, fill, open_checkpoint
 from shardload.loading.judge import Comparison
-from shardload.loading.stream import spans_of, stream
-from shardload.tensor_ref import Span, TensorRef
+from shardload.loading.stream import stream
 from tests.tiny import Net, assert_same_state, random_state, run_python, torch_filled, write_checkpoint
 
 
@@ -101,11 +100,3 @@ def test_the_stream_fills_what_the_plan_says_shard_by_shard(tmp_path):
     assert (report.loaded, report.nbytes, report.dtypes) == (2, 32, {"float32": 2})
     assert seen == [24, 32]
     assert all(torch.equal(shell.model.state_dict()[name], value) for name, value in state.items())
-
-
-def test_the_spans_of_a_part_are_its_own_bytes_joined_where_they_touch():
-    refs = [
-        TensorRef("a", "F32", (2,), "m", Span(*span))
-        for span in ((0, 8), (8, 16), (20, 28), (24, 32), (40, 40))
-    ]
-    assert spans_of([(ref.name, ref) for ref in refs]) == [(0, 16), (20, 32)]
