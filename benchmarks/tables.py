@@ -422,30 +422,37 @@ _PARTIAL = Table(
 
 
 _RANKS_PEER, _RANKS_DCP = "transformers, DistributedConfig", "DCP, HuggingFaceStorageReader"
-_RANKS = Table(
-    "ranks",
-    "FSDP over 2 ranks, 1.9 GB in 7 `.safetensors` shards, cold page cache, stored dtype",
-    "Two processes with gloo, from the end of their imports until the slower one is ready, and until a byte of each "
-    "page of its part was read. Asked: bytes that both read by calls, by those of the file (mapped pages are no "
-    "calls). Anonymous: the most that one process took; its part is 0.95 GB. All give the same sum of all weights.",
-    (
-        Probe("shardload, mapped", ("ranks", "{llama.safetensors}", "mapped", "2"), most=9),
-        Probe("shardload, `copy=True`", ("ranks", "{llama.safetensors}", "copy", "2"), most=9),
-        Probe(_RANKS_PEER, ("ranks", "{llama.safetensors}", "transformers", "2"), most=9),
-        Probe(_RANKS_DCP, ("ranks", "{llama.safetensors}", "dcp", "2"), most=9),
-    ),
-    file="ranks",
-    columns=(
-        Column("load_s", "load", "s"),
-        Column("touched_s", "load and first touch", "s"),
-        Column(f"touched_s x {_RANKS_PEER}", "x transformers", "x"),
-        Column(f"touched_s x {_RANKS_DCP}", "x DCP", "x"),
-        Column("cpu_s", "CPU, both", "s"),
-        Column("asked", "asked / file", "x"),
-        Column("anon", "anonymous", "MB"),
-        Column("part", "its part", "MB"),
-    ),
-)
+
+
+def _ranks(name: str, cache: str, *how: str) -> Table:
+    return Table(
+        name,
+        f"FSDP over 2 ranks, 1.9 GB in 7 `.safetensors` shards, {cache} page cache, stored dtype",
+        "Two processes with gloo, from the end of their imports until the slower one is ready, and until a byte of "
+        "each page of its part was read. Asked: bytes that both read by calls, by those of the file (mapped pages are "
+        "no calls). Anonymous: the most that one process took; its part is 0.95 GB. All give the same sum of all "
+        "weights.",
+        (
+            Probe("shardload, mapped", ("ranks", "{llama.safetensors}", "mapped", "2", *how), most=9),
+            Probe("shardload, `copy=True`", ("ranks", "{llama.safetensors}", "copy", "2", *how), most=9),
+            Probe(_RANKS_PEER, ("ranks", "{llama.safetensors}", "transformers", "2", *how), most=9),
+            Probe(_RANKS_DCP, ("ranks", "{llama.safetensors}", "dcp", "2", *how), most=9),
+        ),
+        file="ranks",
+        columns=(
+            Column("load_s", "load", "s"),
+            Column("touched_s", "load and first touch", "s"),
+            Column(f"touched_s x {_RANKS_PEER}", "x transformers", "x"),
+            Column(f"touched_s x {_RANKS_DCP}", "x DCP", "x"),
+            Column("cpu_s", "CPU, both", "s"),
+            Column("asked", "asked / file", "x"),
+            Column("anon", "anonymous", "MB"),
+            Column("part", "its part", "MB"),
+        ),
+    )
+
+
+_RANKS, _RANKS_WARM = _ranks("ranks", "cold"), _ranks("ranks-warm", "warm", "warm")
 
 
 def _scaling(name: str, title: str, plot: str, rows: tuple[Load, ...]) -> Table:
@@ -513,6 +520,7 @@ TABLES = (
     _LIMIT,
     _PARTIAL,
     _RANKS,
+    _RANKS_WARM,
     *_SCALING,
     _DEQUANTISE,
     _COMMANDS,

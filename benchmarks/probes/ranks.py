@@ -1,9 +1,9 @@
-"""Measures one way to load a Llama into FSDP over ranks: `python -m benchmarks.probes.ranks FOLDER WAY RANKS`.
+"""Measures one way to load a Llama into FSDP over ranks: `python -m benchmarks.probes.ranks FOLDER WAY RANKS [warm]`.
 
-Every rank is a process of its own with gloo. Printed are, after the page cache was emptied of the checkpoint: seconds
-until the slowest rank is ready, and until every weight of its part was touched; the processors' seconds until then, of
-all ranks; bytes that all ranks asked for by calls; and the highest anonymous memory of a rank above what its imports
-and its shell took, beside its part.
+Every rank is a process of its own with gloo. The page cache is emptied of the checkpoint before, or ("warm") filled
+with it. Printed are seconds until the slowest rank is ready, and until every weight of its part was touched; the
+processors' seconds until then, of all ranks; bytes that all ranks asked for by calls; and the highest anonymous memory
+of a rank above what its imports and its shell took, beside its part.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import evict
+from benchmarks.measure import evict, warm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    evict(folder)
+    warm(folder) if rest[1:] == ["warm"] else evict(folder)
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
     ranks = [
         subprocess.Popen(

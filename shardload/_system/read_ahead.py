@@ -1,4 +1,4 @@
-"""Asks the kernel to read a shard into the page cache before its pages are touched, when there is room for it.
+"""Asks the kernel to read shards into the page cache before their pages are touched, when there is room for them.
 
 Measured with 1.9 GB in 7 cold shards on two cores, every weight touched, the memory full of the pages of other files:
 1.0 to 2.1 s without read-ahead, 0.8 to 1.6 s with one thread that asks, 0.9 to 1.1 s with two. Two threads that read
@@ -33,9 +33,9 @@ Spans = list[tuple[int, int]]
 
 _SAMPLES = 16
 _PATIENCE = 0.5  # seconds between two looks at whether anybody still needs the threads
-# bytes per request: the kernel cuts a request to the largest one that the device takes, which may be this small.
+# bytes per request where the device does not say what it takes: the kernel cuts a request that is larger than that.
 _STEP = 512 * 2**10
-_PIECE = 2**24  # bytes of a file that one thread looks at, and asks for at once
+_PIECE = 2**25  # bytes of a file that one thread looks at, and asks for at once
 # One thread is as fast when memory is free, and half as fast when the kernel has to free memory first.
 _THREADS = 2
 _SHARE = 0.5  # of the free memory: the model's own work needs some too
@@ -85,12 +85,12 @@ class ReadAhead:
 
 
 def _pieces(spans: Sequence[tuple[int, int]]) -> Iterator[Spans]:
-    """Cut spans into steps, and yield them by the piece."""
+    """Yield spans by the piece; one that is longer than a piece is cut."""
     piece: Spans = []
     nbytes = 0
     for start, stop in spans:
-        for at in range(start, stop, _STEP):
-            piece.append((at, min(at + _STEP, stop)))
+        for at in range(start, stop, _PIECE):
+            piece.append((at, min(at + _PIECE, stop)))
             nbytes += piece[-1][1] - at
             if nbytes >= _PIECE:
                 yield piece
@@ -109,13 +109,34 @@ def _ask(pieces: SimpleQueue[tuple[Path, Spans] | None], owner: weakref.ref[Read
             continue
         if entry is None:
             return
-        path, steps = entry
+        path, spans = entry
         # A file that is gone, or shorter now, is the load's to complain about.
         with suppress(OSError, ValueError), path.open("rb", buffering=0) as file:
-            mapping = map_file(file.fileno(), os.fstat(file.fileno()).st_size)
-            if is_cold(mapping, [start for start, _ in steps]):
-                for start, stop in steps:
-                    os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
+            status = os.fstat(file.fileno())
+            step = _largest_request(status.st_dev)
+            places = [at for span in spans for at in range(*span, _STEP)]
+            if is_cold(map_file(file.fileno(), status.st_size), places):
+                for start, stop in spans:
+                    for at in range(start, stop, step):
+                        os.posix_fadvise(file.fileno(), at, min(step, stop - at), os.POSIX_FADV_WILLNEED)
+
+
+@lru_cache(maxsize=16)
+def _largest_request(device: int) -> int:
+    """Return the bytes that the kernel reads ahead for one request.
+
+    Few large requests leave the interpreter to the threads that build the model: each one takes its lock again.
+    """
+    name = f"{os.major(device)}:{os.minor(device)}"
+    places = (
+        f"class/bdi/{name}/read_ahead_kb",
+        *(f"dev/block/{name}/{up}queue/max_sectors_kb" for up in ("", "../")),
+    )
+    sizes = [_STEP]
+    for place in places:
+        with suppress(OSError, ValueError):
+            sizes.append(int(Path("/sys", place).read_text()) * 1024)
+    return max(sizes)
 
 
 def is_cold(mapping: Buffer, places: Sequence[int] | None = None) -> bool:
