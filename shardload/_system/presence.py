@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 _PATIENCE = 1.0  # seconds in which a connection has to be made
+_LOOPBACK = "127.0.0.1"
 _WAITING = 64  # connections that may wait to be accepted
 
 _LISTENING: dict[tuple[int, str], socket.socket] = {}
@@ -26,7 +27,7 @@ _ACCEPTED: list[socket.socket] = []
 
 
 def announce(store: Store, rank: int) -> None:
-    """Let other ranks see by the store where this process can be watched; nothing for a store without an address."""
+    """Let other ranks see by the store where this process can be watched."""
     found = _own_address(store)
     if found is None:
         return
@@ -80,6 +81,9 @@ class Watch:
         if not self._store.check([key]):
             return False
         host, address, port = bytes(self._store.get(key)).decode().split("\n")
+        if address == _LOOPBACK and host != _host():
+            self._in_vain = True
+            return False
         try:
             self._socket = socket.create_connection((address, int(port)), _PATIENCE)
         except ConnectionRefusedError:
@@ -113,12 +117,15 @@ def _make_room(listening: socket.socket) -> None:
 
 
 def _own_address(store: Store) -> tuple[int, str] | None:
-    """Return the address of this host on the way to the one that holds the store."""
+    """Return the address of this host on the way to the one that holds the store.
+
+    A store without an address, a file, shows none: then ranks of the same host see one another.
+    """
     while hasattr(store, "underlying_store"):
         store = store.underlying_store
     host, port = getattr(store, "host", None), getattr(store, "port", None)
     if not host or not port:
-        return None
+        return socket.AF_INET, _LOOPBACK
     with suppress(OSError):
         for family, _, _, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM):
             with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -82,11 +82,30 @@ def test_nothing_is_concluded_of_a_rank_that_has_not_announced_itself():
     assert not Watch(Store(), 1).has_ended()
 
 
-def test_a_store_without_an_address_shows_nobody():
+def test_another_host_that_was_reached_is_known_to_have_ended(other, monkeypatch):
+    monkeypatch.setattr(presence, "_LOOPBACK", "")  # this test's other host is on loopback too
+    process, store = other
+    host, place = store.values["present/1"].split("\n", 1)
+    watch = Watch(Store({"present/1": f"not {host}\n{place}"}), 1)
+    assert not watch.has_ended()
+    killed(process)
+    assert watch.has_ended()
+    watch.close()
+
+
+def test_a_store_without_an_address_shows_ranks_of_one_host_to_one_another():
     store = Store()
     store.host = None
     announce(store, 0)
-    assert not store.values
+    host, address, port = store.values["present/0"].split("\n")
+    assert address == "127.0.0.1"
+    watch = Watch(store, 0)
+    assert not watch.has_ended()
+    assert watch._socket is not None
+    watch.close()
+    other = Watch(Store({"present/0": f"not {host}\n{address}\n{port}"}), 0)
+    assert not other.has_ended()
+    assert other._socket is None  # whoever listens there is another process
 
 
 def test_many_loads_leave_room_for_more():
