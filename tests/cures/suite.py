@@ -108,22 +108,25 @@ class _Again:
             if steps.keywords.get("key_map") == REPORT_MAP:
                 steps.keywords["key_map"] = report.key_map
             with tempfile.TemporaryDirectory() as scratch:
-                arguments = self._places(steps, Path(scratch))
-                if arguments is None:
-                    TALLY.printed(kind)
-                    continue
+                steps.write_below(Path(scratch))
                 with _commanded(steps, Path(scratch)):
+                    arguments = self._places(steps, Path(scratch))
+                    if arguments is None:
+                        TALLY.printed(kind)
+                        continue
                     why = self._fails(code, arguments, {**self.keywords, **steps.keywords})
             TALLY.applied(kind, why and f"{self.function.__name__}: {choice}\n    {why}")
 
     def _places(self, steps: Typed, scratch: Path) -> tuple[Any, ...] | None:
         """Return the arguments, with a copy of the folder where files are to be changed; None where there is none."""
-        place = [*self.names].index("where") if "where" in self.names else 0
+        names = [*self.names]
+        opened = "checkpoint" in names
+        place = names.index("checkpoint") if opened else names.index("where") if "where" in names else 0
         given = list(self.arguments)
         if not (steps.path or steps.changes_files):
             return self.arguments
         if steps.path and place < len(given):
-            given[place] = steps.path
+            given[place] = shardload.open_checkpoint(steps.path) if opened else steps.path
             return tuple(given)
         folder = _folder(given[place]) if place < len(given) else None
         if folder is None:
@@ -133,8 +136,10 @@ class _Again:
         return tuple(given)
 
     def _fails(self, code: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str | None:
+        given = dict(zip(self.names, arguments, strict=False))
+        by_name = not given.keys().isdisjoint(keywords)  # what was given by its place is given by name
         try:
-            result = self.function(*arguments, **keywords)
+            result = self.function(*(() if by_name else arguments), **(given if by_name else {}) | keywords)
         except Exception as again:
             if code == "E-UNTRUSTED" and isinstance(again, (RemoteCodeError, MismatchError)):
                 return None  # the code was allowed to run; what it does then is no matter of consent
@@ -146,7 +151,7 @@ class _Again:
                 return None  # weights are made plain: what their numbers are is tested beside each format
             from tests.cures.truth import differs  # imports what is to be watched
 
-            quantises = type(keywords.get("target")).__name__ == "Quantised"
+            quantises = type(keywords.get("target")).__name__.startswith("Quantised")
             if quantises or _CHANGES_NUMBERS & keywords.keys():
                 return None  # the numbers are the quantiser's: tested beside bitsandbytes
             model = result if self.function.__name__ == "from_pretrained" else arguments[0]
@@ -201,6 +206,7 @@ def _type_cures(arguments: list[str], error: ShardloadError, words: Any) -> None
             continue
         out = io.StringIO()
         with tempfile.TemporaryDirectory() as scratch:
+            steps.write_below(Path(scratch))
             if folder is not None and (steps.path or steps.changes_files):
                 given[folder] = steps.path or str(copied(Path(given[folder]), Path(scratch) / "copy"))
                 steps.edit(Path(given[folder]))

@@ -64,6 +64,15 @@ class Typed:
         """Whether the folder is another one afterwards."""
         return bool(self.fields or self.deleted)
 
+    def write_below(self, scratch: Path) -> None:
+        """Have a command that writes a checkpoint write it there; that one is loaded then."""
+        for number, command in enumerate(self.commands):
+            words = shlex.split(command)
+            if "-o" in words[:-1]:
+                place = words.index("-o") + 1
+                words[place] = self.path = str(scratch / words[place])
+                self.commands[number] = shlex.join(words)
+
     def edit(self, folder: Path) -> None:
         """Do what the cure says to the files of the folder."""
         for name in self.deleted:
