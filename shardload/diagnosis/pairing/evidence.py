@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from shardload.diagnosis.pairing.words import GENERIC_LEAVES, leaf_word, opposed, said_by
+from shardload.diagnosis.pairing.words import GENERIC_LEAVES, leaf_word, opposed, said_by, stated_by
 from shardload.keys import split_key
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ Move = tuple[str, str]
 class Name(NamedTuple):
     """What a template says: the words of its last module that has any, those before, and what it is of the module.
 
-    `own` says that the last segment is a name of its own, such as `sinks` or `attention_sink_bias`.
+    `own` says that the last segment is a name of its own, such as `sinks` or `attention_sink_bias`; `stated` are all
+    words that stand there, without those that are inferred.
     """
 
     telling: frozenset[str]
@@ -42,6 +43,7 @@ class Name(NamedTuple):
     generic: bool
     leaf: str
     own: bool
+    stated: frozenset[str]
 
 
 @lru_cache(maxsize=20_000)
@@ -57,7 +59,9 @@ def name_of(template: str) -> Name:
     telling = spoken[-1] if spoken else frozenset()
     near = frozenset().union(*spoken[-2:-1])
     own = segments[-1] not in GENERIC_LEAVES
-    return Name(telling, frozenset().union(*spoken[:-1]), near, not said[-1], leaf, own)
+    inferred = {"pre"} if not any("pre" in stated_by(segment) for segment in segments) else set()
+    before = frozenset().union(*spoken[:-1])
+    return Name(telling, before, near, not said[-1], leaf, own, (before | telling) - inferred)
 
 
 def withdraw_guesses(board: Board) -> None:
@@ -286,7 +290,7 @@ def contradicts(old: KeyFamily, new: KeyFamily) -> bool:
     """Whether names say that two families differ: a weight and a bias, an encoder's and a decoder's."""
     one, two = name_of(old.template), name_of(new.template)
     same = one.leaf == two.leaf or (one.own and two.own and bool(one.telling & two.telling & _CONTENT))
-    return not same or opposed(one.before | one.telling, two.before | two.telling)
+    return not same or opposed(one.stated, two.stated)
 
 
 def _pairs(link: Link) -> list[tuple[KeyFamily, KeyFamily]]:

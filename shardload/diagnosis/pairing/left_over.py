@@ -1,4 +1,4 @@
-"""What is left in two modules of a block whose other tensors have each other: evidence judges it afterwards."""
+"""What is left in two modules whose other tensors have each other: evidence judges it afterwards."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from shardload.diagnosis.pairing.renaming import Choice, link_of
 from shardload.diagnosis.pairing.words import GENERIC_LEAVES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily
 
+_DEEPEST = 12  # segments of a path that are looked at
+
 
 def pair_left_over(board: Board) -> None:
-    """Link the only open families of one signature in two modules of a list of layers that others link."""
+    """Link the only open families of one signature below two paths of a list of layers that others link.
+
+    The deepest paths come first. Shapes that are each other's transpose are one signature only where nothing has the
+    exact shape.
+    """
     moves: Counter[tuple[str, str]] = Counter()
     for link in board.links:
         if link.kind in {"rename", "transpose"} and not link.shape_mismatch:
@@ -23,16 +31,38 @@ def pair_left_over(board: Board) -> None:
     partner: dict[str, str] = {}
     for (old, new), _ in moves.most_common():
         partner.setdefault(old, new)
-    places: dict[object, tuple[list[KeyFamily], list[KeyFamily]]] = defaultdict(lambda: ([], []))
-    for family in board.stored:
-        if family.arity and holder(family) in partner:
-            places[partner[holder(family)], family.unordered][0].append(family)
-    for family in board.wanted:
-        places[holder(family), family.unordered][1].append(family)
-    for olds, news in places.values():
-        if len(olds) == len(news) == 1:
-            score = board.likeness.score(olds[0].template, news[0].template)
-            board.add(link_of(board, Choice(score, 1.0, olds[0], news[0])))
+    for exact in (True, False):
+        _pair_below(board, partner, exact=exact)
+
+
+def _pair_below(board: Board, partner: Mapping[str, str], *, exact: bool) -> None:
+    places: dict[tuple[str, object], tuple[list[KeyFamily], list[KeyFamily]]] = defaultdict(lambda: ([], []))
+    for side, families in enumerate((board.stored, board.wanted)):
+        for family in families:
+            signature = family.signature if exact else family.unordered
+            for path in _paths(family) if family.arity else ():
+                if side or path in partner:
+                    places[path if side else partner[path], signature][side].append(family)
+    taken: set[int] = set()
+    for (path, _), (olds, news) in sorted(places.items(), key=lambda item: -item[0][0].count(".")):
+        old, new = (_only(families, taken) for families in (olds, news))
+        if old is not None and new is not None:
+            taken |= {id(old), id(new)}
+            score = board.likeness.score(old.template, new.template)
+            board.add(link_of(board, Choice(score, 1.0, old, new)))
+
+
+def _paths(family: KeyFamily) -> Iterator[str]:
+    """Yield the paths above a family's module, down to the number of its layer."""
+    path = holder(family)
+    while "{}" in path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _only(families: Iterable[KeyFamily], taken: set[int]) -> KeyFamily | None:
+    found = [family for family in families if id(family) not in taken]
+    return found[0] if len(found) == 1 else None
 
 
 def holder(family: KeyFamily) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from shardload.diagnosis.pairing.renaming import pair, pair_renamed
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Container, Hashable
 
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily
@@ -27,22 +27,29 @@ def _from_zero(family: KeyFamily) -> Hashable:
 
 
 def pair_named_parts(board: Board) -> None:
-    """Treat numbers as names where that finds partners: `mlp.0` and `mlp.2` for `mlp.fc1` and `mlp.fc2`."""
-    for _ in range(2):
+    """Treat numbers as names where that finds partners: `mlp.0` and `mlp.2` for `mlp.fc1` and `mlp.fc2`.
+
+    First the numbers that the other side's names do without, then all that may be names: a list of few layers may
+    have layers of several kinds. What the other side may have as a whole stays whole.
+    """
+    for akin in (True, False, False):
         changed = False
-        for side in ("stored", "wanted"):
+        for side, other in (("stored", "wanted"), ("wanted", "stored")):
+            there = {family.unordered for family in getattr(board, other)}
             for family in list(getattr(board, side)):
-                parts = _as_names(family)
+                parts = _as_names(family, there, akin=akin) if family.unordered not in there else []
                 if parts:
                     board.replace(side, family, parts)
                     changed = True
-        if not changed:
-            return
-        pair_renamed(board)
+        if changed:
+            pair_renamed(board)
 
 
-def _as_names(family: KeyFamily) -> list[KeyFamily]:
+def _as_names(family: KeyFamily, there: Container[Hashable], *, akin: bool) -> list[KeyFamily]:
+    """Return the parts of a family whose last number is a name; with `akin`, the last after which one is `there`."""
     for place in reversed(range(family.arity)):
         if len({indices[place] for indices in family.members}) <= _MOST_NAMES:
-            return family.with_literal(place)
+            parts = family.with_literal(place)
+            if not akin or any(part.unordered in there for part in parts):
+                return parts
     return []

@@ -141,9 +141,20 @@ def words_of(segment: str) -> tuple[str, ...]:
             elif part not in _FILLERS:
                 words.append(_WORD_OF.get(part, part))
             at += 1
-    if {"attn", "norm"} <= set(words) and not {"pre", "post", "q", "k", "v"} & set(words):
-        words.insert(0, "pre")  # a norm that only says attention is the one before it
+    if _is_before(words):
+        words.insert(0, "pre")
     return tuple(words)
+
+
+def _is_before(words: Sequence[str]) -> bool:
+    """Whether words are those of a norm that only says attention: it is most often the one before it."""
+    return {"attn", "norm"} <= set(words) and not {"pre", "post", "q", "k", "v"} & set(words)
+
+
+def stated_by(segment: str) -> tuple[str, ...]:
+    """Return the words of a segment that stand there: `attention_norm` does not say that it is before attention."""
+    words = words_of(segment)
+    return words[1:] if words[:1] == ("pre",) and _is_before(words[1:]) else words
 
 
 # Words of which a name has one: with two different ones, two names mean two tensors.
