@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from shardload.diagnosis.pairing.words import GENERIC_LEAVES, leaf_word, opposed, said_by, stated_by
+from shardload.diagnosis.pairing.name import CONTENT, contradicts, name_of
+from shardload.diagnosis.pairing.words import GENERIC_LEAVES
 from shardload.keys import split_key
 
 if TYPE_CHECKING:
@@ -19,49 +20,11 @@ if TYPE_CHECKING:
 
 _NAMED = frozenset({"rename", "transpose"})
 _UNSURE = 0.9  # the most confidence of a link for which only shape and place speak
-# Words that say what a tensor is, not where it stands.
-_CONTENT = frozenset({
-    "q", "k", "v", "o", "qkv", "gate", "up", "down", "embed", "head", "router", "experts", "shared", "conv", "sink",
-    "scale", "position", "class", "patch", "lambda", "cross",
-})  # fmt: skip
 _WEAK = frozenset({"norm", "conv", *"0123456789"})  # words that many tensors of a model have
+_PLACES = frozenset({"pre", "post", *"0123456789"})  # words that say where in its module a tensor is
 _LINEAR = frozenset({"o", "up", "down"})  # what is called `dense` or `proj` as well
 _SIZED = frozenset({"up", "down"})  # the first and the second of two layers, where their sizes say so
 Move = tuple[str, str]
-
-
-class Name(NamedTuple):
-    """What a template says: the words of its last module that has any, those before, and what it is of the module.
-
-    `own` says that the last segment is a name of its own, such as `sinks` or `attention_sink_bias`; `stated` are all
-    words that stand there, without those that are inferred.
-    """
-
-    telling: frozenset[str]
-    before: frozenset[str]
-    near: frozenset[str]
-    generic: bool
-    leaf: str
-    own: bool
-    stated: frozenset[str]
-
-
-@lru_cache(maxsize=20_000)
-def name_of(template: str) -> Name:
-    """Return what a template says by its words."""
-    segments = template.split(".")
-    leaf = leaf_word(segments[-1])
-    said = [frozenset(words) for words in said_by(segments)]
-    if segments[-1] in GENERIC_LEAVES and len(segments) > 1:
-        said.pop()
-    said = [words for words, segment in zip(said, segments, strict=False) if segment != "{}"] or [frozenset()]
-    spoken = [words for words in said if words]
-    telling = spoken[-1] if spoken else frozenset()
-    near = frozenset().union(*spoken[-2:-1])
-    own = segments[-1] not in GENERIC_LEAVES
-    inferred = {"pre"} if not any("pre" in stated_by(segment) for segment in segments) else set()
-    before = frozenset().union(*spoken[:-1])
-    return Name(telling, before, near, not said[-1], leaf, own, (before | telling) - inferred)
 
 
 def withdraw_guesses(board: Board) -> None:
@@ -169,7 +132,10 @@ class _Proof:
             ]
             for family in {id(family): family for family in (*first, *now, *linked)}.values():
                 side[_kind(family)].append(family)
-        self._beside = Counter(_place(family) for group in self._stored.values() for family in group)
+        self._beside = [
+            Counter(_place(family) for group in side.values() for family in group)
+            for side in (self._stored, self._wanted)
+        ]
         stored = [*board.exact, *board.stored, *(family for link in board.links for family in link.stored)]
         self._sizes = Counter(shape for family in stored for shape in _sizes(family))
         self._modules: dict[Move, list[KeyFamily]] = defaultdict(list)
@@ -225,7 +191,8 @@ class _Proof:
         if contradicts(old, new):
             return False
         one, two = name_of(old.template), name_of(new.template)
-        common = one.telling & two.telling - {"token"}
+        first, second = self._meant(0, old, new), self._meant(1, new, old)
+        common = first & second - {"token"}
         if one.generic != two.generic and one.telling != two.telling:
             # `attention.dense` for `attention.o_proj`: a linear layer's name that says nothing, in its place.
             return self._in_place(old, new) and bool((two if one.generic else one).telling & _LINEAR)
@@ -233,8 +200,21 @@ class _Proof:
             return False  # two norms, and nothing around them that agrees
         if self._same_rank(old, new):
             return True
-        lone = (one.telling ^ two.telling) & _CONTENT - one.near - two.near
+        lone = (first ^ second) & CONTENT - one.near - two.near
         return bool(common) and not lone
+
+    def _meant(self, side: int, family: KeyFamily, other: KeyFamily) -> frozenset[str]:
+        """Return the words of a family's last module, and of the one before where only the other one's say more.
+
+        `num_speakers.output_proj` and `num_speakers_proj` are one tensor where the module has no other of that shape.
+        """
+        name, rival = name_of(family.template), name_of(other.template)
+        alone = self._beside[side][_place(family)] == 1
+        return (
+            name.telling | name.near
+            if name.telling <= _PLACES and not rival.telling <= _PLACES and alone
+            else name.telling
+        )
 
     def _in_place(self, old: KeyFamily, new: KeyFamily) -> bool:
         return _parent(old) == _parent(new) or self._moves[(_parent(old), _parent(new))] > 0
@@ -245,7 +225,7 @@ class _Proof:
         if not last <= GENERIC_LEAVES or not self._board.likeness.same_rank(old.template, new.template):
             return False
         named = [bool(name_of(family.template).telling & _SIZED) for family in (old, new)]
-        return named[0] == named[1] or self._beside[_place(old)] == 1
+        return named[0] == named[1] or self._beside[0][_place(old)] == 1
 
     def _has_rival(self, old: KeyFamily, new: KeyFamily) -> bool:
         whole_old, whole_new = self._whole(old, 0), self._whole(new, 1)
@@ -284,13 +264,6 @@ class _Proof:
         one, two = name_of(old.template), name_of(new.template)
         words = len((one.before | one.telling) & (two.before | two.telling))
         return words + sum(move in self._moves for move in _moves(old.template, new.template))
-
-
-def contradicts(old: KeyFamily, new: KeyFamily) -> bool:
-    """Whether names say that two families differ: a weight and a bias, an encoder's and a decoder's."""
-    one, two = name_of(old.template), name_of(new.template)
-    same = one.leaf == two.leaf or (one.own and two.own and bool(one.telling & two.telling & _CONTENT))
-    return not same or opposed(one.stated, two.stated)
 
 
 def _pairs(link: Link) -> list[tuple[KeyFamily, KeyFamily]]:

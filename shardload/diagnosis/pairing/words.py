@@ -85,6 +85,7 @@ _RUNS = {
     ("self", "attn"): ("attn",),
     ("self", "attention"): ("attn",),
     ("layer", "scale"): ("layerscale",),
+    ("ada", "ln"): ("adaln",),
     ("learnable", "sink", "param"): ("sink",),
     ("softmax", "offset"): ("sink",),
     ("block", "sparse", "moe"): ("mlp",),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shardload.diagnosis.pairing.evidence import contradicts, name_of, withdraw_guesses
+from shardload.diagnosis.pairing.evidence import withdraw_guesses
 from shardload.diagnosis.pairing.key_family import families_of
+from shardload.diagnosis.pairing.name import contradicts, name_of
 from shardload.diagnosis.pairing.solution import solve
 from tests.diagnosis.headers import keys
 from tests.diagnosis.pairing.families import board_of, family, links
