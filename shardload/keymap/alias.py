@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from shardload.errors import UsageError
 from shardload.keymap.drop import Drop
 from shardload.keymap.key_template import key_template, same_placeholders
-from shardload.keymap.rule import RuleBase, Step, rebuilt
+from shardload.keymap.rule import RuleBase, Step
 
 if TYPE_CHECKING:
     from shardload.keymap.rule import Table
@@ -29,6 +29,11 @@ class Alias(RuleBase):
         if {"*", "?", "["} & set(self.target):
             raise UsageError("an alias's target has no *, ? or [", where=repr(self.target))
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of its source."""
+        return (self.source,)
+
     def transform(self, table: Table) -> Step:
         """Return the table with the second names added."""
         source, target = key_template(self.source), key_template(self.target)
@@ -37,7 +42,7 @@ class Alias(RuleBase):
             for name, tensor in table.items()
             if (values := source.match(name)) is not None
         }
-        return Step(rebuilt(table, (), made), list(made))
+        return Step(table, (), made, list(made))
 
     def invert(self) -> Drop:
         """Return the rule that drops the second name."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from shardload.errors import NoInverseError, UsageError
 from shardload.keymap.key_template import LONGEST, key_template
-from shardload.keymap.rule import RuleBase, Step, rebuilt
+from shardload.keymap.rule import RuleBase, Step
 
 if TYPE_CHECKING:
     from shardload.keymap.rule import Rule, Table
@@ -59,7 +59,7 @@ class Drop(RuleBase):
     def transform(self, table: Table) -> Step:
         """Return the table without the dropped tensors."""
         claimed = [name for name in table if self.apply(name) is None]
-        return Step(rebuilt(table, claimed, {}), claimed)
+        return Step(table, claimed, {}, claimed)
 
     def invert(self) -> Rule:
         """Raise NoInverseError: dropped tensors can't be written back."""

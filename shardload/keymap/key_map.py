@@ -13,6 +13,7 @@ from shardload.errors import UsageError
 from shardload.keymap import document
 from shardload.keymap.derived import leaves, stored_as
 from shardload.keymap.drop import Drop
+from shardload.keymap.edited_table import EditedTable
 from shardload.keymap.fingerprint import Fingerprint
 from shardload.keymap.key_pattern import unaccounted
 from shardload.keymap.mapped import MappedHeaders, is_name_rule, refuse_meeting, renamed
@@ -180,14 +181,15 @@ class KeyMap(RuleChain):
                 table = {new: table[old] for old, new in names.items() if new is not None}
                 bound += rules
             else:
+                edited = EditedTable(table)
                 for place, rule in enumerate(rules):
-                    bound += (
-                        _literal(rule, table) if literal and rule.op not in RULES else [rule.bound(table)]
-                    )
-                    step = rule.transform(table)
-                    taken |= _stored(table, step.claimed)
+                    part = edited.part(rule.templates)
+                    bound += _literal(rule, part) if literal and rule.op not in RULES else [rule.bound(part)]
+                    step = rule.transform(part)
+                    taken |= _stored(part, step.claimed)
                     claimed[place] = len(step.claimed)
-                    table = step.table
+                    edited.take(step)
+                table = edited.table
             counts += claimed
         if any(tensor.name != name for name, tensor in tensors.items()):
             # These were made by another map: the names are accounted for as if tensors were stored under them.

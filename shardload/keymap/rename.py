@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from shardload.errors import NoInverseError, UsageError
 from shardload.keymap.key_template import key_template, same_placeholders
-from shardload.keymap.rule import RuleBase, Step, rebuilt
+from shardload.keymap.rule import RuleBase, Step
 
 if TYPE_CHECKING:
     from shardload.keymap.rule import Table
@@ -69,7 +69,7 @@ class Rename(RuleBase):
         """Return the table under its new names."""
         new = {name: self.apply(name) or name for name in table}
         claimed = [name for name, other in new.items() if name != other]
-        return Step(rebuilt(table, claimed, {name: [(new[name], table[name])] for name in claimed}), claimed)
+        return Step(table, claimed, {name: [(new[name], table[name])] for name in claimed}, claimed)
 
     def invert(self) -> Rename:
         """Return the rename that undoes this one. Raises NoInverseError where it removes segments everywhere."""

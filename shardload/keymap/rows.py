@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from shardload.errors import Cures, NoInverseError, UsageError, Wording
 from shardload.keymap.derived import Derived, Filled, join, narrowed
 from shardload.keymap.key_template import key_template
-from shardload.keymap.rule import RuleBase, Step, only, rebuilt, shown, whole_number
+from shardload.keymap.rule import RuleBase, Step, only, shown, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,11 @@ class SliceRows(RuleBase):
         key_template(self.source).require()
         whole_number("start", self.start)
         whole_number("stop", self.stop, least=self.start + 1)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of its source."""
+        return (self.source,)
 
     def transform(self, table: Table) -> Step:
         """Return the table with these rows only."""
@@ -62,6 +67,11 @@ class PadRows(RuleBase):
             raise UsageError("pad_rows takes one finite number as value", where=repr(self.value)[:200])
         if self.of is not None:
             whole_number("of", self.of, least=1, most=self.rows)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of its source."""
+        return (self.source,)
 
     def transform(self, table: Table) -> Step:
         """Return the table with the rows added."""
@@ -111,7 +121,7 @@ def _transform(
         else:
             made[name] = [(name, cast("Derived", change(tensor)))]
     rule._refuse(faults)
-    return Step(rebuilt(table, made, made), list(made))
+    return Step(table, made, made, list(made))
 
 
 def _holds(code: str, value: float) -> bool:

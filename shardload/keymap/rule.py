@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from shardload.errors import UsageError
@@ -10,7 +11,7 @@ from shardload.keymap.derived import Filled, Joined
 from shardload.keymap.key_template import key_template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from shardload.keymap.derived import Derived
 
@@ -23,10 +24,17 @@ MOST_TEMPLATES = 4_096  # of one rule
 
 @dataclass(frozen=True)
 class Step:
-    """The table after a rule, and the names of the table before it that the rule took."""
+    """What a rule does to a table: the names that go, the tensors that it files under names, and all that it took."""
 
-    table: Table
+    before: Table
+    gone: Collection[str]
+    made: Mapping[str, Sequence[tuple[str, Derived]]]
     claimed: Sequence[str]
+
+    @cached_property
+    def table(self) -> Table:
+        """The table after the rule. Raises UsageError where two tensors would have one name."""
+        return rebuilt(self.before, self.gone, self.made)
 
 
 class Rule(Protocol):
@@ -34,8 +42,12 @@ class Rule(Protocol):
 
     op: ClassVar[str]
 
+    @property
+    def templates(self) -> Sequence[str] | None:
+        """The templates of the names that the rule looks at; None: it may look at any."""
+
     def transform(self, table: Table) -> Step:
-        """Return the table after the rule. Raises UsageError with every tensor that the rule does not fit."""
+        """Return what the rule does to a table. Raises UsageError with every tensor that it does not fit."""
 
     def invert(self) -> Rule:
         """Return the rule that undoes this one. Raises NoInverseError where there is none."""
@@ -51,6 +63,11 @@ class RuleBase:
     """The methods that rules share: JSON data from the fields, all faults in one error, no sizes to fill in."""
 
     op: ClassVar[str]
+
+    @property
+    def templates(self) -> Sequence[str] | None:
+        """The templates of the names that the rule looks at; None: it may look at any."""
+        return None
 
     def bound(self, table: Table) -> Any:  # noqa: ARG002
         """Return the rule itself."""
@@ -93,13 +110,15 @@ def rebuilt(table: Table, taken: Iterable[str], made: Mapping[str, Sequence[tupl
         for key, value in new:
             if key in result:
                 clashes.append(f"{origin[key]} and {name} both become {key}")
-            # A tensor may consist of padding alone.
-            result[key] = (
-                Joined(value.dtype, value.shape, 0, (value,)) if isinstance(value, Filled) else value
-            )
+            result[key] = whole(value)
             origin[key] = name
     refuse_clashes(clashes)
     return result
+
+
+def whole(tensor: Derived) -> Derived:
+    """Return what a table holds of a tensor, which may consist of padding alone."""
+    return Joined(tensor.dtype, tensor.shape, 0, (tensor,)) if isinstance(tensor, Filled) else tensor
 
 
 def refuse_clashes(clashes: Sequence[str]) -> None:

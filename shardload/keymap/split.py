@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from shardload.errors import Cures, NoInverseError, Wording
 from shardload.keymap.derived import Derived, join, narrowed
 from shardload.keymap.key_template import key_template, same_placeholders
-from shardload.keymap.rule import RuleBase, Step, dimension, only, rebuilt, shown, sizes_of, template_list
+from shardload.keymap.rule import RuleBase, Step, dimension, only, shown, sizes_of, template_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,11 @@ class Split(RuleBase):
 
     def __post_init__(self) -> None:
         _check(self, "targets", self.source)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of its source."""
+        return (self.source,)
 
     def transform(self, table: Table) -> Step:
         """Return the table with the parts in the place of the whole tensor."""
@@ -52,7 +57,7 @@ class Split(RuleBase):
                 at += size
             made[name] = parts
         self._refuse(faults)
-        return Step(rebuilt(table, made, made), list(made))
+        return Step(table, made, made, list(made))
 
     def _sizes(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         if not -len(shape) <= self.dim < len(shape):
@@ -88,6 +93,11 @@ class Cat(RuleBase):
     def __post_init__(self) -> None:
         _check(self, "sources", self.target)
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates of its sources."""
+        return self.sources
+
     def transform(self, table: Table) -> Step:
         """Return the table with each joined tensor in the place of its first part."""
         made: dict[str, list[tuple[str, Derived]]] = {}
@@ -104,7 +114,7 @@ class Cat(RuleBase):
             made[first] = [(target, cast("Derived", join(parts, self.dim % len(parts[0].shape))))]
             taken += cast("list[str]", names)
         self._refuse(faults)
-        return Step(rebuilt(table, taken, made), taken)
+        return Step(table, taken, made, taken)
 
     def _groups(self, table: Table) -> dict[tuple[str, ...], list[str | None]]:
         """Return the names to join, a list for each set of values of the placeholders; None for a part that lacks."""

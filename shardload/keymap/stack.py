@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from shardload.keymap.derived import Derived, entries, join, unsqueezed
 from shardload.keymap.key_template import key_template, same_placeholders
-from shardload.keymap.rule import RuleBase, Step, dimension, only, rebuilt, shown, whole_number
+from shardload.keymap.rule import RuleBase, Step, dimension, only, shown, whole_number
 from shardload.keys import ranges
 
 if TYPE_CHECKING:
@@ -29,6 +29,11 @@ class Stack(RuleBase):
     def __post_init__(self) -> None:
         _check(self, self.source, self.target)
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of its source."""
+        return (self.source,)
+
     def transform(self, table: Table) -> Step:
         """Return the table with each stack in the place of the first of its tensors."""
         made: dict[str, list[tuple[str, Derived]]] = {}
@@ -46,7 +51,7 @@ class Stack(RuleBase):
             made[next(iter(members.values()))] = [(target, cast("Derived", whole))]
             taken += names
         self._refuse(faults)
-        return Step(rebuilt(table, taken, made), taken)
+        return Step(table, taken, made, taken)
 
     def _groups(self, table: Table) -> dict[tuple[str, ...], dict[int, str]]:
         template = key_template(self.source)
@@ -95,6 +100,11 @@ class Unstack(RuleBase):
     def __post_init__(self) -> None:
         _check(self, self.target, self.source)
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of its source."""
+        return (self.source,)
+
     def transform(self, table: Table) -> Step:
         """Return the table with the entries in the place of the whole tensor."""
         source, target = key_template(self.source), key_template(self.target)
@@ -121,7 +131,7 @@ class Unstack(RuleBase):
                 for number, entry in enumerate(entries(tensor, self.dim % rank))
             ]
         self._refuse(faults)
-        return Step(rebuilt(table, made, made), list(made))
+        return Step(table, made, made, list(made))
 
     def bound(self, table: Table) -> Unstack:
         """Return the unstack with its count, where all keys have the same."""

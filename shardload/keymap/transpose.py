@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from shardload.errors import UsageError
 from shardload.keymap.derived import Derived, transposed
 from shardload.keymap.key_template import key_template
-from shardload.keymap.rule import RuleBase, Step, dimension, rebuilt, shown
+from shardload.keymap.rule import RuleBase, Step, dimension, shown
 
 if TYPE_CHECKING:
     from shardload.keymap.rule import Table
@@ -28,6 +28,11 @@ class Transpose(RuleBase):
             raise UsageError("a transpose takes two dimensions", where=repr(self.dims)[:200])
         object.__setattr__(self, "dims", tuple(dimension(dim) for dim in self.dims))
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of its source."""
+        return (self.source,)
+
     def transform(self, table: Table) -> Step:
         """Return the table with these tensors transposed."""
         source = key_template(self.source)
@@ -43,7 +48,7 @@ class Transpose(RuleBase):
             first, second = (dim % rank for dim in self.dims)
             made[name] = [(name, cast("Derived", transposed(tensor, first, second)))]
         self._refuse(faults)
-        return Step(rebuilt(table, made, made), list(made))
+        return Step(table, made, made, list(made))
 
     def invert(self) -> Transpose:
         """Return the rule itself: it undoes itself."""

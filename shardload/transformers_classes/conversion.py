@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shardload.errors import ShardloadError
-from shardload.keymap.rule import RuleBase, Step, rebuilt
+from shardload.keymap.rule import RuleBase, Step
 from shardload.library_parts.importer import part_module
 from shardload.transformers_classes.groups import Group
 from shardload.transformers_classes.part_transforms import transforms_of
@@ -60,7 +60,7 @@ class ClassConversion(RuleBase):
         holders = stays | {self.prefix + new: old for old, new in renames.items()}
         for key, group in groups.items():
             made.update(self._converted(key, group, table, holders))
-        return Step(rebuilt(table, made, made), tuple(made))
+        return Step(table, made, made, tuple(made))
 
     def invert(self) -> WriteBack:
         """Return the rule that writes a model's tensors under the names, and in the parts, of its checkpoints."""
@@ -220,7 +220,7 @@ class WriteBack(RuleBase):
             made.update({name: [] for name in others})
             results = group.converted(key, table, self.conversion.model)
             made[first] = [(prefix + renamed(name).name, tensor) for name, tensor in results.items()]
-        return Step(rebuilt(table, made, made), tuple(made))
+        return Step(table, made, made, tuple(made))
 
     def invert(self) -> ClassConversion:
         """Return the conversion."""

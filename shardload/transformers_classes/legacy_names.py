@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shardload.keymap.rule import RuleBase, Step, rebuilt
+from shardload.keymap.rule import RuleBase, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -51,7 +51,7 @@ class LegacyNames(RuleBase):
         """Return the table after the renames."""
         renames, ignored = self.sorted_out(table)
         made = {old: [(new, table[old])] for old, new in renames.items()}
-        return Step(rebuilt(table, (*made, *ignored), made), (*made, *ignored))
+        return Step(table, (*made, *ignored), made, (*made, *ignored))
 
     def invert(self) -> LegacyNames.Written:
         """Return the rule that writes a model's tensors under the names that `save_pretrained` gives them."""
@@ -129,7 +129,7 @@ class LegacyNames(RuleBase):
                     new = prefix + _name_of(fix(_listed(name[len(prefix) :], back)))
                     if new != name:
                         made[name] = [(new, table[name])]
-            return Step(rebuilt(table, made, made), tuple(made))
+            return Step(table, made, made, tuple(made))
 
         def invert(self) -> LegacyNames:
             """Return the rule that reads such names."""

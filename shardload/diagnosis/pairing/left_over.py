@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily
 
-_DEEPEST = 12  # segments of a path that are looked at
-
 
 def pair_left_over(board: Board) -> None:
     """Link the only open families of one signature below two paths of a list of layers that others link.
@@ -44,7 +42,7 @@ def _pair_below(board: Board, partner: Mapping[str, str], *, exact: bool) -> Non
                 if side or path in partner:
                     places[path if side else partner[path], signature][side].append(family)
     taken: set[int] = set()
-    for (path, _), (olds, news) in sorted(places.items(), key=lambda item: -item[0][0].count(".")):
+    for _, (olds, news) in sorted(places.items(), key=lambda item: -item[0][0].count(".")):
         old, new = (_only(families, taken) for families in (olds, news))
         if old is not None and new is not None:
             taken |= {id(old), id(new)}

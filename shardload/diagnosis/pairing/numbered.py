@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shardload.diagnosis.pairing.renaming import pair, pair_renamed
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily
 
+_SIDES: tuple[Literal["stored", "wanted"], ...] = ("stored", "wanted")
 _MOST_NAMES = 8  # numbers that may be names: a Sequential of more parts is a list of layers
 
 
@@ -34,9 +35,10 @@ def pair_named_parts(board: Board) -> None:
     """
     for akin in (True, False, False):
         changed = False
-        for side, other in (("stored", "wanted"), ("wanted", "stored")):
-            there = {family.unordered for family in getattr(board, other)}
-            for family in list(getattr(board, side)):
+        for side in _SIDES:
+            here, others = (board.stored, board.wanted)[:: 1 if side == "stored" else -1]
+            there = {family.unordered for family in others}
+            for family in list(here):
                 parts = _as_names(family, there, akin=akin) if family.unordered not in there else []
                 if parts:
                     board.replace(side, family, parts)
