@@ -26,7 +26,8 @@ class LayersRule:
             return ()
         # The names that the map gives: a list of layers may have another path in the checkpoint.
         made = families_of({key: ref.shape for key, ref in case.solution.table.items()})
-        stored, wanted = _layers(made), _layers(case.solution.wanted)
+        lists = _by_path(made), _by_path(case.solution.wanted)
+        stored, wanted = map(_numbers, lists)
         found = []
         shifted = {
             family.template.partition("{}")[0]
@@ -37,34 +38,35 @@ class LayersRule:
         for path in (wanted.keys() & stored.keys()) - shifted:
             lacking, extra = wanted[path] - stored[path], stored[path] - wanted[path]
             if lacking and lacking <= set(range(max(stored[path]))):
-                found.append(_holes(case, path, lacking, stored[path]))
+                found.append(_holes(_below(lists[1][path], lacking), path, lacking, stored[path]))
             elif lacking or extra:
-                below = _below(case.solution.wanted if lacking else made, path, lacking or extra)
+                below = _below(lists[bool(lacking)][path], lacking or extra)
                 found.append(_other_count(case, path, below, stored[path], wanted[path]))
         return found
 
 
-def _layers(families: Iterable[KeyFamily]) -> Mapping[str, set[int]]:
-    """Return {path of a list of layers: its numbers}, from the first number of each key."""
-    found: dict[str, set[int]] = defaultdict(set)
+def _by_path(families: Iterable[KeyFamily]) -> Mapping[str, list[KeyFamily]]:
+    """Return {path of a list of layers: its families}."""
+    found: dict[str, list[KeyFamily]] = defaultdict(list)
     for family in families:
         if family.arity:
-            found[family.template.partition("{}")[0]].update({indices[0] for indices in family.members})
+            found[family.template.partition("{}")[0]].append(family)
     return found
 
 
-def _below(families: Iterable[KeyFamily], path: str, numbers: set[int]) -> list[str]:
-    return [
-        family.key(indices)
-        for family in families
-        if family.arity and family.template.partition("{}")[0] == path
-        for indices in family.members
-        if indices[0] in numbers
-    ]
+def _numbers(lists: Mapping[str, Sequence[KeyFamily]]) -> Mapping[str, set[int]]:
+    """Return {path of a list of layers: its numbers}, from the first number of each key."""
+    return {
+        path: {indices[0] for family in families for indices in family.members}
+        for path, families in lists.items()
+    }
 
 
-def _holes(case: Case, path: str, lacking: set[int], stored: set[int]) -> Finding:
-    keys = _below(case.solution.wanted, path, lacking)
+def _below(families: Iterable[KeyFamily], numbers: set[int]) -> list[str]:
+    return [family.key(indices) for family in families for indices in family.members if indices[0] in numbers]
+
+
+def _holes(keys: Sequence[str], path: str, lacking: set[int], stored: set[int]) -> Finding:
     return Finding(
         "E-LAYERS",
         f"the checkpoint has no layers {path}{ranges(lacking)}, and has {ranges(stored)}: it is incomplete",

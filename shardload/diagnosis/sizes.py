@@ -76,6 +76,7 @@ class Changes:
         self._by_the_whole()
         # Where one layer has the model's size and another has not, no number of the config is wrong.
         self._whole = whole_templates(case.solution)
+        self._shown: dict[int, set[str]] = {}
         # Keys of one template and one pair of shapes are judged together.
         alike: dict[tuple[str, Shape, Shape], list[str]] = {}
         for key, model, stored, template in pairs:
@@ -148,12 +149,12 @@ class Changes:
 
     def _is_right(self, field: Field) -> bool:
         """Whether a tensor that fits shows the field's value: with another one it would not fit."""
-        return any(
-            size == field.value and field in explaining(self._case.config, key, size, field.new)
-            for key, shapes in self._whole.items()
-            for shape in shapes
-            for size in shape
-        )
+        size = field.value
+        if size not in self._shown:
+            keys = [key for key, shapes in self._whole.items() if any(size in shape for shape in shapes)]
+            fields = [explaining(self._case.config, key, size, size) for key in keys]
+            self._shown[size] = {found.name for each in fields for found in each if found.value == size}
+        return field.name in self._shown[size]
 
     def _note(self, name: str, fields: list[Field], what: str, model: int, stored: int) -> None:
         says = ", ".join(said_by(self._case.config, field) for field in fields if field.name)

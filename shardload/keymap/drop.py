@@ -44,6 +44,11 @@ class Drop(RuleBase):
         template = key_template(self.pattern)
         return bool(template.placeholders) and "".join(template.placeholders) != self.pattern
 
+    @property
+    def only_key(self) -> str | None:
+        """The one key that this may drop; None for several."""
+        return None if self._is_template or {"*", "?", "["} & set(self.pattern) else self.pattern
+
     def ends(self) -> tuple[str, str]:
         """Return what every key that this drops begins and ends with."""
         return key_template(self.pattern).ends if self._is_template else ("", "")

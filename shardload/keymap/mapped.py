@@ -35,7 +35,7 @@ class MappedHeaders:
 def renamed(keys: Iterable[str], rules: Sequence[Rename | Drop], claimed: list[int]) -> dict[str, str | None]:
     """Return {old: new or None} after a run of renames and drops; the names that each rule took are added to `claimed`.
 
-    Two keys may have the same name between two rules, if not at the end. Renames of single keys are looked up in a
+    Two keys may have the same name between two rules, if not at the end. Rules for single keys are looked up in a
     table, so thousands of them cost no more than one.
     """
     run = _Run(rules)
@@ -61,24 +61,27 @@ class _Run:
         # With what a key begins and ends: most rules are passed over by that, without a call.
         self._others: list[tuple[int, str, str, Callable[[str], str | None]]] = []
         for place, rule in enumerate(rules):
-            if isinstance(rule, Rename) and not rule.everywhere and "{" not in rule.source:
-                self._literal.setdefault(rule.source, []).append(place)
+            one = rule.only_key
+            if one is not None:
+                self._literal.setdefault(one, []).append(place)
             else:
                 self._others.append((place, *rule.ends(), rule.apply))
 
     def apply(self, key: str, claimed: list[int]) -> str | None:
         """Return the name of a key after all rules, or None where it is dropped."""
-        current = key
-        place = self._next(current, -1)
+        current: str | None = key
+        place = self._next(key, -1)
         for other, begin, end, change in self._others:
-            while place < other:
+            while current is not None and place < other:
                 current, place = self._literally(current, place, claimed)
+            if current is None:
+                return None
             if current.startswith(begin) and current.endswith(end) and (new := change(current)) != current:
                 claimed[other] += 1
                 if new is None:
                     return None
                 current, place = new, self._next(new, other)
-        while place < len(self._rules):
+        while current is not None and place < len(self._rules):
             current, place = self._literally(current, place, claimed)
         return current
 
@@ -88,10 +91,10 @@ class _Run:
         end = len(self._rules)
         return next((place for place in places if place > after), end) if places else end
 
-    def _literally(self, key: str, place: int, claimed: list[int]) -> tuple[str, int]:
+    def _literally(self, key: str, place: int, claimed: list[int]) -> tuple[str | None, int]:
         claimed[place] += 1
-        new = self._rules[place].apply(key) or key
-        return new, self._next(new, place)
+        new = self._rules[place].apply(key)
+        return new, self._next(new, place) if new is not None else len(self._rules)
 
 
 def second_views(rules: Iterable[Rule], tensors: Mapping[str, Derived]) -> set[str]:

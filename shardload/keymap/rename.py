@@ -38,6 +38,11 @@ class Rename(RuleBase):
         key_template(self.target).require(offsets=True)
         same_placeholders(self.source, self.target)
 
+    @property
+    def only_key(self) -> str | None:
+        """The one key that this may rename; None for several."""
+        return None if self.everywhere or "{" in self.source else self.source
+
     def ends(self) -> tuple[str, str]:
         """Return what every key that this renames begins and ends with."""
         return ("", "") if self.everywhere else key_template(self.source).ends

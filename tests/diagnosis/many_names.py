@@ -26,6 +26,30 @@ def parts(template: str, leaves: str, count: int, shape=S):
     return {template.format(name, leaf): shape for name in names(count // len(own)) for leaf in own}
 
 
+def sized(template: str, count: int, *, least: int = 3, seed: int = 1):
+    """Return keys that each have a shape of their own."""
+    return {template.format(name): (least + at, 8) for at, name in enumerate(names(count, seed))}
+
+
+def towers(template: str, count: int, seed: int = 1):
+    """Return towers of eight tensors, all alike."""
+    leaves = "q.weight k.weight v.weight o.weight up.weight down.weight norm.weight norm.bias".split()
+    shapes = {"up.weight": (16, 8), "down.weight": (8, 16), "norm.weight": (8,), "norm.bias": (8,)}
+    return {
+        template.format(name) + leaf: shapes.get(leaf, S)
+        for name in names(count // 8, seed)
+        for leaf in leaves
+    }
+
+
+def lists(template: str, count: int, layers: int):
+    """Return lists of layers, with one tensor in each layer."""
+    return {template.format(name, layer): S for name in names(count // 3) for layer in range(layers)}
+
+
+CONFIG = {"num_labels": 5, "vocab_size": 100, "hidden_size": 8, "type_vocab_size": 2}
+"""The config of all of them."""
+
 MANY = {
     "an unknown rule": lambda n: (of("net.{}.weight", n), of("net.{}.weight", n, seed=2)),
     "an unknown suffix": lambda n: (of("net.{}.weight", n), of("net.{}_x.weight", n)),
@@ -45,6 +69,56 @@ MANY = {
     "stacks": lambda n: (
         parts("a.{}.experts.{}.w", "0 1", n),
         of("b.{}.experts.w", n // 2, (2, 8, 8)),
+    ),
+    "turned ones": lambda n: (of("a.{}.weight", n, (8, 16)), of("a.{}.weight", n, (16, 8))),
+    "turned ones of other shapes": lambda n: (
+        sized("a.{}.weight", n),
+        {key: shape[::-1] for key, shape in sized("a.{}.weight", n).items()},
+    ),
+    "cut ones": lambda n: (
+        {key: (3 * rows, 8) for key, (rows, _) in sized("a.{}.qkv.weight", n // 3).items()},
+        {f"a.{name}.{r}.weight": (3 + at, 8) for at, name in enumerate(names(n // 3)) for r in "qkv"},
+    ),
+    "tables": lambda n: (
+        of("a.{}.inv_freq", n, (4,)) | of("a.{}.bias", n // 4, (1, 1, 8, 8)) | {"w": S},
+        {"w": S},
+    ),
+    "tables of the model": lambda n: (of("a.{}.weight", n), of("a.{}.weight", n) | of("a.{}.inv_freq", n)),
+    "shapes of their own": lambda n: (sized("net.{}.weight", n), sized("other.{}.weight", n, seed=2)),
+    "other sizes of their own": lambda n: (
+        sized("net.{}.weight", n),
+        sized("net.{}.weight", n, least=5),
+    ),
+    "labels": lambda n: (
+        {key: (7, rows) for key, (rows, _) in sized("a.{}.classifier.weight", n // 2).items()}
+        | {key: (5, rows) for key, (rows, _) in sized("b.{}.classifier.weight", n // 2).items()},
+        {key: (5, rows) for key, (rows, _) in sized("a.{}.classifier.weight", n // 2).items()}
+        | {key: (5, rows) for key, (rows, _) in sized("b.{}.classifier.weight", n // 2).items()},
+    ),
+    "labels of differing sizes": lambda n: (
+        {key: (7 + rows, 8) for key, (rows, _) in sized("a.{}.classifier.weight", n // 2).items()}
+        | of("b.{}.classifier.weight", n // 2, (6, 5)),
+        dict.fromkeys(sized("a.{}.classifier.weight", n // 2), (5, 8))
+        | of("b.{}.classifier.weight", n // 2, (6, 5)),
+    ),
+    "squares": lambda n: (
+        of("a.{}.weight", n) | {"x.weight": (8, 16), "y.weight": (8, 24)},
+        of("a.{}.weight", n) | {"x.weight": (16, 8), "y.weight": (24, 8)},
+    ),
+    "ends of their own": lambda n: (
+        {f"a.{kind}.mid.base.{name}": (at, 8) for at, name in enumerate(names(n // 2)) for kind in "xy"},
+        {f"b.{kind}.mid.base.{name}": (at, 8) for at, name in enumerate(names(n // 2)) for kind in "xy"},
+    ),
+    "towers": lambda n: (towers("a.{}.net.", n), towers("b.{}.body.", n)),
+    "towers of other names": lambda n: (towers("a.{}.", n), towers("b.{}.", n, seed=2)),
+    "lists of layers": lambda n: (lists("a.{}.layers.{}.w", n, 3), lists("a.{}.layers.{}.w", n, 4)),
+    "lists with a hole": lambda n: (
+        {key: shape for key, shape in lists("a.{}.layers.{}.w", n, 3).items() if ".1." not in key},
+        lists("a.{}.layers.{}.w", n, 3),
+    ),
+    "heads that are tied": lambda n: (
+        of("a.{}.embed.weight", n, (100, 8)),
+        of("a.{}.embed.weight", n, (100, 8)) | of("a.{}.lm_head.weight", n, (100, 8)),
     ),
 }
 """{what is many: a function that returns the stored and the wanted shapes of about so many keys}."""

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from shardload.diagnosis.pairing.key_family import KeyFamily, fill
 from shardload.diagnosis.pairing.renames import rename_rules
 from shardload.diagnosis.pairing.stacked import without_index
-from shardload.keymap import Alias, Cat, Drop, KeyMap, Split, Stack, Transpose, Unstack
+from shardload.keymap import Alias, Cat, Drop, KeyMap, Rename, Split, Stack, Transpose, Unstack
+from shardload.keymap.mapped import renamed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from shardload.diagnosis.pairing.board import Board, Link
     from shardload.keymap import Rule
@@ -34,6 +35,9 @@ class Cure:
         if astray:
             names |= {key: key for family in astray for key in _some(family)}
             self.renames = rename_rules(pairs, [*kept, *(family.template for family in astray)], names)
+        self._after = self._renamed(
+            _marked(family) for link in board.links if not link.shape_mismatch for family in link.stored
+        )
         self.structure: list[tuple[Link, tuple[Rule, ...]]] = []
         for link in board.links:
             if link.shape_mismatch:
@@ -47,11 +51,16 @@ class Cure:
         if not self.renames.rules:
             return []
         open_names = {name for family in board.wanted for name in family.names}
+        some = {id(family): _some(family) for family in board.stored}
+        after = self._renamed(key for keys in some.values() for key in keys)
         return [
-            family
-            for family in board.stored
-            if any(self.renames.apply(key) in open_names for key in _some(family))
+            family for family in board.stored if any(after[key] in open_names for key in some[id(family)])
         ]
+
+    def _renamed(self, names: Iterable[str]) -> dict[str, str | None]:
+        """Return {name: what the renames make of it}, of all names at once: a map may have a rename for each."""
+        rules = [rule for rule in self.renames.rules if isinstance(rule, Rename)]
+        return renamed(names, rules, [0] * len(rules))
 
     @property
     def whole(self) -> KeyMap:
@@ -72,12 +81,15 @@ class Cure:
     def _template_now(self, family: KeyFamily) -> str:
         if not self.renames.rules:
             return family.template
-        # Numbers that occur in no template: those found in the result are the indices.
-        marks = [str(_MARK + place) for place in range(family.arity)]
-        name = self.renames.apply(fill(family.template, tuple(map(int, marks)))) or family.template
-        for mark in marks:
-            name = name.replace(mark, "{}", 1)
+        name = self._after[_marked(family)] or family.template
+        for place in range(family.arity):
+            name = name.replace(str(_MARK + place), "{}", 1)
         return name
+
+
+def _marked(family: KeyFamily) -> str:
+    """Return a name of a family with numbers that occur in no template: those found in a new name are the indices."""
+    return fill(family.template, tuple(_MARK + place for place in range(family.arity)))
 
 
 def _wanted_names(links: Sequence[Link]) -> tuple[dict[str, str], dict[str, str]]:

@@ -113,23 +113,23 @@ def _middle_moves(
     pairs: Mapping[Segments, Segments], everything: Mapping[Segments, Segments]
 ) -> dict[Segments, _Move]:
     """Return moves that change the first and the last segments of names and keep the middle."""
-    groups: dict[_Move, list[Segments]] = defaultdict(list)
+    found: dict[_Move, list[Segments]] = defaultdict(list)
     for old, new in pairs.items():
         block = SequenceMatcher(None, old, new, autojunk=False).find_longest_match()
         stop, end = block.a + block.size, block.b + block.size
         move = _Move(old[: block.a], old[stop:], new[: block.b], new[end:])
         if block.size > 1 and move.tail and move.before.count("{}") == move.after.count("{}"):
-            groups[move].append(old)
+            found[move].append(old)
+    groups = {move: olds for move, olds in found.items() if len(olds) > 1}
+    lengths = {(len(move.before), len(move.tail)) for move in groups}
+    covered: dict[tuple[Segments, Segments], list[tuple[Segments, Segments]]] = defaultdict(list)
+    for old, new in everything.items():
+        for begin, end in lengths:
+            if len(old) > begin + end:
+                covered[old[:begin], old[-end:]].append((old, new))
     result: dict[Segments, _Move] = {}
     for move, olds in groups.items():
-        covered = [
-            (old, new)
-            for old, new in everything.items()
-            if old[: len(move.before)] == move.before
-            and old[-len(move.tail) :] == move.tail
-            and len(old) > len(move.before) + len(move.tail)
-        ]
-        if len(olds) > 1 and all(_moved(move, old) == new for old, new in covered):
+        if all(_moved(move, old) == new for old, new in covered[move.before, move.tail]):
             result |= dict.fromkeys(olds, move)
     return result
 

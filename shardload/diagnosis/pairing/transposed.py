@@ -39,16 +39,18 @@ def turn_squares(board: Board) -> None:
             count[block] += 1
         else:
             straight[block].add(kind)
+    places = {id(link): place for place, link in enumerate(board.links)}
+    alone: set[int] = set()
     for block, kind, link, old in squares:
         if kind not in turned[block] or kind in straight[block]:
             continue
         doubt = DOUBT if kind == "?" or count[block] < _TOGETHER else ""
         if link is None:
-            board.exact.remove(old)
+            alone.add(id(old))
             board.links.append(Link("transpose", (old,), (old,), 0.96, unproven=doubt))
         else:
-            at = board.links.index(link)
-            board.links[at] = replace(link, kind="transpose", unproven=link.unproven or doubt)
+            board.links[places[id(link)]] = replace(link, kind="transpose", unproven=link.unproven or doubt)
+    board.exact = [family for family in board.exact if id(family) not in alone]
 
 
 def _doubt_lone(board: Board) -> None:
