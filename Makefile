@@ -67,10 +67,11 @@ bench-full: .venv-oracles/installed
 	.venv-lint/bin/pip install $(PIP_FLAGS) 'ruff==0.17.6' 'mypy==2.4.1'
 	@touch $@
 
-# Up to a million inputs of each kind, and 2.5 minutes; loads that are disturbed, and the tests of the table. About half
-# an hour of one core; writes the table of docs/safety.md.
+# Up to a million inputs of each kind, and 2.5 minutes; loads that are disturbed, and the tests of the table; 500 pairs of
+# key sets that fit equally well. About half an hour of one core; writes the table of docs/safety.md.
 fuzz: .venv/installed
 	nice .venv/bin/python -W ignore -m tests.fuzz
+	SHARDLOAD_AMBIGUOUS=125 nice .venv/bin/python -m pytest -q tests/diagnosis/test_ambiguous.py
 
 # Ctrl-C at every moment of a load, 2,000 forks beside threads that load, and 500 loads of transformers beside them: what
 # is left behind, what hangs, what is wrong (all zero); some five minutes.

@@ -105,7 +105,7 @@ from shardload.diagnosis import diagnose
 from shardload.diagnosis.finding import Case
 from shardload.diagnosis.pairing import board
 from tests.diagnosis.headers import refs
-from tests.diagnosis.many_names import MANY
+from tests.diagnosis.many_names import CONFIG, MANY
 
 board._COMPARED = 0  # what a small model may take as well is left out: growth is seen at once
 
@@ -113,7 +113,7 @@ for name, make in MANY.items():
     calls = []
     for count in (400, 800):
         stored, wanted = make(count)
-        case = Case.of(wanted, refs(stored))
+        case = Case.of(wanted, refs(stored), CONFIG)
         calls.append(0)
         def counted(frame, event, argument):
             calls[-1] += event in {"call", "c_call"}

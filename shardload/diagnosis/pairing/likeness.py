@@ -64,6 +64,11 @@ class Likeness:
         self._parents: dict[str, Counter[str]] = defaultdict(Counter)
         self._segments: Counter[tuple[str, str]] = Counter()
 
+    def rank_open(self, stored: Iterable[KeyFamily], wanted: Iterable[KeyFamily]) -> None:
+        """Rank open families anew among those siblings that are open too: the others have their partners."""
+        self._ranks[0] |= _sibling_ranks(stored)
+        self._ranks[1] |= _sibling_ranks(wanted)
+
     def learn(self, old: str, new: str, weight: int = 1) -> None:
         """Record that a stored template is paired with a wanted one."""
         for before, after in _ancestors(old, new):

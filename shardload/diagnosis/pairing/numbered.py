@@ -44,6 +44,7 @@ def pair_named_parts(board: Board) -> None:
                     board.replace(side, family, parts)
                     changed = True
         if changed:
+            board.likeness.rank_open(board.stored, board.wanted)
             pair_renamed(board)
 
 

@@ -46,6 +46,7 @@ def solve(
     pair_renamed(board)
     pair_stacked(board)
     pair_fused(board)
+    board.likeness.rank_open(board.stored, board.wanted)
     pair_renamed(board, least=0.2, alone=_is_akin(board, stored))
     pair_shifted(board)
     drop_recomputed(board)
