@@ -111,7 +111,7 @@ board._COMPARED = 0  # what a small model may take as well is left out: growth i
 
 for name, make in MANY.items():
     calls = []
-    for count in (400, 800):
+    for count in (160, 320):
         stored, wanted = make(count)
         case = Case.of(wanted, refs(stored), CONFIG)
         calls.append(0)
@@ -122,7 +122,7 @@ for name, make in MANY.items():
             diagnose(case)
         finally:
             sys.setprofile(None)
-    print(name, *(each // count for each, count in zip(calls, (400, 800))), sep="; ")
+    print(name, *(each // count for each, count in zip(calls, (160, 320))), sep="; ")
 """
 
 

@@ -54,4 +54,5 @@ def test_two_tensors_of_one_name_are_refused():
 
 def test_every_kind_of_rule_that_makes_tensors_says_where_it_looks():
     named = {op: kind for op, kind in RULES.items() if op not in {"rename", "drop"}}
-    assert named and all("templates" in vars(kind) for kind in named.values())
+    assert named
+    assert all("templates" in vars(kind) for kind in named.values())
