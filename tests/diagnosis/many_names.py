@@ -32,12 +32,12 @@ def sized(template: str, count: int, *, least: int = 3, seed: int = 1):
 
 
 def towers(template: str, count: int, seed: int = 1):
-    """Return towers of eight tensors, all alike."""
-    leaves = "q.weight k.weight v.weight o.weight up.weight down.weight norm.weight norm.bias".split()
-    shapes = {"up.weight": (16, 8), "down.weight": (8, 16), "norm.weight": (8,), "norm.bias": (8,)}
+    """Return towers of four tensors, all alike."""
+    leaves = "q.weight k.weight up.weight norm.weight".split()
+    shapes = {"up.weight": (16, 8), "norm.weight": (8,)}
     return {
         template.format(name) + leaf: shapes.get(leaf, S)
-        for name in names(count // 8, seed)
+        for name in names(count // 4, seed)
         for leaf in leaves
     }
 
