@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shardload.keymap import Derived, MappedHeaders, Names
     from shardload.keywords import WhereKeywords
     from shardload.model.shell import Shell
+    from shardload.placement.any_quantisation import AnyQuantisation
     from shardload.where import Where, WhereLike
 
 SCHEMA = "shardload.plan/1"
@@ -143,6 +144,9 @@ def plan_load(
     fsdp: int = 1,
     tp: int = 1,
     tp_plan: Mapping[str, str] | None = None,
+    quantization_config: Any = None,
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
     **keywords: Unpack[WhereKeywords],
 ) -> Forecast:
     """Return what `from_pretrained` with these keywords would download, read, hold and peak at.
@@ -157,9 +161,17 @@ def plan_load(
     makes for missing parameters. Pass its `shell` to count them too; what does not fit it is left out, not judged.
     With `fsdp` or `tp`, `ranks` of the result says what each rank of such a mesh reads, holds and peaks at: FSDP cuts
     the rows of all tensors, tensor parallelism what `tp_plan` names, by default the plan of the class of transformers.
-    Other keywords are those of `open_checkpoint`. Raises what that raises, and UsageError for a key map that does not
-    fit.
+    `load_in_8bit`, `load_in_4bit` and `quantization_config` are as for `from_pretrained`; which weights are Linears
+    only a `shell` says. Other keywords are those of `open_checkpoint`. Raises what that raises, and UsageError for a
+    key map that does not fit.
     """
+    asked = quantization_config, load_in_8bit, load_in_4bit
+    quantised = _quantisation(*asked) if any(asked) else None
+    if quantised and shell is None:
+        raise UsageError(
+            "which weights are quantised depends on the modules of the model, and there is none",
+            cure=Wording("pass {shell}: the model of build_shell", shell=...),  # noqa: S604
+        )
     (checkpoint,) = opened(keywords, where)
     place = place_of(checkpoint.label if isinstance(where, Checkpoint) else where, keywords)
     code = float_code(dtype)
@@ -182,9 +194,9 @@ def plan_load(
         memory = statement.plan()
     else:
         from shardload.loading.fill import stated_for
-        from shardload.placement.device import OnDevice
+        from shardload.placement.any_quantisation import target_for
 
-        target = OnDevice(device, parse_dtype(dtype))
+        target = target_for(quantised, device, parse_dtype(dtype))
         target.beside = beside
         memory = stated_for(shell, checkpoint, rules, target, copy=copy)
     held = Amounts(memory.anonymous - beside, memory.mapped, memory.device)
@@ -219,6 +231,12 @@ def plan_load(
         notes=[*checkpoint.warnings, *notes],
         ranks=ranks,
     )
+
+
+def _quantisation(*asked: Any) -> AnyQuantisation | None:
+    from shardload.placement.any_quantisation import quantisation_of  # imports torch
+
+    return quantisation_of(*asked)
 
 
 def _device_type(device: str | torch.device) -> str:

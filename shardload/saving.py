@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shardload._system.byte_size import parse_size
-from shardload.errors import UsageError
+from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
 from shardload.model.shell import modules_of
@@ -77,6 +77,7 @@ def save(
     if not hasattr(model, "state_dict"):
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
     limit = parse_size(max_shard_size)
+    _refuse_rounded_scales(model)
     state = _state_dict(model)
     beside = repo_files(model, _code_of, untied=is_untied(model, state), architecture=library_class(model))
     written_through = _map_of(model, state, key_map)
@@ -94,6 +95,25 @@ def save(
         write_output(folder, output, replace=True, verify=verify, progress=progress)
     weights = [name for name in output.names if name not in beside]
     return [Path(folder) / name for name in (*weights, *beside)]
+
+
+def _refuse_rounded_scales(model: nn.Module) -> None:
+    """Raise UnsupportedError where bitsandbytes has rounded scales of 4 bits to bfloat16, for good."""
+    if "bitsandbytes" not in sys.modules:
+        return
+    # Its modules say so of each weight at their first run on a processor with AVX512-BF16, and when they undo the rest.
+    rounded = [
+        name
+        for name, module in model.named_modules()
+        if hasattr(getattr(getattr(module, "weight", None), "quant_state", None), "packing_format_for_cpu")
+    ]
+    if rounded:
+        raise UnsupportedError(
+            f"bitsandbytes rounded the scales of {len(rounded)} weights of 4 bits to bfloat16 when the model was run "
+            "on this processor: what would be written is not what was loaded",
+            where=", ".join(rounded[:4]),
+            cure="load the model again and save it before it is run, or load it by shardload, which keeps the scales",
+        )
 
 
 def _over_ranks(

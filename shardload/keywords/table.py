@@ -36,7 +36,7 @@ _TABLE = (
     ("copy", "from_pretrained fill plan_load", "pass it to from_pretrained or fill, which read the weights"),
     ("spill max_memory", "from_pretrained fill", "pass it to from_pretrained or fill, which read the weights"),
     ("only", "open_checkpoint", "pass it to open_checkpoint, which opens a part of a checkpoint"),
-    ("quantization_config load_in_8bit load_in_4bit", "from_pretrained",
+    ("quantization_config load_in_8bit load_in_4bit", "from_pretrained plan_load",
      "quantise on load: from_pretrained(…, load_in_8bit=True), or fill(…, target=Quantised(load_in_8bit=True))"),
     ("device_mesh distributed_config", "from_pretrained",
      "shard the model by torch (fully_shard, parallelize_module), then call fill"),

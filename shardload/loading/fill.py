@@ -200,6 +200,7 @@ def stated_for(
     """Return the memory that `fill` would state, whatever does not fit being left out."""
     shell = _as_shell(shell)
     target = _target(target, None, shell)
+    target.prepare(shell.model)
     target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
     comparison = Comparison(shell, checkpoint, rules, target)
     verdict = comparison.judge()

@@ -137,6 +137,39 @@ def test_saved_again_and_read_again(bnb, tmp_path, kind):
         assert type(plain[0]) is nn.Linear
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_plan_load_states_what_the_load_states(bnb, tmp_path, kind):
+    def make(_=None):
+        return nn.Sequential(nn.Linear(640, 512), nn.Linear(512, 256), nn.Linear(256, 8))
+
+    shardload.save(make(), tmp_path)
+    options = {"quantization_config": KINDS[kind], "dtype": "bfloat16"}
+    forecast = shardload.plan_load(tmp_path, shell=shardload.build_shell(make), **options)
+    loaded = shardload.from_pretrained(tmp_path, model_class=make, max_memory=forecast.peak_anon, **options)
+    assert forecast.memory == shardload.report_of(loaded).stated
+    with pytest.raises(shardload.MemoryLimitError):
+        shardload.from_pretrained(tmp_path, model_class=make, max_memory=forecast.peak_anon - 1, **options)
+    with pytest.raises(shardload.UsageError) as caught:
+        shardload.plan_load(tmp_path, load_in_8bit=True)
+    assert "pass shell=" in caught.value.cure
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_an_adapter_is_merged_before_the_sum_is_quantised(bnb, tmp_path, kind):
+    model = two()
+    shardload.save(model, tmp_path / "base")
+    shardload.attach_lora(model, r=4, targets=["0"])
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            nn.init.normal_(parameter)
+    shardload.save_adapter(model, tmp_path / "lora")
+    merging = {"model_class": lambda _: two(), "adapter": tmp_path / "lora", "merge": True}
+    loaded = shardload.from_pretrained(tmp_path / "base", **merging, quantization_config=KINDS[kind])
+    plain = shardload.from_pretrained(tmp_path / "base", **merging)
+    same(loaded[0].state_dict(), made_by(bnb, plain[0].weight.detach(), plain[0].bias.detach(), kind))
+    assert not torch.equal(plain[0].weight, two()[0].weight)
+
+
 def test_a_packed_weight_of_another_kind_is_made_plain_and_quantised(bnb, tmp_path):
     shardload.save(two(64, 64), tmp_path / "plain")
     make = {"model_class": lambda _: two(64, 64)}
@@ -212,6 +245,29 @@ def test_memory_is_as_stated_and_small_in_a_fresh_process(bnb, tmp_path, kind):
     first_calls = 12e6 if kind == "fp4" else 0  # what nested scales bring into a process, once
     assert made <= told["kept"] <= made + 8e6 + first_calls
     assert told["peak"] <= min(told["stated"], made + 16e6 + first_calls)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_scales_that_bitsandbytes_has_rounded_are_not_saved(bnb, tmp_path, kind):
+    shardload.save(two(64, 64), tmp_path / "plain")
+    model = shardload.from_pretrained(
+        tmp_path / "plain", model_class=lambda _: two(64, 64), quantization_config=KINDS[kind]
+    )
+    shardload.save(model, tmp_path / "out")
+    convert = (
+        bnb.functional._convert_weight_packed_for_cpu
+    )  # what a first run does where there is AVX512-BF16
+    weight = model[0].weight
+    weight.data, weight.quant_state = convert(weight.data, weight.quant_state)
+    for _ in range(2):
+        with pytest.raises(
+            shardload.UnsupportedError, match="rounded the scales of 1 weights of 4 bits"
+        ) as caught:
+            shardload.save(model, tmp_path / "again")
+        assert caught.value.where == "0"
+        model.state_dict()  # bitsandbytes undoes the order, not the rounding
+    assert not (tmp_path / "again").exists()
 
 
 def test_hooks_and_attributes_of_a_module_stay(bnb, tmp_path):
