@@ -20,7 +20,6 @@ from shardload.loading.fitting_class import fitting_class, with_unnamed
 from shardload.loading.provenance import REPORTS
 from shardload.loading.stream import expected_ahead
 from shardload.model.shell import build_shell
-from shardload.placement.any_quantisation import quantisation_of, target_for
 from shardload.placement.device import OnDevice
 from shardload.placement.quantisation import Quantisation
 from shardload.remote_code.plain_config import (
@@ -134,7 +133,7 @@ def from_pretrained(
     `report_of(model)` returns the report of the load. Keywords of other loaders (`device_map`, `torch_dtype`, …) are
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
-    quantised = quantisation_of(quantization_config, load_in_8bit, load_in_4bit)
+    quantised = _quantisation(quantization_config, load_in_8bit, load_in_4bit)
     beside = {"merge": merge or None, "prefix": prefix, "quantization_config": quantised}
     layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
     leniency = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
@@ -266,7 +265,11 @@ class _Load:
 
     def build(self, device: str | torch.device, spill: str | os.PathLike[str] | None) -> None:
         """Build the shell, of two classes that a repo names the one that the keys fit; say where its weights go."""
-        self.target = target_for(self._quantised or self._packed, device, self.dtype, spill)
+        self.target = OnDevice(device, self.dtype, spill)
+        if quantised := self._quantised or self._packed:
+            from shardload.placement.any_quantisation import target_for
+
+            self.target = target_for(quantised, device, self.dtype, spill)
         self.shell = self._shell_of(self.resolved)
         if self.resolved.named is not None:
             made = self.resolved, self.shell, self.checkpoint, self._shell_of, self._key_map
@@ -342,6 +345,14 @@ def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str |
     from shardload.transformers_classes.generation_settings import take_from_config_json
 
     return take_from_config_json(model, checkpoint.config, f"config.json of {checkpoint.label}")
+
+
+def _quantisation(config: Any, load_in_8bit: bool, load_in_4bit: bool) -> AnyQuantisation | None:
+    if config is None and not load_in_8bit and not load_in_4bit:
+        return None
+    from shardload.placement.any_quantisation import quantisation_of
+
+    return quantisation_of(config, load_in_8bit, load_in_4bit)
 
 
 def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, **on_top: object) -> Layout | None:
