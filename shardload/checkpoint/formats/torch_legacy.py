@@ -89,11 +89,10 @@ def _read_pickles(
             code="E-FORMAT",
         )
 
-    def read(aside: bool) -> tuple[TorchPickle, Any]:
-        reader = TorchPickle(data, where, start=system.position, with_views=True, modules_aside=aside)
-        return reader, reader.load()
+    def opened(aside: bool) -> TorchPickle:
+        return TorchPickle(data, where, start=system.position, with_views=True, modules_aside=aside)
 
-    state, top = load_beside_modules(read, wanted)
+    state, top = load_beside_modules(opened, wanted)
     order = TorchPickle(data, where, start=state.position)
     keys = order.load()
     storages = state.storages()

@@ -142,12 +142,11 @@ def _check_notes(notes: dict[str, bytes], file: SourceFile) -> None:
 def _contents(
     archive: ZipDirectory, root: str, file: SourceFile, pickle: bytes, wanted: str | None
 ) -> tuple[Any, dict[str, Block]]:
-    def read(aside: bool) -> tuple[TorchPickle, Any]:
-        reader = TorchPickle(pickle, file.name, modules_aside=aside)
-        return reader, reader.load()
+    def opened(aside: bool) -> TorchPickle:
+        return TorchPickle(pickle, file.name, modules_aside=aside)
 
     try:
-        reader, top = load_beside_modules(read, wanted)
+        reader, top = load_beside_modules(opened, wanted)
     except EndOfDataError:
         raise CorruptError(
             "the checkpoint's pickle is damaged: it ends in the middle", where=file.name, cure=REFETCH

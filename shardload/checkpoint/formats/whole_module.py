@@ -16,24 +16,28 @@ _OFFERED = 8
 
 
 def load_beside_modules(
-    read: Callable[[bool], tuple[TorchPickle, Any]], wanted: str | None
+    open_pickle: Callable[[bool], TorchPickle], wanted: str | None
 ) -> tuple[TorchPickle, Any]:
-    """Return the reader and the object of `read(False)`; of a file with a whole module in it the rest, if it is wanted.
+    """Return the reader and the object of `open_pickle(False)`; where that holds a module, what lies beside it.
 
-    `read(True)` leaves modules aside. That happens for the state dict that the caller names, and to name those that lie
-    beside the module in the error.
+    `open_pickle(True)` leaves modules aside. That happens for the state dict that the caller names, and to name those
+    that lie beside the module in the error.
     """
+    reader = open_pickle(False)
     try:
-        return read(False)
+        return reader, reader.load()
     except (UnsafeError, UnsupportedError) as error:
-        refused = error
+        if not reader.has_module:
+            raise
+        refused = error.with_traceback(None)  # nothing of the first reading stays in memory
+    reader = open_pickle(True)
     try:
-        reader, top = read(True)
+        top = reader.load()
         others = state_dicts(top) if is_dict(top) else ()
         names = [".".join(path) for path, _ in others]
     except ShardloadError:
         raise refused from None
-    if not reader.has_module or not names:
+    if not names:
         raise refused
     if wanted is not None:
         return reader, top
