@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 
@@ -25,7 +27,7 @@ from shardload.checkpoint.formats.dcp import DcpFolder
 from shardload.checkpoint.items import in_one_piece
 from shardload.checkpoint.place import place_of_opened
 from shardload.keymap.derived import Joined
-from tests.distributed.spawn import run_ranks
+from tests.distributed.spawn import ROOT, run_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -92,8 +94,15 @@ def test_pieces_are_filled_and_converted_and_compared(over_ranks, tmp_path):
     convert(over_ranks / "saved", tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
     assert diff(over_ranks / "saved", tmp_path / "out", values=True).ok
-    with pytest.raises(UnsupportedError, match="in several pieces"):
+    with pytest.raises(UnsupportedError, match="in several pieces") as caught:
         in_one_piece(checkpoint.tensors, place_of_opened(checkpoint))
+    typed = shlex.split(caught.value.cure.removeprefix("join them first: "))
+    assert typed[0] == "shardload"
+    subprocess.run(
+        [sys.executable, "-m", *typed], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    joined = open_checkpoint(tmp_path / "joined")
+    assert in_one_piece(joined.tensors, place_of_opened(joined)).keys() == whole.keys()
 
 
 @pytest.mark.parametrize("shape", ["flat", "model", "module in model"])
