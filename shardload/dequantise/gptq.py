@@ -83,8 +83,9 @@ class Gptq(Scheme):
         index = index if in_order else parts["g_idx"].to(index.dtype)
         if bool((index < 0).any()) or bool((index >= len(scales)).any()):
             raise BadValuesError("g_idx", f"names groups outside 0 to {len(scales) - 1}")
-        values -= zeros.index_select(0, index).t()
-        values *= scales.index_select(0, index).t()
+        # Picked along contiguous rows: along columns that lie apart it takes twice as long.
+        values -= zeros.t().contiguous().index_select(1, index)
+        values *= scales.t().contiguous().index_select(1, index)
         return values.to(stored.dtype)
 
 
