@@ -110,29 +110,48 @@ class Quantisation:
         }
 
     def chosen(self, model: nn.Module) -> dict[str, nn.Linear]:
-        """Return the modules to quantise by path."""
-        return linears_to_quantise(model, self.skip)
+        """Return the modules to quantise by path; bitsandbytes takes transformers' Conv1D too, turned."""
+        return linears_to_quantise(model, self.skip, turned=True)
 
 
-def linears_to_quantise(model: nn.Module, skip: Iterable[str] | None) -> dict[str, nn.Linear]:
-    """Return every nn.Linear by path but those that are tied or left alone.
+def linears_to_quantise(
+    model: nn.Module, skip: Iterable[str] | None, *, turned: bool = False
+) -> dict[str, nn.Linear]:
+    """Return every nn.Linear by path but those that are tied or left alone; `turned`: with every Conv1D.
 
     Without `skip` the model's output layer is left alone, and the module of its last parameter; always the modules
     that the class keeps in float32.
     """
     kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())]
     kept += _outputs(model) if skip is None else skip
-    return {name: each for name, each in linears(model).items() if not is_skipped(name, kept)}
+    return {name: each for name, each in linears(model, turned=turned).items() if not is_skipped(name, kept)}
 
 
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return every plain nn.Linear by path, but those whose weight has a second name."""
-    modules = list(modules_of(model))
+def is_turned(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D, or the stand-in's: a linear layer whose weight is (in, out)."""
+    return any(each.__name__ == "Conv1D" and not issubclass(each, nn.Conv1d) for each in type(module).__mro__)
+
+
+def sizes_of(module: nn.Module) -> tuple[int, int]:
+    """Return the outputs and the inputs of a linear layer."""
+    weight: Any = module._parameters["weight"]
+    if is_turned(module):
+        return weight.shape[1], weight.shape[0]
+    linear: Any = module
+    return linear.out_features, linear.in_features
+
+
+def linears(model: nn.Module, *, turned: bool = False) -> dict[str, nn.Linear]:
+    """Return every plain nn.Linear by path, but those whose weight has a second name; `turned`: every Conv1D too."""
+    modules: list[tuple[str, Any]] = list(modules_of(model))
     names = Counter(id(each) for _, module in modules for each in module._parameters.values())
     return {
         path[:-1]: module
         for path, module in modules
-        if type(module) is nn.Linear and path and module.weight.numel() and names[id(module.weight)] == 1
+        if (type(module) is nn.Linear or (turned and is_turned(module)))
+        and path
+        and module.weight.numel()
+        and names[id(module.weight)] == 1
     }
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from shardload.model.module_loaders import own_loader
 from shardload.model.shell import modules_of
 from shardload.placement.device import OnDevice
-from shardload.placement.quantisation import Quantisation, linears
+from shardload.placement.quantisation import Quantisation, is_turned, linears, sizes_of
 from shardload.placement.quantiser import Quantiser
 from shardload.placement.quantisers import bitsandbytes
 from shardload.placement.taken import NOTHING, Taken
@@ -68,6 +68,7 @@ class Quantised(OnDevice):
         self._linears: dict[str, nn.Linear] = {}
         self._all: dict[str, nn.Linear] = {}
         self._late: dict[str, nn.Linear] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     @property
     def assigns(self) -> bool:
@@ -79,17 +80,18 @@ class Quantised(OnDevice):
     def prepare(self, model: nn.Module) -> None:
         """Choose the modules. Those that a module's own loader fills are quantised when it is done."""
         loaded = {path for path, module in modules_of(model) if own_loader(module) is not None}
-        inside = {name for name in linears(model) if any(f"{name}.".startswith(path) for path in loaded)}
-        chosen = self.quantisation.chosen(model)
-        self._all = {f"{n}.weight": each for n, each in linears(model).items() if n not in inside}
+        every, chosen = linears(model, turned=True), self.quantisation.chosen(model)
+        self._sizes = {id(each): sizes_of(each) for each in every.values()}
+        inside = {name for name in every if any(f"{name}.".startswith(path) for path in loaded)}
+        self._all = {f"{name}.weight": each for name, each in every.items() if name not in inside}
         self._linears = {key: each for key, each in self._all.items() if key[:-7] in chosen}
         self._late = {f"{name}.weight": each for name, each in chosen.items() if name in inside}
         self._state()
 
     def _state(self) -> None:
         """State what is not a tensor's own: the block that is quantised, and what is quantised last."""
-        late = [(each.out_features, each.in_features) for each in self._late.values()]
-        widths = {each.in_features for each in (self._linears | self._late).values()}
+        late = [self._sizes[id(each)] for each in self._late.values()]
+        widths = {self._sizes[id(each)][1] for each in (self._linears | self._late).values()}
         whole = max((prod(shape) for shape in late), default=0)
         self.work_space = self._quantiser.work_space(sorted(widths)) + 2 * whole
         self.beside = sum(self._quantiser.nbytes(shape) for shape in late)
@@ -119,7 +121,7 @@ class Quantised(OnDevice):
         return Claim({"weight": key, **parts}, (key,))
 
     def _fits(self, packed: Derived, module: nn.Linear, parts: Mapping[str, str]) -> bool:
-        shape = module.out_features, module.in_features
+        shape = self._sizes[id(module)]
         if self.quantisation.kind == "int8":
             return packed.dtype == "I8" and packed.shape == shape and "SCB" in parts
         return packed.nbytes == -(-prod(shape) // 2) and f"{_STATE}{self.quantisation.kind}" in parts
@@ -133,7 +135,7 @@ class Quantised(OnDevice):
         """Return the bytes of the quantised weight; for other tensors what OnDevice states."""
         if key not in self._linears:
             return super().result_bytes(key, tensor)
-        nbytes = self._quantiser.nbytes(tensor.shape)
+        nbytes = self._quantiser.nbytes(self._sizes[id(self._linears[key])])
         return Taken(anonymous=nbytes) if self.device.type == "cpu" else Taken(device=nbytes)
 
     # While shards are read ------------------------------------------------------------------------------------
@@ -142,7 +144,8 @@ class Quantised(OnDevice):
         """Return the quantised weight of a Linear; for other tensors what OnDevice returns."""
         if key not in self._linears:
             return super().place(key, stored)
-        return self._quantiser.parameter(stored, self._dtype_for(key, stored))
+        upright = stored.t() if is_turned(self._linears[key]) else stored
+        return self._quantiser.parameter(upright, self._dtype_for(key, stored))
 
     def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
         """Return what `place` returns; quantised weights are complete at once."""
@@ -182,7 +185,7 @@ class Quantised(OnDevice):
         super().finish(model)
         try:
             for module in self._late.values():
-                weight = module.weight.detach()
+                weight = module.weight.detach().t() if is_turned(module) else module.weight.detach()
                 module._parameters["weight"] = self._quantiser.parameter(weight, weight.dtype)
         finally:
             self._quantiser.close()
@@ -200,7 +203,8 @@ class Quantised(OnDevice):
 
     def _module(self, linear: nn.Linear) -> nn.Module:
         """Return bitsandbytes' module for a Linear, with its tensors, its hooks and the attributes it was given."""
-        sizes, wanted = (linear.in_features, linear.out_features, linear.bias is not None), self.quantisation
+        out, into = self._sizes[id(linear)]
+        sizes, wanted = (into, out, linear.bias is not None), self.quantisation
         made: Any
         if wanted.kind == "int8":
             made = self._package.nn.Linear8bitLt(
@@ -217,6 +221,8 @@ class Quantised(OnDevice):
             # raise for sizes that are no multiples of 64: the model could not be saved, or not run.
             made.support_avx512bf16_for_cpu = False
         for name, value in vars(linear).items():
+            if name in ("nf", "nx"):
+                continue  # of a Conv1D, which it no longer is
             if name not in vars(made) or (name.endswith("_hooks") and value and not vars(made)[name]):
                 made.__dict__[name] = value
         made._parameters.update(linear._parameters)
