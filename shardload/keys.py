@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 Indices = tuple[int, ...]
+
+STATISTICS = frozenset({
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "grad", "grads",
+    "gradient", "gradients", "fisher", "delta", "deltas",
+})  # fmt: skip
+"""Segments of what is computed about weights: an optimizer's numbers, gradients, differences. The shapes are theirs."""
+_PART = re.compile(
+    r"(?:^|\.)(?:parametrizations\.\w+\.(?P<new>original\d?|.+)"
+    r"|weight_(?P<old>g|v|u|orig|mask|grad|delta|mu|rho|sigma|mean|var|sq_mean)|bias_(?P<bias>orig|mask|grad)"
+    r"|(?P<log>log)_weight)$"
+)
+_AS_NEW = {"g": "original0", "v": "original1", "orig": "original"}
 
 
 def split_key(key: str) -> tuple[str, Indices]:
@@ -32,6 +46,20 @@ def split_key(key: str) -> tuple[str, Indices]:
             indices.append(int(segment))
             segments[place] = "{}"
     return (".".join(segments), tuple(indices)) if indices else (key, ())
+
+
+@lru_cache(maxsize=20_000)
+def no_weight(name: str) -> str:
+    """Return what says that a key or template is no weight, but computed of one or a part of one; "" for nothing.
+
+    `no_weight("fc.weight_mask")` is "mask", `no_weight("exp_avg.fc.weight")` "exp_avg". The old and the new names of
+    torch's weight norm are one: "original0" and "original1".
+    """
+    found = _PART.search(name)
+    if found is not None:
+        part = next(text for text in found.groups() if text)
+        return _AS_NEW.get(part, part)
+    return next((segment for segment in name.split(".") if segment.lower() in STATISTICS), "")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from shardload.diagnosis.dropped import DroppedRule
 from shardload.diagnosis.headless import HeadlessRule
 from shardload.diagnosis.incomplete import IncompleteRule
 from shardload.diagnosis.layers import LayersRule
+from shardload.diagnosis.no_weights import NoWeightsRule
 from shardload.diagnosis.other_model import OtherModelRule
 from shardload.diagnosis.packed import PackedRule
 from shardload.diagnosis.placeholders import PlaceholderRule
@@ -39,6 +40,7 @@ RULES: tuple[FindingRule, ...] = (
     TensorParallelRule(),
     PrefixRule(),
     WithAdapterRule(),
+    NoWeightsRule(),
     OtherModelRule(),
     VocabularyRule(),
     SizesRule(),

@@ -10,7 +10,7 @@ from shardload.diagnosis.pairing.solution import Left
 from shardload.diagnosis.rule_text import as_names, rule_text
 from shardload.diagnosis.whole_cure import NO_CURE, allowed
 from shardload.errors import Cures, Wording, joined, keyword
-from shardload.keys import collapse, split_key
+from shardload.keys import collapse, no_weight, split_key
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -36,8 +36,9 @@ class AmbiguousRule:
         namesakes = names[0] & names[1]
         for side, families in enumerate((board.stored, board.wanted)):
             for family in families:
+                # What is computed of a weight is not one that is called otherwise: E-NO-WEIGHT says so.
                 if _name(family) not in namesakes:
-                    groups[family.signature][side].append(family)
+                    groups[family.signature, no_weight(family.template)][side].append(family)
         both = [(olds, news) for olds, news in groups.values() if olds and news]
         many = [family for family in board.passed_over if _name(family) not in namesakes]
         if not both and not many:

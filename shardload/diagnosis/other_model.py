@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from shardload.diagnosis.adapter_keys import LORA
 from shardload.diagnosis.finding import Case, Finding
 from shardload.errors import Wording
-from shardload.keys import collapse, split_key
+from shardload.keys import collapse, no_weight, split_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ class OtherModelRule:
         strange = [
             key
             for family in case.solution.board.stored
-            if split_key(family.names[0])[0] not in known
+            if split_key(family.names[0])[0] not in known and not no_weight(family.template)
             for key in family.names
         ]
         left = len(strange)

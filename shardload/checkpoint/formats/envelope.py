@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from shardload.checkpoint.formats.text import quote
 from shardload.checkpoint.formats.torch_globals import PickledDict, PickledTensor, Unreadable
 from shardload.errors import Cures, NotFoundError, UnsupportedError, Wording, keyword
+from shardload.keys import no_weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,7 +159,7 @@ def state_dicts(
     With `whole`, dicts of such dicts come too.
     """
     for key, value in top.items():
-        if type(key) is not str or not is_dict(value) or key.lower().startswith(OTHERS):
+        if type(key) is not str or not is_dict(value) or key.lower().startswith(OTHERS) or no_weight(key):
             continue
         if {"state", "param_groups"} <= value.keys() or not all(type(name) is str for name in value):
             continue

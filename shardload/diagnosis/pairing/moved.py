@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.pairing.board import Link
+from shardload.keys import no_weight
 
 if TYPE_CHECKING:
     from shardload.diagnosis.pairing.board import Board
@@ -28,7 +29,7 @@ def pair_moved_trees(board: Board) -> None:
     for old in board.stored:
         for end in _ends(old.template):
             partners = ends.get((old.signature, end), [])
-            if len(partners) == 1:
+            if len(partners) == 1 and no_weight(old.template) == no_weight(partners[0].template):
                 move = (old.template[: -len(end)], partners[0].template[: -len(end)])
                 moves[move] += 1
                 found.append((move, old, partners[0]))

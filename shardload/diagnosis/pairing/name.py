@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardload.diagnosis.pairing.words import GENERIC_LEAVES, leaf_word, opposed, said_by, stated_by
+from shardload.keys import no_weight
 
 if TYPE_CHECKING:
     from shardload.diagnosis.pairing.key_family import KeyFamily
@@ -52,7 +53,12 @@ def name_of(template: str) -> Name:
 
 
 def contradicts(old: KeyFamily, new: KeyFamily) -> bool:
-    """Whether names say that two families differ: a weight and a bias, an encoder's and a decoder's."""
+    """Whether names say that two families differ: a weight and a bias, its mask, an encoder's and a decoder's."""
     one, two = name_of(old.template), name_of(new.template)
+    if no_weight(old.template) != no_weight(new.template):
+        # The `v` of `attn.weight_v` is a word of its own where the other one is `v_proj.weight`.
+        said = one.telling & two.telling & CONTENT
+        if not said - one.before - two.before:
+            return True
     same = one.leaf == two.leaf or (one.own and two.own and bool(one.telling & two.telling & CONTENT))
     return not same or opposed(one.stated, two.stated)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shardload.diagnosis.pairing.board import Link
 from shardload.diagnosis.pairing.words import opposed, words_of
+from shardload.keys import no_weight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,4 +100,4 @@ def _is_opposed(tree: _Tree) -> bool:
     one, two = (
         {word for part in path.split(".") for word in words_of(part)} for path in (tree.old, tree.new)
     )
-    return opposed(one, two)
+    return opposed(one, two) or no_weight(tree.old) != no_weight(tree.new)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shardload.diagnosis.pairing.key_family import KeyFamily
 from shardload.keymap import KeyMap
+from shardload.keys import no_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -140,7 +141,7 @@ def _adder(prefix: str) -> Callable[[str], str]:
 def _prefixes(families: Sequence[KeyFamily]) -> list[str]:
     """Return the leading segments that many of the keys share, the most frequent first.
 
-    Runs with a placeholder, or with braces of a key's own, are left out.
+    Runs with a placeholder, or with braces of a key's own, are left out, and so are those of gradients and the like.
     """
     counts: Counter[str] = Counter()
     total = 0
@@ -153,7 +154,7 @@ def _prefixes(families: Sequence[KeyFamily]) -> list[str]:
     return [
         prefix
         for prefix, count in counts.most_common(_MOST_TRIED)
-        if _LEAST * count >= total and not {"{", "}"} & set(prefix)
+        if _LEAST * count >= total and not {"{", "}"} & set(prefix) and not no_weight(prefix)
     ]
 
 
