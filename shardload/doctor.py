@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from shardload.model.shell import Shell
     from shardload.where import CodeTrust, Where, WhereLike
 
+_SHOWN = 8
+
 
 @entry_point
 def examine(
@@ -230,6 +232,11 @@ def _compared(checkpoint: Checkpoint, other: Checkpoint) -> Examination:
         return result
     table = case.solution.key_map.map_headers(dict(checkpoint.tensors)).tensors
     result.cured = {key: tensor.shape for key, tensor in table.items()} == slots
+    unpaired = {"left over": table.keys() - slots.keys(), "missing": slots.keys() - table.keys()}
+    for what, keys in unpaired.items():
+        if keys:
+            shown = ", ".join(collapse(sorted(keys))[:_SHOWN])
+            result.notes.append(f"keys that are {what} with the map ({len(keys):,}): {shown}")
     result.key_map = _bound(checkpoint, case.solution.key_map, findings, set(slots))
     return result
 

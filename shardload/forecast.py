@@ -202,7 +202,7 @@ def plan_load(
     held = Amounts(memory.anonymous - beside, memory.mapped, memory.device)
     notes = _notes(rules, mapped, checkpoint, copies)
     ranks = []
-    if fsdp != 1 or tp != 1:
+    if fsdp != 1 or tp != 1 or tp_plan is not None:
         over = Ranks(fsdp, tp, plan_of(checkpoint.config, tp_plan, tp, tensors), on, code, copy)
         ranks = over.amounts(tensors, shards)
         if tp > 1:

@@ -141,6 +141,27 @@ def test_no_message_writes_a_keyword_into_its_prose():
     assert found == NOT_A_CURE
 
 
+def test_no_text_is_made_of_a_wording_by_formatting():
+    """An f-string keeps the words and drops the keywords, so a command would print Python's."""
+    of_wordings = {"Wording", "Cures", "keyword", "joined"}
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        wordings = {
+            target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and getattr(getattr(node.value, "func", None), "id", "") in of_wordings
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        formatted = {
+            node.value.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name)
+        }
+        assert not wordings & formatted, f"{path}: use Wording('… {{0}}', part), or Cures"
+
+
 def test_templates_of_wordings_are_literal():
     """A template with somebody's text in it would take the braces in it for keywords."""
     for path in PACKAGE.rglob("*.py"):

@@ -105,7 +105,8 @@ def command(
 
 def _write(found: Examination, path: Path) -> None:
     if found.key_map is None:
-        output.tell(f"no map was written: {'nothing to cure' if not found.findings else 'no map cures this'}")
+        cured = "nothing to cure" if found.against else "nothing was compared"
+        output.tell(f"no map was written: {'no map cures this' if found.findings else cured}")
         return
     write_atomically(path, f"{found.key_map.to_json()}\n".encode())
     output.tell(f"wrote {path}")

@@ -158,9 +158,14 @@ def plan_of(
 ) -> Mapping[str, str]:
     """Return the caller's plan for tensor parallelism, or that of the class of transformers that a config names.
 
-    `names` are those of the tensors. Raises UsageError for a plan of the caller's that takes none of them or has an
-    unknown style, and UnsupportedError where nobody has a plan.
+    `names` are those of the tensors. Raises UsageError for a plan of the caller's that takes none of them, cuts over no
+    ranks or has an unknown style, and UnsupportedError where nobody has a plan.
     """
+    if given is not None and tp == 1:
+        raise UsageError(
+            Wording("{tp_plan} cuts nothing: there are no ranks of tensor parallelism", tp_plan=given),
+            cure=Wording("say over how many ranks: {tp}", tp=...),
+        )
     if given is not None:
         _check(given, names)
         return given

@@ -331,10 +331,10 @@ def _nothing_to_build(
         return UsageError(
             f"config.json asks for {wanted}, a class of transformers, which is not installed",
             where=where,
-            cure=f"pip install transformers; or {_SAY}",
+            cure=Cures("pip install transformers", _SAY),
         )
     return UsageError(
         f"config.json asks for {wanted}, which the installed {version()} lacks",
         where=where,
-        cure=f"{_SAY}, or download the repo's own code where it has some",
+        cure=Cures(_SAY, "download the repo's own code where it has some"),
     )

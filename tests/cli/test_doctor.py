@@ -122,6 +122,17 @@ def test_another_checkpoint_stands_for_a_model(tmp_path, call_cli):
     done = call_cli("doctor", old, "--like", new)
     assert done.returncode == 3
     assert str(new) in done.stdout.split("\n")[0]
+    assert "note:" not in done.stderr
+
+
+def test_what_a_map_does_not_cure_of_another_checkpoint_is_named(tmp_path, call_cli):
+    state = random_state(Net())
+    old = write_checkpoint(tmp_path / "old", {**renamed(state), "loss.0.center": torch.ones(3)})
+    new = write_checkpoint(tmp_path / "new", {**state, "own.scale": torch.ones(1)})
+    done = call_cli("doctor", old, "--like", new)
+    assert done.returncode == 1
+    assert "note: keys that are left over with the map (1): loss.0.center\n" in done.stderr
+    assert "note: keys that are missing with the map (1): own.scale\n" in done.stderr
 
 
 def test_without_a_model_headers_are_judged_alone(tmp_path, call_cli):
@@ -130,6 +141,15 @@ def test_without_a_model_headers_are_judged_alone(tmp_path, call_cli):
     assert done.returncode == 0
     assert "headers and index are sound" in done.stdout
     assert "no model" in done.stderr
+
+
+def test_a_class_that_nobody_has_is_asked_for_in_the_words_of_the_command(tmp_path, call_cli):
+    folder = write_checkpoint(tmp_path / "ok", random_state(Net()), config={"architectures": ["NoSuchModel"]})
+    done = call_cli("doctor", folder, "--write-map", tmp_path / "map.json")
+    assert done.returncode == 0
+    assert "pass --model MODULE:CLASS (a class or a function that takes the config)" in done.stderr
+    assert "model_class" not in done.stderr
+    assert "no map was written: nothing was compared" in done.stderr
 
 
 def test_a_class_that_no_auto_map_names_has_the_cure_that_a_load_prints(tmp_path, call_cli):

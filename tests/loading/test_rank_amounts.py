@@ -18,7 +18,7 @@ PLAN = {"layers.*.up": "colwise", "layers.*.down": "rowwise", "embed": "rowwise_
 def test_parts_of_all_ranks_are_the_whole(tmp_path):
     save(NETS["Uneven"](), tmp_path)
     for fsdp, tp in ((2, 1), (4, 1), (1, 2), (2, 2), (3, 4), (1024, 1)):
-        forecast = plan_load(tmp_path, fsdp=fsdp, tp=tp, tp_plan=PLAN)
+        forecast = plan_load(tmp_path, fsdp=fsdp, tp=tp, tp_plan=PLAN if tp > 1 else None)
         assert len(forecast.ranks) == fsdp * tp
         cut = 4 * sum(
             tensor.numel()
@@ -52,6 +52,10 @@ def test_what_is_no_plan_is_refused(tmp_path):
     assert "layers.*.up" in caught.value.cure
     with pytest.raises(UsageError, match="'column' is no style"):
         plan_load(tmp_path, tp=2, tp_plan={"layers.*.up": "column"})
+    for ranks in ({}, {"fsdp": 2}):
+        with pytest.raises(UsageError, match="cuts nothing") as caught:
+            plan_load(tmp_path, tp_plan=PLAN, **ranks)
+        assert caught.value.cure == "say over how many ranks: tp=…"
 
 
 def test_the_tied_head_of_a_plan_is_noted(tmp_path):
