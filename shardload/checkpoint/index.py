@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _INDEX_SUFFIX = ".index.json"
 _NUMBERED = re.compile(r"(?P<stem>.*?)[-_]?(?P<number>\d{5})-of-(?P<total>\d{5})(?P<rest>\..*)")
-_OF_RANK = re.compile(r"rank[-_]?\d+[._]")
+_OF_RANK = re.compile(r"rank[-_]?\d+[._]|^consolidated\.\d\d\.pth$")
 _OPTIMIZER = "optim_states.pt"
 """How the names of DeepSpeed's files of optimizers end: `mp_rank_00_model_states.pt` beside them has the weights."""
 _SHOWN = 8  # faults of an index
@@ -231,21 +231,18 @@ def _numbered_set(source: Source, files: list[str]) -> tuple[str, ...]:
     """Return `x-00001-of-00007` … as shards if the set is whole. Raises UsageError, NotFoundError."""
     matches = [_NUMBERED.fullmatch(name) for name in files]
     sets = {(m["stem"], m["total"], m["rest"]) for m in matches if m}
-    if files and all(map(_OF_RANK.search, files)):
+    if len(files) > 1 and all(map(_OF_RANK.search, files)):
         raise UnsupportedError(
             f"{source.label} holds what each rank had, and no list says how the parts make a whole",
             where=", ".join(files[:8]),
-            cure="gather them with DeepSpeed's zero_to_fp32.py from the folder of the same checkpoint"
-            if any(name.startswith("zero_pp_rank") for name in files)
-            else "save over ranks by torch.distributed.checkpoint.save (FSDP: SHARDED_STATE_DICT), or gather the state "
-            "dict first (FULL_STATE_DICT): both are read",
+            cure=_of_ranks(files),
             code="E-FORMAT",
         )
     if len(sets) != 1 or not all(matches):
         raise UsageError(
             f"{source.label} holds several weight files and no index that orders them",
             where=", ".join(files[:8]),
-            cure="pass the file you mean",
+            cure=_one_set(sets) if len(sets) > 1 and all(matches) else "pass the file you mean",
         )
     total = int(next(iter(sets))[1])
     have = {int(m["number"]) for m in matches if m}
@@ -319,3 +316,23 @@ def disagreement(source: Source, files: WeightFiles, faults: Sequence[str], *, d
         cure=Cures(again, f"delete {files.index}: its shards are a whole set without it") if alone else again,
         code="E-INDEX",
     )
+
+
+def _of_ranks(files: Sequence[str]) -> str:
+    if any(name.startswith("zero_pp_rank") for name in files):
+        return "gather them with DeepSpeed's zero_to_fp32.py from the folder of the same checkpoint"
+    if any(name.startswith("consolidated") for name in files):
+        return (
+            "join them with the converter of the program that wrote them, and load what that writes; no cure is known "
+            "for the parts alone"
+        )
+    return (
+        "save over ranks by torch.distributed.checkpoint.save (FSDP: SHARDED_STATE_DICT), or gather the state "
+        "dict first (FULL_STATE_DICT): both are read"
+    )
+
+
+def _one_set(sets: Iterable[tuple[str, str, str]]) -> str:
+    """Return the cure where the shards of several saves lie together: no file of them is a whole."""
+    names = sorted(f"{stem}*-of-{total}{rest}" for stem, total, rest in sets)
+    return f"keep the set that you mean, and move the others elsewhere: {', '.join(names)}"

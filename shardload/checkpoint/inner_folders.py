@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 from shardload.errors import Wording
@@ -33,7 +34,7 @@ def cure_by_folder(source: Source, folders: Iterable[str], what: str) -> str:
         return _of_ranks(ranks)
     paths = [os.path.join(source.label, folder) if source.is_local else folder for folder in found[:_SHOWN]]  # noqa: PTH118
     more = f" (and {len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
-    listed = ", ".join(paths) + more
+    listed = ", ".join(map(shlex.quote, paths)) + more  # a path with spaces or commas can be typed too
     if source.is_local and what == WEIGHTS and _has_the_config_alone(source, found):
         inside = f"it holds {what} in folders of their own, which have no config.json"
         return f"{inside}: copy the one of {source.label} into the folder that you mean, and pass that folder: {listed}"

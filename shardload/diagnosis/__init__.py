@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from shardload._system.gc_freeze import gc_frozen
 from shardload.diagnosis.ambiguous import AmbiguousRule
+from shardload.diagnosis.derived import DerivedRule
 from shardload.diagnosis.dropped import DroppedRule
 from shardload.diagnosis.headless import HeadlessRule
 from shardload.diagnosis.incomplete import IncompleteRule
 from shardload.diagnosis.layers import LayersRule
-from shardload.diagnosis.no_weights import NoWeightsRule
 from shardload.diagnosis.other_model import OtherModelRule
 from shardload.diagnosis.packed import PackedRule
 from shardload.diagnosis.placeholders import PlaceholderRule
@@ -40,7 +40,7 @@ RULES: tuple[FindingRule, ...] = (
     TensorParallelRule(),
     PrefixRule(),
     WithAdapterRule(),
-    NoWeightsRule(),
+    DerivedRule(),
     OtherModelRule(),
     VocabularyRule(),
     SizesRule(),

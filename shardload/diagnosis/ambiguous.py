@@ -36,7 +36,7 @@ class AmbiguousRule:
         namesakes = names[0] & names[1]
         for side, families in enumerate((board.stored, board.wanted)):
             for family in families:
-                # What is computed of a weight is not one that is called otherwise: E-NO-WEIGHT says so.
+                # What is computed of a weight is not one that is called otherwise: E-DERIVED says so.
                 if _name(family) not in namesakes:
                     groups[family.signature, no_weight(family.template)][side].append(family)
         both = [(olds, news) for olds, news in groups.values() if olds and news]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shardload.diagnosis.pairing.words import parts_of, words_of
+from shardload.diagnosis.pairing.words import opposed, parts_of, words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 # What a field is about, by its name, and the words of the keys whose sizes it sets. The last row says least.
 _ABOUT: tuple[tuple[frozenset[str], frozenset[str]], ...] = tuple(
@@ -33,6 +33,10 @@ _WIDTHS = ("head_dim", "kv_channels", "attention_head_dim", "d_kv")
 _LABELS = ("id2label", "label2id")
 _LEAST_FACTOR = 8  # a smaller number divides almost any size
 _DEEPEST = 4
+_NO_PART = frozenset({"config", "cfg"})
+_TOWERS = frozenset(
+    {"encoder", "decoder", "vision", "text", "audio"}
+)  # parts that flat fields name: `decoder_layers`
 
 
 class Field(NamedTuple):
@@ -68,9 +72,34 @@ def said_by(config: Mapping[str, Any], field: Field) -> str:
     return f"{field.name} = {field.value}"
 
 
-def field_of(config: Mapping[str, Any], value: int, hint: str) -> str | None:
-    """Return the name of a config's field that has this value and the hint in its name; a dot for nested fields."""
-    return next((name for name, held in fields_of(config) if held == value and hint in name), None)
+def fields_saying(config: Mapping[str, Any], value: int, hint: str, key: str = "") -> list[str]:
+    """Return the names of a config's fields that have this value and the hint in their names; dots for nested fields.
+
+    Of several, those that belong to the part of the model that `key` names: the vision tower's config, say.
+    """
+    return of_part([name for name, held in fields_of(config) if held == value and hint in name], key)
+
+
+def of_part(names: Iterable[str], key: str) -> list[str]:
+    """Return the fields whose names, and whose places in the config, say best that they are about a key's part."""
+    ranked = [(name, rank) for name in names if (rank := _belonging(name, key))]
+    best = max((rank for _, rank in ranked), default=0)
+    return [name for name, rank in ranked if rank == best]
+
+
+def _belonging(name: str, key: str) -> int:
+    """Return 3 where field and key name one part of a model, 2 where the field names none, 1 else, 0 for opposites."""
+    path, _, own = name.rpartition(".")
+    placed = {word for segment in path.split(".") for word in words_of(segment)} - _NO_PART
+    own_words = set(words_of(own))
+    spoken = [set(words_of(segment)) for segment in key.split(".")]
+    said = {
+        word for words in spoken for word in words if word != "text" or "head" not in words
+    }  # any has `lm_head`
+    if opposed(placed, said) or opposed(own_words & _TOWERS, said):
+        return 0
+    about = placed | (own_words & _TOWERS)
+    return 3 if about & said else 1 if about else 2
 
 
 def explaining(config: Mapping[str, Any], key: str, model: int, stored: int) -> list[Field]:
@@ -78,9 +107,9 @@ def explaining(config: Mapping[str, Any], key: str, model: int, stored: int) -> 
 
     A field explains a size that it equals, or of which it is a factor. Several that fit equally well are all returned.
     """
-    grouped = list(_groups_of_heads(config, key, model, stored))
+    grouped = {field.name: field for field in _groups_of_heads(config, key, model, stored)}
     if grouped:
-        return grouped
+        return [grouped[name] for name in of_part(grouped, key)]
     scored = []
     for name, value in fields_of(config):
         fit = _fit(name, key)
@@ -88,8 +117,9 @@ def explaining(config: Mapping[str, Any], key: str, model: int, stored: int) -> 
             continue
         if value == model or value >= _LEAST_FACTOR or counts_groups(name):
             scored.append((2 * fit + (value == model), Field(name, value, stored // (model // value))))
-    best = max((score for score, _ in scored), default=0)
-    return [field for score, field in scored if score == best]
+    best = max((score for score, field in scored if _belonging(field.name, key)), default=0)
+    fitting = {field.name: field for score, field in scored if score == best}
+    return [fitting[name] for name in of_part(fitting, key)]
 
 
 def _groups_of_heads(config: Mapping[str, Any], key: str, model: int, stored: int) -> Iterator[Field]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.config_fields import Field, field_of
+from shardload.diagnosis.config_fields import Field, fields_saying
 from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.pairing.key_family import families_of
 from shardload.keys import ranges
@@ -79,14 +79,17 @@ def _holes(keys: Sequence[str], path: str, lacking: set[int], stored: set[int]) 
 def _other_count(case: Case, path: str, keys: Sequence[str], stored: set[int], wanted: set[int]) -> Finding:
     count, model, table = max(stored) + 1, max(wanted) + 1, case.solution.table
     lacking = wanted - stored
-    field = field_of(case.config, model, "layer") or field_of(case.config, model, "depth")
-    says = f"; config.json says {field} = {model}" if field else ""
+    hints = ("layer", "depth")
+    fields = next((found for hint in hints if (found := fields_saying(case.config, model, hint, path))), [])
+    says = f"; config.json says {', '.join(f'{field} = {model}' for field in fields)}" if fields else ""
     return Finding(
         "E-LAYERS",
         f"the checkpoint has {count} layers in {path}{ranges(stored)}, the model {model}{says}",
         explained=len(keys),
         nbytes=0 if lacking else sum(table[key].nbytes for key in keys),
-        cure=change_of_config({"the number of layers": [Field(field or "", model, count)]}),
+        cure=change_of_config(
+            {"the number of layers": [Field(field, model, count) for field in fields or [""]]}
+        ),
         evidence=(f"{'missing' if lacking else 'unexpected'}: {path}{ranges(lacking or stored - wanted)}",),
         settles=frozenset(keys),
     )

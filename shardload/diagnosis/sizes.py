@@ -10,7 +10,7 @@ from shardload.diagnosis.config_fields import (
     Field,
     counts_groups,
     explaining,
-    field_of,
+    fields_saying,
     is_same_change,
     said_by,
 )
@@ -120,7 +120,10 @@ class Changes:
             if model is None or stored is None or model == stored:
                 continue
             config = self._case.config
-            name = next((found for hint in hints if (found := field_of(config, model, hint))), "")
+            names = next((found for hint in hints if (found := fields_saying(config, model, hint))), [""])
+            if len(names) > 1:
+                continue  # parts of a model with a size each: the names of their keys say which
+            name = names[0]
             if name or not self._explains(what, model, stored):
                 self._note(what, [Field(name, model, stored)], what, model, stored)
 

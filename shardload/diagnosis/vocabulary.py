@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from shardload.diagnosis.config_fields import Field, explaining, fields_of, is_table
+from shardload.diagnosis.config_fields import Field, explaining, fields_of, is_table, of_part
 from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.pairing.words import words_of
 from shardload.errors import Cures
@@ -19,11 +19,11 @@ _MOST = 4  # tensors with one row per token: embedding and head, of an encoder a
 
 
 class Vocabulary(NamedTuple):
-    """The rows of the model's tables, those of the stored ones, and the config's field that says them, or ""."""
+    """The rows of the model's tables, those of the stored ones, and the config's fields that say them, if any do."""
 
     wanted: int
     have: int
-    field: str
+    fields: tuple[str, ...]
 
 
 class VocabularyRule:
@@ -36,7 +36,9 @@ class VocabularyRule:
         if found is None:
             return ()
         keys = [pair.key for pair in pairs]
-        change = {"the vocabulary size": [Field(found.field, found.wanted, found.have)]}
+        change = {
+            "the vocabulary size": [Field(name, found.wanted, found.have) for name in found.fields or ("",)]
+        }
         cures = [change_of_config(change, " (nothing is lost)")]
         if found.have > found.wanted:
             cures.append(
@@ -75,7 +77,10 @@ def vocabulary_of(case: Case, pairs: Sequence[ShapePair]) -> Vocabulary | None:
         return None
     if not fitting and not all(_has_tokens(case, key, wanted) for key in keys):
         return None
-    return Vocabulary(wanted, have, named[0] if named else "")
+    placed = {tuple(of_part(named, key)) for key in keys}
+    if len(placed) > 1:
+        return None  # a field for each of several parts
+    return Vocabulary(wanted, have, placed.pop())
 
 
 def _has_tokens(case: Case, key: str, rows: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 
@@ -101,6 +102,29 @@ def test_several_files_without_an_order_are_refused(tmp_path):
         save_safetensors({name: torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(UsageError, match="several weight files"):
         open_checkpoint(tmp_path)
+
+
+def test_shards_of_two_saves_are_told_apart(tmp_path):
+    for name in ("00001-of-00002", "00002-of-00002", "00001-of-00003"):
+        save_safetensors({name: torch.zeros(1)}, tmp_path / f"model-{name}.safetensors")
+    with pytest.raises(UsageError, match="several weight files") as caught:
+        open_checkpoint(tmp_path)
+    assert "keep the set that you mean" in caught.value.cure
+    for path in tmp_path.glob("model-*-of-00003.safetensors"):
+        assert "model*-of-00003.safetensors" in caught.value.cure
+        path.unlink()
+    assert set(open_checkpoint(tmp_path).tensors) == {"00001-of-00002", "00002-of-00002"}
+
+
+def test_an_inner_folder_is_named_so_that_it_can_be_typed(tmp_path):
+    inner = tmp_path / "it's (1), a copy"
+    inner.mkdir()
+    (inner / "config.json").write_text("{}")
+    save_safetensors({"w": torch.zeros(1)}, inner / "model.safetensors")
+    with pytest.raises(NotFoundError) as caught:
+        open_checkpoint(tmp_path)
+    (path,) = shlex.split(caught.value.cure.partition("pass the path of one: ")[2])
+    assert set(open_checkpoint(path).tensors) == {"w"}
 
 
 def test_an_optimizer_file_is_not_taken_for_weights(tmp_path):

@@ -20,7 +20,9 @@ def refused(folder):
     return caught.value
 
 
-@pytest.mark.parametrize("name", ["pytorch_model_fsdp_rank{}.bin", "model_world_size_2_rank_{}.pt"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model_fsdp_rank{}.bin", "model_world_size_2_rank_{}.pt", "consolidated.0{}.pth"]
+)
 def test_what_each_rank_had_is_named(tmp_path, name):
     for rank in range(2):
         torch.save(STATE, tmp_path / name.format(rank))

@@ -86,6 +86,16 @@ DECODER = {
 }  # fmt: skip
 
 
+class Towers(nn.Module):
+    """Two decoders, of which each has a part of the config."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        parts = config if isinstance(config, dict) else vars(config)
+        self.language_model = Decoder(parts["text_config"])
+        self.vision_tower = Decoder(parts["vision_config"])
+
+
 class Stacked(nn.Module):
     """Experts in one tensor, and a matrix that joins two."""
 

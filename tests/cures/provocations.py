@@ -138,6 +138,19 @@ def _decoder(
     return write
 
 
+def _towers(text: dict[str, int], vision: dict[str, int]) -> Callable[[Path], list[State]]:
+    """Return what writes two towers that config.json gives equal sizes."""
+
+    def write(folder: Path) -> list[State]:
+        sizes = {"text_config": {**models.DECODER, **text}, "vision_config": {**models.DECODER, **vision}}
+        state = random_state(models.Towers(sizes))
+        said = {"text_config": models.DECODER, "vision_config": models.DECODER}
+        write_checkpoint(folder, state, shards=1, config=said)
+        return [state]
+
+    return write
+
+
 def _structure(folder: Path) -> list[State]:
     state = random_state(models.Stacked())
     stored = dict(state)
@@ -229,6 +242,23 @@ def provocations() -> Iterator[Provocation]:
         models.Decoder,
         _decoder(_in_front("model"), num_hidden_layers=3, hidden_size=64),
         needs_choice=True,
+    )
+    for code, field_name, size in (
+        ("E-LAYERS", "num_hidden_layers", 3),
+        ("E-VOCAB", "vocab_size", 64),
+        ("E-CONFIG", "intermediate_size", 80),
+    ):
+        yield Provocation(
+            f"another {field_name} in one of two towers",
+            code,
+            models.Towers,
+            _towers({}, {field_name: size}),
+        )
+    yield Provocation(
+        "other feed-forward sizes in two towers",
+        "E-CONFIG",
+        models.Towers,
+        _towers({"intermediate_size": 80}, {"intermediate_size": 96}),
     )
     yield Provocation("two whole sets, and a loss", "E-AMBIGUOUS", net, _two_sets_and_a_loss)
     yield Provocation("halves whose names say nothing", "E-MISMATCH", models.Stacked, _halves)

@@ -121,6 +121,21 @@ KINDS = [
         Side("a stack of four for eight experts", experts(4), one_by_one(8), "E-CONFIG"),
     ),
     Kind(
+        "parts of weights",
+        Side(
+            "`weight_orig` of pruning for `weight`",
+            renamed(D, ("q_proj.weight", "q_proj.weight_orig")),
+            D,
+            "E-DERIVED",
+        ),
+        Side(
+            "the model is pruned too",
+            renamed(D, ("q_proj.weight", "q_proj.weight_orig")),
+            renamed(D, ("q_proj.weight", "q_proj.weight_orig")),
+            "",
+        ),
+    ),
+    Kind(
         "transposed",
         Side(
             "the feed-forward matrices the other way round",

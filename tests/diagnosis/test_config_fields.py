@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from shardload.diagnosis.config_fields import Field, explaining, field_of, fields_of, is_same_change, is_table
+from shardload.diagnosis.config_fields import (
+    Field,
+    explaining,
+    fields_of,
+    fields_saying,
+    is_same_change,
+    is_table,
+    of_part,
+)
 
 CONFIG = {
     "vocab_size": 50, "max_position_embeddings": 32, "type_vocab_size": 2, "num_labels": 2, "pre_seq_len": 8,
@@ -84,9 +92,26 @@ def test_tables_have_a_row_for_each_token():
 def test_fields_are_found_by_value_and_hint_also_inside_other_fields():
     config = {"text_config": {"hidden_size": 16, "flag": True, "name": "x"}, "num_heads": 16}
     assert dict(fields_of(config)) == {"text_config.hidden_size": 16, "num_heads": 16}
-    assert field_of(config, 16, "hidden") == "text_config.hidden_size"
-    assert field_of(config, 16, "vocab") is field_of(config, 1, "flag") is None
+    assert fields_saying(config, 16, "hidden") == ["text_config.hidden_size"]
+    assert fields_saying(config, 16, "vocab") == fields_saying(config, 1, "flag") == []
     deep = {}
     for _ in range(100):
         deep = {"a": deep, "n": 1}
     assert len(list(fields_of(deep))) < 10
+
+
+@pytest.mark.parametrize(
+    ("key", "names", "best"),
+    [
+        ("vision_tower.layers.", ["text_config.n", "vision_config.n", "n"], ["vision_config.n"]),
+        ("language_model.layers.", ["vision_config.n", "text_config.n"], ["text_config.n"]),
+        ("layers.", ["text_config.n", "vision_config.n"], ["text_config.n", "vision_config.n"]),
+        ("layers.", ["n", "vision_config.n"], ["n"]),
+        ("vision_tower.lm_head.weight", ["text_config.n", "vision_config.n"], ["vision_config.n"]),
+        ("decoder.block.", ["num_layers", "num_decoder_layers"], ["num_decoder_layers"]),
+        ("encoder.block.", ["num_layers", "num_decoder_layers"], ["num_layers"]),
+        ("encoder.block.", ["decoder_layers"], []),
+    ],
+)
+def test_the_field_of_the_part_that_the_key_is_in(key, names, best):
+    assert of_part(names, key) == best

@@ -1,4 +1,4 @@
-"""E-NO-WEIGHT: tensors of the shapes that the model wants, which are parts of weights or numbers about them."""
+"""E-DERIVED: tensors of the shapes that the model wants, which are parts of weights or numbers about them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NUMBERS = (
 )
 
 
-class NoWeightsRule:
+class DerivedRule:
     """Applies where tensors of one shape are left on both sides, and only those of one side are weights."""
 
     def examine(self, case: Case) -> Sequence[Finding]:
@@ -45,7 +45,7 @@ class NoWeightsRule:
                 found.setdefault(words, []).extend(case.solution.stored_names(family.names))
         return [
             Finding(
-                "E-NO-WEIGHT",
+                "E-DERIVED",
                 cause,
                 explained=len(keys),
                 nbytes=case.nbytes(keys),

@@ -1,4 +1,4 @@
-"""E-NO-WEIGHT: what is computed about a weight, or is a part of it, is never loaded as the weight."""
+"""E-DERIVED: what is computed about a weight, or is a part of it, is never loaded as the weight."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ MODEL = {
 def test_a_part_of_a_weight_is_no_other_name_of_it(part):
     stored = {key.replace("lin.weight", f"lin.{part}"): shape for key, shape in MODEL.items()}
     case = case_of(stored, MODEL)
-    assert list(findings_of(stored, MODEL)) == ["E-NO-WEIGHT"]
+    assert list(findings_of(stored, MODEL)) == ["E-DERIVED"]
     assert not case.solution.key_map.rules
-    assert list(findings_of(MODEL, stored)) == ["E-NO-WEIGHT"]
+    assert list(findings_of(MODEL, stored)) == ["E-DERIVED"]
 
 
 @pytest.mark.parametrize("words", ["exp_avg", "momentum_buffer", "grads", "fisher"])
 @pytest.mark.parametrize("where", ["{words}.{key}", "{key}.{words}"])
 def test_numbers_about_weights_are_none(words, where):
     stored = {where.format(words=words, key=key): shape for key, shape in MODEL.items()}
-    assert list(findings_of(stored, MODEL)) == ["E-NO-WEIGHT"]
+    assert list(findings_of(stored, MODEL)) == ["E-DERIVED"]
     assert not case_of(stored, MODEL).solution.key_map.rules
 
 
@@ -73,7 +73,7 @@ def test_what_torch_makes_of_a_weight_has_no_cure_that_can_be_typed(tmp_path, ma
     save_safetensors(made(Fc()).state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(MismatchError) as caught:
         from_pretrained(tmp_path, model_class=Fc, progress=False)
-    assert caught.value.code == "E-NO-WEIGHT"
+    assert caught.value.code == "E-DERIVED"
     assert "no cure is known" in caught.value.cure
     assert "remove_parametrizations" in caught.value.cure
 
@@ -84,7 +84,7 @@ def test_a_dict_of_numbers_about_weights_is_no_state_dict(tmp_path, name):
     torch.save({name: state, "step": 3}, tmp_path / "alone.pt")
     with pytest.raises(MismatchError) as caught:
         from_pretrained(tmp_path / "alone.pt", model_class=Fc, progress=False)
-    assert caught.value.code == "E-NO-WEIGHT"
+    assert caught.value.code == "E-DERIVED"
     torch.save({name: random_state(Fc(), seed=1), "net": state}, tmp_path / "beside.pt")
     checkpoint = open_checkpoint(tmp_path / "beside.pt")
     assert all(torch.equal(checkpoint.read(key), value) for key, value in state.items())
