@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from math import gcd, prod
+from math import gcd, isfinite, prod
 from typing import TYPE_CHECKING, Any
 
 from shardload.dequantise.bits import looked_up
@@ -89,7 +89,7 @@ def four_bit_weights(stored: Stored) -> Iterator[Weight]:
 
 def _four_bit(stored: Stored, name: str, state: TensorRef, kind: str) -> Weight:
     packed = stored.part(name, state)
-    told = _settings(stored, state)
+    told = _settings(stored, state, kind)
     shape, block = told["shape"], told["blocksize"]
     numel = prod(shape)
     blocks = -(-numel // block)
@@ -118,21 +118,22 @@ def _four_bit(stored: Stored, name: str, state: TensorRef, kind: str) -> Weight:
     return Weight(name, scheme, shape, tuple(parts), beside=(state.name,))
 
 
-def _settings(stored: Stored, state: TensorRef) -> dict[str, Any]:
+def _settings(stored: Stored, state: TensorRef, kind: str) -> dict[str, Any]:
     """Return the settings that a quantiser stored as JSON in a tensor of bytes. Raises CorruptError."""
     try:
         told = dict(json.loads(stored.read(state) if state.span.nbytes <= _MOST else b""))
-        shape, sizes = tuple(told["shape"]), [told["blocksize"]]
+        shape, sizes, offset = tuple(told["shape"]), [told["blocksize"]], 0.0
         dtype = told["dtype"] = str(told["dtype"]).removeprefix("torch.")
         if "nested_blocksize" in told:
             sizes.append(told["nested_blocksize"])
-            float(told["nested_offset"])
-        fits = len(shape) > 1 and dtype in _CODES and all(size % 2 == 0 for size in sizes)
+            offset = float(told["nested_offset"])
+        fits = isfinite(offset) and len(shape) > 1 and dtype in _CODES and all(size % 2 == 0 for size in sizes)
+        fits = fits and told.get("quant_type", kind) == kind
         fits = fits and all(type(size) is int and 0 < size < 2**40 for size in (*shape, *sizes))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _odd(state, f"can't be read: {error}") from None
     if not fits:
-        raise _odd(state, "hold sizes or a dtype that no quantiser writes")
+        raise _odd(state, "hold sizes, a type or a dtype that no quantiser writes")
     return {**told, "shape": shape}
 
 

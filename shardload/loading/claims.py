@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardload.dequantise import BadValuesError
+from shardload.dequantise.stored import damaged
 from shardload.errors import UsageError
+from shardload.keymap.derived import pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +23,7 @@ class Claims:
 
     def __init__(self, plan: Plan, target: Target) -> None:
         self._target = target
-        self._claimed = plan.claimed
+        self._claimed, self._mapped = plan.claimed, plan.mapped
         self._gathered: dict[int, dict[str, torch.Tensor]] = {id(claim): {} for claim in plan.claims}
 
     def take(self, name: str, stored: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -31,7 +34,11 @@ class Claims:
         if len(gathered) < len(set(claim.stored.values())):
             return
         del self._gathered[id(claim)]
-        made = self._target.make(claim, {role: gathered[name] for role, name in claim.stored.items()})
+        try:
+            made = self._target.make(claim, {role: gathered[name] for role, name in claim.stored.items()})
+        except BadValuesError as error:
+            ref = next(iter(pieces(self._mapped[claim.stored[error.role]])))
+            raise damaged(ref, f"{ref.name}, a part of a packed weight, {error.why}") from None
         yield from ((slot, made[slot]) for slot in _complete(claim, made))
 
 

@@ -66,10 +66,13 @@ class Comparison:
     @gc_frozen
     def __init__(self, shell: Shell, checkpoint: Checkpoint, key_map: KeyMap | None, target: Target) -> None:
         started = time.perf_counter()
-        if checkpoint.may_be_packed and not target.takes(checkpoint.tensors):
-            from shardload.loading.packed import plain_for
+        if checkpoint.may_be_packed:
+            from shardload.loading.packed import plain_for, require_sound
 
-            checkpoint = plain_for(checkpoint, shell.slots, getattr(target, "dtype", None))
+            if target.takes(checkpoint.tensors):
+                require_sound(checkpoint)
+            else:
+                checkpoint = plain_for(checkpoint, shell.slots, getattr(target, "dtype", None))
         self.shell = shell
         self.checkpoint = checkpoint
         self._key_map = key_map

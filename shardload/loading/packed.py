@@ -48,6 +48,11 @@ def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype
     return with_plain(checkpoint, weights, code)
 
 
+def require_sound(checkpoint: Checkpoint) -> None:
+    """Raise CorruptError where parts do not fit together of weights that a target takes as they are stored."""
+    weights_in(checkpoint)
+
+
 def packed_notes(checkpoint: Checkpoint) -> list[str]:
     """Return a note on the weights of a checkpoint that are made plain."""
     parts = (piece for tensor in checkpoint.tensors.values() for piece in pieces(tensor))

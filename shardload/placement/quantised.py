@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from shardload.dequantise.scheme import BadValuesError, require_finite
 from shardload.model.module_loaders import own_loader
 from shardload.model.shell import modules_of
 from shardload.placement.device import OnDevice
@@ -160,12 +161,19 @@ class Quantised(OnDevice):
         """Return a parameter of bitsandbytes that holds a weight as it is stored."""
         here = {role: part.to(self.device) for role, part in parts.items()}
         packed, modules = here.pop("weight"), self._package.nn
+        for role, part in here.items():
+            if part.is_floating_point():
+                require_finite(role, part)
         if self.quantisation.kind == "int8":
             made = modules.Int8Params(
                 packed, requires_grad=False, has_fp16_weights=False, CB=packed, SCB=here["SCB"]
             )
         else:
             made = modules.Params4bit.from_prequantized(packed, quantized_stats=here, device=self.device)
+            module, told = self._linears[claim.fills[0]], tuple(made.quant_state.shape)
+            if told != (module.out_features, module.in_features):
+                why = f"says {list(told)}, and the Linear is {[module.out_features, module.in_features]}"
+                raise BadValuesError(f"{_STATE}{self.quantisation.kind}", why)
         return {claim.fills[0]: made}
 
     def put(self, module: nn.Module, name: str, tensor: torch.Tensor) -> None:

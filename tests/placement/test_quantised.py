@@ -137,6 +137,42 @@ def test_saved_again_and_read_again(bnb, tmp_path, kind):
         assert type(plain[0]) is nn.Linear
 
 
+def settings(tensors, **told):
+    """Change what bitsandbytes says of the first weight."""
+    name = next(name for name in tensors if ".quant_state." in name)
+    text = {**json.loads(bytes(tensors[name].tolist())), **told}
+    tensors[name] = torch.tensor(list(json.dumps(text).encode()), dtype=torch.uint8)
+
+
+CHANGES = {
+    "scale": ("int8", "0.SCB", lambda t: t["0.SCB"].__setitem__(3, float("nan"))),
+    "scales": ("int8", "0.SCB", lambda t: t.update({"0.SCB": t["0.SCB"][:1].clone()})),
+    "order": ("int8", "0.weight_format", lambda t: t["0.weight_format"].fill_(1)),
+    "absmax": ("nf4", "0.weight.absmax", lambda t: t["0.weight.absmax"].__setitem__(0, float("inf"))),
+    "map": ("nf4", "0.weight.quant_map", lambda t: t["0.weight.quant_map"].__setitem__(0, float("nan"))),
+    "absent": ("nf4", "0.weight.absmax", lambda t: t.pop("0.weight.absmax")),
+    "turned": ("nf4", "quant_state", lambda t: settings(t, shape=[24, 40])),
+    "block": ("nf4", "0.weight.absmax", lambda t: settings(t, blocksize=128)),
+    "type": ("nf4", "quant_state", lambda t: settings(t, quant_type="fp4")),
+    "outer": ("fp4", "nested_absmax", lambda t: t["0.weight.nested_absmax"].fill_(float("nan"))),
+    "offset": ("fp4", "quant_state", lambda t: settings(t, nested_offset=float("nan"))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_parts_are_not_taken_as_they_are_stored(bnb, tmp_path, change):
+    kind, named, do = CHANGES[change]
+    shardload.save(two(), tmp_path / "plain")
+    make = {"model_class": lambda _: two(), "quantization_config": KINDS[kind]}
+    shardload.save(shardload.from_pretrained(tmp_path / "plain", **make), tmp_path / "out")
+    tensors = dict(shardload.open_checkpoint(tmp_path / "out").items(copy=True))
+    do(tensors)
+    save_safetensors(tensors, tmp_path / "out" / "model.safetensors")
+    with pytest.raises((shardload.CorruptError, shardload.UnsupportedError)) as caught:
+        shardload.from_pretrained(tmp_path / "out", **make)
+    assert named in caught.value.what + str(caught.value.where)
+
+
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_plan_load_states_what_the_load_states(bnb, tmp_path, kind):
     def make(_=None):
