@@ -127,7 +127,9 @@ def _settings(stored: Stored, state: TensorRef, kind: str) -> dict[str, Any]:
         if "nested_blocksize" in told:
             sizes.append(told["nested_blocksize"])
             offset = float(told["nested_offset"])
-        fits = isfinite(offset) and len(shape) > 1 and dtype in _CODES and all(size % 2 == 0 for size in sizes)
+        fits = (
+            isfinite(offset) and len(shape) > 1 and dtype in _CODES and all(size % 2 == 0 for size in sizes)
+        )
         fits = fits and told.get("quant_type", kind) == kind
         fits = fits and all(type(size) is int and 0 < size < 2**40 for size in (*shape, *sizes))
     except (ValueError, TypeError, KeyError, RecursionError) as error:

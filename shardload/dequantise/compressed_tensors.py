@@ -6,6 +6,7 @@ run on from word to word, low bits first, with half their range added. Zeros are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from shardload.dequantise.stored import damaged, require, reshaped
 from shardload.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     import torch
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from shardload.tensor_ref import TensorRef
 
 _SCALES = "F16 BF16 F32"
+_WIDTHS = frozenset({1, 2, 3, 4, 8})
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,7 @@ def packed_ints(stored: Stored) -> Iterator[Weight]:
 def _packed(stored: Stored, prefix: str, packed: TensorRef) -> Weight:
     scales = stored.part(f"{prefix}weight_scale", packed)
     rows, width = _shape(stored, stored.part(f"{prefix}weight_shape", packed), packed)
-    bits = next((bits for bits in (4, 8, 2, 1, 3) if packed.shape == (rows, -(-width * bits // 32))), 0)
-    if not bits:
-        raise UnsupportedError(
-            f"{packed.name} {list(packed.shape)} holds {rows} x {width} numbers of no known width",
-            where=f"{packed.shard}: {packed.name}",
-        )
+    bits = _bits(stored, packed, width)
     groups = scales.shape[1] if len(scales.shape) == 2 else 0
     if not groups or width % groups:
         require(scales, (rows, max(width // 128, 1)), _SCALES, packed)
@@ -128,6 +125,24 @@ def _packed(stored: Stored, prefix: str, packed: TensorRef) -> Weight:
     scheme = PackedInts(bits, width, width // groups, zeros is not None, order is not None)
     beside = stored.there(prefix, "weight_shape", "input_scale", "input_zero_point")
     return Weight(f"{prefix}weight", scheme, (rows, width), tuple(parts), beside=beside)
+
+
+def _bits(stored: Stored, packed: TensorRef, width: int) -> int:
+    """Return the bits of a number. Words of short rows fit several: then the settings have to name just one of them."""
+    fitting = {bits for bits in range(1, 9) if packed.shape[1] == -(-width * bits // 32)}
+    groups = stored.settings.get("config_groups")
+    schemes = groups.values() if isinstance(groups, Mapping) else ()
+    weights = [each.get("weights") for each in schemes if isinstance(each, Mapping)]
+    named = [each.get("num_bits") for each in weights if isinstance(each, Mapping)]
+    found = fitting if len(fitting) == 1 else {bits for bits in fitting if bits in named}
+    if len(found) == 1 and found <= _WIDTHS:
+        return found.pop()
+    told = " or ".join(map(str, sorted(fitting))) or "no known number of"
+    why = "are not read" if len(fitting) < 2 else "fit, and config_groups names not just one of them"
+    raise UnsupportedError(
+        f"{packed.name} {list(packed.shape)} holds {packed.shape[0]} x {width} numbers: {told} bits {why}",
+        where=f"{packed.shard}: {packed.name}",
+    )
 
 
 def _shape(stored: Stored, told: TensorRef, packed: TensorRef) -> tuple[int, int]:

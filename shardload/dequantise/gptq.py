@@ -123,11 +123,14 @@ def _weight(stored: Stored, prefix: str) -> Weight:
     group = whole_setting(stored, "group_size", -1)
     if group < 1 or -(-columns // group) != groups:
         group = -(-columns // groups)
+        if index is None and columns % groups:
+            raise UnsupportedError(
+                f"{groups} groups of {columns} inputs may have several sizes, and group_size names none that fits",
+                where=f"{packed.shard}: {packed.name}",
+            )
     parts = [("qweight", packed), ("scales", scales), ("qzeros", zeros)]
     if index is not None:
         parts.append(("g_idx", require(index, (columns,), "I32 I64", packed)))
-    elif -(-columns // group) != groups:
-        require(scales, (-(-columns // group), rows), "F16 BF16 F32", packed)
     scheme = Gptq(bits, group, _lift(stored), index is not None)
     return Weight(f"{prefix}.weight", scheme, (rows, columns), tuple(parts))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from shardload.dequantise import BadValuesError
 from shardload.dequantise.stored import damaged
 from shardload.errors import UsageError
-from shardload.keymap.derived import pieces
+from shardload.keymap.derived import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Claims:
         try:
             made = self._target.make(claim, {role: gathered[name] for role, name in claim.stored.items()})
         except BadValuesError as error:
-            ref = next(iter(pieces(self._mapped[claim.stored[error.role]])))
+            ref = next(leaves(self._mapped[claim.stored[error.role]]))
             raise damaged(ref, f"{ref.name}, a part of a packed weight, {error.why}") from None
         yield from ((slot, made[slot]) for slot in _complete(claim, made))
 

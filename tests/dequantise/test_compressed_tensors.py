@@ -47,6 +47,16 @@ def test_every_width_with_zeros_and_orders(tmp_path, bits, zeros, order):
     holds(folder_of(tmp_path / "packed", tensors, SETTINGS), wanted, tries=6)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_words_of_short_rows_hold_numbers_of_the_bits_that_the_settings_name(tmp_path, bits):
+    tensors, wanted = packed(bits, 16, 16)
+    named = {"config_groups": {"group_0": {"weights": {"num_bits": bits}}}}
+    holds(folder_of(tmp_path / "named", tensors, {**SETTINGS, **named}), wanted, tries=2)
+    checkpoint = shardload.open_checkpoint(folder_of(tmp_path / "packed", tensors, SETTINGS))
+    with pytest.raises(shardload.UnsupportedError, match=r"1 or 2|3 or 4"):
+        shardload.dequantised(checkpoint, "bfloat16")
+
+
 @pytest.mark.parametrize(("width", "group"), [(100, 100), (100, 50), (36, 12)])
 def test_groups_that_do_not_end_with_a_word(tmp_path, width, group):
     tensors, wanted = packed(4, width, group, scales=torch.float16)

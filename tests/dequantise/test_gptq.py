@@ -95,6 +95,17 @@ def test_what_is_not_known_is_not_guessed(tmp_path, named):
         shardload.dequantised(shardload.open_checkpoint(folder), "bfloat16")
 
 
+def test_groups_of_several_possible_sizes_are_not_guessed(tmp_path):
+    """Five groups of 96 inputs are of 20 to 23 inputs: without an order only the settings can say which."""
+    tensors, _ = packed()
+    tensors = {
+        name: torch.cat([each, each[:2]]) if each.shape[0] == 3 else each for name, each in tensors.items()
+    }
+    checkpoint = shardload.open_checkpoint(folder_of(tmp_path / "packed", tensors, settings()))
+    with pytest.raises(shardload.UnsupportedError, match="5 groups of 96 inputs"):
+        shardload.dequantised(checkpoint, "bfloat16")
+
+
 @pytest.mark.parametrize(("bits", "grain"), [(2, 16), (3, 32), (4, 8), (8, 4)])
 def test_a_block_begins_and_ends_with_whole_words(bits, grain):
     scheme = Gptq(bits, GROUP, 1, ordered=False)
