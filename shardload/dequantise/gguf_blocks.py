@@ -223,7 +223,7 @@ def _mxfp4(blocks: torch.Tensor) -> torch.Tensor:
     """Unlike elsewhere a byte holds a number of each half of its block, and every exponent is one, 255 too."""
     scales = (blocks[:, :1].float() - 128).exp2()
     pairs = looked_up(blocks[:, 1:].contiguous(), _TWICE).view(-1, 16, 2)
-    return pairs.transpose(1, 2).flatten(1).mul_(scales)
+    return require_finite("blocks", pairs.transpose(1, 2).flatten(1).mul_(scales))
 
 
 def _iq4_values(stored: torch.Tensor, run: int) -> torch.Tensor:
@@ -257,4 +257,4 @@ def _by_package(stored: torch.Tensor, kind: str) -> torch.Tensor:
     import torch
 
     array = gguf.dequantize(stored.contiguous().numpy(), gguf.GGMLQuantizationType[kind])
-    return torch.from_numpy(array)
+    return require_finite("blocks", torch.from_numpy(array))

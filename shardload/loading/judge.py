@@ -67,12 +67,9 @@ class Comparison:
     def __init__(self, shell: Shell, checkpoint: Checkpoint, key_map: KeyMap | None, target: Target) -> None:
         started = time.perf_counter()
         if checkpoint.may_be_packed:
-            from shardload.loading.packed import plain_for, require_sound
+            from shardload.loading.packed import taken_by
 
-            if target.takes(checkpoint.tensors):
-                require_sound(checkpoint)
-            else:
-                checkpoint = plain_for(checkpoint, shell.slots, getattr(target, "dtype", None))
+            checkpoint = taken_by(target, checkpoint, shell.slots)
         self.shell = shell
         self.checkpoint = checkpoint
         self._key_map = key_map

@@ -24,9 +24,21 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.dequantise import Weight
     from shardload.diagnosis.finding import Finding
+    from shardload.placement.target import Target
 
 _COMMON = frozenset({"weight", "scale", "scales"})  # last segments that other modules have too
 _CODES = {f"torch.{name}": code for code, name in TORCH_NAMES.items()}
+
+
+def taken_by(target: Target, checkpoint: Checkpoint, slots: Collection[str]) -> Checkpoint:
+    """Return the checkpoint that a target takes: as it is stored where it takes packed weights, else `plain_for`.
+
+    Raises CorruptError for packed weights whose parts do not fit together.
+    """
+    if not target.takes(checkpoint.tensors):
+        return plain_for(checkpoint, slots, getattr(target, "dtype", None))
+    weights_in(checkpoint)
+    return checkpoint
 
 
 def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype | None) -> Checkpoint:
@@ -46,11 +58,6 @@ def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype
     if not weights or code is None or _takes(slots, weights):
         return checkpoint
     return with_plain(checkpoint, weights, code)
-
-
-def require_sound(checkpoint: Checkpoint) -> None:
-    """Raise CorruptError where parts do not fit together of weights that a target takes as they are stored."""
-    weights_in(checkpoint)
 
 
 def packed_notes(checkpoint: Checkpoint) -> list[str]:

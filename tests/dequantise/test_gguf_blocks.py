@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shardload.dequantise import Weight
+from shardload.dequantise import BadValuesError, Weight
 from shardload.dequantise.gguf_blocks import _DECODED, KINDS, GgufBlocks
 from shardload.keymap.decoding import decode
 from shardload.keymap.dequantised import Dequantised
@@ -44,6 +44,16 @@ def test_every_type_is_that_of_the_package(kind):
     made = GgufBlocks("", kind, count).decode({"blocks": blocks}, range(48), range(count))
     assert made.dtype == torch.float32
     assert torch.equal(made.view(torch.int32), own.view(48, count).contiguous().view(torch.int32))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"NVFP4"}))  # whose scales are numbers, all of them
+def test_blocks_with_scales_that_are_no_numbers_are_refused(kind):
+    if kind not in _DECODED:
+        pytest.importorskip("gguf")
+    blocks = torch.full((1, KINDS[kind].size), 255, dtype=torch.uint8)
+    numbers = range(KINDS[kind].numbers)
+    with pytest.raises(BadValuesError, match="not finite"):
+        GgufBlocks("", kind, len(numbers)).decode({"blocks": blocks}, range(1), numbers)
 
 
 @pytest.mark.parametrize("kind", _DECODED)
