@@ -170,9 +170,9 @@ class Quantised(OnDevice):
             )
         else:
             made = modules.Params4bit.from_prequantized(packed, quantized_stats=here, device=self.device)
-            module, told = self._linears[claim.fills[0]], tuple(made.quant_state.shape)
-            if told != (module.out_features, module.in_features):
-                why = f"says {list(told)}, and the Linear is {[module.out_features, module.in_features]}"
+            shape, told = self._sizes[id(self._linears[claim.fills[0]])], tuple(made.quant_state.shape)
+            if told != shape:
+                why = f"says {list(told)}, and the weight of the model is {list(shape)}"
                 raise BadValuesError(f"{_STATE}{self.quantisation.kind}", why)
         return {claim.fills[0]: made}
 
