@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,6 +108,23 @@ class Quantisation:
             "bnb_4bit_compute_dtype": str(self.compute_dtype).removeprefix("torch."),
             "bnb_4bit_quant_storage": str(self.storage).removeprefix("torch."),
         }
+
+    def as_done(self, model: nn.Module, package: Any) -> Quantisation:
+        """Return the options by which a reader finds just the modules of a model quantised that are.
+
+        transformers chooses by other rules what it leaves alone without names, and where there are some it tries tied
+        weights: each layer that is plain here is named. `package` holds bitsandbytes' modules.
+        """
+        made = (package.Linear8bitLt, package.Linear4bit)
+        modules = dict(model.named_modules())
+        quantised = {name for name, each in modules.items() if isinstance(each, made)}
+        plain = [name for name, each in modules.items() if isinstance(each, nn.Linear) or is_turned(each)]
+        left = [name for name in plain if name not in quantised and not is_skipped(name, self.skip or ())]
+        exact = (
+            rf"^{re.escape(name)}$" if any(is_skipped(each, [name]) for each in quantised) else name
+            for name in left
+        )
+        return replace(self, skip=(*(self.skip or ()), *exact)) if left else self
 
     def chosen(self, model: nn.Module) -> dict[str, nn.Linear]:
         """Return the modules to quantise by path; bitsandbytes takes transformers' Conv1D too, turned."""

@@ -204,7 +204,7 @@ class Quantised(OnDevice):
                     parent._modules[name] = new[id(child)]
         config = getattr(model, "config", None)
         if config is not None and new:
-            config.quantization_config = self.quantisation.to_dict()
+            config.quantization_config = self.quantisation.as_done(model, self._package.nn).to_dict()
         left = sorted(key[:-7] for key in self._all.keys() - self._linears.keys())
         shown = f"; left alone: {', '.join(left[:4])}{', …' if len(left) > 4 else ''}" if left else ""
         self.notes = [f"{len(new)} Linears are quantised to {self.quantisation.kind} by bitsandbytes{shown}"]

@@ -75,3 +75,27 @@ def test_conv1d_is_turned_and_quantised_as_transformers_does_it(tmp_path, kind):
     if kind == "int8":  # 4 bits run by another function of bitsandbytes on some processors
         with torch.no_grad():
             assert torch.equal(ours(IDS).logits, theirs(IDS).logits)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("skip", [None, ["query"]])
+def test_transformers_runs_what_was_left_alone_here(tmp_path, kind, skip):
+    """It would choose other layers itself: a last layer with a bias, and tied ones where names are given."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_hidden_layers": 1}
+    models = {
+        "classes": transformers.BertForSequenceClassification(transformers.BertConfig(**sizes)),
+        "tied": transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, tie_word_embeddings=True)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        wanted = {**KINDS[kind], "llm_int8_skip_modules": skip}
+        ours = shardload.from_pretrained(tmp_path / name, quantization_config=wanted).eval()
+        shardload.save(ours, tmp_path / f"{name}-packed")
+        theirs = type(model).from_pretrained(tmp_path / f"{name}-packed").eval()
+        modules = [{path: type(each) for path, each in one.named_modules()} for one in (ours, theirs)]
+        assert modules[0] == modules[1]
+        if kind == "int8":  # 4 bits run by another function of bitsandbytes on some processors
+            with torch.no_grad():
+                assert torch.equal(ours(IDS).logits, theirs(IDS).logits)

@@ -31,6 +31,17 @@ def test_options_are_read_from_objects_mappings_and_flags_alike():
     assert Quantisation.stored({"quantization_config": {"quant_method": "gptq"}}) is None
 
 
+def test_layers_that_stay_plain_are_named_just_them():
+    """The name "head" would mean "0.head" too, which is quantised."""
+    made = types.SimpleNamespace(Linear8bitLt=type("Eight", (nn.Linear,), {}), Linear4bit=())
+    inner = nn.ModuleDict({"head": made.Linear8bitLt(2, 2), "other": nn.Linear(2, 2)})
+    model = nn.ModuleDict({"0": inner, "head": nn.Linear(2, 2)})
+    skip = EIGHT.as_done(model, made).skip
+    assert skip == ("0.other", "^head$")
+    assert [is_skipped(name, skip) for name in ("0.head", "0.other", "head")] == [False, True, True]
+    assert Quantisation("int8", ("head", "other")).as_done(model, made).skip == ("head", "other")
+
+
 def test_transformers_own_config_is_read_and_reads_ours():
     transformers = pytest.importorskip("transformers")
     config = transformers.BitsAndBytesConfig(
