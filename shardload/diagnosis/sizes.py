@@ -17,6 +17,7 @@ from shardload.diagnosis.config_fields import (
 from shardload.diagnosis.finding import Case, Finding, change_of_config
 from shardload.diagnosis.incomplete import is_router
 from shardload.diagnosis.pairing.words import words_of
+from shardload.diagnosis.patch_grid import image_fields
 from shardload.diagnosis.shape_pairs import whole_templates
 from shardload.diagnosis.vocabulary import vocabulary_of
 from shardload.keys import collapse
@@ -97,6 +98,7 @@ class Changes:
                 changed.setdefault(change, []).extend(alike[group])
         for template, one, two in dict.fromkeys(changes):
             self._by_name(template, one, two, changed[one, two])
+        self._by_patches([each for each in changes if each not in self._told])
         self.explained = [
             key
             for group, each in sizes.items()
@@ -149,6 +151,19 @@ class Changes:
             self._note(" or ".join(field.name for field in fields), fields, what, model, stored)
         if fields:
             self._told.add((template, model, stored))
+
+    def _by_patches(self, changes: Iterable[tuple[str, int, int]]) -> None:
+        """Note the size of an image where a table of positions, which may fit, would have other rows without it."""
+        fields = [field for found in self.found.values() for field in found]
+        patches = {field.name: field.new for field in fields if field.name.endswith("patch_size")}
+        fitting = [(key, size, size) for key, shapes in self._whole.items() for size in set().union(*shapes)]
+        for template, model, stored in (*changes, *(fitting if patches else ())):
+            found = list(image_fields(self._case.config, template, model, stored, patches))
+            if len(found) != 1:
+                continue
+            self._told.add((template, model, stored))
+            if found[0].new != found[0].value and found[0].name not in self.found:
+                self._note(found[0].name, found, template, model, stored)
 
     def _is_right(self, field: Field) -> bool:
         """Whether a tensor that fits shows the field's value: with another one it would not fit."""

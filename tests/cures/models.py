@@ -86,6 +86,18 @@ DECODER = {
 }  # fmt: skip
 
 
+class Patched(nn.Module):
+    """A patch embedding and a table of positions with a row for each patch and one more."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        patch = size(config, "patch_size", 4)
+        self.patch_embed = nn.Conv2d(3, 16, patch, patch)
+        rows = (size(config, "image_size", 16) // patch) ** 2 + 1
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows, 16))
+        self.norm = nn.LayerNorm(16)
+
+
 class Towers(nn.Module):
     """Two decoders, of which each has a part of the config."""
 

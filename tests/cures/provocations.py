@@ -151,6 +151,15 @@ def _towers(text: dict[str, int], vision: dict[str, int]) -> Callable[[Path], li
     return write
 
 
+def _patched(**fields: int) -> Callable[[Path], list[State]]:
+    def write(folder: Path) -> list[State]:
+        state = random_state(models.Patched(fields))
+        write_checkpoint(folder, state, shards=1, config={"image_size": 16, "patch_size": 4})
+        return [state]
+
+    return write
+
+
 def _structure(folder: Path) -> list[State]:
     state = random_state(models.Stacked())
     stored = dict(state)
@@ -260,6 +269,8 @@ def provocations() -> Iterator[Provocation]:
         models.Towers,
         _towers({"intermediate_size": 80}, {"intermediate_size": 96}),
     )
+    for fields in ({"image_size": 24}, {"patch_size": 8}, {"image_size": 32, "patch_size": 8}):
+        yield Provocation(f"another {' and '.join(fields)}", "E-CONFIG", models.Patched, _patched(**fields))
     yield Provocation("two whole sets, and a loss", "E-AMBIGUOUS", net, _two_sets_and_a_loss)
     yield Provocation("halves whose names say nothing", "E-MISMATCH", models.Stacked, _halves)
     yield Provocation(
