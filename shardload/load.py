@@ -145,19 +145,18 @@ def from_pretrained(
             if prefix is not None:
                 load.put_in_front(prefix)
             load.stage("open")
-        with expected_ahead(load.checkpoint, layout, read):
-            # What a class draws while it is made, a buffer of random numbers say, is equal on all ranks.
-            with ranks.same_random(), ranks.judging():
-                load.settle_class(stored=layout is None)
-                load.build(on, spill)
-                load.judge_on_top(adapter, merge=merge, early=layout is not None)
-                if layout is not None:
-                    layout.shard(load.shell)
-                load.stage("shell")
-            load.fill(
-                max_memory=max_memory, progress=progress, copy=copy, verify=verify, read=read, timeout=timeout
-            )
-            return load.finish(device)
+        # What a class draws while it is made, a buffer of random numbers say, is equal on all ranks.
+        with expected_ahead(load.checkpoint, layout, read), ranks.same_random(), ranks.judging():
+            load.settle_class(stored=layout is None)
+            load.build(on, spill)
+            load.judge_on_top(adapter, merge=merge, early=layout is not None)
+            if layout is not None:
+                layout.shard(load.shell)
+            load.stage("shell")
+        load.fill(
+            max_memory=max_memory, progress=progress, copy=copy, verify=verify, read=read, timeout=timeout
+        )
+        return load.finish(device)
 
 
 class _Load:

@@ -45,12 +45,13 @@ class ReadAhead:
     """Asks the kernel for the files of one load, on two threads; skips what is cached, and files that are too large.
 
     `room` is the number of bytes to ask for at most; None means half of the free memory. Use the object as a `with`
-    block. The threads may run on after the block: the model's own work will touch the remaining pages. After an error
-    they ask for nothing more.
+    block. The threads may run on after the block: the model's own work will touch the remaining pages. After an error,
+    and with `only_inside`, they ask for nothing more.
     """
 
-    def __init__(self, room: int | None = None) -> None:
+    def __init__(self, room: int | None = None, *, only_inside: bool = False) -> None:
         self._room = room
+        self._only_inside = only_inside
         self._pieces: SimpleQueue[tuple[Path, Spans] | None] = SimpleQueue()
         self._threads = 0
 
@@ -76,7 +77,7 @@ class ReadAhead:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_details: object) -> None:
-        if kind is not None:
+        if kind is not None or self._only_inside:
             with suppress(Empty):
                 while True:
                     self._pieces.get_nowait()

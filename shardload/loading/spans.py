@@ -19,9 +19,11 @@ Spans = list[tuple[int, int]]
 """Parts of a file, from start to stop, in order."""
 
 
-def asked_ahead(checkpoint: Checkpoint, spans: Mapping[str, Spans]) -> ReadAhead:
+def asked_ahead(
+    checkpoint: Checkpoint, spans: Mapping[str, Spans], *, only_inside: bool = False
+) -> ReadAhead:
     """Ask the kernel for spans of shards, in order; return the block in which it is asked."""
-    ahead = ReadAhead()
+    ahead = ReadAhead(only_inside=only_inside)
     for name, each in spans.items():
         file = checkpoint.source.open(name)
         if not file.is_remote:  # a download is in the page cache when it is done

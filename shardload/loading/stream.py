@@ -100,13 +100,13 @@ def _by_shard(comparison: Comparison) -> dict[str, Pairs]:
 def expected_ahead(
     checkpoint: Checkpoint, layout: Layout | None, read: str
 ) -> AbstractContextManager[ReadAhead | None]:
-    """Ask the kernel for what headers say that a load will read, while its model is built and judged in the block.
+    """Ask the kernel for what headers say that a load will read, while its model is built in the block.
 
-    An error ends that. `stream` then asks for what the plan says, and finds most of it read.
+    It ends with the block, as a plan may want less. `stream` then asks for what the plan says and is not there yet.
     """
     if checkpoint.nbytes < _WORTH_ASKING:
         return nullcontext()
-    return asked_ahead(checkpoint, expected_spans(checkpoint, layout, read))
+    return asked_ahead(checkpoint, expected_spans(checkpoint, layout, read), only_inside=True)
 
 
 def _asked_ahead(comparison: Comparison, by_shard: Mapping[str, Pairs], once: ReadOnce | None) -> ReadAhead:

@@ -93,7 +93,8 @@ def test_room_is_used_up(cold):
         assert not ahead.begin(path, [(0, SIZE)])
 
 
-def test_after_an_error_nothing_more_is_asked_for(cold, monkeypatch):
+@pytest.mark.parametrize("only_inside", [False, True], ids=["error", "only inside"])
+def test_after_an_error_and_outside_of_the_block_nothing_more_is_asked_for(cold, monkeypatch, only_inside):
     """Both threads are held in their first request: each asks for the rest of a piece of 32 MB at most."""
     path, _ = cold
     calls, gate, tasks = [], threading.Event(), count_of("task")
@@ -105,11 +106,12 @@ def test_after_an_error_nothing_more_is_asked_for(cold, monkeypatch):
         gate.wait()
 
     monkeypatch.setattr(os, "posix_fadvise", ask)
-    with suppress(ZeroDivisionError), ReadAhead(room=100 * SIZE) as ahead:
+    with suppress(ZeroDivisionError), ReadAhead(room=100 * SIZE, only_inside=only_inside) as ahead:
         for _ in range(10):
             ahead.begin(path, [(0, SIZE)])
         held.acquire(), held.acquire()
-        raise ZeroDivisionError
+        if not only_inside:
+            raise ZeroDivisionError
     gate.set()
     wait_until(lambda: count_of("task") == tasks)
     assert sum(length for _, length in calls) <= 2 * SIZE
