@@ -30,6 +30,7 @@ from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import check
 from shardload.loading.packed import checked
 from shardload.model.shell import build_shell, modules_of
+from shardload.placement.quantisation import Quantisation
 from shardload.transformers_classes import conversions
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from shardload.keymap import Names
     from shardload.keywords import ModelKeywords
     from shardload.model.shell import Shell
+    from shardload.placement.target import Target
     from shardload.where import CodeTrust, Where, WhereLike
 
 _SHOWN = 8
@@ -185,7 +187,7 @@ def _alone(checkpoint: Checkpoint, why: UsageError) -> Examination:
 
 
 def _in_model(shell: Shell, checkpoint: Checkpoint, given: KeyMap | None) -> Examination:
-    report = check(shell, checkpoint, key_map=given)
+    report = check(shell, checkpoint, given, _target(checkpoint))
     against = report.class_name
     notes = [*report.notes]
     if report.key_map is None:
@@ -197,12 +199,22 @@ def _in_model(shell: Shell, checkpoint: Checkpoint, given: KeyMap | None) -> Exa
         if not report.faults and given is None:
             result.key_map = _of_the_class(shell, checkpoint, result.notes)
         return result
-    after = check(shell, checkpoint, key_map=report.key_map)
+    after = check(shell, checkpoint, report.key_map, _target(checkpoint))
     left = [fault.key for fault in after.faults]
     bound = _bound(checkpoint, report.key_map, report.findings, set(shell.slots))
     result = _examination(checkpoint, report.findings, against=against, notes=notes)
     result.key_map, result.cured, result.cure = bound, not left, report.cure
     return result
+
+
+def _target(checkpoint: Checkpoint) -> Target | None:
+    """Return the target of a load without a dtype: what bitsandbytes packed it takes as it is stored."""
+    packed = Quantisation.stored(checkpoint.config) if checkpoint.may_be_packed else None
+    if packed is None:
+        return None
+    from shardload.placement.any_quantisation import target_for  # for those who have some
+
+    return target_for(packed, "cpu", None)
 
 
 def _of_the_class(shell: Shell, checkpoint: Checkpoint, notes: list[str]) -> KeyMap | None:

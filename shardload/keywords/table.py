@@ -20,7 +20,7 @@ _TABLE = (
     ("config", "from_pretrained", "leave it out: {function} needs no config object"),
     ("shell", "check plan_load", "pass it to check, fill or plan_load, which compare it with a checkpoint"),
     ("at_most", "build_shell", "pass it to build_shell, which counts parameters"),
-    ("target", "fill", "pass it to fill"),
+    ("target", "check fill", "pass it to check or fill"),
     ("dtype",
      f"build_shell from_pretrained fill load_config plan_load convert merge_to_disk attach_lora {_LOADED}",
      "leave it out: {function} changes no dtype"),

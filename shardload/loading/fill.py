@@ -58,6 +58,7 @@ def check(
     shell: Shell | nn.Module,
     checkpoint: Checkpoint,
     key_map: KeyMap | Names | str | os.PathLike[str] | None = None,
+    target: Target | None = None,
 ) -> Report:
     """Compare a model with a checkpoint without reading a weight; the report's `faults` say what does not fit.
 
@@ -69,12 +70,14 @@ def check(
         >>> [fault.key for fault in shardload.check(torch.nn.Linear(5, 2), checkpoint).faults]
         ['weight']
 
-    Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model is not changed.
+    Modules with load hooks are rehearsed on meta tensors, so their hooks run; the model is not changed. `target` is
+    that of the load, where it takes more than plain weights: `Quantised` takes those that bitsandbytes packed.
     """
     shell = _as_shell(shell)
-    target = _target(Target(), None, shell)
-    comparison = Comparison(shell, _as_checkpoint(checkpoint), _rules(key_map), target)
-    comparison.judge()
+    target = _target(target or Target(), None, shell)
+    with _prepared(shell, target, kept=False):
+        comparison = Comparison(shell, _as_checkpoint(checkpoint), _rules(key_map), target)
+        comparison.judge()
     return comparison.report
 
 
@@ -225,8 +228,11 @@ def _loaded_in(target: Target, checkpoint: Checkpoint) -> torch.dtype | None:
 
 
 @contextmanager
-def _prepared(shell: Shell, target: Target) -> Iterator[None]:
-    """Let the target change modules, and survey the model anew; restore the modules after any error in the block."""
+def _prepared(shell: Shell, target: Target, *, kept: bool = True) -> Iterator[None]:
+    """Let the target change modules, and survey the model anew.
+
+    The modules are restored after any error in the block, and after the block where they are not to be `kept`.
+    """
     if type(target).prepare is Target.prepare:
         yield
         return
@@ -236,9 +242,12 @@ def _prepared(shell: Shell, target: Target) -> Iterator[None]:
         shell.surveyed()
         yield
     except BaseException:
-        snapshot.restore()
-        shell.surveyed()
+        kept = False
         raise
+    finally:
+        if not kept:
+            snapshot.restore()
+            shell.surveyed()
 
 
 def _verified(checkpoint: Checkpoint) -> VerifiedWhileLoading:

@@ -216,6 +216,27 @@ def test_a_packed_weight_of_another_kind_is_made_plain_and_quantised(bnb, tmp_pa
     same(eight[0].state_dict(), made_by(bnb, plain[0].weight.detach(), plain[0].bias.detach(), "int8"))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_doctor_takes_what_a_load_takes(bnb, tmp_path, kind):
+    """A load without a dtype keeps what bitsandbytes packed: there is nothing to cure."""
+    shardload.save(two(64, 64), tmp_path / "plain")
+    make = {"model_class": lambda _: two(64, 64)}
+    made = shardload.from_pretrained(tmp_path / "plain", **make, quantization_config=KINDS[kind])
+    shardload.save(made, tmp_path / "packed")
+    stated = {"quantization_config": Quantised(KINDS[kind]).quantisation.to_dict()}
+    (tmp_path / "packed/config.json").write_text(json.dumps(stated))
+    same(shardload.from_pretrained(tmp_path / "packed", **make).state_dict(), made.state_dict())
+    checkpoint, shell = (
+        shardload.open_checkpoint(tmp_path / "packed"),
+        shardload.build_shell(lambda: two(64, 64)),
+    )
+    found = shardload.examine(tmp_path / "packed", **make)
+    assert found.lines() == [f"{checkpoint.label}: fits Sequential ({len(checkpoint.tensors)} keys)"]
+    assert [finding.code for finding in shardload.check(shell, checkpoint).findings] == ["E-QUANT"]
+    assert shardload.check(shell, checkpoint, target=Quantised(KINDS[kind])).ok
+    assert [type(module) for module in shell.model] == [nn.Linear, nn.Linear]
+
+
 def test_own_loaders_and_missing_parameters(bnb, tmp_path):
     class Own(nn.Module):
         def __init__(self):
