@@ -36,7 +36,7 @@ def test_a_document_that_is_something_else(tmp_path, document, kind):
 
 WEIGHTS = {
     "pointer": "E-LFS", "page": "E-HTML", "S3": "E-HTML", "nothing": "E-CORRUPT", "zeros": "E-CORRUPT",
-    "gzip": "E-FORMAT", "gguf": "E-FORMAT", "pickle": "E-FORMAT", "UTF-16": "E-CORRUPT",
+    "gzip": "E-FORMAT", "gguf": "E-CORRUPT", "pickle": "E-FORMAT", "UTF-16": "E-CORRUPT",
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_the_state_of_an_optimizer(tmp_path):
     assert codes(path) == ["E-OPTIM"]
 
 
-@pytest.mark.parametrize(("kind", "code"), [("pointer", "E-LFS"), ("page", "E-HTML"), ("gguf", "E-FORMAT")])
+@pytest.mark.parametrize(("kind", "code"), [("pointer", "E-LFS"), ("page", "E-HTML"), ("gzip", "E-FORMAT")])
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
 def test_files_of_an_adapter_that_are_something_else(tmp_path, kind, code, file):
     base = adapters.Tiny()
