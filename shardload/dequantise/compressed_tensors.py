@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from shardload.tensor_ref import TensorRef
 
 _SCALES = "F16 BF16 F32"
+_METHODS = frozenset({"", "compressed-tensors", "modelopt"})
 _WIDTHS = frozenset({1, 2, 3, 4, 8})
 
 
@@ -155,7 +156,12 @@ def _shape(stored: Stored, told: TensorRef, packed: TensorRef) -> tuple[int, int
 
 
 def eight_bit_ints(stored: Stored) -> Iterator[Weight]:
-    """Yield the weights of int8 with a scale for the tensor, each row or each group. Raises CorruptError."""
+    """Yield the weights of int8 with a scale for the tensor, each row or each group. Raises CorruptError.
+
+    Other quantisers use the names for other things, BitNet for divisors: none that the settings name is read so.
+    """
+    if stored.method not in _METHODS:
+        return
     for name, scales in stored.ending("_scale"):
         packed = stored.tensors.get(name)
         if packed is None or packed.dtype != "I8" or len(packed.shape) != 2:

@@ -9,7 +9,7 @@ import torch
 
 import shardload
 from shardload.dequantise.compressed_tensors import PackedInts
-from tests.dequantise.packed import folder_of, holds, words
+from tests.dequantise.packed import Layer, folder_of, holds, words
 
 SETTINGS = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 ROWS = 64
@@ -45,6 +45,17 @@ def packed(bits=4, width=128, group=32, *, zeros=False, order=False, scales=torc
 def test_every_width_with_zeros_and_orders(tmp_path, bits, zeros, order):
     tensors, wanted = packed(bits, zeros=zeros, order=order)
     holds(folder_of(tmp_path / "packed", tensors, SETTINGS), wanted, tries=6)
+
+
+@pytest.mark.parametrize("method", ["bitnet", "vptq"])
+def test_int8_of_a_quantiser_with_another_name_is_not_read(tmp_path, method):
+    numbers, scales = torch.ones(ROWS, 32, dtype=torch.int8), torch.ones(1)
+    tensors = {"layer.weight": numbers, "layer.weight_scale": scales}
+    folder = folder_of(tmp_path / "packed", tensors, {"quant_method": method})
+    shell = shardload.build_shell(lambda: Layer((ROWS, 32)))
+    with pytest.raises(shardload.UnsupportedError, match="is quantised"):
+        shardload.fill(shell, shardload.open_checkpoint(folder), dtype="bfloat16")
+    assert shardload.dequantised(shardload.open_checkpoint(folder), "bfloat16").packing == ""
 
 
 @pytest.mark.parametrize("bits", [2, 4])
