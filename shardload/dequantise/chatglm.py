@@ -27,7 +27,7 @@ def chatglm_weights(stored: Stored) -> Iterator[Weight]:
         if scales.numel == 1 != packed.shape[0]:
             continue  # compressed-tensors': one for the tensor
         bits = stored.config.get("quantization_bit")
-        if bits not in {4, 8}:
+        if bits not in (4, 8):  # of any type
             raise UnsupportedError(
                 f"{name} holds numbers of 4 or of 8 bits, and nothing says which",
                 where=f"{packed.shard}: {name}",

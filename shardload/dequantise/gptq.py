@@ -122,6 +122,7 @@ def _weight(stored: Stored, prefix: str) -> Weight:
     require(scales, (groups, rows), "F16 BF16 F32", packed)
     group = whole_setting(stored, "group_size", -1)
     if group < 1 or -(-columns // group) != groups:
+        require(scales, (max(groups, 1), rows), "F16 BF16 F32", packed)
         group = -(-columns // groups)
         if index is None and columns % groups:
             raise UnsupportedError(
@@ -136,12 +137,12 @@ def _weight(stored: Stored, prefix: str) -> Weight:
 
 
 def _lift(stored: Stored) -> int:
-    named = stored.settings.get("checkpoint_format") or "gptq"
+    named = str(stored.settings.get("checkpoint_format") or "gptq")
     if not stored.settings or named not in _FORMATS:
         raise UnsupportedError(
             "nothing says how GPTQ stored its zeros"
             if not stored.settings
-            else f"GPTQ's checkpoint_format {str(named)[:40]!r} is not known",
+            else f"GPTQ's checkpoint_format {named[:40]!r} is not known",
             cure="put the quantiser's own config beside the files: quantization_config in config.json, or "
             "quantize_config.json",
         )

@@ -73,6 +73,7 @@ def test_settings_of_an_old_quantiser_stand_in_a_file_of_their_own(tmp_path):
         (lambda t: t.__setitem__("layer.scales", t["layer.scales"].double()), "layer.scales"),
         (lambda t: t.__setitem__("layer.g_idx", t["layer.g_idx"][:-1]), "layer.g_idx"),
         (lambda t: t.pop("layer.qzeros"), "layer.qzeros"),
+        (lambda t: t.update({n: t[n][:0] for n in ("layer.scales", "layer.qzeros")}), "layer.scales"),
     ],
 )
 def test_changed_parts_are_refused_by_name(tmp_path, change, named):
@@ -87,7 +88,7 @@ def test_changed_parts_are_refused_by_name(tmp_path, change, named):
     assert shell.model.layer.weight.is_meta
 
 
-@pytest.mark.parametrize("named", [None, {"quant_method": "gptq", "checkpoint_format": "marlin"}])
+@pytest.mark.parametrize("named", [None, {"checkpoint_format": "marlin"}, {"checkpoint_format": ["gptq"]}])
 def test_what_is_not_known_is_not_guessed(tmp_path, named):
     tensors, _ = packed()
     folder = folder_of(tmp_path / "packed", tensors, named)
