@@ -184,9 +184,7 @@ def plan_of(
         raise UnsupportedError(
             "which layers tensor parallelism cuts is not in the headers, and no class of transformers says it",
             where=f"model_type {kind!r}, modules {', '.join(modules[:_SHOWN])}{more}",
-            cure=Wording(
-                "name them: {tp_plan}", tp_plan={"layers.*.up": "colwise", "layers.*.down": "rowwise"}
-            ),
+            cure=Wording('name them, each with "colwise" or "rowwise": {tp_plan}', tp_plan=...),
         )
     return plan
 

@@ -174,10 +174,7 @@ class Layout:
             raise UnsupportedError(
                 f"{type(shell.model).__name__} brings no plan for tensor parallelism",
                 where=Wording("{tp_plan}", tp_plan=self.plan),
-                cure=Wording(
-                    "name its layers: {tp_plan}",
-                    tp_plan={"layers.*.up": "colwise", "layers.*.down": "rowwise"},
-                ),
+                cure=Wording('name its modules, each with "colwise" or "rowwise": {tp_plan}', tp_plan=...),
             )
         styles = _expanded(shell.model, self.plan)
         _refuse_what_stays_cut(shell.model, styles)
