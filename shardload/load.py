@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shardload import remote_code
-from shardload.checkpoint.checkpoint import open_checkpoint
+from shardload.checkpoint.checkpoint import noticed_by_ranks, open_checkpoint
 from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.shard import DTYPES
 from shardload.dtypes import parse_dtype
@@ -133,9 +133,10 @@ def from_pretrained(
     `report_of(model)` returns the report of the load. Keywords of other loaders (`device_map`, `torch_dtype`, …) are
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
-    quantised = _quantisation(quantization_config, load_in_8bit, load_in_4bit)
-    beside = {"merge": merge or None, "prefix": prefix, "quantization_config": quantised}
-    layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
+    with noticed_by_ranks():
+        quantised = _quantisation(quantization_config, load_in_8bit, load_in_4bit)
+        beside = {"merge": merge or None, "prefix": prefix, "quantization_config": quantised}
+        layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
     leniency = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
     load = _Load(model_class, auto_class, config, dtype, quantised, key_map, leniency, keywords)
     with _together(layout, timeout) as ranks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from shardload.keymap import KeyMap
 from shardload.keywords import entry_point
 from shardload.model.shell import modules_of
 from shardload.model.wrapper_tensors import is_wrapper
+from shardload.placement.model_ranks import together
 from shardload.transformers_classes import conversions, library_class
 from shardload.transformers_classes.declared_ties import written_apart
 from shardload.transformers_classes.left_out import left_out
@@ -76,23 +78,23 @@ def save(
     """
     if not hasattr(model, "state_dict"):
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
-    limit = parse_size(max_shard_size)
-    _refuse_rounded_scales(model)
-    state = _state_dict(model)
-    beside = repo_files(model, _code_of, untied=is_untied(model, state), architecture=library_class(model))
-    written_through = _map_of(model, state, key_map)
-    ranks, state = _over_ranks(state)
-    if len(ranks) > 1:
-        from shardload._system.agreement import together
-        from shardload.writing.collective import write_together
-
-        with together(ranks, timeout) as agreed:
-            output = write_together(
-                folder, state, written_through, limit, beside, agreed, verify=verify, progress=progress
+    with together(model, timeout) as ranks:
+        with ranks.judging() if ranks else nullcontext():
+            limit = parse_size(max_shard_size)
+            _refuse_rounded_scales(model)
+            state = _state_dict(model)
+            beside = repo_files(
+                model, _code_of, untied=is_untied(model, state), architecture=library_class(model)
             )
-    else:
-        output = model_output(state, written_through, limit, beside)
-        write_output(folder, output, replace=True, verify=verify, progress=progress)
+            written_through = _map_of(model, state, key_map)
+        options: Any = {"verify": verify, "progress": progress}
+        if ranks:
+            from shardload.writing.collective import write_together
+
+            output = write_together(folder, state, written_through, limit, beside, ranks, **options)
+        else:
+            output = model_output(_local(state), written_through, limit, beside)
+            write_output(folder, output, replace=True, **options)
     weights = [name for name in output.names if name not in beside]
     return [Path(folder) / name for name in (*weights, *beside)]
 
@@ -116,19 +118,13 @@ def _refuse_rounded_scales(model: nn.Module) -> None:
         )
 
 
-def _over_ranks(
-    state: Mapping[str, torch.Tensor],
-) -> tuple[tuple[int, ...], Mapping[str, torch.Tensor]]:
-    """Return the ranks that a state dict lies over, and the state dict: plain where this process holds all of it."""
+def _local(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Return a state dict with plain tensors where this process alone holds those of a mesh."""
     if not any(map(is_wrapper, state.values())) or not torch.distributed.is_available():
-        return (), state
-    from torch.distributed.tensor import DTensor
-
-    from shardload.placement.mesh_ranks import ranks_over
+        return state
     from shardload.writing.collective import local
 
-    ranks = ranks_over(value for value in state.values() if isinstance(value, DTensor))
-    return ranks, local(state) if len(ranks) == 1 else state
+    return local(state)
 
 
 def _map_of(

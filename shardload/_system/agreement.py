@@ -96,8 +96,19 @@ class Agreement:
         return self.rank == self.ranks[0]
 
     def meet(self, place: str) -> None:
-        """Wait until all ranks have come to a place. Raises the error of a rank that failed."""
+        """Wait until all ranks have come to a place. Raises the error of a rank that failed.
+
+        Raises RanksError where another rank has come to another place: it does something else, and won't come here.
+        """
         self._steps += 1
+        first, at = json.loads(self.first_to_say("place", json.dumps([self.rank, place])))
+        if at != place:
+            other = RanksError(
+                "this rank and others do different things",
+                where=f"rank {first} is at {at!r}, rank {self.rank} at {place!r}",
+                cure="let all ranks call the same functions, in the same order, with the same model and keywords",
+            )
+            raise self._ended_by(json.dumps({**other.to_dict(), "known": True, "rank": first}))
         place = f"{self._steps} {place}"
         count = self._add(f"{place}/count", 1)
         self._set(f"{place}/{self.rank}", "")
@@ -266,6 +277,9 @@ class Agreement:
     def _without(self, said: str) -> ShardloadError:
         """Tell all what ended another rank, and return its error."""
         self._lost = 1
+        return self._ended_by(said)
+
+    def _ended_by(self, said: str) -> ShardloadError:
         self._tell(said)
         return self._error_of(json.loads(self._get("error")))
 

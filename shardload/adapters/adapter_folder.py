@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ from shardload.adapters.attach import not_attached, record_of
 from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
 from shardload.adapters.layers.experts import LoraParameters, layout_of
 from shardload.adapters.module_index import ModuleIndex
-from shardload.adapters.over_ranks import gathered
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keywords import entry_point
 from shardload.model.wrapper_tensors import is_wrapper, named
+from shardload.placement.model_ranks import together
 from shardload.writing import Output, OutputShard, write_output
 from shardload.writing.model_output import tensor_output
 
@@ -71,16 +72,27 @@ def save_adapter(
     UnsupportedError for what PEFT's format can't hold; RanksError; UnsafeError, NoSpaceError and CorruptError as
     `save` does.
     """
+    with together(model, timeout) as ranks:
+        with ranks.judging() if ranks else nullcontext():
+            plan = _plan_of(model, name)
+            tensors = plan.tensors()
+        if any(map(is_wrapper, tensors.values())) or ranks:
+            from shardload.adapters.over_ranks import gathered
+
+            tensors = gathered(tensors, ranks)
+        with ranks.judging() if ranks else nullcontext():
+            _check(tensors)
+            if ranks is None or ranks.is_first:
+                _write(folder, model, plan, tensors, progress=progress, verify=verify)
+    return [Path(folder) / _WEIGHTS, Path(folder) / _CONFIG]
+
+
+def _plan_of(model: nn.Module, name: str) -> _Plan:
     adapters = record_of(model)
     attached = adapters.attached.get(name)
     if attached is None:
         raise not_attached([name], adapters)
-    plan = _Plan(ModuleIndex(model), attached)
-    with gathered(model, plan.tensors, timeout) as (tensors, writes):
-        _check(tensors)
-        if writes:
-            _write(folder, model, plan, tensors, progress=progress, verify=verify)
-    return [Path(folder) / _WEIGHTS, Path(folder) / _CONFIG]
+    return _Plan(ModuleIndex(model), attached)
 
 
 def _write(

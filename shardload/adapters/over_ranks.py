@@ -1,48 +1,36 @@
-"""An adapter whose weights lie over ranks: gathered on all of them, and written by the first."""
+"""An adapter whose weights lie over ranks: gathered on all of them. Imported only where there is a process group."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Mapping
 
-    from torch import nn
+    import torch
+
+    from shardload._system.agreement import Agreement
 
 
-@contextmanager
-def gathered(
-    model: nn.Module, tensors_of: Callable[[], dict[str, torch.Tensor]], timeout: float
-) -> Iterator[tuple[dict[str, torch.Tensor], bool]]:
-    """Yield the whole tensors of an adapter, and whether this process writes them.
-
-    Where they lie over ranks, all of these have to come, and all end the block alike.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        yield tensors_of(), True
-        return
-    from torch.distributed.tensor import DTensor
-
-    from shardload._system.agreement import together
-    from shardload.placement.mesh_ranks import ranks_over
-    from shardload.placement.sharded import into_parts
-
-    into_parts(model)
-    tensors = tensors_of()
-    parts = {key: each for key, each in tensors.items() if isinstance(each, DTensor)}
-    ranks = ranks_over(parts.values())
-    whole = {**tensors, **{key: each.full_tensor().detach() for key, each in parts.items()}}
-    if len(ranks) < 2:
-        yield whole, True
-        return
-    with together(ranks, timeout) as agreed:
-        agreed.require_same(
+def gathered(tensors: Mapping[str, torch.Tensor], ranks: Agreement | None) -> dict[str, torch.Tensor]:
+    """Return the whole tensors of an adapter, on all ranks. Raises RanksError where these have others."""
+    if ranks:
+        headers = [
+            (key, each.shape, each.dtype, getattr(each, "placements", None)) for key, each in tensors.items()
+        ]
+        ranks.require_same(
             "the tensors of the adapter",
-            repr(sorted(whole)),
+            repr(sorted(headers, key=lambda each: each[0])),
             cure="shard each stage of a pipeline on a mesh of its own: DeviceMesh(kind, its ranks)",
         )
-        yield whole, agreed.is_first
-        agreed.meet("the adapter is written")
+    try:
+        return {
+            key: each.full_tensor().detach() if isinstance(each, DTensor) else each
+            for key, each in tensors.items()
+        }
+    except RuntimeError as error:
+        if ranks is None:
+            raise
+        raise ranks.lost(error) from error

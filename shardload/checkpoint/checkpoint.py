@@ -234,7 +234,7 @@ def open_checkpoint(
     stage of a pipeline, say; a segment "0-13" is a range, and other shards are not opened. Raises NotFoundError,
     CorruptError (no checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
     """
-    with _noticed_by_ranks():
+    with noticed_by_ranks():
         place = place_of(where, keywords)
         source, named = find_source(place)
         files = find_weight_files(source, only=named, variant=place.variant)
@@ -242,7 +242,7 @@ def open_checkpoint(
         return read_checkpoint(source, files, named=named, place=place, stage=stage)
 
 
-def _noticed_by_ranks() -> Any:
+def noticed_by_ranks() -> Any:
     """Let the other ranks of a process group, where there is one, know of an error that ends the block."""
     if not getattr(sys.modules.get("torch.distributed.distributed_c10d"), "is_initialized", bool)():
         return nullcontext()

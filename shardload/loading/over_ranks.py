@@ -48,11 +48,12 @@ def require_same(
     assert isinstance(target, Sharded)
     target.look = partial(ranks.look, seldom=True)
     headers = sorted((ref.name, ref.dtype, ref.shape) for ref in checkpoint.tensors.values())
-    slots = sorted((slot.name, slot.shape, slot.kind) for slot in shell.slots.values())
-    ranks.require_same("the headers of the checkpoint", repr(headers))
-    ranks.require_same("the tensors of the model, or how they are read,", repr((slots, read)))
+    slots = sorted((slot.name, slot.shape, slot.kind, str(slot.dtype)) for slot in shell.slots.values())
+    lie = sorted((name, repr(part.seen()[0])) for name, part in target.parts.items())
     made = target.dtype, rules.to_json() if rules else None
     ranks.require_same("the dtype or the key map", repr(made), cure="pass the same ones on all ranks")
+    ranks.require_same("the headers of the checkpoint", repr(headers))
+    ranks.require_same("the tensors of the model, or how they are read,", repr((slots, lie, read)))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from torch.distributed.tensor.parallel import (
 from shardload.errors import Cures, UnsupportedError, UsageError, Wording, keyword
 from shardload.model.shell import modules_of
 from shardload.placement.cut import Split, cut_by
+from shardload.placement.mesh_ranks import with_this_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -99,7 +100,7 @@ class Layout:
     @property
     def ranks(self) -> tuple[int, ...]:
         """The ranks of the mesh, in order."""
-        return tuple(sorted(self.mesh.mesh.flatten().tolist()))
+        return with_this_rank(sorted(self.mesh.mesh.flatten().tolist()))
 
     def device(self, asked: str | torch.device) -> str | torch.device:
         """Return the device for this rank's parts: the mesh's, but where FSDP keeps them in host memory."""
@@ -243,7 +244,10 @@ def _named(mesh: DeviceMesh, plan: Any) -> DeviceMesh:
             f"a mesh of {mesh.ndim} dimensions needs names for them",
             cure='pass init_device_mesh(…, mesh_dim_names=("dp_replicate", "dp", "tp"))',
         )
-    return DeviceMesh(mesh.device_type, mesh.mesh, mesh_dim_names=tuple(names))
+    with_this_rank(mesh.mesh.flatten().tolist())
+    # A new mesh would make new process groups, and ranks outside of it would number their next ones differently.
+    groups = [mesh.get_group(dim) for dim in range(mesh.ndim)]
+    return DeviceMesh.from_group(groups, mesh.device_type, mesh.mesh, mesh_dim_names=tuple(names))
 
 
 def _mesh_of(sizes: Mapping[str, Any], plan: Any) -> DeviceMesh:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
+from torch import distributed
+
+from shardload.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
+
+
+_SHOWN = 16
 
 
 def ranks_that_hold(tensors: Iterable[DTensor]) -> tuple[int, ...]:
@@ -24,13 +31,28 @@ def ranks_that_hold(tensors: Iterable[DTensor]) -> tuple[int, ...]:
         roots.setdefault(_all_of(_root(mesh)), []).append(mesh)
     over = [frozenset(_hull(_root(meshes[0]), meshes)) for meshes in roots.values()]
     largest = max(over, key=len, default=frozenset())
-    return tuple(sorted(largest)) if all(each <= largest for each in over) else ranks_over(tensors)
+    if not all(each <= largest for each in over):
+        return ranks_over(tensors)
+    return with_this_rank(sorted(largest))
 
 
 def ranks_over(tensors: Iterable[DTensor]) -> tuple[int, ...]:
     """Return all ranks of the meshes from which the meshes of tensors were sliced, in order: all stages of a model."""
     meshes = {id(each.device_mesh): each.device_mesh for each in tensors}
-    return tuple(sorted({rank for mesh in meshes.values() for rank in _all_of(_root(mesh))}))
+    return with_this_rank(sorted({rank for mesh in meshes.values() for rank in _all_of(_root(mesh))}))
+
+
+def with_this_rank(ranks: Iterable[int]) -> tuple[int, ...]:
+    """Return the ranks of a model. Raises UsageError where this one holds nothing of it: torch lets it make one."""
+    ranks, own = tuple(ranks), distributed.get_rank()
+    if ranks and own not in ranks:
+        shown = ", ".join(map(str, ranks[:_SHOWN])) + (" …" if ranks[_SHOWN:] else "")
+        raise UsageError(
+            "this rank is in no mesh of the model: it holds nothing of it",
+            where=f"rank {own}; the model's are {shown}",
+            cure="call this on the ranks of the model's mesh alone",
+        )
+    return ranks
 
 
 def _hull(root: DeviceMesh, meshes: Iterable[DeviceMesh]) -> Iterable[int]:

@@ -21,6 +21,7 @@ from shardload.model.shell import modules_of
 from shardload.model.wrapper_tensors import PLAIN
 from shardload.placement.cut import Cut, Split, cut_by
 from shardload.placement.device import OnDevice
+from shardload.placement.mesh_ranks import ranks_over
 from shardload.placement.taken import Taken, padded
 from shardload.placement.target import TargetAround
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
@@ -73,6 +74,18 @@ def into_parts(model: nn.Module) -> None:
     for _, module in modules_of(model):
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def ranks_of(model: nn.Module) -> tuple[int, ...]:
+    """Return all ranks that a model lies over, in order, all stages of a pipeline; none for one of one process."""
+    into_parts(model)
+    tensors = (
+        tensor
+        for _, module in modules_of(model)
+        for table in (module._parameters, module._buffers)
+        for tensor in table.values()
+    )
+    return ranks_over(tensor for tensor in tensors if isinstance(tensor, DTensor))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""A rank that does something else than the others: all are told, at once; one outside of the model changes nothing."""
+
+import pytest
+import torch
+
+import shardload
+from tests.distributed.astray import ASTRAY, WORLD
+from tests.distributed.faults import Net
+from tests.distributed.spawn import run_ranks
+
+OF_THE_RANK = {
+    "save_key_map": "NotFoundError",
+    "save_size": "UsageError",
+    "adapter_name": "UsageError",
+    "another_cut": "RanksError",
+    "another_dtype": "RanksError",
+    "keyword": "UnsupportedError",
+}
+OUTSIDE = {
+    "outside_fill": [ASTRAY],
+    "outside_from_pretrained": [ASTRAY],
+    "outside_save": list(range(1, WORLD)),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("astray")
+    torch.manual_seed(0)
+    shardload.save(Net(), folder / "net", max_shard_size="2kB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ended(folder):
+    ranks = run_ranks("tests.distributed.astray", WORLD, folder, timeout=240)
+    assert not any(rank.code for rank in ranks), [rank.said for rank in ranks]
+    return [rank.lines for rank in ranks]
+
+
+def of(ended, case):
+    return [next(line for line in lines if line.get("case") == case) for lines in ended]
+
+
+@pytest.mark.parametrize("case", OF_THE_RANK)
+def test_what_one_rank_alone_passes_is_refused_on_all_with_its_number(ended, case):
+    assert [(line["error"], line["rank"]) for line in of(ended, case)] == [
+        (OF_THE_RANK[case], ASTRAY)
+    ] * WORLD
+
+
+@pytest.mark.parametrize("case", ["another_call", "another_loader"])
+def test_ranks_that_wait_in_different_places_are_told_and_do_not_wait(ended, case):
+    lines = of(ended, case)
+    assert [line["error"] for line in lines] == ["RanksError"] * WORLD
+    assert len({line["rank"] for line in lines}) == 1
+    assert all("do different things" in line["text"] for line in lines)
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_a_rank_outside_of_the_model_is_refused_and_the_others_go_on(ended, case):
+    refused = ["UsageError" if rank in OUTSIDE[case] else None for rank in range(WORLD)]
+    assert [line["error"] for line in of(ended, case)] == refused
+
+
+def test_nothing_is_written(ended, folder):
+    assert not (folder / "out").exists()
+
+
+def test_a_load_on_some_ranks_leaves_the_numbers_of_torchs_groups_as_they_are(ended):
+    assert [line["error"] for line in of(ended, "numbers_of_groups")] == [None] * WORLD
