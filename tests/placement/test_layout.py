@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -82,7 +83,10 @@ def test_one_call_gives_each_rank_its_part_or_refuses_by_name(said, case):
     if case not in said:
         return  # transformers is not installed
     assert len(said[case]) == 2
-    assert all(line.startswith({**CASES, **OF_TRANSFORMERS}[case]) for line in said[case]), said[case]
+    told = [
+        re.sub(r": rank \d: ", ": ", line, count=1) for line in said[case]
+    ]  # what is refused before the ranks meet
+    assert all(line.startswith({**CASES, **OF_TRANSFORMERS}[case]) for line in told), told
 
 
 def test_a_process_without_ranks_is_told_to_make_some(tmp_path):
