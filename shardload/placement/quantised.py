@@ -10,16 +10,13 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from shardload.dequantise.scheme import BadValuesError, require_finite
 from shardload.model.module_loaders import own_loader
 from shardload.model.shell import modules_of
-from shardload.placement.device import OnDevice
 from shardload.placement.quantisation import Quantisation, is_turned, linears, sizes_of
 from shardload.placement.quantiser import Quantiser
 from shardload.placement.quantisers import bitsandbytes
+from shardload.placement.quantising import Quantising
 from shardload.placement.taken import NOTHING, Taken
 from shardload.placement.target import Claim
 
@@ -27,14 +24,16 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
+    import torch
+    from torch import nn
+
     from shardload.keymap import Derived
     from shardload.model.shell import Slot
-    from shardload.placement.target import Release
 
 _STATE = "quant_state.bitsandbytes__"
 
 
-class Quantised(OnDevice):
+class Quantised(Quantising):
     """Quantises the weights of Linears by bitsandbytes as they arrive; all else is done as `OnDevice` does it.
 
         >>> import shardload
@@ -137,7 +136,7 @@ class Quantised(OnDevice):
         if key not in self._linears:
             return super().result_bytes(key, tensor)
         nbytes = self._quantiser.nbytes(self._sizes[id(self._linears[key])])
-        return Taken(anonymous=nbytes) if self.device.type == "cpu" else Taken(device=nbytes)
+        return self._held(nbytes)
 
     # While shards are read ------------------------------------------------------------------------------------
 
@@ -147,15 +146,6 @@ class Quantised(OnDevice):
             return super().place(key, stored)
         upright = stored.t() if is_turned(self._linears[key]) else stored
         return self._quantiser.parameter(upright, self._dtype_for(key, stored))
-
-    def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
-        """Return what `place` returns; quantised weights are complete at once."""
-        if key not in self._linears:
-            return super().begin(key, stored, release)
-        placed = self.place(key, stored)
-        if release is not None:
-            release(0, stored.nbytes)
-        return placed
 
     def make(self, claim: Claim, parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Return a parameter of bitsandbytes that holds a weight as it is stored."""
@@ -175,13 +165,6 @@ class Quantised(OnDevice):
                 why = f"says {list(told)}, and the weight of the model is {list(shape)}"
                 raise BadValuesError(f"{_STATE}{self.quantisation.kind}", why)
         return {claim.fills[0]: made}
-
-    def put(self, module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-        """Assign a tensor; a quantised one as it is."""
-        if isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter:
-            module._parameters[name] = tensor
-        else:
-            super().put(module, name, tensor)
 
     def close(self) -> None:
         """End the threads that quantise, cast and copy."""

@@ -17,16 +17,15 @@ from shardload._system.heap import give_back
 from shardload.errors import UnsupportedError, Wording
 from shardload.model.module_loaders import own_loader
 from shardload.model.shell import modules_of
-from shardload.placement.device import OnDevice
 from shardload.placement.quantisation import linears_to_quantise
 from shardload.placement.quantisers import torchao
-from shardload.placement.taken import Taken
+from shardload.placement.quantising import Quantising
 
 if TYPE_CHECKING:
     import os
 
     from shardload.keymap import Derived
-    from shardload.placement.target import Release
+    from shardload.placement.taken import Taken
 
 _A_NUMBER = (
     20  # bytes for each element of a weight that torchao quantises: results in float32, measured up to 17
@@ -88,7 +87,7 @@ def _settled(told: Any) -> Any:
     return told
 
 
-class QuantisedByTorchao(OnDevice):
+class QuantisedByTorchao(Quantising):
     """Quantises the weights of Linears by torchao as they arrive; all else is done as `OnDevice` does it.
 
         >>> import shardload
@@ -161,7 +160,7 @@ class QuantisedByTorchao(OnDevice):
         dtype = self._wanted(key, floating=tensor.is_floating, real=True) or torch.float32
         made = self._made(torch.empty(tensor.shape, dtype=dtype, device="meta"))
         nbytes = sum(part.nbytes for part in parts_of(made))
-        return Taken(anonymous=nbytes) if self.device.type == "cpu" else Taken(device=nbytes)
+        return self._held(nbytes)
 
     def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:
         """Return the quantised weight of a Linear; for other tensors what OnDevice returns."""
@@ -170,22 +169,6 @@ class QuantisedByTorchao(OnDevice):
         made = self._made(stored.to(self.device, self._dtype_for(key, stored)).contiguous())
         give_back()  # up to 32 MB of each result in between stay on the heap
         return made
-
-    def begin(self, key: str, stored: torch.Tensor, release: Release | None) -> torch.Tensor:
-        """Return what `place` returns; quantised weights are complete at once."""
-        if key not in self._linears:
-            return super().begin(key, stored, release)
-        placed = self.place(key, stored)
-        if release is not None:
-            release(0, stored.nbytes)
-        return placed
-
-    def put(self, module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-        """Assign a tensor; a quantised one as it is."""
-        if isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter:
-            module._parameters[name] = tensor
-        else:
-            super().put(module, name, tensor)
 
     def finish(self, model: nn.Module) -> None:
         """Say what was quantised. A weight that the checkpoint lacks has the class's own value: it is quantised now."""

@@ -121,9 +121,8 @@ class Quantiser:
         """Do what int8_vectorwise_quant of bitsandbytes does on a CPU, number by number, without new memory."""
         half, single, other = self._memory(block.shape)
         if block.dtype == dtype and dtype in _EXACT:
-            single.copy_(
-                block
-            )  # by way of float32, as a cast from bfloat16 to float16 takes three times as long
+            # By way of float32, as a cast from bfloat16 to float16 takes three times as long.
+            single.copy_(block)
             half.copy_(single)
         else:
             half.copy_(block.to(dtype))
