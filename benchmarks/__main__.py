@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.cache:
             shutil.rmtree(cache, ignore_errors=True)
     data = {
-        "command": " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)]),
+        "command": _command(sys.argv[1:] if arguments is None else arguments),
         "quick": options.quick,
         "started": started.isoformat(timespec="seconds"),
         "seconds": time.monotonic() - clock,
@@ -83,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", help="keep the checkpoints (18 GB) in this folder for the next run")
     parser.add_argument("--results", help="where JSON and Markdown go (default: benchmarks/results)")
     return parser
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """Return the command without the folders of the machine that it ran on, which change no figure."""
+    kept, folders = [], {"--results", "--cache"}
+    for before, each in zip(["", *arguments], arguments, strict=False):
+        if before not in folders and each.partition("=")[0] not in folders:
+            kept.append(each)
+    return " ".join(["python -m benchmarks", *kept])
 
 
 if __name__ == "__main__":

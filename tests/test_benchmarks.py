@@ -142,6 +142,7 @@ def test_a_scaling_table_has_a_plot_of_all_its_rows(tmp_path):
     arguments = ["--quick", "--pairs", "1", "--only", "scaling-shards", "--loaders", "ours"]
     assert main([*arguments, "--results", str(tmp_path)]) == 0
     data = json.loads((tmp_path / "bench.json").read_text())
+    assert data["command"] == " ".join(["python -m benchmarks", *arguments])  # no folder of this machine
     svg = ET.parse(tmp_path / "scaling-shards.svg").getroot()
     circles = [node for node in svg.iter() if node.tag.endswith("circle")]
     assert len(circles) == 2 * len(data["tables"][0]["rows"]) == 6
