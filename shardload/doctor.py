@@ -30,6 +30,7 @@ from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import check
 from shardload.loading.packed import checked
 from shardload.model.shell import build_shell, modules_of
+from shardload.placement.any_quantisation import target_for
 from shardload.placement.quantisation import Quantisation
 from shardload.transformers_classes import conversions
 
@@ -210,11 +211,7 @@ def _in_model(shell: Shell, checkpoint: Checkpoint, given: KeyMap | None) -> Exa
 def _target(checkpoint: Checkpoint) -> Target | None:
     """Return the target of a load without a dtype: what bitsandbytes packed it takes as it is stored."""
     packed = Quantisation.stored(checkpoint.config) if checkpoint.may_be_packed else None
-    if packed is None:
-        return None
-    from shardload.placement.any_quantisation import target_for  # for those who have some
-
-    return target_for(packed, "cpu", None)
+    return None if packed is None else target_for(packed, "cpu", None)
 
 
 def _of_the_class(shell: Shell, checkpoint: Checkpoint, notes: list[str]) -> KeyMap | None:

@@ -15,6 +15,7 @@ from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, seco
 from shardload.keywords import entry_point, place_of
 from shardload.loading.memory_plan import MemoryPlan, Statement
 from shardload.loading.rank_amounts import RankAmounts, Ranks, idle, plan_of
+from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, target_for
 from shardload.placement.taken import code_after_cast, taken_on_device
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from shardload.keymap import Derived, MappedHeaders, Names
     from shardload.keywords import WhereKeywords
     from shardload.model.shell import Shell
-    from shardload.placement.any_quantisation import AnyQuantisation
     from shardload.where import Where, WhereLike
 
 SCHEMA = "shardload.plan/1"
@@ -166,7 +166,7 @@ def plan_load(
     key map that does not fit.
     """
     asked = quantization_config, load_in_8bit, load_in_4bit
-    quantised = _quantisation(*asked) if any(asked) else None
+    quantised = quantisation_of(*asked) if any(each not in NOT_ASKED for each in asked) else None
     if quantised and shell is None:
         raise UsageError(
             "which weights are quantised depends on the modules of the model, and there is none",
@@ -194,8 +194,11 @@ def plan_load(
         memory = statement.plan()
     else:
         from shardload.loading.fill import stated_for
-        from shardload.placement.any_quantisation import target_for
 
+        if quantised and code is None and not quantised.takes(checkpoint.tensors):
+            from shardload.loading.packed import refuse_undecided
+
+            refuse_undecided(checkpoint, quantised)  # as the load does
         target = target_for(quantised, device, parse_dtype(dtype))
         target.beside = beside
         memory = stated_for(shell, checkpoint, rules, target, copy=copy)
@@ -231,12 +234,6 @@ def plan_load(
         notes=[*checkpoint.warnings, *notes],
         ranks=ranks,
     )
-
-
-def _quantisation(*asked: Any) -> AnyQuantisation | None:
-    from shardload.placement.any_quantisation import quantisation_of  # imports torch
-
-    return quantisation_of(*asked)
 
 
 def _device_type(device: str | torch.device) -> str:

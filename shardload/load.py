@@ -20,6 +20,7 @@ from shardload.loading.fitting_class import fitting_class, with_unnamed
 from shardload.loading.provenance import REPORTS
 from shardload.loading.stream import expected_ahead
 from shardload.model.shell import build_shell
+from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, target_for
 from shardload.placement.device import OnDevice
 from shardload.placement.quantisation import Quantisation
 from shardload.remote_code.plain_config import (
@@ -134,7 +135,8 @@ def from_pretrained(
     declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
     """
     with noticed_by_ranks():
-        quantised = _quantisation(quantization_config, load_in_8bit, load_in_4bit)
+        asked = quantization_config, load_in_8bit, load_in_4bit
+        quantised = quantisation_of(*asked) if any(each not in NOT_ASKED for each in asked) else None
         beside = {"merge": merge or None, "prefix": prefix, "quantization_config": quantised}
         layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
     leniency = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
@@ -222,11 +224,13 @@ class _Load:
 
     def settle_class(self, *, stored: bool) -> None:
         """Settle config and class; with `stored`, weights that bitsandbytes packed may stay packed."""
-        packed = stored and self.dtype is None and self.checkpoint.may_be_packed
-        self._packed = Quantisation.stored(self.checkpoint.config) if packed else None
+        self._into, as_stored = self._quantised, False
+        if stored and self.dtype is None and self.checkpoint.may_be_packed:
+            self._into = self._quantised or Quantisation.stored(self.checkpoint.config)
+            as_stored = self._into is not None and self._into.takes(self.checkpoint.tensors)
         self.loaded, self.resolved = self._made_of(self.checkpoint)
         if self.resolved.of_library and self._asked != "stored":
-            self._take_one_dtype(noted=self._asked == "auto" and self._packed is None)
+            self._take_one_dtype(noted=self._asked == "auto" and not as_stored)
 
     def _made_of(self, checkpoint: Checkpoint) -> tuple[remote_code.LoadedConfig, remote_code.ResolvedClass]:
         """Return the config and the class: the caller's own, or as the repo and its code say."""
@@ -256,7 +260,7 @@ class _Load:
         if noted and self.checkpoint.may_be_packed:
             from shardload.loading.packed import refuse_undecided
 
-            refuse_undecided(self.checkpoint)
+            refuse_undecided(self.checkpoint, self._quantised)
         made_in, self.dtype = in_one_dtype(self.loaded.config, self.dtype, self.checkpoint)
         self.loaded = replace(self.loaded, config=made_in)
         self._one_dtype = True
@@ -266,10 +270,8 @@ class _Load:
     def build(self, device: str | torch.device, spill: str | os.PathLike[str] | None) -> None:
         """Build the shell, of two classes that a repo names the one that the keys fit; say where its weights go."""
         self.target = OnDevice(device, self.dtype, spill)
-        if quantised := self._quantised or self._packed:
-            from shardload.placement.any_quantisation import target_for
-
-            self.target = target_for(quantised, device, self.dtype, spill)
+        if self._into is not None:
+            self.target = target_for(self._into, device, self.dtype, spill)
         self.shell = self._shell_of(self.resolved)
         if self.resolved.named is not None:
             made = self.resolved, self.shell, self.checkpoint, self._shell_of, self._key_map
@@ -345,14 +347,6 @@ def _take_generation_settings(model: nn.Module, checkpoint: Checkpoint) -> str |
     from shardload.transformers_classes.generation_settings import take_from_config_json
 
     return take_from_config_json(model, checkpoint.config, f"config.json of {checkpoint.label}")
-
-
-def _quantisation(config: Any, load_in_8bit: bool, load_in_4bit: bool) -> AnyQuantisation | None:
-    if config is None and not load_in_8bit and not load_in_4bit:
-        return None
-    from shardload.placement.any_quantisation import quantisation_of
-
-    return quantisation_of(config, load_in_8bit, load_in_4bit)
 
 
 def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, **on_top: object) -> Layout | None:

@@ -10,13 +10,14 @@ from shardload.checkpoint.place import place_of_opened
 from shardload.checkpoint.plain_weights import weights_in, with_plain
 from shardload.dequantise.signatures import CONFIG_FIELDS
 from shardload.diagnosis.quantised import UNREADABLE, plain_cures
-from shardload.errors import Cures, ShardloadError, UnsupportedError
+from shardload.errors import Cures, ShardloadError, UnsupportedError, Wording
 from shardload.keymap.dequantised import Dequantised
 from shardload.keymap.derived import pieces
+from shardload.placement.quantisation import Quantisation
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     import torch
     from torch import nn
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.dequantise import Weight
     from shardload.diagnosis.finding import Finding
+    from shardload.placement.any_quantisation import AnyQuantisation
     from shardload.placement.target import Target
 
 _COMMON = frozenset({"weight", "scale", "scales"})  # last segments that other modules have too
@@ -74,18 +76,38 @@ def packed_notes(checkpoint: Checkpoint) -> list[str]:
     return [f"{count} stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
 
 
-def refuse_undecided(checkpoint: Checkpoint) -> None:
-    """Raise UnsupportedError for a checkpoint with packed weights, for a model that takes plain ones of a dtype."""
+def refuse_undecided(checkpoint: Checkpoint, asked: AnyQuantisation | None = None) -> None:
+    """Raise UnsupportedError for a checkpoint with packed weights, for a model that takes plain ones of a dtype.
+
+    `asked` is what the weights are to be quantised to, which is another kind than that in which they are stored.
+    """
     weights = weights_in(checkpoint)
     if not weights:
         return
-    label = weights[0].scheme.label
+    and_asked = f", and {asked.kind} is asked for" if asked else ""
     raise UnsupportedError(
-        f"the checkpoint is quantised: {label}; in which dtype its weights are to be made plain is not said",
+        f"the checkpoint is quantised: {weights[0].scheme.label}{and_asked}; in which dtype its weights are to be "
+        "made plain is not said",
         where=checkpoint.label,
-        cure=Cures(*plain_cures(place_of_opened(checkpoint)).parts[:2]),
+        cure=Cures(*(_anew_cures(checkpoint, asked) if asked else _plain_cures(checkpoint))),
         code="E-QUANT",
     )
+
+
+def _plain_cures(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return plain_cures(place_of_opened(checkpoint)).parts[:2]
+
+
+def _anew_cures(checkpoint: Checkpoint, asked: AnyQuantisation) -> Iterator[str]:
+    """Yield what to do about weights that are stored in one kind and asked for in another."""
+    yield Wording(
+        "pass {dtype}, or float16 or float32: the weights are made plain in it, and then quantised to {0}",
+        asked.kind,
+        dtype="bfloat16",
+    )
+    stored = Quantisation.stored(checkpoint.config)
+    if stored is not None and stored.takes(checkpoint.tensors):
+        yield f"ask for no quantisation: the weights stay in {stored.kind}, as they are stored"
 
 
 def checked(findings: Sequence[Finding], checkpoint: Checkpoint) -> tuple[Finding, ...]:

@@ -1,26 +1,32 @@
-"""AnyQuantisation: what a caller asks to quantise weights to, by either package, and the target that does it."""
+"""AnyQuantisation: what a caller asks to quantise weights to, by either package, and the target that does it.
+
+Does not import torch: a plan of a load that quantises nothing does without it.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-
-from shardload.placement.device import OnDevice
-from shardload.placement.quantisation import Quantisation
-from shardload.placement.quantised import Quantised
-from shardload.placement.quantised_by_torchao import QuantisedByTorchao, TorchaoQuantisation
 
 if TYPE_CHECKING:
     import os
 
     import torch
 
-AnyQuantisation = Quantisation | TorchaoQuantisation
+    from shardload.placement.device import OnDevice
+    from shardload.placement.quantisation import Quantisation
+    from shardload.placement.quantised_by_torchao import TorchaoQuantisation
+
+    AnyQuantisation = Quantisation | TorchaoQuantisation
+
+NOT_ASKED = (None, False)
+"""The values of options that ask for nothing: a load whose three options are such ones does not come here."""
 
 
-def quantisation_of(config: Any, load_in_8bit: bool, load_in_4bit: bool) -> AnyQuantisation | None:
-    """Return what is asked for: by torchao for one of its configurations, else by bitsandbytes; None for nothing."""
-    if config is None and not load_in_8bit and not load_in_4bit:
-        return None
+def quantisation_of(config: Any, load_in_8bit: bool, load_in_4bit: bool) -> AnyQuantisation:
+    """Return what is asked for: by torchao for one of its configurations, else by bitsandbytes."""
+    from shardload.placement.quantisation import Quantisation
+    from shardload.placement.quantised_by_torchao import TorchaoQuantisation
+
     by_torchao = None if load_in_8bit or load_in_4bit else TorchaoQuantisation.of(config)
     return by_torchao or Quantisation.of(config, load_in_8bit, load_in_4bit)
 
@@ -32,6 +38,11 @@ def target_for(
     spill: str | os.PathLike[str] | None = None,
 ) -> OnDevice:
     """Return the target of a load: one that quantises, where that is wanted."""
+    from shardload.placement.device import OnDevice
+    from shardload.placement.quantisation import Quantisation
+    from shardload.placement.quantised import Quantised
+    from shardload.placement.quantised_by_torchao import QuantisedByTorchao
+
     if wanted is None:
         return OnDevice(device, dtype, spill)
     by = Quantised if isinstance(wanted, Quantisation) else QuantisedByTorchao

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _METHOD = "bitsandbytes"
+STATE = "quant_state.bitsandbytes__"
+"""The part of a weight of 4 bits that holds the settings; the kind follows."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Quantisation:
             return None
         options = _Options(told)
         return cls._read(options) if options.asks and is_installed(_METHOD) else None
+
+    def takes(self, stored: Iterable[str]) -> bool:
+        """Whether some of these names are those of weights that bitsandbytes packed to this kind."""
+        end = ".SCB" if self.kind == "int8" else f".{STATE}{self.kind}"
+        return any(name.endswith(end) for name in stored)
 
     @classmethod
     def _read(cls, options: _Options) -> Quantisation:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shardload.dequantise.scheme import BadValuesError, require_finite
 from shardload.model.module_loaders import own_loader
 from shardload.model.shell import modules_of
-from shardload.placement.quantisation import Quantisation, is_turned, linears, sizes_of
+from shardload.placement.quantisation import STATE, Quantisation, is_turned, linears, sizes_of
 from shardload.placement.quantiser import Quantiser
 from shardload.placement.quantisers import bitsandbytes
 from shardload.placement.quantising import Quantising
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from shardload.keymap import Derived
     from shardload.model.shell import Slot
-
-_STATE = "quant_state.bitsandbytes__"
 
 
 class Quantised(Quantising):
@@ -98,8 +96,7 @@ class Quantised(Quantising):
 
     def takes(self, stored: Mapping[str, Derived]) -> bool:
         """Whether weights are stored as bitsandbytes packs them, in the kind that is wanted."""
-        kind = self.quantisation.kind
-        return any(name.endswith(".SCB" if kind == "int8" else f".{_STATE}{kind}") for name in stored)
+        return self.quantisation.takes(stored)
 
     def claims(self, slots: Mapping[str, Slot], stored: Mapping[str, Derived]) -> Sequence[Claim]:  # noqa: ARG002
         """Claim the weights that are stored quantised; the other Linears of such a checkpoint stay plain."""
@@ -124,7 +121,7 @@ class Quantised(Quantising):
         shape = self._sizes[id(module)]
         if self.quantisation.kind == "int8":
             return packed.dtype == "I8" and packed.shape == shape and "SCB" in parts
-        return packed.nbytes == -(-prod(shape) // 2) and f"{_STATE}{self.quantisation.kind}" in parts
+        return packed.nbytes == -(-prod(shape) // 2) and f"{STATE}{self.quantisation.kind}" in parts
 
     def claim_bytes(self, claim: Claim, parts: Mapping[str, Derived]) -> Taken:  # noqa: ARG002
         """Return what packed weights take: nothing on the CPU, where they stay views of the file."""
@@ -163,7 +160,7 @@ class Quantised(Quantising):
             shape, told = self._sizes[id(self._linears[claim.fills[0]])], tuple(made.quant_state.shape)
             if told != shape:
                 why = f"says {list(told)}, and the weight of the model is {list(shape)}"
-                raise BadValuesError(f"{_STATE}{self.quantisation.kind}", why)
+                raise BadValuesError(f"{STATE}{self.quantisation.kind}", why)
         return {claim.fills[0]: made}
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from shardload.placement.quantising import Quantising
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
     from shardload.keymap import Derived
     from shardload.placement.taken import Taken
@@ -42,6 +43,15 @@ class TorchaoQuantisation:
 
     config: Any
     skip: tuple[str, ...] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name of torchao's configuration."""
+        return type(self.config).__name__
+
+    def takes(self, stored: Iterable[str]) -> bool:  # noqa: ARG002
+        """Whether the weights are stored as they are wanted: tensors of torchao are not read."""
+        return False
 
     @classmethod
     def of(cls, config: Any) -> TorchaoQuantisation | None:
@@ -127,7 +137,7 @@ class QuantisedByTorchao(Quantising):
     @property
     def kind(self) -> str:
         """The name of torchao's configuration."""
-        return type(self._wanted_kind.config).__name__
+        return self._wanted_kind.kind
 
     @property
     def assigns(self) -> bool:

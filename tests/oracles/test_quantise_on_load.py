@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -99,3 +101,44 @@ def test_transformers_runs_what_was_left_alone_here(tmp_path, kind, skip):
         if kind == "int8":  # 4 bits run by another function of bitsandbytes on some processors
             with torch.no_grad():
                 assert torch.equal(ours(IDS).logits, theirs(IDS).logits)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("stored", "asked"), [("int8", "nf4"), ("nf4", "int8"), ("nf4", "fp4")])
+def test_a_kind_other_than_the_stored_one_is_undecided_without_a_dtype(tmp_path, stored, asked):
+    """It would be made plain in some dtype, and quantised a second time: the caller says in which."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "plain")
+    of = {name: transformers.BitsAndBytesConfig(**KINDS[name]) for name in (stored, asked)}
+    model = shardload.from_pretrained(tmp_path / "plain", quantization_config=of[stored])
+    where = tmp_path / stored
+    shardload.save(model, where)
+    shell = shardload.build_shell(lambda: transformers.LlamaForCausalLM(config))
+    for load in (shardload.from_pretrained, lambda *a, **k: shardload.plan_load(*a, shell=shell, **k)):
+        with pytest.raises(shardload.UnsupportedError) as caught:
+            load(where, quantization_config=of[asked])
+        assert caught.value.code == "E-QUANT"
+        assert f"bitsandbytes {stored}, and {asked} is asked for" in caught.value.what
+        plain, kept = caught.value.cure.split("; or ")
+        assert plain.startswith("pass dtype='bfloat16'")
+        assert plain.endswith(f"are made plain in it, and then quantised to {asked}")
+        assert kept == f"ask for no quantisation: the weights stay in {stored}, as they are stored"
+    same(shardload.from_pretrained(where).state_dict(), model.state_dict())
+    same(shardload.from_pretrained(where, quantization_config=of[stored]).state_dict(), model.state_dict())
+    anew = shardload.from_pretrained(where, quantization_config=of[asked], dtype="bfloat16")
+    shardload.save(shardload.from_pretrained(where, dtype="bfloat16"), tmp_path / "plain again")
+    theirs = by_transformers(tmp_path / "plain again", quantization_config=of[asked])
+    same(anew.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_stored_kind_is_taken_where_the_config_does_not_name_it(folder, tmp_path):
+    model = shardload.from_pretrained(folder, load_in_8bit=True)
+    shardload.save(model, tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    del told["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    same(shardload.from_pretrained(tmp_path, load_in_8bit=True).state_dict(), model.state_dict())
+    with pytest.raises(shardload.UnsupportedError, match="in which dtype"):
+        shardload.from_pretrained(tmp_path)
