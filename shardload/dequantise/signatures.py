@@ -20,6 +20,28 @@ SIGNATURES: tuple[tuple[frozenset[str], str], ...] = (
 ENDS = (("_blocks", "_scales"), "MXFP4")
 """The same for ends of a whole parameter's name: experts.gate_up_proj_blocks."""
 
+_OF_MODULE = ("SCB", "weight_format")
+_OF_WEIGHT = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+_STATE = ".weight.quant_state."
+
+
+def weight_of(name: str) -> tuple[str, str] | None:
+    """Return the weight that a part of bitsandbytes' packing belongs to, and the end of the part's own name.
+
+    None for any other name. These are the weights that a model can hold as they are stored.
+
+    >>> weight_of("head.SCB"), weight_of("head.weight.absmax"), weight_of("head.weight")
+    (('head.weight', 'SCB'), ('head.weight', 'weight.absmax'), None)
+    """
+    before, _, last = name.rpartition(".")
+    if last in _OF_MODULE and before:
+        return f"{before}.weight", last
+    if last in _OF_WEIGHT and before.endswith(".weight"):
+        return before, f"weight.{last}"
+    before, found, kind = name.partition(_STATE)
+    return (f"{before}.weight", f"{_STATE[1:]}{kind}") if found else None
+
+
 FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 """The dtypes in which weights are numbers by themselves, up to a scale."""
 

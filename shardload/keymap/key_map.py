@@ -17,6 +17,7 @@ from shardload.keymap.edited_table import EditedTable
 from shardload.keymap.fingerprint import Fingerprint
 from shardload.keymap.key_pattern import unaccounted
 from shardload.keymap.mapped import MappedHeaders, is_name_rule, refuse_meeting, renamed
+from shardload.keymap.packed_parts import moved_parts
 from shardload.keymap.rename import Rename
 from shardload.keymap.residence import residence
 from shardload.keymap.rule import refuse_clashes
@@ -191,6 +192,9 @@ class KeyMap(RuleChain):
                     edited.take(step)
                 table = edited.table
             counts += claimed
+        if moved := moved_parts(tensors, taken, table):
+            table = {moved.get(name, name): tensor for name, tensor in table.items()}
+            taken |= {tensors[name].name for name in moved}
         if any(tensor.name != name for name, tensor in tensors.items()):
             # These were made by another map: the names are accounted for as if tensors were stored under them.
             told, _ = self._walk({name: stored_as(name, tensor) for name, tensor in tensors.items()})

@@ -142,3 +142,25 @@ def test_the_stored_kind_is_taken_where_the_config_does_not_name_it(folder, tmp_
     same(shardload.from_pretrained(tmp_path, load_in_8bit=True).state_dict(), model.state_dict())
     with pytest.raises(shardload.UnsupportedError, match="in which dtype"):
         shardload.from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["int8", "fp4"])
+def test_a_head_that_a_class_renames_is_saved_with_its_parts(tmp_path, kind):
+    """GPT-NeoX's checkpoints call lm_head embed_out: transformers writes and reads the parts under that name."""
+    torch.manual_seed(0)
+    config = transformers.GPTNeoXConfig(**{**SIZES, "num_hidden_layers": 1})
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "plain")
+    asked = transformers.BitsAndBytesConfig(**KINDS[kind], llm_int8_skip_modules=["query_key_value"])
+    ours = shardload.from_pretrained(tmp_path / "plain", quantization_config=asked)
+    theirs = by_transformers(tmp_path / "plain", quantization_config=asked)
+    shardload.save(ours, tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    names = [set(shardload.open_checkpoint(tmp_path / who).tensors) for who in ("ours", "theirs")]
+    assert names[0] == names[1]
+    assert len([name for name in names[0] if name.startswith("embed_out.")]) > 2
+    for who in ("ours", "theirs"):
+        same(shardload.from_pretrained(tmp_path / who).state_dict(), ours.state_dict())
+        same(by_transformers(tmp_path / who).state_dict(), ours.state_dict())
+    plain = shardload.from_pretrained(tmp_path / "ours", dtype="float32")
+    assert plain.lm_head.weight.dtype == torch.float32
