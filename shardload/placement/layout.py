@@ -25,6 +25,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from shardload.errors import Cures, UnsupportedError, UsageError, Wording, keyword
+from shardload.model.blocks import blocks_of
 from shardload.model.shell import modules_of
 from shardload.placement.cut import Split, cut_by
 from shardload.placement.mesh_ranks import with_this_rank
@@ -210,26 +211,6 @@ class Layout:
                 cure='name one: init_device_mesh(…, mesh_dim_names=("dp", "tp"))',
             )
         return self.mesh if self.mesh.ndim == 1 else self.mesh[found]
-
-
-def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the repeated blocks of a model: the children of the outermost lists of modules of one class.
-
-    A list inside a block, of experts say, belongs to the block. These are what FSDP gathers one after another.
-    """
-    pending = [model]
-    while pending:
-        module = pending.pop()
-        children = [child for child in module._modules.values() if child is not None]
-        repeats = isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential) and len(children) > 1
-        if (
-            repeats
-            and len(set(map(type, children))) == 1
-            and all(any(True for _ in c.parameters()) for c in children)
-        ):
-            yield from children
-        else:
-            pending += reversed(children)
 
 
 def _named(mesh: DeviceMesh, plan: Any) -> DeviceMesh:

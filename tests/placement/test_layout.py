@@ -11,7 +11,7 @@ from torch import nn
 
 from shardload import UsageError, attach_lora, from_pretrained, save, save_adapter
 from shardload.cli.demo_repo import write_demo_repo
-from shardload.placement.layout import blocks_of
+from shardload.model.blocks import blocks_of
 from tests.distributed.nets import NETS
 from tests.distributed.spawn import run_ranks
 
