@@ -193,7 +193,7 @@ class DeviceMap:
                 where=keyword("device_map"),
                 cure='name each part of the model once, or "" for all that has no name of its own',
             )
-        by_tensor = {}
+        by_tensor: dict[str, Place] = {}
         first = min(places.values(), key=_order)
         for names in tensors:  # a tied tensor lies in one place, and best on an accelerator
             asked = [next((places[p] for p in prefixes(name) if p in places), None) for name in names]
