@@ -80,3 +80,21 @@ def test_blocks_by_name_run_by_their_numbers_between_embeddings_and_the_rest():
     assert list(blocks_by_name(names)) == [
         "model.embed_tokens", "model.layers.0", "model.layers.2", "model.layers.10", "lm_head", "model.norm", "scale",
     ]  # fmt: skip
+
+
+def test_blocks_are_the_outermost_repeated_modules():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Embedding(3, 2), nn.Linear(2, 2)])
+            self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Block() for _ in range(2))})
+            self.decoder = nn.Sequential(Block(), Block(), Block())
+            self.activations = nn.ModuleList([nn.ReLU(), nn.ReLU()])
+
+    net = Net()
+    assert list(blocks_of(net)) == [*net.encoder["layers"], *net.decoder]

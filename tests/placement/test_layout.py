@@ -11,7 +11,7 @@ from torch import nn
 
 from shardload import UsageError, attach_lora, from_pretrained, save, save_adapter
 from shardload.cli.demo_repo import write_demo_repo
-from shardload.model.blocks import blocks_of
+from shardload.placement.layout import Layout
 from tests.distributed.nets import NETS
 from tests.distributed.spawn import run_ranks
 
@@ -93,21 +93,5 @@ def test_a_process_without_ranks_is_told_to_make_some(tmp_path):
     save(nn.Linear(4, 2), tmp_path)
     with pytest.raises(UsageError, match="process group"):
         from_pretrained(tmp_path, model_class=lambda _config: nn.Linear(4, 2), tp_plan="auto")
-
-
-def test_blocks_are_the_outermost_repeated_modules():
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.parts = nn.ModuleList([nn.Embedding(3, 2), nn.Linear(2, 2)])
-            self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Block() for _ in range(2))})
-            self.decoder = nn.Sequential(Block(), Block(), Block())
-            self.activations = nn.ModuleList([nn.ReLU(), nn.ReLU()])
-
-    net = Net()
-    assert list(blocks_of(net)) == [*net.encoder["layers"], *net.decoder]
+    with pytest.raises(UsageError, match="process group"):
+        Layout.of(None, None, {"fsdp_size": 2})
