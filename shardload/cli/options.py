@@ -12,7 +12,7 @@ from shardload.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shardload.keymap import KeyMap
+    from shardload.keymap import KeyMap, Rule
     from shardload.keywords import TrustKeywords, WhereKeywords
     from shardload.where import Trust
 
@@ -81,7 +81,8 @@ def key_map_options(function: Command) -> Command:
             "--key-map",
             multiple=True,
             metavar="OLD=NEW",
-            help="Rename keys: {} is a number, {...} any run of segments. OLD= drops the keys that match.",
+            help="Rename keys: {} is a number, {...} any run of segments. OLD= drops the keys that match, and "
+            "OLD=OLD,NEW gives them a second name.",
         ),
     ):
         function = option(function)
@@ -150,10 +151,13 @@ def key_map_of(options: dict[str, Any]) -> KeyMap:
 
 
 def renames(entries: Sequence[str]) -> KeyMap:
-    """Return `OLD=NEW` entries as a KeyMap, in their order; `OLD=` drops. Raises UsageError for other texts."""
+    """Return `OLD=NEW` entries as a KeyMap, in their order. Raises UsageError for other texts.
+
+    `OLD=` drops, and `OLD=NEW,ALSO` gives one tensor several names.
+    """
     from shardload.keymap import KeyMap
 
-    key_map = KeyMap()
+    rules: list[Rule] = []
     for entry in entries:
         old, sign, new = entry.partition("=")
         if not old or not sign:
@@ -164,5 +168,5 @@ def renames(entries: Sequence[str]) -> KeyMap:
                 where="--key-map",
                 cure="write the rule in a key map's file: --map FILE",
             )
-        key_map = key_map.rename(old, new) if new else key_map.drop(old)
-    return key_map
+        rules += KeyMap.of({old: new.split(",") if new else None}).rules
+    return KeyMap(tuple(rules))

@@ -102,8 +102,9 @@ def _as_option(option: click.Option, value: Any) -> str | None:
     if value is ...:
         return f"{name} {option.metavar or str(option.name).upper()}"
     if isinstance(value, dict):
-        if any("=" in f"{old}{new or ''}" for old, new in value.items()):
+        entries = {old: [new] if isinstance(new, str) else new or [] for old, new in value.items()}
+        if any("=" in old or {"=", ","} & set("".join(new)) for old, new in entries.items()):
             return None  # OLD=NEW can't say it
-        value = [f"{old}={'' if new is None else new}" for old, new in value.items()]
+        value = [f"{old}={','.join(new)}" for old, new in entries.items()]
     values = value if isinstance(value, (list, tuple)) else [value]
     return " ".join(f"{name} {shlex.quote(str(one))}" for one in values)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shardload.where import Where
 
 Shape = tuple[int, ...]
+_FOR_THE_WHOLE = frozenset({"settles", "step", "after", "choices"})  # what the whole cure is made of
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class Finding:
     what names and shapes can't show: such a map is never applied unasked. `declines` marks checkpoints that this
     version does not load at all, `unsafe` files that are corrupt. `settles` are the keys that the cure settles without
     a map; `step` is the choice of the cure that is taken beside other steps, where that is not the first one, and
-    `after` what is said after the steps.
+    `after` what is said after the steps. `choices` are explanations that fit equally well, each as what it means and
+    its step or its rules.
     """
 
     code: str
@@ -131,6 +133,7 @@ class Finding:
     settles: frozenset[str] = field(default=frozenset(), repr=False)
     step: str = ""
     after: str = ""
+    choices: tuple[tuple[str, str | KeyMap], ...] = field(default=(), repr=False)
 
     @classmethod
     def of_links(cls, case: Case, code: str, links: Sequence[Link], cause: str, rules: KeyMap) -> Finding:
@@ -153,9 +156,7 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as JSON data, with the keywords that the cure names (None: a value that you choose)."""
         rules = [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None
-        plain = {
-            name: value for name, value in vars(self).items() if name not in {"settles", "step", "after"}
-        }
+        plain = {name: value for name, value in vars(self).items() if name not in _FOR_THE_WHOLE}
         return {
             **plain,
             "evidence": list(self.evidence),

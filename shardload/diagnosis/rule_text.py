@@ -14,21 +14,24 @@ if TYPE_CHECKING:
 _LONGEST = 200  # characters of a mapping that is printed to be typed
 
 
-def as_names(rules: Sequence[Rule]) -> Names | None:
+def as_names(rules: Sequence[Rule], longest: int = _LONGEST) -> Names | None:
     """Return rules as the mapping that `key_map` takes; None where it can't say them, or is too long to type."""
-    names: dict[str, str | None] = {}
+    names: dict[str, str | list[str] | None] = {}
     for rule in rules:
+        target: str | list[str] | None
         if isinstance(rule, Rename) and not rule.everywhere:
             source, target = rule.source, rule.target
+        elif isinstance(rule, Alias):
+            source, target = rule.source, [rule.source, rule.target]
         elif isinstance(rule, Drop):
             source, target = rule.pattern, None
         else:
             return None
-        # A command has no words for a name with a sign = in it.
-        if source in names or "=" in f"{source}{target or ''}":
+        # A command has no words for a name with a sign = in it, or a comma.
+        if source in names or {"=", ","} & set(f"{source}{''.join(target or ())}"):
             return None
         names[source] = target
-    return names if len(repr(names)) <= _LONGEST else None
+    return names if len(repr(names)) <= longest else None
 
 
 def rule_text(rule: Rule) -> str:

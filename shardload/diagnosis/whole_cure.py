@@ -10,15 +10,17 @@ from shardload.diagnosis.config_fields import is_table
 from shardload.diagnosis.pairing.solution import Left
 from shardload.diagnosis.pairing.words import words_of
 from shardload.diagnosis.rule_text import as_names
-from shardload.errors import Cures, OfReport, Wording, joined, keyword
+from shardload.errors import Cures, OfReport, Wording, joined, keyword, keywords_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from shardload.diagnosis.finding import Case, Finding
     from shardload.diagnosis.pairing.key_family import Shape
+    from shardload.keymap import KeyMap, Rule
 
 _MOST_PATTERNS = 12
+_LONGEST_CHOICE = 800  # characters of a mapping that stands in no map: it is long, or can't be typed at all
 NO_CURE = "no cure is known: use the class and config that belong to this checkpoint"
 
 
@@ -41,13 +43,38 @@ def whole_cure(
         known = f"a part of the keys has {rules} rule{'s' * (rules != 1)} of a map; " if rules else ""
         which = Wording("say which key is which: {key_map}", key_map=...)
         return Cures(Wording("{0}{1}", known, NO_CURE), which)
+    choosing = next((finding for finding in others if finding.choices), None)
+    if choosing is not None:
+        beside = [finding for finding in others if finding is not choosing]
+        return Cures(
+            *(Wording("{0}: {1}", what, _steps(case, beside, rest, way)) for what, way in choosing.choices)
+        )
     if len(others) == 1 and not case.solution.key_map.rules and not rest:
         return others[0].cure
-    steps = [finding.step or _first(finding.cure) for finding in others]
-    if case.solution.key_map.rules:
-        steps.append(_map_step(case))
-    steps = [joined(" and ", [*steps, *rest])]
-    return joined("; ", [*steps, *(finding.after for finding in others if finding.after)])
+    return _steps(case, others, rest)
+
+
+def _steps(case: Case, findings: Sequence[Finding], rest: Sequence[str], way: str | KeyMap = "") -> str:
+    """Return all steps at once; `way` is one of the choices of another finding, a step or rules."""
+    more = () if isinstance(way, str) else way.rules
+    steps = [finding.step or _first(finding.cure) for finding in findings]
+    if case.solution.key_map.rules or more:
+        steps.append(_map_step(case, more))
+    steps = [joined(" and ", _merged([*steps, *([way] if isinstance(way, str) and way else []), *rest]))]
+    return joined("; ", [*steps, *(finding.after for finding in findings if finding.after)])
+
+
+def _merged(steps: Sequence[str]) -> list[str]:
+    """Return steps of which no two name one keyword: lists of patterns are joined."""
+    lists: dict[str, list[str]] = {}
+    others = []
+    for step in steps:
+        name, value = next(iter(keywords_of(step).items()), ("", None))
+        if isinstance(value, list) and step == keyword(name, value):
+            lists[name] = [*lists.get(name, ()), *value]
+        else:
+            others.append(step)
+    return [*others, *(keyword(name, patterns) for name, patterns in lists.items())]
 
 
 def _is_most(case: Case, left: Left) -> bool:
@@ -63,11 +90,12 @@ def _first(cure: str) -> str:
     return cure.parts[0] if isinstance(cure, Cures) else cure
 
 
-def _map_step(case: Case) -> str:
-    rules = (*case.own_rules, *case.solution.key_map.rules)
-    names = as_names(rules)
-    if names is not None:
-        return keyword("key_map", names)
+def _map_step(case: Case, more: Sequence[Rule] = ()) -> str:
+    """Return the step that gives the map, with more rules where a choice has some: no report has those."""
+    rules = (*case.own_rules, *case.solution.key_map.rules, *more)
+    names = as_names(rules, **({"longest": _LONGEST_CHOICE} if more else {}))
+    if names is not None or more:
+        return keyword("key_map", ... if names is None else names)
     count = len(rules)
     return Wording(
         "{0}: look at {1}, and load with {key_map}",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shardload._system.gc_freeze import gc_frozen
 from shardload.errors import UsageError
 from shardload.keymap import document
+from shardload.keymap.alias import Alias
 from shardload.keymap.derived import leaves, stored_as
 from shardload.keymap.drop import Drop
 from shardload.keymap.edited_table import EditedTable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from shardload.keymap.derived import Derived
     from shardload.keymap.rule import Rule
 
-Names = Mapping[str, str | None]
+Names = Mapping[str, str | Sequence[str] | None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class KeyMap(RuleChain):
             >>> [rule.op for rule in KeyMap.of({"module.{...}": "{...}", "*.inv_freq": None}).rules]
             ['rename', 'drop']
 
-        An entry of a mapping is a rename, or a drop where its value is None. Raises UsageError, NotFoundError.
+        An entry of a mapping is a rename, a drop where its value is None, or several names of one tensor:
+        `{"embed.weight": ["embed.weight", "head.weight"]}`. Raises UsageError, NotFoundError.
         """
         if isinstance(value, KeyMap):
             return value
@@ -80,13 +82,7 @@ class KeyMap(RuleChain):
             raise UsageError(
                 f"a key map is a KeyMap, a mapping of names or the path of a map, not a {type(value).__name__}"
             )
-        for old, new in (value or {}).items():
-            if not isinstance(old, str) or not isinstance(new, (str, type(None))):
-                raise UsageError(
-                    "a key map maps texts to texts, or to None for a drop", where=f"{old!r}: {new!r}"
-                )
-        rules = [Drop(old) if new is None else Rename(old, new) for old, new in (value or {}).items()]
-        return cls(tuple(rules))
+        return cls(tuple(rule for old, new in (value or {}).items() for rule in _entry(old, new)))
 
     def apply(self, key: str) -> str | None:
         """Return the model's name for a checkpoint's key, or None where the key is dropped.
@@ -359,6 +355,20 @@ class KeyMap(RuleChain):
         except UsageError as error:
             error.where = f"{os.fspath(path)}: {error.where}" if error.where else os.fspath(path)
             raise
+
+
+def _entry(old: object, new: object) -> list[Rule]:
+    """Return the rules of one entry of a mapping of names."""
+    names = [new] if isinstance(new, str) or not isinstance(new, Sequence) else list(new)
+    if not isinstance(old, str) or not (new is None or (names and all(isinstance(n, str) for n in names))):
+        raise UsageError(
+            "a key map maps texts to texts, to lists of them, or to None for a drop", where=f"{old!r}: {new!r}"
+        )
+    if new is None:
+        return [Drop(old)]
+    first, *others = names
+    own: list[Rule] = [Rename(old, first)] if first != old or not others else []
+    return [*own, *(Alias(first, other) for other in others)]
 
 
 def _literal(rule: Rule, table: Mapping[str, Derived]) -> tuple[Rule, ...]:

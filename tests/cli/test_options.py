@@ -89,6 +89,9 @@ def test_renames_are_rules_in_their_order():
         renames(["h.{}.w=layers.{}.w", "junk="]).rules
         == KeyMap().rename("h.{}.w", "layers.{}.w").drop("junk").rules
     )
+    assert renames(["e.w=e.w,head.w", "wte=e,head"]).rules == (
+        KeyMap().alias("e.w", "head.w").rename("wte", "e").alias("e", "head").rules
+    )
     assert renames([]).rules == ()
     for text in ("a", "=b", ""):
         with pytest.raises(UsageError, match="renames nothing"):

@@ -35,6 +35,7 @@ CASES = [
     ("inspect", keyword("copy", True), "copy=True"),
     ("inspect", keyword("alpha"), "--alpha ALPHA"),
     ("convert", keyword("verify", False), "--no-verify"),
+    ("load", keyword("key_map", {"a.b": ["a.b", "c"]}), "--key-map a.b=a.b,c"),
     ("convert", keyword("key_map"), "--key-map OLD=NEW"),
     ("convert", keyword("key_map", {"a": None}), "--key-map a="),
     ("map", keyword("subfolder", "a b"), "--subfolder 'a b'"),

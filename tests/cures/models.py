@@ -22,6 +22,14 @@ class Net(nn.Module):
         self.head = nn.Linear(4, 7)
 
 
+class Held(nn.Module):
+    """A trunk below a path of its own."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.net = Net(config)
+
+
 class Tall(Net):
     """A trunk whose output layer has the shape of its embedding, and a bias."""
 

@@ -82,6 +82,24 @@ def _two_sets(folder: Path) -> list[State]:
     return [one, two]
 
 
+def _two_for_one_path(folder: Path) -> list[State]:
+    sets = [(name, random_state(models.Net(), seed=n)) for n, name in enumerate(("online", "target"))]
+    write_checkpoint(folder, {k: v for name, state in sets for k, v in _in_front(name)(state).items()}, shards=1)
+    return [_in_front("net")(state) for _, state in sets]
+
+
+def _perhaps_tied(change: Callable[[State], State]) -> Callable[[Path], list[State]]:
+    """Return what writes a decoder without its output layer, where the config does not say that it is tied."""
+
+    def write(folder: Path) -> list[State]:
+        state = random_state(models.Decoder(models.DECODER))
+        del state["lm_head.weight"]
+        write_checkpoint(folder, change(state), shards=1, config=models.DECODER)
+        return [{**state, "lm_head.weight": state["embed_tokens.weight"]}]
+
+    return write
+
+
 def _pickled(change: Callable[[State], dict[str, Any]]) -> Callable[[Path], list[State]]:
     def write(folder: Path) -> list[State]:
         state = random_state(models.Net())
@@ -212,6 +230,13 @@ def provocations() -> Iterator[Provocation]:
     yield Provocation("losses beside the model", "E-MISMATCH", net, _renamed(_criteria))
     yield Provocation("other words", "E-RENAME", net, _renamed(_words))
     yield Provocation("two whole sets", "E-AMBIGUOUS", net, _two_sets)
+    yield Provocation("two sets for one path", "E-AMBIGUOUS", models.Held, _two_for_one_path)
+    for name, change in {
+        "": lambda state: state,
+        " behind a prefix": _in_front("module"),
+        ", and a loss": lambda state: {**state, "loss.center": torch.ones(3)},
+    }.items():
+        yield Provocation(f"a head that may be tied{name}", "E-TIE", models.Decoder, _perhaps_tied(change))
     yield Provocation("experts and a joined matrix", "E-STACK", models.Stacked, _structure)
     yield Provocation("another vocabulary", "E-VOCAB", models.Sized, _sized("vocab_size", 64))
     for name in models.SIZED:

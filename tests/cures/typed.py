@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _KEYWORD = re.compile(r"(?<![\w.'\"-])([a-z_]+)=(?!=)")
-_OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)(?: ('[^']*'|[^\s;,']+))?")
+_OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)(?: ('[^']*'|[^\s;']*[^\s;,']))?")
 _EDIT = re.compile(r"\bset (?P<fields>.+?) in config\.json")
 _FIELD = re.compile(r'([\w.]+) to (\[[^\]]*\]|"[^"]*"|true|false|null|-?\d+)')
 _DELETE = re.compile(r"\b(?:delete|remove) (\S+\.(?:json|safetensors|bin))")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from shardload import MismatchError, check, fill, from_pretrained, open_checkpoint
-from shardload.diagnosis import diagnose
+from shardload.diagnosis import diagnose, whole_cure
 from shardload.doctor import examine
 from shardload.keymap import Joined, KeyMap, Rename, Split, Transpose
 from shardload.model.shell import build_shell
@@ -453,12 +453,18 @@ def test_13_a_tie_that_only_the_text_config_says(tmp_path):
     assert torch.equal(model.lm_head.weight, model.embed_tokens.weight)
 
 
-def test_13_without_a_word_in_the_config_it_is_unproven():
-    stored, wanted = llama(layers=1, head=False), llama(layers=1)
-    (finding,) = diagnose(case_of(stored, wanted))
-    assert finding.code == "E-TIE"
-    assert finding.unproven
-    assert finding.confidence < 0.95
+@pytest.mark.parametrize("prefix", ["model.", "base."])
+def test_13_without_a_word_in_the_config_it_is_shared_or_new_and_neither_is_done(prefix):
+    stored = {key.replace("model.", prefix): shape for key, shape in llama(layers=1, head=False).items()}
+    case = case_of(stored, llama(layers=1))
+    findings = diagnose(case)
+    finding = next(finding for finding in findings if finding.code == "E-TIE")
+    assert (finding.key_map, finding.margin) == (None, 0.0)
+    assert "lm_head.weight" not in case.solution.filled
+    shared, new = whole_cure(case, findings).parts
+    assert "lm_head.weight" in KeyMap.of(shared.keywords["key_map"]).map_headers(dict(case.stored)).tensors
+    assert "allow_missing" not in shared.keywords
+    assert new.keywords["allow_missing"] == ["lm_head.weight"]
 
 
 @pytest.mark.parametrize("places", [{}, {"text_config": {"tie_word_embeddings": False}}])
@@ -491,8 +497,8 @@ def test_13_a_head_that_the_callers_map_drops_is_stored(tmp_path):
 def test_13_a_config_that_says_both_proves_nothing():
     config = {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}
     (finding,) = diagnose(case_of(llama(layers=1, head=False), llama(layers=1), config=config))
-    assert (finding.code, bool(finding.unproven)) == ("E-TIE", True)
-    assert "the opposite in tie_word_embeddings" in finding.evidence[0]
+    assert (finding.code, finding.key_map, len(finding.choices)) == ("E-TIE", None, 2)
+    assert "text_config.tie_word_embeddings = true, tie_word_embeddings = false" in finding.cause
 
 
 def test_13_twin_two_copies_are_compared_and_never_overwritten(tmp_path):

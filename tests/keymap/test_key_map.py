@@ -20,6 +20,15 @@ def test_a_mapping_is_a_map():
     assert key_map.apply("rope.inv_freq") is None
 
 
+def test_an_entry_of_a_mapping_may_give_several_names():
+    assert KeyMap.of({"a.{}": ["a.{}", "b.{}"], "c": ("d", "e", "f")}).rules == (
+        KeyMap().alias("a.{}", "b.{}").rename("c", "d").alias("d", "e").alias("d", "f").rules
+    )
+    for wrong in ([], ["b", None], 3, [3]):
+        with pytest.raises(UsageError, match="texts to texts, to lists of them, or to None"):
+            KeyMap.of({"a": wrong})
+
+
 def test_invert_leads_back():
     key_map = KeyMap.of({"h.{}.attn.{...}": "layers.{}.{...}", "wte": "embed"})
     for key in ("h.0.attn.q.w", "wte", "other"):

@@ -16,6 +16,7 @@ from shardload.diagnosis.pairing.left_over import pair_left_over
 from shardload.diagnosis.pairing.moved import pair_moved_trees
 from shardload.diagnosis.pairing.numbered import pair_named_parts, pair_shifted
 from shardload.diagnosis.pairing.renaming import pair_renamed
+from shardload.diagnosis.pairing.rival_sets import rival_sets, without_rivals
 from shardload.diagnosis.pairing.stacked import pair_stacked
 from shardload.diagnosis.pairing.tied import pair_tied
 from shardload.diagnosis.pairing.transposed import turn_squares
@@ -109,8 +110,14 @@ class Solution:
         """Pair the keys, make the map and try it on the headers."""
         have, want = families_of({key: ref.shape for key, ref in stored.items()}), families_of(wanted)
         plain = unwrap(have, want)
-        board = solve(plain.families, want, config, module_classes)
-        solution = cls(have, plain.families, want, plain.wrappings, board, Cure(board), plain.rivals)
+        rivals = plain.rivals or rival_sets(plain.families, want)
+        board = solve(
+            without_rivals(plain.families, rivals, adds=False),
+            without_rivals(want, rivals, adds=True),
+            config,
+            module_classes,
+        )
+        solution = cls(have, plain.families, want, plain.wrappings, board, Cure(board), rivals)
         solution._try(stored, wanted)
         return solution
 

@@ -13,44 +13,40 @@ if TYPE_CHECKING:
     from shardload.diagnosis.pairing.board import Board
     from shardload.diagnosis.pairing.key_family import KeyFamily
 
-DOUBT = "whether the output layer shares the embedding's numbers"
-
 
 def pair_tied(board: Board, config: Mapping[str, Any]) -> None:
-    """Link an output layer without a stored tensor with the stored embedding of its shape.
+    """Link an output layer without a stored tensor with the stored embedding of its shape, where the config says so.
 
-    Not where the config says that they differ; where it says both, at several depths, or nothing, that is unproven.
+    Where it says both, at several depths, or nothing, the layer may as well be new.
     """
-    places, against = tied_in(config), tied_in(config, says=False)
-    if against and not places:
+    places = tied_in(config)
+    if not places or tied_in(config, says=False):
         return
-    sure = bool(places) and not against
-    said = f"config.json says so in {', '.join(places)}" if places else ""
-    said += f", and the opposite in {', '.join(against)}" if against else ""
-    lacking = {family.template for family in board.wanted}
-    confidence, doubt = (0.97, "") if sure else (0.6, DOUBT)
+    said = f"config.json says so in {', '.join(places)}"
     board.add(
         *[
-            Link("alias", (rows,), (new,), confidence, unproven=doubt, evidence=said)
-            for new, rows in heads_without_weights(board)
-            # A head that lacks its bias too is not stored at all.
-            if sure or f"{new.template.rpartition('.')[0]}.bias" not in lacking
+            Link("alias", (rows,), (new,), 0.97, evidence=said)
+            for new, rows, _ in heads_without_weights(board)
         ]
     )
 
 
-def heads_without_weights(board: Board) -> list[tuple[KeyFamily, KeyFamily]]:
-    """Return the output layers that nothing fills, each with the only stored embedding of its shape."""
+def heads_without_weights(board: Board) -> list[tuple[KeyFamily, KeyFamily, KeyFamily]]:
+    """Return the output layers that nothing fills, each with the only embedding of its shape: as stored, as wanted."""
     stored = {family.shape for family in board.stored if not family.arity}
-    placed: dict[object, list[KeyFamily]] = defaultdict(list)
-    for family in _placed(board):
+    named = {family.template for family in board.first_stored}  # one of another size is stored, not absent
+    placed: dict[object, list[tuple[KeyFamily, KeyFamily]]] = defaultdict(list)
+    for family, place in _placed(board):
         if _is_embedding(family):
-            placed[family.shape].append(family)
+            placed[family.shape].append((family, place))
     return [
-        (new, placed[new.shape][0])
+        (new, *placed[new.shape][0])
         for new in board.wanted
         # A stored tensor that has no partner may be the output layer.
-        if _is_head(new) and new.shape not in stored and len(placed[new.shape]) == 1
+        if _is_head(new)
+        and new.template not in named
+        and new.shape not in stored
+        and len(placed[new.shape]) == 1
     ]
 
 
@@ -67,8 +63,12 @@ def tied_in(config: Mapping[str, Any], path: str = "", *, says: bool = True) -> 
     return found
 
 
-def _placed(board: Board) -> list[KeyFamily]:
-    return [*board.exact, *(link.stored[0] for link in board.links if link.kind == "rename")]
+def _placed(board: Board) -> list[tuple[KeyFamily, KeyFamily]]:
+    renames = [link for link in board.links if link.kind == "rename"]
+    return [
+        *((family, family) for family in board.exact),
+        *((link.stored[0], link.wanted[0]) for link in renames),
+    ]
 
 
 def _is_embedding(family: KeyFamily) -> bool:

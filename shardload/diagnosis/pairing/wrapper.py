@@ -106,7 +106,7 @@ def _candidates(stored: Sequence[KeyFamily], wanted: Mapping[str, KeyFamily]) ->
     own = {family.template for family in stored}
     missing = [family for family in wanted.values() if family.template not in own]
     children = {segment for template in wanted for segment in template.split(".")}
-    for prefix in _prefixes(strange):
+    for prefix in prefixes(strange):
         parts = prefix.split(".")
         by = " inside ".join(WRAPPERS[part] for part in reversed(parts) if part in WRAPPERS)
         key_map = KeyMap().rename(f"{prefix}.{{...}}", "{...}")
@@ -116,7 +116,7 @@ def _candidates(stored: Sequence[KeyFamily], wanted: Mapping[str, KeyFamily]) ->
         if segment in seen and segment not in children:
             key_map = KeyMap().rename(segment, "", everywhere=True)
             yield Wrapping(key_map, _remover(segment), segment, adds=False, by=by)
-    for prefix in _prefixes(missing):
+    for prefix in prefixes(missing):
         key_map = KeyMap().rename("{...}", f"{prefix}.{{...}}")
         yield Wrapping(key_map, _adder(prefix), prefix, adds=True)
 
@@ -138,7 +138,7 @@ def _adder(prefix: str) -> Callable[[str], str]:
     return lambda key: f"{prefix}.{key}"
 
 
-def _prefixes(families: Sequence[KeyFamily]) -> list[str]:
+def prefixes(families: Sequence[KeyFamily]) -> list[str]:
     """Return the leading segments that many of the keys share, the most frequent first.
 
     Runs with a placeholder, or with braces of a key's own, are left out, and so are those of gradients and the like.
