@@ -357,12 +357,13 @@ class KeyMap(RuleChain):
             raise
 
 
-def _entry(old: object, new: object) -> list[Rule]:
+def _entry(old: Any, new: Any) -> list[Rule]:
     """Return the rules of one entry of a mapping of names."""
     names = [new] if isinstance(new, str) or not isinstance(new, Sequence) else list(new)
     if not isinstance(old, str) or not (new is None or (names and all(isinstance(n, str) for n in names))):
         raise UsageError(
-            "a key map maps texts to texts, to lists of them, or to None for a drop", where=f"{old!r}: {new!r}"
+            "a key map maps texts to texts, to lists of them, or to None for a drop",
+            where=f"{old!r}: {new!r}",
         )
     if new is None:
         return [Drop(old)]

@@ -84,7 +84,9 @@ def _two_sets(folder: Path) -> list[State]:
 
 def _two_for_one_path(folder: Path) -> list[State]:
     sets = [(name, random_state(models.Net(), seed=n)) for n, name in enumerate(("online", "target"))]
-    write_checkpoint(folder, {k: v for name, state in sets for k, v in _in_front(name)(state).items()}, shards=1)
+    write_checkpoint(
+        folder, {k: v for name, state in sets for k, v in _in_front(name)(state).items()}, shards=1
+    )
     return [_in_front("net")(state) for _, state in sets]
 
 
