@@ -30,8 +30,7 @@ from shardload.keywords import entry_point, place_of, trust_of
 from shardload.loading.fill import check
 from shardload.loading.packed import checked
 from shardload.model.shell import build_shell, modules_of
-from shardload.placement.any_quantisation import target_for
-from shardload.placement.quantisation import Quantisation
+from shardload.placement.any_quantisation import settled, target_for
 from shardload.transformers_classes import conversions
 
 if TYPE_CHECKING:
@@ -210,7 +209,8 @@ def _in_model(shell: Shell, checkpoint: Checkpoint, given: KeyMap | None) -> Exa
 
 def _target(checkpoint: Checkpoint) -> Target | None:
     """Return the target of a load without a dtype: what bitsandbytes packed it takes as it is stored."""
-    packed = Quantisation.stored(checkpoint.config) if checkpoint.may_be_packed else None
+    may = checkpoint.may_be_packed
+    packed = settled(None, checkpoint.config, checkpoint.tensors)[0] if may else None
     return None if packed is None else target_for(packed, "cpu", None)
 
 

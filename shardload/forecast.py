@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from shardload._system.read_ahead import free_memory
@@ -15,7 +15,7 @@ from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, seco
 from shardload.keywords import entry_point, place_of
 from shardload.loading.memory_plan import MemoryPlan, Statement
 from shardload.loading.rank_amounts import RankAmounts, Ranks, idle, plan_of
-from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, target_for
+from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, settled, target_for
 from shardload.placement.taken import code_after_cast, taken_on_device
 from shardload.tensor_ref import DTYPE_BITS, TORCH_NAMES
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shardload.keymap import Derived, MappedHeaders, Names
     from shardload.keywords import WhereKeywords
     from shardload.model.shell import Shell
+    from shardload.placement.any_quantisation import AnyQuantisation
     from shardload.where import Where, WhereLike
 
 SCHEMA = "shardload.plan/1"
@@ -195,11 +196,10 @@ def plan_load(
     else:
         from shardload.loading.fill import stated_for
 
-        if quantised and code is None and not quantised.takes(checkpoint.tensors):
-            from shardload.loading.packed import refuse_undecided
-
-            refuse_undecided(checkpoint, quantised)  # as the load does
-        target = target_for(quantised, device, parse_dtype(dtype))
+        loaded_in = parse_dtype(dtype)
+        if code is None:
+            shell, loaded_in, quantised = _settled(shell, checkpoint, quantised, auto=str(dtype) == "auto")
+        target = target_for(quantised, device, loaded_in)
         target.beside = beside
         memory = stated_for(shell, checkpoint, rules, target, copy=copy)
     held = Amounts(memory.anonymous - beside, memory.mapped, memory.device)
@@ -234,6 +234,26 @@ def plan_load(
         notes=[*checkpoint.warnings, *notes],
         ranks=ranks,
     )
+
+
+def _settled(
+    shell: Shell | nn.Module, checkpoint: Checkpoint, asked: AnyQuantisation | None, *, auto: bool
+) -> tuple[Shell | nn.Module, torch.dtype | None, AnyQuantisation | None]:
+    """Return how a load without a dtype loads a model: in one dtype, for a class of transformers, and packed how."""
+    from shardload.loading.packed import refuse_undecided
+    from shardload.model.shell import Shell
+    from shardload.transformers_classes.one_dtype import in_one_dtype, is_library_class
+
+    quantised, as_stored = asked, False
+    if checkpoint.may_be_packed:
+        quantised, as_stored = settled(asked, checkpoint.config, checkpoint.tensors)
+    whole = shell if isinstance(shell, Shell) else Shell.of(shell)
+    of_library = auto and is_library_class(type(whole.model))
+    if not as_stored and (of_library or asked):
+        refuse_undecided(checkpoint, asked)
+    if not of_library:
+        return shell, None, quantised
+    return replace(whole, one_dtype=True), in_one_dtype(whole.model.config, None, checkpoint)[1], quantised
 
 
 def _device_type(device: str | torch.device) -> str:

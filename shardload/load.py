@@ -20,9 +20,8 @@ from shardload.loading.fitting_class import fitting_class, with_unnamed
 from shardload.loading.provenance import REPORTS
 from shardload.loading.stream import expected_ahead
 from shardload.model.shell import build_shell
-from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, target_for
+from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, settled, target_for
 from shardload.placement.device import OnDevice
-from shardload.placement.quantisation import Quantisation
 from shardload.remote_code.plain_config import (
     GIVEN,
     called_with_config,
@@ -137,7 +136,8 @@ def from_pretrained(
     with noticed_by_ranks():
         asked = quantization_config, load_in_8bit, load_in_4bit
         quantised = quantisation_of(*asked) if any(each not in NOT_ASKED for each in asked) else None
-        beside = {"merge": merge or None, "prefix": prefix, "quantization_config": quantised}
+        into = dict(zip(("quantization_config", "load_in_8bit", "load_in_4bit"), asked, strict=True))
+        beside = {"merge": merge, "prefix": prefix, **into}
         layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
     leniency = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
     load = _Load(model_class, auto_class, config, dtype, quantised, key_map, leniency, keywords)
@@ -226,8 +226,8 @@ class _Load:
         """Settle config and class; with `stored`, weights that bitsandbytes packed may stay packed."""
         self._into, as_stored = self._quantised, False
         if stored and self.dtype is None and self.checkpoint.may_be_packed:
-            self._into = self._quantised or Quantisation.stored(self.checkpoint.config)
-            as_stored = self._into is not None and self._into.takes(self.checkpoint.tensors)
+            stored_as = self.checkpoint.config, self.checkpoint.tensors
+            self._into, as_stored = settled(self._quantised, *stored_as)
         self.loaded, self.resolved = self._made_of(self.checkpoint)
         if self.resolved.of_library and self._asked != "stored":
             self._take_one_dtype(noted=self._asked == "auto" and not as_stored)

@@ -23,6 +23,7 @@ from shardload.cli.options import (
     key_map_of,
     key_map_options,
     leniency_options,
+    quantise_options,
     source_keywords,
     source_options,
     trust_keywords,
@@ -41,6 +42,7 @@ EXAMPLES = """\b
 Examples:
   shardload chat ./chatglm2-6b --trust-remote-code
   shardload chat ./chatglm2-6b --trust-remote-code --adapter ./my-lora
+  shardload chat ./llama --load-in-8bit
   shardload chat org/name --revision COMMIT --trust-remote-code --prompt "Hello"
   cat questions.txt | shardload chat ./model --trust-remote-code --greedy --json
 """
@@ -72,6 +74,7 @@ _REPOS = "shardload.remote_code.repos."  # the modules of a repo's code
 @click.option("--dtype", default="auto", metavar="DTYPE", help="Cast floating weights.")
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @trust_options
+@quantise_options
 @leniency_options
 @key_map_options
 @source_options

@@ -12,10 +12,12 @@ import click
 
 from shardload.cli import output, over_ranks
 from shardload.cli.options import (
+    class_options,
     json_option,
     key_map_of,
     key_map_options,
     leniency_options,
+    quantise_options,
     source_keywords,
     source_options,
     trust_keywords,
@@ -34,6 +36,7 @@ Examples:
   shardload load ./weights.pth --model-class mypackage.model:MyModel --allow-missing 'head.*'
   shardload load ./weights.pth --model-class mypackage.model:MyModel --key-map 'module.{...}={...}'
   shardload load ./chatglm2-6b --trust-remote-code --map map.json
+  shardload load ./llama --load-in-8bit
   torchrun --nproc-per-node 8 -m shardload load ./llama
 """
 
@@ -51,8 +54,8 @@ Examples:
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
 @trust_options
-@click.option("--auto-class", metavar="NAME", help="Entry of the config's auto_map, such as AutoModel.")
-@click.option("--model-class", metavar="MODULE:CLASS", help="Your own class, which takes the config.")
+@class_options
+@quantise_options
 @leniency_options
 @click.option("--verify", is_flag=True, help="Hash the weight files during the load; refuse changed bytes.")
 @key_map_options

@@ -109,6 +109,34 @@ def leniency_options(function: Command) -> Command:
     return function
 
 
+def class_options(function: Command) -> Command:
+    """Add the options that name the model's class."""
+    for option in (
+        click.option("--model-class", metavar="MODULE:CLASS", help="Your own class, which takes the config."),
+        click.option(
+            "--auto-class", metavar="NAME", help="Entry of the config's auto_map, such as AutoModel."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def quantise_options(function: Command) -> Command:
+    """Add the options that quantise a model while it is loaded."""
+    for option in (
+        click.option(
+            "--load-in-4bit", is_flag=True, help="The same to 4 bits, fp4 in blocks of 64 with a scale each."
+        ),
+        click.option(
+            "--load-in-8bit",
+            is_flag=True,
+            help="Quantise Linears to int8 by bitsandbytes while they are read.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def trust_keywords(options: dict[str, Any]) -> TrustKeywords:
     """Take the trust options out of a command's options and return them as keywords. Raises UsageError."""
     trusted, locked, lock = (options.pop(name) for name in ("trust_remote_code", "locked", "lock"))

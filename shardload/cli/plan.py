@@ -7,19 +7,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardload.cli import output
-from shardload.cli.options import json_option, key_map_of, key_map_options, source_keywords, source_options
+from shardload.cli.options import (
+    class_options,
+    json_option,
+    key_map_of,
+    key_map_options,
+    quantise_options,
+    source_keywords,
+    source_options,
+    trust_keywords,
+    trust_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from shardload.forecast import Amounts, Forecast
+    from shardload.keywords import WhereKeywords
     from shardload.loading.rank_amounts import RankAmounts
+    from shardload.model.shell import Shell
 
 EXAMPLES = """\b
 Examples:
   shardload plan ./chatglm2-6b
   shardload plan org/name --revision COMMIT --dtype float32
   shardload plan ./llama --fsdp 8 --tp 4
+  shardload plan ./llama --load-in-8bit
   shardload plan ./mixtral --map map.json --device cuda --adapter ./my-lora
 """
 
@@ -46,6 +59,9 @@ DOES_NOT_FIT = 1
     help="What tensor parallelism cuts: 'layers.*.up=colwise' or rowwise; else the class of transformers says it.",
 )
 @click.option("--copy", is_flag=True, help="As for load: read the weights instead of mapping the files.")
+@quantise_options
+@trust_options
+@class_options
 @source_options
 @json_option
 def command(where: str, as_json: bool, **options: Any) -> int:
@@ -53,16 +69,45 @@ def command(where: str, as_json: bool, **options: Any) -> int:
 
     WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub, of which no weight is fetched. Exits
     with 1 where the anonymous memory would not suffice. With --fsdp or --tp also what each rank would read and hold.
+    The model is built, without memory for its weights, where it is to be quantised, or where an option names its
+    class or lets its code run: then ties, joins and weights that the class keeps in float32 count too.
     """
     from shardload.forecast import plan_load
 
     options["tp_plan"] = _plan(options["tp_plan"])
-    forecast = plan_load(where, key_map=key_map_of(options), **source_keywords(options), **options)
+    key_map, source = key_map_of(options), source_keywords(options)
+    shell = _shell(where, source, options)
+    forecast = plan_load(where, key_map=key_map, shell=shell, **source, **options)
     if as_json:
         output.say_json(forecast.to_dict())
     else:
         output.say("\n".join(forecast_lines(forecast)))
     return 0 if forecast.fits else DOES_NOT_FIT
+
+
+def _shell(where: str, source: WhereKeywords, options: dict[str, Any]) -> Shell | None:
+    """Take the options of the class out, and return the shell of the model where one is needed."""
+    trust = trust_keywords(options)
+    model_class, auto_class = options.pop("model_class"), options.pop("auto_class")
+    quantised = options["load_in_8bit"] or options["load_in_4bit"]
+    if not (quantised or model_class or auto_class or trust["trust_remote_code"]):
+        return None
+    from shardload import remote_code
+    from shardload.checkpoint.checkpoint import open_checkpoint
+    from shardload.checkpoint.json_file import read_config
+    from shardload.cli.load import find_class
+    from shardload.dtypes import parse_dtype
+    from shardload.keywords import place_of, trust_of
+    from shardload.model.shell import build_shell
+
+    own = None if model_class is None else find_class(model_class)
+    place = place_of(where, source)
+    checkpoint = open_checkpoint(place)
+    config = checkpoint.config or (read_config(checkpoint.source) if own is None else None)
+    repo = checkpoint.source, config, trust_of(place, trust)
+    loaded = remote_code.load_config(*repo, dtype=parse_dtype(options["dtype"]), model_class=own)
+    resolved = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=own)
+    return build_shell(lambda: resolved.make(loaded.config))
 
 
 def _plan(named: Sequence[str]) -> dict[str, str] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Collection, Mapping
 
     import torch
 
@@ -29,6 +30,19 @@ def quantisation_of(config: Any, load_in_8bit: bool, load_in_4bit: bool) -> AnyQ
 
     by_torchao = None if load_in_8bit or load_in_4bit else TorchaoQuantisation.of(config)
     return by_torchao or Quantisation.of(config, load_in_8bit, load_in_4bit)
+
+
+def settled(
+    asked: AnyQuantisation | None, config: Mapping[str, Any] | None, stored: Collection[str]
+) -> tuple[AnyQuantisation | None, bool]:
+    """Return what a load without a dtype quantises weights to, and whether they are stored so and stay as they are.
+
+    `config` is config.json, which says what bitsandbytes packed where nothing is asked for; `stored` are all names.
+    """
+    from shardload.placement.quantisation import Quantisation
+
+    wanted = asked or Quantisation.stored(config)
+    return wanted, wanted is not None and wanted.takes(stored)
 
 
 def target_for(

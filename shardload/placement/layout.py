@@ -363,7 +363,7 @@ def _is_cut_alone(config: Any) -> bool:
 
 def refuse_on_top(wanted: Mapping[str, object]) -> None:
     """Raise UnsupportedError for what a model that is sharded while it is loaded does not get: a merge, a prefix."""
-    given = next((name for name, value in wanted.items() if value is not None), None)
+    given = next((name for name, value in wanted.items() if value not in (None, False)), None)
     if given is None:
         return
     raise UnsupportedError(

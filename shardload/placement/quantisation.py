@@ -48,6 +48,12 @@ class Quantisation:
         """Return what a caller asks for. Raises UsageError, UnsupportedError."""
         if isinstance(config, cls):
             return config
+        if load_in_8bit and load_in_4bit:
+            both = {"load_in_8bit": True, "load_in_4bit": True}
+            raise UsageError(
+                Wording("{load_in_8bit} and {load_in_4bit} exclude each other", **both),
+                cure=Wording("pass one of {load_in_8bit} and {load_in_4bit}", **both),
+            )
         if config is None:
             config = {"load_in_8bit": load_in_8bit, "load_in_4bit": load_in_4bit}
         elif load_in_8bit or load_in_4bit:

@@ -29,7 +29,8 @@ SOURCE = {
 }
 TRUST = {"--trust-remote-code", "--locked", "--lock", "--code-revision", "--remote-base"}
 KEY_MAP = {"--map", "--key-map"}
-RUN_CODE = {"load", "chat", "doctor"}
+RUN_CODE = {"load", "chat", "doctor", "plan"}
+QUANTISE = {"--load-in-8bit", "--load-in-4bit"}
 TAKE_A_KEY_MAP = {"load", "chat", "doctor", "plan", "convert", "diff"}
 
 
@@ -45,6 +46,7 @@ def test_a_command_has_the_options_that_mean_something_for_it(name):
     assert options >= SOURCE
     trust = {"--lock", "--code-revision"} if name == "trust" else TRUST if name in RUN_CODE else set()
     assert TRUST & options == trust
+    assert QUANTISE & options == (QUANTISE if name in {"load", "chat", "plan"} else set())
     assert KEY_MAP & options == (KEY_MAP if name in TAKE_A_KEY_MAP else set())
 
 

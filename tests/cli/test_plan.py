@@ -1,6 +1,9 @@
+import importlib.util
 import json
 
+import pytest
 import torch
+from torch import nn
 
 from shardload import KeyMap
 from tests.tiny import write_checkpoint
@@ -80,3 +83,45 @@ def test_ranks_are_a_table(tmp_path, call_cli):
     assert done.returncode == 2
     assert "--tp-plan" in done.stderr
     assert "modules layers.*.up" in done.stderr
+
+
+OWN = """
+from torch import nn
+def make(config):
+    return nn.Sequential(nn.Linear(96, 64), nn.Linear(64, 96), nn.Linear(96, 8))
+"""
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_load_that_quantises_takes_what_the_plan_says(tmp_path, monkeypatch, call_cli, bits):
+    (tmp_path / "own_layers.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    model = nn.Sequential(nn.Linear(96, 64), nn.Linear(64, 96), nn.Linear(96, 8))
+    where = write_checkpoint(tmp_path / "w", model.state_dict())
+    arguments = [where, "--model-class", "own_layers:make", f"--load-in-{bits}bit", "--json"]
+    if importlib.util.find_spec("bitsandbytes") is None:
+        for command in ("plan", "load"):
+            done = call_cli(command, *arguments)
+            assert done.returncode == 2
+            assert "pip install bitsandbytes" in done.stdout
+        return
+    planned, loaded = (json.loads(call_cli(command, *arguments).stdout) for command in ("plan", "load"))
+    assert planned["peak_anon"] == loaded["stated"]["peak"]
+    numel = 2 * 96 * 64
+    assert planned["held"]["anon"] == (numel + 4 * (96 + 64) if bits == 8 else numel // 2 + numel // 64 * 4)
+    assert "2 Linears are quantised" in loaded["notes"][0]
+    done = call_cli("load", *arguments, f"--load-in-{12 - bits}bit")
+    assert done.returncode == 2
+    assert "pass one of --load-in-8bit and --load-in-4bit" in done.stdout
+
+
+def test_what_the_checkpoint_lacks_counts_where_a_class_is_named(tmp_path, monkeypatch, call_cli):
+    (tmp_path / "own_more.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    where = write_checkpoint(tmp_path / "w", nn.Sequential(nn.Linear(96, 64)).state_dict())
+    options = [where, "--dtype", "float32", "--json"]
+    held = [
+        json.loads(call_cli("plan", *options, *more).stdout)["held"]["anon"]
+        for more in ([], ["--model-class", "own_more:make"])
+    ]
+    assert held == [0, 4 * (64 * 96 + 96 + 96 * 8 + 8)]

@@ -133,6 +133,23 @@ def test_a_kind_other_than_the_stored_one_is_undecided_without_a_dtype(tmp_path,
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("asked", [{}, {"load_in_8bit": True}, {"dtype": "float32"}, {"dtype": "stored"}])
+def test_a_plan_states_what_a_load_of_a_class_of_the_library_states(tmp_path, asked):
+    config = transformers.LlamaConfig(**SIZES, dtype="bfloat16")
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "plain")  # stored in float32
+    shell = shardload.build_shell(lambda: transformers.LlamaForCausalLM(config))
+    model = shardload.from_pretrained(tmp_path / "plain", **asked)
+    planned = shardload.plan_load(tmp_path / "plain", shell=shell, **asked)
+    assert planned.memory == shardload.report_of(model).stated
+    if "load_in_8bit" in asked:
+        shardload.save(model, tmp_path / "eight")
+        again = shardload.from_pretrained(tmp_path / "eight")
+        assert (
+            shardload.plan_load(tmp_path / "eight", shell=shell).memory == shardload.report_of(again).stated
+        )
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_stored_kind_is_taken_where_the_config_does_not_name_it(folder, tmp_path):
     model = shardload.from_pretrained(folder, load_in_8bit=True)
     shardload.save(model, tmp_path)
