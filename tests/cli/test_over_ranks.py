@@ -7,42 +7,45 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from shardload import save
 from shardload.cli.over_ranks import world
 from tests.distributed.nets import NETS
-from tests.distributed.spawn import ROOT
+from tests.distributed.spawn import ROOT, run_ranks
+
+CLASS = "tests.distributed.nets:plain_uneven"
 
 
-def torchrun(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--standalone",
-    ]
-    return subprocess.run(
-        [*command, "-m", "shardload", *map(str, arguments)],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False,
-    )  # fmt: skip
-
-
-def test_two_ranks_show_one_table(tmp_path):
+@pytest.fixture
+def folder(tmp_path):
     torch.manual_seed(0)
     save(NETS["Uneven"](), tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    done = torchrun("load", tmp_path, "--model-class", "tests.distributed.nets:plain_uneven")
+    return tmp_path
+
+
+def test_two_ranks_of_torchrun_show_one_table(folder):
+    python = [sys.executable, "-W", "ignore", "-m"]
+    command = [*python, "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "shardload"]
+    done = subprocess.run(
+        [*command, "load", str(folder), "--model-class", CLASS],
+        capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("slowest: rank") == 1
     assert done.stdout.count("stated before") >= 1
-    done = torchrun("load", tmp_path, "--model-class", "tests.distributed.nets:plain_uneven", "--json")
-    said = json.loads(done.stdout)
+
+
+def test_the_first_rank_prints_the_ranks_as_json(folder):
+    first, second = run_ranks(
+        "tests.distributed.command", 2, "load", folder, "--model-class", CLASS, "--json"
+    )
+    assert (first.code, second.code) == (0, 0), first.said + second.said
+    assert not second.out
+    said = json.loads(first.out)
     assert [row["rank"] for row in said["ranks"]] == [0, 1]
     whole = sum(tensor.nbytes for tensor in NETS["Uneven"]().state_dict().values())
     assert sum(row["nbytes"] for row in said["ranks"]) == whole
