@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from shardload import remote_code
 from shardload.checkpoint.checkpoint import noticed_by_ranks, open_checkpoint
@@ -22,6 +22,7 @@ from shardload.loading.stream import expected_ahead
 from shardload.model.shell import build_shell
 from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, settled, target_for
 from shardload.placement.device import OnDevice
+from shardload.remote_code.overruled import overruled
 from shardload.remote_code.plain_config import (
     GIVEN,
     called_with_config,
@@ -38,14 +39,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
-    from typing_extensions import Unpack
+    from typing_extensions import TypeVar, Unpack
 
     from shardload._system.agreement import Agreement
     from shardload._system.progress import ProgressOption
     from shardload.adapters.on_load import AdapterOnLoad
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.keymap import KeyMap, Names
-    from shardload.keywords import ModelKeywords
+    from shardload.keywords import LoadKeywords
     from shardload.loading.leniency import Patterns
     from shardload.loading.prefix_on_load import PrefixOnLoad
     from shardload.loading.report import Report
@@ -53,6 +54,13 @@ if TYPE_CHECKING:
     from shardload.placement.any_quantisation import AnyQuantisation
     from shardload.placement.layout import Layout
     from shardload.where import Where, WhereLike
+
+    class LoadedModel(nn.Module):
+        """A model whose class only its repo knows: whatever is asked of it (`chat`, `generate`), a checker allows."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    Model = TypeVar("Model", bound=nn.Module, default=LoadedModel)
 
 # A constructor makes some parameters several times, and hooks may split a stored tensor into one an expert.
 _PARAMETERS = 25_000
@@ -63,7 +71,7 @@ _PARAMETERS_A_TENSOR = 16
 def from_pretrained(
     where: WhereLike,
     *,
-    model_class: Callable[[Any], nn.Module] | None = None,
+    model_class: Callable[[Any], Model] | None = None,
     auto_class: str | None = None,
     config: Any = None,
     dtype: str | torch.dtype = "auto",
@@ -88,8 +96,8 @@ def from_pretrained(
     quantization_config: Any = None,
     load_in_8bit: bool = False,
     load_in_4bit: bool = False,
-    **keywords: Unpack[ModelKeywords],
-) -> nn.Module:
+    **keywords: Unpack[LoadKeywords],
+) -> Model:
     """Load a checkpoint into the model that it belongs to, and return the model in eval mode.
 
         >>> import torch, shardload
@@ -130,8 +138,10 @@ def from_pretrained(
     part of one model. `tp_plan` maps names of modules to "colwise", "rowwise", "colwise_rep" or "rowwise_rep"; "auto"
     is the plan of a class of transformers. FSDP wraps the repeated blocks, whatever the class. See docs/scale.md.
 
-    `report_of(model)` returns the report of the load. Keywords of other loaders (`device_map`, `torch_dtype`, …) are
-    declined by name. Raises subclasses of ShardloadError; the checkpoint is judged before a weight is read.
+    `report_of(model)` returns the report of the load. Synonyms of other loaders are taken (`torch_dtype`), what has no
+    effect here is accepted with a note (`low_cpu_mem_usage`), and a setting that the config has is set on it
+    (`num_labels=3`, `attn_implementation="eager"`); other keywords are declined by name. Raises subclasses of
+    ShardloadError; the checkpoint is judged before a weight is read.
     """
     with noticed_by_ranks():
         asked = quantization_config, load_in_8bit, load_in_4bit
@@ -159,7 +169,7 @@ def from_pretrained(
         load.fill(
             max_memory=max_memory, progress=progress, copy=copy, verify=verify, read=read, timeout=timeout
         )
-        return load.finish(device)
+        return cast("Model", load.finish(device))
 
 
 class _Load:
@@ -183,7 +193,7 @@ class _Load:
         quantised: AnyQuantisation | None,
         key_map: KeyMap | Names | str | os.PathLike[str] | None,
         leniency: dict[str, Any],
-        keywords: ModelKeywords,
+        keywords: LoadKeywords,
     ) -> None:
         self._of = model_class, auto_class
         self._config, self._keywords = config, keywords
@@ -192,7 +202,7 @@ class _Load:
         self._in_front: PrefixOnLoad | None = None
         self._on_top: AdapterOnLoad | None = None
         self._one_dtype = False
-        self._notes: list[str | None] = []
+        self._notes: list[str | None] = [*keywords.get("_notes", ())]
         self._seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
@@ -235,18 +245,18 @@ class _Load:
     def _made_of(self, checkpoint: Checkpoint) -> tuple[remote_code.LoadedConfig, remote_code.ResolvedClass]:
         """Return the config and the class: the caller's own, or as the repo and its code say."""
         (model_class, auto_class), config, dtype = self._of, self._config, self.dtype
-        config_json = checkpoint.config
+        config_json, settings = checkpoint.config, self._keywords.get("_settings")
         given = None if config is None else remote_code.LoadedConfig(with_dtype(config, dtype), GIVEN)
         if callable(model_class) and is_plain(model_class, config, config_json, self._keywords):
             loaded = given or plain_config(checkpoint.source, config_json, dtype)
-            return loaded, remote_code.ResolvedClass(
-                called_with_config(model_class), *given_class(model_class)
-            )
+            made = remote_code.ResolvedClass(called_with_config(model_class), *given_class(model_class))
+            return overruled(loaded, settings), made
         if config_json is None and model_class is None:
             config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
         repo = checkpoint.source, config_json, trust_of(self.place, self._keywords)
         loaded = given or remote_code.load_config(*repo, dtype=dtype, model_class=model_class)
-        return loaded, remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
+        made = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
+        return overruled(loaded, settings), made
 
     def _trial_shell(self, checkpoint: Checkpoint) -> Shell:
         """Return the shell of the model, for a trial."""

@@ -9,6 +9,7 @@ from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.sources import find_source
 from shardload.dtypes import parse_dtype
 from shardload.keywords import entry_point, place_of, trust_of
+from shardload.remote_code.overruled import overruled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
     from torch import nn
     from typing_extensions import Unpack
 
-    from shardload.keywords import RepoKeywords
+    from shardload.keywords import ConfigKeywords, RepoKeywords
     from shardload.where import WhereLike
 
 
 @entry_point
 def load_config(
-    where: WhereLike, *, dtype: str | torch.dtype = "auto", **keywords: Unpack[RepoKeywords]
+    where: WhereLike, *, dtype: str | torch.dtype = "auto", **keywords: Unpack[ConfigKeywords]
 ) -> Any:
     """Return the config of a repo: an object of its own configuration class where `auto_map` names one.
 
@@ -33,13 +34,15 @@ def load_config(
         >>> shardload.load_config(".").hidden_size
         64
 
-    No weight file is read. Keywords are as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError,
+    No weight file is read. A setting that the config has may be passed (`load_config(where, num_layers=6)`). The other
+    keywords are as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError,
     RemoteCodeError, UsageError.
     """
     place = place_of(where, keywords)
     source, _ = find_source(place)
     trust = trust_of(place, keywords)
-    return remote_code.load_config(source, read_config(source), trust, dtype=parse_dtype(dtype)).config
+    loaded = remote_code.load_config(source, read_config(source), trust, dtype=parse_dtype(dtype))
+    return overruled(loaded, keywords.get("_settings")).config
 
 
 @entry_point

@@ -12,12 +12,12 @@ from shardload.remote_code.tokenizer import make_tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from shardload.keywords import RepoKeywords
+    from shardload.keywords import TokenizerKeywords
     from shardload.where import WhereLike
 
 
 @entry_point
-def load_tokenizer(where: WhereLike, **keywords: Unpack[RepoKeywords]) -> Any:
+def load_tokenizer(where: WhereLike, **keywords: Unpack[TokenizerKeywords]) -> Any:
     """Return the tokenizer of a repo: `tokenizer("text", return_tensors="pt")`, `decode`, `apply_chat_template`.
 
         >>> from pathlib import Path
@@ -38,9 +38,13 @@ def load_tokenizer(where: WhereLike, **keywords: Unpack[RepoKeywords]) -> Any:
     `where`: a folder or `org/name[@revision]` on the Hub. The repo's own class (AutoTokenizer in `auto_map`) runs
     only with `trust_remote_code=True`, and from the Hub at a full commit only, as in `from_pretrained`; without
     one, tokenizer.json is read with the tokenizers library. `remote_base` says who serves that code's imports of
-    transformers, as in `from_pretrained`. Raises NotFoundError, UntrustedCodeError, RemoteCodeError (which names the
-    package to install where one lacks), CorruptError and UsageError.
+    transformers, as in `from_pretrained`. A setting of the tokenizer may be passed too: `padding_side="left"`.
+
+    Raises NotFoundError, UntrustedCodeError, RemoteCodeError (which names the package to install where one lacks),
+    CorruptError and UsageError.
     """
     place = place_of(where, keywords)
     source, _ = find_source(place)
-    return make_tokenizer(source, read_config(source), trust_of(place, keywords))
+    return make_tokenizer(
+        source, read_config(source), trust_of(place, keywords), options=keywords.get("_settings")
+    )

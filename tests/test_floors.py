@@ -22,7 +22,7 @@ FLOORS = [
     {"loading", "remote_code"},
     {"adapters"},
     {"doctor", "forecast", "load", "processor", "repo_class", "saving", "tokenizer"},
-    {"cli"},
+    {"auto", "cli"},
     {"__main__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}

@@ -141,24 +141,91 @@ def test_what_is_not_built_is_declined_by_name(folder, name, value, cure):
     assert cure in caught.value.cure
 
 
+def read_by(folder, **keywords):
+    return from_pretrained(folder, model_class=lambda _: Net(), **keywords)
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.float16])
+def test_a_synonym_is_taken(folder, dtype):
+    assert read_by(folder, torch_dtype=dtype).head.weight.dtype == torch.float16
+    key_map = {"{...}": "{...}"}
+    assert read_by(folder, key_mapping=key_map, use_auth_token=False).head.weight.dtype == torch.float32
+
+
+def test_a_synonym_that_says_nothing_leaves_the_default(folder):
+    assert read_by(folder, torch_dtype=None).head.weight.dtype == torch.float32
+
+
+def test_a_keyword_and_its_synonym_are_refused_together(folder):
+    with pytest.raises(UsageError, match="dtype=… and its synonym torch_dtype=") as caught:
+        read_by(folder, dtype="float16", torch_dtype="float16")
+    assert caught.value.cure == "leave torch_dtype= out"
+
+
+@pytest.mark.parametrize(
+    "name", ["low_cpu_mem_usage", "use_safetensors", "resume_download", "empty_init", "_fast_init"]
+)
+def test_what_changes_nothing_is_accepted_with_one_note(folder, name):
+    notes = shardload.report_of(read_by(folder, **{name: True})).notes
+    assert [note for note in notes if "has no effect" in note] == [note for note in notes if name in note]
+    assert sum(name in note for note in notes) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "cure"),
     [
-        ("torch_dtype", "dtype="),
-        ("low_cpu_mem_usage", "leave it out"),
-        ("attn_implementation", "config="),
-        ("use_safetensors", "safetensors"),
-        ("key_mapping", "key_map="),
-        ("use_auth_token", "token="),
+        ("use_safetensors", "pass the file itself as where"),
+        ("weights_only", "leave it out: nothing that a pickle names is ever run"),
     ],
 )
-def test_what_has_another_name_here_is_told(folder, name, cure):
-    with pytest.raises(UsageError, match=name) as caught:
-        from_pretrained(folder, model_class=lambda _: Net(), **{name: None})
+def test_a_value_that_would_change_something_is_declined(folder, name, cure):
+    with pytest.raises(UsageError, match=f"has no {name}=") as caught:
+        read_by(folder, **{name: False})
     assert cure in caught.value.cure
 
 
-@pytest.mark.parametrize("keyword", ["spill", "merge", "verify", "max_memory", "torch_dtype"])
+def test_a_setting_of_the_config_is_set_on_it(folder):
+    (folder / "config.json").write_text('{"width": 3, "part": {"depth": 1}}')
+    seen = []
+
+    def make(config):
+        seen.append((config.width, config.num_labels, config._attn_implementation))
+        return Net()
+
+    model = from_pretrained(folder, model_class=make, width=5, num_labels=7, attn_implementation="eager")
+    assert seen == [(5, 7, "eager")]
+    said = shardload.report_of(model).config_from
+    assert said.endswith("with width=5, num_labels=7, attn_implementation='eager' of the call")
+    assert shardload.load_config(folder, width=9).width == 9
+    assert shardload.load_config(folder).width == 3
+
+
+@pytest.mark.parametrize("name", ["widht", "to_dict", "_width"])
+def test_what_the_config_does_not_have_is_a_misspelt_keyword(folder, name):
+    (folder / "config.json").write_text('{"width": 3}')
+    for call in (lambda: read_by(folder, **{name: 5}), lambda: shardload.load_config(folder, **{name: 5})):
+        with pytest.raises(
+            TypeError, match=f"unexpected keyword argument '{name}'; the repo's config has no"
+        ):
+            call()
+
+
+def test_a_misspelt_setting_is_told_which_is_meant(folder):
+    (folder / "config.json").write_text('{"width": 3}')
+    with pytest.raises(UsageError) as caught:
+        shardload.load_config(folder, widht=5)
+    assert caught.value.cure == "did you mean width=…?"
+
+
+def test_a_config_of_the_caller_is_not_changed_by_a_setting(folder):
+    config = shardload.load_config(folder)
+    config.width = 3
+    seen = []
+    from_pretrained(folder, config=config, model_class=lambda c: seen.append(c.width) or Net(), width=5)
+    assert (seen, config.width) == ([5], 3)
+
+
+@pytest.mark.parametrize("keyword", ["spill", "merge", "verify", "max_memory"])
 def test_plan_load_answers_for_itself(folder, keyword):
     with pytest.raises(UsageError, match=f"plan_load has no {keyword}=") as caught:
         shardload.plan_load(folder, **{keyword: True})

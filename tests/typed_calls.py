@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 import shardload
 
 
@@ -18,11 +20,20 @@ def accepted(folder: Path) -> None:
     shardload.plan_load(shardload.open_checkpoint(folder), device="cuda", local_files_only=True)
     model = shardload.from_pretrained(folder, subfolder="inner", allow_links=True, code_revision=None)
     shardload.load_adapter(model, folder, trainable=True, revision="main")
+    answer, history = model.chat(shardload.load_tokenizer(folder, padding_side="left"), "hello", history=[])
+    model.generate(None, max_new_tokens=len(answer) + len(history))
+    linear = shardload.from_pretrained(
+        folder, model_class=lambda _: torch.nn.Linear(4, 2), torch_dtype="auto"
+    )
+    linear.in_features.bit_length()
+    shardload.from_pretrained(folder, num_labels=3, low_cpu_mem_usage=True, attn_implementation="eager")
     shardload.save(model, folder, max_shard_size="2GB")
 
 
 def refused(folder: Path) -> None:
     """A misspelt keyword, another function's, and a value of another type."""
+    shardload.from_pretrained(folder, num_lables=3)  # type: ignore[call-arg]
+    shardload.from_pretrained(folder, model_class=lambda _: torch.nn.Linear(4, 2)).chat()  # type: ignore[operator]
     shardload.open_checkpoint(folder, revison="main")  # type: ignore[call-arg]
     shardload.from_pretrained(folder, trust_remotecode=True)  # type: ignore[call-arg]
     shardload.load_config(folder, variant="fp16")  # type: ignore[call-arg]

@@ -6,20 +6,22 @@ import functools
 import inspect
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
-from shardload.errors import UnsupportedError, UsageError, Wording, keyword
-from shardload.keywords.table import ALIASES, EXCEPTIONS, KEYWORDS, NOT_BUILT, NOT_NEEDED, SETTING
+from shardload.keywords.translation import KeywordError as KeywordError
+from shardload.keywords.translation import Settings as Settings
+from shardload.keywords.translation import translation
 from shardload.where import KEYWORD_FIELDS, PLACE_FIELDS, TRUST_FIELDS, CodeTrust, Where
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    import torch
 
     from shardload.where import RemoteBase, Trust, WhereLike
 
-Params = ParamSpec("Params")
-Result = TypeVar("Result")
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -58,9 +60,72 @@ class ModelKeywords(TrustKeywords, WhereKeywords, total=False):
     """Keywords of what runs a repo's code and reads its weights."""
 
 
+class ConfigSettings(TypedDict, total=False):
+    """Settings of a config that are often passed to a loader. At run time the config itself says which it has."""
+
+    attn_implementation: str | None
+    num_labels: int
+    num_layers: int
+    num_hidden_layers: int
+    pre_seq_len: int | None
+    prefix_projection: bool
+    quantization_bit: int
+    use_cache: bool
+    output_hidden_states: bool
+    output_attentions: bool
+    pad_token_id: int | None
+    vocab_size: int
+    _settings: Settings
+
+
+class TokenizerSettings(TypedDict, total=False):
+    """Settings of a tokenizer that are often passed to a loader. At run time the tokenizer says which it has."""
+
+    use_fast: bool
+    padding_side: str
+    truncation_side: str
+    model_max_length: int
+    add_bos_token: bool
+    add_eos_token: bool
+    legacy: bool
+    _settings: Settings
+
+
+class OtherLoaders(TypedDict, total=False):
+    """Keywords of other loaders: synonyms, and what changes nothing here."""
+
+    torch_dtype: str | torch.dtype | None
+    use_auth_token: str | bool | None
+    low_cpu_mem_usage: bool
+    use_safetensors: bool | None
+    resume_download: bool | None
+    empty_init: bool
+    _notes: Sequence[str]
+
+
+class LoadKeywords(ModelKeywords, ConfigSettings, OtherLoaders, total=False):
+    """Keywords of what makes a model of a repo and reads its weights."""
+
+
+class ConfigKeywords(RepoKeywords, ConfigSettings, total=False):
+    """Keywords of what makes a config."""
+
+
+class TokenizerKeywords(RepoKeywords, TokenizerSettings, total=False):
+    """Keywords of what makes a tokenizer."""
+
+
 _GROUPS = {
     f"Unpack[{group.__name__}]": group
-    for group in (SourceKeywords, WhereKeywords, RepoKeywords, ModelKeywords)
+    for group in (
+        SourceKeywords,
+        WhereKeywords,
+        RepoKeywords,
+        ModelKeywords,
+        LoadKeywords,
+        ConfigKeywords,
+        TokenizerKeywords,
+    )
 }
 
 
@@ -78,18 +143,18 @@ def trust_of(place: Where, keywords: Mapping[str, Any]) -> CodeTrust:
     return CodeTrust(revision=place.named_revision, hub=place, **given)
 
 
-class KeywordError(UsageError, TypeError):
-    """A keyword that the function does not have: a misspelt one, or one that belongs to no function at all."""
-
-
-def entry_point(function: Callable[Params, Result]) -> Callable[Params, Result]:
+def entry_point(function: Function) -> Function:
     """Make a public function name its keywords, and decline others by name.
 
     `help()` and `inspect.signature` list every keyword of a group (`**keywords: Unpack[WhereKeywords]`) with its
-    default. A keyword of another entry point or of another loader raises UsageError or UnsupportedError with what to
-    do instead; a misspelt one raises KeywordError (also a TypeError) with the name that may be meant.
+    default. A synonym of another loader is taken, and so is a keyword that changes nothing here. A keyword of another
+    entry point, or what another loader does in another way, raises UsageError or UnsupportedError with what to do
+    instead; a misspelt one raises KeywordError (also a TypeError) with the name that may be meant. A function whose
+    group has `_settings` gets there the names that only a repo's files can know.
     """
-    signature = _full(inspect.signature(function))
+    plain = inspect.signature(function)
+    group = _group(plain)
+    signature = _full(plain, group)
     own = {
         name
         for name, each in signature.parameters.items()
@@ -97,49 +162,36 @@ def entry_point(function: Callable[Params, Result]) -> Callable[Params, Result]:
     }
 
     @functools.wraps(function)
-    def checked(*arguments: Params.args, **keywords: Params.kwargs) -> Result:
-        for name in keywords:
-            if name not in own:
-                _decline(name, function.__name__, own)
-        return function(*arguments, **keywords)
+    def checked(*arguments: Any, **keywords: Any) -> Any:
+        if keywords.keys() <= own:
+            return function(*arguments, **keywords)
+        made = translation(keywords, function.__name__, own, group if "_settings" in group else ())
+        if made.settings:
+            made.keywords["_settings"] = Settings(made.settings, function.__name__, own)
+        if made.notes and "_notes" in group:
+            made.keywords["_notes"] = made.notes
+        return function(*arguments, **made.keywords)
 
     checked.__signature__ = signature  # type: ignore[attr-defined]
-    return checked
+    return cast("Function", checked)
 
 
-def _full(signature: inspect.Signature) -> inspect.Signature:
+def _group(signature: inspect.Signature) -> Collection[str]:
+    """Return the names that `**keywords` of a signature stands for."""
+    *_, last = signature.parameters.values()
+    if last.kind is not inspect.Parameter.VAR_KEYWORD:
+        return ()
+    return _GROUPS[last.annotation].__optional_keys__
+
+
+def _full(signature: inspect.Signature, group: Collection[str]) -> inspect.Signature:
     """Return a signature in which the names of a group stand in the place of `**keywords`."""
     *plain, last = signature.parameters.values()
     if last.kind is not inspect.Parameter.VAR_KEYWORD:
         return signature
-    names = _GROUPS[last.annotation].__optional_keys__
-    group = [
+    named = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
         for name, each in KEYWORD_FIELDS.items()
-        if name in names
+        if name in group
     ]
-    return signature.replace(parameters=[*plain, *group])
-
-
-def _decline(name: str, function: str, own: Collection[str]) -> NoReturn:
-    """Raise the error that says why `function` has no such keyword and what to do instead."""
-    where, meant = f"{name}=", ALIASES.get(name, name)
-    if name in NOT_BUILT:
-        what = f"{function} does not do {where} in this version"
-        raise UnsupportedError(what, where=where, cure=NOT_BUILT[name])
-    if meant in own:
-        raise UsageError(f"{function} has no {where}", where=where, cure=Wording("pass {0}", keyword(meant)))
-    cure = NOT_NEEDED.get(name)
-    if cure is None and meant in KEYWORDS:
-        cure = EXCEPTIONS.get(function, {}).get(meant, KEYWORDS[meant][1])
-    if cure is not None:
-        raise UsageError(f"{function} has no {where}", where=where, cure=cure.format(function=function))
-    import difflib
-
-    near = [keyword(each) for each in difflib.get_close_matches(name, own, 1, 0.7)]
-    cure = f"see help(shardload.{function}) for its keywords"
-    if near:
-        cure = Wording("did you mean {0}?", *near)
-    elif "config" in own:
-        cure = SETTING.format(name=name, function=function)
-    raise KeywordError(f"{function}() got an unexpected keyword argument {name!r}", where=where, cure=cure)
+    return signature.replace(parameters=[*plain, *named])

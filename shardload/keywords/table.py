@@ -133,28 +133,32 @@ ALIASES = {
 }
 """Keywords of other loaders -> the same thing here."""
 
-_ALWAYS = "leave it out: weights are never in memory twice"
-_ON_THE_CONFIG = (
-    "set it on the config: config = shardload.load_config(…); config._attn_implementation = 'eager'; "
-    "from_pretrained(…, config=config)"
-)
-SETTING = (
-    "a setting of the model is set on its config: config = shardload.load_config(…); config.{name} = …; "
-    "{function}(…, config=config)"
-)
-"""What to do with a keyword that nothing knows, in a function that takes a config."""
+UNTIL_SAID = frozenset({"torch_dtype"})
+"""Synonyms whose None means in other loaders that nothing is said."""
+
+_ANY = None
+_READS = frozenset({"from_pretrained", "fill", "open_checkpoint"})
+_WRITES = frozenset({"save", "convert", "save_adapter", "merge_to_disk"})
+_TEXT = frozenset({"load_tokenizer", "load_processor"})
+_DOWNLOADS = frozenset(f"{_CHECKPOINT} {_REPO} {_ADAPTER}".split())
+_SAFETENSORS_FIRST = "safetensors files come first, and of other files nothing runs"
+
+NO_EFFECT = {
+    "low_cpu_mem_usage": (_READS, _ANY, "weights are never in memory twice", ""),
+    "_fast_init": (_READS, _ANY, "weights that the checkpoint fills are not initialised", ""),
+    "empty_init": (_READS, _ANY, "weights that the checkpoint fills are not initialised", ""),
+    "use_safetensors": (_READS, (True, None), _SAFETENSORS_FIRST, "pass the file itself as where to choose another"),
+    "weights_only": (_READS, (True,), "nothing that a pickle names is ever run", ""),
+    "resume_download": (_DOWNLOADS, _ANY, "downloads are resumed", ""),
+    "force_download": (_DOWNLOADS, (False, None), "files of the cache are used", "remove the repo from the cache"),
+    "safe_serialization": (_WRITES, (True, None), "safetensors files are written", ""),
+    "use_fast": (_TEXT, _ANY, "the class that the repo names is used, else tokenizer.json", ""),
+}  # fmt: skip
+"""Keywords of other loaders that change nothing here -> (the entry points, the values, why, what to do otherwise)."""
 
 NOT_NEEDED = {
     "pretrained_model_name_or_path": "help(shardload.{function}) says how a checkpoint is passed",
-    "low_cpu_mem_usage": _ALWAYS,
-    "_fast_init": _ALWAYS,
-    "empty_init": "leave it out: a shell's weights take no memory and are not initialised",
-    "use_safetensors": "leave it out: safetensors files come first; pass a file as where to choose another",
-    "safe_serialization": "leave it out: only safetensors files are written",
-    "weights_only": "leave it out: nothing that a pickle names is ever run",
-    "resume_download": "leave it out: downloads are resumed",
-    "attn_implementation": _ON_THE_CONFIG,
-    "use_flash_attention_2": _ON_THE_CONFIG,
+    "use_flash_attention_2": "pass attn_implementation='flash_attention_2' to from_pretrained",
     "output_loading_info": "call report_of(model)",
     "adapter_kwargs": "call load_adapter(model, where, …)",
 }
@@ -172,7 +176,6 @@ NOT_BUILT = {
     **dict.fromkeys(("from_tf", "from_flax"), _OTHER_FORMAT),
     "ignore_mismatched_sizes": "correct the config: a tensor of another shape is never skipped",
     "proxies": "set HTTPS_PROXY in the environment",
-    "force_download": "remove the repo from the cache",
     "push_to_hub": "write to a folder, and upload it with huggingface_hub",
 }
 """Keywords of other loaders that this version does not do -> what to do instead."""

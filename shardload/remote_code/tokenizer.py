@@ -19,11 +19,13 @@ from shardload.remote_code.tokenizer_files import (
     tokenizer_settings,
     vocabulary_files,
 )
+from shardload.remote_code.tokenizer_options import tokenizer_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from shardload.checkpoint.sources.source import Source
+    from shardload.remote_code.tokenizer_options import Options
     from shardload.where import CodeTrust
 
 EXTRAS = ("sentencepiece", "tiktoken", "tokenizers")
@@ -35,26 +37,25 @@ def make_tokenizer(
     config_json: Mapping[str, Any] | None,
     trust: CodeTrust,
     *,
-    options: Mapping[str, Any] | None = None,
+    options: Options = None,
 ) -> Any:
     """Return the tokenizer of a repo.
 
     In this order: the class that `auto_map` names under AutoTokenizer, in tokenizer_config.json or config.json
     (its code runs: the caller's consent is needed); tokenizer.json through the tokenizers library; the class of an
-    installed transformers that tokenizer_config.json names. `options` overrule the settings that the first gets.
+    installed transformers that tokenizer_config.json names. `options` overrule the settings:
+    those of a caller are checked first, those of a repo's code are not.
 
     Raises NotFoundError when there is none of these; UntrustedCodeError; RemoteCodeError; CorruptError.
     """
     ref = tokenizer_ref(source, config_json)
     if ref is not None:
         with for_no_model():
-            return _from_code(
-                open_code(source, None, ref, trust, beside=()), ref, source, dict(options or {})
-            )
+            return _from_code(open_code(source, None, ref, trust, beside=()), ref, source, options)
     settings = tokenizer_settings(source)
     if FAST_FILE in source.names():
-        return _fast(source)
-    found = _from_library(source, settings)
+        return _fast(source, settings, options)
+    found = _from_library(source, settings, options)
     if found is None:
         raise _nothing(source, settings)
     return found
@@ -97,15 +98,16 @@ def needs_package(package: str, where: str | None = None) -> RemoteCodeError:
     return RemoteCodeError(
         f"the tokenizer needs the package {package}, which is not installed",
         where=where,
-        cure=f"pip install 'shardload[{package}]'",
+        cure=f"pip install {package}",
     )
 
 
-def _from_code(repo: RepoCode, ref: ClassRef, source: Source, options: dict[str, Any]) -> Any:
+def _from_code(repo: RepoCode, ref: ClassRef, source: Source, given: Options) -> Any:
     try:
         cls, namespace = repo.loaded(ref)
     except RemoteCodeError as error:
         raise _with_extra(error.__cause__, error) from error.__cause__
+    options = tokenizer_options(given, cls, tokenizer_settings(source))
     try:
         if namespace.base == "transformers":
             vocabulary_files(source, getattr(cls, "vocab_files_names", {}))
@@ -113,7 +115,7 @@ def _from_code(repo: RepoCode, ref: ClassRef, source: Source, options: dict[str,
         return cls(**{**constructor_arguments(source, cls), **options})
     except Exception as error:
         if repo.fall_back(error, namespace):
-            return _from_code(repo, ref, source, options)
+            return _from_code(repo, ref, source, given)
         explained = explain(error, namespace, f"making the tokenizer {ref}")
         if not isinstance(error, (ShardloadError, ImportError)):
             explained.cure = _cure_of_own_code(getattr(cls, "vocab_files_names", {}).values())
@@ -139,27 +141,30 @@ def _with_extra(cause: BaseException | None, error: ShardloadError) -> Shardload
     return error
 
 
-def _fast(source: Source) -> Any:
+def _fast(source: Source, settings: dict[str, Any], options: Options) -> Any:
     if importlib.util.find_spec("tokenizers") is None:
         raise needs_package("tokenizers", f"{source.label}/{FAST_FILE}")
     from shardload.transformers_shim.tokenization_utils_fast import PreTrainedTokenizerFast
 
-    arguments = constructor_arguments(source, PreTrainedTokenizerFast)
+    overruled = tokenizer_options(options, PreTrainedTokenizerFast, settings)
+    arguments = {**constructor_arguments(source, PreTrainedTokenizerFast), **overruled}
     # Few models take token types: they are returned only where the settings, or the caller, ask for them.
     arguments.setdefault("model_input_names", ["input_ids", "attention_mask"])
     with no_foreign_errors(f"{FAST_FILE} can't be read", f"{source.label}/{FAST_FILE}"):
         return PreTrainedTokenizerFast(**arguments)
 
 
-def _from_library(source: Source, settings: dict[str, Any]) -> Any:
+def _from_library(source: Source, settings: dict[str, Any], options: Options) -> Any:
     """Return the tokenizer of an installed transformers' class, or None."""
     name = settings.get("tokenizer_class")
     cls: Any = tokenizer_class(name) if isinstance(name, str) else None
     if cls is None:
         return None
     vocabulary_files(source, getattr(cls, "vocab_files_names", {}))
+    overruled = tokenizer_options(options, cls, settings)
     with no_foreign_errors(f"transformers' {name} can't be made of the repo's files", source.label):
-        return cls.from_pretrained(folder_of(source), trust_remote_code=False, local_files_only=True)
+        safe = {"trust_remote_code": False, "local_files_only": True}
+        return cls.from_pretrained(folder_of(source), **{**overruled, **safe})
 
 
 @contextlib.contextmanager
