@@ -22,7 +22,6 @@ from shardload.loading.stream import expected_ahead
 from shardload.model.shell import build_shell
 from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, settled, target_for
 from shardload.placement.device import OnDevice
-from shardload.remote_code.overruled import overruled
 from shardload.remote_code.plain_config import (
     GIVEN,
     called_with_config,
@@ -243,20 +242,29 @@ class _Load:
             self._take_one_dtype(noted=self._asked == "auto" and not as_stored)
 
     def _made_of(self, checkpoint: Checkpoint) -> tuple[remote_code.LoadedConfig, remote_code.ResolvedClass]:
+        """Return the config, with the settings of the call, and the class."""
+        loaded, resolved = self._of_repo(checkpoint)
+        if "_settings" not in self._keywords:
+            return loaded, resolved
+        from shardload.remote_code.overruled import overruled
+
+        return overruled(loaded, self._keywords["_settings"]), resolved
+
+    def _of_repo(self, checkpoint: Checkpoint) -> tuple[remote_code.LoadedConfig, remote_code.ResolvedClass]:
         """Return the config and the class: the caller's own, or as the repo and its code say."""
         (model_class, auto_class), config, dtype = self._of, self._config, self.dtype
-        config_json, settings = checkpoint.config, self._keywords.get("_settings")
+        config_json = checkpoint.config
         given = None if config is None else remote_code.LoadedConfig(with_dtype(config, dtype), GIVEN)
         if callable(model_class) and is_plain(model_class, config, config_json, self._keywords):
             loaded = given or plain_config(checkpoint.source, config_json, dtype)
-            made = remote_code.ResolvedClass(called_with_config(model_class), *given_class(model_class))
-            return overruled(loaded, settings), made
+            return loaded, remote_code.ResolvedClass(
+                called_with_config(model_class), *given_class(model_class)
+            )
         if config_json is None and model_class is None:
             config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
         repo = checkpoint.source, config_json, trust_of(self.place, self._keywords)
         loaded = given or remote_code.load_config(*repo, dtype=dtype, model_class=model_class)
-        made = remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
-        return overruled(loaded, settings), made
+        return loaded, remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)
 
     def _trial_shell(self, checkpoint: Checkpoint) -> Shell:
         """Return the shell of the model, for a trial."""

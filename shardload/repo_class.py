@@ -42,7 +42,7 @@ def load_config(
     source, _ = find_source(place)
     trust = trust_of(place, keywords)
     loaded = remote_code.load_config(source, read_config(source), trust, dtype=parse_dtype(dtype))
-    return overruled(loaded, keywords.get("_settings")).config
+    return (overruled(loaded, keywords["_settings"]) if "_settings" in keywords else loaded).config
 
 
 @entry_point

@@ -14,14 +14,12 @@ _UNDER_ANOTHER_NAME = {"attn_implementation": "_attn_implementation"}
 """Settings that a config keeps under another name: transformers moves them there."""
 
 
-def overruled(loaded: LoadedConfig, settings: Settings | None) -> LoadedConfig:
+def overruled(loaded: LoadedConfig, settings: Settings) -> LoadedConfig:
     """Return the config with the caller's settings, each set as an attribute that it has already.
 
     A setting of a part (`text_config={...}`) sets the part's own attributes. Raises KeywordError for a name that the
     config does not have: a misspelt one.
     """
-    if settings is None:
-        return loaded
     config = copy.copy(loaded.config)
     for name, value in settings.values.items():
         _set(config, name, value, settings)
