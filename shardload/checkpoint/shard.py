@@ -218,20 +218,28 @@ def read_tensor(
         return taken if taken.shape == block.shape else taken.clone()
     low, high = min(rows), max(rows) + 1
     row_bytes = ref.span.nbytes // ref.shape[0]
-    wanted = file.read_at(ref.span.start + low * row_bytes, (high - low) * row_bytes)
-    if len(wanted) != (high - low) * row_bytes:
-        raise CorruptError(
-            f"{file.name} ends inside {ref.name!r}", where=file.name, cure="fetch the file again"
-        )
     shape = (high - low, *ref.shape[1:])
-    block = (
-        torch.frombuffer(bytearray(wanted), dtype=dtype).view(shape)
-        if wanted
-        else torch.empty(shape, dtype=dtype, device="cpu")
-    )
+    block = _read_part(file, ref, low * row_bytes, (high - low) * row_bytes).view(shape)
     inside = (slice(rows[0] - low, rows[-1] - low + 1, rows.step), *rest)
     taken = block[inside]
     return taken if taken.shape == block.shape else taken.clone()
+
+
+def _read_part(file: SourceFile, ref: TensorRef, start: int, nbytes: int) -> torch.Tensor:
+    """Return some bytes of a tensor, flat: large ones over a network straight in memory of their own."""
+    dtype = torch_dtype(ref)
+    if not nbytes:
+        return torch.empty(0, dtype=dtype, device="cpu")
+    if file.is_remote and nbytes >= _LONG_READ:
+        flat = packed_memory(nbytes, dtype)
+        file.read_into(ref.span.start + start, memory_of(flat))
+        return flat
+    wanted = file.read_at(ref.span.start + start, nbytes)
+    if len(wanted) != nbytes:
+        raise CorruptError(
+            f"{file.name} ends inside {ref.name!r}", where=file.name, cure="fetch the file again"
+        )
+    return torch.frombuffer(bytearray(wanted), dtype=dtype)
 
 
 def read_region(tensor: Derived, region: Region, read: Callable[[Derived], torch.Tensor]) -> torch.Tensor:
@@ -253,6 +261,7 @@ def read_region(tensor: Derived, region: Region, read: Callable[[Derived], torch
     return read(part)[tuple(steps)].clone()
 
 
+_LONG_READ = 2**20  # bytes: shorter reads over a network share requests
 _LEAST_RUN = 2**11  # bytes: for fewer, one read per row costs more than reading the rows whole
 
 
@@ -303,7 +312,7 @@ def _read_rows(descriptor: int, ref: TensorRef, row: int, dtype: torch.dtype) ->
     """Return a tensor of columns, packed; each of its rows is read by itself."""
     assert ref.strides is not None
     result = torch.frombuffer(private_memory(ref.nbytes), dtype=dtype)
-    memory = memoryview((ctypes.c_char * ref.nbytes).from_address(result.data_ptr())).cast("B")
+    memory = memory_of(result)
     step = ref.strides[0] * dtype.itemsize
     for number in range(ref.shape[0]):
         _read_into(descriptor, memory[number * row : (number + 1) * row], ref.span.start + number * step)
@@ -337,6 +346,11 @@ def packed_memory(nbytes: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")
 
 
+def memory_of(flat: torch.Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor on the CPU, to be written; the tensor has to outlive them."""
+    return memoryview((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr())).cast("B")
+
+
 _AT_ONCE = 2**23  # bytes: the processor has some of them in its cache still when they are written to
 _fresh_pages = FreshPages()
 
@@ -344,7 +358,7 @@ _fresh_pages = FreshPages()
 def _read(descriptor: int, start: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
     flat = packed_memory(nbytes, dtype)
     address = flat.data_ptr()
-    memory = memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
+    memory = memory_of(flat)
     for at in range(0, nbytes, _AT_ONCE):
         part = memory[at : at + _AT_ONCE]
         _fresh_pages.touch(address + at, len(part))

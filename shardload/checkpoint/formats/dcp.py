@@ -25,11 +25,12 @@ from shardload.keymap.derived import Joined, as_view, join
 from shardload.tensor_ref import Span, TensorRef, stored_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from shardload.checkpoint.formats.dcp_index import Place
     from shardload.checkpoint.formats.torch_globals import Storage
+    from shardload.checkpoint.sources.runs import Part
     from shardload.checkpoint.sources.source import Source, SourceFile
     from shardload.checkpoint.stage import Stage
     from shardload.keymap import Derived
@@ -166,6 +167,12 @@ class _Window:
 
     def read_at(self, offset: int, length: int) -> bytes:
         return self._file.read_at(self._start + offset, max(0, min(length, self.size - offset)))
+
+    def read_into(self, offset: int, memory: memoryview) -> None:
+        self._file.read_into(self._start + offset, memory)
+
+    def read_many(self, parts: Iterable[Part]) -> None:
+        self._file.read_many((self._start + offset, memory) for offset, memory in parts)
 
     def local_path(self) -> Path:
         return self._file.local_path()

@@ -13,10 +13,13 @@ from shardload._system.file_errors import is_absent, unreadable
 from shardload._system.file_identity import file_identity
 from shardload.checkpoint.sources.digest import Digest
 from shardload.checkpoint.sources.names import check_name, fault_of, is_commit, suggest
+from shardload.checkpoint.sources.runs import read_parts
 from shardload.errors import CorruptError, Cures, NotFoundError, UnsafeError, Wording
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from shardload.checkpoint.sources.runs import Part
 
 _XET_HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -53,13 +56,7 @@ class LocalFile:
             raise ValueError(f"offset and length must not be negative, got {offset} and {length}")
         wanted = max(0, min(length, self.size - offset))
         pieces: list[bytes] = []
-        with _open_regular(self._real, shown=self._path) as file:
-            if file_identity(file.fileno()) != self._identity:
-                raise CorruptError(
-                    f"{self.name!r} was changed since it was opened",
-                    where=str(self._path),
-                    cure="open it again when nothing writes to it",
-                )
+        with self._opened() as file:
             # One pread stops at 2 GiB, and may stop earlier.
             while wanted > 0 and (piece := self._read(file, wanted, offset)):
                 pieces.append(piece)
@@ -67,15 +64,47 @@ class LocalFile:
                 wanted -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def read_into(self, offset: int, memory: memoryview) -> None:
+        """Fill memory with the bytes from `offset` on. Raises CorruptError where the file ends inside it."""
+        self.read_many([(offset, memory)])
+
+    def read_many(self, parts: Iterable[Part]) -> None:
+        """Fill each part, (offset, memory), with one read. Raises CorruptError where the file ends inside one."""
+        with self._opened() as file:
+            try:
+                end = read_parts(file.fileno(), parts)
+            except OSError as error:
+                raise self._unread(error) from error
+        if end is not None:
+            raise CorruptError(
+                f"{self.name!r} ends at byte {end:,}, and more are wanted",
+                where=str(self._path),
+                cure="fetch the file again",
+            )
+
+    def _opened(self) -> io.FileIO:
+        file = _open_regular(self._real, shown=self._path)
+        if file_identity(file.fileno()) == self._identity:
+            return file
+        file.close()
+        raise CorruptError(
+            f"{self.name!r} was changed since it was opened",
+            where=str(self._path),
+            cure="open it again when nothing writes to it",
+        )
+
     def _read(self, file: io.FileIO, length: int, offset: int) -> bytes:
         try:
             return os.pread(file.fileno(), length, offset)
         except OSError as error:
-            raise CorruptError(
-                f"reading {self.name!r} failed: {error.strerror or error}",
-                where=str(self._path),
-                cure="check the disk, or copy the file again",
-            ) from error
+            raise self._unread(error) from error
+
+    def _unread(self, error: OSError) -> CorruptError:
+        return CorruptError(
+            f"reading {self.name!r} failed: {error.strerror or error}",
+            where=str(self._path),
+            cure="check the disk, or copy the file again",
+        )
 
     def local_path(self) -> Path:
         """Return the file's path; nothing is copied."""

@@ -15,10 +15,11 @@ from shardload.checkpoint.sources.ranges import RangeReader
 from shardload.errors import CorruptError, NotFoundError, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from shardload.checkpoint.sources.digest import Digest
+    from shardload.checkpoint.sources.runs import Part
 
 SMALL = 1_000_000
 """Files up to this size, in bytes, are downloaded whole: configs, indexes, code, tokenizers."""
@@ -56,14 +57,26 @@ class HubFile:
         """Return up to `length` bytes from `offset`; fewer only at its end. Raises typed errors."""
         if self._local is None and self._size <= SMALL:
             self.local_path()
+        return self._reader.read_at(offset, length)
+
+    def read_into(self, offset: int, memory: memoryview) -> None:
+        """Fill memory with the bytes from `offset` on, by one request unless the file is on this disk."""
+        self._reader.read_into(offset, memory)
+
+    def read_many(self, parts: Iterable[Part]) -> None:
+        """Fill each part, (offset, memory), on several connections unless the file is on this disk."""
+        self._reader.read_many(parts)
+
+    @property
+    def _reader(self) -> LocalFile | RangeReader:
         if self._local is not None:
-            return self._local.read_at(offset, length)
+            return self._local
         if self._ranges is None:
             repo = self._repo
             self._ranges = RangeReader(
                 repo.url(self._path), self._size, headers=repo.headers(), asked=repo.asking(self._path)
             )
-        return self._ranges.read_at(offset, length)
+        return self._ranges
 
     def local_path(self) -> Path:
         """Download the file into the cache, unless it is there, and return its path. Raises typed errors."""

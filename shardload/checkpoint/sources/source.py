@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from shardload.checkpoint.sources.digest import Digest
+    from shardload.checkpoint.sources.runs import Part
 
 
 class SourceFile(Protocol):
@@ -28,6 +29,12 @@ class SourceFile(Protocol):
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer only at the end of the file."""
+
+    def read_into(self, offset: int, memory: memoryview) -> None:
+        """Fill memory with the bytes from `offset` on. Raises CorruptError where the file ends inside it."""
+
+    def read_many(self, parts: Iterable[Part]) -> None:
+        """Fill each part, (offset, memory), in any order; over a network by few requests, several at a time."""
 
     def local_path(self) -> Path:
         """Return the file's path on this disk, after downloading it where the source is remote."""

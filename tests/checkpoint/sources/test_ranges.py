@@ -188,3 +188,50 @@ def test_reads_beyond_the_end_are_short_and_below_zero_refused(hub, reader):
     assert reader.read_at(len(BIG), 10) == b""
     with pytest.raises(ValueError, match="negative"):
         reader.read_at(-1, 10)
+
+
+@pytest.fixture
+def long_file(hub):
+    content = random.Random(5).randbytes(12_000_000)
+    hub.commit("org/long", {"model.bin": content})
+    return find_source("org/long")[0].open("model.bin"), content
+
+
+def test_long_ranges_go_into_memory_and_the_rest_comes_from_the_socket(hub, long_file):
+    file, content = long_file
+    memory = bytearray(len(content))
+    file.read_into(0, memoryview(memory))
+    assert memory == content
+    memory = bytearray(9_000_001)
+    file.read_into(1_000_001, memoryview(memory))
+    assert memory == content[1_000_001:10_000_002]
+    assert file.read_at(5, 9_000_000) == content[5:9_000_005]
+    assert len([r for r in hub.requests if r.host == "cdn"]) == 3
+    assert file._reader._reads_socket
+
+
+def test_many_parts_take_few_requests(hub, long_file):
+    file, content = long_file
+    spans = [(0, 100_000), (100_000, 50), (900_000, 7), (5_000_000, 6_500_000), (3_000_000, 1)]
+    memory = [bytearray(length) for _, length in spans]
+    file.read_many((offset, memoryview(m)) for (offset, _), m in zip(spans, memory, strict=True))
+    for (offset, length), each in zip(spans, memory, strict=True):
+        assert each == content[offset : offset + length]
+    assert len([r for r in hub.requests if r.host == "cdn"]) == 3
+
+
+def test_a_long_range_that_is_cut_is_asked_for_again_and_no_longer_from_the_socket(hub, long_file):
+    file, content = long_file
+    hub.fault("org/long", "model.bin", cut=3_000_000, times=1)
+    memory = bytearray(len(content))
+    file.read_into(0, memoryview(memory))
+    assert memory == content
+    assert not file._reader._reads_socket
+    assert hub.sent("model.bin") <= len(content) + 3_000_000
+
+
+def test_more_than_a_file_has_is_refused_before_a_request(hub, long_file):
+    file, content = long_file
+    with pytest.raises(CorruptError, match="has 12,000,000 bytes"):
+        file.read_into(len(content) - 1, memoryview(bytearray(2)))
+    assert [r for r in hub.requests if r.host == "cdn"] == []
