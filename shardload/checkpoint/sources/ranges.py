@@ -257,7 +257,7 @@ def _socket_of(response: Any) -> socket | None:
     secured = isinstance(found, ssl.SSLSocket)
     if isinstance(inner, ssl.SSLObject) or secured != (response.url.scheme == "https"):
         return None  # a tunnel inside a tunnel, or a proxy: what the socket gives is not the body
-    return found
+    return found if hasattr(found, "recv_into") else None
 
 
 def _pieces(response: Any) -> Iterator[bytes]:
