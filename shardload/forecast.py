@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shardload._system.read_ahead import free_memory
 from shardload.checkpoint.checkpoint import Checkpoint
 from shardload.checkpoint.opened import opened
+from shardload.checkpoint.sources.runs import AHEAD
 from shardload.dtypes import float_code, parse_dtype
 from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap, Residence, as_view, leaves, residence, second_views
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
     from typing_extensions import Unpack
 
+    from shardload.checkpoint.sources.source import SourceFile
     from shardload.keymap import Derived, MappedHeaders, Names
     from shardload.keywords import WhereKeywords
     from shardload.model.shell import Shell
@@ -180,6 +182,8 @@ def plan_load(
         from shardload.checkpoint.plain_weights import dequantised
 
         checkpoint = dequantised(checkpoint, dtype)
+    copy = copy or checkpoint.is_streamed
+    ahead = AHEAD if checkpoint.is_streamed else 0
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)
     rules.require_fit(checkpoint.tensors, mapped)
@@ -190,7 +194,7 @@ def plan_load(
     extra = None if adapter is None else _adapter_amounts(place.elsewhere(adapter), code, on, tensors)
     beside = extra.anon if extra else 0
     if shell is None:
-        statement = Statement(shards, copy, kept=beside)
+        statement = Statement(shards, copy, kept=beside, ahead=ahead)
         statement.add_all(tensors, lambda _name, tensor: taken_on_device(tensor, code, device=on), copies)
         memory = statement.plan()
     else:
@@ -270,8 +274,12 @@ def _download(checkpoint: Checkpoint, tensors: Mapping[str, Derived]) -> int:
     return sum(
         shard.size
         for shard in checkpoint.shards
-        if shard.name in wanted and checkpoint.source.open(shard.name).is_remote
+        if shard.name in wanted and _comes_to_disk(checkpoint.source.open(shard.name))
     )
+
+
+def _comes_to_disk(file: SourceFile) -> bool:
+    return file.is_remote and not file.is_streamed
 
 
 def _dtypes(code: str | None, tensors: Mapping[str, Derived]) -> dict[str, int]:

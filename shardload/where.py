@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 Trust = bool | Literal["locked"] | os.PathLike[str]
 """The caller's consent: False, True, "locked" (what ./shardload.lock or $SHARDLOAD_LOCK approves), or a lock file."""
@@ -25,6 +25,7 @@ _OPTIONS = {
     "cache_dir": "--cache-dir",
     "local_files_only": "--offline",
     "allow_links": "--allow-links",
+    "disk": "--no-disk",
 }
 """Fields of a place -> the options of the commands that read one."""
 
@@ -33,8 +34,8 @@ _OPTIONS = {
 class Where:
     """One checkpoint, adapter or repo, and how to reach it.
 
-    `name` is a folder, a file, or `org/name[@revision]` on the Hub. The other fields are the keywords of the same
-    names in `open_checkpoint`.
+    `name` is a folder, a file, `org/name[@revision]` on the Hub, or an address in a store (`s3://bucket/prefix`). The
+    other fields are the keywords of the same names in `open_checkpoint`.
     """
 
     name: str | os.PathLike[str]
@@ -46,11 +47,13 @@ class Where:
     variant: str | None = None
     state_dict: str | None = None
     allow_links: bool = False
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False, hash=False)
+    disk: bool = True
 
     @property
     def named_revision(self) -> str | None:
         """The revision that the caller named, as a keyword or in `org/name@revision`."""
-        if self.revision or not isinstance(self.name, str) or "@" not in self.name:
+        if self.revision or not isinstance(self.name, str) or "@" not in self.name or "://" in self.name:
             return self.revision or None
         return self.name.rpartition("@")[2]
 
@@ -62,7 +65,7 @@ class Where:
         "org/name --revision v1 --subfolder 'text model'"
         """
         options = (
-            _OPTIONS[name] if value is True else f"{_OPTIONS[name]} {shlex.quote(os.fspath(value))}"
+            _OPTIONS[name] if isinstance(value, bool) else f"{_OPTIONS[name]} {shlex.quote(os.fspath(value))}"
             for name, value in self._chosen()
         )
         return " ".join([shlex.quote(os.fspath(self.name)), *options])
@@ -75,17 +78,38 @@ class Where:
         "'org/name', revision='v1'"
         """
         keywords = (
-            f"{name}={value if value is True else os.fspath(value)!r}" for name, value in self._chosen()
+            f"{name}={value if isinstance(value, bool) else os.fspath(value)!r}"
+            for name, value in self._chosen()
         )
         return ", ".join([repr(os.fspath(self.name)), *keywords])
 
     def _chosen(self) -> Iterator[tuple[str, Any]]:
         """Yield the fields that differ from the defaults, but for the name and the token."""
-        return ((name, value) for name in _OPTIONS if (value := getattr(self, name)))
+        given = ((name, getattr(self, name)) for name in _OPTIONS)
+        return ((name, value) for name, value in given if bool(value) is not (name == "disk"))
 
     def elsewhere(self, name: str | os.PathLike[str], revision: str | None = None) -> Where:
-        """Return another checkpoint, reached in the same way: token, cache, offline, links."""
-        return replace(self, name=name, revision=revision, subfolder=None, variant=None, state_dict=None)
+        """Return another checkpoint, reached in the same way: token, cache, offline, links.
+
+        Options of a store go to no other one.
+        """
+        here, there = _store_of(self.name), _store_of(name)
+        options = self.storage_options if here in (None, there) else None
+        return replace(
+            self,
+            name=name,
+            revision=revision,
+            subfolder=None,
+            variant=None,
+            state_dict=None,
+            storage_options=options,
+        )
+
+
+def _store_of(name: str | os.PathLike[str]) -> str | None:
+    """Return scheme and bucket, or host, of an address in a store; None for any other place."""
+    scheme, mark, rest = os.fspath(name).partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}" if mark else None
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,11 @@ class Checkpoint:
         return sum(shard.nbytes for shard in self.shards)
 
     @property
+    def is_streamed(self) -> bool:
+        """Whether weights are read straight into memory, and no file comes onto this disk."""
+        return self.source.is_streamed
+
+    @property
     def may_be_packed(self) -> bool:
         """Whether dtypes, or a config that names a quantiser, leave room for packed weights."""
         named = self.format == "gguf" or any(name in (self.config or ()) for name in CONFIG_FIELDS)
@@ -146,7 +151,7 @@ class Checkpoint:
         unknown name, with the nearest ones, UsageError for an invalid region, CorruptError for a file that changed.
         """
         from shardload.checkpoint.items import no_tensor
-        from shardload.checkpoint.shard import read_region, read_tensor
+        from shardload.checkpoint.regions import read_region, read_tensor
 
         ref = self.tensors.get(name)
         if ref is None:
@@ -184,13 +189,15 @@ class Checkpoint:
         that torch lacks, and UsageError for a map that does not fit; CorruptError for a file that has changed.
         """
         from shardload.checkpoint.items import read_in_order, wanted
-        from shardload.checkpoint.shard import Shard
+        from shardload.checkpoint.streamed_shard import AnyShard, opened_shard
 
         tensors = wanted(self.tensors, key_map, names, where=self.label)
 
-        def opened(name: str) -> Shard:
-            path = self.source.open(name).local_path()
-            return Shard(path, copy=copy, expected=self.identities.get(name), mappings=self._mappings)
+        def opened(name: str, refs: Iterable[TensorRef]) -> AnyShard:
+            expected = self.identities.get(name)
+            return opened_shard(
+                self.source.open(name), refs, copy=copy, expected=expected, mappings=self._mappings
+            )
 
         return read_in_order(tensors, [shard.name for shard in self.shards], opened)
 
@@ -207,7 +214,7 @@ class Checkpoint:
         A part or a transpose of a local file's tensor is a view of the mapped file; a joined tensor is a copy.
         With `copy=True` nothing is mapped.
         """
-        from shardload.checkpoint.shard import read_tensor
+        from shardload.checkpoint.regions import read_tensor
         from shardload.keymap.assembly import assemble
 
         def read(ref: TensorRef) -> torch.Tensor:
@@ -279,7 +286,7 @@ def read_checkpoint(
         names = [folder.format]
         headers, tensors = folder.read(shards)
     else:
-        names, headers = _read_headers(shards, place.state_dict, remote=source.revision is not None)
+        names, headers = _read_headers(shards, place.state_dict, remote=not source.is_local)
         if stage is not None:
             headers = stage.headers(headers, source.label)
         tensors = _merge(source, files, headers)

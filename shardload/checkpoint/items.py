@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from shardload.checkpoint.shard import Shard
+    from shardload.checkpoint.streamed_shard import AnyShard
     from shardload.keymap import Derived, Names
     from shardload.where import Where
 
@@ -107,15 +107,18 @@ def in_one_piece(tensors: Mapping[str, Derived], where: Where) -> dict[str, Tens
 
 
 def read_in_order(
-    tensors: Mapping[str, Derived], shards: Iterable[str], opened: Callable[[str], Shard]
+    tensors: Mapping[str, Derived],
+    shards: Iterable[str],
+    opened: Callable[[str, Iterable[TensorRef]], AnyShard],
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
     """Yield (key, tensor) pairs with one shard open at a time; a joined tensor comes after the last of its parts.
 
-    `opened` returns a shard by its name, before its `with` block. No reference to a yielded tensor is kept.
+    `opened` returns a shard by its name and the parts that will be read of it, before its `with` block. No reference to
+    a yielded tensor is kept.
     """
     joins = Joins(tensors.items())
     for shard, parts in reading_order(tensors.items(), shards).items():
-        with opened(shard) as file:
+        with opened(shard, [part for _, part in parts]) as file:
             for key, part in parts:
                 if key not in joins:
                     yield key, file.tensor(part)

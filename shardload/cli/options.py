@@ -26,6 +26,16 @@ def source_options(function: Command) -> Command:
     for option in (
         click.option("--cache-dir", metavar="FOLDER", help="Where files of the Hub are kept."),
         click.option("--offline", is_flag=True, help="Use only what the Hub's cache holds."),
+        click.option(
+            "--storage-option",
+            "storage_options",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="How to reach s3://, gs://, az:// or https://; secrets belong into the environment.",
+        ),
+        click.option(
+            "--no-disk", is_flag=True, help="Read weights of the Hub into memory, and keep no file of it."
+        ),
         click.option("--allow-links", is_flag=True, help="Follow links that lead out of the folder."),
         click.option("--variant", metavar="NAME", help="Weights of a variant: model.NAME.safetensors."),
         click.option(
@@ -163,7 +173,22 @@ def source_keywords(options: dict[str, Any]) -> WhereKeywords:
         "variant": options.pop("variant"),
         "state_dict": options.pop("state_dict"),
         "allow_links": options.pop("allow_links"),
+        "storage_options": storage_options(options.pop("storage_options")),
+        "disk": not options.pop("no_disk"),
     }
+
+
+def storage_options(entries: Sequence[str]) -> dict[str, Any] | None:
+    """Return `NAME=VALUE` entries as a mapping, with true and false as truth values; None without any."""
+    found: dict[str, Any] = {}
+    for entry in entries:
+        name, sign, value = entry.partition("=")
+        if not name or not sign:
+            raise UsageError(
+                f"{name!r} sets nothing", where="--storage-option", cure="write it as NAME=VALUE"
+            )
+        found[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return found or None
 
 
 def key_map_of(options: dict[str, Any]) -> KeyMap:

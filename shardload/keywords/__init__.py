@@ -35,6 +35,7 @@ class SourceKeywords(TypedDict, total=False):
     local_files_only: bool
     subfolder: str | None
     allow_links: bool
+    storage_options: Mapping[str, Any] | None
 
 
 class WhereKeywords(SourceKeywords, total=False):
@@ -42,6 +43,7 @@ class WhereKeywords(SourceKeywords, total=False):
 
     variant: str | None
     state_dict: str | None
+    disk: bool
 
 
 class TrustKeywords(TypedDict, total=False):

@@ -10,9 +10,10 @@ _NO_JUDGEMENT = "leave it out: {function} does not compare a checkpoint with a m
 _FRESH = "pass it to attach_lora, which makes a new adapter"
 
 _TABLE = (
-    ("revision token cache_dir local_files_only subfolder allow_links", f"{_CHECKPOINT} {_REPO} {_ADAPTER}",
+    ("revision token cache_dir local_files_only subfolder allow_links storage_options",
+     f"{_CHECKPOINT} {_REPO} {_ADAPTER}",
      "pass it to open_checkpoint(where, …), which opens the checkpoint"),
-    ("variant state_dict", _CHECKPOINT, "pass it to open_checkpoint(where, …), which opens the checkpoint"),
+    ("variant state_dict disk", _CHECKPOINT, "pass it to open_checkpoint(where, …), which opens the checkpoint"),
     ("trust_remote_code code_revision remote_base", f"from_pretrained examine {_REPO}",
      "leave it out: {function} runs no code of a repo"),
     ("model_class", "from_pretrained examine", "leave it out: {function} builds no model"),
@@ -72,7 +73,10 @@ KEYWORDS = {
 """Keyword -> (the entry points that take it, what to do instead in one that does not)."""
 
 _WEIGHTS_ONLY = "leave it out: it chooses weight files, and {function} reads none"
-_NO_WEIGHTS = dict.fromkeys(("variant", "state_dict"), _WEIGHTS_ONLY)
+_NO_WEIGHTS = {
+    **dict.fromkeys(("variant", "state_dict"), _WEIGHTS_ONLY),
+    "disk": "leave it out: {function} reads no weights, and small files are copied to this disk",
+}
 _ONE_FILE = "pass the weight file itself as where"
 _ONE_STATE = "leave it out: the file of an adapter holds one"
 _OF_ITS_LAYERS = "leave it out: an adapter goes to the device of its layers"

@@ -143,7 +143,9 @@ def fill(
             prepared.enter_context(_prepared(shell, target))
         if ranks:
             _require_same(ranks, shell, checkpoint, rules, target, read)
-        copy = copy or bool(ranks and read == "once")  # what is received lies in memory
+        copy = (
+            copy or checkpoint.is_streamed or bool(ranks and read == "once")
+        )  # what is received lies in memory
         with ranks.judging() if ranks else nullcontext():
             target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
             comparison = Comparison(shell, checkpoint, rules, target)

@@ -13,6 +13,7 @@ from torch import nn
 from shardload._system.gc_freeze import gc_frozen
 from shardload._system.process_memory import size_of
 from shardload.checkpoint.place import place_of_opened
+from shardload.checkpoint.sources.runs import AHEAD
 from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
 from shardload.keymap import KeyMap, leaves
 from shardload.keymap.dequantised import Dequantised
@@ -241,7 +242,8 @@ class Comparison:
     def memory(self, missing: Collection[str], *, copy: bool) -> MemoryPlan:
         """Return the memory that the load takes; `missing` are parameters that the class initialises."""
         shards = [shard.name for shard in self.checkpoint.shards]
-        return state_memory(self.plan, self.shell, shards, missing, self._target, copy=copy)
+        ahead = AHEAD if self.checkpoint.is_streamed else 0
+        return state_memory(self.plan, self.shell, shards, missing, self._target, copy=copy, ahead=ahead)
 
     def refuse_if_faulty(self, verdict: Verdict) -> None:
         """Raise MismatchError or UnsupportedError for a load that has to be refused; the model has not been touched.

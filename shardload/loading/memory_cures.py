@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardload.checkpoint.place import place_of_opened
 from shardload.checkpoint.shard import DTYPES
+from shardload.checkpoint.sources.runs import AHEAD
 from shardload.dtypes import FLOATS, float_code
 from shardload.errors import Cures, Wording, joined
 from shardload.keymap import Derived, Joined
@@ -55,6 +56,7 @@ class MemoryCures:
         self._shards = [shard.name for shard in checkpoint.shards]
         self._stored_in = DTYPES.get(checkpoint.float_code)
         self._missing, self._copy, self._own_rules = missing, copy, own_rules
+        self._ahead = AHEAD if checkpoint.is_streamed else 0
 
     def below(self, limit: int) -> str:
         """Return the smallest sets of changes with which the load fits; more memory where none does."""
@@ -66,11 +68,18 @@ class MemoryCures:
                     found.append(names)
         if found:
             return Cures(*(self._said(names) for names in found))
+        if self._ahead:
+            return Cures(
+                "copy the checkpoint into a folder, and load that: there it is mapped",
+                Wording("give it more memory: {max_memory}", max_memory=self._peak(frozenset())),
+            )
         return Wording("give it more memory: {max_memory}", max_memory=self._peak(frozenset()))
 
     def _possible(self) -> list[str]:
         on_device = type(self._target) is OnDevice
         casts = on_device and getattr(self._target, "dtype", None) is not None
+        if self._ahead:  # what is streamed can't be mapped, and is nothing that a command converts
+            return ["dtype"] if casts else []
         return [
             *(["copy"] if self._copy else []),
             *(["dtype"] if casts else []),
@@ -91,7 +100,8 @@ class MemoryCures:
             kept.spill, kept.beside, kept.dtypes = target.spill, target.beside, shell.dtypes(self._stored_in)
             target = kept
         copy = self._copy and "copy" not in changes
-        return state_memory(plan, shell, self._shards, self._missing, target, copy=copy).peak
+        wanted = self._shards, self._missing, target
+        return state_memory(plan, shell, *wanted, copy=copy, ahead=self._ahead).peak
 
     def _converted(self) -> Plan:
         """Return the plan of the files that `convert` writes: every tensor in one aligned piece, joins done."""

@@ -61,8 +61,9 @@ class MemoryPlan:
 class Statement:
     """Adds up the memory of each tensor that a load reads, in the order of the shards.
 
-    With `copy` nothing is mapped. `kept`, `passing` and `before` count memory beside the stored tensors: memory that
-    stays, memory that is held during the stream, and memory that is freed before the stream begins.
+    With `copy` nothing is mapped; `ahead` is what may be read before it is wanted. `kept`, `passing` and `before` count
+    memory beside the stored tensors: memory that stays, memory that is held during the stream, and memory that is freed
+    before the stream begins.
     """
 
     shards: Sequence[str]
@@ -71,6 +72,7 @@ class Statement:
     passing: int = 0
     before: int = 0
     tensors: int = 0
+    ahead: int = 0
     _mapped: int = 0
     _part: int = 0
     _padding: int = 0
@@ -122,6 +124,8 @@ class Statement:
         staging = max(self.before - stays, most, 0)
         works = bool(self._steps or stays)
         room = (ROOM_TO_COMPUTE if works else ROOM_TO_MAP) + A_TENSOR * self.tensors
+        if self._part or any(step.passes for step in self._steps):
+            staging += self.ahead  # elsewhere it is a part of the result
         return MemoryPlan(
             stays,
             staging + self.passing + self._part + self._padding + room,
@@ -225,10 +229,17 @@ def _in_memory(tensor: Derived) -> int:
 
 
 def state_memory(
-    plan: Plan, shell: Shell, shards: Sequence[str], missing: Collection[str], target: Target, *, copy: bool
+    plan: Plan,
+    shell: Shell,
+    shards: Sequence[str],
+    missing: Collection[str],
+    target: Target,
+    *,
+    copy: bool,
+    ahead: int = 0,
 ) -> MemoryPlan:
     """Return the memory that a planned load takes; `missing` are parameters that the class initialises."""
-    statement = Statement(shards, copy)
+    statement = Statement(shards, copy, ahead=ahead)
     statement.kept += target.beside
     statement.passing += target.work_space
     stored = dict(plan.tensors) if shell.ties else {}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shardload.placement.target import Target
 
 _SHOWN = 4
+_HEAD = 2**12  # bytes of a file
 
 
 @contextmanager
@@ -112,7 +113,10 @@ def _identity(checkpoint: Checkpoint, name: str, places: str) -> list[str]:
     commit = checkpoint.source.revision
     if commit is not None:
         return ["commit", commit]
-    path, expected = checkpoint.source.open(name).local_path(), checkpoint.identities.get(name)
+    file = checkpoint.source.open(name)
+    if file.is_streamed:
+        return ["store", places, hashlib.sha256(file.read_at(0, _HEAD)).hexdigest()]
+    path, expected = file.local_path(), checkpoint.identities.get(name)
     with Shard(path, copy=True, expected=expected):  # which raises what the load would
         if expected is not None and path.stat().st_size < expected[1]:
             return []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shardload._system.file_identity import file_identity
-from shardload.checkpoint.shard import Shard
+from shardload.checkpoint.streamed_shard import opened_shard
 from shardload.errors import UsageError
 from shardload.tensor_ref import TensorRef
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from shardload._system.file_identity import FileIdentity
     from shardload.checkpoint.checkpoint import Checkpoint
+    from shardload.checkpoint.streamed_shard import AnyShard
     from shardload.loading.plan import Plan
     from shardload.loading.report import Report
 
@@ -67,15 +68,17 @@ class Origin:
         """Whether the file of a stored tensor is still the one whose header was read."""
         expected = self.checkpoint.identities.get(ref.shard)
         try:
-            now = file_identity(self.checkpoint.source.open(ref.shard).local_path())
+            file = self.checkpoint.source.open(ref.shard)
+            if file.is_streamed:
+                return True  # what is read of a store is of the version whose header was read
+            now = file_identity(file.local_path())
         except Exception:  # noqa: BLE001 - a file that can't be read for any reason is not unchanged
             return False
         return expected is None or now == expected
 
-    def open(self, ref: TensorRef) -> AbstractContextManager[Shard]:
+    def open(self, ref: TensorRef) -> AbstractContextManager[AnyShard]:
         """Return the file of a stored tensor as a Shard. Entering it raises CorruptError when the file has changed."""
-        path = self.checkpoint.source.open(ref.shard).local_path()
-        return Shard(path, expected=self.expected(ref))
+        return opened_shard(self.checkpoint.source.open(ref.shard), (ref,), expected=self.expected(ref))
 
     def expected(self, ref: TensorRef) -> FileIdentity | None:
         """Return the identity that a tensor's file had when its header was read; None for a file of the Hub."""

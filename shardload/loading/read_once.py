@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from shardload._system.agreement import Agreement
-    from shardload.checkpoint.shard import Shard
+    from shardload.checkpoint.streamed_shard import AnyShard
     from shardload.loading.plan import Plan
     from shardload.placement.sharded import Sharded
     from shardload.tensor_ref import TensorRef
@@ -68,7 +68,7 @@ class ReadOnce:
         """Whether this rank reads the part of that name itself."""
         return self._holders(key)[0] == self._ranks.rank
 
-    def tensor(self, key: str, ref: TensorRef, shard: Shard | None) -> torch.Tensor:
+    def tensor(self, key: str, ref: TensorRef, shard: AnyShard | None) -> torch.Tensor:
         """Return a part as it is stored, read or received; `shard` is None on a rank that reads nothing of the file."""
         holders = self._holders(key)
         if self.reads(key):

@@ -152,6 +152,8 @@ class DcpFolder:
 class _Window:
     """One item of a `.distcp` file, read as a file of its own."""
 
+    is_streamed = False
+
     def __init__(self, file: SourceFile, place: Place, key: str) -> None:
         self._file = file
         self._start = place.offset

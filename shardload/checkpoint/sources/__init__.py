@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: a folder, or a repo on the Hugging Face Hub."""
+"""Where a checkpoint's files come from: a folder, a repo on the Hugging Face Hub, or an object store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.sources.folder import FolderSource, LocalFile, expand, mode_of
+from shardload.checkpoint.sources.store_address import is_address
 from shardload.errors import (
     Cures,
     NotFoundError,
@@ -35,12 +36,16 @@ _FILE_LIKE = re.compile(r"\.(safetensors|bin|pth?|ckpt|json|gguf|zip|index)$", r
 def find_source(where: WhereLike) -> tuple[Source, str | None]:
     """Return the source that `where` names, and the one file that it names (or None for a whole repo).
 
-    Its name is a folder, a single checkpoint file, `org/name` or `org/name@revision`; what exists on this disk
-    is taken first. `revision` is a branch, tag or commit of a Hub repo. Links that lead out of a folder are followed
-    with `allow_links=True`, or into the Hub cache's own blobs. Raises UsageError where its fields contradict its
-    name, NotFoundError, AccessError and UnsafeError.
+    Its name is a folder, a single checkpoint file, `org/name`, `org/name@revision` or an address in a store
+    (`s3://bucket/prefix`); what exists on this disk is taken before the Hub. `revision` is a branch, tag or commit of a
+    Hub repo. Links that lead out of a folder are followed with `allow_links=True`, or into the Hub cache's own blobs.
+    Raises UsageError where its fields contradict its name, NotFoundError, AccessError and UnsafeError.
     """
     place = place_of(where)
+    if is_address(place.name):
+        from shardload.checkpoint.sources.store import open_store  # for those who have some
+
+        return open_store(place, (place.subfolder or "").removesuffix("/") or None)
     text, revision = _text_of(place.name), place.revision
     subfolder = (place.subfolder or "").removesuffix("/") or None
     path = expand(text)
@@ -70,6 +75,7 @@ def find_source(where: WhereLike) -> tuple[Source, str | None]:
         cache_dir=place.cache_dir,
         local_files_only=place.local_files_only,
         subfolder=subfolder,
+        disk=place.disk,
     )
     return source, None
 
@@ -83,7 +89,7 @@ def _text_of(where: object) -> str:
     if not text or "\0" in text:
         raise UsageError(
             f"{where!r} does not name a checkpoint",
-            cure="pass a folder, a checkpoint file, org/name or org/name@revision",
+            cure="pass a folder, a checkpoint file, org/name, org/name@revision or s3://bucket/prefix",
         )
     return text
 

@@ -50,6 +50,11 @@ class LocalFile:
         """Always False: the file is on this disk."""
         return False
 
+    @property
+    def is_streamed(self) -> bool:
+        """Always False: it can be mapped."""
+        return False
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer only at its end. Raises CorruptError."""
         if offset < 0 or length < 0:
@@ -167,6 +172,7 @@ class FolderSource:
 
     revision: None = None
     is_local: Literal[True] = True
+    is_streamed: Literal[False] = False
 
     def __init__(
         self, root: str | os.PathLike[str], subfolder: str | None = None, *, allow_links: bool = False

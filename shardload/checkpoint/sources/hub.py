@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from shardload.checkpoint.sources import hub_errors
 from shardload.checkpoint.sources.cached_blob import require_blob
+from shardload.checkpoint.sources.copies import Copies
 from shardload.checkpoint.sources.folder import FolderSource, LocalFile, expand
 from shardload.checkpoint.sources.hub_repo import Listed, PinnedRepo, ask_listing, has_token, pinned_in_cache
 from shardload.checkpoint.sources.names import check_name, fault_of, is_hidden, suggest
@@ -29,13 +30,21 @@ class HubFile:
     """One file of a Hub repo. Parts are read by range requests until the whole file is needed.
 
     A file of at most `SMALL` bytes is downloaded into the cache at the first read. `path` is its name in the
-    repo, `name` its name in the source, without the subfolder.
+    repo, `name` its name in the source, without the subfolder. With `copies` nothing comes into the cache.
     """
 
     def __init__(
-        self, name: str, path: str, size: int, repo: PinnedRepo, digest: Digest | None = None
+        self,
+        name: str,
+        path: str,
+        size: int,
+        repo: PinnedRepo,
+        digest: Digest | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.name = name
+        self._copies = copies
+        self._content: bytes | None = None
         self._digest = digest
         self._path = path
         self._size = size
@@ -53,8 +62,15 @@ class HubFile:
         """Whether reads still go over the network, where a small one costs as much as a large one."""
         return self._local is None and self._size > SMALL
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it was asked for that no file comes onto this disk."""
+        return self._copies is not None
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer only at its end. Raises typed errors."""
+        if self._size <= SMALL and self.is_streamed:
+            return self._whole()[offset : offset + length]
         if self._local is None and self._size <= SMALL:
             self.local_path()
         return self._reader.read_at(offset, length)
@@ -80,6 +96,8 @@ class HubFile:
 
     def local_path(self) -> Path:
         """Download the file into the cache, unless it is there, and return its path. Raises typed errors."""
+        if self._copies is not None:
+            return self._copies.of(self)
         if self._local is None:
             found = self._repo.download(self._path, quiet=self._size <= SMALL)
             fault = self._fault_of(found)
@@ -94,6 +112,19 @@ class HubFile:
             self._local = found
             self._ranges = None
         return self._local.local_path()
+
+    def _whole(self) -> bytes:
+        """Fetch a small file into memory, once. Raises CorruptError where it is not what the Hub lists."""
+        if self._content is None:
+            content = self._reader.read_at(0, self._size)
+            if self._digest is not None and self._digest.of(content) != self._digest.hex:
+                raise CorruptError(
+                    f"{self._path!r} is not the file that the Hub lists: its {self._digest.kind} hash is another",
+                    where=f"{self._repo.label}/{self._path}",
+                    cure="try again; if that fails, a proxy or the server's file is broken",
+                )
+            self._content = content
+        return self._content
 
     def _fault_of(self, local: LocalFile) -> str | None:
         """Say what is wrong with a fresh download: its size, the name of its blob, or the hash of a small file."""
@@ -123,7 +154,8 @@ class HubSource:
     """The files of a Hub repo at one commit. `open_hub` makes it.
 
     `listing` is what the Hub says about its files, or None when only the cache is used.
-    `warnings` says so when the Hub could not be reached and the cache was used instead.
+    `warnings` says so when the Hub could not be reached and the cache was used instead. Without `disk` what the cache
+    lacks is read into memory, and nothing comes into it.
     """
 
     is_local: Literal[False] = False
@@ -135,8 +167,11 @@ class HubSource:
         *,
         subfolder: str | None = None,
         warnings: Sequence[str] = (),
+        disk: bool = True,
     ) -> None:
         self._repo = repo
+        self._copies = None if disk else Copies(repo.label)
+        self.is_streamed = not disk
         self._listing = listing
         self._prefix = f"{subfolder}/" if subfolder else ""
         self.warnings = list(warnings)
@@ -180,7 +215,7 @@ class HubSource:
                 cure=f"load {self.label} once with the network on; " + suggest(name, self.names()),
             )
         asked = self._repo.ask_size(path) if size is None else size
-        return HubFile(name, path, asked, self._repo, self._listing[path].digest)
+        return HubFile(name, path, asked, self._repo, self._listing[path].digest, self._copies)
 
     def digest(self, name: str) -> Digest | None:
         """Return the hash that the Hub's listing gives; offline, the one by which the cache names the file."""
@@ -208,6 +243,7 @@ def open_hub(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    disk: bool = True,
 ) -> HubSource:
     """Pin `repo` to the commit that `revision` (by default `main`) leads to, with one request, and list it.
 
@@ -250,7 +286,7 @@ def open_hub(
     ]
     safe = {name: listed for name, listed in listing.items() if name not in unsafe}
     return HubSource(
-        PinnedRepo(repo, commit, asked, cache, token), safe, subfolder=subfolder, warnings=warnings
+        PinnedRepo(repo, commit, asked, cache, token), safe, subfolder=subfolder, warnings=warnings, disk=disk
     )
 
 

@@ -18,6 +18,9 @@ RUN = 8 * 2**20
 GAP = 2**20
 """Bytes between two parts from which on each part is worth a request of its own; fewer are fetched and dropped."""
 
+AHEAD = 2**25
+"""Bytes that are fetched at most before they are wanted, beside the tensor that is."""
+
 CONNECTIONS = 4
 """Requests at a time."""
 

@@ -27,6 +27,10 @@ class SourceFile(Protocol):
     def is_remote(self) -> bool:
         """Whether each read is a request over the network."""
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether weights are read from it straight into memory, as the file is not to come onto this disk."""
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer only at the end of the file."""
 
@@ -49,11 +53,15 @@ class Source(Protocol):
 
     @property
     def revision(self) -> str | None:
-        """The full commit on the Hub; None for a local folder."""
+        """The full commit on the Hub; None for a local folder, and for a store, which keeps no versions."""
 
     @property
     def is_local(self) -> bool:
         """Whether this is the user's own folder: its code needs trust, but no commit."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether weights are read from its files straight into memory: none is put onto this disk."""
 
     @property
     def warnings(self) -> Sequence[str]:

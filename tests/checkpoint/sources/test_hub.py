@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from shardload.checkpoint.sources import find_source
+from shardload.checkpoint.sources.blocks import BLOCK
 from shardload.checkpoint.sources.hub import SMALL
-from shardload.checkpoint.sources.ranges import BLOCK
 from shardload.errors import CorruptError, NotFoundError, UnsafeError
 from shardload.where import Where
 from tests.hub_server import forget_connections

@@ -8,8 +8,9 @@ import threading
 import pytest
 
 from shardload.checkpoint.sources import find_source
+from shardload.checkpoint.sources.blocks import BLOCK, MAX_AHEAD
 from shardload.checkpoint.sources.hub_repo import Listed, PinnedRepo
-from shardload.checkpoint.sources.ranges import BLOCK, MAX_AHEAD, PIECE, RangeReader
+from shardload.checkpoint.sources.ranges import PIECE, RangeReader
 from shardload.errors import AccessError, CorruptError, NotFoundError
 
 from .org_model import BIG, HUGE

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from shardload import UsageError, open_checkpoint
+from shardload.checkpoint.regions import read_tensor
 from shardload.checkpoint.sources.folder import LocalFile
 from tests.tiny import Net, random_state, save_safetensors, write_checkpoint
 
@@ -99,3 +100,18 @@ def test_a_region_of_the_wrong_kind_is_a_typed_error(folder, region):
     with pytest.raises(UsageError, match="region"):
         open_checkpoint(folder).read("head.weight", region)
     assert open_checkpoint(folder).read("head.weight", (slice(10**30),)).shape == (12, 8)
+
+
+class DistantFile(LocalFile):
+    """A file whose reads are requests."""
+
+    is_remote = True
+
+
+def test_a_long_region_of_a_file_far_away_goes_straight_into_memory(tmp_path, monkeypatch):
+    matrix = torch.randn(3000, 200)
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path, {"m": matrix}))
+    ref = checkpoint.tensors["m"]
+    file = DistantFile(ref.shard, tmp_path / ref.shard)
+    monkeypatch.setattr(LocalFile, "read_at", None)
+    assert torch.equal(read_tensor(file, ref, (slice(100, 2900, 3),)), matrix[100:2900:3])

@@ -1,0 +1,91 @@
+"""Errors of obstore, turned into shardload's own. Their texts are not shown: they may hold what signs a request."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from shardload.errors import AccessError, CorruptError, Cures, NotFoundError, Wording
+
+if TYPE_CHECKING:
+    from shardload.errors import ShardloadError
+
+_STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
+_WRONG_ANSWERS = {
+    "non-partial response|NotPartial": "ignores range requests",
+    r"Requested \d+\.\.\d+, got|UnexpectedRange": "sends another range than it was asked for",
+}
+_REASONS = {
+    "timed out": "it took too long",
+    "timeout": "it took too long",
+    "dns error": "its name is not known",
+    "Connection refused": "it refuses connections",
+    "certificate": "its certificate is not trusted",
+    "URL scheme is not allowed": "it is not reached by https, which needs allow_http",
+    "BadScheme": "it is not reached by https, which needs allow_http",
+}
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether an error is a panic of Rust code, which is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
+def is_cut(error: BaseException) -> bool:
+    """Return whether a connection was cut inside a body: the rest can be asked for."""
+    return status_of(error) is None and "body error" in str(error)
+
+
+def from_store(error: BaseException, root: str, file: str | None = None) -> ShardloadError:
+    """Return the typed error for what obstore raised for the store at `root`, or for a file in it."""
+    thing = f"the file {file!r}" if file else "the store"
+    where = f"{root}/{file}" if file else root
+    status = status_of(error)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return NotFoundError(
+            f"{thing} is not there", where=where, cure="check the address: scheme, bucket or host, and path"
+        )
+    if status in {401, 403} or type(error).__name__ in {"PermissionDeniedError", "UnauthenticatedError"}:
+        return AccessError(
+            f"{thing} may not be read with these credentials",
+            where=where,
+            cure=Cures(
+                "check the store's credentials in the environment",
+                Wording("pass others in {storage_options}", storage_options=...),
+            ),
+        )
+    if type(error).__name__ == "PreconditionError" or status == 412:
+        return changed(root, file or "")
+    wrong = next((said for sign, said in _WRONG_ANSWERS.items() if re.search(sign, str(error))), None)
+    if wrong is not None:
+        return CorruptError(
+            f"the server of {file!r} {wrong}", where=where, cure="copy the checkpoint, and load that"
+        )
+    if status is not None:
+        busy = status == 429 or status >= 500
+        return NotFoundError(
+            f"{thing} could not be read: the server answers HTTP {status}",
+            where=where,
+            cure="wait, then try again" if busy else "check the address and the store's settings",
+        )
+    reason = next((said for sign, said in _REASONS.items() if sign in str(error)), "the connection failed")
+    return NotFoundError(
+        f"{thing} could not be read: {reason}",
+        where=where,
+        cure="check the network, the address and its settings",
+    )
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an error of obstore names, or None."""
+    found = _STATUS.search(str(error))
+    return int(found[1] or found[2]) if found else None
+
+
+def changed(root: str, file: str) -> CorruptError:
+    """Return the error for a file that another one has replaced."""
+    return CorruptError(
+        f"{file!r} was changed since its header was read",
+        where=f"{root}/{file}",
+        cure="open the checkpoint again when nothing writes to it",
+    )
