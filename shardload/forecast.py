@@ -182,8 +182,8 @@ def plan_load(
         from shardload.checkpoint.plain_weights import dequantised
 
         checkpoint = dequantised(checkpoint, dtype)
-    copy = copy or checkpoint.is_streamed
-    ahead = AHEAD if checkpoint.is_streamed else 0
+    copy = copy or checkpoint.source.is_streamed
+    ahead = AHEAD if checkpoint.source.is_streamed else 0
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)
     rules.require_fit(checkpoint.tensors, mapped)

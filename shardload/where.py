@@ -17,6 +17,9 @@ RemoteBase = Literal["auto", "shim", "parts", "transformers"]
 """Who serves a repo's imports of transformers; "auto" is the first of the others that lacks no name."""
 
 
+STORES = frozenset({"s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "https", "http"})
+"""The schemes of addresses in a store."""
+
 _OPTIONS = {
     "revision": "--revision",
     "subfolder": "--subfolder",
@@ -51,9 +54,15 @@ class Where:
     disk: bool = True
 
     @property
+    def is_in_store(self) -> bool:
+        """Whether the name is an address in an object store or on a web server: `s3://…`, `https://…`."""
+        scheme, mark, _ = self.name.partition("://") if isinstance(self.name, str) else ("", "", "")
+        return bool(mark) and scheme.lower() in STORES
+
+    @property
     def named_revision(self) -> str | None:
         """The revision that the caller named, as a keyword or in `org/name@revision`."""
-        if self.revision or not isinstance(self.name, str) or "@" not in self.name or "://" in self.name:
+        if self.revision or not isinstance(self.name, str) or "@" not in self.name or self.is_in_store:
             return self.revision or None
         return self.name.rpartition("@")[2]
 

@@ -14,7 +14,6 @@ from shardload.adapters.judgement import refuse
 from shardload.adapters.layers import Factors
 from shardload.adapters.module_index import tensor_of
 from shardload.adapters.residual import relative_to_base
-from shardload.checkpoint.streamed_shard import opened_shard
 from shardload.errors import UsageError, Wording
 from shardload.keymap.assembly import assemble
 from shardload.tensor_ref import TensorRef
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from shardload.adapters.adapter_report import AdapterReport
     from shardload.adapters.layers import LoraTerm
     from shardload.adapters.replication import Replication
-    from shardload.checkpoint.streamed_shard import AnyShard
+    from shardload.checkpoint.shard import AnyShard
     from shardload.keymap import Derived
 
 
@@ -65,8 +64,7 @@ def read_values(
     """
     values = AdapterValues(replication=match.replication)
     # One mapping for all tensors; it lives as long as one of them does.
-    expected = file.checkpoint.identities.get(file.weights)
-    with opened_shard(file.checkpoint.source.open(file.weights), expected=expected) as shard:
+    with file.checkpoint._opened(file.weights) as shard:
         reader = _Reader(shard, values, "stored" if as_stored else dtype)
         for layer in match.layers:
             values.layers.append(_read_layer(reader, layer, report.name))

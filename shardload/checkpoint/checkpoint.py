@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -14,14 +15,21 @@ from shardload._system.file_kind import HEAD_BYTES
 from shardload.checkpoint.formats import FORMATS
 from shardload.checkpoint.formats.gguf_parts import joined_parts
 from shardload.checkpoint.formats.not_a_checkpoint import explain
-from shardload.checkpoint.index import DISTRIBUTED, WeightFiles, disagreement, find_weight_files
+from shardload.checkpoint.index import (
+    DISTRIBUTED,
+    WeightFiles,
+    disagreement,
+    faults_of,
+    find_weight_files,
+    no_tensors,
+)
 from shardload.checkpoint.json_file import config_beside
 from shardload.checkpoint.sources import find_source
 from shardload.checkpoint.stage import Stage
 from shardload.checkpoint.unfinished import cure_of
 from shardload.dequantise.signatures import CONFIG_FIELDS, FP8
 from shardload.dtypes import FLOATS
-from shardload.errors import AccessError, CorruptError, NotFoundError
+from shardload.errors import AccessError, NotFoundError
 from shardload.keys import collapse
 from shardload.keywords import entry_point, place_of
 from shardload.tensor_ref import TensorRef
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
 
     from shardload._system.file_identity import FileIdentity
     from shardload.checkpoint.formats.format import Format, Header
+    from shardload.checkpoint.shard import AnyShard
     from shardload.checkpoint.sources.source import Source, SourceFile
     from shardload.keymap import Derived, KeyMap, Names
     from shardload.keywords import WhereKeywords
@@ -105,11 +114,6 @@ class Checkpoint:
         return sum(shard.nbytes for shard in self.shards)
 
     @property
-    def is_streamed(self) -> bool:
-        """Whether weights are read straight into memory, and no file comes onto this disk."""
-        return self.source.is_streamed
-
-    @property
     def may_be_packed(self) -> bool:
         """Whether dtypes, or a config that names a quantiser, leave room for packed weights."""
         named = self.format == "gguf" or any(name in (self.config or ()) for name in CONFIG_FIELDS)
@@ -158,8 +162,7 @@ class Checkpoint:
             raise no_tensor([name], self.tensors, where=self.label)
         if not isinstance(ref, TensorRef):
             return self.read_derived(ref) if region is None else read_region(ref, region, self.read_derived)
-        expected = self.identities.get(ref.shard)
-        return read_tensor(self.source.open(ref.shard), ref, region, expected, self._mappings)
+        return read_tensor(self.source.open(ref.shard), ref, region, partial(self._opened, shared=True))
 
     def items(
         self,
@@ -189,17 +192,11 @@ class Checkpoint:
         that torch lacks, and UsageError for a map that does not fit; CorruptError for a file that has changed.
         """
         from shardload.checkpoint.items import read_in_order, wanted
-        from shardload.checkpoint.streamed_shard import AnyShard, opened_shard
 
         tensors = wanted(self.tensors, key_map, names, where=self.label)
-
-        def opened(name: str, refs: Iterable[TensorRef]) -> AnyShard:
-            expected = self.identities.get(name)
-            return opened_shard(
-                self.source.open(name), refs, copy=copy, expected=expected, mappings=self._mappings
-            )
-
-        return read_in_order(tensors, [shard.name for shard in self.shards], opened)
+        return read_in_order(
+            tensors, [shard.name for shard in self.shards], partial(self._opened, copy=copy, shared=True)
+        )
 
     def read_derived(self, tensor: Derived, *, copy: bool = False) -> torch.Tensor:
         """Return what a key map makes of stored tensors: an entry of `KeyMap.map_headers(checkpoint.tensors).tensors`.
@@ -214,14 +211,28 @@ class Checkpoint:
         A part or a transpose of a local file's tensor is a view of the mapped file; a joined tensor is a copy.
         With `copy=True` nothing is mapped.
         """
-        from shardload.checkpoint.regions import read_tensor
         from shardload.keymap.assembly import assemble
 
         def read(ref: TensorRef) -> torch.Tensor:
-            expected = self.identities.get(ref.shard)
-            return read_tensor(self.source.open(ref.shard), ref, None, expected, self._mappings, copy=copy)
+            with self._opened(ref.shard, (ref,), copy=copy, shared=True) as shard:
+                return shard.tensor(ref)
 
         return assemble(tensor, read)
+
+    def _opened(
+        self, name: str, refs: Iterable[TensorRef] = (), *, copy: bool = False, shared: bool = False
+    ) -> AnyShard:
+        """Return a shard, to be entered, of which `refs` will be wanted; `shared`: by a mapping that is in use."""
+        file, expected = self.source.open(name), self.identities.get(name)
+        if file.is_streamed:
+            from shardload.checkpoint.streamed_shard import StreamedShard
+
+            return StreamedShard(file, refs)
+        from shardload.checkpoint.shard import Shard
+
+        return Shard(
+            file.local_path(), copy=copy, expected=expected, mappings=self._mappings if shared else None
+        )
 
 
 @entry_point
@@ -387,21 +398,10 @@ def _merge(source: Source, files: WeightFiles, headers: Sequence[Header]) -> dic
                 found[ref.name] = ref
         entries |= dict.fromkeys((ref.name for ref in header.tensors), shard)
         entries |= dict.fromkeys(header.objects, shard)
-    if files.weight_map:
-        absent = [key for key in files.weight_map if key not in found and key not in entries]
-        misplaced = [key for key in files.weight_map if key not in found and key in entries]
-        unlisted = [key for key in entries if key not in files.weight_map]
-        faults += [f"in the index, in no shard: {pattern}" for pattern in collapse(absent)]
-        faults += [f"not in the shard that the index names: {pattern}" for pattern in collapse(misplaced)]
-        # What the index leaves out is loaded too, as long as nothing else is wrong with it.
-        faults += [f"in a shard, not in the index: {key}" for key in (collapse(unlisted) if faults else ())]
-    if faults:
+    lost = [key for key in files.weight_map if key not in found]
+    if faults or lost:
         doubled = sum(len(header.tensors) for header in headers) > len(entries)
-        raise disagreement(source, files, faults, doubled=doubled)
+        raise disagreement(source, files, faults + faults_of(files, entries, lost), doubled=doubled)
     if not found:
-        raise CorruptError(
-            "the checkpoint holds no tensor",
-            where=source.label,
-            cure="it was saved without its weights: use another one of the same training, or save again",
-        )
+        raise no_tensors(source)
     return found

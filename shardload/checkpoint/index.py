@@ -18,9 +18,10 @@ from shardload.errors import (
     UsageError,
     Wording,
 )
+from shardload.keys import collapse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from shardload.checkpoint.sources.source import Source
 
@@ -297,6 +298,22 @@ def _unlisted(source: Source, shards: Collection[str]) -> list[str]:
     ]
 
 
+def faults_of(files: WeightFiles, entries: Mapping[str, str], lost: Sequence[str]) -> list[str]:
+    """Return where an index and its shards disagree: `lost` are its keys that are not in the shard that it names.
+
+    `entries` maps every key of the shards to the last one that has it.
+    """
+    absent = [key for key in lost if key not in entries]
+    misplaced = [key for key in lost if key in entries]
+    unlisted = [key for key in entries if key not in files.weight_map] if files.weight_map else []
+    return [
+        *(f"in the index, in no shard: {pattern}" for pattern in collapse(absent)),
+        *(f"not in the shard that the index names: {pattern}" for pattern in collapse(misplaced)),
+        # Alone it is no fault: it is loaded too.
+        *(f"in a shard, not in the index: {key}" for key in collapse(unlisted)),
+    ]
+
+
 def disagreement(source: Source, files: WeightFiles, faults: Sequence[str], *, doubled: bool) -> CorruptError:
     """Return the error for shards that contradict each other or their index; `doubled`: a key is in two of them."""
     more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
@@ -315,6 +332,15 @@ def disagreement(source: Source, files: WeightFiles, faults: Sequence[str], *, d
         where=where,
         cure=Cures(again, f"delete {files.index}: its shards are a whole set without it") if alone else again,
         code="E-INDEX",
+    )
+
+
+def no_tensors(source: Source) -> CorruptError:
+    """Return the error for weight files that hold no weights."""
+    return CorruptError(
+        "the checkpoint holds no tensor",
+        where=source.label,
+        cure="it was saved without its weights: use another one of the same training, or save again",
     )
 
 

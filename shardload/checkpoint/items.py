@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from shardload.checkpoint.streamed_shard import AnyShard
+    from shardload.checkpoint.shard import AnyShard
     from shardload.keymap import Derived, Names
     from shardload.where import Where
 

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shardload.checkpoint.shard import LEAST_RUN, Mappings, memory_of, packed_memory, torch_dtype
-from shardload.checkpoint.streamed_shard import opened_shard
+from shardload.checkpoint.shard import LEAST_RUN, memory_of, packed_memory, torch_dtype
 from shardload.errors import CorruptError, UsageError
 from shardload.keymap.derived import Filled, narrowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shardload._system.file_identity import FileIdentity
+    from shardload.checkpoint.shard import AnyShard
     from shardload.checkpoint.sources.source import SourceFile
     from shardload.keymap import Derived
     from shardload.tensor_ref import Region, TensorRef
@@ -23,22 +22,19 @@ _LONG_READ = 2**20  # bytes: shorter reads over a network share requests
 
 
 def read_tensor(
-    file: SourceFile,
-    ref: TensorRef,
-    region: Region | None,
-    expected: FileIdentity | None = None,
-    mappings: Mappings | None = None,
-    *,
-    copy: bool = False,
+    file: SourceFile, ref: TensorRef, region: Region | None, opened: Callable[..., AnyShard]
 ) -> torch.Tensor:
-    """Return one tensor of a file, or a region of that tensor: see `Checkpoint.read`."""
+    """Return one tensor of a file, or a region of that tensor: see `Checkpoint.read`.
+
+    `opened` returns a shard by its name and the tensors that are wanted of it.
+    """
     if region is None:
-        with opened_shard(file, (ref,), copy=copy, expected=expected, mappings=mappings) as shard:
+        with opened(ref.shard, (ref,)) as shard:
             return shard.tensor(ref)
     _check_region(region, ref)
     dtype = torch_dtype(ref)
     if ref.strides is not None or not ref.shape or not region or ref.dtype == "F4":
-        return read_tensor(file, ref, None, expected, mappings)[region].clone()
+        return read_tensor(file, ref, None, opened)[region].clone()
     first, *rest = region
     rows = range(*first.indices(ref.shape[0]))
     if not rows:

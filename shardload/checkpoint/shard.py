@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -36,6 +36,24 @@ CODES: dict[torch.dtype, str] = {dtype: code for code, dtype in DTYPES.items()}
 
 Mappings = WeakValueDictionary[tuple[str, FileIdentity], Buffer]
 """Mappings in use, by the path and identity of the mapped file."""
+
+
+class AnyShard(Protocol):
+    """An open weight file, mapped, read or streamed, used as a `with` block."""
+
+    def __enter__(self) -> Self:
+        """Open it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+
+    def tensor(self, ref: TensorRef) -> torch.Tensor:
+        """Return the stored tensor in its stored dtype; its storage covers this tensor alone."""
+
+    def release(self, ref: TensorRef, first: int = 0, stop: int | None = None) -> None:
+        """Release the pages that hold only these bytes of `ref`, where they are a file's."""
 
 
 class Shard:

@@ -6,7 +6,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from shardload.checkpoint.shard import Shard, memory_of, packed_memory, strided_rows, torch_dtype
+from shardload.checkpoint.shard import memory_of, packed_memory, strided_rows, torch_dtype
 from shardload.checkpoint.sources.runs import AHEAD, CONNECTIONS, GAP, RUN, runs_of
 from shardload.tensor_ref import torch_shape
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from shardload._system.file_identity import FileIdentity
-    from shardload.checkpoint.shard import Mappings
     from shardload.checkpoint.sources.runs import Part, Run
     from shardload.checkpoint.sources.source import SourceFile
     from shardload.tensor_ref import TensorRef
@@ -132,21 +130,3 @@ class _Reading:
         if ref.strides is not None and self._row is None:
             return flat.as_strided(ref.shape, ref.strides)
         return flat.view(torch_shape(ref.dtype, ref.shape) if self._row is None else ref.shape)
-
-
-AnyShard = Shard | StreamedShard
-"""An open weight file, mapped, read or streamed."""
-
-
-def opened_shard(
-    file: SourceFile,
-    refs: Iterable[TensorRef] = (),
-    *,
-    copy: bool = False,
-    expected: FileIdentity | None = None,
-    mappings: Mappings | None = None,
-) -> AnyShard:
-    """Return a weight file, to be entered; `refs` are the tensors that will be wanted of it, in their order."""
-    if file.is_streamed:
-        return StreamedShard(file, refs)
-    return Shard(file.local_path(), copy=copy, expected=expected, mappings=mappings)

@@ -144,7 +144,7 @@ def fill(
         if ranks:
             _require_same(ranks, shell, checkpoint, rules, target, read)
         copy = (
-            copy or checkpoint.is_streamed or bool(ranks and read == "once")
+            copy or checkpoint.source.is_streamed or bool(ranks and read == "once")
         )  # what is received lies in memory
         with ranks.judging() if ranks else nullcontext():
             target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))

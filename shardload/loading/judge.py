@@ -242,7 +242,7 @@ class Comparison:
     def memory(self, missing: Collection[str], *, copy: bool) -> MemoryPlan:
         """Return the memory that the load takes; `missing` are parameters that the class initialises."""
         shards = [shard.name for shard in self.checkpoint.shards]
-        ahead = AHEAD if self.checkpoint.is_streamed else 0
+        ahead = AHEAD if self.checkpoint.source.is_streamed else 0
         return state_memory(self.plan, self.shell, shards, missing, self._target, copy=copy, ahead=ahead)
 
     def refuse_if_faulty(self, verdict: Verdict) -> None:

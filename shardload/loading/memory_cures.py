@@ -56,7 +56,7 @@ class MemoryCures:
         self._shards = [shard.name for shard in checkpoint.shards]
         self._stored_in = DTYPES.get(checkpoint.float_code)
         self._missing, self._copy, self._own_rules = missing, copy, own_rules
-        self._ahead = AHEAD if checkpoint.is_streamed else 0
+        self._ahead = AHEAD if checkpoint.source.is_streamed else 0
 
     def below(self, limit: int) -> str:
         """Return the smallest sets of changes with which the load fits; more memory where none does."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shardload._system.file_identity import file_identity
-from shardload.checkpoint.streamed_shard import opened_shard
 from shardload.errors import UsageError
 from shardload.tensor_ref import TensorRef
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from shardload._system.file_identity import FileIdentity
     from shardload.checkpoint.checkpoint import Checkpoint
-    from shardload.checkpoint.streamed_shard import AnyShard
+    from shardload.checkpoint.shard import AnyShard
     from shardload.loading.plan import Plan
     from shardload.loading.report import Report
 
@@ -78,7 +77,7 @@ class Origin:
 
     def open(self, ref: TensorRef) -> AbstractContextManager[AnyShard]:
         """Return the file of a stored tensor as a Shard. Entering it raises CorruptError when the file has changed."""
-        return opened_shard(self.checkpoint.source.open(ref.shard), (ref,), expected=self.expected(ref))
+        return self.checkpoint._opened(ref.shard, (ref,))
 
     def expected(self, ref: TensorRef) -> FileIdentity | None:
         """Return the identity that a tensor's file had when its header was read; None for a file of the Hub."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from shardload._system.agreement import Agreement
-    from shardload.checkpoint.streamed_shard import AnyShard
+    from shardload.checkpoint.shard import AnyShard
     from shardload.loading.plan import Plan
     from shardload.placement.sharded import Sharded
     from shardload.tensor_ref import TensorRef

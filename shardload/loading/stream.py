@@ -16,7 +16,6 @@ from shardload._system.gc_freeze import gc_frozen
 from shardload._system.process_memory import measure, size_of
 from shardload._system.progress import ProgressMeter
 from shardload.checkpoint.shard import reading_order
-from shardload.checkpoint.streamed_shard import opened_shard
 from shardload.keymap.assembly import Joins
 from shardload.loading.claims import Claims
 from shardload.loading.report import ShardRow
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from shardload._system.progress import ProgressOption
     from shardload._system.read_ahead import ReadAhead
     from shardload.checkpoint.checkpoint import Checkpoint
-    from shardload.checkpoint.streamed_shard import AnyShard
+    from shardload.checkpoint.shard import AnyShard
     from shardload.compare.verify import VerifiedWhileLoading
     from shardload.loading.class_values import ClassValues
     from shardload.loading.judge import Comparison
@@ -171,11 +170,10 @@ class _Stream:
             self.target.wait()
             return
         checkpoint = self.comparison.checkpoint
-        file = checkpoint.source.open(name)
         if self.verified is not None:
-            self.verified.begin(name, file.local_path())
+            self.verified.begin(name, checkpoint.source.open(name).local_path())
         refs = [ref for key, ref in pairs if once is None or once.reads(key)]
-        with opened_shard(file, refs, copy=self.copy, expected=checkpoint.identities.get(name)) as shard:
+        with checkpoint._opened(name, refs, copy=self.copy) as shard:
             for key, ref in pairs:
                 read = shard.tensor(ref) if once is None else once.tensor(key, ref, shard)
                 self._take(key, ref, read, shard, meter)

@@ -114,4 +114,4 @@ def test_a_long_region_of_a_file_far_away_goes_straight_into_memory(tmp_path, mo
     ref = checkpoint.tensors["m"]
     file = DistantFile(ref.shard, tmp_path / ref.shard)
     monkeypatch.setattr(LocalFile, "read_at", None)
-    assert torch.equal(read_tensor(file, ref, (slice(100, 2900, 3),)), matrix[100:2900:3])
+    assert torch.equal(read_tensor(file, ref, (slice(100, 2900, 3),), checkpoint._opened), matrix[100:2900:3])

@@ -103,12 +103,13 @@ def test_renames_are_rules_in_their_order():
 def test_source_options_become_the_keywords_of_open_checkpoint():
     options = {
         "revision": "r", "cache_dir": "c", "offline": True, "subfolder": "s", "variant": None, "state_dict": None,
-        "allow_links": False,
+        "allow_links": False, "storage_options": ("region=x", "allow_http=true"), "no_disk": True,
         "other": 1,
     }  # fmt: skip
     found = source_keywords(options)
     assert options == {"other": 1}
     assert found["local_files_only"] is True
+    assert (found["disk"], found["storage_options"]) == (False, {"region": "x", "allow_http": True})
     assert found.keys() <= set(inspect.signature(open_checkpoint).parameters)
 
 

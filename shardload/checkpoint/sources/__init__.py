@@ -8,7 +8,6 @@ import stat
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.sources.folder import FolderSource, LocalFile, expand, mode_of
-from shardload.checkpoint.sources.store_address import is_address
 from shardload.errors import (
     Cures,
     NotFoundError,
@@ -42,7 +41,7 @@ def find_source(where: WhereLike) -> tuple[Source, str | None]:
     Raises UsageError where its fields contradict its name, NotFoundError, AccessError and UnsafeError.
     """
     place = place_of(where)
-    if is_address(place.name):
+    if "://" in str(place.name) and place.is_in_store:
         from shardload.checkpoint.sources.store import open_store  # for those who have some
 
         return open_store(place, (place.subfolder or "").removesuffix("/") or None)

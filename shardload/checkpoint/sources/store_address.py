@@ -13,7 +13,6 @@ from shardload.errors import UnsupportedError, UsageError, Wording
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_ADDRESS = re.compile(r"(?:s3a?|gs|az|azure|adl|abfss?|https?)://", re.IGNORECASE)
 _FILE = re.compile(
     r"\.(?:safetensors|bin|pth?|ckpt|gguf|distcp|index\.json|safetensors\.index\.[\w.-]+\.json)$|/\.metadata$",
     re.IGNORECASE,
@@ -44,11 +43,6 @@ _FSSPEC = {
     "az": {"sas_token": "sas_key", "anon": "skip_signature"},
 }
 """Names of fsspec's file systems (s3fs, gcsfs, adlfs) -> obstore's."""
-
-
-def is_address(text: object) -> bool:
-    """Return whether a text names a place in a store: `s3://…`, `gs://…`, `az://…`, `https://…`."""
-    return isinstance(text, str) and bool(_ADDRESS.match(text))
 
 
 @dataclass(frozen=True)

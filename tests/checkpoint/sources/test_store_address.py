@@ -8,7 +8,7 @@ import traceback
 import pytest
 
 import shardload
-from shardload.checkpoint.sources.store_address import StoreAddress, is_address
+from shardload.checkpoint.sources.store_address import StoreAddress
 from shardload.errors import UnsupportedError, UsageError
 from shardload.where import Where
 
@@ -49,7 +49,8 @@ def test_an_address_with_a_secret_or_without_a_place_is_refused_and_not_shown(te
 
 
 def test_paths_and_names_of_the_hub_are_no_addresses(tmp_path):
-    assert not any(map(is_address, ["org/name", "./s3", "C:\\models", tmp_path, "file:///x", "s3:/x", 3]))
+    others = ["org/name", "./s3", "C:\\models", tmp_path, "file:///x", "s3:/x", "s3:", "s3", "gs"]
+    assert [name for name in others if Where(name).is_in_store] == []
 
 
 def test_options_have_the_names_of_obstore_or_of_fsspec():
