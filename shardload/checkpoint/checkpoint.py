@@ -15,14 +15,7 @@ from shardload._system.file_kind import HEAD_BYTES
 from shardload.checkpoint.formats import FORMATS
 from shardload.checkpoint.formats.gguf_parts import joined_parts
 from shardload.checkpoint.formats.not_a_checkpoint import explain
-from shardload.checkpoint.index import (
-    DISTRIBUTED,
-    WeightFiles,
-    disagreement,
-    faults_of,
-    find_weight_files,
-    no_tensors,
-)
+from shardload.checkpoint.index import DISTRIBUTED, WeightFiles, disagreement, find_weight_files, no_tensors
 from shardload.checkpoint.json_file import config_beside
 from shardload.checkpoint.sources import find_source
 from shardload.checkpoint.stage import Stage
@@ -401,7 +394,7 @@ def _merge(source: Source, files: WeightFiles, headers: Sequence[Header]) -> dic
     lost = [key for key in files.weight_map if key not in found]
     if faults or lost:
         doubled = sum(len(header.tensors) for header in headers) > len(entries)
-        raise disagreement(source, files, faults + faults_of(files, entries, lost), doubled=doubled)
+        raise disagreement(source, files, faults, entries, lost, doubled=doubled)
     if not found:
         raise no_tensors(source)
     return found

@@ -298,7 +298,7 @@ def _unlisted(source: Source, shards: Collection[str]) -> list[str]:
     ]
 
 
-def faults_of(files: WeightFiles, entries: Mapping[str, str], lost: Sequence[str]) -> list[str]:
+def _faults_of(files: WeightFiles, entries: Mapping[str, str], lost: Sequence[str]) -> list[str]:
     """Return where an index and its shards disagree: `lost` are its keys that are not in the shard that it names.
 
     `entries` maps every key of the shards to the last one that has it.
@@ -314,8 +314,20 @@ def faults_of(files: WeightFiles, entries: Mapping[str, str], lost: Sequence[str
     ]
 
 
-def disagreement(source: Source, files: WeightFiles, faults: Sequence[str], *, doubled: bool) -> CorruptError:
-    """Return the error for shards that contradict each other or their index; `doubled`: a key is in two of them."""
+def disagreement(
+    source: Source,
+    files: WeightFiles,
+    faults: Sequence[str],
+    entries: Mapping[str, str],
+    lost: Sequence[str],
+    *,
+    doubled: bool,
+) -> CorruptError:
+    """Return the error for shards that contradict each other or their index; `doubled`: a key is in two of them.
+
+    `entries` and `lost` are as for `_faults_of`.
+    """
+    faults = [*faults, *_faults_of(files, entries, lost)]
     more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     where = f"{source.label}: {'; '.join(faults[:_SHOWN])}{more}"
     if files.index is None or not files.weight_map:
