@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from shardload.loading.report import Report
     from shardload.model.shell import Shell, Slot, build_shell
     from shardload.placement.device import OnDevice
+    from shardload.placement.device_hooks import remove_device_hooks
+    from shardload.placement.on_devices import OnDevices
     from shardload.placement.quantised import Quantised
     from shardload.placement.quantised_by_torchao import QuantisedByTorchao
     from shardload.processor import load_processor
@@ -129,6 +131,8 @@ _HOMES = {
     "model.shell": ("Shell", "Slot", "build_shell"),
     "placement.data_parallel": ("data_parallel",),
     "placement.device": ("OnDevice",),
+    "placement.device_hooks": ("remove_device_hooks",),
+    "placement.on_devices": ("OnDevices",),
     "placement.quantised": ("Quantised",),
     "placement.quantised_by_torchao": ("QuantisedByTorchao",),
     "tensor_ref": ("TensorRef",),
@@ -155,6 +159,7 @@ __all__ = [
     "NoSpaceError",
     "NotFoundError",
     "OnDevice",
+    "OnDevices",
     "Progress",
     "Quantised",
     "QuantisedByTorchao",
@@ -197,6 +202,7 @@ __all__ = [
     "plan_load",
     "prepare_model_for_int8_training",
     "prepare_model_for_kbit_training",
+    "remove_device_hooks",
     "report_of",
     "resolve_class",
     "save",

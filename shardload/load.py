@@ -21,6 +21,7 @@ from shardload.loading.provenance import REPORTS
 from shardload.loading.stream import expected_ahead
 from shardload.model.shell import build_shell
 from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, settled, target_for
+from shardload.placement.asked_devices import over_devices
 from shardload.placement.device import OnDevice
 from shardload.remote_code.plain_config import (
     GIVEN,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from shardload.loading.report import Report
     from shardload.model.shell import Shell
     from shardload.placement.any_quantisation import AnyQuantisation
+    from shardload.placement.asked_devices import Asked
     from shardload.placement.layout import Layout
     from shardload.where import Where, WhereLike
 
@@ -85,7 +87,8 @@ def from_pretrained(
     copy: bool = False,
     verify: bool = False,
     spill: str | os.PathLike[str] | None = None,
-    max_memory: int | None = None,
+    device_map: Any = None,
+    max_memory: int | Mapping[Any, Any] | None = None,
     progress: ProgressOption = None,
     device_mesh: DeviceMesh | None = None,
     tp_plan: Mapping[str, str] | str | None = None,
@@ -137,6 +140,9 @@ def from_pretrained(
     part of one model. `tp_plan` maps names of modules to "colwise", "rowwise", "colwise_rep" or "rowwise_rep"; "auto"
     is the plan of a class of transformers. FSDP wraps the repeated blocks, whatever the class. See docs/scale.md.
 
+    `device_map` lays the model over devices: "auto", "balanced", "sequential", a device, or {"layers.3": "disk"}; then
+    `max_memory` may be what each may hold: {0: "20GiB", "cpu": "60GiB"}. See docs/device_maps.md.
+
     `report_of(model)` returns the report of the load. Synonyms of other loaders are taken (`torch_dtype`), what has no
     effect here is accepted with a note (`low_cpu_mem_usage`), and a setting that the config has is set on it
     (`num_labels=3`, `attn_implementation="eager"`); other keywords are declined by name. Raises subclasses of
@@ -146,9 +152,12 @@ def from_pretrained(
         asked = quantization_config, load_in_8bit, load_in_4bit
         quantised = quantisation_of(*asked) if any(each not in NOT_ASKED for each in asked) else None
         into = dict(zip(("quantization_config", "load_in_8bit", "load_in_4bit"), asked, strict=True))
-        beside = {"merge": merge, "prefix": prefix, **into}
+        beside = {"merge": merge, "prefix": prefix, "device_map": device_map, **into}
         layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
     leniency = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
+    over = None
+    if device_map is not None:
+        over, max_memory = over_devices(device_map, max_memory, device, copy=copy)
     load = _Load(model_class, auto_class, config, dtype, quantised, key_map, leniency, keywords)
     with _together(layout, timeout) as ranks:
         with ranks.judging():
@@ -160,7 +169,7 @@ def from_pretrained(
         # What a class draws while it is made, a buffer of random numbers say, is equal on all ranks.
         with expected_ahead(load.checkpoint, layout, read), ranks.same_random(), ranks.judging():
             load.settle_class(stored=layout is None)
-            load.build(on, spill)
+            load.build(on, spill, over)
             load.judge_on_top(adapter, merge=merge, early=layout is not None)
             if layout is not None:
                 layout.shard(load.shell)
@@ -179,7 +188,7 @@ class _Load:
     checkpoint: Checkpoint
     loaded: remote_code.LoadedConfig
     resolved: remote_code.ResolvedClass
-    target: OnDevice
+    target: Any
     shell: Shell
     report: Report
 
@@ -285,11 +294,12 @@ class _Load:
         if noted:
             self._notes.append(cast_note(self.checkpoint, self.dtype))
 
-    def build(self, device: str | torch.device, spill: str | os.PathLike[str] | None) -> None:
+    def build(self, device: Any, spill: str | os.PathLike[str] | None, over: Asked | None) -> None:
         """Build the shell, of two classes that a repo names the one that the keys fit; say where its weights go."""
         self.target = OnDevice(device, self.dtype, spill)
-        if self._into is not None:
-            self.target = target_for(self._into, device, self.dtype, spill)
+        if self._into is not None or over is not None:
+            make = target_for if over is None else over.target
+            self.target = make(self._into, device, self.dtype, spill)
         self.shell = self._shell_of(self.resolved)
         if self.resolved.named is not None:
             made = self.resolved, self.shell, self.checkpoint, self._shell_of, self._key_map

@@ -12,7 +12,7 @@ import shardload
 
 PARSER = doctest.DocTestParser()
 # What a target answers to the loader; the class's own example shows how one is used.
-OF_THE_LOADER = {"OnDevice", "Quantised", "QuantisedByTorchao"}
+OF_THE_LOADER = {"OnDevice", "OnDevices", "Quantised", "QuantisedByTorchao"}
 
 
 def documented() -> dict[str, str]:

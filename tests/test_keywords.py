@@ -130,7 +130,6 @@ def test_the_real_transformers_is_chosen_in_every_function_that_runs_code():
 @pytest.mark.parametrize(
     ("name", "value", "cure"),
     [
-        ("device_map", "auto", "device="),
         ("offload_folder", "x", "mapped"),
         ("gguf_file", "x.gguf", "pass the file itself"),
     ],
@@ -225,7 +224,7 @@ def test_a_config_of_the_caller_is_not_changed_by_a_setting(folder):
     assert (seen, config.width) == ([5], 3)
 
 
-@pytest.mark.parametrize("keyword", ["spill", "merge", "verify", "max_memory"])
+@pytest.mark.parametrize("keyword", ["spill", "merge", "verify"])
 def test_plan_load_answers_for_itself(folder, keyword):
     with pytest.raises(UsageError, match=f"plan_load has no {keyword}=") as caught:
         shardload.plan_load(folder, **{keyword: True})
@@ -236,6 +235,7 @@ def test_a_limit_by_device_is_refused_and_told_what_max_memory_is_here(folder):
     with pytest.raises(UsageError, match="max_memory") as caught:
         from_pretrained(folder, model_class=lambda _: Net(), max_memory={0: "1GB"})
     assert "anonymous memory" in caught.value.cure
+    assert caught.value.cure.keywords == {"device_map": "auto"}
 
 
 def test_a_name_that_nobody_knows_is_a_type_error(folder):

@@ -10,13 +10,14 @@ from tests.tiny import run_python
 
 NAMES = """
 AccessError AdapterReport Checkpoint CorruptError Difference Examination Forecast KeyMap MemoryLimitError MergeReport
-MismatchError NoInverseError NoSpaceError NotFoundError OnDevice Progress Quantised QuantisedByTorchao RanksError
-RemoteCodeError Report
-ShardloadError Shell Slot TensorRef UnsafeError UnsupportedError UntrustedCodeError UsageError Verification
+MismatchError NoInverseError NoSpaceError NotFoundError OnDevice OnDevices Progress Quantised QuantisedByTorchao
+RanksError RemoteCodeError Report ShardloadError Shell Slot TensorRef UnsafeError UnsupportedError UntrustedCodeError
+UsageError Verification
 active_adapters adapter_batch attach_lora build_shell check convert data_parallel delete_adapter dequantised diff
 disable_adapter examine fill from_pretrained inspect_adapter load_adapter load_config load_processor load_tokenizer
 lora_state_dict mark_only_lora_as_trainable merge merge_to_disk open_checkpoint plan_load
-prepare_model_for_int8_training prepare_model_for_kbit_training report_of resolve_class save save_adapter set_adapter
+prepare_model_for_int8_training prepare_model_for_kbit_training remove_device_hooks report_of
+resolve_class save save_adapter set_adapter
 swap_adapter trainable_parameters unmerge verify
 """.split()
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
 from shardload.dequantise import Stored, Weight, packed_weights
-from shardload.dequantise.fp8 import just_cast
 from shardload.dequantise.signatures import CONFIG_FIELDS
 from shardload.dtypes import float_code
 from shardload.errors import CorruptError, UsageError, Wording
@@ -17,7 +16,7 @@ from shardload.keymap.dequantised import Dequantised
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 QUANTISER_FILES = ("quantize_config.json", "quant_config.json")
 """Files in which older quantisers say what config.json says elsewhere."""
-_OF_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
-_CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-# The types of models that have transformers' Conv1D, whose weight is (inputs, outputs), and the names of such layers.
 
 
 def dequantised(checkpoint: Checkpoint, dtype: str | torch.dtype) -> Checkpoint:
@@ -59,22 +55,13 @@ def dequantised(checkpoint: Checkpoint, dtype: str | torch.dtype) -> Checkpoint:
             cure='pass "bfloat16", "float16" or "float32"',
         )
     weights = weights_in(checkpoint)
-    if not weights and checkpoint.format != "gguf":
-        return checkpoint
-    return with_plain(checkpoint, weights, code, turned=_turned_by_type(checkpoint.config))
+    return with_plain(checkpoint, weights, code) if weights or checkpoint.format == "gguf" else checkpoint
 
 
 def weights_in(checkpoint: Checkpoint) -> list[Weight]:
     """Return the packed weights of a checkpoint that can be made plain."""
-    return [] if checkpoint.packing else packed_weights(_headers(checkpoint))
-
-
-def just_cast_in(checkpoint: Checkpoint) -> list[Weight]:
-    """Return the weights in fp8 of a checkpoint in which nothing has or wants scales: they were cast, and no more."""
-    return [] if checkpoint.packing else list(just_cast(_headers(checkpoint)))
-
-
-def _headers(checkpoint: Checkpoint) -> Stored:
+    if checkpoint.packing:
+        return []
     config = checkpoint.config or {}
     stored = {name: ref for name, ref in checkpoint.tensors.items() if isinstance(ref, TensorRef)}
 
@@ -82,26 +69,15 @@ def _headers(checkpoint: Checkpoint) -> Stored:
         return checkpoint.source.open(ref.shard).read_at(ref.span.start, ref.span.nbytes)
 
     kinds = json.loads(checkpoint.metadata["gguf"])["types"] if "gguf" in checkpoint.metadata else {}
-    return Stored(stored, _settings(checkpoint, config), read, config, kinds)
-
-
-def _turned_by_type(config: Mapping[str, Any] | None) -> frozenset[str]:
-    """Return the layers whose own weight is (inputs, outputs), by the last segment of their names, for a known type."""
-    return _CONV1D if (config or {}).get("model_type") in _OF_CONV1D else frozenset()
+    return packed_weights(Stored(stored, _settings(checkpoint, config), read, config, kinds))
 
 
 def with_plain(
-    checkpoint: Checkpoint,
-    weights: Sequence[Weight],
-    code: str,
-    *,
-    renamed: bool = True,
-    turned: Collection[str] = (),
+    checkpoint: Checkpoint, weights: Sequence[Weight], code: str, *, renamed: bool = True
 ) -> Checkpoint:
     """Return the checkpoint with these weights plain, in the dtype of a code, and without what names a quantiser.
 
-    `renamed`: the tensors of a GGUF file get the names that transformers has. `turned` are the last segments of the
-    names of layers whose own weight is (inputs, outputs), which their quantisers pack as (outputs, inputs).
+    `renamed`: the tensors of a GGUF file get the names that transformers has.
     """
     made: dict[str, Derived] = {}
     first = {weight.parts[0][1].name: weight for weight in weights}
@@ -115,8 +91,6 @@ def with_plain(
                     where=f"{ref.shard}: {name}",
                     cure="use the files of one of the two",
                 )
-            if weight.of_layer and weight.name.split(".")[-2:][0] in turned:
-                weight = replace(weight, turned=True)
             made[weight.name] = Dequantised.of(weight, code)
         elif name not in parts:
             made[name] = ref

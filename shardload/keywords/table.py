@@ -35,7 +35,8 @@ _TABLE = (
     ("key_map", f"from_pretrained fill check examine plan_load convert diff save {_ADAPTER}",
      "convert the checkpoint first: convert(where, folder, key_map=…)"),
     ("copy", "from_pretrained fill plan_load", "pass it to from_pretrained or fill, which read the weights"),
-    ("spill max_memory", "from_pretrained fill", "pass it to from_pretrained or fill, which read the weights"),
+    ("spill", "from_pretrained fill", "pass it to from_pretrained or fill, which read the weights"),
+    ("max_memory", "from_pretrained fill plan_load", "pass it to from_pretrained or fill, which read the weights"),
     ("only", "open_checkpoint", "pass it to open_checkpoint, which opens a part of a checkpoint"),
     ("quantization_config load_in_8bit load_in_4bit", "from_pretrained plan_load",
      "quantise on load: from_pretrained(…, load_in_8bit=True), or fill(…, target=Quantised(load_in_8bit=True))"),
@@ -43,6 +44,7 @@ _TABLE = (
      "shard the model by torch (fully_shard, parallelize_module), then call fill"),
     ("tp_plan", "from_pretrained plan_load",
      "shard the model by torch (parallelize_module), then call fill"),
+    ("device_map", "from_pretrained plan_load", "pass target=OnDevices(device_map, …) to fill"),
     ("fsdp tp", "plan_load", "pass device_mesh= to from_pretrained, which shards a model over it"),
     ("read", "from_pretrained fill", "leave it out: {function} loads no model over ranks"),
     ("timeout", "from_pretrained fill save save_adapter", "leave it out: {function} waits for no other rank"),
@@ -106,7 +108,6 @@ EXCEPTIONS = {
     "plan_load": {
         "merge": "leave it out: plan_load counts an adapter as attached",
         "spill": "leave it out: plan_load counts a load without a spill file",
-        "max_memory": "leave it out: compare the limit with peak_anon of the result",
         "verify": "leave it out: hashing a file takes no memory of the weights' size",
     },
     "verify": {"key_map": "leave it out: files are verified as they are stored"},
@@ -174,7 +175,6 @@ _OTHER_FORMAT = "use a checkpoint in safetensors or torch's own format"
 
 NOT_BUILT = {
     "tp_size": "pass device_mesh=init_device_mesh(…) to from_pretrained, or distributed_config=dict(tp_size=…)",
-    **dict.fromkeys(("device_map",), _ONE_DEVICE),
     **dict.fromkeys(("offload_folder", "offload_state_dict", "offload_buffers"), _NO_OFFLOAD),
     "gguf_file": "pass the file itself: from_pretrained('model.gguf', dtype='bfloat16')",
     **dict.fromkeys(("from_tf", "from_flax"), _OTHER_FORMAT),

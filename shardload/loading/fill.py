@@ -181,7 +181,7 @@ def fill(
                 if ranks:
                     ranks.meet("filled")
             report.notes += finish(shell, filled, missing, values, target, references, undo)
-            report.notes += target.notes
+            report.notes, report.devices = [*report.notes, *target.notes], list(target.devices)
             if getattr(target, "dtype", None) is None:
                 report.notes += _dtype_notes(comparison, target.dtypes)
         remember_origin(shell.model, checkpoint, comparison.plan)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shardload._system.process_memory import size_of
-from shardload.errors import MemoryLimitError, UsageError, Wording
+from shardload.errors import Cures, MemoryLimitError, UsageError, Wording
 from shardload.keymap import Derived
 from shardload.keymap.decoding import WORK_SPACE
 from shardload.keymap.dequantised import Dequantised
@@ -309,8 +309,10 @@ def refuse_above(stated: MemoryPlan, max_memory: int | None, cures: Callable[[in
     if type(max_memory) is not int or max_memory < 0:
         raise UsageError(
             Wording("{max_memory} is no number of bytes", max_memory=max_memory),
-            cure="pass one number: the bytes that the load may add to this process's anonymous memory; "
-            "limits per device are not supported",
+            cure=Cures(
+                "pass one number: the bytes that the load may add to this process's anonymous memory",
+                Wording("limits per device go with a map of devices: {device_map}", device_map="auto"),
+            ),
         )
     if stated.peak > max_memory:
         raise MemoryLimitError(

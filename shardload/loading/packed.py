@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.place import place_of_opened
-from shardload.checkpoint.plain_weights import just_cast_in, weights_in, with_plain
-from shardload.dequantise.fp8 import Bare
+from shardload.checkpoint.plain_weights import weights_in, with_plain
 from shardload.dequantise.signatures import CONFIG_FIELDS
 from shardload.diagnosis.quantised import UNREADABLE, plain_cures
 from shardload.errors import Cures, ShardloadError, UnsupportedError, Wording
 from shardload.keymap.dequantised import Dequantised
 from shardload.keymap.derived import pieces
-from shardload.placement.quantisation import Quantisation, is_turned
+from shardload.placement.quantisation import Quantisation
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.dequantise import Weight
     from shardload.diagnosis.finding import Finding
-    from shardload.model.shell import Shell
     from shardload.placement.any_quantisation import AnyQuantisation
     from shardload.placement.target import Target
 
@@ -34,30 +32,25 @@ _COMMON = frozenset({"weight", "scale", "scales"})  # last segments that other m
 _CODES = {f"torch.{name}": code for code, name in TORCH_NAMES.items()}
 
 
-def taken_by(target: Target, checkpoint: Checkpoint, shell: Shell) -> Checkpoint:
+def taken_by(target: Target, checkpoint: Checkpoint, slots: Collection[str]) -> Checkpoint:
     """Return the checkpoint that a target takes: as it is stored where it takes packed weights, else `plain_for`.
 
     Raises CorruptError for packed weights whose parts do not fit together.
     """
     if not target.takes(checkpoint.tensors):
-        return plain_for(checkpoint, shell.slots, getattr(target, "dtype", None), shell.model)
+        return plain_for(checkpoint, slots, getattr(target, "dtype", None))
     weights_in(checkpoint)
     return checkpoint
 
 
-def plain_for(
-    checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype | None, model: nn.Module | None = None
-) -> Checkpoint:
+def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype | None) -> Checkpoint:
     """Return the checkpoint that a model takes: with plain weights of `dtype`, or as it is stored.
 
-    It is as it is stored where no dtype is asked for, or where the model's slots are those of the packed parts. The
-    `model` says which of its layers have weights of (inputs, outputs).
+    It is as it is stored where no dtype is asked for, or where the model's slots are those of the packed parts.
     """
     code = _CODES.get(str(dtype))
     if checkpoint.format != "gguf" and all(name in slots for name in checkpoint.tensors):
-        # Whatever they hold, the model has a place for each; but what nothing scales is cast as any other weight.
-        cast = just_cast_in(checkpoint) if code else []
-        return with_plain(checkpoint, cast, code or "") if cast else checkpoint
+        return checkpoint  # whatever they hold, the model has a place for each
     weights = weights_in(checkpoint) if code is not None or checkpoint.format == "gguf" else []
     if checkpoint.format == "gguf":
         if weights and code is None:
@@ -66,37 +59,21 @@ def plain_for(
         return with_plain(checkpoint, weights, code or "", renamed=not own_names)
     if not weights or code is None or _takes(slots, weights):
         return checkpoint
-    return with_plain(checkpoint, weights, code, turned=_turned(model))
-
-
-def _turned(model: nn.Module | None) -> frozenset[str]:
-    """Return the last segments of the names of layers whose weight is (inputs, outputs), if no other layer has them.
-
-    The rest of a name may be another one in the checkpoint.
-    """
-    turned: dict[str, bool] = {}
-    for name, module in model.named_modules() if model is not None else ():
-        if module._parameters.get("weight") is not None:
-            last = name.rpartition(".")[2]
-            turned[last] = turned.get(last, True) and is_turned(module)
-    return frozenset(last for last, each in turned.items() if each)
+    return with_plain(checkpoint, weights, code)
 
 
 def packed_notes(checkpoint: Checkpoint) -> list[str]:
     """Return a note on the weights of a checkpoint that are made plain."""
     parts = (piece for tensor in checkpoint.tensors.values() for piece in pieces(tensor))
-    decoded = [piece for piece in parts if isinstance(piece, Dequantised)]
-    made = {piece.weight.name: piece.dtype for piece in decoded if piece.weight.scheme.is_packed}
-    notes = []
-    if bare := {piece.weight.name: piece.dtype for piece in decoded if isinstance(piece.weight.scheme, Bare)}:
-        count = "1 weight is" if len(bare) == 1 else f"{len(bare):,} weights are"
-        cast = TORCH_NAMES[next(iter(bare.values()))]
-        notes.append(f"{count} stored in fp8 without scales, and cast to {cast}")
+    of_weights = [
+        piece for piece in parts if isinstance(piece, Dequantised) and piece.weight.scheme.is_packed
+    ]
+    made = {piece.weight.name: piece.dtype for piece in of_weights}
     if not made:
-        return notes
+        return []
     dtype = TORCH_NAMES[next(iter(made.values()))]
     count = "1 weight is" if len(made) == 1 else f"{len(made):,} weights are"
-    return [*notes, f"{count} stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
+    return [f"{count} stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
 
 
 def refuse_undecided(checkpoint: Checkpoint, asked: AnyQuantisation | None = None) -> None:
@@ -104,7 +81,7 @@ def refuse_undecided(checkpoint: Checkpoint, asked: AnyQuantisation | None = Non
 
     `asked` is what the weights are to be quantised to, which is another kind than that in which they are stored.
     """
-    weights = [each for each in weights_in(checkpoint) if not isinstance(each.scheme, Bare)]
+    weights = weights_in(checkpoint)
     if not weights:
         return
     and_asked = f", and {asked.kind} is asked for" if asked else ""

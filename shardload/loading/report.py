@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardload.keymap import KeyMap
     from shardload.loading.fault import Fault
     from shardload.loading.memory_plan import MemoryPlan
+    from shardload.placement.device_map import DeviceRow
 
 _MOST_LINES = 12  # patterns per kind of fault; the others are only counted
 _FEW_LINES = 4  # the same limit when a finding explains the faults
@@ -62,7 +63,7 @@ class Report:
     every step that a load needs, with its keyword arguments. `nbytes` counts stored bytes; `seconds` has one figure per
     stage. `packing` names how weights that were dequantised are packed in the files. `adapters` are AdapterReports.
     `parts` has the SHA-256 of the installed transformers' files that ran beside a repo's code until the end of the
-    load, by their modules. `str()` returns a text for people.
+    load, by their modules. `devices` are rows of what lies where, for a device map. `str()` returns a text for people.
     """
 
     where: str
@@ -87,6 +88,7 @@ class Report:
     memory: MemoryUse | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     adapters: list[Any] = field(default_factory=list)
+    devices: list[DeviceRow] = field(default_factory=list)
     packing: str = ""
 
     @property
@@ -130,6 +132,7 @@ class Report:
             "memory": self.memory.to_dict() if self.memory else None,
             "seconds": self.seconds,
             "adapters": [adapter.to_dict() for adapter in self.adapters],
+            "devices": [row.to_dict() for row in self.devices],
         }
 
     def __str__(self) -> str:
@@ -149,6 +152,7 @@ class Report:
             lines.append(
                 "  time    " + ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
             )
+        lines += [f"  device  {row}" for row in self.devices]
         lines += [f"  note    {printable(note)}" for note in self.notes]
         lines += [f"  allowed {printable(line)}" for line in self._allowed_lines()]
         lines += [str(adapter) for adapter in self.adapters]

@@ -98,17 +98,33 @@ def units_of(model: nn.Module) -> list[list[Unit]]:
 
     def walk(path: str, module: nn.Module) -> Iterator[list[Unit]]:
         if not parents.get(id(module)):
-            yield [Unit(path, module)]
+            yield list(_called_units(path, module))
             return
         yield [Unit(path, module, own=True)]
         children = [(f"{path}{name}.", child) for name, child in module._modules.items() if child is not None]
         first = next(at for at, (_, child) in enumerate(children) if id(child) in whole or parents[id(child)])
-        yield [Unit(below, child) for below, child in children[:first]]
+        yield [unit for below, child in children[:first] for unit in _called_units(below, child)]
         for below, child in children[first:]:
             yield from walk(below, child)
 
     found = ([unit for unit in each if any(True for _ in unit.tensors())] for each in walk("", model))
     return [each for each in found if each]
+
+
+def is_called(module: nn.Module) -> bool:
+    """Whether a module has a forward; one without, such as a list, only holds others."""
+    return type(module).forward is not nn.Module.forward
+
+
+def _called_units(path: str, module: nn.Module) -> Iterator[Unit]:
+    """Yield a module as a unit; in the place of one without a forward, what it holds."""
+    if is_called(module):
+        yield Unit(path, module)
+        return
+    yield Unit(path, module, own=True)
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _called_units(f"{path}{name}.", child)
 
 
 def groups_of(model: nn.Module) -> list[Group]:

@@ -41,6 +41,12 @@ class DeviceRow:
     room: int = 0
     limit: int | None = None
 
+    def __str__(self) -> str:
+        room = f", and room for {size_of(self.room)} that is brought to it" if self.room else ""
+        limit = "" if self.limit is None else f", of {size_of(self.limit)}"
+        blocks = f"{self.blocks} block{'s' * (self.blocks != 1)}"
+        return f"{self.device}: {size_of(self.nbytes)} in {blocks}, the largest {size_of(self.largest)}{room}{limit}"
+
     @property
     def fits(self) -> bool:
         """Whether the device may hold so much."""
@@ -70,9 +76,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Settled:
-    """Where everything lies: `places` by names of modules and tensors, a longer name before a shorter one."""
+    """Where everything lies: `places` by names of modules and tensors, of which the longest that fits counts.
+
+    `tensors` are the places of all tensors: one that is tied lies in one of the places of its names. `main` is the
+    device that runs what lies in memory or on the disk, `ahead` whether it has room for the next block meanwhile.
+    """
 
     places: Mapping[str, Place]
+    tensors: Mapping[str, Place]
     rows: Sequence[DeviceRow]
     main: Place
     ahead: bool = True
@@ -112,6 +123,11 @@ class DeviceMap:
         self.limits = None if max_memory is None else limits_of(max_memory)
 
     @property
+    def places(self) -> set[Place | None]:
+        """The places that a map by hand names."""
+        return set(map(place_of, (self.by_hand or {}).values()))
+
+    @property
     def accelerators(self) -> list[Place]:
         """The accelerators that a map by hand, or the limits, name."""
         named = self.by_hand.values() if self.by_hand is not None else self.limits or ()
@@ -134,9 +150,9 @@ class DeviceMap:
             places, by_tensor, main = self._packed(parts, limits)
         rows, ahead = _rows(parts, by_tensor, limits or {}, main)
         _refuse_overfull(rows)
-        return Settled(
-            {"": next(iter(places.values()))} if len(set(places.values())) == 1 else places, rows, main, ahead
-        )
+        if len(set(places.values())) == 1:
+            places = {"": next(iter(places.values()))}
+        return Settled(places, by_tensor, rows, main, ahead)
 
     def _packed(
         self, parts: Sequence[Part], limits: Mapping[Place, int]

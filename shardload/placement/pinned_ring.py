@@ -94,14 +94,24 @@ class PinnedRing:
         self._pool: ThreadPoolExecutor | None = None
         self._begun: deque[Future[None]] = deque()
 
+    def empty(self, like: torch.Tensor) -> torch.Tensor:
+        """Return a tensor on the device that `begin` may copy a tensor like that into."""
+        return self._copies.empty(like.shape, like.dtype)
+
     def begin(
-        self, stored: torch.Tensor, dtype: torch.dtype, release: Callable[[int, int], None] | None = None
+        self,
+        stored: torch.Tensor,
+        dtype: torch.dtype,
+        release: Callable[[int, int], None] | None = None,
+        *,
+        into: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Begin to copy a tensor, and return its result on the device, which holds the values once `wait` has returned.
 
-        `release` is called on any thread with the offsets of bytes of `stored` that have been read.
+        The result is `into`, or else a new tensor. `release` is called on any thread with the offsets of bytes of
+        `stored` that have been read.
         """
-        result = self._copies.empty(stored.shape, dtype)
+        result = self._copies.empty(stored.shape, dtype) if into is None else into
         source, target = stored.reshape(-1), result.view(-1)
         count = self._buffer_bytes // dtype.itemsize
         for start in range(0, source.numel(), count):

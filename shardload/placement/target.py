@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from shardload.keymap import Derived
     from shardload.model.shell import Slot
+    from shardload.placement.device_map import DeviceRow
     from shardload.placement.spill import Spill
 
 Release = Callable[[int, int], None]
@@ -59,6 +60,8 @@ class Target:
     """Bytes of anonymous memory that the target computes in, beside tensors and their results."""
     notes: Sequence[str] = ()
     """What the report says of the load, once it is done."""
+    devices: Sequence[DeviceRow] = ()
+    """What lies on each device, where the target lays a model over several."""
     dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
     """The dtypes that the model itself wants by slot (`Shell.dtypes`), set by the load after `prepare`."""
 
@@ -165,6 +168,11 @@ class TargetAround(Target):
     @notes.setter
     def notes(self, said: Sequence[str]) -> None:
         self.inner.notes = said
+
+    @property
+    def devices(self) -> Sequence[DeviceRow]:  # type: ignore[override]
+        """What the target inside lays on each device."""
+        return self.inner.devices
 
     def prepare(self, model: nn.Module) -> None:
         """Let the target inside change modules."""

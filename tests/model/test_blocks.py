@@ -35,7 +35,7 @@ class Gpt(nn.Module):
 def test_units_in_order_with_what_comes_first_in_front_and_ties_together():
     assert paths(Gpt()) == [
         ["trunk.scale"],
-        ["trunk.rotary"],
+        ["trunk.rotary.freq"],  # a module without a forward is not called
         ["trunk.wte", "trunk.wpe", "head"],
         ["trunk.h.0"],
         ["trunk.h.1"],

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 
+from shardload.placement.offloading import stamp_of
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -149,7 +151,7 @@ def dora_factor(layer: AdaptedLayer, name: str, term: LoraTerm, base: torch.Tens
     if magnitude is None:
         raise AssertionError(name)
     inputs = (base, factors.a, factors.b, magnitude)
-    stamp = tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in inputs)
+    stamp = tuple(map(stamp_of, inputs))
     cache = layer.__dict__.setdefault(DORA_CACHE, {})
     keep = not (torch.is_grad_enabled() and magnitude.requires_grad)
     if keep and name in cache and cache[name][0] == stamp:

@@ -136,14 +136,15 @@ def families_of(shapes: Mapping[str, Shape]) -> list[KeyFamily]:
 
 def _split(key: str, parts: dict[str, tuple[str, Indices]]) -> tuple[str, Indices]:
     """Return what `split_key` does. Keys share their paths, and their ends are few: `parts` has what both became."""
-    at = key.rfind(".", 0, key.rfind("."))
-    if at < 0 or "{" in key:
+    names = key.rsplit(".", 2)
+    if len(names) < 3 or "{" in key:
         return split_key(key)
-    path, end = key[:at], key[at:]
+    path = names[0]
+    end = f"{names[1]}.{names[2]}"
     first = parts.get(path)
     if first is None:
-        first = parts[path] = _split(path, parts)
+        first = parts[path] = split_key(path)
     last = parts.get(end)
     if last is None:
         last = parts[end] = split_key(end)
-    return first[0] + last[0], first[1] + last[1]
+    return f"{first[0]}.{last[0]}", first[1] + last[1]
