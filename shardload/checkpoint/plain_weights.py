@@ -16,7 +16,7 @@ from shardload.keymap.dequantised import Dequantised
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import torch
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 QUANTISER_FILES = ("quantize_config.json", "quant_config.json")
 """Files in which older quantisers say what config.json says elsewhere."""
+_OF_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
+_CONV1D = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+# The types of models that have transformers' Conv1D, whose weight is (inputs, outputs), and the names of such layers.
 
 
 def dequantised(checkpoint: Checkpoint, dtype: str | torch.dtype) -> Checkpoint:
@@ -55,7 +58,9 @@ def dequantised(checkpoint: Checkpoint, dtype: str | torch.dtype) -> Checkpoint:
             cure='pass "bfloat16", "float16" or "float32"',
         )
     weights = weights_in(checkpoint)
-    return with_plain(checkpoint, weights, code) if weights or checkpoint.format == "gguf" else checkpoint
+    if not weights and checkpoint.format != "gguf":
+        return checkpoint
+    return with_plain(checkpoint, weights, code, turned=_turned_by_type(checkpoint.config))
 
 
 def weights_in(checkpoint: Checkpoint) -> list[Weight]:
@@ -72,12 +77,23 @@ def weights_in(checkpoint: Checkpoint) -> list[Weight]:
     return packed_weights(Stored(stored, _settings(checkpoint, config), read, config, kinds))
 
 
+def _turned_by_type(config: Mapping[str, Any] | None) -> frozenset[str]:
+    """Return the layers whose own weight is (inputs, outputs), by the last segment of their names, for a known type."""
+    return _CONV1D if (config or {}).get("model_type") in _OF_CONV1D else frozenset()
+
+
 def with_plain(
-    checkpoint: Checkpoint, weights: Sequence[Weight], code: str, *, renamed: bool = True
+    checkpoint: Checkpoint,
+    weights: Sequence[Weight],
+    code: str,
+    *,
+    renamed: bool = True,
+    turned: Collection[str] = (),
 ) -> Checkpoint:
     """Return the checkpoint with these weights plain, in the dtype of a code, and without what names a quantiser.
 
-    `renamed`: the tensors of a GGUF file get the names that transformers has.
+    `renamed`: the tensors of a GGUF file get the names that transformers has. `turned` are the last segments of the
+    names of layers whose own weight is (inputs, outputs), which their quantisers pack as (outputs, inputs).
     """
     made: dict[str, Derived] = {}
     first = {weight.parts[0][1].name: weight for weight in weights}
@@ -91,6 +107,8 @@ def with_plain(
                     where=f"{ref.shard}: {name}",
                     cure="use the files of one of the two",
                 )
+            if weight.of_layer and weight.name.split(".")[-2:][0] in turned:
+                weight = replace(weight, turned=True)
             made[weight.name] = Dequantised.of(weight, code)
         elif name not in parts:
             made[name] = ref

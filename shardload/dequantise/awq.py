@@ -87,4 +87,5 @@ def awq_weights(stored: Stored) -> Iterator[Weight]:
         if not groups or width % groups:
             require(scales, (max(width // 128, 1), 8 * words), "F16 BF16 F32", packed)
         parts = (("qweight", packed), ("scales", scales), ("qzeros", zeros))
-        yield Weight(f"{prefix}.weight", Awq(width // groups, width), (8 * words, width), parts)
+        scheme = Awq(width // groups, width)
+        yield Weight(f"{prefix}.weight", scheme, (8 * words, width), parts, of_layer=True)

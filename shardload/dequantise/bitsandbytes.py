@@ -28,6 +28,18 @@ if TYPE_CHECKING:
 
 _STATE = ".quant_state.bitsandbytes__"
 _MOST = 2**16  # bytes of a quantiser's settings
+_VALUES = {
+    "nf4": (
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ),
+    "fp4": (
+        0.0, 0.0052083334885537624, 0.6666666865348816, 1.0, 0.3333333432674408, 0.5, 0.1666666716337204, 0.25,
+        -0.0, -0.0052083334885537624, -0.6666666865348816, -1.0, -0.3333333432674408, -0.5, -0.1666666716337204, -0.25,
+    ),
+}  # fmt: skip
+"""The 16 values of each kind. bitsandbytes stores them as `quant_map` too, and reads these whatever that says."""
 _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 
@@ -35,10 +47,12 @@ _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 class FourBit(Scheme):
     """Blocks of `block` numbers of a weight with `width` columns and `numel` numbers; `nested` ones have one `offset`.
 
-    `dtype` is that of the weight before it was packed, in which the numbers come out.
+    `values` are what the numbers 0 to 15 stand for; `dtype` is that of the weight before it was packed, in which the
+    numbers come out.
     """
 
     label: str
+    values: tuple[float, ...]
     width: int
     numel: int
     block: int
@@ -63,7 +77,7 @@ class FourBit(Scheme):
 
         require_finite("quant_map", parts["quant_map"])
         numel = len(rows) * self.width
-        values = looked_up(parts["numbers"], parts["quant_map"].tolist(), high_first=True)[:numel]
+        values = looked_up(parts["numbers"], self.values, high_first=True)[:numel]
         scales = parts["absmax"]
         if self.nested:
             first = rows.start * self.width // self.block
@@ -114,8 +128,8 @@ def _four_bit(stored: Stored, name: str, state: TensorRef, kind: str) -> Weight:
         ]
         more = {"nested": size, "offset": float(told["nested_offset"])}
     label = f"bitsandbytes {kind}"
-    scheme = FourBit(label, shape[-1], numel, block, told["dtype"], **more)
-    return Weight(name, scheme, shape, tuple(parts), beside=(state.name,))
+    scheme = FourBit(label, _VALUES[kind], shape[-1], numel, block, told["dtype"], **more)
+    return Weight(name, scheme, shape, tuple(parts), beside=(state.name,), of_layer=True)
 
 
 def _settings(stored: Stored, state: TensorRef, kind: str) -> dict[str, Any]:
@@ -160,4 +174,4 @@ def eight_bit_weights(stored: Stored) -> Iterator[Weight]:
                 )
         scheme = Scaled("bitsandbytes int8", "int8", rows, width, (1, width), factor=7.874015718698502e-3)
         parts = (("numbers", packed), ("scales", reshaped(scales, (rows, 1))))
-        yield Weight(packed.name, scheme, (rows, width), parts, beside=beside)
+        yield Weight(packed.name, scheme, (rows, width), parts, beside=beside, of_layer=True)

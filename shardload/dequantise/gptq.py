@@ -133,7 +133,7 @@ def _weight(stored: Stored, prefix: str) -> Weight:
     if index is not None:
         parts.append(("g_idx", require(index, (columns,), "I32 I64", packed)))
     scheme = Gptq(bits, group, _lift(stored), index is not None)
-    return Weight(f"{prefix}.weight", scheme, (rows, columns), tuple(parts))
+    return Weight(f"{prefix}.weight", scheme, (rows, columns), tuple(parts), of_layer=True)
 
 
 def _lift(stored: Stored) -> int:

@@ -58,7 +58,8 @@ class Weight:
     """A packed weight that was recognised: the name of the plain weight, its shape, and its stored parts by role.
 
     The first part is the one with the packed numbers. `turned`: the model holds the matrix with its last two dimensions
-    exchanged. `beside` are stored tensors of the packing that nothing is read from.
+    exchanged. `beside` are stored tensors of the packing that nothing is read from. `of_layer`: a module that took the
+    place of a layer was packed, so its rows are the outputs whatever the order of the layer's own weight is.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Weight:
     parts: tuple[tuple[str, TensorRef], ...]
     turned: bool = False
     beside: tuple[str, ...] = ()
+    of_layer: bool = False
 
     @property
     def rows(self) -> int:

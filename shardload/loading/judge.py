@@ -70,7 +70,7 @@ class Comparison:
         if checkpoint.may_be_packed:
             from shardload.loading.packed import taken_by
 
-            checkpoint = taken_by(target, checkpoint, shell.slots)
+            checkpoint = taken_by(target, checkpoint, shell)
         self.shell = shell
         self.checkpoint = checkpoint
         self._key_map = key_map

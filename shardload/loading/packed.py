@@ -13,7 +13,7 @@ from shardload.diagnosis.quantised import UNREADABLE, plain_cures
 from shardload.errors import Cures, ShardloadError, UnsupportedError, Wording
 from shardload.keymap.dequantised import Dequantised
 from shardload.keymap.derived import pieces
-from shardload.placement.quantisation import Quantisation
+from shardload.placement.quantisation import Quantisation, is_turned
 from shardload.tensor_ref import TORCH_NAMES
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shardload.checkpoint.checkpoint import Checkpoint
     from shardload.dequantise import Weight
     from shardload.diagnosis.finding import Finding
+    from shardload.model.shell import Shell
     from shardload.placement.any_quantisation import AnyQuantisation
     from shardload.placement.target import Target
 
@@ -32,21 +33,24 @@ _COMMON = frozenset({"weight", "scale", "scales"})  # last segments that other m
 _CODES = {f"torch.{name}": code for code, name in TORCH_NAMES.items()}
 
 
-def taken_by(target: Target, checkpoint: Checkpoint, slots: Collection[str]) -> Checkpoint:
+def taken_by(target: Target, checkpoint: Checkpoint, shell: Shell) -> Checkpoint:
     """Return the checkpoint that a target takes: as it is stored where it takes packed weights, else `plain_for`.
 
     Raises CorruptError for packed weights whose parts do not fit together.
     """
     if not target.takes(checkpoint.tensors):
-        return plain_for(checkpoint, slots, getattr(target, "dtype", None))
+        return plain_for(checkpoint, shell.slots, getattr(target, "dtype", None), shell.model)
     weights_in(checkpoint)
     return checkpoint
 
 
-def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype | None) -> Checkpoint:
+def plain_for(
+    checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype | None, model: nn.Module | None = None
+) -> Checkpoint:
     """Return the checkpoint that a model takes: with plain weights of `dtype`, or as it is stored.
 
-    It is as it is stored where no dtype is asked for, or where the model's slots are those of the packed parts.
+    It is as it is stored where no dtype is asked for, or where the model's slots are those of the packed parts. The
+    `model` says which of its layers have weights of (inputs, outputs).
     """
     code = _CODES.get(str(dtype))
     if checkpoint.format != "gguf" and all(name in slots for name in checkpoint.tensors):
@@ -59,7 +63,20 @@ def plain_for(checkpoint: Checkpoint, slots: Collection[str], dtype: torch.dtype
         return with_plain(checkpoint, weights, code or "", renamed=not own_names)
     if not weights or code is None or _takes(slots, weights):
         return checkpoint
-    return with_plain(checkpoint, weights, code)
+    return with_plain(checkpoint, weights, code, turned=_turned(model))
+
+
+def _turned(model: nn.Module | None) -> frozenset[str]:
+    """Return the last segments of the names of layers whose weight is (inputs, outputs), if no other layer has them.
+
+    The rest of a name may be another one in the checkpoint.
+    """
+    turned: dict[str, bool] = {}
+    for name, module in model.named_modules() if model is not None else ():
+        if module._parameters.get("weight") is not None:
+            last = name.rpartition(".")[2]
+            turned[last] = turned.get(last, True) and is_turned(module)
+    return frozenset(last for last, each in turned.items() if each)
 
 
 def packed_notes(checkpoint: Checkpoint) -> list[str]:

@@ -138,6 +138,29 @@ def test_changed_parts_are_refused_by_name(tmp_path, change, named):
     assert named in caught.value.what + str(caught.value.where)
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_other_values_in_the_table_beside_are_not_read_as_bitsandbytes_does_not(tmp_path, kind):
+    state, own = own_layer(kind, nested=False, dtype=torch.float32)
+    bnb = pytest.importorskip("bitsandbytes")
+    state["layer.weight.quant_map"] += 0.25
+    folder = folder_of(tmp_path / "packed", state, SETTINGS)
+    stats = {
+        name.removeprefix("layer.weight."): tensor for name, tensor in state.items() if name != "layer.weight"
+    }
+    parameter = bnb.nn.Params4bit.from_prequantized(state["layer.weight"], stats, device="cpu")
+    assert torch.equal(bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state), own)
+    holds(folder, own.view(48, 192), tries=2)
+    options = {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": kind}}
+    kept = shardload.from_pretrained(folder, model_class=_one_layer, **options).layer.weight
+    assert torch.equal(bnb.functional.dequantize_4bit(kept.data, kept.quant_state), own)
+
+
+def _one_layer(_):
+    model = torch.nn.Module()
+    model.layer = torch.nn.Linear(192, 48, bias=False)
+    return model
+
+
 def test_a_block_of_rows_begins_and_ends_with_a_block_of_numbers():
-    scheme = FourBit("nf4", width=50, numel=5000, block=64, dtype="float16")
+    scheme = FourBit("nf4", NF4, width=50, numel=5000, block=64, dtype="float16")
     assert scheme.window(range(33, 34), range(1)) == (range(32, 64), range(50))

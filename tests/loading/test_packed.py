@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import shardload
 from shardload.keymap.dequantised import Dequantised
@@ -52,3 +53,34 @@ def test_a_config_forgets_its_quantiser():
     forget_quantiser(model)
     assert vars(model.config) == {"hidden_size": 8}
     forget_quantiser(SimpleNamespace())
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_weights_of_layers_that_hold_them_turned_are_turned(tmp_path, prefix):
+    """A quantiser packs what a Linear would hold, also of a Conv1D; a square shows nothing by its shape."""
+    from tests.dequantise.test_bitsandbytes import plain_reading
+
+    class Conv1D(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(64, 64))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.transformer = nn.Module()
+            self.transformer.c_proj, self.transformer.linear = Conv1D(), nn.Linear(64, 64, bias=False)
+
+    tensors, wanted = plain_reading((64, 64))
+    parts = {name.removeprefix("layer."): tensor for name, tensor in tensors.items()}
+    stored = {f"{prefix}{layer}.{name}": t for layer in ("c_proj", "linear") for name, t in parts.items()}
+    folder = folder_of(tmp_path / "packed", stored, {"quant_method": "bitsandbytes"}, model_type="gpt2")
+    shell = shardload.build_shell(Model)
+    key_map = {} if prefix else {"{...}": "transformer.{...}"}
+    shardload.fill(shell, shardload.open_checkpoint(folder), dtype="float32", key_map=key_map)
+    inner = shell.model.transformer
+    assert torch.equal(inner.c_proj.weight, wanted.float().t())
+    assert torch.equal(inner.linear.weight, wanted.float())
+    plain = shardload.dequantised(shardload.open_checkpoint(folder), "float32")
+    assert torch.equal(plain.read(f"{prefix}c_proj.weight"), wanted.float().t())
+    assert torch.equal(plain.read(f"{prefix}linear.weight"), wanted.float())

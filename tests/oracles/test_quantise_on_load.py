@@ -11,7 +11,7 @@ import shardload
 from tests.placement.test_quantised import KINDS, same
 
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("bitsandbytes")
+bitsandbytes = pytest.importorskip("bitsandbytes")
 pytest.importorskip("accelerate")
 
 SIZES = {
@@ -32,6 +32,14 @@ def folder(request, tmp_path_factory):
 
 def by_transformers(where, **keywords):
     return transformers.AutoModelForCausalLM.from_pretrained(where, **keywords)
+
+
+def by_bitsandbytes(weight):
+    """Return a packed weight as bitsandbytes itself makes it plain, in float32."""
+    functional = bitsandbytes.functional
+    if isinstance(weight, bitsandbytes.nn.Int8Params):
+        return functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+    return functional.dequantize_4bit(weight.data, weight.quant_state).float()
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes says that it casts inputs to float16
@@ -74,6 +82,12 @@ def test_conv1d_is_turned_and_quantised_as_transformers_does_it(tmp_path, kind):
     shardload.save(ours, tmp_path / "ours")
     same(shardload.from_pretrained(tmp_path / "ours").state_dict(), ours.state_dict())
     same(by_transformers(tmp_path / "ours").state_dict(), ours.state_dict())
+    plain = shardload.from_pretrained(tmp_path / "ours", dtype="float32")
+    for name, weight in plain.named_parameters():
+        if name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight")):  # one of them is square
+            assert torch.equal(weight, by_bitsandbytes(ours.get_parameter(name)).t())
+    shardload.convert(tmp_path / "ours", tmp_path / "converted", dtype="float32")
+    same(shardload.from_pretrained(tmp_path / "converted").state_dict(), plain.state_dict())
     if kind == "int8":  # 4 bits run by another function of bitsandbytes on some processors
         with torch.no_grad():
             assert torch.equal(ours(IDS).logits, theirs(IDS).logits)
