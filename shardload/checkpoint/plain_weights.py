@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardload.checkpoint.json_file import read_object
 from shardload.dequantise import Stored, Weight, packed_weights
+from shardload.dequantise.fp8 import just_cast
 from shardload.dequantise.signatures import CONFIG_FIELDS
 from shardload.dtypes import float_code
 from shardload.errors import CorruptError, UsageError, Wording
@@ -65,8 +66,15 @@ def dequantised(checkpoint: Checkpoint, dtype: str | torch.dtype) -> Checkpoint:
 
 def weights_in(checkpoint: Checkpoint) -> list[Weight]:
     """Return the packed weights of a checkpoint that can be made plain."""
-    if checkpoint.packing:
-        return []
+    return [] if checkpoint.packing else packed_weights(_headers(checkpoint))
+
+
+def just_cast_in(checkpoint: Checkpoint) -> list[Weight]:
+    """Return the weights in fp8 of a checkpoint in which nothing has or wants scales: they were cast, and no more."""
+    return [] if checkpoint.packing else list(just_cast(_headers(checkpoint)))
+
+
+def _headers(checkpoint: Checkpoint) -> Stored:
     config = checkpoint.config or {}
     stored = {name: ref for name, ref in checkpoint.tensors.items() if isinstance(ref, TensorRef)}
 
@@ -74,7 +82,7 @@ def weights_in(checkpoint: Checkpoint) -> list[Weight]:
         return checkpoint.source.open(ref.shard).read_at(ref.span.start, ref.span.nbytes)
 
     kinds = json.loads(checkpoint.metadata["gguf"])["types"] if "gguf" in checkpoint.metadata else {}
-    return packed_weights(Stored(stored, _settings(checkpoint, config), read, config, kinds))
+    return Stored(stored, _settings(checkpoint, config), read, config, kinds)
 
 
 def _turned_by_type(config: Mapping[str, Any] | None) -> frozenset[str]:

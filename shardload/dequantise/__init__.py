@@ -8,7 +8,7 @@ from shardload.dequantise.awq import awq_weights
 from shardload.dequantise.bitsandbytes import eight_bit_weights, four_bit_weights
 from shardload.dequantise.chatglm import chatglm_weights
 from shardload.dequantise.compressed_tensors import eight_bit_ints, packed_ints
-from shardload.dequantise.fp8 import fp8_weights
+from shardload.dequantise.fp8 import bare_weights, fp8_weights
 from shardload.dequantise.gguf_blocks import gguf_weights
 from shardload.dequantise.gptq import gptq_weights
 from shardload.dequantise.mxfp4 import mxfp4_weights
@@ -24,6 +24,7 @@ _RECOGNISERS: tuple[Callable[[Stored], Iterator[Weight]], ...] = (
     gptq_weights,
     awq_weights,
     fp8_weights,
+    bare_weights,
     mxfp4_weights,
     four_bit_weights,
     eight_bit_weights,

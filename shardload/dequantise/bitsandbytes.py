@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _STATE = ".quant_state.bitsandbytes__"
 _MOST = 2**16  # bytes of a quantiser's settings
-_VALUES = {
+VALUES = {
     "nf4": (
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
         -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
@@ -128,7 +128,7 @@ def _four_bit(stored: Stored, name: str, state: TensorRef, kind: str) -> Weight:
         ]
         more = {"nested": size, "offset": float(told["nested_offset"])}
     label = f"bitsandbytes {kind}"
-    scheme = FourBit(label, _VALUES[kind], shape[-1], numel, block, told["dtype"], **more)
+    scheme = FourBit(label, VALUES[kind], shape[-1], numel, block, told["dtype"], **more)
     return Weight(name, scheme, shape, tuple(parts), beside=(state.name,), of_layer=True)
 
 

@@ -6,23 +6,84 @@ two; experts in fp4 with a scale for 32 numbers), of compressed-tensors and Mode
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from shardload.dequantise.scaled import Scaled
-from shardload.dequantise.scheme import Weight
+from shardload.dequantise.scaled import Scaled, fp8_values
+from shardload.dequantise.scheme import Scheme, Weight
 from shardload.dequantise.signatures import FP8
 from shardload.dequantise.stored import damaged, require, reshaped
 from shardload.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    import torch
+
+    from shardload.dequantise.scheme import Cut
     from shardload.dequantise.stored import Stored
     from shardload.tensor_ref import TensorRef
 
 _USUAL = 128
 _SCALES = "F32 BF16 F16 F8_E8M0 U8"
+
+
+@dataclass(frozen=True)
+class Bare(Scheme):
+    """Numbers of fp8 that nothing scales: a state dict that was cast, say. They are cast back, as torch does it."""
+
+    label: str = field(default="fp8 without scales", init=False)
+    is_packed = False
+
+    def cuts(self, rows: range, columns: range) -> Mapping[str, tuple[Cut, ...]]:
+        """Return the block."""
+        return {"numbers": ((0, rows.start, len(rows)), (1, columns.start, len(columns)))}
+
+    def decode(self, parts: Mapping[str, torch.Tensor], rows: range, columns: range) -> torch.Tensor:  # noqa: ARG002
+        """Return the numbers."""
+        return fp8_values(parts["numbers"])
+
+
+def bare_weights(stored: Stored) -> Iterator[Weight]:
+    """Yield the weights in fp8 that have no scales, where nothing says that there should be some.
+
+    Raises CorruptError for one without scales beside others that have some, or where the settings name a quantiser.
+    """
+    bare, scaled = _by_scales(stored)
+    for name, ref in bare.items():
+        if stored.settings or scaled:
+            told = "; where weights were cast and not scaled, take the quantiser out of config.json"
+            raise CorruptError(
+                f"{name} is in fp8, and its scales are not stored",
+                where=f"{ref.shard}: {name}",
+                cure=f"fetch the checkpoint again{told if stored.settings else ''}",
+            )
+    yield from just_cast(stored)
+
+
+def just_cast(stored: Stored) -> Iterator[Weight]:
+    """Yield the weights in fp8 of a checkpoint in which nothing has or wants scales; none of any other."""
+    bare, scaled = _by_scales(stored)
+    if scaled or stored.settings:
+        return
+    for name, ref in bare.items():
+        parts = (("numbers", reshaped(ref, (prod(ref.shape[:-1]), ref.shape[-1]))),)
+        yield Weight(name, Bare(), ref.shape, parts)
+
+
+def _by_scales(stored: Stored) -> tuple[dict[str, TensorRef], bool]:
+    """Return the tensors in fp8 in whose modules no name speaks of a scale, and whether there are others."""
+    scaled = {
+        before for before, _, last in (name.rpartition(".") for name in stored.tensors) if "scale" in last
+    }
+    found = {
+        name: ref
+        for name, ref in stored.tensors.items()
+        if ref.dtype in FP8 and ref.shape and ref.strides is None
+    }
+    bare = {name: ref for name, ref in found.items() if name.rpartition(".")[0] not in scaled}
+    return bare, len(bare) < len(found)
 
 
 def fp8_weights(stored: Stored) -> Iterator[Weight]:

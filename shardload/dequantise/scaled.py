@@ -90,9 +90,7 @@ class Scaled(Scheme):
         import torch
 
         if self.numbers == "fp8":
-            table = _fp8_values(stored.dtype)
-            index = stored.contiguous().view(torch.uint8).view(-1).to(torch.int32)
-            return table.index_select(0, index).view(stored.shape)
+            return fp8_values(stored)
         if self.numbers == "int8":
             return stored.float()
         packed = stored.contiguous().view(torch.uint8)
@@ -101,8 +99,16 @@ class Scaled(Scheme):
         return looked_up(packed, INT4, high_first=True)
 
 
+def fp8_values(stored: torch.Tensor) -> torch.Tensor:
+    """Return numbers of fp8 in float32."""
+    import torch
+
+    index = stored.contiguous().view(torch.uint8).view(-1).to(torch.int32)
+    return _fp8_table(stored.dtype).index_select(0, index).view(stored.shape)
+
+
 @lru_cache(maxsize=8)
-def _fp8_values(dtype: torch.dtype) -> torch.Tensor:
+def _fp8_table(dtype: torch.dtype) -> torch.Tensor:
     """Return the value of each byte: to look them up is four times as fast as torch's own cast."""
     import torch
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardload.checkpoint.place import place_of_opened
-from shardload.checkpoint.plain_weights import weights_in, with_plain
+from shardload.checkpoint.plain_weights import just_cast_in, weights_in, with_plain
+from shardload.dequantise.fp8 import Bare
 from shardload.dequantise.signatures import CONFIG_FIELDS
 from shardload.diagnosis.quantised import UNREADABLE, plain_cures
 from shardload.errors import Cures, ShardloadError, UnsupportedError, Wording
@@ -54,7 +55,9 @@ def plain_for(
     """
     code = _CODES.get(str(dtype))
     if checkpoint.format != "gguf" and all(name in slots for name in checkpoint.tensors):
-        return checkpoint  # whatever they hold, the model has a place for each
+        # Whatever they hold, the model has a place for each; but what nothing scales is cast as any other weight.
+        cast = just_cast_in(checkpoint) if code else []
+        return with_plain(checkpoint, cast, code or "") if cast else checkpoint
     weights = weights_in(checkpoint) if code is not None or checkpoint.format == "gguf" else []
     if checkpoint.format == "gguf":
         if weights and code is None:
@@ -82,15 +85,18 @@ def _turned(model: nn.Module | None) -> frozenset[str]:
 def packed_notes(checkpoint: Checkpoint) -> list[str]:
     """Return a note on the weights of a checkpoint that are made plain."""
     parts = (piece for tensor in checkpoint.tensors.values() for piece in pieces(tensor))
-    of_weights = [
-        piece for piece in parts if isinstance(piece, Dequantised) and piece.weight.scheme.is_packed
-    ]
-    made = {piece.weight.name: piece.dtype for piece in of_weights}
+    decoded = [piece for piece in parts if isinstance(piece, Dequantised)]
+    made = {piece.weight.name: piece.dtype for piece in decoded if piece.weight.scheme.is_packed}
+    notes = []
+    if bare := {piece.weight.name: piece.dtype for piece in decoded if isinstance(piece.weight.scheme, Bare)}:
+        count = "1 weight is" if len(bare) == 1 else f"{len(bare):,} weights are"
+        cast = TORCH_NAMES[next(iter(bare.values()))]
+        notes.append(f"{count} stored in fp8 without scales, and cast to {cast}")
     if not made:
-        return []
+        return notes
     dtype = TORCH_NAMES[next(iter(made.values()))]
     count = "1 weight is" if len(made) == 1 else f"{len(made):,} weights are"
-    return [f"{count} stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
+    return [*notes, f"{count} stored packed ({checkpoint.packing}), and dequantised to {dtype}"]
 
 
 def refuse_undecided(checkpoint: Checkpoint, asked: AnyQuantisation | None = None) -> None:
@@ -98,7 +104,7 @@ def refuse_undecided(checkpoint: Checkpoint, asked: AnyQuantisation | None = Non
 
     `asked` is what the weights are to be quantised to, which is another kind than that in which they are stored.
     """
-    weights = weights_in(checkpoint)
+    weights = [each for each in weights_in(checkpoint) if not isinstance(each.scheme, Bare)]
     if not weights:
         return
     and_asked = f", and {asked.kind} is asked for" if asked else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import shardload
 from shardload.dequantise import Stored
@@ -107,3 +108,60 @@ def test_a_scale_beside_a_plain_weight_is_a_tensor_like_any_other(tmp_path):
     tensors = {"layer.weight": torch.ones(4, 4), "layer.weight_scale": torch.ones(4, 1)}
     checkpoint = shardload.open_checkpoint(folder_of(tmp_path / "plain", tensors, None))
     assert not list(fp8_weights(Stored(checkpoint.tensors, {}, lambda ref: b"")))
+
+
+CAST = {torch.float8_e4m3fn: torch.bfloat16, torch.float8_e5m2: torch.float32}
+
+
+@pytest.mark.parametrize("dtype", CAST)
+def test_weights_that_were_cast_and_not_scaled_are_cast_back_as_torch_does_it(tmp_path, dtype):
+    numbers = torch.arange(256, dtype=torch.uint8).view(dtype).float().nan_to_num(0.0, 1.0, -1.0).view(8, 32)
+    tensors = {"layer.weight": numbers.to(dtype), "norm.weight": torch.ones(8)}
+    folder = folder_of(tmp_path / "packed", tensors, None)
+
+    def make():
+        return nn.ModuleDict({"layer": nn.Linear(32, 8, bias=False), "norm": nn.LayerNorm(8, bias=False)})
+
+    shell = shardload.build_shell(make)
+    wanted = CAST[dtype]
+    report = shardload.fill(shell, shardload.open_checkpoint(folder), dtype=wanted)
+    assert torch.equal(shell.model["layer"].weight, tensors["layer.weight"].to(wanted))
+    name = str(wanted).removeprefix("torch.")
+    assert f"1 weight is stored in fp8 without scales, and cast to {name}" in report.notes
+    assert report.stated.anonymous == shell.model["layer"].weight.nbytes + (
+        16 if wanted is torch.bfloat16 else 0
+    )
+    shardload.convert(folder, tmp_path / "plain", dtype=wanted)
+    again = shardload.open_checkpoint(tmp_path / "plain").read("layer.weight")
+    assert torch.equal(again, tensors["layer.weight"].to(wanted))
+    as_stored = shardload.build_shell(make)
+    shardload.fill(as_stored, shardload.open_checkpoint(folder))
+    assert as_stored.model["layer"].weight.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("more", "settings"),
+    [
+        ({}, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+        (
+            {"other.weight": torch.ones(8, 8).to(torch.float8_e4m3fn), "other.weight_scale": torch.ones(())},
+            None,
+        ),
+    ],
+)
+def test_scales_that_are_missing_are_said_to_be(tmp_path, more, settings):
+    folder = folder_of(
+        tmp_path / "packed", {"layer.weight": torch.ones(8, 8).to(torch.float8_e4m3fn), **more}, settings
+    )
+    with pytest.raises(shardload.CorruptError, match="its scales are not stored") as caught:
+        shardload.convert(folder, tmp_path / "plain", dtype="bfloat16")
+    assert "layer.weight" in caught.value.where
+    assert ("take the quantiser out of config.json" in caught.value.cure) == (settings is not None)
+
+
+def test_a_scale_of_another_name_keeps_a_weight_as_it_is(tmp_path):
+    """ComfyUI's scale_weight, say: what it means is not known here, and to cast the weight alone would be wrong."""
+    tensors = {"layer.weight": torch.ones(8, 8).to(torch.float8_e4m3fn), "layer.scale_weight": torch.ones(())}
+    folder = folder_of(tmp_path / "packed", tensors, None)
+    plain = shardload.dequantised(shardload.open_checkpoint(folder), "bfloat16")
+    assert plain.tensors["layer.weight"].dtype == "F8_E4M3"

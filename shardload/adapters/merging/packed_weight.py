@@ -11,7 +11,7 @@ from torch import nn
 from shardload.adapters.merging.change import row_blocks
 from shardload.adapters.merging.merged_weight import MergedWeight, Way
 from shardload.adapters.merging.survival import Survival
-from shardload.dequantise.bitsandbytes import FourBit
+from shardload.dequantise.bitsandbytes import VALUES, FourBit
 from shardload.placement.quantisation import Quantisation
 from shardload.placement.quantised import Quantised
 from shardload.placement.quantisers import bitsandbytes
@@ -63,7 +63,8 @@ class PackedRows:
             self._parts |= outer
             more = {"nested": state.state2.blocksize, "offset": float(state.offset)}
         code = str(state.dtype).removeprefix("torch.")
-        self._scheme = FourBit("", self.shape[1], self.numel(), state.blocksize, code, **more)
+        sizes = self.shape[1], self.numel(), state.blocksize
+        self._scheme = FourBit("", VALUES[state.quant_type], *sizes, code, **more)
 
     def numel(self) -> int:
         """Return the number of elements."""
