@@ -242,13 +242,13 @@ class _Load:
 
     def settle_class(self, *, stored: bool) -> None:
         """Settle config and class; with `stored`, weights that bitsandbytes packed may stay packed."""
-        self._into, as_stored = self._quantised, False
+        self._into, self._as_stored = self._quantised, False
         if stored and self.dtype is None and self.checkpoint.may_be_packed:
             stored_as = self.checkpoint.config, self.checkpoint.tensors
-            self._into, as_stored = settled(self._quantised, *stored_as)
+            self._into, self._as_stored = settled(self._quantised, *stored_as)
         self.loaded, self.resolved = self._made_of(self.checkpoint)
         if self.resolved.of_library and self._asked != "stored":
-            self._take_one_dtype(noted=self._asked == "auto" and not as_stored)
+            self._take_one_dtype(noted=self._asked == "auto" and not self._as_stored)
 
     def _made_of(self, checkpoint: Checkpoint) -> tuple[remote_code.LoadedConfig, remote_code.ResolvedClass]:
         """Return the config, with the settings of the call, and the class."""
@@ -325,7 +325,7 @@ class _Load:
 
         on = None if adapter is None else self.place.elsewhere(adapter)
         made = self.shell, self.checkpoint, on, self.target
-        self._on_top = adapter_on_load(*made, merge=merge, early=early)
+        self._on_top = adapter_on_load(*made, merge=merge, early=early, packed=self._as_stored)
 
     def fill(self, **of: Any) -> None:
         """Fill the shell; where that is refused, and another class of the repo fits, the error names that one."""

@@ -6,7 +6,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from shardload.adapters import load_adapter
-from shardload.adapters.merging.at_load import MergingTarget, finish_report, judge_before_load, plan_merge
+from shardload.adapters.merging.at_load import (
+    MergingTarget,
+    finish_report,
+    judge_before_load,
+    no_room,
+    plan_merge,
+)
 from shardload.adapters.source import open_adapter
 from shardload.dtypes import float_code
 from shardload.errors import UsageError, Wording
@@ -57,6 +63,15 @@ class AdapterOnLoad:
         """Let the target's statement count the adapter's own tensors."""
         self.target.beside += adapter_memory(self._tensors, base.values(), code, device).anonymous
 
+    def leave_packed(self, stored: Mapping[str, Derived]) -> None:
+        """Let weights stay packed as they are stored. Raises UnsupportedError for those that the adapter changes."""
+        assert self._merging is not None
+        self._merging.packed = True
+        for name in self._merging.changes:
+            ref = stored.get(name)
+            if ref is not None and not ref.is_floating:
+                raise no_room(name, ref.dtype, packed=True)
+
     def finish(self, model: nn.Module) -> AdapterReport:
         """Attach what was not merged; return the adapter's report."""
         if self._attached is not None:
@@ -67,13 +82,25 @@ class AdapterOnLoad:
 
 
 def adapter_on_load(
-    shell: Shell, checkpoint: Checkpoint, adapter: Where | None, target: OnDevice, *, merge: bool, early: bool
+    shell: Shell,
+    checkpoint: Checkpoint,
+    adapter: Where | None,
+    target: OnDevice,
+    *,
+    merge: bool,
+    early: bool,
+    packed: bool = False,
 ) -> AdapterOnLoad:
-    """Judge the adapter that is wanted on a model; attach it (`early`), or let the statement count it."""
+    """Judge the adapter that is wanted on a model; attach it (`early`), or let the statement count it.
+
+    `packed`: weights stay packed as they are stored, if the adapter is not to be merged into them.
+    """
     if adapter is None:
         what = Wording("{merge} merges an adapter, and there is none", merge=True)
         raise UsageError(what, cure=Wording("pass {adapter}", adapter=...))
     on_top = AdapterOnLoad(shell, adapter, target, merge=merge, early=early)
+    if packed and merge:
+        on_top.leave_packed(checkpoint.tensors)
     on_top.state(checkpoint.tensors, float_code(target.dtype), target.device.type)
     return on_top
 

@@ -63,6 +63,7 @@ class MergingTarget(TargetAround):
         self.dtype = dtype
         self.changes = changes
         self.spill = inner.spill
+        self.packed = False  # set where weights stay as bitsandbytes packed them
         self.rows: dict[str, MergedTensor] = {}
         self._workers = Workers()
         self.work_space = inner.work_space + self._workers.work_space
@@ -71,6 +72,10 @@ class MergingTarget(TargetAround):
     def assigns(self) -> bool:
         """Whether the target inside assigns tensors itself."""
         return self.inner.assigns
+
+    def takes(self, stored: Mapping[str, Derived]) -> bool:
+        """Whether packed weights stay as they are stored; else they are made plain, and the changes added."""
+        return self.packed and self.inner.takes(stored)
 
     def part(self, key: str, tensor: Derived) -> Derived:
         """Return what the target inside reads; all of a tensor that the adapter changes, in float32 if it is packed."""
@@ -128,11 +133,7 @@ class MergingTarget(TargetAround):
         if change is None:
             return stored
         if stored.dtype not in _FLOATING:
-            raise UnsupportedError(
-                f"the adapter changes a tensor of dtype {stored.dtype}: it has no room for a delta",
-                where=key,
-                cure="attach the adapter instead of merging it",
-            )
+            raise no_room(key, str(stored.dtype), packed=self.packed)
         dtype = self.dtypes.get(key, self.dtype) or stored.dtype
         if self.spill is not None and stored.device.type == "cpu" and stored.numel():
             result = self.spill.empty(stored.shape, dtype)
@@ -172,6 +173,21 @@ def plan_merge(shell: Shell, file: AdapterFile) -> tuple[Changes, AdapterReport]
     _follow_ties(shell, changes)
     report.seconds = time.perf_counter() - start
     return changes, report
+
+
+def no_room(name: str, dtype: str, *, packed: bool) -> UnsupportedError:
+    """Return the error for a change of a tensor of whole numbers; `packed` ones can be made plain."""
+    plain = Wording(
+        "pass {dtype}, or float16 or float32: the weights are made plain in it, and the delta is added before they "
+        "are quantised again, if that is asked for",
+        dtype="bfloat16",
+    )
+    anew = ": that quantises the sums anew" if packed else ""
+    return UnsupportedError(
+        f"the adapter changes a tensor of dtype {dtype}: it has no room for a delta",
+        where=name,
+        cure=Cures(*([plain] if packed else []), *_cures_apart(anew).parts),
+    )
 
 
 def _cures_apart(note: str = "") -> Cures:
