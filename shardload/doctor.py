@@ -239,7 +239,7 @@ def _compared(checkpoint: Checkpoint, other: Checkpoint) -> Examination:
         )
     if any(finding.declines for finding in findings) or not findings or not case.solution.key_map.rules:
         return result
-    table = case.solution.key_map.map_headers(dict(checkpoint.tensors)).tensors
+    table = case.solution.key_map.made(checkpoint.tensors)
     result.cured = {key: tensor.shape for key, tensor in table.items()} == slots
     unpaired = {"left over": table.keys() - slots.keys(), "missing": slots.keys() - table.keys()}
     for what, keys in unpaired.items():

@@ -100,7 +100,7 @@ def _taking(case: Case, rival: Wrapping, rivals: Sequence[Wrapping]) -> str | No
     """
     others = [other.segments for other in rivals if other is not rival]
     sets = [f"{segments}.*" for segments in others]
-    table = rival.key_map.map_headers(dict(case.stored)).tensors
+    table = rival.key_map.made(case.stored)
     lacking = {key: shape for key, shape in case.slots.items() if key in case.missing and key not in table}
     strange = {key: ref.shape for key, ref in table.items() if key not in case.slots}
     of_others = lacking if rival.adds else strange

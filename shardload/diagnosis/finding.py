@@ -100,7 +100,7 @@ class Case:
 
     def nbytes(self, keys: Iterable[str]) -> int:
         """Return the bytes of stored tensors."""
-        return sum(self.stored[key].nbytes for key in keys if key in self.stored)
+        return sum(ref.nbytes for ref in map(self.stored.get, keys) if ref is not None)
 
 
 @dataclass(frozen=True)

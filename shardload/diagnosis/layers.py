@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from shardload.diagnosis.config_fields import Field, fields_saying
 from shardload.diagnosis.finding import Case, Finding, change_of_config
-from shardload.diagnosis.pairing.key_family import families_of
 from shardload.keys import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from shardload.diagnosis.pairing.key_family import KeyFamily
+
+_FIRST = re.compile(r"(?:^|\.)(0|[1-9][0-9]{0,8})(?=\.|$)")  # a key's first number, as `split_key` takes one
 
 
 class LayersRule:
@@ -25,9 +26,8 @@ class LayersRule:
         if not (left.missing or left.unexpected):
             return ()
         # The names that the map gives: a list of layers may have another path in the checkpoint.
-        made = families_of({key: ref.shape for key, ref in case.solution.table.items()})
-        lists = _by_path(made), _by_path(case.solution.wanted)
-        stored, wanted = map(_numbers, lists)
+        made, own = case.solution.table, [key for family in case.solution.wanted for key in family.names]
+        stored, wanted = _numbers(made), _numbers(own)
         found = []
         shifted = {
             family.template.partition("{}")[0]
@@ -38,32 +38,26 @@ class LayersRule:
         for path in (wanted.keys() & stored.keys()) - shifted:
             lacking, extra = wanted[path] - stored[path], stored[path] - wanted[path]
             if lacking and lacking <= set(range(max(stored[path]))):
-                found.append(_holes(_below(lists[1][path], lacking), path, lacking, stored[path]))
+                found.append(_holes(_below(own, path, lacking), path, lacking, stored[path]))
             elif lacking or extra:
-                below = _below(lists[bool(lacking)][path], lacking or extra)
+                below = _below(own if lacking else made, path, lacking or extra)
                 found.append(_other_count(case, path, below, stored[path], wanted[path]))
         return found
 
 
-def _by_path(families: Iterable[KeyFamily]) -> Mapping[str, list[KeyFamily]]:
-    """Return {path of a list of layers: its families}."""
-    found: dict[str, list[KeyFamily]] = defaultdict(list)
-    for family in families:
-        if family.arity:
-            found[family.template.partition("{}")[0]].append(family)
+def _numbers(keys: Iterable[str]) -> Mapping[str, set[int]]:
+    """Return {path of a list of layers: its numbers}, from the first number of each key."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for key in keys:
+        if (first := _FIRST.search(key)) and "{" not in key:
+            found[key[: first.start(1)]].add(int(first[1]))
     return found
 
 
-def _numbers(lists: Mapping[str, Sequence[KeyFamily]]) -> Mapping[str, set[int]]:
-    """Return {path of a list of layers: its numbers}, from the first number of each key."""
-    return {
-        path: {indices[0] for family in families for indices in family.members}
-        for path, families in lists.items()
-    }
-
-
-def _below(families: Iterable[KeyFamily], numbers: set[int]) -> list[str]:
-    return [family.key(indices) for family in families for indices in family.members if indices[0] in numbers]
+def _below(keys: Iterable[str], path: str, numbers: set[int]) -> list[str]:
+    heads = tuple(f"{path}{number}." for number in numbers)
+    whole = {head[:-1] for head in heads}
+    return [key for key in keys if key.startswith(heads) or key in whole]
 
 
 def _holes(keys: Sequence[str], path: str, lacking: set[int], stored: set[int]) -> Finding:

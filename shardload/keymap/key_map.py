@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from shardload._system.gc_freeze import gc_frozen
 from shardload.errors import UsageError
 from shardload.keymap import document
-from shardload.keymap.alias import Alias
 from shardload.keymap.derived import leaves, stored_as
 from shardload.keymap.drop import Drop
 from shardload.keymap.edited_table import EditedTable
+from shardload.keymap.entry import entry_rules
 from shardload.keymap.fingerprint import Fingerprint
 from shardload.keymap.key_pattern import unaccounted
 from shardload.keymap.mapped import MappedHeaders, is_name_rule, refuse_meeting, renamed
-from shardload.keymap.packed_parts import moved_parts
+from shardload.keymap.packed_parts import has_parts, moved_parts
 from shardload.keymap.rename import Rename
 from shardload.keymap.residence import residence
 from shardload.keymap.rule import refuse_clashes
@@ -82,7 +82,7 @@ class KeyMap(RuleChain):
             raise UsageError(
                 f"a key map is a KeyMap, a mapping of names or the path of a map, not a {type(value).__name__}"
             )
-        return cls(tuple(rule for old, new in (value or {}).items() for rule in _entry(old, new)))
+        return cls(tuple(rule for old, new in (value or {}).items() for rule in entry_rules(old, new)))
 
     def apply(self, key: str) -> str | None:
         """Return the model's name for a checkpoint's key, or None where the key is dropped.
@@ -157,12 +157,27 @@ class KeyMap(RuleChain):
         """
         return self._walk(tensors)[0]
 
+    def made(self, tensors: Mapping[str, Derived]) -> dict[str, Derived]:
+        """Return the tensors of `map_headers`, without an account of what becomes of each stored name: sooner.
+
+            >>> import torch
+            >>> from shardload import KeyMap, open_checkpoint
+            >>> torch.save({"module.w": torch.zeros(2)}, "model.bin")
+            >>> list(KeyMap().rename("module.{...}", "{...}").made(open_checkpoint("model.bin").tensors))
+            ['w']
+
+        Raises UsageError as `map_headers` does.
+        """
+        # Parts of packed weights follow those that no rule takes: then the account is needed.
+        return self._walk(tensors, told=has_parts(tensors))[0].tensors
+
     def _walk(
-        self, tensors: Mapping[str, Derived], *, literal: bool = False
+        self, tensors: Mapping[str, Derived], *, told: bool = True, binds: bool = False
     ) -> tuple[MappedHeaders, tuple[Rule, ...]]:
         """Apply rule after rule; return the end, and the rules as each is bound to the table that it met.
 
-        With `literal`, rules that need their model become rules that a file can hold.
+        With `binds`, rules that need their model become rules that a file can hold; without, no rules are returned.
+        Without `told` there is nothing but tensors in the end.
         """
         table = dict(tensors)
         taken: set[str] = set()
@@ -174,27 +189,32 @@ class KeyMap(RuleChain):
             if by_name:
                 names = renamed(table, rules, claimed)  # type: ignore[arg-type]
                 refuse_meeting(names)
-                taken |= _stored(table, [old for old, new in names.items() if old != new])
+                if told:
+                    taken |= _stored(table, [old for old, new in names.items() if old != new])
                 table = {new: table[old] for old, new in names.items() if new is not None}
                 bound += rules
             else:
                 edited = EditedTable(table)
                 for place, rule in enumerate(rules):
                     part = edited.part(rule.templates)
-                    bound += _literal(rule, part) if literal and rule.op not in RULES else [rule.bound(part)]
+                    if binds:
+                        bound += _literal(rule, part) if rule.op not in RULES else [rule.bound(part)]
                     step = rule.transform(part)
-                    taken |= _stored(part, step.claimed)
+                    if told:
+                        taken |= _stored(part, step.claimed)
                     claimed[place] = len(step.claimed)
                     edited.take(step)
                 table = edited.table
             counts += claimed
+        if not told:
+            return MappedHeaders(table, (), (), ()), ()
         if moved := moved_parts(tensors, taken, table):
             table = {moved.get(name, name): tensor for name, tensor in table.items()}
             taken |= {tensors[name].name for name in moved}
         if any(tensor.name != name for name, tensor in tensors.items()):
             # These were made by another map: the names are accounted for as if tensors were stored under them.
-            told, _ = self._walk({name: stored_as(name, tensor) for name, tensor in tensors.items()})
-            return replace(told, tensors=table), tuple(bound)
+            account, _ = self._walk({name: stored_as(name, tensor) for name, tensor in tensors.items()})
+            return replace(account, tensors=table), tuple(bound)
         used = _stored(table, table) if taken else tensors
         mapped = MappedHeaders(
             table,
@@ -227,7 +247,7 @@ class KeyMap(RuleChain):
         of the model that nothing fills. Raises UsageError as `map_headers` does, and for an unresolved key that a
         rule takes.
         """
-        mapped, rules = self._walk(tensors, literal=True)
+        mapped, rules = self._walk(tensors, binds=True)
         left = set(mapped.unchanged)
         wrong = [key for key in unresolved_source if key not in left]
         if wrong:
@@ -355,21 +375,6 @@ class KeyMap(RuleChain):
         except UsageError as error:
             error.where = f"{os.fspath(path)}: {error.where}" if error.where else os.fspath(path)
             raise
-
-
-def _entry(old: Any, new: Any) -> list[Rule]:
-    """Return the rules of one entry of a mapping of names."""
-    names = [new] if isinstance(new, str) or not isinstance(new, Sequence) else list(new)
-    if not isinstance(old, str) or not (new is None or (names and all(isinstance(n, str) for n in names))):
-        raise UsageError(
-            "a key map maps texts to texts, to lists of them, or to None for a drop",
-            where=f"{old!r}: {new!r}",
-        )
-    if new is None:
-        return [Drop(old)]
-    first, *others = names
-    own: list[Rule] = [Rename(old, first)] if first != old or not others else []
-    return [*own, *(Alias(first, other) for other in others)]
 
 
 def _literal(rule: Rule, table: Mapping[str, Derived]) -> tuple[Rule, ...]:

@@ -38,6 +38,7 @@ class KeyTemplate:
         self._check()
         self._prefix, self._suffix = self._literals[0], self._literals[-1]
         self._pattern = re.compile(self._regex(), re.DOTALL) if self.placeholders else None
+        self._is_one_run = self.placeholders == ("{...}",)
         self._offsets = [int(p[1:-1]) if p[1] in "+-" else None for p in self.placeholders]
 
     def _check(self) -> None:
@@ -82,6 +83,9 @@ class KeyTemplate:
             return () if key == self.text else None
         if not (key.startswith(self._prefix) and key.endswith(self._suffix)):
             return None
+        if self._is_one_run:
+            run = key[len(self._prefix) : len(key) - len(self._suffix)]
+            return (run,) if run else None
         found = self._pattern.fullmatch(key)
         return found.groups() if found else None
 

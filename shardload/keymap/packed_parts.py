@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 from shardload.dequantise.signatures import weight_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from shardload.keymap.derived import Derived
     from shardload.keymap.rule import Table
+
+
+def has_parts(names: Iterable[str]) -> bool:
+    """Whether some names are those of parts of packed weights."""
+    return any(map(weight_of, names))
 
 
 def moved_parts(tensors: Mapping[str, Derived], taken: Collection[str], table: Table) -> dict[str, str]:

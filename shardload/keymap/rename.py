@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from shardload.errors import NoInverseError, UsageError
@@ -10,6 +11,7 @@ from shardload.keymap.key_template import key_template, same_placeholders
 from shardload.keymap.rule import RuleBase, Step
 
 if TYPE_CHECKING:
+    from shardload.keymap.key_template import KeyTemplate
     from shardload.keymap.rule import Table
 
 
@@ -51,11 +53,16 @@ class Rename(RuleBase):
         """Return the new key, or the same key where the template does not match."""
         if self.everywhere:
             return self._replace_segments(key)
-        values = key_template(self.source).match(key)
+        source, target = self._templates
+        values = source.match(key)
         if values is None:
             return key
-        new = key_template(self.target).fill(values)
+        new = target.fill(values)
         return key if new is None else new
+
+    @cached_property
+    def _templates(self) -> tuple[KeyTemplate, KeyTemplate]:
+        return key_template(self.source), key_template(self.target)
 
     def _replace_segments(self, key: str) -> str:
         if self.source not in key:

@@ -21,7 +21,7 @@ from shardload.keys import collapse
 from shardload.loading.head import Heads
 from shardload.loading.leniency import Patterns, ignored_by, set_aside
 from shardload.loading.memory_plan import state_memory
-from shardload.loading.mismatch import mismatch
+from shardload.loading.mismatch import declined, mismatch
 from shardload.loading.plan import match, narrow, settle_ties, tie_of_stage
 from shardload.loading.rehearsal import rehearse
 from shardload.loading.report import Report
@@ -293,9 +293,7 @@ class Comparison:
     def _raise(self, faults: Sequence[Fault]) -> None:
         for finding in self.report.findings:
             if finding.declines:
-                raise UnsupportedError(
-                    finding.cause, where=self.checkpoint.label, cure=finding.cure, code=finding.code
-                )
+                raise declined(self.report, finding)
         stored = (name for name, slot in self.shell.slots.items() if slot.is_stored)
         heads = Heads(self.shell.model, stored, self.checkpoint.tensors)
         raise mismatch(self.report, faults, heads.cure(faults))

@@ -1,15 +1,16 @@
-"""mismatch: makes the error that a load raises for its faults, with every known cause and cure."""
+"""mismatch: makes the errors that a load raises for its faults, with every known cause and cure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardload.errors import Cures, MismatchError, Wording
+from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
 from shardload.loading.report import fault_text, headline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shardload.diagnosis.finding import Finding
     from shardload.loading.fault import Fault
     from shardload.loading.report import Report
 
@@ -40,3 +41,18 @@ def mismatch(report: Report, faults: Sequence[Fault], first_cure: str | None = N
     )
     error.report = report
     return error
+
+
+def declined(report: Report, finding: Finding) -> UnsupportedError:
+    """Return the error for a checkpoint that is not loaded at all."""
+    cure = finding.cure
+    if isinstance(cure, Cures) and "allow_unexpected" in report.allowed:
+        cure = Cures(*(_beside_patterns(part) for part in cure.parts))
+    return UnsupportedError(finding.cause, where=report.where, cure=cure, code=finding.code)
+
+
+def _beside_patterns(cure: str) -> str:
+    """Return a cure for a load that is told what to leave out: what `convert` writes has no parts to name."""
+    if "shardload convert" not in cure:
+        return cure
+    return Wording("{0}, and load that one without the patterns that name parts of packed weights", cure)

@@ -38,7 +38,7 @@ def differs(
             continue
         same = table.get(name)
         if same is not None and same.shape == value.shape:
-            if not torch.equal(same.to(value.dtype), value.detach()):
+            if not torch.allclose(same.to(value.dtype), value.detach(), rtol=0, atol=0, equal_nan=True):
                 return f"{name} differs from the stored one"
             continue
         if (
@@ -78,9 +78,10 @@ def _renamed(stored: dict[str, torch.Tensor], names: Any) -> dict[str, torch.Ten
     if not isinstance(names, dict):
         return {}  # rules that join and split: their numbers are looked for
     table: dict[str, torch.Tensor] = {}
+    single = {old: wanted for old, wanted in names.items() if not isinstance(wanted, list)}
     for key, value in stored.items():
         new: str | None = key
-        for old, wanted in names.items():
+        for old, wanted in single.items():
             pattern = (
                 re.escape(old).replace(r"\{\.\.\.\}", "(.*)").replace(r"\{\}", r"(\d+)").replace(r"\*", ".*")
             )
@@ -91,6 +92,11 @@ def _renamed(stored: dict[str, torch.Tensor], names: Any) -> dict[str, torch.Ten
             new = None if wanted is None else re.sub(r"\{[^}]*\}", lambda _, p=parts: next(p, ""), wanted)
         if new is not None:
             table[new] = value
+    for old, several in names.items():
+        if (
+            isinstance(several, list) and old in table
+        ):  # several names of one tensor, which are printed literally
+            table |= dict.fromkeys(several, table[old])
     return table
 
 

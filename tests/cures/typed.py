@@ -17,12 +17,13 @@ _EDIT = re.compile(r"\bset (?P<fields>.+?) in config\.json")
 _FIELD = re.compile(r'([\w.]+) to (\[[^\]]*\]|"[^"]*"|true|false|null|-?\d+)')
 _DELETE = re.compile(r"\b(?:delete|remove) (\S+\.(?:json|safetensors|bin))")
 _FOLDER = re.compile(r"\bpass the (?:path of one|file|folder): (\S[^;()]*)|(?:pass|and) (\S+) as the place")
+_QUOTED = re.compile(r"""'[^']*'(?:"'"'[^']*')*""")  # as a shell has it: 'it'"'"'s'
 _COMMAND = re.compile(r"`([^`]+)`|: (shardload [a-z]+ [^;,]+)")
 # Steps that nothing here can type: the text is a piece of advice, whatever else it names.
 _BY_HAND = re.compile(
     r"\b(leave out [a-z_]+=|leave out --|leave [a-z_]+= out|make the model|convert the files|load_adapter|instead of|"
-    r"rather than|belong to this|at a terminal|not both|pass the file itself|load its base|load the base|"
-    r"build the base|save (it )?again|beside)\b"
+    r"rather than|without the patterns|belong to this|at a terminal|not both|pass the file itself|load its base|"
+    r"load the base|build the base|save (it )?again|beside)\b"
 )
 FLAGS = frozenset(
     "--allow-links --check --copy --greedy --json --locked --merge --no-verify --offline --raw --trust-remote-code "
@@ -98,7 +99,9 @@ def typed(text: str, *, as_command: bool = False) -> Typed:
     steps.deleted += _DELETE.findall(text)
     steps.commands += [quoted or plain for quoted, plain in _COMMAND.findall(text)]
     if found := _FOLDER.search(text):
-        steps.path = found[2] or found[1].split(", ")[0].strip()
+        text_of = found[2] or found[1].split(", ")[0].strip()
+        quoted = _QUOTED.match(text, found.start(1)) if found[1] else None
+        (steps.path,) = shlex.split(quoted[0]) if quoted else [text_of]
     if as_command:
         for name, value in _OPTION.findall(_COMMAND.sub("", text)):
             values = [] if name in FLAGS else shlex.split(value)

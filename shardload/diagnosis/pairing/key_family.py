@@ -136,15 +136,14 @@ def families_of(shapes: Mapping[str, Shape]) -> list[KeyFamily]:
 
 def _split(key: str, parts: dict[str, tuple[str, Indices]]) -> tuple[str, Indices]:
     """Return what `split_key` does. Keys share their paths, and their ends are few: `parts` has what both became."""
-    names = key.rsplit(".", 2)
-    if len(names) < 3 or "{" in key:
+    at = key.rfind(".", 0, key.rfind("."))
+    if at < 0 or "{" in key:
         return split_key(key)
-    path = names[0]
-    end = f"{names[1]}.{names[2]}"
+    path, end = key[:at], key[at:]
     first = parts.get(path)
     if first is None:
-        first = parts[path] = split_key(path)
+        first = parts[path] = _split(path, parts)
     last = parts.get(end)
     if last is None:
         last = parts[end] = split_key(end)
-    return f"{first[0]}.{last[0]}", first[1] + last[1]
+    return first[0] + last[0], first[1] + last[1]

@@ -126,7 +126,7 @@ class Solution:
         rules = [rule for wrapping in self.wrappings for rule in wrapping.key_map.rules]
         whole = KeyMap((*rules, *self.cure.whole.rules))
         try:
-            table = whole.map_headers(dict(stored)).tensors if whole.rules else stored
+            table = whole.made(stored) if whole.rules else stored
         except UsageError as error:
             self.failed = str(error)
         else:
@@ -153,8 +153,11 @@ class Solution:
         """Return the stored keys of names without wrappings."""
         if not self.wrappings:
             return list(names)
-        back = {name: key for key, name in self.names.items()}
-        return [back.get(name, name) for name in names]
+        return [self._stored_as.get(name, name) for name in names]
+
+    @cached_property
+    def _stored_as(self) -> dict[str, str]:
+        return {name: key for key, name in self.names.items()}
 
     def links(self, *kinds: str) -> list[Link]:
         """Return the links of the given kinds."""
