@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import shardload
+from shardload.adapters.on_load import adapter_memory
 from tests.adapters import tiny
 from tests.adapters.merging.test_packed_bases import Model
 from tests.dequantise.packed import folder_of
+from tests.tiny import write_checkpoint
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -61,3 +63,17 @@ def test_what_stays_as_bitsandbytes_packed_it_has_cures_that_work(tmp_path, kind
     mixed = shardload.from_pretrained(where, **load, adapter=other, merge=True)
     assert torch.equal(mixed.layer.weight.data, packed.layer.weight.data)
     assert not torch.equal(mixed.other.weight, packed.other.weight)
+
+
+@pytest.mark.parametrize(
+    ("base", "code", "anonymous"),
+    [("bfloat16", None, 4 * 64), ("float16", None, 0), ("float16", "F32", 4 * 64)],
+)
+def test_factors_compute_in_the_wider_dtype(tmp_path, base, code, anonymous):
+    """Those of float16 on a base in bfloat16 compute in float32: no other dtype holds both."""
+    tables = [
+        write_checkpoint(tmp_path / dtype, {"w": torch.ones(8, 8, dtype=getattr(torch, dtype))})
+        for dtype in ("float16", base)
+    ]
+    factors, weights = (shardload.open_checkpoint(table).tensors.values() for table in tables)
+    assert adapter_memory(factors, weights, code, "cpu").anonymous == anonymous
