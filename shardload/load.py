@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from shardload import remote_code
-from shardload.checkpoint.checkpoint import noticed_by_ranks, open_checkpoint
+from shardload._system.ranks import together, told_early
+from shardload.checkpoint.checkpoint import open_checkpoint
 from shardload.checkpoint.json_file import read_config
 from shardload.checkpoint.shard import DTYPES
 from shardload.dtypes import parse_dtype
 from shardload.errors import MismatchError, UnsupportedError
-from shardload.keywords import entry_point, place_of, trust_of
+from shardload.keywords import entry_point_within, place_of, trust_of
 from shardload.loading.fill import fill
 from shardload.loading.finish import switch_to_eval
 from shardload.loading.fitting_class import fitting_class, with_unnamed
@@ -23,6 +24,7 @@ from shardload.model.shell import build_shell
 from shardload.placement.any_quantisation import NOT_ASKED, quantisation_of, settled, target_for
 from shardload.placement.asked_devices import over_devices
 from shardload.placement.device import OnDevice
+from shardload.placement.model_ranks import ranks_asked
 from shardload.remote_code.plain_config import (
     GIVEN,
     called_with_config,
@@ -34,14 +36,13 @@ from shardload.remote_code.plain_config import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
     from typing_extensions import TypeVar, Unpack
 
-    from shardload._system.agreement import Agreement
     from shardload._system.progress import ProgressOption
     from shardload.adapters.on_load import AdapterOnLoad
     from shardload.checkpoint.checkpoint import Checkpoint
@@ -68,7 +69,7 @@ _PARAMETERS = 25_000
 _PARAMETERS_A_TENSOR = 16
 
 
-@entry_point
+@entry_point_within(partial(told_early, ranks_asked))
 def from_pretrained(
     where: WhereLike,
     *,
@@ -148,18 +149,17 @@ def from_pretrained(
     (`num_labels=3`, `attn_implementation="eager"`); other keywords are declined by name. Raises subclasses of
     ShardloadError; the checkpoint is judged before a weight is read.
     """
-    with noticed_by_ranks():
-        asked = quantization_config, load_in_8bit, load_in_4bit
-        quantised = quantisation_of(*asked) if any(each not in NOT_ASKED for each in asked) else None
-        into = dict(zip(("quantization_config", "load_in_8bit", "load_in_4bit"), asked, strict=True))
-        beside = {"merge": merge, "prefix": prefix, "device_map": device_map, **into}
-        layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
+    asked = quantization_config, load_in_8bit, load_in_4bit
+    quantised = quantisation_of(*asked) if any(each not in NOT_ASKED for each in asked) else None
+    into = dict(zip(("quantization_config", "load_in_8bit", "load_in_4bit"), asked, strict=True))
+    beside = {"merge": merge, "prefix": prefix, "device_map": device_map, **into}
+    layout = _layout(device_mesh, tp_plan, distributed_config, **beside)
     leniency = {"strict": strict, "allow_missing": allow_missing, "allow_unexpected": allow_unexpected}
     over = None
     if device_map is not None:
         over, max_memory = over_devices(device_map, max_memory, device, copy=copy)
     load = _Load(model_class, auto_class, config, dtype, quantised, key_map, leniency, keywords)
-    with _together(layout, timeout) as ranks:
+    with together(lambda: layout.ranks if layout else (), timeout) as ranks:
         with ranks.judging():
             on = OnDevice(layout.device(device) if layout else device).device  # refused here if it is none
             load.open(where)
@@ -384,16 +384,3 @@ def _layout(mesh: DeviceMesh | None, plan: Any, config: Any, **on_top: object) -
 
     refuse_on_top(on_top)
     return Layout.of(mesh, plan, config)
-
-
-@contextmanager
-def _together(layout: Layout | None, timeout: float) -> Iterator[Agreement | _OneProcess]:
-    """Let the ranks end the block alike."""
-    with layout.together(timeout) if layout else nullcontext() as ranks:
-        yield ranks or _OneProcess()
-
-
-class _OneProcess:
-    """The process that no other one has to agree with."""
-
-    judging = same_random = staticmethod(nullcontext)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from shardload._system.byte_size import parse_size
+from shardload._system.ranks import together, told_early
 from shardload.errors import UnsupportedError, UsageError
 from shardload.keymap import KeyMap
-from shardload.keywords import entry_point
+from shardload.keywords import entry_point_within
 from shardload.model.shell import modules_of
 from shardload.model.wrapper_tensors import is_wrapper
-from shardload.placement.model_ranks import together
+from shardload.placement.model_ranks import ranks_of_call, ranks_of_model
 from shardload.transformers_classes import conversions, library_class
 from shardload.transformers_classes.declared_ties import written_apart
 from shardload.transformers_classes.left_out import left_out
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from shardload.keymap.rule import Rule
 
 
-@entry_point
+@entry_point_within(partial(told_early, ranks_of_call))
 def save(
     model: nn.Module,
     folder: str | os.PathLike[str],
@@ -78,8 +79,8 @@ def save(
     """
     if not hasattr(model, "state_dict"):
         raise UsageError(f"save takes a model, not a {type(model).__name__}")
-    with together(model, timeout) as ranks:
-        with ranks.judging() if ranks else nullcontext():
+    with together(partial(ranks_of_model, model), timeout) as ranks:
+        with ranks.judging():
             limit = parse_size(max_shard_size)
             _refuse_rounded_scales(model)
             state = _state_dict(model)

@@ -298,13 +298,7 @@ class Agreement:
             raise
 
     def _said(self, error: BaseException) -> str:
-        known = isinstance(error, ShardloadError)
-        parts = (
-            error.to_dict()
-            if isinstance(error, ShardloadError)
-            else {"kind": type(error).__name__, "what": str(error)}
-        )
-        return json.dumps({**parts, "known": known, "rank": self.rank}, default=str)
+        return opening.said_of(error, self.rank)
 
     def _named(self, error: ShardloadError) -> ShardloadError:
         error.what = f"rank {self.rank}: {error.what}"

@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 class _Own:
     """What this process said: `open` is a notice that stands; `failed`: it could not open one since its last load.
 
-    `loads` is the number of loads that go on: these tell the other ranks themselves.
+    `loads` is the number of loads that go on: these tell the other ranks themselves. `agreements` is how many began.
     """
 
     open = False
     failed = False
     loads = 0
+    agreements = 0
+
+
+def agreements() -> int:
+    """Return how many agreements this process has begun."""
+    return _Own.agreements
 
 
 def common_store() -> Store:
@@ -44,22 +50,37 @@ def noticed() -> Iterator[None]:
     if _Own.loads or distributed.get_world_size() < 2:
         yield
         return
-    rank = distributed.get_rank()
-    store = common_store()
     try:
         yield
     except ShardloadError as error:
-        error.what = f"rank {rank}: {error.what}"
-        error.rank = rank
-        said = json.dumps({**error.to_dict(), "known": True, "rank": rank}, default=str)
-        _Own.open = _Own.failed = True
-        with suppress(RuntimeError):
-            store.set(f"unopened/{rank}", said)
-            store.add("unopened", 1)
+        leave_notice(error)
         raise
     withdraw()
     with suppress(RuntimeError):
-        presence.announce(store, rank)
+        presence.announce(common_store(), distributed.get_rank())
+
+
+def leave_notice(error: BaseException) -> None:
+    """Let the other ranks see the error that keeps this one from coming to them; it gets this rank's number."""
+    rank, store = distributed.get_rank(), common_store()
+    if isinstance(error, ShardloadError):
+        error.what = f"rank {rank}: {error.what}"
+        error.rank = rank
+    _Own.open = _Own.failed = True
+    with suppress(RuntimeError):
+        store.set(f"unopened/{rank}", said_of(error, rank))
+        store.add("unopened", 1)
+
+
+def said_of(error: BaseException, rank: int) -> str:
+    """Return an error of a rank as JSON, as the others are told of it."""
+    known = isinstance(error, ShardloadError)
+    parts = (
+        error.to_dict()
+        if isinstance(error, ShardloadError)
+        else {"kind": type(error).__name__, "what": str(error)}
+    )
+    return json.dumps({**parts, "known": known, "rank": rank}, default=str)
 
 
 def withdraw() -> None:
@@ -74,6 +95,7 @@ def withdraw() -> None:
 def in_a_load() -> Iterator[None]:
     """Leave it to the block to tell the other ranks of errors; what could not be opened before does not count after."""
     withdraw()
+    _Own.agreements += 1
     _Own.loads += 1
     try:
         yield

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from shardload._system.ranks import together, told_early
 from shardload.adapters.adapter import canonical, listing
 from shardload.adapters.adapter_config import LayerSetting, adapter_config
 from shardload.adapters.attach import not_attached, record_of
@@ -17,9 +18,9 @@ from shardload.adapters.fingerprint import METADATA_KEY, fingerprint_of
 from shardload.adapters.layers.experts import LoraParameters, layout_of
 from shardload.adapters.module_index import ModuleIndex
 from shardload.errors import UnsupportedError, UsageError
-from shardload.keywords import entry_point
+from shardload.keywords import entry_point_within
 from shardload.model.wrapper_tensors import is_wrapper, named
-from shardload.placement.model_ranks import together
+from shardload.placement.model_ranks import ranks_of_call, ranks_of_model
 from shardload.writing import Output, OutputShard, write_output
 from shardload.writing.model_output import tensor_output
 
@@ -36,7 +37,7 @@ _WEIGHTS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 
 
-@entry_point
+@entry_point_within(partial(told_early, ranks_of_call))
 def save_adapter(
     model: nn.Module,
     folder: str | os.PathLike[str],
@@ -72,17 +73,17 @@ def save_adapter(
     UnsupportedError for what PEFT's format can't hold; RanksError; UnsafeError, NoSpaceError and CorruptError as
     `save` does.
     """
-    with together(model, timeout) as ranks:
-        with ranks.judging() if ranks else nullcontext():
+    with together(partial(ranks_of_model, model), timeout) as ranks:
+        with ranks.judging():
             plan = _plan_of(model, name)
             tensors = plan.tensors()
         if any(map(is_wrapper, tensors.values())) or ranks:
             from shardload.adapters.over_ranks import gathered
 
             tensors = gathered(tensors, ranks)
-        with ranks.judging() if ranks else nullcontext():
+        with ranks.judging():
             _check(tensors)
-            if ranks is None or ranks.is_first:
+            if ranks.is_first:
                 _write(folder, model, plan, tensors, progress=progress, verify=verify)
     return [Path(folder) / _WEIGHTS, Path(folder) / _CONFIG]
 

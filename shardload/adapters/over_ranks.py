@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     import torch
 
     from shardload._system.agreement import Agreement
+    from shardload._system.ranks import OneProcess
 
 
-def gathered(tensors: Mapping[str, torch.Tensor], ranks: Agreement | None) -> dict[str, torch.Tensor]:
+def gathered(tensors: Mapping[str, torch.Tensor], ranks: Agreement | OneProcess) -> dict[str, torch.Tensor]:
     """Return the whole tensors of an adapter, on all ranks. Raises RanksError where these have others."""
     if ranks:
         headers = [
@@ -31,6 +32,6 @@ def gathered(tensors: Mapping[str, torch.Tensor], ranks: Agreement | None) -> di
             for key, each in tensors.items()
         }
     except RuntimeError as error:
-        if ranks is None:
+        if not ranks:
             raise
         raise ranks.lost(error) from error

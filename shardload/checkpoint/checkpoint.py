@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,6 +11,7 @@ from weakref import WeakValueDictionary
 
 from shardload._system.file_identity import file_identity
 from shardload._system.file_kind import HEAD_BYTES
+from shardload._system.ranks import has_ranks
 from shardload.checkpoint.formats import FORMATS
 from shardload.checkpoint.formats.gguf_parts import joined_parts
 from shardload.checkpoint.formats.not_a_checkpoint import explain
@@ -245,7 +245,7 @@ def open_checkpoint(
     stage of a pipeline, say; a segment "0-13" is a range, and other shards are not opened. Raises NotFoundError,
     CorruptError (no checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
     """
-    with noticed_by_ranks():
+    with _noticed_by_ranks():
         place = place_of(where, keywords)
         source, named = find_source(place)
         files = find_weight_files(source, only=named, variant=place.variant)
@@ -253,9 +253,9 @@ def open_checkpoint(
         return read_checkpoint(source, files, named=named, place=place, stage=stage)
 
 
-def noticed_by_ranks() -> Any:
+def _noticed_by_ranks() -> Any:
     """Let the other ranks of a process group, where there is one, know of an error that ends the block."""
-    if not getattr(sys.modules.get("torch.distributed.distributed_c10d"), "is_initialized", bool)():
+    if not has_ranks():
         return nullcontext()
     from shardload._system.opening import noticed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from contextlib import nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
@@ -16,10 +17,13 @@ from shardload.where import KEYWORD_FIELDS, PLACE_FIELDS, TRUST_FIELDS, CodeTrus
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import torch
 
     from shardload.where import RemoteBase, Trust, WhereLike
+
+    Around = Callable[[Callable[[], Mapping[str, Any]]], AbstractContextManager[Any]]
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
@@ -154,6 +158,18 @@ def entry_point(function: Function) -> Function:
     instead; a misspelt one raises KeywordError (also a TypeError) with the name that may be meant. A function whose
     group has `_settings` gets there the names that only a repo's files can know.
     """
+    return _entry_point(function, lambda _given: nullcontext())
+
+
+def entry_point_within(around: Around) -> Callable[[Function], Function]:
+    """Make an entry point of a function whose calls run in a block, errors of their keywords included.
+
+    `around` makes the block; it may ask for the arguments of the call by name, as far as they are known.
+    """
+    return lambda function: _entry_point(function, around)
+
+
+def _entry_point(function: Function, around: Around) -> Function:
     plain = inspect.signature(function)
     group = _group(plain)
     signature = _full(plain, group)
@@ -163,8 +179,7 @@ def entry_point(function: Function) -> Function:
         if each.kind is not inspect.Parameter.POSITIONAL_ONLY
     }
 
-    @functools.wraps(function)
-    def checked(*arguments: Any, **keywords: Any) -> Any:
+    def called(*arguments: Any, **keywords: Any) -> Any:
         if keywords.keys() <= own:
             return function(*arguments, **keywords)
         made = translation(keywords, function.__name__, own, group if "_settings" in group else ())
@@ -173,6 +188,15 @@ def entry_point(function: Function) -> Function:
         if made.notes and "_notes" in group:
             made.keywords["_notes"] = made.notes
         return function(*arguments, **made.keywords)
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **keywords: Any) -> Any:
+        with around(lambda: given(arguments, keywords)):
+            return called(*arguments, **keywords)
+
+    def given(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+        known = {name: value for name, value in keywords.items() if name in own}
+        return signature.bind_partial(*arguments, **known).arguments
 
     checked.__signature__ = signature  # type: ignore[attr-defined]
     return cast("Function", checked)

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from shardload._system.process_memory import PeakSampler
+from shardload._system.ranks import has_ranks, together, told_early
 from shardload.checkpoint.checkpoint import Checkpoint
 from shardload.checkpoint.shard import DTYPES
 from shardload.dtypes import parse_dtype
 from shardload.errors import UsageError, Wording
 from shardload.keymap import KeyMap
-from shardload.keywords import entry_point
+from shardload.keywords import entry_point, entry_point_within
 from shardload.loading.finish import finish
 from shardload.loading.judge import Comparison
 from shardload.loading.memory_plan import refuse_above
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from shardload._system.agreement import Agreement
     from shardload._system.progress import ProgressOption
+    from shardload._system.ranks import OneProcess
     from shardload.compare.verify import VerifiedWhileLoading
     from shardload.keymap import Names
     from shardload.loading.class_values import ClassValues
@@ -81,7 +83,7 @@ def check(
     return comparison.report
 
 
-@entry_point
+@entry_point_within(partial(told_early, lambda given: _ranks_of(_as_shell(given["shell_or_module"]))))
 def fill(
     shell_or_module: Shell | nn.Module,
     checkpoint: Checkpoint,
@@ -132,8 +134,8 @@ def fill(
     Raises MismatchError, MemoryLimitError, NoSpaceError, UnsupportedError, CorruptError, UsageError, RanksError.
     """
     shell = _as_shell(shell_or_module)
-    with unseen(), _together(shell, timeout) as ranks, ExitStack() as prepared:
-        with ranks.judging() if ranks else nullcontext():
+    with unseen(), together(partial(_ranks_of, shell), timeout) as ranks, ExitStack() as prepared:
+        with ranks.judging():
             checkpoint, rules = _as_checkpoint(checkpoint), _rules(key_map)
             target = _target(target, spill, shell, dtype)
             if read not in ("slice", "once"):
@@ -146,7 +148,7 @@ def fill(
         copy = (
             copy or checkpoint.source.is_streamed or bool(ranks and read == "once")
         )  # what is received lies in memory
-        with ranks.judging() if ranks else nullcontext():
+        with ranks.judging():
             target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
             comparison = Comparison(shell, checkpoint, rules, target)
             checkpoint = comparison.checkpoint  # with plain weights where it is quantised
@@ -161,7 +163,7 @@ def fill(
             refuse_above(report.stated, max_memory, partial(_cures, comparison, target, missing, copy=copy))
             if report.stated.spilled and target.spill:
                 target.spill.require(report.stated.spilled)
-        if report.stated.mapped and not ranks and _has_ranks():
+        if report.stated.mapped and not ranks and has_ranks():
             report.notes.append(_MAPPED_AND_MIRRORED)
         verified = _verified(checkpoint) if verify else None
         with PeakSampler() as sampler, _all_or_nothing(comparison.tree) as undo:
@@ -171,15 +173,14 @@ def fill(
                     shell, comparison.plan, checkpoint, undo, rules.rules if rules else (), copy=copy
                 )
             drawn = missing or comparison.plan.in_place  # a loader may fill a part of what the class draws
-            with ranks.same_random() if ranks and drawn else nullcontext():
+            with ranks.same_random() if drawn else nullcontext():
                 values = _class_values(shell, missing, comparison.plan.in_place)
             references = References(shell.model) if shell.keeps_references else None
             with _reading(target, ranks, comparison, read) as once:
                 with verified or nullcontext():
                     options: Any = {"progress": progress, "verified": verified, "once": once}
                     filled = stream(comparison, target, values, copy=copy, **options)
-                if ranks:
-                    ranks.meet("filled")
+                ranks.meet("filled")
             report.notes += finish(shell, filled, missing, values, target, references, undo)
             report.notes, report.devices = [*report.notes, *target.notes], list(target.devices)
             if getattr(target, "dtype", None) is None:
@@ -275,13 +276,11 @@ def _rules(key_map: KeyMap | Names | str | os.PathLike[str] | None) -> KeyMap | 
     return rules if rules.rules or rules.source is not None else None
 
 
-def _together(shell: Shell, timeout: float) -> AbstractContextManager[Agreement | None]:
-    """Return what lets the ranks over which the model is sharded end a block alike."""
-    if not _has_ranks():
-        return nullcontext()
-    from shardload.loading.over_ranks import together
+def _ranks_of(shell: Shell) -> tuple[int, ...]:
+    """Return the ranks over which the model is sharded."""
+    from shardload.loading.over_ranks import ranks_of
 
-    return together(shell, timeout)
+    return ranks_of(shell)
 
 
 def _require_same(ranks: Agreement, *made: Any) -> None:
@@ -291,18 +290,14 @@ def _require_same(ranks: Agreement, *made: Any) -> None:
 
 
 def _reading(
-    target: Target, ranks: Agreement | None, comparison: Comparison, read: str
+    target: Target, ranks: Agreement | OneProcess, comparison: Comparison, read: str
 ) -> AbstractContextManager[ReadOnce | None]:
     """Return what lets ranks that hold the same part share one read of it; nothing for a model of one process."""
-    if ranks is None:
+    if not ranks:
         return nullcontext()
     from shardload.loading.over_ranks import reading
 
     return reading(target, ranks, comparison, read)
-
-
-def _has_ranks() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _target(
@@ -329,7 +324,7 @@ def _target(
         )
     if code is not None:
         target = OnDevice(dtype=code, spill=spill)
-    if _has_ranks():
+    if has_ranks():
         from shardload.placement.sharded import sharded
 
         target = sharded(shell, target, spill)
@@ -337,7 +332,7 @@ def _target(
 
 
 def _as_shell(shell_or_module: Shell | nn.Module) -> Shell:
-    if _has_ranks() and isinstance(shell_or_module, Shell | nn.Module):
+    if has_ranks() and isinstance(shell_or_module, Shell | nn.Module):
         from shardload.placement.sharded import into_parts
 
         into_parts(shell_or_module.model if isinstance(shell_or_module, Shell) else shell_or_module)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardload._system import agreement
 from shardload._system.file_sample import file_sample
 from shardload.checkpoint.shard import Shard
 from shardload.errors import RanksError
@@ -31,15 +30,9 @@ _SHOWN = 4
 _HEAD = 2**12  # bytes of a file
 
 
-@contextmanager
-def together(shell: Shell, timeout: float) -> Iterator[Agreement | None]:
-    """Let the ranks that hold the model together end the block alike; None for a model of one process."""
-    over = ranks_that_hold(parts_in(shell).values())
-    if len(over) < 2:
-        yield None
-        return
-    with agreement.together(over, timeout) as ranks:
-        yield ranks
+def ranks_of(shell: Shell) -> tuple[int, ...]:
+    """Return the ranks that hold the model together; none for a model of one process."""
+    return ranks_that_hold(parts_in(shell).values())
 
 
 def require_same(

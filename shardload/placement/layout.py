@@ -33,7 +33,6 @@ from shardload.placement.mesh_ranks import with_this_rank
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from shardload._system.agreement import Agreement
     from shardload.keymap import Derived
     from shardload.model.shell import Shell
 
@@ -109,17 +108,6 @@ class Layout:
         if kind == "cpu" or self.offloads or torch.device(asked).type != "cpu":
             return asked
         return torch.device(kind, torch.get_device_module(kind).current_device())
-
-    @contextmanager
-    def together(self, timeout: float) -> Iterator[Agreement | None]:
-        """Let the ranks end the block alike; None for one rank."""
-        if len(self.ranks) < 2:
-            yield None
-            return
-        from shardload._system.agreement import together
-
-        with together(self.ranks, timeout) as ranks:
-            yield ranks
 
     def own_rows(self) -> Callable[[Derived], Derived] | None:
         """Return what gives this rank's part of a stored tensor where FSDP alone cuts the model, by rows; else None.

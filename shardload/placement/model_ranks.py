@@ -1,32 +1,39 @@
-"""The ranks that a model lies over: they save it together, and end that alike."""
+"""The ranks that load or save a model together, and end that alike. Imports torch.distributed where there are some."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
+    from typing import Any
 
-    from shardload._system.agreement import Agreement
+
+def ranks_of_model(model: object) -> tuple[int, ...]:
+    """Return the ranks that a model lies over, all stages of a pipeline; none for one of one process."""
+    if not isinstance(model, nn.Module):
+        return ()
+    from shardload.placement.sharded import ranks_of
+
+    return ranks_of(model)
 
 
-@contextmanager
-def together(model: nn.Module, timeout: float) -> Iterator[Agreement | None]:
-    """Let the ranks that a model lies over, all stages of a pipeline, end the block alike; None for one process."""
-    over: tuple[int, ...] = ()
-    distributed = torch.distributed
-    if isinstance(model, nn.Module) and distributed.is_available() and distributed.is_initialized():
-        from shardload.placement.sharded import ranks_of
+def ranks_of_call(arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the ranks that save a model together, by the arguments of the call."""
+    return ranks_of_model(arguments["model"])
 
-        over = ranks_of(model)
-    if len(over) < 2:
-        yield None
-        return
-    from shardload._system import agreement
 
-    with agreement.together(over, timeout) as ranks:
-        yield ranks
+def ranks_asked(given: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the ranks that a call of from_pretrained asks for: a config or a plan without a mesh is for all."""
+    mesh = given.get("device_mesh")
+    if mesh is not None:
+        from shardload.placement.mesh_ranks import with_this_rank
+
+        return with_this_rank(sorted(mesh.mesh.flatten().tolist()))
+    if given.get("tp_plan") is None and given.get("distributed_config") is None:
+        return ()
+    from torch import distributed
+
+    return tuple(range(distributed.get_world_size()))

@@ -97,6 +97,32 @@ class Astray:
     def keyword(self) -> None:
         self.from_pretrained(self.all, **({"load_in_4bit": True} if self.is_astray else {}))
 
+    def unknown_keyword_of_fill(self) -> None:
+        shell = self.placed(self.all)
+        given = {"dtypes": "float32"} if self.is_astray else {}
+        shardload.fill(shell, shardload.open_checkpoint(self.folder / "net"), **given)
+
+    def unknown_keyword_of_save(self) -> None:
+        given = {"max_size": "1GB"} if self.is_astray else {}
+        shardload.save(self.filled(), self.folder / "out", timeout=60, **given)
+
+    def unknown_keyword_of_save_adapter(self) -> None:
+        given = {"adapter_nam": "x"} if self.is_astray else {}
+        shardload.save_adapter(self.filled(), self.folder / "out", **given)
+
+    def unknown_keyword_of_from_pretrained(self) -> None:
+        self.from_pretrained(self.all, **({"dtypes": "float32"} if self.is_astray else {}))
+
+    def missing_argument(self) -> None:
+        shell = self.placed(self.all)
+        if self.is_astray:
+            shardload.fill(shell)
+        shardload.fill(shell, shardload.open_checkpoint(self.folder / "net"))
+
+    def no_model(self) -> None:
+        shell = self.placed(self.all)
+        shardload.fill("net" if self.is_astray else shell, shardload.open_checkpoint(self.folder / "net"))
+
     def outside_fill(self) -> None:
         shardload.fill(self.placed(self.some), shardload.open_checkpoint(self.folder / "net"))
 
@@ -133,8 +159,8 @@ def main(folder: str) -> None:
         said: dict = {"error": None, "rank": None}
         try:
             getattr(astray, case)()
-        except shardload.ShardloadError as error:
-            said = {"error": type(error).__name__, "rank": error.rank, "text": str(error)}
+        except (shardload.ShardloadError, TypeError) as error:
+            said = {"error": type(error).__name__, "rank": getattr(error, "rank", None), "text": str(error)}
         say(case=case, **said)
     leave()
 

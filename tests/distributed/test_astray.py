@@ -15,6 +15,11 @@ OF_THE_RANK = {
     "another_cut": "RanksError",
     "another_dtype": "RanksError",
     "keyword": "UnsupportedError",
+    "unknown_keyword_of_fill": "KeywordError",
+    "unknown_keyword_of_save": "KeywordError",
+    "unknown_keyword_of_save_adapter": "KeywordError",
+    "unknown_keyword_of_from_pretrained": "KeywordError",
+    "no_model": "UsageError",
 }
 OUTSIDE = {
     "outside_fill": [ASTRAY],
@@ -47,6 +52,12 @@ def test_what_one_rank_alone_passes_is_refused_on_all_with_its_number(ended, cas
     assert [(line["error"], line["rank"]) for line in of(ended, case)] == [
         (OF_THE_RANK[case], ASTRAY)
     ] * WORLD
+
+
+def test_an_error_of_one_rank_that_is_not_ours_ends_all_too(ended):
+    *others, own = of(ended, "missing_argument")
+    assert (own["error"], own["rank"]) == ("TypeError", None)
+    assert [(line["error"], line["rank"]) for line in others] == [("RanksError", ASTRAY)] * (WORLD - 1)
 
 
 @pytest.mark.parametrize("case", ["another_call", "another_loader"])
