@@ -23,6 +23,9 @@ from shardload.errors import (
     UnsupportedError,
     UsageError,
     Wording,
+    joined,
+    keyword,
+    keywords_of,
 )
 from shardload.keymap import KeyMap
 from shardload.keys import collapse
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from shardload.where import CodeTrust, Where, WhereLike
 
 _SHOWN = 8
+_ALLOWING = ("allow_missing", "allow_unexpected")
 
 
 @entry_point
@@ -204,7 +208,15 @@ def _in_model(shell: Shell, checkpoint: Checkpoint, given: KeyMap | None) -> Exa
     bound = _bound(checkpoint, report.key_map, report.findings, set(shell.slots))
     result = _examination(checkpoint, report.findings, against=against, notes=notes)
     result.key_map, result.cured, result.cure = bound, not left, report.cure
+    result.leniency = _leniency(after.cure) if left else {}
     return result
+
+
+def _leniency(cure: str | None) -> dict[str, list[str]] | None:
+    """Return the patterns that a cure allows; None for one that is more than that."""
+    found = {name: value for name, value in keywords_of(cure).items() if name in _ALLOWING}
+    same = joined(" and ", [keyword(name, patterns) for name, patterns in found.items()])
+    return found if found and cure == same else None
 
 
 def _target(checkpoint: Checkpoint) -> Target | None:

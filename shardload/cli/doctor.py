@@ -18,7 +18,7 @@ from shardload.cli.options import (
     trust_keywords,
     trust_options,
 )
-from shardload.cli.wording import doctor_line_of, options_of, worded
+from shardload.cli.wording import doctor_line_of, line_of, options_of, worded
 from shardload.errors import UsageError, said
 
 if TYPE_CHECKING:
@@ -85,8 +85,13 @@ def command(
         **source_keywords(options),
         **options,
     )
-    if write_map is not None:
-        _write(found, write_map)
+    if write_map is not None and _write(found, write_map) and found.leniency is not None:
+        # The load that takes what was written; a map of one's own is in it.
+        context = click.get_current_context()
+        context.params.pop("map_file"), context.params.pop("key_map")
+        beside = {"key_map": str(write_map), **found.leniency}
+        texts = (options_of(load)(*each) for each in beside.items())
+        output.tell(f"to load it: {' '.join([line_of(context, 'load', load), *filter(None, texts)])}")
     # A cure may be for the load.
     line = doctor_line_of(click.get_current_context(), command)
     own, of_load = options_of(command, line), options_of(load, line)
@@ -103,10 +108,11 @@ def command(
     return found.exit_code
 
 
-def _write(found: Examination, path: Path) -> None:
+def _write(found: Examination, path: Path) -> bool:
     if found.key_map is None:
         cured = "nothing to cure" if found.against else "nothing was compared"
         output.tell(f"no map was written: {'no map cures this' if found.findings else cured}")
-        return
+        return False
     write_atomically(path, f"{found.key_map.to_json()}\n".encode())
     output.tell(f"wrote {path}")
+    return True

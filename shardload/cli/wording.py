@@ -19,6 +19,7 @@ _PARAMETERS = {
     "local_files_only": ("offline",),
     "model_class": ("model_class", "model"),
 }
+_KEYWORDS = {"map_file": "key_map", "model": "model_class"}
 _DOCTOR = "shardload doctor …"
 
 
@@ -66,6 +67,11 @@ def doctor_line(command: click.Command | None, doctor: click.Command, arguments:
 
 def doctor_line_of(context: click.Context, doctor: click.Command) -> str:
     """Return the doctor's command line with what the running command was called with; what it writes is left out."""
+    return line_of(context, "doctor", doctor)
+
+
+def line_of(context: click.Context, name: str, command: click.Command) -> str:
+    """Return a command's line with what the running one was called with, as far as it takes that."""
     given = {
         parameter: value
         for parameter, value in context.params.items()
@@ -73,9 +79,9 @@ def doctor_line_of(context: click.Context, doctor: click.Command) -> str:
         and context.get_parameter_source(parameter) is click.core.ParameterSource.COMMANDLINE
     }
     place = shlex.quote(str(given.pop("where", "…")))
-    words = options_of(doctor)
-    options = (words({"map_file": "key_map"}.get(name, name), value) for name, value in given.items())
-    return " ".join(["shardload doctor", place, *(text for text in options if text)])
+    words = options_of(command)
+    options = (words(_KEYWORDS.get(parameter, parameter), value) for parameter, value in given.items())
+    return " ".join([f"shardload {name}", place, *(text for text in options if text)])
 
 
 def worded(document: Any, words: Words) -> Any:

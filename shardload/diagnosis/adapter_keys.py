@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
+
+from shardload.errors import Wording
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,3 +26,11 @@ def has_base(stored: Iterable[str], keys: Sequence[str]) -> bool:
     paths = {key.partition(".lora_")[0] for key in keys}
     there = sum(f"{path}.weight" in names or f"{path}.base_layer.weight" in names for path in paths)
     return 2 * there > len(paths)
+
+
+def adapter_cure(adapter: str | None, base: str) -> Wording:
+    """Return what loads an adapter, known by its path or repo, on its base."""
+    given = ... if adapter is None else adapter
+    if base:
+        return Wording("pass {0} as the place and {adapter}", shlex.quote(base), adapter=given)
+    return Wording("load its base, with the adapter on top: {adapter}", adapter=given)

@@ -31,6 +31,8 @@ class Examination:
     checkpoint; `cured`: a second comparison, with the map applied, found nothing. Where nothing has to be cured it says
     in literal rules what a class of transformers makes of the checkpoint by itself, if that changes anything. `notes`
     are lines that are no findings. `cure` says every step that a load needs at once, where a model was compared.
+    `leniency` are the keywords that a load with the map needs beside it, such as `allow_unexpected`; None where they are
+    not enough.
     """
 
     where: str
@@ -42,6 +44,7 @@ class Examination:
     nbytes: int = 0
     notes: list[str] = field(default_factory=list)
     cure: str | None = None
+    leniency: dict[str, list[str]] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -77,6 +80,7 @@ class Examination:
             "key_map": [rule.to_dict() for rule in self.key_map.rules] if self.key_map else None,
             "cure": self.cure,
             "keywords": plain_keywords(self.cure),
+            "leniency": self.leniency,
             "unproven": list(self.unproven),
             "notes": self.notes,
         }

@@ -37,7 +37,7 @@ class Case:
     `dropped` are missing keys that are stored under these names, and that the caller's key map drops.
     `module_classes` maps the path of a module to the name of its class, where there is a model. `config` is
     config.json, `where` the place of the checkpoint, `files` how many files its weights are in, and `beside` the
-    names of all files there.
+    names of all files there; `adapter_base` is the base that the settings of an adapter there name.
     """
 
     slots: Mapping[str, Shape]
@@ -53,6 +53,7 @@ class Case:
     where: Where | None = None
     files: int = 0
     beside: Collection[str] = ()
+    adapter_base: str = ""
 
     @classmethod
     def of(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from shardload.diagnosis.adapter_keys import LORA
+from shardload.diagnosis.adapter_keys import LORA, adapter_cure
 from shardload.diagnosis.finding import Case, Finding
-from shardload.errors import Wording
 from shardload.keys import collapse, no_weight, split_key
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class OtherModelRule:
                     f"this is a LoRA adapter ({len(adapter)} of {len(case.stored)} tensors), not a model's weights",
                     explained=len(adapter),
                     nbytes=case.nbytes(adapter),
-                    cure=Wording("load the base model, and the adapter on top: {adapter}", adapter=...),
+                    cure=adapter_cure(_place(case), case.adapter_base),
                     evidence=tuple(collapse(adapter)[:2]),
                     declines=True,
                 ),
@@ -64,3 +64,10 @@ class OtherModelRule:
                 confidence=0.6,
             ),
         )
+
+
+def _place(case: Case) -> str | None:
+    """Return the adapter's path or repo; None where another keyword belongs to it."""
+    if case.where is None or case.where.subfolder or case.where.variant or case.where.state_dict:
+        return None
+    return os.fspath(case.where.name)

@@ -12,6 +12,7 @@ from torch import nn
 
 from shardload._system.gc_freeze import gc_frozen
 from shardload._system.process_memory import size_of
+from shardload.checkpoint.adapter_base import adapter_base
 from shardload.checkpoint.place import place_of_opened
 from shardload.checkpoint.sources.runs import AHEAD
 from shardload.errors import Cures, MismatchError, UnsupportedError, Wording
@@ -181,6 +182,7 @@ class Comparison:
             where=place_of_opened(self.checkpoint),
             files=len(self.checkpoint.shards),
             beside=self.checkpoint.source.names(),
+            adapter_base=adapter_base(self.checkpoint.source),
         )
         findings = diagnose(case)
         if any(finding.code == "E-QUANT" for finding in findings):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-import shlex
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shardload.checkpoint.json_file import read_object
+from shardload.checkpoint.adapter_base import adapter_base
+from shardload.diagnosis.adapter_keys import adapter_cure
 from shardload.errors import CorruptError, Cures, ShardloadError, UsageError, Wording, keyword
 from shardload.remote_code.auto_map import PASS_CLASS, architectures, choose_model, choose_named
 from shardload.remote_code.config import code_origin, convert_config
@@ -291,12 +290,7 @@ def _own_from_pretrained(cls: type[Any]) -> tuple[CodeType | None, Namespace | N
 
 
 def _is_adapter(source: Source) -> UsageError:
-    base = None
-    with suppress(CorruptError, AttributeError):
-        base = read_object(source, "adapter_config.json").get("base_model_name_or_path")
-    cure = Wording("load its base, with the adapter on top: {adapter}", adapter=source.label)
-    if isinstance(base, str) and base:
-        cure = Wording("pass {0} as the place and {adapter}", shlex.quote(base), adapter=source.label)
+    cure = adapter_cure(source.label, adapter_base(source))
     return UsageError("this is an adapter, not a model", where=source.label, cure=cure)
 
 

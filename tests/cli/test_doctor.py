@@ -252,3 +252,15 @@ def test_the_line_that_writes_the_map_can_be_typed(tmp_path, call_cli, model):
     assert f"`{command}`" in done.stdout
     assert call_cli(*shlex.split(command)[1:]).returncode in {1, 3}
     assert (tmp_path / "map.json").read_text() == (tmp_path / "mine.json").read_text()
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("to load it: shardload ")]
+    assert "--map mine.json --allow-unexpected loss.center" in line
+    assert call_cli(*shlex.split(line.removeprefix("to load it: "))[1:]).returncode == 0
+
+
+def test_no_load_is_printed_where_keywords_are_not_enough_beside_the_map(tmp_path, call_cli, model):
+    state = {f"module.{key}": value for key, value in random_state(Net(vocab=16)).items()}
+    folder = write_checkpoint(tmp_path / "big", state, config={"vocab_size": 12})
+    done = call_cli("doctor", folder, *model, "--write-map", "map.json")
+    assert "wrote map.json" in done.stderr
+    assert "to load it" not in done.stderr
+    assert "set vocab_size to 16 in config.json" in done.stdout

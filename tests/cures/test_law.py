@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from shardload import ShardloadError, from_pretrained
+from shardload import ShardloadError, from_pretrained, report_of
 from shardload.cli import run
+from tests.cures import models
 from tests.cures.kinds import choices, kind_of
 from tests.cures.provocations import provocations
 from tests.cures.typed import REPORT_MAP, copied, typed
+from tests.tiny import random_state, save_safetensors, write_checkpoint
 
 if TYPE_CHECKING:
     from tests.cures.provocations import Provocation, State
     from tests.cures.typed import Typed
 
+LORA_SHAPES = {"A": (2, 32), "B": (32, 2)}
 ALL = {each.name: each for each in provocations()}
 WORKED = json.loads((Path(__file__).parent / "worked.json").read_text())
 
@@ -97,6 +100,29 @@ def test_every_cure_of_a_command_cures(tmp_path, name, monkeypatch, capsys):
         assert code == 0, f"{text}\n{said}"
         applied += 1
     assert applied or case.needs_choice or "no cure is known" in line, line
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("named", [True, False])
+def test_an_adapter_in_the_place_of_a_model_is_named_with_its_base(tmp_path, file, named):
+    base = write_checkpoint(tmp_path / "my base", random_state(models.Decoder(models.DECODER)), shards=1)
+    (base / "config.json").write_text(json.dumps(models.DECODER))
+    path = "base_model.model.layers.{}.q_proj.lora_{}.weight"
+    lora = {path.format(n, part): torch.ones(shape) for n in (0, 1) for part, shape in LORA_SHAPES.items()}
+    (tmp_path / "lora").mkdir()
+    save_safetensors(lora, tmp_path / "lora" / file)
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    settings |= {"base_model_name_or_path": str(base)} if named else {}
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(settings))
+    for where in (tmp_path / "lora", tmp_path / "lora" / file):
+        with pytest.raises(ShardloadError) as caught:
+            from_pretrained(where, model_class=models.Decoder, config=models.DECODER, progress=False)
+        assert caught.value.code == "E-ADAPTER"
+        steps = typed(str(caught.value.cure))
+        assert steps.path == (str(base) if named else "")
+        model = from_pretrained(base, model_class=models.Decoder, progress=False, **steps.keywords)
+        (report,) = report_of(model).adapters
+        assert report.modules == 2
 
 
 def kinds_by_code(folder: Path) -> dict[str, int]:

@@ -16,7 +16,9 @@ _OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)(?: ('[^']*'|[^\s;']*[^\s;,']))
 _EDIT = re.compile(r"\bset (?P<fields>.+?) in config\.json")
 _FIELD = re.compile(r'([\w.]+) to (\[[^\]]*\]|"[^"]*"|true|false|null|-?\d+)')
 _DELETE = re.compile(r"\b(?:delete|remove) (\S+\.(?:json|safetensors|bin))")
-_FOLDER = re.compile(r"\bpass the (?:path of one|file|folder): (\S[^;()]*)|(?:pass|and) (\S+) as the place")
+_FOLDER = re.compile(
+    r"\bpass the (?:path of one|file|folder): (\S[^;()]*)|(?:pass|and) ((?:'[^']*'|\S)+) as the place"
+)
 _QUOTED = re.compile(r"""'[^']*'(?:"'"'[^']*')*""")  # as a shell has it: 'it'"'"'s'
 _COMMAND = re.compile(r"`([^`]+)`|: (shardload [a-z]+ [^;,]+)")
 # Steps that nothing here can type: the text is a piece of advice, whatever else it names.
@@ -100,7 +102,7 @@ def typed(text: str, *, as_command: bool = False) -> Typed:
     steps.commands += [quoted or plain for quoted, plain in _COMMAND.findall(text)]
     if found := _FOLDER.search(text):
         text_of = found[2] or found[1].split(", ")[0].strip()
-        quoted = _QUOTED.match(text, found.start(1)) if found[1] else None
+        quoted = _QUOTED.match(text, found.start(2 if found[2] else 1))
         (steps.path,) = shlex.split(quoted[0]) if quoted else [text_of]
     if as_command:
         for name, value in _OPTION.findall(_COMMAND.sub("", text)):
