@@ -31,7 +31,7 @@ class Examination:
     checkpoint; `cured`: a second comparison, with the map applied, found nothing. Where nothing has to be cured it says
     in literal rules what a class of transformers makes of the checkpoint by itself, if that changes anything. `notes`
     are lines that are no findings. `cure` says every step that a load needs at once, where a model was compared.
-    `leniency` are the keywords that a load with the map needs beside it, such as `allow_unexpected`; None where they are
+    `leniency` are the keywords that a load with the map needs beside it, such as `allow_unexpected`; None if they are
     not enough.
     """
 
