@@ -26,6 +26,7 @@ from shardload.adapters.settings import PeftSettings, read_settings
 from shardload.adapters.targets import targets_of
 from shardload.adapters.values import AdapterValues, LayerValues
 from shardload.checkpoint.shard import CODES
+from shardload.dtypes import parse_dtype
 from shardload.errors import CorruptError, UsageError
 from shardload.keywords import entry_point
 from shardload.tensor_ref import Span, TensorRef
@@ -58,7 +59,7 @@ def attach_lora(
     layers_pattern: str | Sequence[str] = (),
     init: bool | str = True,
     seed: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     merge_on_eval: bool = False,
     name: str = "default",
 ) -> AdapterReport:
@@ -105,7 +106,7 @@ def attach_lora(
         "alpha_pattern": dict(alpha_pattern or {}),
         "init_lora_weights": init,
     }
-    fresh = _Fresh(model, config, _settings(config), dtype, seed)
+    fresh = _Fresh(model, config, _settings(config), parse_dtype(dtype), seed)
     match = match_adapter(model, fresh.content(), strict=True)
     report = AdapterReport(
         name=name,

@@ -10,7 +10,7 @@ from shardload.adapters.attach import attach_values, check_name, check_owner
 from shardload.adapters.match import judge
 from shardload.adapters.merging.merge_on_eval import follow_training
 from shardload.adapters.source import open_adapter, read_content
-from shardload.adapters.values import checked_dtype, read_values
+from shardload.adapters.values import checked_dtype, dtype_for_use, read_values
 from shardload.keywords import entry_point, place_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def load_adapter(
     alpha: float | None = None,
     strict: bool = True,
     key_map: KeyMap | Mapping[str, str | None] | None = None,
-    dtype: str | torch.dtype = "file",
+    dtype: str | torch.dtype = "auto",
     trainable: bool = False,
     enable_lora: Sequence[bool] | None = None,
     merge_on_eval: bool = False,
@@ -60,8 +60,9 @@ def load_adapter(
 
     Module paths and the base's names in `state_dict()` stay as they are; the adapter's parameters are added as
     `<layer>.lora_A.<name>.weight` and `<layer>.lora_B.<name>.weight`, on the layer's device. `dtype`: "file" is the
-    stored dtype, wider where the base layer's is; "base" the base layer's; or a floating torch dtype. The base is
-    frozen; with `trainable` gradients flow to the adapter alone. The first adapter becomes the active one; a further
+    stored dtype, wider where the base layer's is; "auto" the same, and float32 where it is to be trained: small steps
+    are lost in half precision; "base" the base layer's; or a floating dtype. The base is frozen; with `trainable`
+    gradients flow to the adapter alone. The first adapter becomes the active one; a further
     one, under another name, is attached and not active. With `strict=False` tensors without a place, and missing
     ones, are warnings in the report. With `merge_on_eval` the model's eval() merges what is active and train() takes it
     back, bit for bit; without it neither touches the base.
@@ -73,7 +74,7 @@ def load_adapter(
     start = time.perf_counter()
     check_name(model, name)
     options = ReadOptions.of(alpha, enable_lora, strict=strict)
-    wanted = checked_dtype(dtype)
+    wanted = dtype_for_use(checked_dtype(dtype), trains=trainable)
     file = open_adapter(place_of(where, keywords))
     content = read_content(file, format=format, options=options, key_map=key_map)
     report, match = judge(model, file, content, name, strict=strict)

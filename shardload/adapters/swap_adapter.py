@@ -11,7 +11,7 @@ from shardload.adapters.match import judge
 from shardload.adapters.replaced import replace_base
 from shardload.adapters.source import open_adapter, read_content
 from shardload.adapters.switch import LOCK
-from shardload.adapters.values import checked_dtype, read_values
+from shardload.adapters.values import checked_dtype, dtype_for_use, read_values
 from shardload.errors import UsageError
 from shardload.keywords import entry_point, place_of
 from shardload.model.wrapper_tensors import refuse_sharded
@@ -39,7 +39,7 @@ def swap_adapter(
     alpha: float | None = None,
     strict: bool = True,
     key_map: KeyMap | Mapping[str, str | None] | None = None,
-    dtype: str | torch.dtype = "file",
+    dtype: str | torch.dtype = "auto",
     enable_lora: Sequence[bool] | None = None,
     **keywords: Unpack[SourceKeywords],
 ) -> AdapterReport:
@@ -84,7 +84,7 @@ def swap_adapter(
         try:
             report, match = judge(model, file, content, name, strict=strict)
             check_owner(model, match)
-            values = read_values(file, match, report, dtype=wanted)
+            values = read_values(file, match, report, dtype=dtype_for_use(wanted, trains=old.trainable))
             new = replace_adapter(model, old, values)
         except BaseException:
             replace_base(adapters, replacing)

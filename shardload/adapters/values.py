@@ -14,7 +14,8 @@ from shardload.adapters.judgement import refuse
 from shardload.adapters.layers import Factors
 from shardload.adapters.module_index import tensor_of
 from shardload.adapters.residual import relative_to_base
-from shardload.errors import UsageError, Wording
+from shardload.dtypes import parse_dtype
+from shardload.errors import UsageError
 from shardload.keymap.assembly import assemble
 from shardload.tensor_ref import TensorRef
 
@@ -58,7 +59,8 @@ def read_values(
     """Read every matched tensor once, and note each in the report: a view of the file where dtype and device fit.
 
     A and B take the dtype that `dtype` is; with "file" they keep the stored one unless the base layer's floating
-    dtype is wider (so that no input is narrowed), with "base" they take the base layer's. A tensor that replaces one
+    dtype is wider (so that no input is narrowed), with "trained" that or the wider float32, with "base" they take the
+    base layer's. A tensor that replaces one
     of the base takes that one's. With `as_stored` nothing is cast: a merge casts one tensor at a time. Raises
     CorruptError for all tensors with NaN or Inf.
     """
@@ -81,14 +83,21 @@ def read_values(
 
 
 def checked_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """Return the `dtype` of a call. Raises UsageError for any other than "file", "base" and floating dtypes."""
-    if dtype in {"file", "base"} or dtype in _FLOATING:
+    """Return the `dtype` of a call, a floating one as torch's own. Raises UsageError for what is none."""
+    if dtype in {"auto", "file", "base"}:
         return dtype
-    raise UsageError(
-        f'dtype must be "file", "base" or a floating dtype, not {dtype!r}',
-        where="dtype",
-        cure=Wording("pass {dtype}", dtype="file"),
-    )
+    try:
+        named = parse_dtype(dtype)
+    except UsageError as error:
+        raise UsageError(
+            error.what, cure='pass "auto", "file", "base" or a dtype such as "float32"'
+        ) from None
+    return named or "file"  # "stored"
+
+
+def dtype_for_use(dtype: str | torch.dtype, *, trains: bool) -> str | torch.dtype:
+    """Return what "auto" is: steps of half a dtype's precision are lost, so what trains is in float32 at least."""
+    return ("trained" if trains else "file") if dtype == "auto" else dtype
 
 
 def _changes(layer: LayerValues) -> bool:
@@ -178,9 +187,13 @@ class _Reader:
         """Return the dtype of factors; `base` is the base layer's dtype, None where that is not a floating one."""
         if isinstance(self.dtype, torch.dtype):
             return self.dtype
-        if self.dtype == "stored" or base is None:
+        if self.dtype == "stored":
             return stored
-        return base if self.dtype == "base" else torch.promote_types(stored, base)
+        base = base or stored
+        if self.dtype == "base":
+            return base
+        wide = torch.promote_types(stored, base)
+        return torch.promote_types(wide, torch.float32) if self.dtype == "trained" else wide
 
     def read(self, ref: Derived, path: str) -> torch.Tensor:
         tensor = self.shard.tensor(ref) if isinstance(ref, TensorRef) else assemble(ref, self.shard.tensor)

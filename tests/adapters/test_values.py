@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shardload.adapters import load_adapter
+from shardload.adapters import load_adapter, swap_adapter
 from shardload.adapters.match import judge
 from shardload.adapters.source import open_adapter, read_content
 from shardload.adapters.values import read_values
@@ -78,18 +78,55 @@ def test_a_base_on_meta_keeps_the_adapter_real(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "wanted"),
-    [("file", torch.bfloat16), ("base", torch.bfloat16), (torch.float32, torch.float32), ("wide", None)],
+    [
+        ("auto", torch.bfloat16),
+        ("file", torch.bfloat16),
+        ("base", torch.bfloat16),
+        ("stored", torch.bfloat16),
+        (torch.float32, torch.float32),
+        ("float32", torch.float32),
+        ("fp32", torch.float32),
+        ("wide", None),
+    ],
 )
 def test_the_dtype_that_is_passed(tmp_path, dtype, wanted):
     folder = write(tmp_path, lora_tensors(Tiny(), dtype=torch.bfloat16))
     model = Tiny(torch.bfloat16)
     if wanted is None:
-        with pytest.raises(UsageError, match="dtype must be"):
+        with pytest.raises(UsageError, match="not a dtype"):
             load_adapter(model, folder, dtype=dtype)
         return
     load_adapter(model, folder, dtype=dtype)
     assert model.layers[0].q.lora_A["default"].weight.dtype == wanted
     assert model(TOKENS).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("base", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", ["auto", "file", "base"])
+def test_what_is_trained_is_in_float32_at_least(tmp_path, base, dtype):
+    folder = write(tmp_path, lora_tensors(Tiny(), dtype=torch.bfloat16))
+    model = Tiny(base)
+    report = load_adapter(model, folder, trainable=True, dtype=dtype)
+    wanted = torch.promote_types(base, torch.float32) if dtype == "auto" else base
+    trained = [each for each in model.parameters() if each.requires_grad]
+    assert {each.dtype for each in trained} == {wanted}
+    assert ("computes in float32" in str(report)) == (wanted == torch.float32)
+    swap_adapter(model, "default", folder, dtype=dtype)
+    assert {each.dtype for each in model.parameters() if each.requires_grad} == {wanted}
+
+
+def test_a_resumed_adapter_moves_by_small_steps(tmp_path):
+    """AdamW's steps of 1e-4 are less than half a step of bfloat16 for most values: 9.7 % of them moved."""
+    model = Tiny(torch.bfloat16)
+    load_adapter(model, write(tmp_path, lora_tensors(Tiny(), dtype=torch.bfloat16)), trainable=True)
+    trained = [each for each in model.parameters() if each.requires_grad]
+    before = [each.detach().clone() for each in trained]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+    for _ in range(3):
+        model(TOKENS).float().square().mean().backward()
+        optimizer.step()
+    moved = [(each != old)[each.grad != 0].float().mean() for each, old in zip(trained, before, strict=True)]
+    assert min(moved) == 1
 
 
 def test_the_dtype_of_the_base_narrows_the_file_s(tmp_path):

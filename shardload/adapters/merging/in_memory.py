@@ -13,7 +13,7 @@ from shardload._system.file_mapping import PrivateMappings
 from shardload._system.process_memory import size_of
 from shardload._system.warn import warn_caller
 from shardload.adapters.adapter import listing
-from shardload.adapters.attach import check_unmerged, record_of
+from shardload.adapters.attach import check_unmerged, detach, record_of
 from shardload.adapters.layers import kind_of
 from shardload.adapters.merging.change import Addition, BiasTerm, Change, merged_blocks
 from shardload.adapters.merging.merge_report import MergeReport
@@ -44,7 +44,7 @@ class Merge:
     changed: list[MergedWeight]
 
 
-def merge(model: nn.Module, *, keep_copies: bool | None = None) -> MergeReport:
+def merge(model: nn.Module, *, keep_copies: bool | None = None, final: bool = False) -> MergeReport:
     """Fold the active adapters into the weights of the layers, in place, until `unmerge`; their layers then run bare.
 
         >>> import torch, shardload
@@ -63,7 +63,9 @@ def merge(model: nn.Module, *, keep_copies: bool | None = None) -> MergeReport:
     copy: `keep_copies=None` warns of the bytes before it keeps them, True keeps them quietly, False raises UsageError.
     A parameter that other modules share is taken apart: they keep the base's.
 
-    While it is merged, adapters can't be switched, attached or deleted, and `save` writes the merged weights. Raises
+    While it is merged, adapters can't be switched, attached or deleted, and `save` writes the merged weights. With
+    `final` (the field's merge_and_unload) there is no way back: all adapters are taken off, what the active ones
+    replace of the base stays, and the model is a plain one, ready for the next adapter. Raises
     UsageError (nothing is active, or merged already), UnsupportedError with the reasons for layers that can't be
     merged, CorruptError for a result that is not finite: the model is as it was then.
     """
@@ -75,10 +77,17 @@ def merge(model: nn.Module, *, keep_copies: bool | None = None) -> MergeReport:
         _check_choice(adapters, weights)
         wanted = _weights_to_change(model, adapters, weights)
         copied = sum(weight.nbytes for weight, _ in wanted if weight.way is Way.COPY)
-        _allow_copies(copied, [weight.name for weight, _ in wanted if weight.way is Way.COPY], keep_copies)
+        if not final:
+            _allow_copies(
+                copied, [weight.name for weight, _ in wanted if weight.way is Way.COPY], keep_copies
+            )
         rows = _change_all(wanted)
-        adapters.merged = Merge(weights, [weight for weight, _ in wanted])
         adapters.switch.chosen = Choice({})
+        if final:
+            copied = 0
+            _take_off(model, adapters)
+        else:
+            adapters.merged = Merge(weights, [weight for weight, _ in wanted])
     report = MergeReport(
         base=type(model).__name__,
         adapters=list(weights),
@@ -90,6 +99,13 @@ def merge(model: nn.Module, *, keep_copies: bool | None = None) -> MergeReport:
     report.warnings += _packed_anew([weight for weight, _ in wanted])
     report.warnings += warnings_of(rows, cure="leave the adapter attached, or load the base in float32 first")
     return report
+
+
+def _take_off(model: nn.Module, adapters: Adapters) -> None:
+    """Take all adapters off a model that runs without them; what they replace of the base now is the base."""
+    adapters.replacing = ()
+    for name in list(adapters.attached):
+        detach(model, name)
 
 
 def unmerge(model: nn.Module) -> None:
