@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from shardload.keywords import WhereKeywords
     from shardload.model.shell import Shell
     from shardload.placement.any_quantisation import AnyQuantisation
+    from shardload.placement.device_map import DeviceRow
+    from shardload.placement.spread import Spread
     from shardload.where import Where, WhereLike
 
 SCHEMA = "shardload.plan/1"
@@ -66,9 +68,9 @@ class Forecast:
 
     `download` is what is not on this disk yet, `read` what the loaded tensors have in their files. `held` are the
     weights when they are loaded, `adapter` those of an adapter on top. `memory` is the statement that the load itself
-    will make (`report.stated`), `ranks` what each rank reads and holds where several load one model. `joins` is
-    what a key map joins; `rules` says how many names each of its rules takes. What a class computes itself
-    (buffers, tables) is never counted, what it ties only where its shell is given.
+    will make (`report.stated`), `ranks` what each rank reads and holds where several load one model, `devices` what
+    lies where for a device map. `joins` is what a key map joins; `rules` says how many names each of its rules takes.
+    What a class computes itself (buffers, tables) is never counted, what it ties only where its shell is given.
     """
 
     where: str
@@ -90,6 +92,7 @@ class Forecast:
     dropped: int = 0
     notes: list[str] = field(default_factory=list)
     ranks: list[RankAmounts] = field(default_factory=list)
+    devices: list[DeviceRow] = field(default_factory=list)
 
     @property
     def peak_anon(self) -> int:
@@ -103,9 +106,12 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether the anonymous peak, of each rank, fits into free memory; True where free memory is not known."""
+        """Whether each device of a map may hold its part, and the anonymous peak, of each rank, fits into free memory.
+
+        Free memory that is not known is enough.
+        """
         peak = max((rank.peak for rank in self.ranks), default=self.peak_anon)
-        return self.free == 0 or peak <= self.free
+        return (self.free == 0 or peak <= self.free) and all(row.fits for row in self.devices)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as JSON data, with the version of its schema.
@@ -131,6 +137,7 @@ class Forecast:
             "dropped": self.dropped,
             "notes": self.notes,
             **({"ranks": [vars(rank) for rank in self.ranks]} if self.ranks else {}),
+            **({"devices": [row.to_dict() for row in self.devices]} if self.devices else {}),
         }
 
 
@@ -150,6 +157,8 @@ def plan_load(
     quantization_config: Any = None,
     load_in_8bit: bool = False,
     load_in_4bit: bool = False,
+    device_map: Any = None,
+    max_memory: Mapping[Any, Any] | None = None,
     **keywords: Unpack[WhereKeywords],
 ) -> Forecast:
     """Return what `from_pretrained` with these keywords would download, read, hold and peak at.
@@ -165,7 +174,9 @@ def plan_load(
     With `fsdp` or `tp`, `ranks` of the result says what each rank of such a mesh reads, holds and peaks at: FSDP cuts
     the rows of all tensors, tensor parallelism what `tp_plan` names, by default the plan of the class of transformers.
     `load_in_8bit`, `load_in_4bit` and `quantization_config` are as for `from_pretrained`; which weights are Linears
-    only a `shell` says. Other keywords are those of `open_checkpoint`. Raises what that raises, and UsageError for a
+    only a `shell` says. With `device_map`, `devices` of the result are what lies where; `max_memory` may name devices
+    that this machine lacks, and casts on the disk are taken to lie in a spill's file. Other keywords are those of
+    `open_checkpoint`. Raises what that raises, and UsageError for a
     key map that does not fit.
     """
     asked = quantization_config, load_in_8bit, load_in_4bit
@@ -188,6 +199,9 @@ def plan_load(
     mapped = rules.map_headers(checkpoint.tensors)
     rules.require_fit(checkpoint.tensors, mapped)
     on = _device_type(device)
+    spread = (
+        None if device_map is None and max_memory is None else _spread(device_map, max_memory, device, copy)
+    )
     copies = second_views(rules.rules, mapped.tensors)
     tensors = {name: as_view(tensor) or tensor for name, tensor in mapped.tensors.items()}
     shards = [shard.name for shard in checkpoint.shards]
@@ -195,7 +209,10 @@ def plan_load(
     beside = extra.anon if extra else 0
     if shell is None:
         statement = Statement(shards, copy, kept=beside, ahead=ahead)
-        statement.add_all(tensors, lambda _name, tensor: taken_on_device(tensor, code, device=on), copies)
+        if spread is not None:
+            statement.add_all(tensors, spread.by_name(tensors, code), copies)
+        else:
+            statement.add_all(tensors, lambda _name, tensor: taken_on_device(tensor, code, device=on), copies)
         memory = statement.plan()
     else:
         from shardload.loading.fill import stated_for
@@ -203,11 +220,12 @@ def plan_load(
         loaded_in = parse_dtype(dtype)
         if code is None:
             shell, loaded_in, quantised = _settled(shell, checkpoint, quantised, auto=str(dtype) == "auto")
-        target = target_for(quantised, device, loaded_in)
+        make = target_for if spread is None else spread.target
+        target = make(quantised, device, loaded_in)
         target.beside = beside
         memory = stated_for(shell, checkpoint, rules, target, copy=copy)
     held = Amounts(memory.anonymous - beside, memory.mapped, memory.device)
-    notes = _notes(rules, mapped, checkpoint, copies)
+    notes = [*_notes(rules, mapped, checkpoint, copies), *(spread.notes if spread else ())]
     ranks = []
     if fsdp != 1 or tp != 1 or tp_plan is not None:
         over = Ranks(fsdp, tp, plan_of(checkpoint.config, tp_plan, tp, tensors), on, code, copy)
@@ -222,7 +240,7 @@ def plan_load(
         revision=checkpoint.source.revision,
         format=checkpoint.format,
         dtype="auto" if code is None else TORCH_NAMES[code],
-        device=str(device),
+        device=str(device) if spread is None else spread.said,
         tensors=len(tensors),
         shards=len({ref.shard for tensor in tensors.values() for ref in leaves(tensor)}),
         download=_download(checkpoint, tensors),
@@ -237,6 +255,7 @@ def plan_load(
         dropped=len(mapped.dropped),
         notes=[*checkpoint.warnings, *notes],
         ranks=ranks,
+        devices=spread.rows if spread else [],
     )
 
 
@@ -258,6 +277,12 @@ def _settled(
     if not of_library:
         return shell, None, quantised
     return replace(whole, one_dtype=True), in_one_dtype(whole.model.config, None, checkpoint)[1], quantised
+
+
+def _spread(*asked: Any) -> Spread:
+    from shardload.placement.spread import Spread
+
+    return Spread(*asked)
 
 
 def _device_type(device: str | torch.device) -> str:

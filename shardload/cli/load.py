@@ -13,6 +13,7 @@ import click
 from shardload.cli import output, over_ranks
 from shardload.cli.options import (
     class_options,
+    device_map_options,
     json_option,
     key_map_of,
     key_map_options,
@@ -53,6 +54,7 @@ Examples:
     help="Cast floating weights; stored keeps each one's own, and so does auto but for classes of transformers.",
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
+@device_map_options
 @trust_options
 @class_options
 @quantise_options

@@ -147,6 +147,44 @@ def quantise_options(function: Command) -> Command:
     return function
 
 
+def device_map_options(function: Command) -> Command:
+    """Add the options that lay a model over several devices."""
+    for option in (
+        click.option(
+            "--max-memory",
+            type=_Pairs("max_memory"),
+            metavar="DEVICE=SIZE,…",
+            help="What each device may hold: 0=20GiB,cpu=60GiB. The others hold nothing, but for the disk.",
+        ),
+        click.option(
+            "--device-map",
+            type=_Pairs("device_map"),
+            metavar="MAP",
+            help="Lay blocks over devices: auto, balanced, sequential, a device, or NAME=DEVICE,…",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+class _Pairs(click.ParamType):  # type: ignore[type-arg]  # it has an argument since click 8.2
+    """NAME=VALUE,NAME=VALUE as a dict; a text without a sign = as it is, where that is a map of devices."""
+
+    name = "pairs"
+
+    def __init__(self, keyword: str) -> None:
+        self.keyword = keyword
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a dict, or the text of a map that has no names."""
+        if not isinstance(value, str) or (self.keyword == "device_map" and "=" not in value):
+            return value
+        pairs = [entry.rpartition("=") for entry in value.split(",")]
+        if any(not sign or not given for _, sign, given in pairs):
+            self.fail(f"{value!r} is not NAME=VALUE,NAME=VALUE", param, ctx)
+        return {name: given for name, _, given in pairs}
+
+
 def trust_keywords(options: dict[str, Any]) -> TrustKeywords:
     """Take the trust options out of a command's options and return them as keywords. Raises UsageError."""
     trusted, locked, lock = (options.pop(name) for name in ("trust_remote_code", "locked", "lock"))

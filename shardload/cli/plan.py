@@ -9,6 +9,7 @@ import click
 from shardload.cli import output
 from shardload.cli.options import (
     class_options,
+    device_map_options,
     json_option,
     key_map_of,
     key_map_options,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from shardload.keywords import WhereKeywords
     from shardload.loading.rank_amounts import RankAmounts
     from shardload.model.shell import Shell
+    from shardload.placement.device_map import DeviceRow
 
 EXAMPLES = """\b
 Examples:
@@ -33,6 +35,7 @@ Examples:
   shardload plan org/name --revision COMMIT --dtype float32
   shardload plan ./llama --fsdp 8 --tp 4
   shardload plan ./llama --load-in-8bit
+  shardload plan ./llama --device-map auto --max-memory 0=20GiB,cpu=60GiB
   shardload plan ./mixtral --map map.json --device cuda --adapter ./my-lora
 """
 
@@ -48,6 +51,7 @@ DOES_NOT_FIT = 1
     help="Cast floating weights; stored keeps each one's own, and so does auto but for classes of transformers.",
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="cpu, cuda, cuda:1, …")
+@device_map_options
 @key_map_options
 @click.option("--adapter", metavar="WHERE", help="LoRA adapter that is attached too.")
 @click.option("--fsdp", type=click.IntRange(1), default=1, metavar="N", help="Ranks that FSDP shards over.")
@@ -68,7 +72,8 @@ def command(where: str, as_json: bool, **options: Any) -> int:
     """Show what a load of WHERE would download, read, hold and peak at; nothing but headers is read.
 
     WHERE is a folder, a checkpoint file, or org/name[@revision] on the Hub, of which no weight is fetched. Exits
-    with 1 where the anonymous memory would not suffice. With --fsdp or --tp also what each rank would read and hold.
+    with 1 where the anonymous memory would not suffice. With --fsdp or --tp also what each rank would read and hold;
+    with --device-map what each device would hold, which this machine does not have to have, and 1 where it may not.
     The model is built, without memory for its weights, where it is to be quantised, or where an option names its
     class or lets its code run: then ties, joins and weights that the class keeps in float32 count too.
     """
@@ -138,6 +143,7 @@ def forecast_lines(forecast: Forecast) -> list[str]:
     lines += [f"  {output.paint(label.ljust(8), dim=True)}  {output.escape(text)}" for label, text in rows]
     lines += _map_lines(forecast)
     lines += rank_lines(forecast.ranks)
+    lines += device_lines(forecast.devices)
     lines += [f"  note: {output.escape(note)}" for note in forecast.notes]
     return lines
 
@@ -166,6 +172,28 @@ def rank_lines(ranks: Sequence[RankAmounts]) -> list[str]:
         ("ranks", "read", "file-backed", "anonymous", "on the device", "peak anonymous")
     ]
     rows += [(_spans(own), *map(output.size_of, amounts)) for amounts, own in alike.items()]
+    first, *lines = output.columns(rows, right=(1, 2, 3, 4, 5), indent="  ")
+    return ["", output.paint(first, dim=True), *lines]
+
+
+def device_lines(devices: Sequence[DeviceRow]) -> list[str]:
+    """Return a table of the devices of a map."""
+    if not devices:
+        return []
+    size = output.size_of
+    rows: list[tuple[str, ...]] = [("device", "held", "blocks", "largest", "brought to it", "may hold", "")]
+    rows += [
+        (
+            row.device,
+            size(row.nbytes),
+            f"{row.blocks:,}",
+            size(row.largest),
+            size(row.room) if row.room else "-",
+            "-" if row.limit is None else size(row.limit),
+            "" if row.fits else "does not fit",
+        )
+        for row in devices
+    ]
     first, *lines = output.columns(rows, right=(1, 2, 3, 4, 5), indent="  ")
     return ["", output.paint(first, dim=True), *lines]
 

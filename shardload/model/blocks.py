@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -165,38 +164,3 @@ def _comes_first(group: Group) -> bool:
     return any(unit.own for unit in group.units) or not any(
         isinstance(tensor, nn.Parameter) for unit in group.units for _, tensor in unit.tensors()
     )
-
-
-def repeated_prefix(name: str) -> str:
-    """Return the block of a tensor by its name alone: up to the first number in it, else the module's name.
-
-    >>> from shardload.model.blocks import repeated_prefix
-    >>> repeated_prefix("model.layers.3.mlp.up.weight"), repeated_prefix("lm_head.weight"), repeated_prefix("scale")
-    ('model.layers.3', 'lm_head', 'scale')
-    """
-    parts = name.split(".")
-    for place, part in enumerate(parts[:-1]):
-        if part.isdigit():
-            return ".".join(parts[: place + 1])
-    return ".".join(parts[:-1]) or name
-
-
-def blocks_by_name(names: list[str]) -> dict[str, list[str]]:
-    """Return the tensors of each block by names alone, in an order that most models run in.
-
-    A checkpoint does not say in which order its blocks run: embeddings first, numbered blocks by their numbers, then
-    what is left.
-    """
-    blocks: dict[str, list[str]] = {}
-    for name in names:
-        blocks.setdefault(repeated_prefix(name), []).append(name)
-    numbered = Counter(block.rpartition(".")[0] for block in blocks if block.rpartition(".")[2].isdigit())
-
-    def order(block: str) -> tuple[Any, ...]:
-        stem, _, last = block.rpartition(".")
-        if last.isdigit() and numbered[stem]:
-            return 1, stem, int(last)
-        early = any(word in block.lower() for word in ("emb", "wte", "wpe"))
-        return (0, block, 0) if early else (2, block, 0)
-
-    return {block: blocks[block] for block in sorted(blocks, key=order)}

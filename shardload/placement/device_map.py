@@ -12,7 +12,7 @@ from shardload._system.byte_size import parse_size
 from shardload._system.process_memory import size_of
 from shardload.errors import Cures, MemoryLimitError, UsageError, Wording, keyword
 from shardload.keys import collapse
-from shardload.placement.packing import pack, room_for
+from shardload.placement.packing import Packing, pack, room_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -134,11 +134,13 @@ class DeviceMap:
         places = dict.fromkeys(map(place_of, named))
         return sorted((p for p in places if p is not None and p not in BESIDE), key=_order)
 
-    def settle(self, parts: Sequence[Part], found: Callable[[], Mapping[Place, int]]) -> Settled:
+    def settle(
+        self, parts: Sequence[Part], found: Callable[[], Mapping[Place, int]], *, refuses: bool = True
+    ) -> Settled:
         """Return where each part lies. `found` gives the free bytes of the devices here, where no limits are given.
 
         Raises UsageError for a map by hand that names what the model lacks or leaves something out, with all faults;
-        MemoryLimitError where a device would hold more than it may.
+        MemoryLimitError where a device would hold more than it may, unless it `refuses` nothing: then a row tells it.
         """
         limits = self.limits
         if self.by_hand is not None:
@@ -147,15 +149,16 @@ class DeviceMap:
             main: Place = used[0] if used else "cpu"
         else:
             limits = _usable(found()) if limits is None else limits
-            places, by_tensor, main = self._packed(parts, limits)
+            places, by_tensor, main = self._packed(parts, limits, refuses=refuses)
         rows, ahead = _rows(parts, by_tensor, limits or {}, main)
-        _refuse_overfull(rows)
+        if refuses:
+            _refuse_overfull(rows)
         if len(set(places.values())) == 1:
             places = {"": next(iter(places.values()))}
         return Settled(places, by_tensor, rows, main, ahead)
 
     def _packed(
-        self, parts: Sequence[Part], limits: Mapping[Place, int]
+        self, parts: Sequence[Part], limits: Mapping[Place, int], *, refuses: bool
     ) -> tuple[dict[str, Place], dict[str, Place], Place]:
         accelerators = sorted(
             (place for place in limits if place not in BESIDE and limits[place]), key=_order
@@ -163,6 +166,8 @@ class DeviceMap:
         held = [limits[place] for place in accelerators]
         sizes = [part.nbytes for part in parts]
         packing = pack(sizes, held, limits.get("cpu", 0), balanced=self.strategy != "sequential")
+        if packing is None and not refuses:
+            packing = Packing((len(accelerators),) * len(sizes))
         if packing is None:
             largest = max(parts, key=lambda part: part.nbytes)
             raise MemoryLimitError(

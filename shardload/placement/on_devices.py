@@ -149,7 +149,7 @@ class OnDevices(Target):
             )
             parts.append(Part(tuple(name for unit in group.units for name in unit.names), tensors, computed))
         self._nbytes = {name: nbytes for part in parts for names, nbytes in part.tensors for name in names}
-        self.settled = self.map.settle(parts, self.machine.free)
+        self.settled = self.map.settle(parts, self.machine.free, refuses=not self.only_states)
         self._refuse(stored, {*getattr(self._here, "_linears", ()), *claimed})
         if not self.only_states:
             self._others = {place: self._made(place, slots, stored) for place in self._accelerators()}

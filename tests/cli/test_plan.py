@@ -125,3 +125,47 @@ def test_what_the_checkpoint_lacks_counts_where_a_class_is_named(tmp_path, monke
         for more in ([], ["--model-class", "own_more:make"])
     ]
     assert held == [0, 4 * (64 * 96 + 96 + 96 * 8 + 8)]
+
+
+def test_a_row_is_printed_per_device_and_one_that_does_not_fit_exits_with_1(tmp_path, call_cli):
+    where = write_checkpoint(tmp_path / "w", STATE)
+    done = call_cli("plan", where, "--device-map", "auto", "--max-memory", "0=20kB,1=15kB")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{where}: dtype auto, device auto" in done.stdout
+    assert [line.split() for line in done.stdout.splitlines() if line.startswith("  0 ")] == [
+        ["0", "12.0", "kB", "1", "12.0", "kB", "-", "20.0", "kB"]
+    ]
+    done = call_cli("plan", where, "--device-map", "m.0=0,m.1=cpu", "--max-memory", "0=20kB")
+    assert done.returncode == 1
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("  0 ")]
+    assert row.split() == [
+        "0",
+        "12.0",
+        "kB",
+        "1",
+        "12.0",
+        "kB",
+        "12.0",
+        "kB",
+        "20.0",
+        "kB",
+        "does",
+        "not",
+        "fit",
+    ]
+    done = call_cli("plan", where, "--device-map", "m.0=0", "--json")
+    assert done.returncode == 2
+    assert "nothing says where m.1" in done.stdout
+
+
+def test_a_map_or_limits_that_are_none_are_usage_errors(tmp_path, call_cli):
+    where = write_checkpoint(tmp_path / "w", STATE)
+    for arguments, told in (
+        (["--device-map", "atuo"], "did you mean --device-map auto"),
+        (["--max-memory", "20GiB"], "is not NAME=VALUE"),
+        (["--max-memory", "0=20GiB"], "pass --device-map auto"),
+        (["--device-map", "auto", "--max-memory", "gpu=1GB"], "which is no device"),
+    ):
+        done = call_cli("plan", where, *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), arguments
+        assert told in done.stderr

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from shardload import build_shell
-from shardload.model.blocks import blocks_by_name, blocks_of, groups_of, kept_whole
+from shardload.model.blocks import blocks_of, groups_of, kept_whole
 from tests.tiny import Block, Net
 
 
@@ -72,14 +72,6 @@ def test_a_block_that_is_shared_by_all_layers_is_one_group():
     model = nn.Module()
     model.layers = nn.ModuleList([block, block, block])
     assert paths(model) == [["layers.0", "layers.1", "layers.2"]]
-
-
-def test_blocks_by_name_run_by_their_numbers_between_embeddings_and_the_rest():
-    names = ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight", "scale"]
-    names += [f"model.layers.{n}.mlp.{m}.weight" for n in (10, 2, 0) for m in (1, 0)]
-    assert list(blocks_by_name(names)) == [
-        "model.embed_tokens", "model.layers.0", "model.layers.2", "model.layers.10", "lm_head", "model.norm", "scale",
-    ]  # fmt: skip
 
 
 def test_blocks_are_the_outermost_repeated_modules():
