@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from shardload._system.agreement import Agreement
     from shardload.placement.cut import Ranges
 
+_SHOWN = 8
+
 Headers = dict[str, tuple[list[int], str, str]]
 """Shape, dtype and the first name of each tensor, by name."""
 
@@ -27,7 +29,7 @@ class RanksState:
     """What ranks hold together. Making one is collective. Stages of a pipeline have different tensors.
 
     `tensors` has this rank's own, and of those of other stages the shape and the dtype. Raises RanksError where ranks
-    have different tensors of one name.
+    have different tensors of one name, or a rank of a stage has a name that others of it have not.
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor], ranks: Agreement, group: Any) -> None:
@@ -40,6 +42,7 @@ class RanksState:
         self._stages = {rank: each["stage"] for rank, each in told.items()}
         self._held = {rank: _ranges(each["held"]) for rank, each in told.items()}
         with ranks.judging():
+            _refuse_names_of_some(told)
             self.tensors = _together(state, [each["headers"] for each in told.values()])
 
     def holders(self, key: str, writer: int) -> dict[Ranges, int]:
@@ -87,6 +90,31 @@ def _ranges(told: Mapping[str, list[Any]]) -> dict[str, Ranges]:
         key: tuple(tuple((first, last) for first, last in each) for each in ranges)
         for key, ranges in told.items()
     }
+
+
+def _refuse_names_of_some(told: Mapping[int, dict[str, Any]]) -> None:
+    """Raise RanksError for names that some ranks of a stage have and others have not."""
+    stages: dict[tuple[int, ...], dict[int, Headers]] = {}
+    for rank, each in told.items():
+        stages.setdefault(tuple(each["stage"]), {})[rank] = each["headers"]
+    of_some: list[str] = []
+    for headers in stages.values():
+        for name in dict.fromkeys(name for own in headers.values() for name in own):
+            having = [rank for rank, own in headers.items() if name in own]
+            if len(having) < len(headers):
+                of_some.append(f"{name}: rank {_numbers(having)} of {_numbers(headers)}")
+    if of_some:
+        more = f", and {len(of_some) - _SHOWN} more" if len(of_some) > _SHOWN else ""
+        raise RanksError(
+            "some ranks of the model have tensors of names that the others have not",
+            where="; ".join(of_some[:_SHOWN]) + more,
+            cure="register a parameter or a buffer on all ranks of a model, or on none",
+        )
+
+
+def _numbers(ranks: Iterable[int]) -> str:
+    ranks = list(ranks)
+    return ", ".join(map(str, ranks[:_SHOWN])) + (" …" if len(ranks) > _SHOWN else "")
 
 
 def _together(own: Mapping[str, torch.Tensor], told: Iterable[Headers]) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ CASES = [
     "packed-2:Fused",
     "tp-2:Renamed:again",
 ]
+OF_ONE_RANK = "fsdp2-2:Tied:extra"
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def run(folder, world, cases):
 
 @pytest.fixture(scope="module")
 def saved(folder):
-    lines, ranks = run(folder, 2, CASES)
+    lines, ranks = run(folder, 2, [*CASES, OF_ONE_RANK])
     assert [rank.code for rank in ranks] == [0, 0], "\n".join(rank.said[-3000:] for rank in ranks)
     return lines
 
@@ -67,6 +68,16 @@ def test_what_is_saved_is_what_one_process_saves(folder, saved, case):
     assert set(saved[case][0]["files"]) == set(saved[case][1]["files"]) == written
     index = json.loads((folder / "out" / case / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
+
+
+def test_a_buffer_and_a_parameter_of_one_rank_alone_are_refused_by_name(folder, saved):
+    lines = saved[OF_ONE_RANK]
+    assert [line["error"] for line in lines] == ["RanksError"] * 2
+    assert lines[0]["text"] == lines[1]["text"]
+    assert "some ranks of the model have tensors of names that the others have not" in lines[0]["text"]
+    assert "layers.0.scale: rank 1 of 0, 1" in lines[0]["text"]
+    assert "extra: rank 1 of 0, 1" in lines[0]["text"]
+    assert not (folder / "out" / OF_ONE_RANK).exists()
 
 
 def test_four_ranks_of_two_kinds_experts_that_some_lack_and_stages(folder):
