@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import os
 import signal
 import sys
@@ -26,6 +27,11 @@ import shardload
 
 EVENTS = frozenset({"call", "c_return"})
 OPTIONS = {"mapped": {}, "cast": {"dtype": "float16"}, "copied": {"copy": True}}
+QUANTISED = {
+    "int8": {"load_in_8bit": True, "dtype": "float16"},
+    "4 bits": {"load_in_4bit": True, "dtype": "float16"},
+}
+"""Those that need bitsandbytes."""
 
 
 class Net(nn.Module):
@@ -156,7 +162,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.interrupts", description=__doc__)
     parser.add_argument("--step", type=int, default=3, help="try every n-th event (default: 3)")
     step = parser.parse_args().step
-    for name, options in OPTIONS.items():
+    there = importlib.util.find_spec("bitsandbytes") is not None
+    for name, options in {**OPTIONS, **(QUANTISED if there else {})}.items():
         print(name, dict(sweep(options, step)))
     print("saved", dict(sweep_saves(step)))
 

@@ -29,6 +29,18 @@ print(json.dumps(sweep(OPTIONS[sys.argv[1]], step=17, first=int(sys.argv[2]))))
     assert {name: count for name, count in left.items() if count} == {}
 
 
+def test_ctrl_c_leaves_nothing_of_a_load_that_quantises():
+    pytest.importorskip("bitsandbytes")
+    code = """
+import json, sys
+from tests.interrupts import QUANTISED, sweep
+print(json.dumps(sweep(QUANTISED["int8"], step=97, first=int(sys.argv[1]))))
+"""
+    left = json.loads(run_python(code, str(1 + os.getpid() % 97), env=PATH).stdout)
+    assert left.pop("tries") > 20
+    assert {name: count for name, count in left.items() if count} == {}
+
+
 def test_the_next_save_after_ctrl_c_completes():
     code = """
 import json, sys

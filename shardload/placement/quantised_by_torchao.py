@@ -23,7 +23,7 @@ from shardload.placement.quantising import Quantising
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from shardload.keymap import Derived
     from shardload.placement.taken import Taken
@@ -133,6 +133,7 @@ class QuantisedByTorchao(Quantising):
         self._wanted_kind, self._package = wanted, torchao()
         self._linears: dict[str, nn.Linear] = {}
         self._left: list[str] = []
+        self._sizes: dict[tuple[tuple[int, ...], torch.dtype], int | None] = {}
 
     @property
     def kind(self) -> str:
@@ -149,13 +150,11 @@ class QuantisedByTorchao(Quantising):
         loaded = tuple(path for path, module in modules_of(model) if own_loader(module) is not None)
         every = linears_to_quantise(model, ())
         chosen = linears_to_quantise(model, self._wanted_kind.skip)
-        shapes = {each.weight.shape for each in chosen.values()}
         # torchao leaves a weight as it is whose rows are no whole groups, for instance.
-        made = {shape: self._made(torch.empty(shape, device="meta")) for shape in shapes}
         chosen = {
             name: each
             for name, each in chosen.items()
-            if type(made[each.weight.shape]) is not nn.Parameter
+            if self._bytes_of(each.weight.shape, self.dtype or each.weight.dtype)
             and not any(f"{name}.".startswith(path) for path in loaded)
         }
         self._linears = {f"{name}.weight": each for name, each in chosen.items()}
@@ -168,9 +167,8 @@ class QuantisedByTorchao(Quantising):
         if key not in self._linears:
             return super().result_bytes(key, tensor)
         dtype = self._wanted(key, floating=tensor.is_floating, real=True) or torch.float32
-        made = self._made(torch.empty(tensor.shape, dtype=dtype, device="meta"))
-        nbytes = sum(part.nbytes for part in parts_of(made))
-        return self._held(nbytes)
+        nbytes = self._bytes_of(tensor.shape, dtype)
+        return self._held(tensor.numel * dtype.itemsize if nbytes is None else nbytes)
 
     def place(self, key: str, stored: torch.Tensor) -> torch.Tensor:
         """Return the quantised weight of a Linear; for other tensors what OnDevice returns."""
@@ -190,6 +188,22 @@ class QuantisedByTorchao(Quantising):
             f"; left alone: {', '.join(self._left[:4])}{', …' * (len(self._left) > 4)}" if self._left else ""
         )
         self.notes = [f"{len(self._linears)} Linears are quantised by torchao to {self.kind}{left}"]
+
+    def _bytes_of(self, shape: Sequence[int], dtype: torch.dtype) -> int | None:
+        """Return the bytes that torchao makes of a weight, None where it leaves it as it is.
+
+        It is tried on meta, and with zeros on the device where that is refused: some layouts are for one kind of
+        device alone, and some for one dtype.
+        """
+        key = tuple(shape), dtype
+        if key not in self._sizes:
+            try:
+                made = self._made(torch.empty(key[0], dtype=dtype, device="meta"))
+            except UnsupportedError:
+                made = self._made(torch.zeros(key[0], dtype=dtype, device=self.device))
+            left = type(made) is nn.Parameter
+            self._sizes[key] = None if left else sum(part.nbytes for part in parts_of(made))
+        return self._sizes[key]
 
     def _made(self, weight: torch.Tensor) -> nn.Parameter:
         """Return torchao's parameter of a weight: what `quantize_` puts into a Linear, or the weight as it is."""

@@ -111,3 +111,29 @@ def test_groups_of_several_possible_sizes_are_not_guessed(tmp_path):
 def test_a_block_begins_and_ends_with_whole_words(bits, grain):
     scheme = Gptq(bits, GROUP, 1, ordered=False)
     assert scheme.window(range(grain + 1, grain + 2), range(1)) == (range(grain, 2 * grain), range(grain))
+
+
+@pytest.mark.parametrize("order", [True, False])
+def test_modules_with_settings_of_their_own(tmp_path, order):
+    """GPTQModel's `dynamic`: other widths and groups for some modules, and modules that are not packed at all."""
+    generator = torch.Generator().manual_seed(0)
+    stored, wanted = {}, {}
+    for name, (bits, group) in {"a": (4, 32), "b": (8, 16), "c": (2, 96), "d": (3, 32)}.items():
+        numbers = torch.randint(0, 1 << bits, (COLUMNS, ROWS), generator=generator)
+        zeros = torch.randint(1, (1 << bits) + 1, (COLUMNS // group, ROWS), generator=generator)
+        scale = (torch.rand(COLUMNS // group, ROWS, generator=generator) + 0.01).half()
+        index = torch.arange(COLUMNS) // group
+        stored |= {f"{name}.qweight": words(numbers, bits, 0), f"{name}.qzeros": words(zeros - 1, bits, 1)}
+        stored |= {f"{name}.scales": scale, **({f"{name}.g_idx": index.int()} if order else {})}
+        wanted[f"{name}.weight"] = (scale[index] * (numbers - zeros[index])).t()
+    stored["e.weight"] = wanted["e.weight"] = torch.randn(ROWS, COLUMNS, generator=generator).half()
+    own = {
+        "+:b": {"bits": 8, "group_size": 16},
+        "+:c": {"bits": 2, "group_size": -1},
+        "+:d": {"bits": 3},
+        "-:e": {},
+    }
+    folder = folder_of(tmp_path / "packed", stored, settings(dynamic=own))
+    found = dict(shardload.dequantised(shardload.open_checkpoint(folder), "float16").items())
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)

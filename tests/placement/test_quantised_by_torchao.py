@@ -109,6 +109,19 @@ def test_what_torchao_cannot_do_here_is_refused_before_a_weight_is_read(tmp_path
             target=QuantisedByTorchao(quantization.Int4WeightOnlyConfig()),
         )
     assert all(each is before[name] for name, each in model.named_parameters())
+    # It is tried in the dtype of the load, and where a layout is not for meta, on the device: the words are torchao's.
+    for layout in ("tile_packed_to_4d", "plain_int32"):
+        config = quantization.Int4WeightOnlyConfig(group_size=32, int4_packing_format=layout)
+        with pytest.raises(Exception) as own:
+            quantization.quantize_(nn.Sequential(nn.Linear(128, 64)).bfloat16(), config)
+        with pytest.raises(shardload.UnsupportedError) as caught:
+            shardload.fill(
+                model,
+                shardload.open_checkpoint(tmp_path),
+                target=QuantisedByTorchao(config, dtype=torch.bfloat16),
+            )
+        assert str(own.value) in caught.value.what
+        assert "64x128 in torch.bfloat16" in caught.value.what
     with pytest.raises(shardload.UnsupportedError, match="FqnToConfig"):
         QuantisedByTorchao(quantization.FqnToConfig({"0": configs()["int8"]}))
     with pytest.raises(shardload.UnsupportedError, match="is no configuration of torchao"):

@@ -11,6 +11,7 @@ import torch
 import shardload
 from shardload.checkpoint.formats.gguf_parts import parts_of
 from tests.checkpoint.formats.test_gguf import by_hand, floats, text
+from tests.hub_server import HubServer
 
 
 def part(folder, number, tensors, *, no=None, count=3, total=3, values=(), name="m"):
@@ -93,3 +94,20 @@ def test_a_folder_s_one_file_or_set_is_its_checkpoint(tmp_path):
         shardload.open_checkpoint(tmp_path, variant="q4_0")
     torch.save({"w": torch.zeros(2)}, tmp_path / "model.bin")
     assert [shard.name for shard in shardload.open_checkpoint(tmp_path).shards] == ["model.bin"]
+
+
+def test_a_set_of_parts_on_the_hub_is_its_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "parts").mkdir()
+    three(tmp_path / "parts")
+    files = {path.name: path for path in sorted((tmp_path / "parts").iterdir())}
+    with HubServer(tmp_path / "hub") as hub:
+        hub.commit("org/gguf", {**files, "README.md": b"# parts"})
+        hub.use(monkeypatch, cache=tmp_path / "cache")
+        for options in ({}, {"variant": "m"}):
+            checkpoint = shardload.open_checkpoint("org/gguf", **options)
+            assert [shard.name for shard in checkpoint.shards] == list(files)
+        plain = shardload.dequantised(checkpoint, "float32")
+        assert plain.read("b")[0].tolist() == list(range(32))
+        assert (plain.read("a").sum(), plain.read("c").sum()) == (10, 11)
+        shardload.convert("org/gguf", tmp_path / "out", dtype="float32")
+        assert torch.equal(shardload.open_checkpoint(tmp_path / "out").read("b"), plain.read("b"))
