@@ -27,7 +27,7 @@ class LayersRule:
             return ()
         # The names that the map gives: a list of layers may have another path in the checkpoint.
         made, own = case.solution.table, [key for family in case.solution.wanted for key in family.names]
-        stored, wanted = _numbers(made), _numbers(own)
+        stored, wanted = _numbers(case)
         found = []
         shifted = {
             family.template.partition("{}")[0]
@@ -45,13 +45,19 @@ class LayersRule:
         return found
 
 
-def _numbers(keys: Iterable[str]) -> Mapping[str, set[int]]:
-    """Return {path of a list of layers: its numbers}, from the first number of each key."""
-    found: dict[str, set[int]] = defaultdict(set)
-    for key in keys:
-        if (first := _FIRST.search(key)) and "{" not in key:
+def _numbers(case: Case) -> tuple[Mapping[str, set[int]], Mapping[str, set[int]]]:
+    """Return {path of a list of layers: its numbers}, of the made keys and of the model's: the first of each key."""
+    made, found, wanted = case.solution.table, defaultdict(set), defaultdict(set)
+    for family in case.solution.wanted:
+        path, is_list, _ = family.template.partition("{}")
+        for key, indices in zip(family.names, family.members, strict=True) if is_list else ():
+            wanted[path].add(indices[0])
+            if key in made:
+                found[path].add(indices[0])
+    for key in made:
+        if key not in case.slots and "{" not in key and (first := _FIRST.search(key)):
             found[key[: first.start(1)]].add(int(first[1]))
-    return found
+    return found, wanted
 
 
 def _below(keys: Iterable[str], path: str, numbers: set[int]) -> list[str]:

@@ -27,6 +27,7 @@ class EditedTable:
         # A new tensor stands where the one stood that it is made of: (3, 1) comes after (3,) and before (4,).
         self._places: dict[str, tuple[int, ...]] = {}
         self._forms: dict[str, set[str]] = {}
+        self._form_of: dict[str, str] = {}
         for place, name in enumerate(table):
             self._file(name, (place,))
 
@@ -50,7 +51,7 @@ class EditedTable:
             rebuilt(self.table, gone, step.made)  # says which
         places = {name: self._places[name] for name in (*gone, *step.made)}
         for name in gone:
-            self._forms[_form(name)].discard(name)
+            self._forms[self._form_of[name]].discard(name)
             del self._table[name], self._places[name]
         for name, made in step.made.items():
             stays = len(made) == 1 and name in gone
@@ -60,7 +61,8 @@ class EditedTable:
 
     def _file(self, name: str, place: tuple[int, ...]) -> None:
         self._places[name] = place
-        self._forms.setdefault(_form(name), set()).add(name)
+        form = self._form_of.get(name) or self._form_of.setdefault(name, _form(name))
+        self._forms.setdefault(form, set()).add(name)
 
     def _of(self, names: Iterable[str]) -> Table:
         return {name: self._table[name] for name in sorted(names, key=self._places.__getitem__)}

@@ -39,6 +39,8 @@ def renamed(keys: Iterable[str], rules: Sequence[Rename | Drop], claimed: list[i
     table, so thousands of them cost no more than one.
     """
     run = _Run(rules)
+    if not run.literal:
+        return run.apply_all(keys, claimed)
     return {key: run.apply(key, claimed) for key in keys}
 
 
@@ -57,15 +59,32 @@ class _Run:
 
     def __init__(self, rules: Sequence[Rename | Drop]) -> None:
         self._rules = rules
-        self._literal: dict[str, list[int]] = {}
+        self.literal: dict[str, list[int]] = {}  # the rules for single keys
         # With what a key begins and ends: most rules are passed over by that, without a call.
         self._others: list[tuple[int, str, str, Callable[[str], str | None]]] = []
         for place, rule in enumerate(rules):
             one = rule.only_key
             if one is not None:
-                self._literal.setdefault(one, []).append(place)
+                self.literal.setdefault(one, []).append(place)
             else:
                 self._others.append((place, *rule.ends(), rule.apply))
+
+    def apply_all(self, keys: Iterable[str], claimed: list[int]) -> dict[str, str | None]:
+        """Return what `apply` does of all keys, in less than half the time: without rules for single keys."""
+        made: dict[str, str | None] = {}
+        for key in keys:
+            current: str | None = key
+            # The ends differ more often than the beginnings do.
+            for other, begin, end, change in self._others:
+                if current.endswith(end) and current.startswith(begin):  # type: ignore[union-attr]
+                    new = change(current)  # type: ignore[arg-type]
+                    if new != current:
+                        claimed[other] += 1
+                        current = new
+                        if new is None:
+                            break
+            made[key] = current
+        return made
 
     def apply(self, key: str, claimed: list[int]) -> str | None:
         """Return the name of a key after all rules, or None where it is dropped."""
@@ -87,7 +106,7 @@ class _Run:
 
     def _next(self, key: str, after: int) -> int:
         """Return the place of the next rule for this one key."""
-        places = self._literal.get(key)
+        places = self.literal.get(key)
         end = len(self._rules)
         return next((place for place in places if place > after), end) if places else end
 
