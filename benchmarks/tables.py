@@ -457,6 +457,31 @@ def _ranks(name: str, cache: str, *how: str) -> Table:
 _RANKS, _RANKS_WARM = _ranks("ranks", "cold"), _ranks("ranks-warm", "warm", "warm")
 
 
+_REMOTE = Table(
+    "remote",
+    "A Llama of 0.9 GB in 7 `.safetensors` shards, in SeaweedFS on loopback by S3; ranges of the Hub's reader",
+    "A fresh process for each: obstore alone, which reads all shards by four requests of 8 MiB at a time and drops "
+    "the bytes, then `from_pretrained` into LlamaForCausalLM, from the end of the imports until the model is ready. "
+    "Beyond: the most anonymous memory of the load, without its result. Written: what the process gave to the disk. "
+    "The reader of the Hub's ranges reads 8 MiB into memory, one request after another, of a server that does nothing "
+    "but send; `http.client` does the same on one connection that is kept.",
+    (Probe("0.9 GB", ("remote", "{llama-0.9gb.safetensors}"), most=9),),
+    file="remote",
+    columns=(
+        Column("seconds", "shardload", "s"),
+        Column("obstore_s", "obstore alone", "s"),
+        Column("ours_rate", "shardload, GB/s", "x"),
+        Column("rate", "obstore, GB/s", "x"),
+        Column("share", "rate / obstore's", "x"),
+        Column("result", "result", "MB"),
+        Column("beyond", "beyond", "MB"),
+        Column("written", "written", "MB"),
+        Column("ranges", "ranges, GB/s", "x"),
+        Column("floor", "http.client, GB/s", "x"),
+    ),
+)
+
+
 def _quantise(kind: str) -> Table:
     theirs = "transformers with bitsandbytes"
     return Table(
@@ -552,6 +577,7 @@ TABLES = (
     _PARTIAL,
     _RANKS,
     _RANKS_WARM,
+    _REMOTE,
     _quantise("int8"),
     _quantise("nf4"),
     *_SCALING,

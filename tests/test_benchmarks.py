@@ -120,7 +120,7 @@ def test_the_full_checkpoints_are_as_the_tables_say():
     assert len(many.shapes) == 46_000
 
 
-@pytest.mark.parametrize("name", ["bench", "full", "adapters", "ranks"])
+@pytest.mark.parametrize("name", ["bench", "full", "adapters", "ranks", "remote"])
 def test_the_committed_table_is_made_from_the_committed_figures(name):
     if not (RESULTS / f"{name}.json").exists():
         pytest.skip("no run has been committed")

@@ -31,7 +31,8 @@ def require_trust(
 
     Only the caller's own arguments decide. With `trust_remote_code=True` a local folder's code runs, and code of a
     Hub repo where the revision that the caller passed as `argument` is a full commit, or the lock file
-    approves these bytes. With "locked", or the path of a lock file, only what that file approves runs.
+    approves these bytes; code of a store by the lock file alone. With "locked", or the path of a lock file, only what
+    that file approves runs.
     """
     if trust.asks_for_lock:
         path = lock_path(trust.trust_remote_code)
@@ -39,10 +40,12 @@ def require_trust(
         return
     missing: list[str] = [] if trust.trust_remote_code is True else [keyword("trust_remote_code", True)]
     given = trust.revision if argument == "revision" else trust.code_revision
-    pinned = is_commit(given) and source.revision in (None, given)
+    pinned = is_commit(given) and source.revision == given
     if not source.is_local and not pinned:
         if trust.trust_remote_code is True and _approved_by_the_usual_lock(source, code):
             return
+        if source.revision is None:
+            raise _in_a_store(source, code)
         missing.append(_pinned(source, trust, argument))
     if not missing:
         return
@@ -61,6 +64,23 @@ def require_trust(
             Wording("{0}, and pass {trust_remote_code}", approve, trust_remote_code="locked")
             if trust.trust_remote_code is not True
             else approve,
+        ),
+    )
+
+
+def _in_a_store(source: Source, code: Code) -> UntrustedCodeError:
+    """Return the error for code of a place that keeps no commits: nothing but a lock file names its bytes."""
+    files = ", ".join(f"{file.name} (sha256 {file.sha256[:12]}…)" for file in code.files)
+    return UntrustedCodeError(
+        f"the code of {source.label} may be changed by its owner at any time, and a store has no commit to name",
+        where=f"files that would run: {files}",
+        cure=Cures(
+            Wording(
+                "approve these bytes with `{0}`, which shows them, and pass {trust_remote_code}",
+                approving(source),
+                trust_remote_code="locked",
+            ),
+            Wording("pass {model_class} and run none of them", model_class=...),
         ),
     )
 

@@ -206,3 +206,12 @@ def test_the_gate_opens_by_the_caller_s_word_alone(tmp_path, monkeypatch, is_loc
     with pytest.raises(UntrustedCodeError, match="code") as caught:
         require_trust(source, CODE, trust)
     assert "modeling.py" in caught.value.where
+
+
+def test_code_of_a_store_runs_by_a_lock_file_alone(tmp_path):
+    source, config = HubLike(tmp_path, "s3://bucket/net", None), tiny(tmp_path)[1]
+    for given in (None, COMMIT):
+        with pytest.raises(UntrustedCodeError, match="a store has no commit to name") as caught:
+            load_config(source, config, CodeTrust(True, given))
+        assert "trust_remote_code='locked'" in caught.value.cure
+        assert "shardload trust" in caught.value.cure
