@@ -108,8 +108,9 @@ class Seaweed:
 
 
 def environment() -> dict[str, str]:
-    """Return an environment in which no proxy stands before loopback."""
-    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    """Return an environment in which no proxy stands before loopback, and the Hub's client may use that."""
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return {**kept, "HF_HUB_OFFLINE": "0"}
 
 
 def _free_ports(count: int) -> list[int]:

@@ -118,12 +118,12 @@ def _ranges(file: str) -> dict[str, float]:
     size = Path(file).stat().st_size // PIECE * PIECE
     buffer = memoryview(bytearray(PIECE))
     command = [sys.executable, "-m", "benchmarks.probes.remote", "serve", file]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
         assert server.stdout
         port = int(server.stdout.readline())
-        reader = RangeReader(
-            f"http://127.0.0.1:{port}/", size, headers={}, asked=Asked("org/name", "main", "file")
-        )
+        asked = Asked("org/name", "main", "file")
+        reader = RangeReader(f"http://127.0.0.1:{port}/", size, headers={}, asked=asked)
         kept = http.client.HTTPConnection("127.0.0.1", port)
 
         def ours() -> None:
@@ -143,6 +143,7 @@ def _ranges(file: str) -> dict[str, float]:
                 started = time.monotonic()
                 read()
                 rates[name].append(size / 1e9 / (time.monotonic() - started))
+    finally:
         server.kill()
     return {name: sorted(each)[len(each) // 2] for name, each in rates.items()}
 
