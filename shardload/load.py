@@ -113,7 +113,9 @@ def from_pretrained(
         >>> shardload.report_of(model).loaded
         2
 
-    `where` is a folder, a checkpoint file, or `org/name[@revision]` on the Hub. `model_class` is a class or function
+    `where` is a folder, a checkpoint file, `org/name[@revision]` on the Hub, or an address in a store
+    (`s3://bucket/prefix`; `storage_options` reach it, and without `disk` a repo of the Hub is read as a store is: see
+    docs/stores.md). `model_class` is a class or function
     that takes the config; without it the repo's `auto_map` names the class (`auto_class` picks an entry), or else
     `architectures` names one of an installed transformers. Code of the repo runs only with `trust_remote_code=True`;
     code from the Hub also needs `revision=` (a full commit) or a lock file that approves it. With "locked", or the

@@ -115,7 +115,8 @@ def _ranges(file: str) -> dict[str, float]:
     from shardload.checkpoint.sources.hub_errors import Asked
     from shardload.checkpoint.sources.ranges import RangeReader
 
-    size = Path(file).stat().st_size // PIECE * PIECE
+    length = Path(file).stat().st_size
+    size = length // PIECE * PIECE
     buffer = memoryview(bytearray(PIECE))
     command = [sys.executable, "-m", "benchmarks.probes.remote", "serve", file]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -123,7 +124,7 @@ def _ranges(file: str) -> dict[str, float]:
         assert server.stdout
         port = int(server.stdout.readline())
         asked = Asked("org/name", "main", "file")
-        reader = RangeReader(f"http://127.0.0.1:{port}/", size, headers={}, asked=asked)
+        reader = RangeReader(f"http://127.0.0.1:{port}/", length, headers={}, asked=asked)
         kept = http.client.HTTPConnection("127.0.0.1", port)
 
         def ours() -> None:

@@ -232,18 +232,18 @@ class Checkpoint:
 def open_checkpoint(
     where: WhereLike, *, only: Sequence[str] | None = None, **keywords: Unpack[WhereKeywords]
 ) -> Checkpoint:
-    """Open a checkpoint by its headers: a folder, a checkpoint file, or `org/name[@revision]` on the Hub.
+    """Open a checkpoint by its headers: a folder, a file, `org/name[@revision]` on the Hub, or `s3://bucket/prefix`.
 
         >>> import torch, shardload
         >>> files = shardload.save(torch.nn.Linear(4, 2), "tiny")
         >>> shardload.open_checkpoint("tiny").tensors["weight"].shape
         (2, 4)
 
-    Of a Hub repo only headers and small JSON files are fetched. Symbolic links that lead out of a folder are followed
-    into the Hub cache's own blobs, and elsewhere with `allow_links=True`. `state_dict` names one of several in a
-    training checkpoint ("ema", "ema.shadow"); `warnings` name the others. `only` are patterns of stored names, of a
-    stage of a pipeline, say; a segment "0-13" is a range, and other shards are not opened. Raises NotFoundError,
-    CorruptError (no checkpoint, an index and shards that disagree), UnsafeError (a shard named outside the folder).
+    Of a Hub repo or a store only headers and small JSON files are fetched; `storage_options` and `disk` are as in
+    docs/stores.md. Links out of a folder are followed into the Hub cache's own blobs, and elsewhere with
+    `allow_links=True`. `state_dict` names one of several in a training checkpoint ("ema"); `warnings` name the others.
+    `only` are patterns of stored names, of a stage of a pipeline, say; a segment "0-13" is a range. Raises
+    NotFoundError, CorruptError (no checkpoint, an index and shards that disagree), UnsafeError (a shard outside).
     """
     with _noticed_by_ranks():
         place = place_of(where, keywords)

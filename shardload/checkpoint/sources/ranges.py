@@ -27,8 +27,7 @@ PIECE = 4 * 1024
 RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0)
 """Seconds to wait before each retry of a request that returned nothing."""
 
-# A connection whose bytes are taken from its socket can't be used again: not for fewer bytes than this.
-_FROM_SOCKET = 4 * 1024 * 1024
+_FROM_SOCKET = 1024 * 1024  # bytes that are still wanted: for fewer it is not worth it
 _SLOWEST = 20_000  # bytes a second; a slower server is given up
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -89,26 +88,30 @@ class RangeReader(BlockReader):
             self._check(response, status, run.at)
             final = str(response.url)
             self._direct = None if final == self._url else final
-            for piece in _pieces(response):
+            # A body that is read to its end leaves a connection that can be used again; a whole file is not.
+            is_exact = response.headers.get("Content-Length") == str(run.left)
+            pieces = _pieces(response)
+            for piece in pieces:
                 run.take(piece)
                 if run.left >= _FROM_SOCKET and self._reads_socket:
-                    self._take_from_socket(response, run, deadline)
-                if not run.left:
+                    self._take_from_socket(response, pieces, run, deadline)
+                if not run.left and not is_exact:
                     break
                 self._require_pace(deadline)
         return None
 
-    def _take_from_socket(self, response: Any, run: Run, deadline: float) -> None:
+    def _take_from_socket(self, response: Any, pieces: Iterator[bytes], run: Run, deadline: float) -> None:
         """Receive the rest straight into its memory, after the first piece of a response: nothing of it is buffered.
 
-        The client hands pieces of 64 KB through three layers, at a third of the rate. Its connection is closed
-        afterwards, with the response. Where the rest doesn't come whole this way, it is asked for again the usual way.
+        The client hands pieces of 64 KB through three layers, at a third of the rate. Where the rest doesn't come whole
+        this way, it is asked for again the usual way.
         """
-        received = _socket_of(response)
+        received, counter = _socket_of(response), _counter_of(response)
         begun = run.at
-        if received is None:
+        if received is None or (counter is not None and counter._remaining != run.left):
             self._reads_socket = False
-        while received is not None and run.left:
+            return
+        while run.left:
             try:
                 got = received.recv_into(run.space())
             except OSError:
@@ -119,6 +122,10 @@ class RangeReader(BlockReader):
                 self._reads_socket = False
                 raise ConnectionResetError("the connection was closed before the end")
             self._require_pace(deadline)
+        if counter is not None:
+            counter._remaining = 0
+            for _ in pieces:  # which ends the response for the client: its connection is used again
+                pass
 
     def _require_pace(self, deadline: float) -> None:
         if time.monotonic() > deadline:
@@ -187,6 +194,21 @@ def _socket_of(response: Any) -> socket | None:
     if isinstance(inner, ssl.SSLObject) or secured != (response.url.scheme == "https"):
         return None  # a tunnel inside a tunnel, or a proxy: what the socket gives is not the body
     return found if hasattr(found, "recv_into") else None
+
+
+_INSIDE = ("_stream", "_httpcore_stream", "_connection", "_h11_state", "_reader")
+
+
+def _counter_of(response: Any) -> Any:
+    """Return the object that counts the bytes which the client still expects of a body, as `_remaining`, or None.
+
+    Without it, or with another client, the connection is closed after a response whose rest came from the socket.
+    """
+    found = response.stream
+    while found is not None and type(getattr(found, "_remaining", None)) is not int:
+        inside = (getattr(found, name, None) for name in _INSIDE)
+        found = next((each for each in inside if each is not None), None)
+    return found
 
 
 def _pieces(response: Any) -> Iterator[bytes]:

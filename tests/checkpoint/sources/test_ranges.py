@@ -10,7 +10,7 @@ import pytest
 from shardload.checkpoint.sources import find_source
 from shardload.checkpoint.sources.blocks import BLOCK, MAX_AHEAD
 from shardload.checkpoint.sources.hub_repo import Listed, PinnedRepo
-from shardload.checkpoint.sources.ranges import PIECE, RangeReader
+from shardload.checkpoint.sources.ranges import PIECE, RangeReader, client_retries
 from shardload.errors import AccessError, CorruptError, NotFoundError
 
 from .org_model import BIG, HUGE
@@ -209,6 +209,20 @@ def test_long_ranges_go_into_memory_and_the_rest_comes_from_the_socket(hub, long
     assert file.read_at(5, 9_000_000) == content[5:9_000_005]
     assert len([r for r in hub.requests if r.host == "cdn"]) == 3
     assert file._reader._reads_socket
+
+
+def test_a_connection_is_used_again_after_a_range_from_its_socket(hub, long_file, monkeypatch):
+    file, content = long_file
+    memory = bytearray(3_000_000)
+    opened = []
+    monkeypatch.setattr(hub, "opened", lambda connection, closed=False: closed or opened.append(connection))
+    for start in range(0, len(content), len(memory)):
+        file.read_into(start, memoryview(memory))
+        assert memory == content[start : start + len(memory)]
+        assert file.read_at(start, 10) == content[start : start + 10]
+    assert file._reader._reads_socket
+    if client_retries():
+        assert len(opened) <= 2  # of the Hub, and of the servers of large files
 
 
 def test_many_parts_take_few_requests(hub, long_file):

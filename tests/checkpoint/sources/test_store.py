@@ -220,3 +220,16 @@ def test_a_reader_takes_the_version_of_its_first_answer(server):
     memory = bytearray(100)
     with pytest.raises(CorruptError, match="changed"):
         reader.read_into(len(content) - 100, memoryview(memory))
+
+
+def test_commands_take_an_address_and_its_options(server, capsys):
+    from shardload.cli import run
+
+    given = [
+        f"--storage-option={name}={server.options()[name]}" for name in ("endpoint", "region", "allow_http")
+    ]
+    given += ["--storage-option=access_key_id=a", "--storage-option=secret_access_key=b"]
+    assert run(["inspect", WHERE, "--json", *given]) == 0
+    assert json.loads(capsys.readouterr().out)["totals"]["tensors"] == 6
+    assert run(["plan", WHERE, *given]) == 0
+    assert "nothing" in capsys.readouterr().out
