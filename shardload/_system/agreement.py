@@ -18,23 +18,18 @@ import torch
 from torch import distributed
 from torch.distributed import distributed_c10d
 
-from shardload._system import opening, presence
+from shardload._system import opening, presence, turns
 from shardload.errors import RanksError, ShardloadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch.distributed.distributed_c10d import Store
 
 _POLL = 0.002  # seconds between two looks at the store while a rank waits, the first time
 _SLOWEST_POLL = 0.1
 _SELDOM = 0.3  # seconds between two looks while a rank reads
 _LINGERS = 2.0  # seconds that a rank which failed waits for the others to see it
 _TRIES_AGAIN = 2.0  # seconds in which a rank that could not open its checkpoint may begin to open another one
-_TURNS: dict[tuple[int, ...], int] = {}
-"""How many agreements this process has begun with each set of ranks: all of a set begin them in the same order."""
-
-
 _OPEN: dict[tuple[int, ...], Agreement] = {}
 """The agreement of a set of ranks that is going on in this process: a step inside of it is part of it."""
 
@@ -50,8 +45,13 @@ def together(ranks: Sequence[int], timeout: float) -> Iterator[Agreement]:
     own = _OPEN[over] = Agreement(over, timeout)
     try:
         with opening.in_a_load(), own.told():
+            own.require_in_time()
             yield own
         own.leave()
+    except RanksError as error:
+        if own.is_late:
+            opening.leave_notice(error)  # for the agreement that the others may have begun since
+        raise
     finally:
         del _OPEN[over]
         own.watch.close()
@@ -74,21 +74,23 @@ class Agreement:
         self._steps = 0
         self._asks = 0.0
         self._noticed: tuple[tuple[int, str], float] | None = None
-        self._store = self._next_store()
-        while self._has(
-            f"without/{self.rank}"
-        ):  # the others ended it when this rank could not open a checkpoint
-            self._store = self._next_store()
+        with self._reached():
+            self._store, self.is_late = turns.next_turn(self.ranks)
         following = self.ranks[(self.ranks.index(self.rank) + 1) % len(self.ranks)]
         common = opening.common_store()
         self.watch = presence.Watch(common, following)
         with self._reached():
             presence.announce(common, self.rank)
 
-    def _next_store(self) -> Store:
-        turn = _TURNS[self.ranks] = _TURNS.get(self.ranks, -1) + 1
-        name = f"shardload/{'-'.join(map(str, self.ranks))}/{turn}"
-        return distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
+    def require_in_time(self) -> None:
+        """Raise RanksError where the other ranks have ended the agreement, to which this rank did not come."""
+        if self.is_late:
+            self._failed = True
+            raise RanksError(
+                "the other ranks have ended a load or save without this rank, which did not come in time",
+                cure="let all ranks call the same functions, in the same order; pass a longer timeout where this rank "
+                "is only slower",
+            )
 
     @property
     def is_first(self) -> bool:
@@ -271,7 +273,7 @@ class Agreement:
         if found is None or self._noticed is None or self._noticed[0] != found:
             self._noticed = None if found is None else (found, now)
         elif now - self._noticed[1] > _TRIES_AGAIN:
-            self._set(f"without/{found[0]}", "")
+            self._set(turns.ended_without(found[0]), "")
             raise self._without(found[1])
 
     def _without(self, said: str) -> ShardloadError:
@@ -326,6 +328,8 @@ class Agreement:
 
     def _alone(self, place: str) -> RanksError:
         late = self._late(place)
+        for rank in late:
+            self._set(turns.given_up(rank), "")
         place = place.split(" ", 1)[1]
         shown = ", ".join(map(str, late[:16])) + (f" and {len(late) - 16} more" if len(late) > 16 else "")
         return RanksError(

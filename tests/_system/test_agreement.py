@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shardload import save
-from shardload._system import agreement
+from shardload._system import agreement, turns
 from tests.distributed.faults import FAILS, Net
 from tests.distributed.spawn import run_ranks
 
@@ -97,6 +97,7 @@ def test_what_a_class_draws_is_equal_on_all_ranks(ended):
 
 def test_a_rank_that_does_not_come_ends_the_others_in_time(ended):
     assert "rank 1 did not come within 3 seconds" in ended["late"][0]["text"]
+    assert "rank 1: the other ranks have ended a load or save without this rank" in ended["late"][1]["text"]
 
 
 def test_a_killed_rank_ends_the_others_at_once(tmp_path):
@@ -116,4 +117,4 @@ def test_a_killed_rank_ends_the_others_at_once(tmp_path):
 
 
 def test_this_process_has_agreed_with_nobody():
-    assert agreement._TURNS == {}
+    assert turns.TURNS == agreement._OPEN == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 import shardload
 from tests.distributed.faults import Net
-from tests.distributed.spawn import leave, say
+from tests.distributed.spawn import free_port, leave, say
 
 WORLD = 3
 ASTRAY = 2
@@ -141,6 +142,16 @@ class Astray:
         dist.all_reduce(ranks, group=dist.new_group(list(range(WORLD))))
         assert int(ranks) == WORLD
 
+    def skipped(self) -> None:
+        if not self.is_astray:
+            self.filled(timeout=1)
+
+    def after_it_was_skipped(self) -> None:
+        self.filled()
+
+    def and_again(self) -> None:
+        self.filled()
+
     def from_pretrained(self, mesh, **given):
         options = {"model_class": lambda _config: Net(), "config": {}, "timeout": 60, **given}
         return shardload.from_pretrained(self.folder / "net", device_mesh=mesh, **options)
@@ -162,7 +173,30 @@ def main(folder: str) -> None:
         except (shardload.ShardloadError, TypeError) as error:
             said = {"error": type(error).__name__, "rank": getattr(error, "rank", None), "text": str(error)}
         say(case=case, **said)
-    leave()
+    last = dist.get_rank()
+    say(case="another_group", **in_another_group(astray))
+    if last:
+        leave()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def in_another_group(astray: Astray) -> dict:
+    """Load in a process group of the last two ranks, whose new numbers are those of other ranks before."""
+    store, rank = dist.distributed_c10d._get_default_store(), dist.get_rank()
+    if rank == 1:
+        store.set("port", str(free_port()))
+    os.environ.update(MASTER_PORT=store.get("port").decode(), RANK=str(rank - 1), WORLD_SIZE="2")
+    dist.barrier()
+    if rank == 0:
+        store.wait([f"left/{each}" for each in (1, 2)], timedelta(seconds=60))
+        return {"loaded": True}
+    dist.destroy_process_group()
+    store.set(f"left/{rank}", "")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    mesh = DeviceMesh("cpu", [0, 1], mesh_dim_names=("dp",))  # torch takes equal meshes of two groups for one
+    model = astray.filled(mesh=mesh, timeout=20)
+    return {"loaded": not any(each.is_meta for each in model.parameters())}
 
 
 if __name__ == "__main__":

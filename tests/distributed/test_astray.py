@@ -80,3 +80,17 @@ def test_nothing_is_written(ended, folder):
 
 def test_a_load_on_some_ranks_leaves_the_numbers_of_torchs_groups_as_they_are(ended):
     assert [line["error"] for line in of(ended, "numbers_of_groups")] == [None] * WORLD
+
+
+def test_a_rank_that_skipped_a_load_is_given_up_and_takes_part_in_the_next_ones(ended):
+    """Where the others begin the next one in a moment; else all are told, and the one after that is as any other."""
+    lines = of(ended, "skipped")
+    assert [line["error"] for line in lines] == ["RanksError", "RanksError", None]
+    assert all(f"rank {ASTRAY} did not come within 1 seconds" in line["text"] for line in lines[:ASTRAY])
+    told = {(line["error"], line["rank"]) for line in of(ended, "after_it_was_skipped")}
+    assert told in ({(None, None)}, {("RanksError", ASTRAY)})
+    assert [line["error"] for line in of(ended, "and_again")] == [None] * WORLD
+
+
+def test_another_process_group_begins_anew(ended):
+    assert all(line["loaded"] for line in of(ended, "another_group"))
