@@ -106,6 +106,14 @@ class Patched(nn.Module):
         self.norm = nn.LayerNorm(16)
 
 
+class Trunk(Decoder):
+    """A decoder without an output layer, whose other names are published in many spellings."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        del self.lm_head
+
+
 class Towers(nn.Module):
     """Two decoders, of which each has a part of the config."""
 

@@ -82,6 +82,30 @@ def _two_sets(folder: Path) -> list[State]:
     return [one, two]
 
 
+_SPELLINGS = {
+    "embed_tokens": "tok_embeddings", "input_layernorm": "attention_norm", "gate_proj": "feed_forward.w1",
+    "up_proj": "feed_forward.w3", "down_proj": "feed_forward.w2", "q_proj": "attention.wq", "k_proj": "attention.wk",
+    "v_proj": "attention.wv", "o_proj": "attention.wo",
+}  # fmt: skip
+
+
+def _spelled(more: State) -> Callable[[Path], list[State]]:
+    """Return what writes a decoder whose names are too many to be typed one by one."""
+
+    def write(folder: Path) -> list[State]:
+        state = random_state(models.Trunk(models.DECODER))
+        stored = {}
+        for key, value in state.items():
+            name = key
+            for new, old in _SPELLINGS.items():
+                name = name.replace(new, old)
+            stored[name] = value
+        write_checkpoint(folder, {**stored, **more}, shards=1, config=models.DECODER)
+        return [state]
+
+    return write
+
+
 def _two_for_one_path(folder: Path) -> list[State]:
     sets = [(name, random_state(models.Net(), seed=n)) for n, name in enumerate(("online", "target"))]
     write_checkpoint(
@@ -231,6 +255,10 @@ def provocations() -> Iterator[Provocation]:
     )
     yield Provocation("losses beside the model", "E-MISMATCH", net, _renamed(_criteria))
     yield Provocation("other words", "E-RENAME", net, _renamed(_words))
+    yield Provocation("many other words", "E-RENAME", models.Trunk, _spelled({}))
+    yield Provocation(
+        "many other words, and a loss", "E-RENAME", models.Trunk, _spelled({"loss.center": torch.ones(3)})
+    )
     yield Provocation("two whole sets", "E-AMBIGUOUS", net, _two_sets)
     yield Provocation("two sets for one path", "E-AMBIGUOUS", models.Held, _two_for_one_path)
     for name, change in {
