@@ -2,11 +2,15 @@
 
     python scripts/device_check.py --ranks                # CUDA: NCCL, one rank a GPU, as far as there are GPUs
     python scripts/device_check.py --ranks --device cpu   # gloo, to test the check itself
+    python scripts/device_check.py --device-map           # one GPU: a model over cuda, memory and disk
 
 `--ranks` is the matrix of tests/distributed: every way to shard a model over ranks, every model, every way to fill it.
 Each parameter has to be equal, bit for bit, to that of one process, and the forward equal too. A layout that wants more
 ranks than there are GPUs runs on a mesh of one rank, and the report says so. The exit code is 0 where all that ran is
 equal, 1 where something is not, and 2 where nothing could run.
+
+`--device-map` lays a Llama-like model over the GPU, the processor's memory and the disk, and compares forward, state
+dict, LoRA gradients and peak device memory with the same model on the GPU alone.
 """
 
 from __future__ import annotations
@@ -39,6 +43,10 @@ LAYOUTS_HERE = [layout for layout in LAYOUTS if not layout.startswith("pipeline"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the check, print what ran where, and return the exit code."""
     options = _parser().parse_args(arguments)
+    if options.device_map:
+        from tests.placement.on_cuda import check
+
+        return check()
     gpus = torch.cuda.device_count() if options.device == "cuda" else 99
     gpus = gpus if options.gpus is None else min(gpus, options.gpus)
     if not gpus:
@@ -107,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python scripts/device_check.py", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--ranks", action="store_true", required=True, help="models sharded over ranks")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ranks", action="store_true", help="models sharded over ranks")
+    what.add_argument("--device-map", action="store_true", help="a model over cuda, memory and disk")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--gpus", type=int, help="use no more; with --device cpu: as if there were so many")
     parser.add_argument(

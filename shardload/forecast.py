@@ -106,12 +106,14 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether each device of a map may hold its part, and the anonymous peak, of each rank, fits into free memory.
+        """Whether the load fits into free memory, and each device of a map may hold its part."""
+        return self.fits_in_memory and all(row.fits for row in self.devices)
 
-        Free memory that is not known is enough.
-        """
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether the anonymous peak, of each rank, fits into free memory; True where free memory is not known."""
         peak = max((rank.peak for rank in self.ranks), default=self.peak_anon)
-        return (self.free == 0 or peak <= self.free) and all(row.fits for row in self.devices)
+        return self.free == 0 or peak <= self.free
 
     def to_dict(self) -> dict[str, Any]:
         """Return the forecast as JSON data, with the version of its schema.

@@ -149,16 +149,18 @@ def forecast_lines(forecast: Forecast) -> list[str]:
 
 
 def _amounts(amounts: Amounts) -> str:
-    if amounts.device:
-        return f"{output.size_of(amounts.device)} on the device"
-    return f"{output.size_of(amounts.file)} file-backed, {output.size_of(amounts.anon)} anonymous"
+    here = f"{output.size_of(amounts.file)} file-backed, {output.size_of(amounts.anon)} anonymous"
+    if not amounts.device:
+        return here
+    there = f"{output.size_of(amounts.device)} on the device"
+    return f"{there}, {here}" if amounts.file or amounts.anon else there
 
 
 def _room(forecast: Forecast) -> str:
     if not forecast.free:
         return ""
     free = f"{output.size_of(forecast.free)} may still be taken"
-    return f"; {free}" if forecast.fits else f": it does not fit, {free}"
+    return f"; {free}" if forecast.fits_in_memory else f": it does not fit, {free}"
 
 
 def rank_lines(ranks: Sequence[RankAmounts]) -> list[str]:

@@ -186,3 +186,13 @@ def test_quantised_sizes_are_counted_and_run_where_they_lie(tmp_path):
     assert type(model[1]).__name__ == "Linear8bitLt"
     with pytest.raises(UnsupportedError, match="run where they lie"):
         from_pretrained(tmp_path, device_map={"": "cpu", "1": "disk"}, **options)
+
+
+def test_the_check_that_is_run_on_a_gpu_runs(capsys):
+    from tests.placement import on_cuda
+
+    assert on_cuda.check(16, on_double, lambda target: target.machine.strict()) == 0
+    said = capsys.readouterr().out
+    assert said.count("equal") == 6
+    if not torch.cuda.is_available():
+        assert on_cuda.check() == 2
