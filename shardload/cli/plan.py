@@ -19,6 +19,7 @@ from shardload.cli.options import (
     trust_keywords,
     trust_options,
 )
+from shardload.cli.view import device_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from shardload.keywords import WhereKeywords
     from shardload.loading.rank_amounts import RankAmounts
     from shardload.model.shell import Shell
-    from shardload.placement.device_map import DeviceRow
 
 EXAMPLES = """\b
 Examples:
@@ -174,28 +174,6 @@ def rank_lines(ranks: Sequence[RankAmounts]) -> list[str]:
         ("ranks", "read", "file-backed", "anonymous", "on the device", "peak anonymous")
     ]
     rows += [(_spans(own), *map(output.size_of, amounts)) for amounts, own in alike.items()]
-    first, *lines = output.columns(rows, right=(1, 2, 3, 4, 5), indent="  ")
-    return ["", output.paint(first, dim=True), *lines]
-
-
-def device_lines(devices: Sequence[DeviceRow]) -> list[str]:
-    """Return a table of the devices of a map."""
-    if not devices:
-        return []
-    size = output.size_of
-    rows: list[tuple[str, ...]] = [("device", "held", "blocks", "largest", "brought to it", "may hold", "")]
-    rows += [
-        (
-            row.device,
-            size(row.nbytes),
-            f"{row.blocks:,}",
-            size(row.largest),
-            size(row.room) if row.room else "-",
-            "-" if row.limit is None else size(row.limit),
-            "" if row.fits else "does not fit",
-        )
-        for row in devices
-    ]
     first, *lines = output.columns(rows, right=(1, 2, 3, 4, 5), indent="  ")
     return ["", output.paint(first, dim=True), *lines]
 

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 from shardload.cli import output
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shardload._system.process_memory import Memory
     from shardload.loading.report import Report
+    from shardload.placement.device_map import DeviceRow
 
 _BASES = {
     "shim": "shardload's own stand-in for transformers",
@@ -54,10 +57,32 @@ def report_lines(report: Report) -> list[str]:
     if report.seconds:
         spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
         lines += ["", *pairs(("time", spent))]
+    lines += device_lines(report.devices)
     lines += _remarks(report)
     for adapter in report.adapters:
         lines += ["", *output.escape_lines(str(adapter)).split("\n")]
     return lines
+
+
+def device_lines(devices: Sequence[DeviceRow]) -> list[str]:
+    """Return a table of the devices of a map."""
+    if not devices:
+        return []
+    size = output.size_of
+    rows: list[tuple[str, ...]] = [("device", "held", "blocks", "largest", "brought to it", "may hold", "")]
+    rows += [
+        (
+            row.device,
+            size(row.nbytes),
+            f"{row.blocks:,}",
+            size(row.largest),
+            size(row.room) if row.room else "-",
+            "-" if row.limit is None else size(row.limit),
+            "" if row.fits else "does not fit",
+        )
+        for row in devices
+    ]
+    return ["", *table(rows)]
 
 
 def origin_lines(report: Report) -> list[str]:

@@ -169,8 +169,7 @@ NOT_NEEDED = {
 }
 """Keywords of other loaders that are done in another way here -> how."""
 
-_ONE_DEVICE = "pass device= to from_pretrained, such as device='cuda:1': a model goes to one device"
-_NO_OFFLOAD = f"{_ONE_DEVICE}; on the CPU weights stay mapped files, which the system reads and drops by need"
+_NO_OFFLOAD = "leave it out: with device_map= the disk means mapped files, and spill= is the folder for casts"
 _OTHER_FORMAT = "use a checkpoint in safetensors or torch's own format"
 
 NOT_BUILT = {

@@ -169,9 +169,9 @@ def _counts(dtype: torch.dtype) -> bool:
 def _device(device: str | torch.device) -> torch.device:
     if isinstance(device, dict) or device == "auto":
         raise UsageError(
-            "a device map is not supported",
+            "a map of devices is no device",
             where=keyword("device", device),
-            cure='pass one device: "cpu" or "cuda"',
+            cure=Wording("pass {device_map}", device_map=device),
         )
     try:
         found = torch.device(device)

@@ -39,6 +39,18 @@ def test_json_is_the_report(small_repo, call_cli):
     assert [row["tensors"] for row in report["shards"]] == [1, 13, 8, 11, 9, 3, 1]
 
 
+def test_a_device_map_is_shown_row_by_row(small_repo, call_cli):
+    over = ["--device-map", "auto", "--max-memory", "cpu=20MB"]
+    done = call_cli("load", small_repo, "--trust-remote-code", *over)
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("  cpu ")]
+    assert row.endswith("20.0 MB")
+    assert "are mapped: views of their files" in done.stdout
+    done = call_cli("load", small_repo, "--trust-remote-code", "--device-map", "transformr=cpu")
+    assert done.returncode == 2
+    assert "'transformr' is no part of the model; the nearest is 'transformer'" in done.stderr
+
+
 def test_code_runs_only_when_it_is_trusted(small_repo, call_cli):
     done = call_cli("load", small_repo)
     assert (done.returncode, done.stdout) == (4, "")
