@@ -78,9 +78,13 @@ class Machine:
         pairs = [(s.detach(), r) for s, r in zip(tensors, results, strict=True) if s.is_cpu]
 
         def copy() -> list[torch.Tensor]:
-            for source, result in pairs:
-                ring.begin(source, source.dtype, into=result)
-            ring.wait()
+            try:
+                for source, result in pairs:
+                    ring.begin(source, source.dtype, into=result)
+                ring.wait()
+            except BaseException:
+                ring.close()  # what was begun behind the error is not waited for by the next call
+                raise
             return results
 
         if self._pool is None:
