@@ -46,8 +46,8 @@ def main() -> None:
             **ours,
             "obstore_s": theirs["seconds"],
             "rate": theirs["nbytes"] / 1e9 / theirs["seconds"],
-            "ours_rate": ours["nbytes"] / 1e9 / ours["seconds"],
-            "share": theirs["seconds"] / ours["seconds"] * ours["nbytes"] / theirs["nbytes"],
+            "ours_rate": ours["nbytes"] / 1e9 / ours["weights_s"],
+            "share": theirs["seconds"] / ours["weights_s"] * ours["nbytes"] / theirs["nbytes"],
             **said["ranges"],
         })
     )  # fmt: skip
@@ -103,6 +103,7 @@ def _shardload(where: str, options: str) -> dict[str, float]:
     result = sum(parameter.nbytes for parameter in {id(p): p for p in model.parameters()}.values())
     return {
         "seconds": seconds,
+        "weights_s": report.seconds["fill"],
         "nbytes": report.nbytes,
         "result": result,
         "anon": peak.end() - before[0],

@@ -220,7 +220,7 @@ class Checkpoint:
         if file.is_streamed:
             from shardload.checkpoint.streamed_shard import StreamedShard
 
-            return StreamedShard(file, refs)
+            return StreamedShard(self.source.open, refs)
         from shardload.checkpoint.shard import Shard
 
         return Shard(

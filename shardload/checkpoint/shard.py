@@ -246,6 +246,11 @@ def packed_memory(nbytes: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(nbytes // dtype.itemsize, dtype=dtype, device="cpu")
 
 
+def touch(memory: memoryview) -> None:
+    """Make the kernel allocate the pages of new memory before its first write, without the interpreter's lock."""
+    _fresh_pages.touch(ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory))
+
+
 def memory_of(flat: torch.Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor on the CPU, to be written; the tensor has to outlive them."""
     return memoryview((ctypes.c_char * flat.nbytes).from_address(flat.data_ptr())).cast("B")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from shardload.checkpoint.shard import memory_of, packed_memory, strided_rows, torch_dtype
+from shardload.checkpoint.shard import memory_of, packed_memory, strided_rows, torch_dtype, touch
 from shardload.checkpoint.sources.runs import AHEAD, CONNECTIONS, GAP, RUN, runs_of
 from shardload.tensor_ref import torch_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 
 
 class StreamedShard:
-    """A weight file that does not come onto this disk, used as a `with` block; `tensor(ref)` returns its tensors.
+    """Weight files that do not come onto this disk, used as a `with` block; `tensor(ref)` returns their tensors.
 
-    `refs` are those that will be wanted, in this order: the next ones are read, on several connections, while one is
-    used. Each has memory of its own. Raises what its source raises; CorruptError where the file was changed.
+    `opened` returns a file by its name. `refs` are the tensors that will be wanted, in this order: the next ones are
+    read, on several connections, while one is used. Each has memory of its own. Raises what its source raises;
+    CorruptError where a file was changed.
     """
 
-    def __init__(self, file: SourceFile, refs: Iterable[TensorRef] = ()) -> None:
-        self._file = file
+    def __init__(self, opened: Callable[[str], SourceFile], refs: Iterable[TensorRef] = ()) -> None:
+        self._opened = lru_cache(maxsize=None)(opened)
         self._waiting = deque(refs)
         self._begun: deque[_Reading] = deque()
         self._held = 0  # bytes of what is begun
@@ -70,31 +72,33 @@ class StreamedShard:
         """Return a tensor that was not told to be next; small ones share requests."""
         alone = _Reading(ref)
         for offset, memory in alone.parts if ref.span.nbytes < GAP else ():
-            memory[:] = self._file.read_at(offset, len(memory))
+            memory[:] = self._opened(ref.shard).read_at(offset, len(memory))
         if ref.span.nbytes >= GAP:
-            self._file.read_many(alone.parts)
+            self._opened(ref.shard).read_many(alone.parts)
         return alone.tensor()
 
     def _begin(self, used: int = 0) -> None:
         """Begin to read what comes next, as far as there is room; small tensors that touch are read together."""
         while self._waiting:
-            size = self._waiting[0].nbytes
+            size, name = self._waiting[0].nbytes, self._waiting[0].shard
             if self._held + size > AHEAD and (self._begun or used):
                 return
             batch = [_Reading(self._waiting.popleft())]
-            while self._waiting and size + self._waiting[0].nbytes <= RUN:
+            while self._waiting and self._waiting[0].shard == name and size + self._waiting[0].nbytes <= RUN:
                 size += self._waiting[0].nbytes
                 batch.append(_Reading(self._waiting.popleft()))
             self._held += size
             self._begun.extend(batch)
             for run in runs_of([part for reading in batch for part in reading.parts], RUN):
                 served = [reading for reading in batch if reading.wants(run)]
-                job = self._pool.submit(self._fetch, run, served)
+                job = self._pool.submit(self._fetch, name, run, served)
                 for reading in served:
                     reading.jobs.append(job)
 
-    def _fetch(self, run: Run, served: Sequence[_Reading]) -> None:  # noqa: ARG002 - whose memory lives as long
-        self._file.read_many(run.parts)
+    def _fetch(self, name: str, run: Run, served: Sequence[_Reading]) -> None:  # noqa: ARG002 - whose memory lives as long
+        for _, memory in run.parts:
+            touch(memory)
+        self._opened(name).read_many(run.parts)
 
 
 class _Reading:

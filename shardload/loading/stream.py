@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from shardload.placement.target import Target
 from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from typing_extensions import Self
@@ -71,6 +71,7 @@ def stream(
         ProgressMeter(progress, total) if shows else nullcontext() as meter,
         _Stream(comparison, target, values, copy, verified, once) as carrier,
         _asked_ahead(comparison, by_shard, once) if total >= _WORTH_ASKING else nullcontext(),
+        _streamed(comparison.checkpoint, by_shard, once) as carrier.streamed,
     ):
         for name, pairs in by_shard.items():
             started = time.perf_counter()
@@ -122,6 +123,22 @@ def _asked_ahead(comparison: Comparison, by_shard: Mapping[str, Pairs], once: Re
     return asked_ahead(checkpoint, spans)
 
 
+@contextmanager
+def _streamed(
+    checkpoint: Checkpoint, by_shard: Mapping[str, Pairs], once: ReadOnce | None
+) -> Iterator[Mapping[str, AnyShard]]:
+    """Yield what reads the shards that do not come onto this disk: one for all, which goes on to the next in time."""
+    source = checkpoint.source
+    names = [name for name in by_shard if source.open(name).is_streamed] if source.is_streamed else []
+    if not names:
+        yield {}
+        return
+    wanted = (pair for name in names for pair in by_shard[name])
+    refs = [ref for key, ref in wanted if once is None or once.reads(key)]
+    with checkpoint._opened(names[0], refs) as shard:
+        yield dict.fromkeys(names, shard)
+
+
 class _Stream:
     """Loads the tensors of a plan, shard by shard. `joins`, `claims` and `subtrees` are None when the plan has none."""
 
@@ -138,6 +155,7 @@ class _Stream:
         self.comparison = comparison
         self.target = target
         self.copy = copy
+        self.streamed: Mapping[str, AnyShard] = {}
         self.filled: set[str] = set()
         self.loaded = 0
         self.dtypes: Counter[torch.dtype] = Counter()
@@ -172,8 +190,8 @@ class _Stream:
         checkpoint = self.comparison.checkpoint
         if self.verified is not None:
             self.verified.begin(name, checkpoint.source.open(name).local_path())
-        refs = [ref for key, ref in pairs if once is None or once.reads(key)]
-        with checkpoint._opened(name, refs, copy=self.copy) as shard:
+        streamed = self.streamed.get(name)
+        with nullcontext(streamed) if streamed else checkpoint._opened(name, copy=self.copy) as shard:
             for key, ref in pairs:
                 read = shard.tensor(ref) if once is None else once.tensor(key, ref, shard)
                 self._take(key, ref, read, shard, meter)
