@@ -27,6 +27,7 @@ from benchmarks.seaweed import Seaweed, environment
 
 PIECE = 8 * 2**20
 CONNECTIONS = 4
+_TURNS = 3  # of obstore and shardload; the middle one of each counts
 _ROUNDS = 4  # of RangeReader and its floor, in turn
 
 
@@ -37,7 +38,14 @@ def main() -> None:
     folder = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as scratch, Seaweed(Path(scratch) / "weed") as server:
         where = server.put(folder, "llama")
-        said = {way: _child(way, where, json.dumps(server.options)) for way in ("obstore", "shardload")}
+        turns = [
+            {way: _child(way, where, json.dumps(server.options)) for way in ("obstore", "shardload")}
+            for _ in range(_TURNS)
+        ]
+    said = {
+        way: sorted((turn[way] for turn in turns), key=lambda each: each["seconds"])[_TURNS // 2]
+        for way in ("obstore", "shardload")
+    }
     largest = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     said["ranges"] = _child("ranges", str(largest))
     ours, theirs = said["shardload"], said["obstore"]
