@@ -1,7 +1,7 @@
 """Measures a load of a store without a disk: `python -m benchmarks.probes.remote FOLDER`.
 
 A Llama lies in SeaweedFS on loopback. In turn, each in a process of its own: obstore alone reads all of its shards,
-8 MiB a request, four requests at a time, and drops the bytes; shardload loads the model. Then RangeReader, which reads
+8 MiB a request, four requests at a time, and drops the bytes, or keeps them; shardload loads the model. Then RangeReader, which reads
 the Hub, reads one shard from a server that does nothing but send files, 8 MiB a request, one after another; beside it
 `http.client` on one connection that is kept. Printed are seconds, bytes a second, and what was written to the disk.
 """
@@ -27,7 +27,8 @@ from benchmarks.seaweed import Seaweed, environment
 
 PIECE = 8 * 2**20
 CONNECTIONS = 4
-_TURNS = 3  # of obstore and shardload; the middle one of each counts
+_STORES = ("obstore", "kept", "shardload")
+_TURNS = 3  # of these; the middle one of each counts
 _ROUNDS = 4  # of RangeReader and its floor, in turn
 
 
@@ -39,12 +40,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, Seaweed(Path(scratch) / "weed") as server:
         where = server.put(folder, "llama")
         turns = [
-            {way: _child(way, where, json.dumps(server.options)) for way in ("obstore", "shardload")}
-            for _ in range(_TURNS)
+            {way: _child(way, where, json.dumps(server.options)) for way in _STORES} for _ in range(_TURNS)
         ]
     said = {
         way: sorted((turn[way] for turn in turns), key=lambda each: each["seconds"])[_TURNS // 2]
-        for way in ("obstore", "shardload")
+        for way in _STORES
     }
     largest = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     said["ranges"] = _child("ranges", str(largest))
@@ -53,6 +53,8 @@ def main() -> None:
         json.dumps({
             **ours,
             "obstore_s": theirs["seconds"],
+            "kept_s": said["kept"]["seconds"],
+            "kept_share": said["kept"]["seconds"] / ours["weights_s"] * ours["nbytes"] / theirs["nbytes"],
             "rate": theirs["nbytes"] / 1e9 / theirs["seconds"],
             "ours_rate": ours["nbytes"] / 1e9 / ours["weights_s"],
             "share": theirs["seconds"] / ours["weights_s"] * ours["nbytes"] / theirs["nbytes"],
@@ -68,7 +70,11 @@ def _child(way: str, *arguments: str) -> dict[str, float]:
     return found
 
 
-def _obstore(where: str, options: str) -> dict[str, float]:
+def _kept(where: str, options: str) -> dict[str, float]:
+    return _obstore(where, options, keep=True)
+
+
+def _obstore(where: str, options: str, *, keep: bool = False) -> dict[str, float]:
     import obstore
     from obstore.store import from_url
 
@@ -82,9 +88,14 @@ def _obstore(where: str, options: str) -> dict[str, float]:
         for start in range(0, size, PIECE)
     ]
 
+    kept = []
+
     def read(piece: tuple[str, int, int]) -> int:
         path, start, stop = piece
-        return len(obstore.get_range(store, path, start=start, end=stop))
+        got = obstore.get_range(store, path, start=start, end=stop)
+        if keep:
+            kept.append(got)
+        return len(got)
 
     started = time.monotonic()
     with ThreadPoolExecutor(CONNECTIONS) as pool:
@@ -185,7 +196,13 @@ def _answer(connection: socket.socket, descriptor: int, size: int) -> None:
                 start += os.sendfile(connection.fileno(), descriptor, start, stop - start)
 
 
-WAYS: dict[str, Any] = {"obstore": _obstore, "shardload": _shardload, "ranges": _ranges, "serve": _serve}
+WAYS: dict[str, Any] = {
+    "obstore": _obstore,
+    "kept": _kept,
+    "shardload": _shardload,
+    "ranges": _ranges,
+    "serve": _serve,
+}
 
 
 def _written() -> int:
