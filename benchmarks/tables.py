@@ -461,10 +461,11 @@ _REMOTE = Table(
     "remote",
     "A Llama of 0.9 GB in 7 `.safetensors` shards, in SeaweedFS on loopback by S3; ranges of the Hub's reader",
     "A fresh process for each: obstore alone, which reads all shards by four requests of 8 MiB at a time and drops "
-    "the bytes, or keeps them in memory, then `from_pretrained` into LlamaForCausalLM, from the end of the imports until the model is ready; "
-    "the rate is that of its weights. Beyond: the most anonymous memory of the load, without its result. Written: what "
-    "the process gave to the disk. The reader of the Hub's ranges reads 8 MiB into memory, one request after another, "
-    "of a server that does nothing but send; `http.client` does the same on one connection that is kept.",
+    "the bytes, or keeps them in memory, then `from_pretrained` into LlamaForCausalLM, from the end of the imports "
+    "until the model is ready; the rate is that of its weights. Beyond: the most anonymous memory of the load, without "
+    "its result. Written: what the process gave to the disk. The reader of the Hub's ranges reads 8 MiB into memory, "
+    "one request after another, of a server that does nothing but send; `http.client` does the same on one connection "
+    "that is kept.",
     (Probe("0.9 GB", ("remote", "{llama-0.9gb.safetensors}"), most=9),),
     file="remote",
     columns=(

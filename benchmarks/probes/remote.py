@@ -1,9 +1,10 @@
 """Measures a load of a store without a disk: `python -m benchmarks.probes.remote FOLDER`.
 
 A Llama lies in SeaweedFS on loopback. In turn, each in a process of its own: obstore alone reads all of its shards,
-8 MiB a request, four requests at a time, and drops the bytes, or keeps them; shardload loads the model. Then RangeReader, which reads
-the Hub, reads one shard from a server that does nothing but send files, 8 MiB a request, one after another; beside it
-`http.client` on one connection that is kept. Printed are seconds, bytes a second, and what was written to the disk.
+8 MiB a request, four requests at a time, and drops the bytes, or keeps them; shardload loads the model. Then
+RangeReader, which reads the Hub, reads one shard from a server that does nothing but send files, 8 MiB a request, one
+after another; beside it `http.client` on one connection that is kept. Printed are seconds, bytes a second, and what
+was written to the disk.
 """
 
 from __future__ import annotations
