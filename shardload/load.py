@@ -273,6 +273,10 @@ class _Load:
             )
         if config_json is None and model_class is None:
             config_json = read_config(checkpoint.source)  # a broken one is an error where it is needed
+            if not config_json and checkpoint.format == "gguf":
+                from shardload.checkpoint.gguf_model import without_class
+
+                raise without_class(checkpoint.metadata, checkpoint.tensors, checkpoint.label)
         repo = checkpoint.source, config_json, trust_of(self.place, self._keywords)
         loaded = given or remote_code.load_config(*repo, dtype=dtype, model_class=model_class)
         return loaded, remote_code.resolve_class(*repo, auto_class=auto_class, model_class=model_class)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from shardload.checkpoint.gguf_layout import laid_out
 from shardload.checkpoint.gguf_table import ROWS
 from shardload.dequantise.gguf_values import plain_weight, undone, woven
-from shardload.errors import CorruptError
+from shardload.errors import CorruptError, UnsupportedError, Wording
 from shardload.keymap.dequantised import Dequantised
 from shardload.keymap.key_map import KeyMap
 from shardload.keymap.reshaped import reshaped
@@ -261,6 +261,24 @@ def _weave(tensors: dict[str, Derived], pair: tuple[str, str], target: str, code
 def gguf_config(metadata: Mapping[str, str], tensors: Mapping[str, Derived]) -> dict[str, Any] | None:
     """Return the config of the model in a GGUF file, as config.json has it; None where the file does not say it all."""
     return GgufModel(metadata, tensors).config()
+
+
+def without_class(
+    metadata: Mapping[str, str], tensors: Mapping[str, Derived], label: str
+) -> UnsupportedError:
+    """Return the error for a GGUF file that does not make a model by itself: what is not known, and what to pass."""
+    model = GgufModel(metadata, tensors)
+    given = {"config": ..., "model_class": ...}
+    if model.known is not None:
+        what = f"the GGUF file does not say all of a config of its architecture {model.architecture!r}"
+        cure = Wording("pass {config} and {model_class}: its tensors get their names and order", **given)
+    else:
+        what = (
+            f"the GGUF architecture {model.architecture!r} is read under llama.cpp's names: which class has its "
+            "tensors, and in which order of rows, is not known here"
+        )
+        cure = Wording("pass {config}, {model_class} and a {key_map} of these names", **given, key_map=...)
+    return UnsupportedError(what, where=label, cure=cure)
 
 
 def with_model_names(

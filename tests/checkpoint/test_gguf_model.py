@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from torch import nn
 
 import shardload
 from shardload.checkpoint.gguf_model import gguf_config, with_model_names
 from shardload.tensor_ref import Span, TensorRef
+from tests.checkpoint.formats.test_gguf import by_hand, floats, text
 
 
 def header(arch="llama", names=("token_embd.weight", "blk.0.attn_q.weight"), **values):
@@ -81,3 +83,42 @@ def test_values_that_the_converter_does_not_write_are_told(tmp_path):
     tensors["blk.0.attn_norm.weight"] = TensorRef("blk.0.attn_norm.weight", "I8", (4,), "m", Span(0, 4))
     with pytest.raises(shardload.CorruptError, match="attn_norm"):
         with_model_names(metadata, tensors)
+
+
+@pytest.mark.parametrize(
+    ("arch", "what", "cure"),
+    [
+        (
+            "olmo2",
+            "architecture 'olmo2' is read under llama.cpp's names",
+            "config=…, model_class=… and a key_map=…",
+        ),
+        ("deci", "all of a config of its architecture 'deci'", "pass config=… and model_class=…"),
+    ],
+)
+def test_a_file_that_makes_no_model_by_itself_is_refused_by_its_architecture(tmp_path, arch, what, cure):
+    stored = [("token_embd.weight", (2, 2), 0, 0, floats(1, 2, 3, 4))]
+    path = by_hand(tmp_path / "m.gguf", stored, [("general.architecture", 8, text(arch))])
+    for options in ({}, {"dtype": "bfloat16"}):
+        with pytest.raises(shardload.UnsupportedError, match=what) as caught:
+            shardload.from_pretrained(path, **options)
+        assert cure in caught.value.cure
+        assert str(path) in caught.value.where
+
+
+def test_what_the_refusal_says_to_pass_loads_the_file(tmp_path):
+    stored = [("token_embd.weight", (2, 2), 0, 0, floats(1, 2, 3, 4))]
+    for arch, more in (
+        ("olmo2", {"key_map": {"token_embd.{...}": "model.embed_tokens.{...}"}}),
+        ("deci", {}),
+    ):
+        path = by_hand(tmp_path / f"{arch}.gguf", stored, [("general.architecture", 8, text(arch))])
+        model = shardload.from_pretrained(path, config={}, model_class=_embedding, dtype="float32", **more)
+        assert model.model.embed_tokens.weight.tolist() == [[1, 2], [3, 4]]
+
+
+def _embedding(_):
+    model = nn.Module()
+    model.model = nn.Module()
+    model.model.embed_tokens = nn.Embedding(2, 2)
+    return model
