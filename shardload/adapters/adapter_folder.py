@@ -83,6 +83,7 @@ def save_adapter(
             tensors = gathered(tensors, ranks)
         with ranks.judging():
             _check(tensors)
+        with ranks.judging():  # all have the same tensors
             if ranks.is_first:
                 _write(folder, model, plan, tensors, progress=progress, verify=verify)
     return [Path(folder) / _WEIGHTS, Path(folder) / _CONFIG]

@@ -17,6 +17,7 @@ from shardload.errors import UnsupportedError, UsageError, Wording
 from shardload.loading.memory_plan import ROOM_TO_COMPUTE, ROOM_TO_MAP, Statement
 from shardload.placement.cut import Cut, Split, cut_by
 from shardload.placement.taken import NOTHING, Taken, padded, taken_on_device
+from shardload.placement.tp_plan import refuse_what_stays_cut
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 
 if TYPE_CHECKING:
@@ -154,12 +155,15 @@ class Ranks:
 
 
 def plan_of(
-    config: Mapping[str, Any] | None, given: Mapping[str, str] | None, tp: int, names: Iterable[str]
+    config: Mapping[str, Any] | None,
+    given: Mapping[str, str] | None,
+    tp: int,
+    tensors: Mapping[str, Derived],
 ) -> Mapping[str, str]:
     """Return the caller's plan for tensor parallelism, or that of the class of transformers that a config names.
 
-    `names` are those of the tensors. Raises UsageError for a plan of the caller's that takes none of them, cuts over no
-    ranks or has an unknown style, and UnsupportedError where nobody has a plan.
+    Raises UsageError for a plan of the caller's that takes none of the tensors, cuts over no ranks or has an unknown
+    style, and UnsupportedError where nobody has a plan, or a load would refuse the caller's.
     """
     if given is not None and tp == 1:
         raise UsageError(
@@ -167,19 +171,14 @@ def plan_of(
             cure=Wording("say over how many ranks: {tp}", tp=...),
         )
     if given is not None:
-        _check(given, names)
+        _check(given, tensors)
+        _refuse_as_a_load_does(config, given, tensors)
         return given
     if tp == 1:
         return {}
-    kind = (config or {}).get("model_type")
-    try:
-        from transformers import CONFIG_MAPPING
-
-        plan: Mapping[str, str] = CONFIG_MAPPING[kind].base_model_tp_plan
-    except (ImportError, KeyError, AttributeError):
-        plan = {}
+    plan: Mapping[str, str] = getattr(_library_config(config), "base_model_tp_plan", None) or {}
     if not plan:
-        modules = _modules(names)
+        kind, modules = (config or {}).get("model_type"), _modules(tensors)
         more = f" and {len(modules) - _SHOWN} more" if len(modules) > _SHOWN else ""
         raise UnsupportedError(
             "which layers tensor parallelism cuts is not in the headers, and no class of transformers says it",
@@ -187,6 +186,41 @@ def plan_of(
             cure=Wording('name them, each with "colwise" or "rowwise": {tp_plan}', tp_plan=...),
         )
     return plan
+
+
+def _library_config(config: Mapping[str, Any] | None) -> Any:
+    """Return the class of an installed transformers for a config; None without one."""
+    try:
+        from transformers import CONFIG_MAPPING
+
+        return CONFIG_MAPPING[(config or {}).get("model_type")]
+    except (ImportError, KeyError):
+        return None
+
+
+def _refuse_as_a_load_does(
+    config: Mapping[str, Any] | None, plan: Mapping[str, str], tensors: Mapping[str, Derived]
+) -> None:
+    """Refuse what a load refuses of a plan by its modules. A class of transformers cuts itself, as it likes."""
+    shapes = {name.rpartition(".")[0]: tensor.shape for name, tensor in tensors.items()}
+    shapes |= {
+        name.removesuffix(".weight"): tensor.shape
+        for name, tensor in tensors.items()
+        if name.endswith(".weight")
+    }
+    styles = {
+        name: style for pattern, style in plan.items() for name in shapes if _pattern(pattern).search(name)
+    }
+
+    def features(name: str) -> tuple[int, int]:
+        shape = shapes[name]
+        return (shape[1], shape[0]) if len(shape) == 2 and f"{name}.weight" in tensors else (0, 0)
+
+    try:
+        refuse_what_stays_cut(styles, features)
+    except UnsupportedError:
+        if "auto_map" in (config or {}) or _library_config(config) is None:
+            raise
 
 
 def idle(plan: Mapping[str, str], names: Iterable[str]) -> list[str]:

@@ -24,11 +24,12 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from shardload.errors import Cures, UnsupportedError, UsageError, Wording, keyword
+from shardload.errors import UnsupportedError, UsageError, Wording, keyword
 from shardload.model.blocks import blocks_of
 from shardload.model.shell import modules_of
 from shardload.placement.cut import Split, cut_by
 from shardload.placement.mesh_ranks import with_this_rank
+from shardload.placement.tp_plan import CUT, JOINED, refuse_what_stays_cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
     from shardload.keymap import Derived
     from shardload.model.shell import Shell
 
-_CUT, _JOINED = "colwise", "rowwise"
 _STYLES: dict[str, Callable[[], ParallelStyle]] = {
-    _CUT: ColwiseParallel,
-    _JOINED: RowwiseParallel,
+    CUT: ColwiseParallel,
+    JOINED: RowwiseParallel,
     **dict.fromkeys(
         ("colwise_rep", "colwise_gather_output"), lambda: ColwiseParallel(output_layouts=Replicate())
     ),
@@ -167,7 +167,8 @@ class Layout:
                 cure=Wording('name its modules, each with "colwise" or "rowwise": {tp_plan}', tp_plan=...),
             )
         styles = _expanded(shell.model, self.plan)
-        _refuse_what_stays_cut(shell.model, styles)
+        modules = dict(shell.model.named_modules())
+        refuse_what_stays_cut(styles, lambda name: _features(modules[name]))
         with (
             _untied(
                 shell.model, shell.ties, '"rowwise_rep" for the embedding, "colwise_rep" for the output layer'
@@ -239,6 +240,11 @@ def _mesh_of(sizes: Mapping[str, Any], plan: Any) -> DeviceMesh:
     return init_device_mesh(kind, tuple(kept.values()), mesh_dim_names=tuple(kept))
 
 
+def _features(module: nn.Module) -> tuple[int, int]:
+    """Return how many features a layer takes and makes; 0 where its class says nothing of it."""
+    return getattr(module, "in_features", 0), getattr(module, "out_features", 0)
+
+
 def _style_of(style: str | ParallelStyle) -> ParallelStyle:
     return _STYLES[style]() if isinstance(style, str) else style
 
@@ -283,35 +289,6 @@ def _without_adapters(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
         for children, before in taken:
             children.clear()
             children.update(before)
-
-
-def _refuse_what_stays_cut(model: nn.Module, styles: Mapping[str, str | ParallelStyle]) -> None:
-    """Refuse a layer whose cut output nothing takes as it is: what follows would compute something else.
-
-    The output of a "colwise" layer is this rank's part. A "rowwise" layer beside it, in the same module, takes a part
-    of as many features; where the layer makes more, several projections are fused in it, and a cut goes through them.
-    """
-    modules = dict(model.named_modules())
-    for name, style in styles.items():
-        beside = [each for each in styles if each.rpartition(".")[0] == name.rpartition(".")[0]]
-        if style == _CUT:
-            takes = [getattr(modules[each], "in_features", 0) for each in beside if styles[each] == _JOINED]
-            makes = getattr(modules[name], "out_features", 0)
-            if not takes or (makes and makes > max(takes)):
-                why = "stays cut: no rowwise layer stands beside it"
-                if takes:
-                    why = f"is fused of several: {makes} features, and the rowwise layer beside it takes {max(takes)}"
-                raise UnsupportedError(
-                    f"the output of {name} {why}",
-                    where=f"{name!r}: {style!r}",
-                    cure=Cures('make it "colwise_rep", which gathers its output', "leave it whole"),
-                )
-        elif style == _JOINED and not any(styles[each] == _CUT for each in beside):
-            raise UnsupportedError(
-                f"the input of {name} is whole: no colwise layer stands beside it",
-                where=f"{name!r}: {style!r}",
-                cure=Cures('make it "rowwise_rep", which cuts its input', "leave it whole"),
-            )
 
 
 @contextmanager

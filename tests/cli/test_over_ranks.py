@@ -10,8 +10,10 @@ import sys
 import pytest
 import torch
 
-from shardload import save
+from shardload import open_checkpoint, save
 from shardload.cli.over_ranks import world
+from tests.dequantise import test_gptq
+from tests.dequantise.packed import folder_of
 from tests.distributed.nets import NETS
 from tests.distributed.spawn import ROOT, run_ranks
 
@@ -49,6 +51,20 @@ def test_the_first_rank_prints_the_ranks_as_json(folder):
     assert [row["rank"] for row in said["ranks"]] == [0, 1]
     whole = sum(tensor.nbytes for tensor in NETS["Uneven"]().state_dict().values())
     assert sum(row["nbytes"] for row in said["ranks"]) == whole
+
+
+def test_ranks_that_make_packed_weights_plain_say_so(tmp_path):
+    where = folder_of(tmp_path / "gptq", test_gptq.packed()[0], test_gptq.settings())
+    given = ("--model-class", "tests.distributed.packed:plain_layer", "--dtype", "bfloat16", "--json")
+    first, second = run_ranks("tests.distributed.command", 2, "load", where, *given)
+    assert (first.code, second.code) == (0, 0), first.said + second.said
+    said = json.loads(first.out)
+    assert (said["packing"], said["dtypes"]) == ("GPTQ", {"bfloat16": 1})
+    stored = sum(row["nbytes"] for row in said["ranks"])
+    assert (
+        open_checkpoint(where).nbytes <= stored < 1.5 * open_checkpoint(where).nbytes
+    )  # both read the scales' order
+    assert all(row["anon_peak"] <= row["stated"] for row in said["ranks"])
 
 
 def test_a_process_alone_is_one_rank():

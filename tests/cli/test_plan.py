@@ -73,6 +73,9 @@ def test_map_apply_and_invert(tmp_path, call_cli):
 def test_ranks_are_a_table(tmp_path, call_cli):
     where = write_checkpoint(tmp_path / "c", {"layers.0.up.weight": torch.ones(512, 512)})
     done = call_cli("plan", where, "--fsdp", "2", "--tp", "2", "--tp-plan", "layers.*.up=colwise")
+    assert done.returncode == 2
+    assert "the output of layers.0.up stays cut" in done.stderr
+    done = call_cli("plan", where, "--fsdp", "2", "--tp", "2", "--tp-plan", "layers.*.up=colwise_rep")
     assert (done.returncode, done.stderr) == (0, "")
     assert "0-3" in done.stdout
     assert "262.1 kB" in done.stdout

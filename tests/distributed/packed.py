@@ -24,6 +24,11 @@ class Net(nn.Module):
         self.layer = nn.Linear(columns, rows, bias=False)
 
 
+def plain_layer(_config: object) -> Net:
+    """Make the net of GPTQ's layer from any config, as a command line names it."""
+    return Net(*SHAPES["gptq"])
+
+
 def loaded(kind: str, read: str, folder: Path, mesh, make):
     """Return this rank's model and the report of its load."""
     options = {"dtype": "bfloat16", "read": read, "timeout": 60}

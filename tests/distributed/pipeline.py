@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from shardload import build_shell, fill, open_checkpoint
+from shardload import attach_lora, build_shell, fill, open_checkpoint
 
 STAGES = (["embed*", "layers.0.*"], ["layers.1-9.*"])
 OF_LAST = {
@@ -52,10 +52,12 @@ def patterns_of(net: str, kind: type[nn.Module], number: int) -> list[str]:
     return [before + pattern for pattern in patterns]
 
 
-def filled_stage(net: str, kind: type[nn.Module], folder: Path, mesh, shard, options: dict):
+def filled_stage(net: str, kind: type[nn.Module], folder: Path, mesh, shard, options: dict, adapter=False):
     """Return this rank's stage, filled, and the report; `shard` cuts it over the rest of the mesh."""
     number = mesh.get_coordinate()[0]
     shell = build_shell(lambda: stage_of(kind(), number))
+    if adapter:
+        attach_lora(shell.model, r=2, alpha=4, targets=[f"layers.{number}.up"], seed=0)
     if shard is not None:
         shard(shell.model, mesh[mesh.mesh_dim_names[1]])
     checkpoint = open_checkpoint(folder, only=patterns_of(net, kind, number))

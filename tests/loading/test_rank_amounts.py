@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from shardload import UnsupportedError, UsageError, plan_load, save
+from shardload.cli.demo_repo import write_demo_repo
 from shardload.loading.rank_amounts import Ranks, plan_of
 from shardload.tensor_ref import DTYPE_BITS, Span, TensorRef
 from tests.distributed.nets import NETS
@@ -46,7 +47,7 @@ def test_what_is_no_plan_is_refused(tmp_path):
         plan_load(tmp_path, tp=2)
     with pytest.raises(UsageError, match="no number of ranks"):
         plan_load(tmp_path, fsdp=0)
-    assert plan_of(None, None, 1, []) == {}
+    assert plan_of(None, None, 1, {}) == {}
     with pytest.raises(UsageError, match="'layers.*.upp' or 'head'") as caught:
         plan_load(tmp_path, tp=2, tp_plan={"layers.*.upp": "colwise", "head": "colwise_rep"})
     assert "layers.*.up" in caught.value.cure
@@ -56,6 +57,31 @@ def test_what_is_no_plan_is_refused(tmp_path):
         with pytest.raises(UsageError, match="cuts nothing") as caught:
             plan_load(tmp_path, tp_plan=PLAN, **ranks)
         assert caught.value.cure == "say over how many ranks: tp=…"
+
+
+def test_a_plan_that_a_load_refuses_is_refused_in_the_same_words(tmp_path):
+    """The words of a load are those of tests/placement/test_layout.py."""
+    save(NETS["Uneven"](), tmp_path)
+    fused = {"layers.*.up": "colwise", "layers.*.down": "rowwise"}
+    for plan, said in (
+        (
+            {"layers.*.up": "colwise"},
+            "the output of layers.0.up stays cut: no rowwise layer stands beside it",
+        ),
+        (
+            {"layers.*.down": "rowwise"},
+            "the input of layers.0.down is whole: no colwise layer stands beside it",
+        ),
+    ):
+        with pytest.raises(UnsupportedError) as caught:
+            plan_load(tmp_path, tp=2, tp_plan=plan)
+        assert caught.value.what == said
+    assert plan_load(tmp_path, tp=2, tp_plan=fused).ranks
+    write_demo_repo(tmp_path / "glm", formats=["safetensors"])
+    mlp = "transformer.encoder.layers.*.mlp"
+    plan = {f"{mlp}.dense_h_to_4h": "colwise", f"{mlp}.dense_4h_to_h": "rowwise"}
+    with pytest.raises(UnsupportedError, match=r"mlp.dense_h_to_4h is fused of several: \d+ features"):
+        plan_load(tmp_path / "glm", tp=2, tp_plan=plan)
 
 
 def test_the_tied_head_of_a_plan_is_noted(tmp_path):

@@ -85,7 +85,8 @@ def test_four_ranks_of_two_kinds_experts_that_some_lack_and_stages(folder):
     cases = ["fsdp2+tp-4:Tied", "hsdp-4:Tied", "experts-4:Experts", "fsdp2-2:Tied:some"]
     stages = ["pipeline+fsdp2-4:Tied", "pipeline+fsdp2-4:Renamed", "pipeline+tp-4:Buffers"]
     other = "pipeline+fsdp2-4:Tied:other"
-    lines, ranks = run(folder, 4, [*cases, *stages, other])
+    adapter = "pipeline+fsdp2-4:Tied:adapter"
+    lines, ranks = run(folder, 4, [*cases, *stages, other, adapter])
     assert [rank.code for rank in ranks] == [0] * 4, "\n".join(rank.said[-3000:] for rank in ranks)
     for case in (*cases, *stages):
         assert [line["error"] for line in lines[case]] == [None] * 4, lines[case]
@@ -94,6 +95,10 @@ def test_four_ranks_of_two_kinds_experts_that_some_lack_and_stages(folder):
     assert [line["error"] for line in lines[other]] == ["RanksError"] * 4
     assert "different tensors of the name embed.weight" in lines[other][0]["text"]
     assert not (folder / "out" / other).exists()
+    assert [line["error"] for line in lines[adapter]] == ["RanksError"] * 4
+    said = [line["text"] for line in lines[adapter]]
+    assert any("the tensors of the adapter differ from those of rank 0" in text for text in said), said
+    assert not (folder / "out" / adapter).exists()
 
 
 @pytest.mark.parametrize("trouble", ["full", "killed"])
