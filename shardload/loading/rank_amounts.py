@@ -67,10 +67,12 @@ class Ranks:
 
     def amounts(self, tensors: Mapping[str, Derived], shards: Sequence[str]) -> list[RankAmounts]:
         """Return the amounts of every rank."""
-        kinds: Counter[Kind] = Counter(
-            (tensor.shape, tensor.dtype, *self.cut_of(name, tensor.shape)) for name, tensor in tensors.items()
-        )
-        work = self._work_space(tensors, shards)
+        kind_of: dict[str, Kind] = {
+            name: (tensor.shape, tensor.dtype, *self.cut_of(name, tensor.shape))
+            for name, tensor in tensors.items()
+        }
+        kinds = Counter(kind_of.values())
+        work = self._work_space(tensors, kind_of, shards)
         computes = self._of_rank(0, kinds, 0).anon > 0
         ranks = [self._of_rank(rank, kinds, work) for rank in range(self.fsdp * self.tp)]
         if computes:
@@ -144,13 +146,19 @@ class Ranks:
         ref = TensorRef("", dtype, part, "", Span(0, nbytes))
         return nbytes, taken_on_device(ref, self.code, device=self.device)
 
-    def _work_space(self, tensors: Mapping[str, Derived], shards: Sequence[str]) -> int:
+    def _work_space(
+        self, tensors: Mapping[str, Derived], kind_of: Mapping[str, Kind], shards: Sequence[str]
+    ) -> int:
         """Return what the first rank works in beside its weights: no rank has larger parts."""
         statement = Statement(shards, self.copy)
+        of_kind: dict[Kind, tuple[Cut, Taken]] = {}
         for name, tensor in tensors.items():
-            dim, pieces = self.cut_of(name, tensor.shape)
-            cut = self.cut(tensor.shape, dim, pieces, 0)
-            statement.add(cut.of(tensor), self._part(tensor.shape, tensor.dtype, dim, pieces, 0)[1])
+            kind = shape, dtype, dim, pieces = kind_of[name]
+            if kind not in of_kind:
+                taken = self._part(shape, dtype, dim, pieces, 0)[1]
+                of_kind[kind] = self.cut(shape, dim, pieces, 0), taken
+            cut, taken = of_kind[kind]
+            statement.add(cut.of(tensor), taken)
         return statement.plan().staging
 
 
