@@ -195,15 +195,15 @@ def plan_load(
         from shardload.checkpoint.plain_weights import dequantised
 
         checkpoint = dequantised(checkpoint, dtype)
+    spread = (
+        None if device_map is None and max_memory is None else _spread(device_map, max_memory, device, copy)
+    )
     copy = copy or checkpoint.source.is_streamed
     ahead = AHEAD if checkpoint.source.is_streamed else 0
     rules = KeyMap.of(key_map)
     mapped = rules.map_headers(checkpoint.tensors)
     rules.require_fit(checkpoint.tensors, mapped)
     on = _device_type(device)
-    spread = (
-        None if device_map is None and max_memory is None else _spread(device_map, max_memory, device, copy)
-    )
     copies = second_views(rules.rules, mapped.tensors)
     tensors = {name: as_view(tensor) or tensor for name, tensor in mapped.tensors.items()}
     shards = [shard.name for shard in checkpoint.shards]
@@ -212,7 +212,7 @@ def plan_load(
     if shell is None:
         statement = Statement(shards, copy, kept=beside, ahead=ahead)
         if spread is not None:
-            statement.add_all(tensors, spread.by_name(tensors, code), copies)
+            statement.add_all(tensors, spread.by_name(tensors, code, reads_files=copy), copies)
         else:
             statement.add_all(tensors, lambda _name, tensor: taken_on_device(tensor, code, device=on), copies)
         memory = statement.plan()

@@ -149,7 +149,7 @@ def fill(
             copy or checkpoint.source.is_streamed or bool(ranks and read == "once")
         )  # what is received lies in memory
         with ranks.judging():
-            target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
+            target.dtypes, target.reads_files = shell.dtypes(_loaded_in(target, checkpoint)), copy
             comparison = Comparison(shell, checkpoint, rules, target)
             checkpoint = comparison.checkpoint  # with plain weights where it is quantised
             verdict = comparison.judge(
@@ -207,7 +207,7 @@ def stated_for(
     shell = _as_shell(shell)
     target = _target(target, None, shell)
     target.prepare(shell.model)
-    target.dtypes = shell.dtypes(_loaded_in(target, checkpoint))
+    target.dtypes, target.reads_files = shell.dtypes(_loaded_in(target, checkpoint)), copy
     comparison = Comparison(shell, checkpoint, rules, target)
     verdict = comparison.judge()
     verdict.allowed["not judged"] = verdict.faults

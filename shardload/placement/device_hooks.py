@@ -10,7 +10,8 @@ The hooks do not lock: one forward of a model at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from copy import copy
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -208,10 +209,18 @@ def _moved(value: Any, machine: Machine, device: Any) -> Any:
         return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
     if isinstance(value, Mapping):
         new = {name: _moved(each, machine, device) for name, each in value.items()}
-        if all(new[name] is each for name, each in value.items()):
-            return value
-        return type(value)(**new) if type(value) is not dict else new
+        return value if all(new[name] is each for name, each in value.items()) else _filled(value, new)
     return value
+
+
+def _filled(value: Mapping[Any, Any], new: dict[Any, Any]) -> Mapping[Any, Any]:
+    """Return a mapping like `value`, with all that it has beside its entries, that holds `new` in their place."""
+    if not isinstance(value, MutableMapping):
+        return type(value)(new)  # type: ignore[call-arg]
+    like = copy(value)
+    for name, each in new.items():
+        like[name] = each
+    return like
 
 
 def _device_of(value: Any, machine: Machine) -> Any:

@@ -23,6 +23,7 @@ Place = int | str
 STRATEGIES = ("auto", "balanced", "sequential")
 BESIDE = ("cpu", "disk")
 _DEVICE = re.compile(r"(cuda|xpu|npu|mps|hpu|mlu|musa|cpu)(?::(\d+))?")
+_MOST = 127  # torch keeps the number of a device in one signed byte: 256 would be device 0
 _SHARE = 10  # a tenth of an accelerator's free memory is left to what the model computes
 
 
@@ -88,6 +89,19 @@ class Settled:
     main: Place
     ahead: bool = True
 
+    def refuse_read_files(self, views: Iterable[str]) -> None:
+        """Refuse a load that reads its files into memory, where the map leaves what would be `views` of them there."""
+        read = sorted(name for name in views if self.tensors.get(name) == "disk")
+        if read:
+            raise UsageError(
+                f"the map leaves {collapse(read)[0]} on the disk, as a view of its file, and this load maps no file: "
+                "it reads them into memory",
+                where=keyword("device_map"),
+                cure=Cures(
+                    'map it to "cpu", or allow "cpu" more', "load files of this disk, and do not copy them"
+                ),
+            )
+
     def place(self, name: str) -> Place:
         """Return where a tensor lies: what the longest prefix of its name says, else the main device."""
         while name not in self.places:
@@ -145,6 +159,7 @@ class DeviceMap:
         limits = self.limits
         if self.by_hand is not None:
             places, by_tensor = self._by_hand(parts)
+            places = places or {"": "cpu"}  # of a model whose tensors the class computes
             used = [place for place in by_tensor.values() if place not in BESIDE]
             main: Place = used[0] if used else "cpu"
         else:
@@ -186,7 +201,7 @@ class DeviceMap:
     def _by_hand(self, parts: Sequence[Part]) -> tuple[dict[str, Place], dict[str, Place]]:
         wanted = self.by_hand or {}
         tensors = [names for part in parts for names, _ in part.tensors]
-        known = {prefix for names in tensors for name in names for prefix in prefixes(name)}
+        known = {"", *(prefix for names in tensors for name in names for prefix in prefixes(name))}
         places, faults = {}, []
         for name, value in wanted.items():
             place = place_of(value)
@@ -215,7 +230,7 @@ class DeviceMap:
                 cure='name each part of the model once, or "" for all that has no name of its own',
             )
         by_tensor: dict[str, Place] = {}
-        first = min(places.values(), key=_order)
+        first = min(places.values(), key=_order, default="cpu")
         for names in tensors:  # a tied tensor lies in one place, and best on an accelerator
             asked = [next((places[p] for p in prefixes(name) if p in places), None) for name in names]
             told = [place for place in asked if place is not None]
@@ -232,21 +247,22 @@ def prefixes(name: str) -> list[str]:
 def place_of(value: Any) -> Place | None:
     """Return the place that a number, a name or a torch.device stands for; None for what is none.
 
+    One device has one place, whatever it is called.
+
     >>> from shardload.placement.device_map import place_of
-    >>> place_of(1), place_of("cuda:1"), place_of("cuda"), place_of("cpu"), place_of("gpu")
-    (1, 1, 0, 'cpu', None)
+    >>> place_of(1), place_of("cuda:1"), place_of("cuda"), place_of("cpu:0"), place_of("xpu"), place_of("gpu")
+    (1, 1, 0, 'cpu', 'xpu:0', None)
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if value >= 0 else None
-    text = str(value)
-    if text in BESIDE:
-        return text
-    if text.isdigit():
-        return int(text)
-    match = _DEVICE.fullmatch(text)
-    if match is None or match[1] == "cpu":
+    text = "" if isinstance(value, bool) else str(value)
+    match = _DEVICE.fullmatch(f"cuda:{text}" if text.isdecimal() else text)
+    if text == "disk" or match is None:
+        return text if text == "disk" else None
+    number = int(match[2] or 0)
+    if number > _MOST or (match[1] == "cpu" and number):
         return None
-    return int(match[2] or 0) if match[1] == "cuda" else text
+    if match[1] in ("cuda", "cpu"):
+        return number if match[1] == "cuda" else "cpu"
+    return f"{match[1]}:{number}"
 
 
 def limits_of(given: Any) -> dict[Place, int]:
@@ -257,6 +273,7 @@ def limits_of(given: Any) -> dict[Place, int]:
             cure=Wording("pass {max_memory}", max_memory={0: "20GiB", "cpu": "60GiB"}),
         )
     limits: dict[Place, int] = {}
+    called: dict[Place, Any] = {}
     for name, size in given.items():
         place = place_of(name)
         if place is None:
@@ -264,6 +281,13 @@ def limits_of(given: Any) -> dict[Place, int]:
                 Wording("{max_memory} names {0}, which is no device", repr(name), max_memory=...),
                 cure='name accelerators by their numbers, and "cpu"',
             )
+        if place in called:
+            twice = repr(called[place]), repr(name)
+            raise UsageError(
+                Wording("{max_memory} names one device twice, as {0} and as {1}", *twice, max_memory=...),
+                cure="say once what it may hold",
+            )
+        called[place] = name
         none = not isinstance(size, bool) and (
             size == 0 or re.fullmatch(r"0+(\.0*)?\s*[KMGT]?i?B?", str(size), re.IGNORECASE)
         )

@@ -186,6 +186,9 @@ class OnDevices(Target):
         """Refuse a map that can't be done, before a weight is read."""
         if self.settled is None:
             return
+        if self.reads_files:
+            taken = self._on_disk.result_bytes
+            self.settled.refuse_read_files(key for key in stored if taken(key, stored[key]) == NOTHING)
         over = {self._place(key) for key in quantised}
         if self._quantised is not None and over - {self.settled.main}:
             raise UnsupportedError(

@@ -51,10 +51,15 @@ class Spread:
         """What names alone do not tell."""
         return [] if self._target else [NOTE]
 
-    def by_name(self, tensors: Mapping[str, Derived], code: str | None) -> Callable[[str, Derived], Taken]:
+    def by_name(
+        self, tensors: Mapping[str, Derived], code: str | None, *, reads_files: bool = False
+    ) -> Callable[[str, Derived], Taken]:
         """Settle the map by names; return what says how much memory a tensor takes."""
         nbytes = {name: _nbytes(tensor, code) for name, tensor in tensors.items()}
         settled = self._map.settle(parts_by_name(nbytes), _free, refuses=False)
+        if reads_files:
+            views = (name for name, tensor in tensors.items() if taken_on_device(tensor, code) == NOTHING)
+            settled.refuse_read_files(views)
         self._rows = list(settled.rows)
 
         def taken(name: str, tensor: Derived) -> Taken:

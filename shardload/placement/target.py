@@ -62,6 +62,8 @@ class Target:
     """What the report says of the load, once it is done."""
     devices: Sequence[DeviceRow] = ()
     """What lies on each device, where the target lays a model over several."""
+    reads_files: bool = False
+    """Whether stored tensors are read into memory, and none is a view of its file; set by the load after `prepare`."""
     dtypes: Mapping[str, torch.dtype] = MappingProxyType({})
     """The dtypes that the model itself wants by slot (`Shell.dtypes`), set by the load after `prepare`."""
 
@@ -159,6 +161,15 @@ class TargetAround(Target):
     @dtypes.setter
     def dtypes(self, wanted: Mapping[str, torch.dtype]) -> None:
         self.inner.dtypes = wanted
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether stored tensors are read into memory, as for the target inside."""
+        return self.inner.reads_files
+
+    @reads_files.setter
+    def reads_files(self, wanted: bool) -> None:
+        self.inner.reads_files = wanted
 
     @property
     def notes(self) -> Sequence[str]:

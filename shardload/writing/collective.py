@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import accumulate, product
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +25,7 @@ from shardload.keymap import leaves
 from shardload.writing.layout import Layout
 from shardload.writing.model_output import model_output
 from shardload.writing.output import OutputShard
+from shardload.writing.output_folder import folder_to_write
 from shardload.writing.output_writer import disk_room, write_beside
 from shardload.writing.ranks_state import RanksState, shape_of
 from shardload.writing.shard_file import verify_shard, write_shard
@@ -34,6 +34,7 @@ from shardload.writing.staging import staging
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from shardload._system.agreement import Agreement
     from shardload._system.progress import ProgressOption
@@ -64,7 +65,8 @@ def write_together(
     Files appear when all of them are complete on all ranks. Raises what `write_output` raises, on every rank, and
     RanksError where a rank has ended.
     """
-    target = Path(folder).absolute()
+    with ranks.judging():
+        target = folder_to_write(folder)
     with _group_of(ranks) as group:
         over = RanksState(state, ranks, group)
         rounds = Rounds(over, ranks, group)

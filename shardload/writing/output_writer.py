@@ -17,10 +17,11 @@ from shardload._system.atomic_file import require_space
 from shardload._system.file_identity import file_identity
 from shardload._system.gc_freeze import gc_frozen
 from shardload._system.progress import ProgressMeter
-from shardload.errors import CorruptError, UsageError
+from shardload.errors import CorruptError
 from shardload.writing.kernel_copy import same_file
 from shardload.writing.layout import Layout
 from shardload.writing.output import FileRange, OutputShard, SameFile
+from shardload.writing.output_folder import folder_to_write
 from shardload.writing.shard_file import differences, verify_copy, verify_shard, write_shard
 from shardload.writing.staging import Staging, staging
 
@@ -117,8 +118,7 @@ def write_output(
     disk returns other bytes.
     """
     start = time.perf_counter()
-    target = Path(folder).absolute()
-    _refuse_target(target, output)
+    target = folder_to_write(folder, output.sources)
     files = [target / name for name in output.names]
     layouts = _layouts(output)
     whole_job = _fingerprint(output, layouts, job, verify=verify)
@@ -144,7 +144,8 @@ def disk_room(
 ) -> DiskRoom:
     """Return the disk space that an output needs, before anything is written; `layouts` spares planning them again."""
     layouts = layouts or _layouts(output)
-    base = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    target = folder_to_write(folder)
+    base = next(path for path in (target, *target.parents) if path.exists())
     device = base.stat().st_dev
     needed = shared = 0
     for shard in output.shards:
@@ -221,25 +222,6 @@ def _is_there(target: Path, output: Output, layouts: dict[str, Layout]) -> bool:
         if not same:
             return False
     return not any(differences(target / name, layout) for name, layout in layouts.items())
-
-
-def _refuse_target(target: Path, output: Output) -> None:
-    if "\0" in str(target):
-        raise UsageError(
-            f"{str(target)!r} holds a NUL, which no path has", cure="pass a folder to write into"
-        )
-    if os.path.lexists(target) and not target.is_dir():
-        what = "a file" if target.exists() else "a link that leads nowhere"
-        raise UsageError(f"{target} is {what}", cure="pass a folder to write into")
-    real = target.resolve()
-    for source in output.sources:
-        own = source.resolve()
-        if real == own or own in real.parents:
-            raise UsageError(
-                "the output would be written into the folder that it is made from",
-                where=str(target),
-                cure="write into another folder",
-            )
 
 
 def _check_same(shard: SameFile) -> None:

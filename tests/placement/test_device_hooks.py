@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict, UserDict, defaultdict
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -190,3 +192,40 @@ def test_a_copy_of_a_model_has_hooks_of_its_own(folder, how):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in other.modules())
     assert not any(module._forward_hooks_always_called for module in other.modules())
     assert all(module._forward_pre_hooks for module in model.layers)
+
+
+class Numbered(UserDict):
+    """A mapping that takes no keywords, as a BatchEncoding."""
+
+    def __init__(self, data, number=0):
+        super().__init__(data)
+        self.number = number
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        OrderedDict({1: 0}), defaultdict(list, a=0), Numbered({"a": 0}, 7), MappingProxyType({"a": 0}), {2: 0},
+    ],
+    ids=lambda each: type(each).__name__,
+)  # fmt: skip
+def test_a_mapping_that_is_moved_stays_what_it_is(folder, mapping):
+    class Mapped(Plain):
+        def forward(self, ids):
+            return _like(mapping, super().forward(ids))
+
+    model, machine, _ = loaded(folder, {"": 1, "layers.0": 0}, Mapped)
+    out = model(IDS)
+    assert type(out) is type(mapping)
+    assert list(out) == list(mapping)
+    assert all(machine.where(each) == "cpu" for each in out.values())
+    assert getattr(out, "default_factory", None) is getattr(mapping, "default_factory", None)
+    assert getattr(out, "number", None) == getattr(mapping, "number", None)
+
+
+def _like(mapping, value):
+    if isinstance(mapping, MappingProxyType):
+        return MappingProxyType(dict.fromkeys(mapping, value))
+    made = copy.copy(mapping)
+    made.update(dict.fromkeys(mapping, value))
+    return made

@@ -152,3 +152,27 @@ def test_limits_that_are_none(limits):
 def test_what_is_no_map(wanted):
     with pytest.raises(UsageError, match="is no map of devices"):
         DeviceMap(wanted)
+
+
+def test_one_device_is_one_place_whatever_it_is_called():
+    import torch
+
+    assert [place_of(each) for each in ("cpu:0", torch.device("cpu", 0), "xpu", "mps", "cuda:127")] == [
+        "cpu", "cpu", "xpu:0", "mps:0", 127,
+    ]  # fmt: skip
+    assert torch.device("cuda", 256) == torch.device("cuda", 0)  # so its number is none
+    for none in (128, 256, 10**20, "256", "cuda:300", "\u00b2", "cpu:1", True):
+        assert place_of(none) is None
+        with pytest.raises(UsageError, match="is no device|is no map"):
+            settled({"": none})
+        with pytest.raises(UsageError, match="is no map"):
+            DeviceMap(none)
+    with pytest.raises(UsageError, match="names one device twice, as 0 and as 'cuda:0'"):
+        limits_of({0: 10, "cuda:0": 20})
+
+
+def test_a_model_without_stored_tensors_has_a_map_as_well():
+    computed = Part(("",), ((("table",), 8),), frozenset({"table"}))
+    for parts in ([], [computed]):
+        for wanted in ({}, {"": "cpu"}, "cpu"):
+            assert settled(wanted, parts=parts).places == {"": "cpu"}

@@ -16,6 +16,7 @@ from shardload import (
     fill,
     from_pretrained,
     open_checkpoint,
+    plan_load,
     report_of,
     save,
     save_adapter,
@@ -196,3 +197,28 @@ def test_the_check_that_is_run_on_a_gpu_runs(capsys):
     assert said.count("equal") == 6
     if not torch.cuda.is_available():
         assert on_cuda.check() == 2
+
+
+@pytest.mark.parametrize(("wanted", "limits"), [("auto", {"cpu": 2000}), ({"": "cpu", "head": "disk"}, None)])
+def test_what_is_read_into_memory_does_not_lie_on_the_disk(folder, tmp_path, wanted, limits):
+    checkpoint = open_checkpoint(folder)
+    shell = build_shell(Net)
+    before = dict(shell.model.named_parameters())
+    with pytest.raises(UsageError, match=r"leaves head.weight on the disk, .* maps no file"):
+        fill(shell, checkpoint, target=OnDevices(wanted, limits), copy=True)
+    assert all(before[name] is each for name, each in shell.model.named_parameters())
+    for built in (None, build_shell(Net)):
+        with pytest.raises(UsageError, match="memory"):
+            plan_load(checkpoint, device_map=wanted, max_memory=limits, shell=built, copy=True)
+    with pytest.raises(UsageError, match="memory"):
+        given(folder, device_map=wanted, max_memory=limits, copy=True)
+    given(folder, device_map="auto", max_memory={"cpu": "1GB"}, copy=True)  # both cures work
+    given(folder, device_map=wanted, max_memory=limits)
+
+
+def test_casts_in_the_spill_lie_on_the_disk_though_their_files_are_read(tmp_path):
+    make = lambda: nn.Linear(256, 256, bias=False)  # noqa: E731
+    save(make(), tmp_path / "net")
+    target = OnDevices("disk", dtype=torch.bfloat16, spill=tmp_path)
+    report = fill(build_shell(make), open_checkpoint(tmp_path / "net"), target=target, copy=True)
+    assert (report.stated.spilled, report.stated.anonymous) == (256 * 256 * 2, 0)

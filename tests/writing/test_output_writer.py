@@ -7,7 +7,18 @@ import os
 import pytest
 import torch
 
-from shardload import CorruptError, NoSpaceError, UsageError, open_checkpoint
+from shardload import (
+    CorruptError,
+    NoSpaceError,
+    UnsupportedError,
+    UsageError,
+    attach_lora,
+    convert,
+    merge_to_disk,
+    open_checkpoint,
+    save,
+    save_adapter,
+)
 from shardload.writing import (
     FileRange,
     Output,
@@ -173,3 +184,25 @@ def test_progress_counts_every_byte(base, tmp_path):
     tensors = [t.nbytes for s in output.shards if isinstance(s, OutputShard) for t in s.tensors]
     assert [p.done_bytes for p in seen] == [sum(tensors[: n + 1]) for n in range(len(tensors))]
     assert {p.total_bytes for p in seen} == {sum(tensors)}
+
+
+def test_an_address_in_a_store_is_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    save(model, "base")
+    attach_lora(model, r=2, targets=["0"])
+    save_adapter(model, "lora")
+    before = sorted(os.listdir())
+    for address in ("s3://bucket/out?key=SECRET", "HTTPS://host/out"):
+        for write in (
+            lambda out: save(torch.nn.Linear(4, 2), out),
+            lambda out: save_adapter(model, out),
+            lambda out: convert("base", out),
+            lambda out: merge_to_disk("base", "lora", out),
+        ):
+            with pytest.raises(UnsupportedError, match="into folders") as refused:
+                write(address)
+            assert "SECRET" not in str(refused.value)
+    assert sorted(os.listdir()) == before
+    save(torch.nn.Linear(4, 2), "./s3:/bucket")  # a path that looks like one
+    assert open_checkpoint("./s3:/bucket").tensors

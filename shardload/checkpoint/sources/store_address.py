@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from shardload.checkpoint.sources.store_errors import is_panic
 from shardload.errors import UnsupportedError, UsageError, Wording
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _FILE = re.compile(
     r"\.(?:safetensors|bin|pth?|ckpt|gguf|distcp|index\.json|safetensors\.index\.[\w.-]+\.json)$|/\.metadata$",
@@ -59,7 +57,14 @@ class StoreAddress:
     @classmethod
     def of(cls, text: str) -> StoreAddress:
         """Read an address. Raises UsageError for one that holds a query, a password, or no place at all."""
-        parts = urlsplit(text)
+        try:
+            parts = urlsplit(text)
+        except ValueError:  # brackets of IPv6 that are not closed, say
+            raise UsageError(
+                "the address of a store can't be read",
+                where=f"{text.partition('://')[0]}://…",
+                cure="write it as s3://bucket/prefix",
+            ) from None
         scheme = parts.scheme.lower()
         shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         if parts.query or parts.fragment or (parts.username is not None and not scheme.startswith("abfs")):
@@ -97,18 +102,19 @@ class StoreAddress:
                 where=self.root,
                 cure="pip install obstore (or: pip install 'shardload[remote]')",
             ) from None
-        settings = self.settings(options)
         try:
+            settings = self.settings(options)
             return (
                 HTTPStore.from_url(self.root, **settings) if self.is_web else from_url(self.root, **settings)
             )
         except BaseException as error:
             if not isinstance(error, Exception) and not is_panic(error):
                 raise
+        names = sorted(map(str, options or ())) if isinstance(options, Mapping | None) else ["no mapping"]
         # Not the error of obstore: it may show what it was given.
         raise UsageError(
             Wording("{storage_options} does not suit this store, or its address", storage_options=...),
-            where=f"{self.root}; given: {', '.join(sorted(options or ())) or 'nothing'}",
+            where=f"{self.root}; given: {', '.join(names) or 'nothing'}",
             cure="use the names of obstore or of fsspec, and plain values; the rest comes from the environment",
         )
 

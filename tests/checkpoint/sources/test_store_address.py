@@ -40,6 +40,7 @@ def test_an_address_is_a_root_and_perhaps_a_file(text, root, named):
         "s3:///x",
         "s3://bucket/../x",
         "https://huggingface.co/org/name",
+        "https://[::1/SECRET",
     ],
 )
 def test_an_address_with_a_secret_or_without_a_place_is_refused_and_not_shown(text):
@@ -72,6 +73,18 @@ def test_options_have_the_names_of_obstore_or_of_fsspec():
     assert StoreAddress("gs://b").settings({"token": "t"}) == {"token": "t"}
     assert web.settings(None) == {"client_options": {"allow_http": True}}
     assert StoreAddress("https://host").settings(None) == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["SECRET", ["SECRET"], {1: "SECRET"}, {"client_options": "SECRET"}, {"client_options": ["SECRET"]}],
+)
+def test_options_that_are_none_are_refused_and_not_shown(options):
+    pytest.importorskip("obstore")
+    for address in ("s3://bucket/x", "http://127.0.0.1:1/x"):
+        with pytest.raises(UsageError, match="does not suit this store") as caught:
+            shardload.open_checkpoint(address, storage_options=options)
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_options_of_a_store_go_to_no_other_one():
