@@ -130,7 +130,7 @@ class DeviceMap:
             near = difflib.get_close_matches(str(wanted), STRATEGIES, 1, 0.5)
             raise UsageError(
                 Wording("{device_map} is no map of devices", device_map=wanted),
-                cure=Wording("did you mean {device_map}?", device_map=near[0])
+                cure=Wording("pass {device_map}", device_map=near[0])
                 if near
                 else 'pass "auto", "balanced", "sequential", a device, or a device by names of modules',
             )

@@ -164,7 +164,7 @@ def test_a_row_is_printed_per_device_and_one_that_does_not_fit_exits_with_1(tmp_
 def test_a_map_or_limits_that_are_none_are_usage_errors(tmp_path, call_cli):
     where = write_checkpoint(tmp_path / "w", STATE)
     for arguments, told in (
-        (["--device-map", "atuo"], "did you mean --device-map auto"),
+        (["--device-map", "atuo"], "pass --device-map auto"),
         (["--max-memory", "20GiB"], "is not NAME=VALUE"),
         (["--max-memory", "0=20GiB"], "pass --device-map auto"),
         (["--device-map", "auto", "--max-memory", "gpu=1GB"], "which is no device"),

@@ -138,7 +138,7 @@ def test_from_pretrained_takes_a_map_and_limits_of_devices(folder):
 @pytest.mark.parametrize(
     ("keywords", "told"),
     [
-        ({"device_map": "atuo"}, "did you mean device_map='auto'"),
+        ({"device_map": "atuo"}, "pass device_map='auto'"),
         ({"device_map": {"layres": "cpu"}}, "'layres' is no part of the model; the nearest is 'layers'"),
         ({"device_map": "auto", "device": "cuda"}, "device=… and device_map=… both say where the weights go"),
         (
