@@ -24,8 +24,8 @@ _COMMAND = re.compile(r"`([^`]+)`|: (shardload [a-z]+ [^;,]+)")
 # Steps that nothing here can type: the text is a piece of advice, whatever else it names.
 _BY_HAND = re.compile(
     r"\b(leave out [a-z_]+=|leave out --|leave [a-z_]+=\S* out|make the model|convert the files|load_adapter|"
-    r"instead of|rather than|without the patterns|pass one of|belong to this|at a terminal|not both|pass the file itself|"
-    r"load its base|load the base|build the base|save (it )?again|beside)\b"
+    r"instead of|rather than|without the patterns|pass one of|belong to this|at a terminal|not both|"
+    r"pass the file itself|load its base|load the base|build the base|save (it )?again|beside)\b"
 )
 FLAGS = frozenset(
     "--allow-links --check --copy --greedy --json --locked --merge --no-verify --offline --raw --trust-remote-code "
