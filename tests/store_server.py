@@ -60,6 +60,8 @@ class StoreServer:
     files: dict[str, bytes]
     log: list[Request] = field(default_factory=list)
     faults: dict[str, Fault] = field(default_factory=dict)
+    date: str = DATE
+    has_etags: bool = True
 
     def __enter__(self):
         self._lock = threading.Lock()
@@ -182,14 +184,19 @@ class _Handler(BaseHTTPRequestHandler):
                 (0, len(content)) if fault.ignore_range else (start + fault.shift, stop + fault.shift)
             )
             ranged = {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"} if status == 206 else {}
-            self.reply(status, content[start:stop], {"ETag": etag, **ranged}, cut=fault.cut)
+            named = {"ETag": etag} if self.server.store.has_etags else {}
+            self.reply(status, content[start:stop], {**named, **ranged}, cut=fault.cut)
 
     def reply(
         self, status: int, body: bytes, more: dict[str, str] | None = None, cut: int | None = None
     ) -> None:
         self.request_log.status = status
         self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), "Last-Modified": DATE, **(more or {})}.items():
+        for key, value in {
+            "Content-Length": str(len(body)),
+            "Last-Modified": self.server.store.date,
+            **(more or {}),
+        }.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":

@@ -16,6 +16,7 @@ from shardload.errors import AccessError, CorruptError, NotFoundError, UsageErro
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from shardload.checkpoint.sources.runs import Part, Run
@@ -46,11 +47,23 @@ _USUAL_NAMES = (
 
 @dataclass
 class Version:
-    """The size of a file in bytes, and the ETag of the version that is read; None until a first answer names it."""
+    """The size of a file in bytes, and what names the version that is read; None until a first answer does.
+
+    That is the ETag, or when it was last modified, from a server that has no ETags.
+    """
 
     size: int
     etag: str | None = None
+    modified: datetime | None = None
     is_checked: bool = False
+
+    def takes(self, meta: Mapping[str, Any]) -> bool:
+        """Whether an answer is of this version, which the first answer names."""
+        etag, modified = meta.get("e_tag"), meta.get("last_modified")
+        self.modified = self.modified or modified
+        same = modified == self.modified if self.etag is None else etag == self.etag
+        self.etag = self.etag or etag
+        return same and meta["size"] == self.size
 
 
 class StoreReader(BlockReader):
@@ -95,12 +108,8 @@ class StoreReader(BlockReader):
             raise self._corrupt("sends nothing")
 
     def _check(self, result: Any, run: Run) -> None:
-        version, meta = self._version, result.meta
         start, stop = result.range
-        etag = meta.get("e_tag")
-        if version.etag is None:
-            version.etag = etag
-        if etag != version.etag or meta["size"] != version.size:
+        if not self._version.takes(result.meta):
             raise changed(self._root, self._path)
         if (start, stop) != (run.at, run.stop):
             raise self._corrupt(
@@ -290,5 +299,5 @@ def _asked(store: Any, root: str, path: str) -> Version | None:
             raise
         fault = from_store(error, root, path)
     else:
-        return Version(meta["size"], meta.get("e_tag"), is_checked=True)
+        return Version(meta["size"], meta.get("e_tag"), meta.get("last_modified"), is_checked=True)
     raise fault

@@ -222,6 +222,19 @@ def test_a_reader_takes_the_version_of_its_first_answer(server):
         reader.read_into(len(content) - 100, memoryview(memory))
 
 
+@pytest.mark.parametrize("web", [False, True], ids=["s3", "web"])
+def test_a_server_without_etags_names_a_version_by_its_date(server, stored, web):
+    server.has_etags = False
+    where, options = (f"{server.url}/models/net/", server.patience()) if web else (WHERE, server.options())
+    checkpoint = shardload.open_checkpoint(where, storage_options=options)
+    shell = shardload.build_shell(net)
+    shardload.fill(shell, checkpoint, progress=False)
+    assert same(shell.model, stored[0])
+    server.date = "Thu, 22 Oct 2026 07:28:00 GMT"  # of another file, as long as the first one
+    with pytest.raises(CorruptError, match="changed since its header was read"):
+        shardload.fill(net(), checkpoint, progress=False)
+
+
 def test_commands_take_an_address_and_its_options(server, capsys):
     from shardload.cli import run
 
