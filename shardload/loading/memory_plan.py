@@ -14,8 +14,8 @@ from shardload.keymap import Derived
 from shardload.keymap.decoding import WORK_SPACE
 from shardload.keymap.dequantised import Dequantised
 from shardload.keymap.derived import pieces, reading_places
-from shardload.placement.taken import NOTHING, Taken
-from shardload.tensor_ref import DTYPE_BITS, TensorRef
+from shardload.placement.taken import NOTHING, Taken, is_mapped
+from shardload.tensor_ref import TensorRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -213,14 +213,6 @@ def _most_held(events: Sequence[tuple[tuple[int, int], int, _Step]]) -> int:
             pending -= waiting[0]
             held -= waiting.popleft()
     return most
-
-
-def is_mapped(tensor: Derived) -> bool:
-    """Whether a stored tensor can be a view of its mapped file: one piece, with aligned elements."""
-    return isinstance(tensor, TensorRef) and (
-        tensor.span.start == tensor.span.stop
-        or tensor.span.start % max(DTYPE_BITS[tensor.dtype] // 8, 1) == 0
-    )
 
 
 def _in_memory(tensor: Derived) -> int:

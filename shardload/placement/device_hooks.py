@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from copy import copy
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,8 +35,8 @@ _TO_INPUTS = "inputs"  # outputs go to where the inputs were
 class BlockHooks:
     """The pair of hooks of one module. `device` is where it runs; None where only its outputs are moved.
 
-    With `own` the module's own tensors are brought, and not those below it. `following` is the next block that is
-    brought, which is fetched while this one runs. `returns` is where its outputs go; None leaves them.
+    With `own` the module's own tensors are brought (see `_own_tables`), and not those below it. `following` is the next
+    block that is brought, which is fetched while this one runs. `returns` is where its outputs go; None leaves them.
     """
 
     def __init__(self, module: nn.Module, ahead: Ahead, device: Any, *, own: bool = False) -> None:
@@ -93,7 +93,8 @@ class BlockHooks:
 
     def elsewhere(self) -> list[tuple[nn.Module, dict[str, Any], str, torch.Tensor]]:
         """Return what does not lie on the block's device. Adapters that were attached since are found too."""
-        modules = iter([self.module]) if self.own else self.module.modules()
+        own = (unit.module for unit in _own_tables(Unit("", self.module, own=True)))
+        modules = own if self.own else self.module.modules()
         return found_elsewhere(modules, self.ahead.machine, self.device)
 
     def _put_back(self) -> None:
@@ -134,7 +135,8 @@ def _hooks_of_blocks(
     for unit in _runs_alone("", model, whole, settled.place):
         if id(unit.module) in hooks:
             continue
-        place = settled.place(next(name for name, _ in unit.tensors()))
+        tables = _own_tables(unit) if unit.own else [unit]
+        place = settled.place(next(name for table in tables for name, _ in table.tensors()))
         device = machine.device(settled.main if place in BESIDE else place)
         hooks[id(unit.module)] = made = BlockHooks(unit.module, ahead, device, own=unit.own)
         if place in BESIDE:
@@ -177,10 +179,19 @@ def _runs_alone(
     if len(places) == 1 and alone and is_called(module):
         yield unit
         return
-    if any(tensor is not None for tensor in chain(module._parameters.values(), module._buffers.values())):
-        yield Unit(path, module, own=True)
+    own = Unit(path, module, own=True)
+    if is_called(module) and any(True for table in _own_tables(own) for _ in table.tensors()):
+        yield own
     for child in children:
         yield from _runs_alone(child.path, child.module, whole, place)
+
+
+def _own_tables(unit: Unit) -> Iterator[Unit]:
+    """Yield a module, and what in it has no forward: with the tensors of a ParameterList its owner computes."""
+    yield unit
+    for name, child in unit.module._modules.items():
+        if child is not None and not is_called(child):
+            yield from _own_tables(Unit(f"{unit.path}{name}.", child, own=True))
 
 
 def _called(module: nn.Module) -> Iterator[nn.Module]:

@@ -21,7 +21,7 @@ from shardload.placement.device_hooks import install
 from shardload.placement.device_map import BESIDE, DeviceMap, DeviceRow, Part, Place, Settled
 from shardload.placement.machine import Machine
 from shardload.placement.spill import Spill
-from shardload.placement.taken import NOTHING, SMALL, Taken
+from shardload.placement.taken import NOTHING, SMALL, Taken, is_mapped
 from shardload.placement.target import Target
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class OnDevices(Target):
         self._groups: list[Group] = []
         self._of_quantiser = 0
         self._nbytes: dict[str, int] = {}
+        self._unmapped = 0
         self._dtypes: Mapping[str, torch.dtype] = {}
 
     # What the target inside each device says ------------------------------------------------------------------
@@ -150,6 +151,12 @@ class OnDevices(Target):
             parts.append(Part(tuple(name for unit in group.units for name in unit.names), tensors, computed))
         self._nbytes = {name: nbytes for part in parts for names, nbytes in part.tensors for name in names}
         self.settled = self.map.settle(parts, self.machine.free, refuses=not self.only_states)
+        self._unmapped = sum(
+            tensor.nbytes
+            for key, tensor in stored.items()
+            if self.settled.tensors.get(key) == "disk" and tensor.numel > SMALL and not is_mapped(tensor)
+            and self._on_disk.result_bytes(key, tensor) == NOTHING
+        )  # fmt: skip
         self._refuse(stored, {*getattr(self._here, "_linears", ()), *claimed})
         if not self.only_states:
             self._others = {place: self._made(place, slots, stored) for place in self._accelerators()}
@@ -296,9 +303,13 @@ class OnDevices(Target):
             return [
                 f"{size} are offloaded: blocks are brought to device {settled.main} to run, fetched {how}"
             ]
+        unmapped = self._unmapped
+        joined = (
+            f"; {size_of(unmapped)} lie in memory, joined or not aligned in their file" if unmapped else ""
+        )
         return [
-            f"disk: {size_of(row.nbytes)} are mapped: views of their files, or of the spill's file if they are cast, "
-            "which the system reads and drops by need; they are ordinary parameters, without hooks"
+            f"disk: {size_of(row.nbytes - unmapped)} are mapped: views of their files, or of the spill's file if they "
+            f"are cast, which the system reads and drops by need; they are ordinary parameters, without hooks{joined}"
             for row in beside
             if row.device == "disk"
         ]

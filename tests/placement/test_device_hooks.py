@@ -229,3 +229,43 @@ def _like(mapping, value):
     made = copy.copy(mapping)
     made.update(dict.fromkeys(mapping, value))
     return made
+
+
+class Lists(nn.Module):
+    """Tables in modules without a forward, with which their owner computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(8)) for _ in range(2))
+        self.shifts = nn.ModuleDict({"a": nn.ParameterDict({"x": nn.Parameter(torch.zeros(8))})})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x) * self.gains[0] + self.shifts["a"]["x"]
+        return x * self.gains[1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limits"),
+    [
+        ({"": 0, "layers.1": 1, "gains": 1}, None),
+        ({"": 0, "gains": "cpu", "shifts": "disk"}, None),
+        ({"": "cpu", "layers.0": 0}, None),
+        ("auto", {0: 500, 1: 700}),
+        ("auto", {0: 700, "cpu": 300}),
+    ],
+)
+def test_parameters_of_lists_are_with_the_module_that_computes_with_them(tmp_path, wanted, limits):
+    oracle = torch_filled(Lists, random_state(Lists()))
+    folder = write_checkpoint(tmp_path / "lists", random_state(Lists()))
+    model, machine, _ = loaded(folder, wanted, Lists, limits)
+    x = torch.randn(2, 8)
+    with machine.strict():
+        out = model(x)
+        out.square().sum().backward()
+    expected = oracle(x)
+    expected.square().sum().backward()
+    torch.testing.assert_close(out, expected)
+    for one, two in zip(model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)

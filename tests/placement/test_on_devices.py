@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from shardload import (
+    KeyMap,
     MemoryLimitError,
     OnDevices,
     UnsupportedError,
@@ -214,6 +215,20 @@ def test_what_is_read_into_memory_does_not_lie_on_the_disk(folder, tmp_path, wan
         given(folder, device_map=wanted, max_memory=limits, copy=True)
     given(folder, device_map="auto", max_memory={"cpu": "1GB"}, copy=True)  # both cures work
     given(folder, device_map=wanted, max_memory=limits)
+
+
+def test_the_report_does_not_call_mapped_what_is_joined(tmp_path):
+    make = lambda: nn.Sequential(nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False))  # noqa: E731
+    half = torch.randn(128, 256)
+    torch.save({"a": half, "b": half, "1.weight": torch.randn(256, 256)}, tmp_path / "net.bin")
+    report = fill(
+        build_shell(make), open_checkpoint(tmp_path / "net.bin"), key_map=KeyMap().cat(["a", "b"], "0.weight"),
+        target=OnDevices("disk"),
+    )  # fmt: skip
+    assert (report.stated.anonymous, report.stated.mapped) == (262144, 262144)
+    (note,) = [note for note in report.notes if note.startswith("disk: ")]
+    assert note.startswith("disk: 262.1 kB are mapped")
+    assert "262.1 kB lie in memory, joined" in note
 
 
 def test_casts_in_the_spill_lie_on_the_disk_though_their_files_are_read(tmp_path):
