@@ -95,3 +95,11 @@ class TensorRef:
     def is_floating(self) -> bool:
         """Whether the elements are floating point of 16 bits or more: the only ones that `dtype=` casts."""
         return self.dtype in {"F16", "BF16", "F32", "F64"}
+
+
+def is_mapped(tensor: object) -> bool:
+    """Whether a stored tensor can be a view of its mapped file: one piece, with aligned elements."""
+    return isinstance(tensor, TensorRef) and (
+        tensor.span.start == tensor.span.stop
+        or tensor.span.start % max(DTYPE_BITS[tensor.dtype] // 8, 1) == 0
+    )

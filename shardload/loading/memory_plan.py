@@ -14,8 +14,8 @@ from shardload.keymap import Derived
 from shardload.keymap.decoding import WORK_SPACE
 from shardload.keymap.dequantised import Dequantised
 from shardload.keymap.derived import pieces, reading_places
-from shardload.placement.taken import NOTHING, Taken, is_mapped
-from shardload.tensor_ref import TensorRef
+from shardload.placement.taken import NOTHING, Taken
+from shardload.tensor_ref import TensorRef, is_mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

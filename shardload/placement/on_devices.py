@@ -21,8 +21,9 @@ from shardload.placement.device_hooks import install
 from shardload.placement.device_map import BESIDE, DeviceMap, DeviceRow, Part, Place, Settled
 from shardload.placement.machine import Machine
 from shardload.placement.spill import Spill
-from shardload.placement.taken import NOTHING, SMALL, Taken, is_mapped
+from shardload.placement.taken import NOTHING, SMALL, Taken
 from shardload.placement.target import Target
+from shardload.tensor_ref import is_mapped
 
 if TYPE_CHECKING:
     import os

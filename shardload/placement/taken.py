@@ -59,14 +59,6 @@ def taken_as(tensor: Derived, wanted: str, *, device: str = "cpu", spills: bool 
     return Taken(spilled=nbytes) if spills and packed and tensor.numel > SMALL else Taken(anonymous=nbytes)
 
 
-def is_mapped(tensor: Derived) -> bool:
-    """Whether a stored tensor can be a view of its mapped file: one piece, with aligned elements."""
-    return isinstance(tensor, TensorRef) and (
-        tensor.span.start == tensor.span.stop
-        or tensor.span.start % max(DTYPE_BITS[tensor.dtype] // 8, 1) == 0
-    )
-
-
 def padded(taken: Taken, longest: Taken, nbytes: int) -> Taken:
     """Return the memory of a part that FSDP copies into as much as the longest part takes, when all parts are there.
 
