@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from shardload.errors import AccessError, CorruptError, Cures, NotFoundError, Wording
+from shardload.errors import AccessError, CorruptError, Cures, NotFoundError, UnsupportedError, Wording
 
 if TYPE_CHECKING:
     from shardload.errors import ShardloadError
 
 _STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
+_QUOTED = re.compile(r'Path "([^"]*)"')
 _WRONG_ANSWERS = {
     "non-partial response|NotPartial": "ignores range requests",
     r"Requested \d+\.\.\d+, got|UnexpectedRange": "sends another range than it was asked for",
@@ -54,6 +55,14 @@ def from_store(error: BaseException, root: str, file: str | None = None) -> Shar
                 Wording("pass others in {storage_options}", storage_options=...),
             ),
         )
+    if type(error).__name__ == "InvalidPathError":
+        named = _QUOTED.search(str(error))
+        return UnsupportedError(
+            "obstore can't read names with an empty part, with '.' or '..', or with control characters"
+            + (f": {named[1]!r}" if named else ""),
+            where=where,
+            cure="rename that object, or pass the address of a folder that holds none",
+        )
     if type(error).__name__ == "PreconditionError" or status == 412:
         return changed(root, file or "")
     wrong = next((said for sign, said in _WRONG_ANSWERS.items() if re.search(sign, str(error))), None)
@@ -61,19 +70,13 @@ def from_store(error: BaseException, root: str, file: str | None = None) -> Shar
         return CorruptError(
             f"the server of {file!r} {wrong}", where=where, cure="copy the checkpoint, and load that"
         )
+    cure = "check the network, the address and its settings"
+    reason = next((said for sign, said in _REASONS.items() if sign in str(error)), "the connection failed")
     if status is not None:
         busy = status == 429 or status >= 500
-        return NotFoundError(
-            f"{thing} could not be read: the server answers HTTP {status}",
-            where=where,
-            cure="wait, then try again" if busy else "check the address and the store's settings",
-        )
-    reason = next((said for sign, said in _REASONS.items() if sign in str(error)), "the connection failed")
-    return NotFoundError(
-        f"{thing} could not be read: {reason}",
-        where=where,
-        cure="check the network, the address and its settings",
-    )
+        reason = f"the server answers HTTP {status}"
+        cure = "wait, then try again" if busy else "check the address and the store's settings"
+    return NotFoundError(f"{thing} could not be read: {reason}", where=where, cure=cure)
 
 
 def status_of(error: BaseException) -> int | None:

@@ -235,6 +235,16 @@ def test_a_server_without_etags_names_a_version_by_its_date(server, stored, web)
         shardload.fill(net(), checkpoint, progress=False)
 
 
+@pytest.mark.parametrize("name", ["models/net//x", "models/net/../x", "models/net/a\tb"])
+def test_a_name_that_obstore_cannot_read_is_told_and_no_failure_of_the_network(server, name):
+    server.files[name] = b"1"
+    with pytest.raises(UnsupportedError, match="can't read names with") as caught:
+        shardload.open_checkpoint(WHERE, storage_options=server.options())
+    assert repr(name) in caught.value.what
+    server.files[name.replace("net", "other")] = server.files.pop(name)  # the cure
+    assert shardload.open_checkpoint(WHERE, storage_options=server.options()).tensors
+
+
 def test_commands_take_an_address_and_its_options(server, capsys):
     from shardload.cli import run
 
