@@ -19,7 +19,7 @@ from shardload.cli.options import (
     trust_options,
 )
 from shardload.cli.wording import doctor_line_of, line_of, options_of, worded
-from shardload.errors import UsageError, said
+from shardload.errors import OfReport, UsageError, said
 
 if TYPE_CHECKING:
     from shardload.diagnosis.examination import Examination
@@ -85,11 +85,12 @@ def command(
         **source_keywords(options),
         **options,
     )
-    if write_map is not None and _write(found, write_map) and found.leniency is not None:
+    written = write_map if write_map is not None and _write(found, write_map) else None
+    if written is not None and found.leniency is not None:
         # The load that takes what was written; a map of one's own is in it.
         context = click.get_current_context()
         context.params.pop("map_file"), context.params.pop("key_map")
-        beside = {"key_map": str(write_map), **found.leniency}
+        beside = {"key_map": str(written), **found.leniency}
         texts = (options_of(load)(*each) for each in beside.items())
         output.tell(f"to load it: {' '.join([line_of(context, 'load', load), *filter(None, texts)])}")
     # A cure may be for the load.
@@ -97,6 +98,8 @@ def command(
     own, of_load = options_of(command, line), options_of(load, line)
 
     def words(name: str, value: Any) -> str | None:
+        if written is not None and isinstance(value, OfReport):
+            value = str(written)  # it is there: no line has to write it
         return own(name, value) or of_load(name, value)
 
     if as_json:

@@ -112,7 +112,8 @@ def unknown(
     name: str, function: str, own: Collection[str], also: str = "", known: Iterable[str] = ()
 ) -> KeywordError:
     """Return the error for a name that nobody knows, with the one that may be meant."""
-    near = difflib.get_close_matches(name, own, 1, 0.7)
+    synonyms = (synonym for synonym, meant in ALIASES.items() if meant in own)
+    near = difflib.get_close_matches(name, [*own, *synonyms], 1, 0.7)
     cures: list[str] = [Wording("did you mean {0}?", keyword(each)) for each in near]
     if not near:
         cures = [f"did you mean {each}=…?" for each in difflib.get_close_matches(name, list(known), 1, 0.7)]

@@ -34,7 +34,7 @@ def refused_config(model_class: Callable[[Any], Any], config: Any, error: TypeEr
         what,
         where=keyword("model_class"),
         cure=Wording(
-            "pass {model_class} with a function that takes the config: lambda config: {0}(…)",
+            "pass {model_class} with a function that takes the config: make = lambda config: {0}(…)",
             name,
             model_class=...,
         ),

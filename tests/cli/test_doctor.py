@@ -247,11 +247,14 @@ def test_an_own_map_is_not_for_another_checkpoint_or_an_adapter(tmp_path, call_c
 def test_the_line_that_writes_the_map_can_be_typed(tmp_path, call_cli, model):
     stored = {**renamed(random_state(Net())), "loss.center": torch.ones(3)}
     folder = write_checkpoint(tmp_path / "given one", stored)
-    done = call_cli("doctor", folder, *model, "--write-map", "mine.json")
+    done = call_cli("doctor", folder, *model)
     command = f"shardload doctor {shlex.quote(str(folder))} --model {model[1]} --write-map map.json"
     assert f"`{command}`" in done.stdout
     assert call_cli(*shlex.split(command)[1:]).returncode in {1, 3}
+    done = call_cli("doctor", folder, *model, "--write-map", "mine.json")
     assert (tmp_path / "map.json").read_text() == (tmp_path / "mine.json").read_text()
+    assert "load with --map mine.json and --allow-unexpected loss.center" in done.stdout
+    assert "which `shardload doctor" not in done.stdout  # it is written
     (line,) = [text for text in done.stderr.splitlines() if text.startswith("to load it: shardload ")]
     assert "--map mine.json --allow-unexpected loss.center" in line
     assert call_cli(*shlex.split(line.removeprefix("to load it: "))[1:]).returncode == 0

@@ -39,3 +39,9 @@ def test_what_is_nearly_a_keyword_is_one_unless_configs_have_it():
     with pytest.raises(KeywordError) as caught:
         translation({"quantization_confg": 4}, "from_pretrained", own, known)
     assert caught.value.cure == "did you mean quantization_config=…?"
+
+
+def test_a_misspelt_synonym_is_told_which_is_meant():
+    with pytest.raises(KeywordError) as caught:
+        translation({"torch_dtpye": "auto"}, "from_pretrained", OWN["from_pretrained"])
+    assert caught.value.cure == "did you mean torch_dtype=…?"

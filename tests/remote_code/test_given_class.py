@@ -51,7 +51,7 @@ def folder(tmp_path):
 def test_a_class_that_takes_no_config(folder, kind, call):
     with pytest.raises(UsageError) as caught:
         call(folder, model_class=kind)
-    assert caught.value.cure.endswith(f": lambda config: {kind.__name__}(…)")
+    assert caught.value.cure.endswith(f": make = lambda config: {kind.__name__}(…)")
     assert type(caught.value.__cause__) is TypeError
     if kind is not nn.Linear:
         call(folder, model_class=lambda config: kind())

@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 _STATUS = re.compile(r"status code: (\d{3})|status: (\d{3})")
 _QUOTED = re.compile(r'Path "([^"]*)"')
 _WRONG_ANSWERS = {
-    "non-partial response|NotPartial": "ignores range requests",
+    "non-partial response|NotPartial|RangeNotSupported": "ignores range requests",
     r"Requested \d+\.\.\d+, got|UnexpectedRange": "sends another range than it was asked for",
 }
+# Of each failure the sign that no other text has: a count of retries names its `retry_timeout` too.
 _REASONS = {
     "timed out": "it took too long",
-    "timeout": "it took too long",
+    "TimedOut": "it took too long",
     "dns error": "its name is not known",
     "Connection refused": "it refuses connections",
-    "certificate": "its certificate is not trusted",
+    "InvalidCertificate": "its certificate is not trusted",
+    "invalid peer certificate": "its certificate is not trusted",
     "URL scheme is not allowed": "it is not reached by https, which needs allow_http",
     "BadScheme": "it is not reached by https, which needs allow_http",
 }

@@ -96,7 +96,7 @@ def _prefix_moves(
             before, after = old[: len(old) - length], new[: len(new) - length]
             if (
                 before != after
-                and before.count("{}") == after.count("{}")
+                and _numbers(before) == _numbers(after)
                 and votes[(before, after)] == below[before]
             ):
                 moves[old] = _Move(before, (), after, ())
@@ -118,7 +118,7 @@ def _middle_moves(
         block = SequenceMatcher(None, old, new, autojunk=False).find_longest_match()
         stop, end = block.a + block.size, block.b + block.size
         move = _Move(old[: block.a], old[stop:], new[: block.b], new[end:])
-        if block.size > 1 and move.tail and move.before.count("{}") == move.after.count("{}"):
+        if block.size > 1 and move.tail and _numbers(move.before) == _numbers(move.after):
             found[move].append(old)
     groups = {move: olds for move, olds in found.items() if len(olds) > 1}
     lengths = {(len(move.before), len(move.tail)) for move in groups}
@@ -143,3 +143,8 @@ def _common_end(old: Sequence[str], new: Sequence[str]) -> int:
     while length < min(len(old), len(new)) and old[-1 - length] == new[-1 - length]:
         length += 1
     return length
+
+
+def _numbers(segments: Segments) -> int:
+    """Return how many layer numbers a name has, shifted ones (`{-1}`) too."""
+    return sum(segment.startswith("{") for segment in segments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import traceback
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import shardload
 from shardload.checkpoint.sources.store import StoreReader, Version
+from shardload.checkpoint.sources.store_errors import from_store
 from shardload.errors import AccessError, CorruptError, NotFoundError, UnsupportedError, UsageError
 from tests.store_server import StoreServer
 
@@ -146,6 +148,34 @@ def test_what_does_not_pass_is_a_typed_error_and_the_model_is_as_before(server, 
     assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
     assert FILE.rpartition("/")[2] in f"{caught.value.what} {caught.value.where}"
     assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_web_server_that_knows_no_ranges_is_told_so(server):
+    server.fault(FILE, ignore_range=True)
+    with pytest.raises(CorruptError, match="ignores range requests"):
+        shardload.open_checkpoint(f"{server.url}/models/net/", storage_options=server.patience())
+
+
+def test_a_server_that_is_not_there_refuses_connections_and_takes_no_time(server):
+    with socket.socket() as taken:  # bound, and nothing listens
+        taken.bind(("127.0.0.1", 0))
+        where = f"http://127.0.0.1:{taken.getsockname()[1]}/net/"
+        with pytest.raises(NotFoundError, match="it refuses connections"):
+            shardload.open_checkpoint(where, storage_options=server.patience())
+
+
+@pytest.mark.parametrize(
+    ("inner", "words"),
+    [
+        ("InvalidCertificate(Other(CaUsedAsEndEntity))", "its certificate is not trusted"),
+        ('ConnectError("dns error", …)', "its name is not known"),
+        ("reqwest::Error { kind: Request, source: TimedOut }", "it took too long"),
+        ("IncompleteMessage", "the connection failed"),
+    ],
+)
+def test_the_reason_is_that_of_the_failure_not_of_the_retries(inner, words):
+    text = f"in 4.2s, after 10 retries, max_retries: 10, retry_timeout: 180s - HTTP error: {inner}"
+    assert words in from_store(RuntimeError(text), "https://host/net", "config.json").what
 
 
 @pytest.mark.parametrize("kind", ["s3", "s3 session", "web", "web header"])

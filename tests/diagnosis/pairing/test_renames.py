@@ -34,6 +34,13 @@ def test_first_and_last_segments_may_change_around_a_middle_that_stays():
     assert tried(pairs) == 1
 
 
+def test_a_list_of_layers_that_is_numbered_from_another_one_on_is_one_rule():
+    pairs = {f"h.{{}}.{name}.weight": f"h.{{-1}}.{name}.weight" for name in ("norm", "mlp.up", "mlp.down")}
+    names = {old.format(2): new.replace("{-1}", "1") for old, new in pairs.items()}
+    (rule,) = rename_rules(pairs, ["embed.weight"], names).rules
+    assert (rule.source, rule.target) == ("h.{}.{...}", "h.{-1}.{...}")
+
+
 def test_nothing_to_rename_is_no_rule():
     assert tried({"a": "a"}, kept=["b"]) == 0
 
