@@ -201,7 +201,7 @@ def test_bases_that_are_refused(tmp_path):
         for key, value in model.state_dict().items()
     }
     packed = write_checkpoint(tmp_path / "p", state)
-    refused(tmp_path, packed, adapter, UnsupportedError, "stored as F8_E4M3")
+    refused(tmp_path, packed, adapter, UnsupportedError, "fp8 without scales")
     good = base_of(tmp_path / "base")
     with pytest.raises(UsageError, match="the folder that it is made from"):
         merge_to_disk(good, adapter, good)
