@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shardload._system.process_memory import size_of
-from shardload.errors import UnsupportedError, UsageError, Wording
+from shardload.errors import UnsupportedError, UsageError, Wording, keyword
 from shardload.model.blocks import Group, groups_of
 from shardload.model.shell import modules_of
 from shardload.placement.any_quantisation import target_for
@@ -220,7 +220,14 @@ class OnDevices(Target):
         """Return the target of an accelerator. Raises UsageError where this machine has none of that name."""
         quantises = self._quantised is not None and self.settled is not None and place == self.settled.main
         if not quantises:
-            target = self.machine.target(place, self.dtype)
+            try:
+                target = self.machine.target(place, self.dtype)
+            except UsageError as error:
+                raise UsageError(
+                    f"the map names {place!r}: {error.what}",
+                    where=keyword("device_map"),
+                    cure="map its parts to devices that this machine has",
+                ) from error
         else:
             target = target_for(self._quantised, self.machine.device(place), self.dtype)
             target.prepare(self._model)

@@ -113,8 +113,9 @@ def test_a_load_that_is_refused_leaves_the_model_without_hooks(folder, monkeypat
 def test_a_device_that_this_machine_lacks_is_refused_before_a_weight_is_read(folder):
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
-    with pytest.raises(UsageError, match="no CUDA device"):
+    with pytest.raises(UsageError, match="the map names 0: this machine has no CUDA device") as caught:
         fill(build_shell(Net), open_checkpoint(folder), target=OnDevices({"": 0}))
+    assert str(caught.value.where) == "device_map=…"
 
 
 def given(folder, **keywords):
