@@ -194,8 +194,8 @@ TRAPS = (
     # Files and memory.
     Trap(
         "a slice keeps the whole tensor alive",
-        "tests/checkpoint/test_shard_regions.py::test_a_region_does_not_keep_the_tensor_alive",
-        ("shardload.checkpoint.shard:read_tensor",),
+        "tests/checkpoint/test_regions.py::test_a_region_does_not_keep_the_tensor_alive",
+        ("shardload.checkpoint.regions:read_tensor",),
         fix="`if taken.shape == block.shape` → True",
     ),
     Trap(
@@ -237,7 +237,7 @@ TRAPS = (
         "every read maps the file again",
         "tests/checkpoint/test_shard.py"
         "::test_neither_reads_nor_loads_hold_descriptors_and_reads_share_a_mapping",
-        ("shardload.checkpoint.shard:Shard._mapping", "shardload.checkpoint.shard:read_tensor"),
+        ("shardload.checkpoint.shard:Shard._mapping", "shardload.checkpoint.regions:read_tensor"),
         fix="if self._mappings is None` → True",
     ),
     Trap(

@@ -14,6 +14,8 @@ from shardload.writing.output import OutputTensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
+FLOATING = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
+
 STATE = {
     "a.weight": torch.arange(15.0).view(5, 3),
     "a.bias": torch.randn(3).bfloat16(),
@@ -65,7 +67,7 @@ def test_it_is_read_again_as_views(folder):
     for name, tensor in checkpoint.items():
         same(
             tensor,
-            STATE[name].half() if STATE[name].dtype in {torch.float32, torch.bfloat16} else STATE[name],
+            STATE[name].half() if STATE[name].dtype in FLOATING else STATE[name],
         )
     again = convert(folder / "out", folder / "again", format="dcp")
     assert again.verified
