@@ -204,7 +204,7 @@ def _counter_of(response: Any) -> Any:
 
     Without it, or with another client, the connection is closed after a response whose rest came from the socket.
     """
-    found = response.stream
+    found = getattr(response, "stream", None)  # a response of requests has none
     while found is not None and type(getattr(found, "_remaining", None)) is not int:
         inside = (getattr(found, name, None) for name in _INSIDE)
         found = next((each for each in inside if each is not None), None)
