@@ -13,12 +13,12 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import evict, warm
+from benchmarks.peak import Peak, anonymous
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,7 @@ def _rank(folder: str, way: str) -> None:
     distributed.init_process_group("gloo")
     load = WAYS[way](folder)
     distributed.barrier()
-    before, asked, peak = _anonymous(), _asked(), _Peak()
+    before, asked, peak = anonymous(), _asked(), Peak(0.01)
     started, processor = time.monotonic(), time.process_time()
     model = load()
     ready = time.monotonic()
@@ -87,7 +87,7 @@ def _rank(folder: str, way: str) -> None:
             "cpu_s": processor,
             "asked": _asked() - asked,
             "before": before,
-            "peak": max(peak.end(), _anonymous()),
+            "peak": peak.end(),
             "part": sum(part.numel() * part.element_size() for part in parts),
             "total": _whole_sum(model),
         })
@@ -155,24 +155,6 @@ def _dcp(folder: str) -> Callable[[], nn.Module]:
 WAYS = {"mapped": _ours(), "copy": _ours(copy=True), "transformers": _transformers, "dcp": _dcp}
 
 
-class _Peak:
-    """Samples the anonymous memory of this process on a thread."""
-
-    def __init__(self) -> None:
-        self._highest, self._ended = 0, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def end(self) -> int:
-        self._ended.set()
-        self._thread.join()
-        return self._highest
-
-    def _run(self) -> None:
-        while not self._ended.wait(0.01):
-            self._highest = max(self._highest, _anonymous())
-
-
 def _whole_sum(model: nn.Module) -> float:
     """Return a sum over all weights of all ranks, by which the ways are compared."""
     import torch
@@ -191,11 +173,6 @@ def _world() -> int:
 
 def _size(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-
-
-def _anonymous() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def _asked() -> int:

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import memory
+from benchmarks.peak import Peak, anonymous
 from benchmarks.seaweed import Seaweed, environment
 
 PIECE = 8 * 2**20
@@ -112,8 +112,7 @@ def _shardload(where: str, options: str) -> dict[str, float]:
     import shardload
     import shardload.loading.fill
 
-    before, peak, written = memory(), _Peak(), _written()
-    assert before
+    before, peak, written = anonymous(), Peak(), _written()
     started = time.monotonic()
     model = shardload.from_pretrained(
         where, model_class=LlamaForCausalLM, storage_options=json.loads(options), progress=False
@@ -121,13 +120,14 @@ def _shardload(where: str, options: str) -> dict[str, float]:
     seconds = time.monotonic() - started
     report = shardload.report_of(model)
     result = sum(parameter.nbytes for parameter in {id(p): p for p in model.parameters()}.values())
+    taken = peak.end() - before
     return {
         "seconds": seconds,
         "weights_s": report.seconds["fill"],
         "nbytes": report.nbytes,
         "result": result,
-        "anon": peak.end() - before[0],
-        "beyond": peak.end() - before[0] - result,
+        "anon": taken,
+        "beyond": taken - result,
         "written": _written() - written,
     }
 
@@ -209,26 +209,6 @@ WAYS: dict[str, Any] = {
 def _written() -> int:
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes"))
-
-
-class _Peak:
-    """Samples the anonymous memory of this process on a thread."""
-
-    def __init__(self) -> None:
-        self._highest, self._ended = 0, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def end(self) -> int:
-        self._ended.set()
-        self._thread.join()
-        now = memory()
-        return max(self._highest, now[0] if now else 0)
-
-    def _run(self) -> None:
-        while not self._ended.wait(0.005):
-            now = memory()
-            self._highest = max(self._highest, now[0] if now else 0)
 
 
 if __name__ == "__main__":

@@ -211,10 +211,10 @@ def _group(signature: inspect.Signature) -> Collection[str]:
 
 
 def _full(signature: inspect.Signature, group: Collection[str]) -> inspect.Signature:
-    """Return a signature in which the names of a group stand in the place of `**keywords`."""
-    *plain, last = signature.parameters.values()
-    if last.kind is not inspect.Parameter.VAR_KEYWORD:
+    """Return a signature in which the names of a group stand in the place of `**keywords`, if there is one."""
+    if not group:
         return signature
+    *plain, _ = signature.parameters.values()
     named = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
         for name, each in KEYWORD_FIELDS.items()

@@ -11,7 +11,7 @@ from shardload.checkpoint.sources.copies import Copies
 from shardload.checkpoint.sources.names import check_name, fault_of, is_hidden, suggest
 from shardload.checkpoint.sources.redirects import require_no_redirect
 from shardload.checkpoint.sources.store_address import StoreAddress
-from shardload.checkpoint.sources.store_errors import changed, from_store, is_cut, is_panic
+from shardload.checkpoint.sources.store_errors import changed, from_store, is_cut, is_of_store
 from shardload.errors import AccessError, CorruptError, NotFoundError, UsageError, Wording, keyword
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class StoreReader(BlockReader):
             try:
                 self._request(run)
             except BaseException as error:
-                if not isinstance(error, Exception) and not is_panic(error):
+                if not is_of_store(error):
                     raise
                 fault = (
                     error if isinstance(error, CorruptError) else from_store(error, self._root, self._path)
@@ -261,7 +261,7 @@ def _listed(store: Any, root: str) -> dict[str, Version]:
     try:
         return {meta["path"]: Version(meta["size"]) for page in obstore.list(store) for meta in page}
     except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
+        if not is_of_store(error):
             raise
         fault = from_store(error, root)
     raise fault
@@ -295,7 +295,7 @@ def _asked(store: Any, root: str, path: str) -> Version | None:
     except FileNotFoundError:
         return None
     except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
+        if not is_of_store(error):
             raise
         fault = from_store(error, root, path)
     else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from shardload.checkpoint.sources.store_errors import is_panic
+from shardload.checkpoint.sources.store_errors import is_of_store
 from shardload.errors import UnsupportedError, UsageError, Wording
 
 _FILE = re.compile(
@@ -108,7 +108,7 @@ class StoreAddress:
                 HTTPStore.from_url(self.root, **settings) if self.is_web else from_url(self.root, **settings)
             )
         except BaseException as error:
-            if not isinstance(error, Exception) and not is_panic(error):
+            if not is_of_store(error):
                 raise
         names = sorted(map(str, options or ())) if isinstance(options, Mapping | None) else ["no mapping"]
         # Not the error of obstore: it may show what it was given.

@@ -29,9 +29,9 @@ _REASONS = {
 }
 
 
-def is_panic(error: BaseException) -> bool:
-    """Return whether an error is a panic of Rust code, which is no Exception."""
-    return type(error).__name__ == "PanicException"
+def is_of_store(error: BaseException) -> bool:
+    """Return whether an error may be obstore's: any Exception, or a panic of Rust code, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def is_cut(error: BaseException) -> bool:
